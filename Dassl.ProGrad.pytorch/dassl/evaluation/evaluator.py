@@ -1,0 +1,125 @@
+"""Accuracy, error and macro F1 of a classifier. B: batch, C: classes, K: labels that occur."""
+
+import os
+from collections import OrderedDict
+
+import numpy as np
+import torch
+
+from dassl.utils import UserError, atomic_save, get_logger
+
+from .build import EVALUATOR_REGISTRY
+
+
+class EvaluatorBase:
+    """Takes outputs batch by batch, then gives named results."""
+
+    def __init__(self, cfg):
+        self.cfg = cfg
+
+    def reset(self):
+        raise NotImplementedError
+
+    def process(self, mo, gt):
+        raise NotImplementedError
+
+    def evaluate(self):
+        raise NotImplementedError
+
+
+class ClassCounts:
+    """Per-class counts, each (K,), over the sorted labels that occur in the truth or in the predictions.
+
+    `support`: how often a label is true; `claimed`: predicted; `hits`: both.
+    """
+
+    def __init__(self, truth, predicted):
+        self.labels, index = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
+        self.truth, self.predicted = index[: len(truth)], index[len(truth) :]
+        size = len(self.labels)
+        self.support = np.bincount(self.truth, minlength=size)
+        self.claimed = np.bincount(self.predicted, minlength=size)
+        self.hits = np.bincount(self.truth[self.truth == self.predicted], minlength=size)
+
+    def macro_f1(self):
+        """Mean F1, 0 to 1, over the labels that occur in the truth."""
+        occurs = self.support > 0
+        return float(np.mean(2 * self.hits[occurs] / (self.support + self.claimed)[occurs]))
+
+    def confusion(self):
+        """Share of each true label (row) that was taken for each label (column), (K, K)."""
+        size = len(self.labels)
+        counts = np.bincount(self.truth * size + self.predicted, minlength=size * size).reshape(size, size)
+        return counts / self.support[:, None].clip(1)
+
+
+@EVALUATOR_REGISTRY.register()
+class Classification(EvaluatorBase):
+    """Top-1 classification. `correct` and `total` hold the counts of the last `evaluate()`."""
+
+    def __init__(self, cfg, lab2cname=None, **kwargs):
+        super().__init__(cfg)
+        self._lab2cname = lab2cname
+        self._per_class = cfg.TEST.PER_CLASS_RESULT
+        self._matrix_path = os.path.join(cfg.OUTPUT_DIR, "cmat.pt") if cfg.TEST.COMPUTE_CMAT else None
+        if self._per_class and lab2cname is None:
+            raise UserError("TEST.PER_CLASS_RESULT needs class names, but lab2cname is None")
+        self.reset()
+
+    def reset(self):
+        self.correct = self.total = 0
+        self._truth, self._predicted = [], []
+
+    def process(self, mo, gt):
+        """Add a batch: logits `mo` (B, C), labels `gt` (B,). Nothing is copied off the device yet."""
+        self._truth.append(gt.detach())
+        self._predicted.append(mo.detach().argmax(1))
+
+    def evaluate(self):
+        """Results in percent: accuracy, error_rate, macro_f1 and, if asked for, perclass_accuracy.
+
+        Raises:
+            UserError: nothing was processed.
+        """
+        if not sum(map(len, self._truth)):
+            raise UserError("Nothing to evaluate: the test set is empty")
+        truth, predicted = (torch.cat(part).cpu().numpy() for part in (self._truth, self._predicted))
+        counts = ClassCounts(truth, predicted)
+        self.correct, self.total = int(counts.hits.sum()), len(truth)
+        accuracy = 100.0 * self.correct / self.total
+        results = OrderedDict(
+            accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=100.0 * counts.macro_f1()
+        )
+        self._log(results)
+        if self._per_class:
+            results["perclass_accuracy"] = self._log_classes(counts)
+        if self._matrix_path:
+            atomic_save(torch.from_numpy(counts.confusion()), self._matrix_path)
+            get_logger().info(f"Confusion matrix is saved to {self._matrix_path}")
+        return results
+
+    def _log(self, results):
+        get_logger().info(
+            "=> result\n"
+            f"* total: {self.total:,}\n"
+            f"* correct: {self.correct:,}\n"
+            f"* accuracy: {results['accuracy']:.2f}%\n"
+            f"* error: {results['error_rate']:.2f}%\n"
+            f"* macro_f1: {results['macro_f1']:.2f}%"
+        )
+
+    def _log_classes(self, counts):
+        logger = get_logger()
+        logger.info("=> per-class result")
+        accuracies = []
+        for label, total, right in zip(counts.labels.tolist(), counts.support, counts.hits, strict=True):
+            if not total:
+                continue
+            accuracies.append(100.0 * int(right) / int(total))
+            name = self._lab2cname.get(label, "unknown")
+            logger.info(
+                f"* class: {label} ({name})\ttotal: {total:,}\tcorrect: {right:,}\tacc: {accuracies[-1]:.2f}%"
+            )
+        mean = float(np.mean(accuracies))
+        logger.info(f"* average: {mean:.2f}%")
+        return mean

@@ -1,0 +1,7 @@
+"""Feature extractors: a module with `out_features`."""
+
+from .backbone import Backbone
+from .build import BACKBONE_REGISTRY, build_backbone
+from .resnet import resnet18, resnet50
+
+__all__ = ["BACKBONE_REGISTRY", "Backbone", "build_backbone", "resnet18", "resnet50"]

@@ -1,0 +1,14 @@
+"""Base class of feature extractors. D: feature size."""
+
+from torch import nn
+
+
+class Backbone(nn.Module):
+    """Module whose `forward` gives (B, D); a subclass sets `_out_features` to D."""
+
+    _out_features = None
+
+    @property
+    def out_features(self):
+        """D, or None if the subclass did not set it."""
+        return self._out_features

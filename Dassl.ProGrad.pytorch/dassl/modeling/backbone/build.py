@@ -1,0 +1,13 @@
+"""Backbones by name."""
+
+from dassl.utils import Registry, check_availability, get_logger
+
+BACKBONE_REGISTRY = Registry("BACKBONE")
+
+
+def build_backbone(name, verbose=True, **kwargs):
+    """The backbone registered as `name`, built with `kwargs`. Raises UserError with the nearest name."""
+    check_availability(name, BACKBONE_REGISTRY.registered_names())
+    if verbose:
+        get_logger().info(f"Backbone: {name}")
+    return BACKBONE_REGISTRY.get(name)(**kwargs)

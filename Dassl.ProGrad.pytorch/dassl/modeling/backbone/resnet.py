@@ -1,0 +1,66 @@
+"""Residual networks (He et al. 2015, arXiv 1512.03385) from torchvision. B: batch, D: 512 or 2048."""
+
+import os
+
+import torch
+from torch import nn
+
+from dassl.utils import MissingFile, UserError, load_checkpoint, sha256_file
+
+from .backbone import Backbone
+from .build import BACKBONE_REGISTRY
+
+
+class _ResNet(Backbone):
+    """torchvision's network up to and with the global average pool: (B, 3, H, W) -> (B, D)."""
+
+    def __init__(self, network):
+        super().__init__()
+        self._out_features = network.fc.in_features
+        network.fc = nn.Identity()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x)
+
+
+def cached_weights(url):
+    """State dict from torch's cache; the file's name ends in the start of its SHA-256. Nothing is fetched.
+
+    Raises:
+        MissingFile: not in the cache.
+        UserError: its SHA-256 is another.
+    """
+    name = os.path.basename(url)
+    path = os.path.join(torch.hub.get_dir(), "checkpoints", name)
+    if not os.path.isfile(path):
+        raise MissingFile(
+            f'No weights at "{path}": put {url} there, or set MODEL.BACKBONE.PRETRAINED to False'
+        )
+    expected = os.path.splitext(name)[0].rpartition("-")[2]
+    found = sha256_file(path)
+    if not found.startswith(expected):
+        raise UserError(f'"{path}" is damaged: its SHA-256 should begin with {expected}, but is {found}')
+    return load_checkpoint(path)
+
+
+def _build(name, pretrained):
+    import torchvision
+
+    network = torchvision.models.get_model(name, weights=None)
+    if pretrained:
+        weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+        network.load_state_dict(cached_weights(weights.url))
+    return _ResNet(network)
+
+
+@BACKBONE_REGISTRY.register()
+def resnet18(pretrained=True, **kwargs):
+    """D = 512. Raises MissingFile if `pretrained` and torch's cache does not hold the ImageNet weights."""
+    return _build("resnet18", pretrained)
+
+
+@BACKBONE_REGISTRY.register()
+def resnet50(pretrained=True, **kwargs):
+    """D = 2048. Raises MissingFile if `pretrained` and torch's cache does not hold the ImageNet weights."""
+    return _build("resnet50", pretrained)

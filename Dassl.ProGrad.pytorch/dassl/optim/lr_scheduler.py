@@ -1,0 +1,130 @@
+"""`cfg.OPTIM` to learning-rate schedule. One `step()` an epoch, by the trainers' habit. w: warm-up epochs."""
+
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, StepLR
+
+from dassl.utils import UserError, WrongType, check_availability
+
+AVAI_SCHEDS = ["single_step", "multi_step", "cosine", "constant"]
+
+
+class _WarmupScheduler(LRScheduler):
+    """Own rates in epochs 0 .. w - 1, the base rates in epoch w, from then on those of `successor`."""
+
+    def __init__(self, optimizer, successor, warmup_epoch, last_epoch=-1):
+        self.successor = successor
+        self.warmup_epoch = warmup_epoch
+        super().__init__(optimizer, last_epoch)
+
+    def warmup_lr(self, base_lr):
+        """Rate of a group in the warm-up epoch `self.last_epoch`."""
+        raise NotImplementedError
+
+    def get_lr(self):
+        if self.last_epoch >= self.warmup_epoch:
+            return list(self.base_lrs)
+        return [self.warmup_lr(base_lr) for base_lr in self.base_lrs]
+
+    def step(self, epoch=None):
+        """Go to the next epoch; `last_epoch` stays at w once the successor has taken over."""
+        if self.last_epoch < self.warmup_epoch:
+            super().step(epoch)
+        else:
+            self.successor.step(epoch)
+            self._last_lr = self.successor.get_last_lr()
+
+    def state_dict(self):
+        """Plain values only: such a file loads with `weights_only=True`."""
+        state = super().state_dict()
+        del state["successor"]
+        state["successor_state"] = self.successor.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict):
+        """Restore this schedule and its successor.
+
+        Also takes a state that holds the successor itself, as older files do: its counter and last rates are
+        copied, the object (which is bound to an optimiser of the past) is dropped. Unknown keys are ignored.
+        """
+        own = self.__dict__.keys() - {"optimizer", "successor"}
+        self.__dict__.update({key: value for key, value in state_dict.items() if key in own})
+        if "successor_state" in state_dict:
+            self.successor.load_state_dict(state_dict["successor_state"])
+        elif "successor" in state_dict:
+            self._adopt(state_dict["successor"])
+
+    def _adopt(self, old):
+        try:
+            last_epoch, last_lr = int(old.last_epoch), [float(lr) for lr in old._last_lr]
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UserError(f"The scheduler in the checkpoint cannot be resumed: {error}") from error
+        self.successor.last_epoch, self.successor._last_lr = last_epoch, last_lr
+        self.successor._step_count = last_epoch + 1
+
+
+class ConstantWarmupScheduler(_WarmupScheduler):
+    """The rate `cons_lr` in every group for `warmup_epoch` epochs, then `successor`."""
+
+    def __init__(self, optimizer, successor, warmup_epoch, cons_lr, last_epoch=-1):
+        self.cons_lr = cons_lr
+        super().__init__(optimizer, successor, warmup_epoch, last_epoch)
+
+    def warmup_lr(self, base_lr):
+        return self.cons_lr
+
+
+class LinearWarmupScheduler(_WarmupScheduler):
+    """`min_lr` in epoch 0, base rate times e / w in epoch e < w, then `successor`."""
+
+    def __init__(self, optimizer, successor, warmup_epoch, min_lr, last_epoch=-1):
+        self.min_lr = min_lr
+        super().__init__(optimizer, successor, warmup_epoch, last_epoch)
+
+    def warmup_lr(self, base_lr):
+        return base_lr * self.last_epoch / self.warmup_epoch if self.last_epoch else self.min_lr
+
+
+def _unchanged(epoch):
+    """Factor of the constant schedule; a named function, so that the scheduler can be pickled."""
+    return 1.0
+
+
+def build_lr_scheduler(optimizer, optim_cfg):
+    """Schedule OPTIM.LR_SCHEDULER, behind a warm-up if OPTIM.WARMUP_EPOCH > 0.
+
+    Raises:
+        UserError: unknown name of a schedule or of a warm-up.
+        WrongType: STEPSIZE does not fit the schedule.
+    """
+    check_availability(optim_cfg.LR_SCHEDULER, AVAI_SCHEDS)
+    warmup = optim_cfg.WARMUP_EPOCH
+    if warmup > 0:
+        check_availability(optim_cfg.WARMUP_TYPE, ["constant", "linear"])
+    scheduler = _main_schedule(
+        optimizer,
+        optim_cfg.LR_SCHEDULER,
+        stepsize=optim_cfg.STEPSIZE,
+        gamma=optim_cfg.GAMMA,
+        max_epoch=optim_cfg.MAX_EPOCH,
+    )
+    if warmup <= 0:
+        return scheduler
+    if not optim_cfg.WARMUP_RECOUNT:
+        scheduler.last_epoch = warmup
+    if optim_cfg.WARMUP_TYPE == "constant":
+        return ConstantWarmupScheduler(optimizer, scheduler, warmup, optim_cfg.WARMUP_CONS_LR)
+    return LinearWarmupScheduler(optimizer, scheduler, warmup, optim_cfg.WARMUP_MIN_LR)
+
+
+def _main_schedule(optimizer, name, *, stepsize, gamma, max_epoch):
+    if name == "single_step":
+        every = stepsize[-1] if isinstance(stepsize, list | tuple) else stepsize
+        if not isinstance(every, int):
+            raise WrongType(f"For single_step, STEPSIZE is expected to be an integer, but got {stepsize!r}")
+        return StepLR(optimizer, step_size=every if every > 0 else max_epoch, gamma=gamma)
+    if name == "multi_step":
+        if not isinstance(stepsize, list | tuple):
+            raise WrongType(f"For multi_step, STEPSIZE is expected to be a list, but got {stepsize!r}")
+        return MultiStepLR(optimizer, milestones=list(stepsize), gamma=gamma)
+    if name == "cosine":
+        return CosineAnnealingLR(optimizer, float(max_epoch))
+    return LambdaLR(optimizer, _unchanged)

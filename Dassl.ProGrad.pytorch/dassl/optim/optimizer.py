@@ -1,0 +1,78 @@
+"""`cfg.OPTIM` to optimiser."""
+
+import warnings
+
+import torch
+from torch import nn
+
+from dassl.utils import WrongType, check_availability
+
+from .radam import RAdam
+
+AVAI_OPTIMS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
+
+
+def build_optimizer(model, optim_cfg, param_groups=None):
+    """Optimiser OPTIM.NAME for all parameters of `model`, frozen ones included.
+
+    Args:
+        model: module, or iterable of parameters or of parameter groups.
+        optim_cfg: the OPTIM node.
+        param_groups: used as they are instead of `model`.
+
+    Raises:
+        UserError: unknown name.
+        WrongType: STAGED_LR asks for layers, but `model` is not a module.
+    """
+    check_availability(optim_cfg.NAME, AVAI_OPTIMS)
+    if param_groups is not None:
+        if optim_cfg.STAGED_LR:
+            warnings.warn("STAGED_LR is ignored, because param_groups is given", stacklevel=2)
+    elif optim_cfg.STAGED_LR:
+        param_groups = staged_groups(
+            model, lr=optim_cfg.LR, base_mult=optim_cfg.BASE_LR_MULT, new_layers=optim_cfg.NEW_LAYERS
+        )
+    else:
+        param_groups = model.parameters() if isinstance(model, nn.Module) else model
+    kind, options = _kind_and_options(optim_cfg)
+    return kind(param_groups, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY, **options)
+
+
+def _kind_and_options(optim_cfg):
+    betas = (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)
+    momentum = optim_cfg.MOMENTUM
+    return {
+        "adam": (torch.optim.Adam, {"betas": betas}),
+        "amsgrad": (torch.optim.Adam, {"betas": betas, "amsgrad": True}),
+        "adamw": (torch.optim.AdamW, {"betas": betas}),
+        "radam": (RAdam, {"betas": betas}),
+        "rmsprop": (torch.optim.RMSprop, {"momentum": momentum, "alpha": optim_cfg.RMSPROP_ALPHA}),
+        "sgd": (
+            torch.optim.SGD,
+            {
+                "momentum": momentum,
+                "dampening": optim_cfg.SGD_DAMPNING,
+                "nesterov": optim_cfg.SGD_NESTEROV,
+            },
+        ),
+    }[optim_cfg.NAME]
+
+
+def staged_groups(model, *, lr, base_mult, new_layers):
+    """Two groups: all else at `lr * base_mult`, then the children and parameters in `new_layers` at `lr`.
+
+    Raises:
+        WrongType: `model` is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise WrongType(f"STAGED_LR needs a module with named layers, but got a {type(model).__name__}")
+    model = model.module if isinstance(model, nn.DataParallel) else model
+    names = {new_layers} if isinstance(new_layers, str) else set(new_layers)
+    members = [(name, list(child.parameters())) for name, child in model.named_children()]
+    members += [(name, [param]) for name, param in model.named_parameters(recurse=False)]
+    unknown = names - {name for name, _ in members}
+    if unknown or not names:
+        warnings.warn(f"NEW_LAYERS names no layer of the model: {sorted(unknown)}", stacklevel=3)
+    base = [param for name, params in members if name not in names for param in params]
+    new = [param for name, params in members if name in names for param in params]
+    return [{"params": base, "lr": lr * base_mult}, {"params": new}]

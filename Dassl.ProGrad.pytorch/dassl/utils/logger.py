@@ -1,0 +1,150 @@
+"""Everything a run prints goes to the terminal and to its log.txt: our lines, other people's prints, warnings
+and tracebacks."""
+
+import contextlib
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+
+
+class _StdoutHandler(logging.StreamHandler):
+    """Writes to whatever sys.stdout is now, so that lines follow the tee below."""
+
+    def __init__(self):
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self):
+        return sys.stdout
+
+
+def get_logger(name="dassl"):
+    """Logger of bare messages on the current standard output, level INFO."""
+    logger = logging.getLogger(name)
+    if not any(isinstance(handler, _StdoutHandler) for handler in logger.handlers):
+        logger.addHandler(_StdoutHandler())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    return logger
+
+
+class Logger:
+    """Stand-in for sys.stdout that writes to the console and to a file.
+
+    Everything it does not define (isatty, fileno, encoding) is the console's, which it never closes.
+    """
+
+    def __init__(self, fpath=None, console=None):
+        self.console = console if console is not None else sys.stdout
+        self.file = None
+        if fpath is not None:
+            os.makedirs(os.path.dirname(os.path.abspath(fpath)), exist_ok=True)
+            # line by line, so that a killed run keeps its last words
+            self.file = open(fpath, "w", 1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+
+    def __getattr__(self, name):
+        if name == "console":
+            raise AttributeError(name)
+        return getattr(self.console, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def write(self, text):
+        self.record(text)
+        return self.console.write(text)
+
+    def writelines(self, lines):
+        for line in lines:
+            self.write(line)
+
+    def record(self, text):
+        """Write to the file alone."""
+        if self.file is not None:
+            self.file.write(text)
+
+    def flush(self):
+        self.console.flush()
+        if self.file is not None:
+            self.file.flush()
+
+    def close(self):
+        if self.file is not None:
+            file, self.file = self.file, None
+            file.close()
+
+
+def _log_path(output):
+    """Path of a new log file: `output` itself if it ends in .txt or .log, else log.txt in that folder."""
+    output = os.fspath(output)
+    path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
+    if not os.path.exists(path):
+        return path
+    stamped = path + time.strftime("-%Y-%m-%d-%H-%M-%S")
+    count, free = 1, stamped
+    while os.path.exists(free):
+        count += 1
+        free = f"{stamped}-{count}"
+    return free
+
+
+def _record(text):
+    if isinstance(sys.stdout, Logger):
+        sys.stdout.record(text)
+
+
+def _show_warning(previous):
+    def show(message, category, filename, lineno, file=None, line=None):
+        _record(warnings.formatwarning(message, category, filename, lineno, line))
+        previous(message, category, filename, lineno, file, line)
+
+    show.records = True
+    return show
+
+
+def _excepthook(previous):
+    def hook(kind, error, trace):
+        _record("".join(traceback.format_exception(kind, error, trace)))
+        previous(kind, error, trace)
+
+    hook.records = True
+    return hook
+
+
+def setup_logger(output=None):
+    """From now on copy standard output, warnings and a fatal traceback into a log file.
+
+    `output` is a file (.txt, .log) or a folder (log.txt in it); None does nothing. An existing file is kept
+    and the new one gets a time stamp. Returns the Logger, or None.
+    """
+    if output is None:
+        return None
+    sys.stdout = logger = Logger(_log_path(output))
+    if not hasattr(warnings.showwarning, "records"):
+        warnings.showwarning = _show_warning(warnings.showwarning)
+    if not hasattr(sys.excepthook, "records"):
+        sys.excepthook = _excepthook(sys.excepthook)
+    return logger
+
+
+@contextlib.contextmanager
+def logging_to(folder):
+    """`setup_logger` for one run: afterwards standard output and hooks are as before, the file is closed."""
+    before = sys.stdout, warnings.showwarning, sys.excepthook
+    logger = setup_logger(folder)
+    try:
+        yield logger
+    except BaseException as error:
+        if logger is not None and not isinstance(error, SystemExit):
+            logger.record(traceback.format_exc())
+        raise
+    finally:
+        sys.stdout, warnings.showwarning, sys.excepthook = before
+        if logger is not None:
+            logger.close()

@@ -1,0 +1,202 @@
+"""Checkpoints, and small helpers for modules. N: epochs done."""
+
+import os
+import warnings
+from collections import OrderedDict
+
+import torch
+from torch import nn
+from torch.nn import init
+
+from .atomic import atomic_save, atomic_write
+from .errors import MissingFile, UserError
+from .logger import get_logger
+from .restricted import check_archive, restricted_load
+from .tools import tolist_if_not
+
+_TOKEN_BUFFERS = {
+    "token_prefix",
+    "token_suffix",
+    "token_midfix",
+    "token_prefix2",
+    "token_suffix2",
+    "tokenized_prompts",
+    "bias_vectors",
+}
+
+
+def strip_module(state_dict):
+    """A copy whose keys have lost a leading "module." (left by data-parallel wrappers)."""
+    return OrderedDict((key.removeprefix("module."), value) for key, value in state_dict.items())
+
+
+def drop_token_buffers(state_dict):
+    """Remove, in place, what depends on the class names and not on training; returns `state_dict`."""
+    for key in list(state_dict):
+        # "token_embedding.weight" below a text tower is a trained weight, a bare "token_embedding" a buffer
+        if key == "token_embedding" or key.rpartition(".")[2] in _TOKEN_BUFFERS:
+            del state_dict[key]
+    return state_dict
+
+
+def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
+    """Write `state` as `model.pth.tar-N` (N = state["epoch"]) or `model_name`, and name it in `checkpoint`.
+
+    The pointer changes after the file is whole. `is_best` also copies it to `model-best.pth.tar`.
+
+    Raises:
+        WriteFailed: earlier files are untouched.
+    """
+    if remove_module_from_keys:
+        state = {**state, "state_dict": strip_module(state["state_dict"])}
+    name = model_name or f"model.pth.tar-{state['epoch']}"
+    path = os.path.join(save_dir, name)
+    atomic_save(state, path)
+    get_logger().info(f"Checkpoint saved to {path}")
+    with atomic_write(os.path.join(save_dir, "checkpoint"), "w") as file:
+        file.write(name + "\n")
+    if is_best:
+        best = os.path.join(save_dir, "model-best.pth.tar")
+        atomic_save(state, best)
+        get_logger().info(f'Best checkpoint saved to "{best}"')
+
+
+def load_checkpoint(fpath, map_location="cpu"):
+    """Dictionary in a checkpoint file, read without running code; `state_dict`, if any, is an OrderedDict.
+
+    Live schedulers and optimizers of old files come back as inert objects.
+
+    Raises:
+        MissingFile: no such file.
+        UserError: no path, damaged, foreign or hostile; names the file.
+    """
+    if fpath is None:
+        raise UserError("File path is None")
+    fpath = os.fspath(fpath)
+    check_archive(fpath)
+    try:
+        checkpoint = torch.load(fpath, map_location=map_location, weights_only=True)
+    except Exception:  # old or damaged: the restricted reader decides, and says why if it refuses
+        checkpoint = restricted_load(fpath, map_location)
+    if not isinstance(checkpoint, dict):
+        raise UserError(f'"{fpath}" holds a {type(checkpoint).__name__}, but a checkpoint is a dictionary')
+    if "state_dict" in checkpoint:
+        if not isinstance(checkpoint["state_dict"], dict):
+            raise UserError(f'"state_dict" in "{fpath}" is no dictionary')
+        checkpoint["state_dict"] = OrderedDict(checkpoint["state_dict"])
+    return checkpoint
+
+
+def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
+    """Restore what the pointer file in `fdir` names; returns the epoch to go on with (epochs done).
+
+    Raises:
+        MissingFile: no pointer, or it names a file that is gone.
+        UserError: damaged file, or other parameters than the model's.
+    """
+    pointer = os.path.join(fdir, "checkpoint")
+    if not os.path.isfile(pointer):
+        raise MissingFile(f'No file "checkpoint" in "{fdir}" says which model to resume from')
+    with open(pointer, encoding="utf-8") as file:
+        fpath = os.path.join(fdir, os.path.basename(file.readline().strip()))
+    logger = get_logger()
+    logger.info(f'Loading checkpoint from "{fpath}"')
+    checkpoint = load_checkpoint(fpath)
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+        logger.info("Loaded model weights")
+        if optimizer is not None and checkpoint.get("optimizer") is not None:
+            optimizer.load_state_dict(checkpoint["optimizer"])
+            logger.info("Loaded optimizer")
+        if scheduler is not None and checkpoint.get("scheduler") is not None:
+            scheduler.load_state_dict(checkpoint["scheduler"])
+            logger.info("Loaded scheduler")
+        epoch = checkpoint["epoch"]
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f'"{fpath}" does not fit this run: {error}') from error
+    logger.info(f"Previous epoch: {epoch}")
+    return epoch
+
+
+def load_pretrained_weights(model, weight_path):
+    """Copy into `model` every tensor of the file whose name and shape fit; warns if none does."""
+    checkpoint = load_checkpoint(weight_path)
+    given = strip_module(checkpoint.get("state_dict", checkpoint))
+    own = model.state_dict()
+    fits = {
+        key: value
+        for key, value in given.items()
+        if key in own and isinstance(value, torch.Tensor) and value.shape == own[key].shape
+    }
+    model.load_state_dict(fits, strict=False)
+    if not fits:
+        warnings.warn(f'Cannot load "{weight_path}": no name and shape in it fits the model', stacklevel=2)
+        return
+    get_logger().info(f"Successfully loaded pretrained weights from {weight_path}")
+    discarded = [key for key in given if key not in fits]
+    if discarded:
+        get_logger().info(f"Layers discarded due to unmatched keys or size: {discarded}")
+
+
+def count_num_param(model=None, params=None):
+    """Number of values in the parameters of `model`, or in `params` (parameters or groups of them)."""
+    if model is not None:
+        params = model.parameters()
+    if params is None:
+        raise UserError("count_num_param needs a model or parameters")
+    total = 0
+    for item in params:
+        group = item["params"] if isinstance(item, dict) else [item]
+        total += sum(param.numel() for param in group)
+    return total
+
+
+def open_all_layers(model):
+    """Train mode and gradients for every parameter."""
+    model.train()
+    for param in model.parameters():
+        param.requires_grad = True
+
+
+def open_specified_layers(model, open_layers):
+    """Train mode and gradients for the direct children named in `open_layers`, the others are frozen.
+
+    Raises:
+        UserError: the model has no such child.
+    """
+    model = model.module if isinstance(model, nn.DataParallel) else model
+    names = tolist_if_not(open_layers)
+    children = dict(model.named_children())
+    for name in names:
+        if name not in children:
+            raise UserError(f'"{name}" is not a layer of the model, which has {list(children)}')
+    for name, child in children.items():
+        child.train(name in names)
+        for param in child.parameters():
+            param.requires_grad = name in names
+
+
+def init_network_weights(model, init_type="normal", gain=0.02):
+    """Initialise linear and convolution layers (normal, xavier, kaiming, orthogonal); biases 0, norms 1."""
+    rules = {
+        "normal": lambda weight: init.normal_(weight, 0.0, gain),
+        "xavier": lambda weight: init.xavier_normal_(weight, gain=gain),
+        "kaiming": lambda weight: init.kaiming_normal_(weight, a=0, mode="fan_in"),
+        "orthogonal": lambda weight: init.orthogonal_(weight, gain=gain),
+    }
+    if init_type not in rules:
+        raise UserError(f"init_type must be one of {list(rules)}, but got {init_type}")
+
+    def initialise(module):
+        kind = type(module).__name__
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        if weight is None or not ("Conv" in kind or "Linear" in kind or "Norm" in kind):
+            return
+        if "Norm" in kind:
+            init.constant_(weight, 1.0)
+        else:
+            rules[init_type](weight)
+        if bias is not None:
+            init.constant_(bias, 0.0)
+
+    model.apply(initialise)

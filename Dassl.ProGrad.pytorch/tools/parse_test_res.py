@@ -1,0 +1,126 @@
+"""Mean and spread of the results in the logs of several runs, one sub-folder a run (usually a seed).
+
+    python parse_test_res.py output/base2new/train_base/caltech101/shots_16/CoOp/vit_b16_ep100_ctxv1
+    python parse_test_res.py --test-log output/base2new/test_new/caltech101/shots_16/CoOp/vit_b16_ep100_ctxv1
+    python parse_test_res.py --multi-exp FOLDER_OF_SUCH_FOLDERS
+
+Reads the logs of every Dassl: after the line that ends training ("Finish training", "Finished training",
+"Finished training in NAME") the last number of each run counts. `--test-log` is for runs without training.
+Needs nothing but Python.
+"""
+
+import argparse
+import math
+import re
+import statistics
+import sys
+import warnings
+from pathlib import Path
+
+
+class NothingFound(Exception):
+    """There is no result where one was asked for."""
+
+
+def ends_training(line):
+    """Whether a stripped line says that training is over."""
+    return line in ("Finish training", "Finished training") or line.startswith("Finished training in ")
+
+
+def starts_result(line):
+    """Whether a stripped line opens a block of results."""
+    return line == "=> result"
+
+
+def read_result(lines, keyword, is_signal):
+    """Last number of `* KEYWORD: NUMBER%` behind a line for which `is_signal`; None if there is none."""
+    pattern = re.compile(rf"\* {re.escape(keyword)}: ([-+.\deE]+)%")
+    armed, found = False, None
+    for line in map(str.strip, lines):
+        armed = armed or is_signal(line)
+        match = pattern.search(line)
+        if armed and match:
+            found = float(match.group(1))
+    return found
+
+
+def read_run(folder, keyword, is_signal):
+    """Result of one run. A later log of the same run, log.txt-DATE, overrides log.txt."""
+    log = folder / "log.txt"
+    if not log.is_file():
+        raise NothingFound(f'No file found at "{log}"')
+    found = None
+    for path in [log, *sorted(folder.glob("log.txt-*"))]:
+        later = read_result(path.read_text(errors="replace").splitlines(), keyword, is_signal)
+        found = found if later is None else later
+    return found
+
+
+def subfolders(directory):
+    """Sub-folders by name, hidden ones left out."""
+    if not directory.is_dir():
+        raise NothingFound(f'"{directory}" is not a folder')
+    return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def spread(values, ci95):
+    """Population standard deviation, or half the width of the 95 % interval of the mean."""
+    deviation = statistics.pstdev(values)
+    return 1.96 * deviation / math.sqrt(len(values)) if ci95 else deviation
+
+
+def summarise(directory, keyword, is_signal, ci95):
+    """Print one line a run and the summary of `directory`; returns the mean."""
+    print(f"Parsing files in {directory}")
+    values = []
+    for folder in subfolders(directory):
+        value = read_run(folder, keyword, is_signal)
+        if value is None:
+            warnings.warn(f'No result in "{folder / "log.txt"}": left out', stacklevel=2)
+            continue
+        print(f"file: {folder / 'log.txt'}. {keyword}: {value:.2f}%. ")
+        values.append(value)
+    if not values:
+        raise NothingFound(f"Nothing found in {directory}")
+    mean = statistics.fmean(values)
+    print("===")
+    print(f"Summary of directory: {directory}")
+    print(f"* {keyword}: {mean:.2f}% +- {spread(values, ci95):.2f}%")
+    print("===")
+    return mean
+
+
+def build_parser():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("directory", type=Path, help="folder that holds one sub-folder a run")
+    parser.add_argument(
+        "--ci95", action="store_true", help="95 %% confidence interval instead of the deviation"
+    )
+    parser.add_argument("--test-log", action="store_true", help="logs of evaluations, not of training runs")
+    parser.add_argument("--multi-exp", action="store_true", help="directory holds folders of runs")
+    parser.add_argument("--keyword", default="accuracy", help="which result: accuracy, error, macro_f1")
+    return parser
+
+
+def main(argv=None):
+    """Run one command line. Raises NothingFound."""
+    args = build_parser().parse_args(argv)
+    is_signal = starts_result if args.test_log else ends_training
+    if not args.multi_exp:
+        summarise(args.directory, args.keyword, is_signal, args.ci95)
+        return
+    means = [summarise(folder, args.keyword, is_signal, args.ci95) for folder in subfolders(args.directory)]
+    if not means:
+        raise NothingFound(f"Nothing found in {args.directory}")
+    print("Average performance")
+    print(f"* {args.keyword}: {statistics.fmean(means):.2f}%")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except NothingFound as error:
+        sys.exit(f"error: {error}")
