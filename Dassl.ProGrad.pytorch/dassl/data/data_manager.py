@@ -1,0 +1,132 @@
+"""From the config to the data set, its transforms and its loaders."""
+
+import torch
+from torch.utils.data import DataLoader
+
+from dassl.utils import UserError, get_logger
+
+from .datasets import build_dataset
+from .samplers import build_sampler
+from .transforms import INTERPOLATION_MODES, build_transform
+from .views import ViewSampler
+from .wrapper import DatasetWrapper
+
+__all__ = [
+    "DataManager",
+    "DatasetWrapper",
+    "INTERPOLATION_MODES",
+    "build_data_loader",
+    "build_dataset",
+    "build_transform",
+]
+
+
+def build_data_loader(
+    cfg,
+    sampler_type="SequentialSampler",
+    data_source=None,
+    batch_size=64,
+    n_domain=0,
+    n_ins=2,
+    tfm=None,
+    is_train=True,
+    dataset_wrapper=None,
+):
+    """DataLoader over a list of Datum; batches as DatasetWrapper's items, stacked.
+
+    The last short batch is dropped in training only, and only if there is a full one. With
+    cfg.INPUT.VIEW_SEEDS a training sampler is wrapped in ViewSampler, which changes neither order nor draws.
+    """
+    if not data_source:
+        raise UserError(
+            f"data set {cfg.DATASET.NAME}: the list of {'training' if is_train else 'test'} images is empty"
+        )
+    sampler = build_sampler(
+        sampler_type, cfg=cfg, data_source=data_source, batch_size=batch_size, n_domain=n_domain, n_ins=n_ins
+    )
+    if is_train and cfg.INPUT.VIEW_SEEDS:
+        sampler = ViewSampler(sampler)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    loader = DataLoader(
+        (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        drop_last=is_train and len(data_source) >= batch_size,
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        persistent_workers=cfg.DATALOADER.PERSISTENT and workers > 0,
+    )
+    if not len(loader):
+        raise UserError(f"data set {cfg.DATASET.NAME}: {sampler_type} makes no batch of {batch_size}")
+    return loader
+
+
+class DataManager:
+    """The data set of cfg and its loaders: train_loader_x, train_loader_u, val_loader, test_loader."""
+
+    def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
+        dataset = build_dataset(cfg)
+        tfm_train = _transform(cfg, custom_tfm_train, is_train=True)
+        tfm_test = _transform(cfg, custom_tfm_test, is_train=False)
+
+        def loader(node, source, is_train=False):
+            return build_data_loader(
+                cfg,
+                sampler_type=node.SAMPLER,
+                data_source=source,
+                batch_size=node.BATCH_SIZE,
+                n_domain=node.N_DOMAIN if is_train else 0,
+                n_ins=node.N_INS if is_train else 0,
+                tfm=tfm_train if is_train else tfm_test,
+                is_train=is_train,
+                dataset_wrapper=dataset_wrapper,
+            )
+
+        nodes = cfg.DATALOADER
+        node_u = nodes.TRAIN_X if nodes.TRAIN_U.SAME_AS_X else nodes.TRAIN_U
+        self.dataset = dataset
+        self.train_loader_x = loader(nodes.TRAIN_X, dataset.train_x, is_train=True)
+        self.train_loader_u = loader(node_u, dataset.train_u, is_train=True) if dataset.train_u else None
+        self.val_loader = loader(nodes.TEST, dataset.val) if dataset.val else None
+        self.test_loader = loader(nodes.TEST, dataset.test)
+        self._num_classes = dataset.num_classes
+        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self._lab2cname = dataset.lab2cname
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    @property
+    def num_classes(self):
+        return self._num_classes
+
+    @property
+    def num_source_domains(self):
+        return self._num_source_domains
+
+    @property
+    def lab2cname(self):
+        return self._lab2cname
+
+    def show_dataset_summary(self, cfg):
+        """Log name, domains, class count and list sizes."""
+        dataset = self.dataset
+        rows = [("Dataset", cfg.DATASET.NAME)]
+        if cfg.DATASET.SOURCE_DOMAINS:
+            rows.append(("Source", ", ".join(cfg.DATASET.SOURCE_DOMAINS)))
+        if cfg.DATASET.TARGET_DOMAINS:
+            rows.append(("Target", ", ".join(cfg.DATASET.TARGET_DOMAINS)))
+        rows += [("# classes", f"{self.num_classes:,}"), ("# train_x", f"{len(dataset.train_x):,}")]
+        for name in ("train_u", "val"):
+            if getattr(dataset, name):
+                rows.append((f"# {name}", f"{len(getattr(dataset, name)):,}"))
+        rows.append(("# test", f"{len(dataset.test):,}"))
+        width = max(len(value) for _, value in rows)
+        line = f"{'-' * 9}  {'-' * width}"
+        get_logger().info("\n".join([line, *(f"{name:9}  {value}" for name, value in rows), line]))
+
+
+def _transform(cfg, custom, is_train):
+    if custom is None:
+        return build_transform(cfg, is_train=is_train)
+    get_logger().info(f"* Using custom transform for {'training' if is_train else 'testing'}")
+    return custom

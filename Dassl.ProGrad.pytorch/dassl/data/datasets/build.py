@@ -1,0 +1,20 @@
+"""The registry of data sets."""
+
+from dassl.utils import Registry, check_availability, get_logger
+
+DATASET_REGISTRY = Registry("DATASET")
+DATASET_REGISTRY.__doc__ = """Data sets by class name, for cfg.DATASET.NAME.
+
+A registered class takes the config as its one argument and leaves behind, usually through
+DatasetBase.__init__, `train_x`, `val` (may be None) and `test` as lists of Datum, `train_u` (None if there is
+no unlabelled part), `classnames` in label order, `lab2cname` and `num_classes`. Labels are 0, 1, ... without
+gaps.
+"""
+
+
+def build_dataset(cfg):
+    """The data set cfg.DATASET.NAME. Unknown name: UserError with the nearest and the available ones."""
+    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    if cfg.VERBOSE:
+        get_logger().info(f"Loading dataset: {cfg.DATASET.NAME}")
+    return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)

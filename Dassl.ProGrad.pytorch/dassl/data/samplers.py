@@ -1,0 +1,150 @@
+"""Samplers by name: torch's two, and Dassl's three that balance domains or classes.
+
+The three draw from Python's `random` (RandomClassSampler from numpy too) and run one pass in their
+constructor to learn their length, as Dassl's do, so that a seeded run visits the same images. That length is
+an estimate: a later pass may stop a round earlier or later.
+"""
+
+import random
+
+import numpy as np
+from torch.utils.data import RandomSampler, Sampler, SequentialSampler
+
+from dassl.utils import UserError, check_availability
+
+from .fewshot import group_indices
+
+
+class _RoundSampler(Sampler):
+    """Base of the three: `_draw()` gives the indices of one pass."""
+
+    def __iter__(self):
+        return iter(self._draw())
+
+    def __len__(self):
+        return self.length
+
+
+class _DomainSampler(_RoundSampler):
+    """Rounds of an equal share of each of some domains, until one of them cannot fill its share again."""
+
+    def __init__(self, data_source, batch_size, n_domain):
+        self.data_source = data_source
+        self.domain_dict = group_indices([item.domain for item in data_source])
+        self.domains = list(self.domain_dict)
+        self.n_domain = n_domain if n_domain and n_domain > 0 else len(self.domains)
+        if self.n_domain > len(self.domains):
+            raise UserError(f"{self.n_domain} domains a batch asked for, but there are {len(self.domains)}")
+        if batch_size < self.n_domain or batch_size % self.n_domain:
+            raise UserError(
+                f"batch size {batch_size} is no multiple of the {self.n_domain} domains in a batch"
+            )
+        self.batch_size = batch_size
+        self.n_img_per_domain = batch_size // self.n_domain
+        smallest = min(len(indices) for indices in self.domain_dict.values())
+        if smallest < self.n_img_per_domain:
+            raise UserError(
+                f"the smallest domain has {smallest} images; its share of a batch is {self.n_img_per_domain}"
+            )
+        self.length = len(self._draw())
+
+    def _choose(self):
+        raise NotImplementedError
+
+    def _draw(self):
+        left = {domain: list(indices) for domain, indices in self.domain_dict.items()}
+        share, picked, short = self.n_img_per_domain, [], False
+        while not short:
+            for domain in self._choose():
+                chosen = random.sample(left[domain], share)
+                taken = set(chosen)
+                left[domain] = [index for index in left[domain] if index not in taken]
+                picked += chosen
+                short = short or len(left[domain]) < share
+        return picked
+
+
+class RandomDomainSampler(_DomainSampler):
+    """Each batch: n_domain domains at random (all if n_domain is None or < 1), an equal share of each."""
+
+    def __init__(self, data_source, batch_size, n_domain=None):
+        super().__init__(data_source, batch_size, n_domain)
+
+    def _choose(self):
+        return random.sample(self.domains, self.n_domain)
+
+
+class SeqDomainSampler(_DomainSampler):
+    """Each batch: an equal share of every domain, domains in sorted order."""
+
+    def __init__(self, data_source, batch_size):
+        super().__init__(data_source, batch_size, None)
+
+    def _choose(self):
+        return sorted(self.domains)
+
+
+class RandomClassSampler(_RoundSampler):
+    """Each batch: batch_size // n_ins classes at random, n_ins images of each.
+
+    A class of fewer than n_ins images is drawn with replacement; what is left over of a class is not used.
+    """
+
+    def __init__(self, data_source, batch_size, n_ins):
+        if batch_size < n_ins:
+            raise UserError(
+                f"batch size {batch_size} is smaller than the {n_ins} images of a class in a batch (N_INS)"
+            )
+        self.data_source = data_source
+        self.batch_size = batch_size
+        self.n_ins = n_ins
+        self.ncls_per_batch = batch_size // n_ins
+        self.index_dic = group_indices([item.label for item in data_source])
+        self.labels = list(self.index_dic)
+        if len(self.labels) < self.ncls_per_batch:
+            raise UserError(
+                f"{self.ncls_per_batch} classes a batch asked for, but there are {len(self.labels)}"
+            )
+        self.length = len(self._draw())
+
+    def _draw(self):
+        groups = {label: self._groups(indices) for label, indices in self.index_dic.items()}
+        labels, picked = list(self.labels), []
+        while len(labels) >= self.ncls_per_batch:
+            for label in random.sample(labels, self.ncls_per_batch):
+                picked += groups[label].pop(0)
+                if not groups[label]:
+                    labels.remove(label)
+        return picked
+
+    def _groups(self, indices):
+        """One class's indices, shuffled, in groups of n_ins; the remainder is dropped."""
+        n = self.n_ins
+        if len(indices) < n:
+            indices = np.random.choice(indices, size=n, replace=True).tolist()
+        indices = list(indices)
+        random.shuffle(indices)
+        return [indices[i : i + n] for i in range(0, len(indices) - n + 1, n)]
+
+
+SAMPLERS = (
+    "RandomDomainSampler",
+    "SeqDomainSampler",
+    "RandomSampler",
+    "SequentialSampler",
+    "RandomClassSampler",
+)
+
+
+def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):
+    """Sampler by name over a list of Datum. Unknown name: UserError with the nearest one."""
+    check_availability(sampler_type, SAMPLERS)
+    if sampler_type == "RandomSampler":
+        return RandomSampler(data_source)
+    if sampler_type == "SequentialSampler":
+        return SequentialSampler(data_source)
+    if sampler_type == "RandomDomainSampler":
+        return RandomDomainSampler(data_source, batch_size, n_domain)
+    if sampler_type == "SeqDomainSampler":
+        return SeqDomainSampler(data_source, batch_size)
+    return RandomClassSampler(data_source, batch_size, n_ins)

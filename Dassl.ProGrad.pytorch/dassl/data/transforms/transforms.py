@@ -1,0 +1,121 @@
+"""build_transform: the names of cfg.INPUT.TRANSFORMS as one torchvision pipeline.
+
+The order of the names has no effect; the order of the steps is fixed, and is that of the two tables below.
+The policies and RandAugment use torchvision's operation tables, whose ranges differ a little from those of
+the first papers' code.
+"""
+
+import re
+
+import torchvision.transforms as T
+from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
+
+from dassl.utils import UserError, check_availability, get_logger
+
+from .augment import Cutout, GaussianNoise, InstanceNormalization, Random2DTranslation, RandomMagnitudeAugment
+
+INTERPOLATION_MODES = {
+    "bilinear": InterpolationMode.BILINEAR,
+    "bicubic": InterpolationMode.BICUBIC,
+    "nearest": InterpolationMode.NEAREST,
+}
+
+
+def _jitter(inp, mode):
+    return T.ColorJitter(inp.COLORJITTER_B, inp.COLORJITTER_C, inp.COLORJITTER_S, inp.COLORJITTER_H)
+
+
+# name -> (cfg.INPUT, interpolation mode) -> step on PIL pictures
+PICTURE_STEPS = {
+    "random_translation": lambda inp, mode: Random2DTranslation(*inp.SIZE),
+    "random_crop": lambda inp, mode: T.RandomCrop(inp.SIZE, padding=inp.CROP_PADDING),
+    "random_resized_crop": lambda inp, mode: T.RandomResizedCrop(
+        inp.SIZE, inp.RRCROP_SCALE, interpolation=mode
+    ),
+    "center_crop": lambda inp, mode: T.CenterCrop(inp.SIZE),
+    "random_flip": lambda inp, mode: T.RandomHorizontalFlip(),
+    "imagenet_policy": lambda inp, mode: T.AutoAugment(AutoAugmentPolicy.IMAGENET),
+    "cifar10_policy": lambda inp, mode: T.AutoAugment(AutoAugmentPolicy.CIFAR10),
+    "svhn_policy": lambda inp, mode: T.AutoAugment(AutoAugmentPolicy.SVHN),
+    "randaugment": lambda inp, mode: T.RandAugment(inp.RANDAUGMENT_N, inp.RANDAUGMENT_M),
+    "randaugment_fixmatch": lambda inp, mode: RandomMagnitudeAugment(inp.RANDAUGMENT_N),
+    "randaugment2": lambda inp, mode: RandomMagnitudeAugment(inp.RANDAUGMENT_N, p=0.6),
+    "colorjitter": _jitter,
+    "randomgrayscale": lambda inp, mode: T.RandomGrayscale(p=inp.RGS_P),
+    "gaussian_blur": lambda inp, mode: T.RandomApply([T.GaussianBlur(inp.GB_K)], p=inp.GB_P),
+}
+# name -> cfg.INPUT -> step on tensors
+TENSOR_STEPS = {
+    "cutout": lambda inp: Cutout(inp.CUTOUT_N, inp.CUTOUT_LEN),
+    "normalize": lambda inp: T.Normalize(inp.PIXEL_MEAN, inp.PIXEL_STD),
+    "gaussian_noise": lambda inp: GaussianNoise(inp.GN_MEAN, inp.GN_STD),
+    "instance_norm": lambda inp: InstanceNormalization(),
+}
+TRANSFORMS = (*PICTURE_STEPS, *TENSOR_STEPS)
+TEST_STEPS = ("normalize", "instance_norm")  # the only names that act at test time
+
+
+def build_transform(cfg, is_train: bool = True, choices=None) -> T.Compose | None:
+    """Pipeline from a PIL picture to (3, H, W) float32, with (H, W) = cfg.INPUT.SIZE; None if NO_TRANSFORM.
+
+    choices: names instead of cfg.INPUT.TRANSFORMS. An unknown name or interpolation: UserError.
+    """
+    if cfg.INPUT.NO_TRANSFORM:
+        get_logger().info("Note: no transform is applied!")
+        return None
+    choices = cfg.INPUT.TRANSFORMS if choices is None else choices
+    for name in choices:
+        check_availability(name, TRANSFORMS)
+    check_availability(cfg.INPUT.INTERPOLATION, list(INTERPOLATION_MODES))
+    if len(cfg.INPUT.SIZE) != 2:
+        raise UserError(f"INPUT.SIZE is (height, width), but got {cfg.INPUT.SIZE}")
+    mode = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
+    steps = (_train_steps if is_train else _test_steps)(cfg.INPUT, choices, mode)
+    get_logger().info(
+        "\n".join([f"Building transform_{'train' if is_train else 'test'}", *(f"+ {s}" for s in steps)])
+    )
+    return T.Compose(steps)
+
+
+def _train_steps(inp, choices, mode):
+    steps = []
+    if "random_crop" not in choices and "random_resized_crop" not in choices:
+        steps.append(T.Resize(tuple(inp.SIZE), mode))
+    steps += [make(inp, mode) for name, make in PICTURE_STEPS.items() if name in choices]
+    steps.append(T.ToTensor())
+    return steps + [make(inp) for name, make in TENSOR_STEPS.items() if name in choices]
+
+
+def _test_steps(inp, choices, mode):
+    steps = [T.Resize(max(inp.SIZE), mode), T.CenterCrop(inp.SIZE), T.ToTensor()]
+    return steps + [TENSOR_STEPS[name](inp) for name in TEST_STEPS if name in choices]
+
+
+def draws_from_torch_only(transform) -> bool:
+    """Whether all random numbers of `transform` are sure to come from torch: most torchvision steps."""
+    kind = type(transform)
+    if not kind.__module__.startswith("torchvision.transforms."):
+        return False
+    if kind.__name__ in ("Lambda", "RandomChoice", "RandomOrder"):  # any function; Python's random
+        return False
+    return all(map(draws_from_torch_only, getattr(transform, "transforms", ())))
+
+
+def describe_transform(transform) -> str:
+    """A text that is equal for equal transforms, in every process and on every machine; for digests.
+
+    An object without a text of its own is described by its class and attributes, a function by its name.
+    """
+    if isinstance(transform, T.Compose):
+        return f"Compose[{', '.join(describe_transform(step) for step in transform.transforms)}]"
+    if isinstance(transform, (list, tuple)):
+        return f"[{', '.join(describe_transform(step) for step in transform)}]"
+    text = repr(transform)
+    if not re.search(r" at 0x[0-9a-f]+", text):
+        return re.sub(r"\s+", " ", text)
+    name = getattr(transform, "__qualname__", type(transform).__qualname__)
+    module = getattr(transform, "__module__", "")
+    values = ", ".join(
+        f"{k}={describe_transform(v)}" for k, v in sorted(getattr(transform, "__dict__", {}).items())
+    )
+    return f"{module}.{name}({values})"

@@ -1,0 +1,15 @@
+"""Data sets, one module each. Importing this package imports none of them: call register_all().
+
+A module dropped beside the others is found too. It registers a class in dassl.data.datasets.DATASET_REGISTRY;
+protocol.FewShotDataset is the short way to write one, and a class in Dassl's own style works as well.
+"""
+
+import importlib
+import pkgutil
+
+
+def register_all() -> None:
+    """Import every module of this folder, so that its data sets are registered."""
+    for module in pkgutil.iter_modules(__path__):
+        if not module.ispkg:
+            importlib.import_module(f"{__name__}.{module.name}")

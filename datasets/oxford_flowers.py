@@ -1,0 +1,15 @@
+"""Oxford Flowers 102 (Nilsback and Zisserman, 2008)."""
+
+from dassl.data.datasets import DATASET_REGISTRY
+
+from .protocol import FewShotDataset, drive, same_template
+
+
+@DATASET_REGISTRY.register()
+class OxfordFlowers(FewShotDataset):
+    folders = ("oxford_flowers", "flowers-102")
+    images = ("jpg",)
+    split_file = "split_zhou_OxfordFlowers.json"
+    split_link = drive("1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT")
+    link = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
+    templates = same_template("a photo of a {}, a type of flower.")

@@ -1,0 +1,150 @@
+"""The base-to-new protocol of CoOp and CoCoOp (Zhou et al., IJCV 2022 and CVPR 2022) as a base class.
+
+A data set is a declaration: where it lies, how it is read, its templates. The rest is common: k training
+images a class and min(k, 4) validation images a class are drawn from all classes, then the classes are cut to
+the first half ("base") or the second ("new"), so both halves share one draw.
+"""
+
+import hashlib
+import os
+import random
+
+from dassl.data import few_shot, subsample_classes
+from dassl.data.datasets import DatasetBase, Datum
+from dassl.utils import MissingFile, UserError, closest
+
+from .readers import Lists, split_json
+
+SAMPLER = "coop-1"  # names the way of drawing in saved subsets
+MAX_VAL_SHOTS = 4
+
+
+def same_template(text: str) -> dict[str, str]:
+    """One template for every method."""
+    return {"coop": text, "kgcoop": text}
+
+
+def drive(file_id: str) -> str:
+    return f"https://drive.google.com/file/d/{file_id}"
+
+
+class FewShotDataset(DatasetBase):
+    """A data set below cfg.DATASET.ROOT with CoOp's few-shot draw and class cut.
+
+    Class attributes to declare: `folders` (candidate folders below the root), `images` (candidate image
+    folders below that; "" is the folder itself), `split_file` and `split_link`, `templates` (by family of
+    methods), `link` (where to get the images). A subclass with another layout overrides `read`.
+
+    On the instance: `dataset_dir`, `image_dir`, `split_digest` (of the lists read), `has_val` (False where
+    val is the test list, or empty), `drawn` (the draw, before the class cut, as JSON-ready data). The global
+    random streams stay untouched, and nothing is written below the root.
+    """
+
+    folders: tuple[str, ...] = ()
+    images: tuple[str, ...] = ("images",)
+    split_file = ""
+    split_link = ""
+    link = ""
+    templates = same_template("a photo of a {}.")
+
+    def __init__(self, cfg):
+        self.dataset_dir = self.locate(cfg.DATASET.ROOT)
+        self.image_dir = self._first_folder(self.dataset_dir, self.images, "image folder")
+        train, val, test = self.read()
+        for part, items in (("training", train), ("test", test)):
+            if not items:
+                raise UserError(f"{type(self).__name__}: no {part} images in {self.image_dir}")
+        self.has_val = bool(val) and val is not test
+        self.split_digest = self._digest(train, val if self.has_val else (), test)
+        train, val = self._draw(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        subset = cfg.DATASET.SUBSAMPLE_CLASSES
+        if self.has_val:
+            train, val, test = subsample_classes(train, val, test, subset=subset)
+        else:
+            train, test = subsample_classes(train, test, subset=subset)
+            val = test if val else None
+        super().__init__(train_x=train, val=val, test=test)
+
+    @property
+    def template(self) -> str:
+        """The zero-shot template that KgCoOp and MERGETUNE use for this data set."""
+        return self.templates["kgcoop"]
+
+    def locate(self, root: str) -> str:
+        """The data set's folder below `root`. UserError: what was looked for, where, where to get it."""
+        name = type(self).__name__
+        if not root:
+            raise UserError(f"{name}: no data root given (--root, DATASET.ROOT)")
+        root = os.path.abspath(os.path.expanduser(root))
+        if not os.path.isdir(root):
+            raise MissingFile(f"{name}: the data root {root} is no folder{self._sources()}")
+        return self._first_folder(root, self.folders, "folder")
+
+    def read(self) -> Lists:
+        """(train, val, test), complete: all classes, all images."""
+        path = os.path.join(self.dataset_dir, self.split_file)
+        if not os.path.isfile(path):
+            raise MissingFile(
+                f"{type(self).__name__}: no split file {path}. It decides which images are tested on, "
+                f"so none is made up{self._sources()}"
+            )
+        return split_json(path, self.image_dir)
+
+    def _first_folder(self, parent: str, candidates: tuple[str, ...], what: str) -> str:
+        for candidate in candidates:
+            path = os.path.join(parent, candidate) if candidate else parent
+            if os.path.isdir(path):
+                return path
+        there = sorted(name for name in os.listdir(parent) if not name.startswith("."))
+        near = ", ".join(closest(candidates[0], there)) or "nothing"
+        raise MissingFile(
+            f"{type(self).__name__}: no {what} {' or '.join(candidates)} below {parent} (there: {near})"
+            f"{self._sources()}"
+        )
+
+    def _sources(self) -> str:
+        links = [f"images: {self.link}"] if self.link else []
+        if self.split_link:
+            links.append(f"{self.split_file}: {self.split_link}")
+        return f". Where to get it: {'; '.join(links)}" if links else ""
+
+    def _draw(
+        self, train: list[Datum], val: list[Datum], shots: int, seed: int
+    ) -> tuple[list[Datum], list[Datum]]:
+        """shots training and min(shots, 4) validation images a class, from one stream, training first.
+
+        A class short of training images is refused; one short of validation images gives all it has.
+        """
+        rng = random.Random(seed if seed >= 0 else None)  # Random(-1) would be Random(1)
+        drawn = {
+            "format": 1,
+            "dataset": type(self).__name__,
+            "shots": shots,
+            "seed": seed,
+            "sampler": SAMPLER,
+            "split": self.split_digest,
+            "train": "all",
+            "val": "all" if self.has_val else "test" if val else "none",
+        }
+        if shots >= 1:
+            try:
+                train = few_shot(train, shots, rng, short="refuse")
+            except UserError as error:
+                raise UserError(f"{type(self).__name__}: {error}") from None
+            drawn["train"] = [self._relative(item) for item in train]
+            if self.has_val:
+                val = few_shot(val, min(shots, MAX_VAL_SHOTS), rng)
+                drawn["val"] = [self._relative(item) for item in val]
+        self.drawn = drawn
+        return train, val
+
+    def _relative(self, item: Datum) -> str:
+        return item.impath[len(self.image_dir) + 1 :]
+
+    def _digest(self, *lists: list[Datum]) -> str:
+        """SHA-256 (16 digits) of the lists' content: part, path, label and name of each item, in order."""
+        content = hashlib.sha256()
+        for part, items in zip(("train", "val", "test"), lists, strict=True):
+            for item in items:
+                content.update(f"{part}\t{self._relative(item)}\t{item.label}\t{item.classname}\n".encode())
+        return content.hexdigest()[:16]

@@ -1,0 +1,142 @@
+"""Readers: from a folder on disk to (train, val, test) lists of Datum.
+
+Each looks at a folder once, by one listing, and never at single files. Listings are sorted, and hidden files
+are skipped, so that the lists are the same on every machine.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable
+
+from dassl.data.datasets import Datum
+from dassl.utils import MissingFile, UserError, read_json
+
+PARTS = ("train", "val", "test")
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif")
+Lists = tuple[list[Datum], list[Datum], list[Datum]]
+
+
+def split_json(path: str, image_dir: str) -> Lists:
+    """CoOp's split file: {"train": [[relative path, label, class name], ...], "val": [...], "test": [...]}.
+
+    UserError if the file does not have that form, if labels are not 0, 1, ... with one name each, all of them
+    in the training part; MissingFile if images are missing below `image_dir`.
+    """
+    tree = read_json(path)
+    if not isinstance(tree, dict) or any(not isinstance(tree.get(part), list) for part in PARTS):
+        raise UserError(f"{path} is no split file: expected an object with the lists train, val and test")
+    names: dict[int, str] = {}
+    for part in PARTS:
+        for position, item in enumerate(tree[part]):
+            _check_item(item, names, f"{path}: {part}[{position}]")
+    labels = {label for _, label, _ in tree["train"]}
+    if labels != set(range(len(names))):
+        raise UserError(
+            f"{path}: its train part has {len(labels)} labels of the file's {len(names)}; "
+            "expected labels 0, 1, ... without gaps, each with training images"
+        )
+    check_files(image_dir, (item[0] for part in PARTS for item in tree[part]), path)
+    return tuple([_datum(image_dir, *item) for item in tree[part]] for part in PARTS)
+
+
+def _check_item(item: object, names: dict[int, str], where: str) -> None:
+    well_formed = (
+        isinstance(item, list)
+        and len(item) == 3
+        and isinstance(item[0], str)
+        and type(item[1]) is int
+        and isinstance(item[2], str)
+    )
+    if not well_formed:
+        raise UserError(f"{where} is {item!r}; expected [relative path, label, class name]")
+    path, label, name = item
+    if os.path.isabs(path) or ".." in path.split("/"):
+        raise UserError(f"{where}: path {path!r} leaves the image folder")
+    if names.setdefault(label, name) != name:
+        raise UserError(f"{where}: label {label} is both {names[label]!r} and {name!r}")
+
+
+def _datum(image_dir: str, path: str, label: int, name: str) -> Datum:
+    return Datum.listed(f"{image_dir}/{path}", label=label, classname=name)
+
+
+def check_files(image_dir: str, paths: Iterable[str], source: str) -> None:
+    """MissingFile unless every path is below image_dir; one listing a folder. source: who names the paths."""
+    folders: dict[str, set[str]] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        folders.setdefault(folder, set()).add(name)
+    total = sum(map(len, folders.values()))
+    missing = []
+    for folder, wanted in folders.items():
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # then all of it is missing
+            wanted = wanted.difference(os.listdir(os.path.join(image_dir, folder)))
+        missing += [os.path.join(folder, name) for name in wanted]
+    if missing:
+        raise MissingFile(
+            f"{len(missing)} of the {total} images that {source} names are not below {image_dir}: "
+            f"{min(missing)}{', ...' if len(missing) > 1 else ''}"
+        )
+
+
+def variant_lists(folder: str, image_dir: str) -> Lists:
+    """FGVC Aircraft: variants.txt (names by label), images_variant_{train,val,test}.txt ("id name" lines)."""
+    label_of = {name: label for label, name in enumerate(_lines(os.path.join(folder, "variants.txt")))}
+    lists = []
+    for part in PARTS:
+        source = os.path.join(folder, f"images_variant_{part}.txt")
+        items = []
+        for line in _lines(source):
+            image, _, name = line.partition(" ")
+            if name not in label_of:
+                raise UserError(f"{source}: {line!r} names no variant of variants.txt")
+            items.append((f"{image}.jpg", label_of[name], name))
+        check_files(image_dir, (path for path, _, _ in items), source)
+        lists.append([_datum(image_dir, *item) for item in items])
+    return tuple(lists)
+
+
+def wordnet_names(path: str) -> dict[str, str]:
+    """classnames.txt: "n01440764 tench" a line, as {folder: class name}."""
+    names = {}
+    for line in _lines(path):
+        folder, _, name = line.partition(" ")
+        names[folder] = name.strip()
+    return names
+
+
+def wordnet_folders(root: str, names: dict[str, str]) -> list[str]:
+    """The class folders of `root`, sorted. UserError if there is none, or one that `names` lacks."""
+    with os.scandir(root) as entries:
+        folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    if not folders:
+        raise UserError(
+            f"{root} has no class folders; images must be sorted into one folder a class, such as n01440764"
+        )
+    unnamed = [name for name in folders if name not in names]
+    if unnamed:
+        raise UserError(f"{root}: {len(unnamed)} folders are not in classnames.txt: {unnamed[0]}, ...")
+    return folders
+
+
+def folder_images(root: str, folders: list[str], names: dict[str, str]) -> list[Datum]:
+    """All images of the class folders of `root`, sorted; the label is the folder's place in the list."""
+    items = []
+    for label, folder in enumerate(folders):
+        path = f"{root}/{folder}"
+        images = sorted(filter(_is_image, os.listdir(path)))
+        if not images:
+            raise UserError(f"{path} holds no images")
+        items += [_datum(path, name, label, names[folder]) for name in images]
+    return items
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _lines(path: str) -> list[str]:
+    if not os.path.isfile(path):
+        raise MissingFile(f"no file {path}")
+    with open(path, encoding="utf-8") as file:
+        return [line.rstrip("\n") for line in file if line.strip()]
