@@ -1,0 +1,49 @@
+"""Means and population deviations (those that tools/parse_test_res.py prints) over seeds and data sets.
+
+Values may be numbers or arrays of one shape (a curve of P points); everything works element by element.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Summary(NamedTuple):
+    """Mean, population deviation (None for a single value) and number of seeds."""
+
+    mean: Any
+    std: Any
+    n: int
+
+
+def harmonic_mean(base, new):
+    """H = 2 base new / (base + new); 0 where both are 0."""
+    return 2 * base * new / (base + new) if base + new else 0.0
+
+
+def summarise(by_seed):
+    """{seed: value} -> Summary, or None if there is no seed."""
+    values = list(by_seed.values())
+    if not values:
+        return None
+    std = np.std(values, axis=0) if len(values) > 1 else None
+    return Summary(np.mean(values, axis=0), std, len(values))
+
+
+def mean_by_seed(by_dataset):
+    """{data set: {seed: value}} -> {seed: mean over data sets}, for the seeds that every data set has."""
+    seeds = set.intersection(*(set(by_seed) for by_seed in by_dataset.values())) if by_dataset else set()
+    return {s: np.mean([by_seed[s] for by_seed in by_dataset.values()], axis=0) for s in sorted(seeds)}
+
+
+def summarise_average(by_dataset):
+    """{data set: {seed: value}} -> Summary of the average over data sets, or None if one of them is empty.
+
+    The mean is that of the data sets' means, whatever their seeds. Deviation and n are those of the
+    averages of single seeds, so they come from the seeds that all data sets share; n may be 0.
+    """
+    if not by_dataset or not all(by_dataset.values()):
+        return None
+    mean = np.mean([np.mean(list(by_seed.values()), axis=0) for by_seed in by_dataset.values()], axis=0)
+    shared = summarise(mean_by_seed(by_dataset))
+    return Summary(mean, shared.std if shared else None, shared.n if shared else 0)
