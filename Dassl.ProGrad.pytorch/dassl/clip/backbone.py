@@ -1,0 +1,253 @@
+"""One interface to any CLIP: what a trainer may ask, and nothing else.
+
+A backend wraps a module that has `encode_image`, `encode_text`, `token_embedding` and `logit_scale`, and
+says how to tokenise. The rest is here, on the module's own code: a text is encoded from embeddings by a
+hook on `token_embedding`, and short texts run short, for a causal tower never reads behind the end token.
+
+Letters: B images, C texts or classes, L tokens (at most the context length), D joint width, W width of the
+text tower.
+"""
+
+import hashlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dassl.utils import UserError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How pictures were prepared when the weights were trained.
+
+    size: pixels a side; mean, std: per channel, for pixels in [0, 1]; resize: "shortest" (short side, then
+    centre crop) or "squash" (both sides at once, as SigLIP).
+    """
+
+    size: int
+    mean: tuple = CLIP_MEAN
+    std: tuple = CLIP_STD
+    interpolation: str = "bicubic"
+    resize: str = "shortest"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A transformer block: module, first norm, width W, and whether it sees (N, L, W) or (L, N, W)."""
+
+    module: nn.Module
+    norm: nn.Module
+    width: int
+    batch_first: bool
+
+
+class ClipBackbone:
+    """One loaded CLIP.
+
+    A backend overrides `tokenise`, `image_blocks` and `text_blocks`, and whatever property does not fit its
+    module. Attributes: name, digest (sha256 of the weights), module, preprocess, activation ("quickgelu" or
+    "gelu"), causal (the text tower reads to the left only), start_tokens (tokens before the text),
+    short_text (True: texts are cut behind the longest prompt of the call; False keeps all L positions).
+    """
+
+    causal = True
+    start_tokens = 1
+
+    def __init__(self, module, *, name, digest, preprocess, activation):
+        self.module, self.name, self.digest = module, name, digest
+        self.preprocess, self.activation = preprocess, activation
+        self.short_text = self.causal
+
+    def __str__(self):
+        return (f"CLIP {self.name}: D {self.dim}, {self.image_size} px, {self.activation}, "
+                f"sha256 {self.digest[:12]}")
+
+    # what the weights say
+    @property
+    def text_tower(self):
+        """The module that holds `token_embedding` and `positional_embedding`."""
+        return self.module
+
+    @property
+    def dim(self):
+        """D, the joint width."""
+        return self.text_tower.text_projection.shape[1]
+
+    @property
+    def width(self):
+        """W, the width of token embeddings."""
+        return self.text_tower.token_embedding.weight.shape[1]
+
+    @property
+    def context_length(self):
+        """Positions of the text tower, start and end token included."""
+        return self.text_tower.positional_embedding.shape[0]
+
+    @property
+    def image_size(self):
+        """Pixels a side."""
+        return self.preprocess.size
+
+    @property
+    def dtype(self):
+        """The type the towers compute in."""
+        return getattr(self.module, "dtype", None) or next(self.module.parameters()).dtype
+
+    @property
+    def device(self):
+        return next(self.module.parameters()).device
+
+    @property
+    def logit_scale(self):
+        """The factor of the cosine, exponentiated: a scalar tensor."""
+        return self.module.logit_scale.exp().reshape(())
+
+    @property
+    def image_blocks(self):
+        """Blocks of the image tower in order; empty for a convolutional one."""
+        raise NotImplementedError
+
+    @property
+    def text_blocks(self):
+        """Blocks of the text tower in order."""
+        raise NotImplementedError
+
+    # what it does
+    def tokenise(self, texts):
+        """list of C strings -> (C, context_length) int64 on the device. UserError names a text too long."""
+        raise NotImplementedError
+
+    def lengths(self, tokens):
+        """(C, L) -> (C,) tokens up to and with the end token, the highest id of a vocabulary."""
+        return tokens.argmax(dim=-1) + 1
+
+    def token_counts(self, texts):
+        """list of C strings -> list of C numbers of tokens, start and end left out."""
+        return (self.lengths(self.tokenise(texts)) - self.start_tokens - 1).tolist()
+
+    def shorten(self, tokens):
+        """(C, L) -> (C, L') cut behind the longest prompt; as given where that would not be exact."""
+        return tokens[:, :int(self.lengths(tokens).max())] if self.short_text else tokens
+
+    def embed(self, tokens):
+        """(C, L) -> (C, L, W) token embeddings, without positions."""
+        return self.text_tower.token_embedding(tokens).to(self.dtype)
+
+    def encode_image(self, images):
+        """(B, 3, H, W) -> (B, D), not normalised."""
+        return self.module.encode_image(images.to(self.dtype))
+
+    def encode_text(self, tokens):
+        """(C, L) -> (C, D), not normalised."""
+        length = self._length_to_run(tokens)
+        with self._short_positions(length):
+            return self.module.encode_text(tokens[:, :length])
+
+    def encode_text_from_embeddings(self, embeddings, tokens):
+        """(C, L, W) embeddings in place of those of tokens (C, L) -> (C, D), not normalised.
+
+        The tokens say where a prompt ends. Gradients reach the embeddings.
+        """
+        if embeddings.shape != (*tokens.shape, self.width):
+            raise UserError(f"embeddings have shape {tuple(embeddings.shape)}, "
+                            f"expected {(*tokens.shape, self.width)} for these tokens and {self.name}")
+        length = self._length_to_run(tokens)
+        handle = self.text_tower.token_embedding.register_forward_hook(lambda *_: embeddings[:, :length])
+        try:
+            with self._short_positions(length):
+                return self.module.encode_text(tokens[:, :length])
+        finally:
+            handle.remove()
+
+    def to(self, device):
+        """Move the weights; returns self."""
+        self.module.to(device)
+        return self
+
+    def freeze(self):
+        """No gradients for the weights, evaluation mode; returns self."""
+        self.module.requires_grad_(False).eval()
+        return self
+
+    # short text
+    def _length_to_run(self, tokens):
+        length = tokens.shape[1]
+        if length == self.context_length:
+            return self.shorten(tokens).shape[1]
+        if not self.causal or length > self.context_length:
+            reason = ("it has no more positions" if length > self.context_length else
+                      "its text tower attends to both sides or pools the padding, so texts cannot be cut")
+            raise UserError(f"{self.name}: texts of {length} tokens, not {self.context_length}: {reason}")
+        return length  # cut by the caller, who knows it once; looking again would wait for the GPU
+
+    @contextmanager
+    def _short_positions(self, length):
+        """Lend the text tower `length` positions for one call; some towers take exactly what they hold."""
+        if length == self.context_length:
+            yield
+            return
+        owners = [self.text_tower, *(block.module for block in self.text_blocks)]
+        names = ("positional_embedding", "attn_mask")
+        lent = [_lend(owner, name, length) for owner in owners for name in names
+                if torch.is_tensor(getattr(owner, name, None))]
+        try:
+            yield
+        finally:
+            for slot, name, whole in lent:
+                slot[name] = whole
+
+
+def _lend(owner, name, length):
+    """Put a cut tensor where `owner` looks it up; returns (dictionary, name, whole tensor) to undo it.
+
+    Written past nn.Module's own setter, which takes no tensor with a history for a parameter: so gradients
+    still reach whole positions, and the order of parameters stays.
+    """
+    slot = next(d for d in (owner._parameters, owner._buffers, vars(owner)) if name in d)
+    whole = slot[name]
+    slot[name] = whole[:length] if name == "positional_embedding" else whole[..., :length, :length]
+    return slot, name, whole
+
+
+def cosine_logits(image, text, scale):
+    """(B, D), (C, D), scalar -> (B, C): scaled cosines. The only place that normalises both sides."""
+    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+    common = torch.promote_types(image.dtype, text.dtype)  # stored features may be half, a classifier full
+    return scale * image.to(common) @ text.to(common).t()
+
+
+@torch.no_grad()
+def text_classifier(backbone, classnames, templates, chunk=512):
+    """C class names, templates with a {} each -> (C, D) zero-shot class vectors.
+
+    One template: the raw features. Several: the mean of the normalised features. Underscores in names are
+    spaces; `chunk` texts are encoded at once.
+    """
+    templates = [templates] if isinstance(templates, str) else list(templates)
+    for template in templates:
+        if "{}" not in template:
+            raise UserError(f'template "{template}" has no {{}} where the class name goes')
+    names = [name.replace("_", " ") for name in classnames]
+    texts = [template.format(name) for template in templates for name in names]
+    features = torch.cat([backbone.encode_text(backbone.tokenise(texts[i:i + chunk]))
+                          for i in range(0, len(texts), chunk)])  # (T * C, D)
+    if len(templates) == 1:
+        return features
+    return F.normalize(features, dim=-1).view(len(templates), len(names), -1).mean(dim=0)
+
+
+def tensor_digest(state):
+    """{name: tensor} -> sha256 over names, types, shapes and bytes; for weights that are no single file."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return sha.hexdigest()

@@ -1,0 +1,115 @@
+"""Names to CLIPs.
+
+| name | what |
+|---|---|
+| `tiny` | the built-in one |
+| `ViT-B/16`, `RN50`, ... | OpenAI's weights, as `clip.available_models()` names them |
+| a path | a file in OpenAI's layout |
+| `open_clip:MODEL/TAG` | what open_clip knows; also `MODEL/FILE`, a folder, `hf-hub:ORG/REPO` |
+
+Another backend is one registered function: `open_clip:X` calls the one named `open_clip` with model "X".
+"""
+
+import functools
+import os
+
+import torch
+
+from dassl.utils import Registry, UserError, closest, get_logger
+
+CLIP_REGISTRY = Registry("CLIP")
+"""Functions `backend(model, *, path, device, precision) -> ClipBackbone`.
+
+model: what follows the colon of the name ("" if nothing does); path: a weights file or a folder of them
+("": the backend's usual places); precision: "fp16" casts the towers to half, every other mode keeps them in
+fp32. A backend raises UserError for a model or file it cannot use, and returns the CLIP frozen, in
+evaluation mode.
+"""
+
+PRECISIONS = ("fp32", "fp16", "amp", "bf16")
+
+
+@CLIP_REGISTRY.register()
+def openai(model, *, path, device, precision):
+    from .openai import load_openai
+    return load_openai(model, path=path, device=device, precision=precision)
+
+
+@CLIP_REGISTRY.register()
+def open_clip(model, *, path, device, precision):
+    from .open_clip import load_open_clip
+    return load_open_clip(model, path=path, device=device, precision=precision)
+
+
+@CLIP_REGISTRY.register()
+def tiny(model, *, path, device, precision):
+    if model or path:
+        raise UserError(f'the CLIP "tiny" is built in and takes no model or file, got "{model or path}"')
+    from .tiny import load_tiny
+    return load_tiny(device=device, precision=precision)
+
+
+def build_clip(name, *, path="", device="cpu", precision="fp32"):
+    """The CLIP called `name` (the table above), frozen, in evaluation mode. Draws no random number.
+
+    Raises:
+        UserError: unknown name or precision (with the nearest and the available ones), or weights that
+        cannot be used.
+    """
+    if precision not in PRECISIONS:
+        raise UserError(f'unknown precision "{precision}", expected one of {", ".join(PRECISIONS)}')
+    backend, _, model = name.partition(":")
+    if backend in CLIP_REGISTRY:
+        return CLIP_REGISTRY.get(backend)(model, path=path, device=device, precision=precision).freeze()
+    if not (path or os.path.exists(name) or name in openai_names()):
+        available = [*openai_names(), "tiny", "open_clip:MODEL/TAG", "a weights file"]
+        raise UserError(f'unknown CLIP "{name}" (nearest: {", ".join(closest(name, available[:-2]))}); '
+                        f'available: {", ".join(available)}')
+    return openai(name, path=path, device=device, precision=precision).freeze()
+
+
+def openai_names():
+    """Names of OpenAI's models, from the table of the `clip` package."""
+    from .openai import weights_table
+    return list(weights_table())
+
+
+@functools.lru_cache(maxsize=4)
+def _cached(name, path, device, precision):
+    return build_clip(name, path=path, device=device, precision=precision)
+
+
+def cached_clip(name, *, path="", device="cpu", precision="fp32"):
+    """`build_clip`, once per process and set of arguments: for those who only read (no hooks left, no
+    training)."""
+    return _cached(name, str(path), str(device), precision)
+
+
+def check_input(cfg, backbone):
+    """Compare INPUT with how the weights were trained: another size is refused, other values are pointed out.
+
+    Raises:
+        UserError: INPUT.SIZE is not the backbone's.
+    """
+    expected, own = backbone.preprocess, cfg.INPUT
+    given, takes = tuple(own.SIZE), (expected.size, expected.size)
+    if given != takes:
+        raise UserError(f"INPUT.SIZE is {given}, but {backbone.name} takes {takes}")
+    rows = [("PIXEL_MEAN", _rounded(own.PIXEL_MEAN), _rounded(expected.mean)),
+            ("PIXEL_STD", _rounded(own.PIXEL_STD), _rounded(expected.std)),
+            ("INTERPOLATION", own.INTERPOLATION, expected.interpolation)]
+    differ = [f"{key} {given} (trained with {trained})" for key, given, trained in rows if given != trained]
+    if differ:
+        get_logger().warning(f"{backbone.name} was trained on other pixels: INPUT has {'; '.join(differ)}")
+
+
+def _rounded(values):
+    return tuple(round(value, 4) for value in values)
+
+
+def build_clip_from_cfg(cfg, precision="fp32", *, device=None, cached=False):
+    """`build_clip` of MODEL.BACKBONE.NAME and PATH; on the GPU where USE_CUDA and there is one."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu"
+    build = cached_clip if cached else build_clip
+    return build(cfg.MODEL.BACKBONE.NAME, path=cfg.MODEL.BACKBONE.PATH, device=device, precision=precision)

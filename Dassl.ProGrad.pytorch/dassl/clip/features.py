@@ -1,0 +1,271 @@
+"""Feature bank: what a frozen image tower says of a fixed list of pictures, computed once and kept on disk.
+
+Test pictures are seen one way; training pictures in as many augmented views as asked for, each view from
+its own random stream (dassl.data.views), so that a bank holds exactly what a run from pixels would have
+computed. A bank is a folder named by a digest of all that its features depend on: weights, precision,
+transform, seed, and the files with their sizes and times. It is therefore shared by whatever run can use
+it, and never used by one that cannot.
+
+In it lies one memory-mapped file a round, round r being what epoch r of a run from pixels sees. A later run
+that asks for more rounds adds them.
+
+Letters: N images, D joint width, K transforms of one image in one round (cfg.DATALOADER.K_TRANSFORMS).
+"""
+
+import contextlib
+import fcntl
+import os
+import zlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dassl.data import ViewIndex, relative_key
+from dassl.data.transforms import describe_transform
+from dassl.utils import MissingFile, UserError, atomic_write, digest, get_logger, sha256_file, write_json
+
+FORMAT = 1
+WORKERS_FROM = 512  # pictures to encode below which starting worker processes costs more than it saves
+
+
+def build_feature_loader(cfg, loader, backbone, *, is_train, autocast=contextlib.nullcontext):
+    """`feature_loader` as FEATURES in cfg has it; `loader` itself where the config wants pixels.
+
+    autocast: the context in which the run from pixels would encode (Precision.autocast).
+    """
+    if not (cfg.FEATURES.VIEWS > 0 if is_train else cfg.FEATURES.TEST):
+        return loader
+    folder = cfg.FEATURES.DIR or os.path.join(os.environ.get("OUTPUT") or "output", "features")
+    return feature_loader(loader, backbone, folder=folder, views=cfg.FEATURES.VIEWS, is_train=is_train,
+                          batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, autocast=autocast,
+                          strict=cfg.FEATURES.STRICT)
+
+
+def feature_loader(loader, backbone, *, folder, is_train, views=1, batch_size=100,
+                   autocast=contextlib.nullcontext, strict=False):
+    """A loader of features with the batches, order and random draws of the pixel `loader`.
+
+    Its batches have `feature` (B, D), raw, in the precision it was computed in, in place of `img`
+    (`feature2` for `img2`, a list of K for a list of K), and label, domain, impath and index as they were.
+    `dataset.bank` is the FeatureBank. views: per image, in training; epoch e sees view e modulo views.
+
+    Raises:
+        UserError: the pixels are needed after all (no transform, RETURN_IMG0) or views have no streams of
+        their own.
+    """
+    pixels = loader.dataset
+    if loader.batch_size is None:
+        raise UserError("feature bank: the loader has a batch sampler, expected a sampler and a size")
+    if getattr(pixels, "return_img0", False):
+        raise UserError("feature bank: DATALOADER.RETURN_IMG0 asks for pixels, set FEATURES.VIEWS to 0")
+    if is_train and (getattr(pixels, "seed", None) is None or not hasattr(loader.sampler, "set_epoch")):
+        raise UserError("feature bank: training views need INPUT.VIEW_SEEDS True")
+    rounds = max(1, -(-views // pixels.k_tfm)) if is_train else 1
+    bank = FeatureBank(folder, pixels, backbone, rounds=rounds, batch_size=batch_size, autocast=autocast,
+                       workers=loader.num_workers, strict=strict)
+    return DataLoader(BankDataset(bank, pixels.data_source), batch_size=loader.batch_size,
+                      sampler=loader.sampler, drop_last=loader.drop_last, collate_fn=_as_it_is)
+
+
+class FeatureBank:
+    """Features of the pictures of `pixels` (a DatasetWrapper) in `folder`/<key>, built where missing.
+
+    Two processes may ask for the same bank: one builds, the other waits. A damaged file is built again,
+    with a warning. `autocast` and `batch_size` are those in which the tower runs; `strict` keys by the
+    files' contents.
+    """
+
+    def __init__(self, folder, pixels, backbone, *, rounds=1, batch_size=100, workers=0,
+                 autocast=contextlib.nullcontext, strict=False):
+        if pixels.transform is None:
+            raise UserError("feature bank: pictures without a transform cannot be encoded")
+        if backbone.module.training:
+            raise UserError(f"feature bank: {backbone.name} is in training mode, expected a frozen tower")
+        self.pixels, self.backbone, self.autocast = pixels, backbone, autocast
+        self.batch_size, self.workers = batch_size, workers
+        self.header = self._describe(strict)
+        self.key = digest(self.header)
+        self.folder = Path(folder).expanduser() / self.key
+        self._rounds = {}
+        self._ensure(range(rounds))
+
+    def __len__(self):
+        return len(self._rounds)
+
+    def round(self, number=0):
+        """{"feature": (N, D), or (N, K, D) if K > 1}, memory-mapped; numbers beyond the last start over."""
+        return self._rounds[number % len(self._rounds)]
+
+    def _describe(self, strict):
+        """All that the features depend on, as JSON."""
+        pixels, backbone = self.pixels, self.backbone
+        kind = backbone.device.type
+        with self.autocast():
+            mixed = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
+        files = [_describe_file(item.impath, pixels.root, strict) for item in pixels.data_source]
+        return {
+            "format": FORMAT, "weights": backbone.digest, "activation": backbone.activation,
+            "dtype": str(backbone.dtype), "autocast": mixed, "device": kind,
+            "transform": describe_transform(pixels.transform), "transforms": pixels.k_tfm,
+            "seed": pixels.seed if pixels.is_train else None,
+            "images": len(files), "files": digest(files),
+        }
+
+    def _file(self, number):
+        return self.folder / f"round-{number:05d}.safetensors"
+
+    def _ensure(self, numbers):
+        missing = [number for number in numbers if not self._open(number)]
+        if not missing:
+            return
+        with _turn(self.folder):
+            missing = [number for number in missing if not self._open(number, warn=True)]
+            if missing:  # else another process was first
+                write_json({**self.header, "backbone": self.backbone.name}, self.folder / "bank.json")
+                self._build(missing)
+                get_logger().info(f"Feature bank {self.folder}: {len(self.pixels)} images x {len(missing)}")
+
+    def _open(self, number, warn=False):
+        """Map a round if its file is there and whole; whether it was."""
+        file = self._file(number)
+        if not file.is_file():
+            return False
+        try:
+            self._rounds[number] = read_round(file, self.key, number)
+        except (SafetensorError, ValueError, OSError) as error:
+            if warn:
+                get_logger().warning(f'Feature bank: "{file}" is damaged ({error}), building it again')
+            return False
+        return True
+
+    def _build(self, numbers):
+        """Encode and write rounds. Batches end with their round, so none depends on its neighbours."""
+        count = len(self.pixels)
+        starts = range(0, count, self.batch_size)
+        batches = [[(number, index) for index in range(start, min(start + self.batch_size, count))]
+                   for number in numbers for start in starts]
+        loader = DataLoader(_Pictures(self.pixels), batch_sampler=batches, generator=torch.Generator(),
+                            num_workers=self.workers if count * len(numbers) >= WORKERS_FROM else 0)
+        title = f"features of {count} images x {len(numbers)}"
+        done = []
+        for images in tqdm(loader, desc=title, delay=5, leave=False, disable=None):
+            done.append(self._encode(images))
+            if len(done) == len(starts):
+                number = numbers[0]
+                numbers = numbers[1:]
+                rows = {name: torch.cat([part[name] for part in done]) for name in done[0]}
+                write_round(self._file(number), rows, self.key, number)
+                self._rounds[number] = read_round(self._file(number), self.key, number)
+                done = []
+
+    @torch.inference_mode()
+    def _encode(self, images):
+        """{"img": (B, 3, H, W), or a list of K such} -> {"feature": (B, D) or (B, K, D)} on the CPU."""
+        device, features = self.backbone.device, {}
+        for name, value in images.items():
+            views = value if isinstance(value, list) else [value]
+            with self.autocast():
+                rows = [self.backbone.encode_image(view.to(device)).cpu() for view in views]
+            name = name.replace("img", "feature")
+            features[name] = torch.stack(rows, 1) if isinstance(value, list) else rows[0]
+        return features
+
+
+class BankDataset(Dataset):
+    """Batches from a bank, a whole batch at a time: indices (with their epoch, if any) -> a dictionary."""
+
+    def __init__(self, bank, data_source):
+        self.bank, self.data_source = bank, data_source
+        self.labels = torch.tensor([item.label for item in data_source])
+        self.domains = torch.tensor([item.domain for item in data_source])
+
+    def __len__(self):
+        return len(self.data_source)
+
+    def __getitems__(self, indices):
+        rows = torch.tensor([int(index) for index in indices])
+        rounds = [getattr(index, "view", 0) for index in indices]
+        if len(set(rounds)) == 1:
+            batch = {name: value[rows] for name, value in self.bank.round(rounds[0]).items()}
+        else:
+            parts = [self.bank.round(number) for number in rounds]
+            batch = {name: torch.stack([part[name][row] for part, row in zip(parts, rows, strict=True)])
+                     for name in parts[0]}
+        batch = {name: list(value.unbind(1)) if value.ndim == 3 else value for name, value in batch.items()}
+        return {**batch, "label": self.labels[rows], "domain": self.domains[rows], "index": rows,
+                "impath": [self.data_source[row].impath for row in rows.tolist()]}
+
+
+class _Pictures(Dataset):
+    """(round, index) -> the transformed pictures of one image, as a run from pixels sees them in that
+    epoch."""
+
+    def __init__(self, pixels):
+        self.pixels = pixels
+
+    def __getitem__(self, place):
+        number, index = place
+        item = self.pixels[ViewIndex(index, number)]
+        return {name: value for name, value in item.items() if name.startswith("img")}
+
+
+def write_round(file, tensors, key, number):
+    """Whole or not at all: tensors with the bank's key, the round's number and a checksum of the bytes."""
+    facts = {"format": str(FORMAT), "bank": key, "round": str(number), "crc32": _checksum(tensors)}
+    with atomic_write(file) as target:
+        target.write(save(tensors, metadata=facts))
+
+
+def read_round(file, key, number):
+    """{name: tensor} mapped from the file. Raises SafetensorError or ValueError if it is not that round, or
+    damaged."""
+    with safe_open(file, framework="pt") as stored:
+        facts = stored.metadata() or {}
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+    expected = {"format": str(FORMAT), "bank": key, "round": str(number)}
+    if {name: facts.get(name) for name in expected} != expected:
+        raise ValueError("it belongs to another bank")
+    if facts.get("crc32") != _checksum(tensors):
+        raise ValueError("its checksum is wrong")
+    return tensors
+
+
+def _checksum(tensors):
+    """CRC-32 of names, shapes and bytes: 4 GB/s, for the whole file is read at every start."""
+    crc = 0
+    for name in sorted(tensors):
+        crc = zlib.crc32(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode(), crc)
+        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), crc)
+    return f"{crc:08x}"
+
+
+def _describe_file(path, root, strict):
+    try:
+        facts = os.stat(path)
+    except OSError as error:
+        raise MissingFile(f'feature bank: image "{path}" cannot be read ({error.strerror})') from error
+    name = relative_key(path, root)
+    return [name, sha256_file(path)] if strict else [name, facts.st_size, facts.st_mtime_ns]
+
+
+@contextlib.contextmanager
+def _turn(folder):
+    """One builder at a time; the kernel takes the turn back from a process that dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            get_logger().info(f"Feature bank: another process builds {folder}, waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks: both build, and the last rename stands
+            get_logger().warning(f'Feature bank: "{folder}" cannot be locked ({error.strerror})')
+        yield
+
+
+def _as_it_is(batch):
+    return batch
