@@ -39,7 +39,12 @@ def pets_root(tmp_path_factory):
 def imagenet_root(tmp_path_factory):
     """A data root with an ImageNet of 4 classes, 17 training and 3 validation pictures each."""
     root = tmp_path_factory.mktemp("imagenet_data")
-    names = {"n01440764": "tench", "n01443537": "goldfish", "n01484850": "great white shark", "n01491361": "tiger shark"}
+    names = {
+        "n01440764": "tench",
+        "n01443537": "goldfish",
+        "n01484850": "great white shark",
+        "n01491361": "tiger shark",
+    }
     for label, wnid in enumerate(names):
         for i in range(20):
             part = "train" if i < 17 else "val"

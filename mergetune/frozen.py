@@ -1,0 +1,122 @@
+"""What all trainers on a frozen CLIP share: the loaded backbone, image features, evaluation, facts.
+
+The image tower gives the same features every time, so they come from the feature bank when FEATURES says
+so, and from the tower otherwise. The text tower runs once per evaluation.
+Letters: B images, C classes, D joint width.
+"""
+
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dassl.clip import ClipBackbone, build_clip_from_cfg, check_input, cosine_logits
+from dassl.clip.features import BankDataset, build_feature_loader
+from dassl.engine import TrainerX
+from dassl.utils import digest
+
+
+class FrozenClipTrainer(TrainerX):
+    """Base class. A subclass gives `build_prompts` (what trains) and `text_features() -> (C, D)` raw."""
+
+    frozen_image_tower = True
+    _classifier: Tensor | None = None  # class vectors, held while one evaluation runs
+
+    @property
+    def classnames(self) -> list[str]:
+        """Names of the run's classes, by label."""
+        return self.dm.dataset.classnames
+
+    @property
+    def template(self) -> str:
+        """The data set's own zero-shot template."""
+        return getattr(self.dm.dataset, "template", "a photo of a {}.")
+
+    def build_backbone(self) -> None:
+        """Load CLIP, frozen; shared by the runs of one process."""
+        half = "fp16" if self.precision.dtype == torch.float16 else "fp32"
+        self.clip = build_clip_from_cfg(self.cfg, half, device=self.device, cached=True)
+        check_input(self.cfg, self.clip)
+
+    def route(self, name: str, *, is_train: bool) -> None:
+        """Let a loader give features from the bank, where FEATURES says so and the tower is frozen.
+
+        Only when it is first used: an evaluation needs no training views.
+        """
+        loader = getattr(self, name)
+        if self.frozen_image_tower and not isinstance(loader.dataset, BankDataset):
+            autocast = self.precision.autocast
+            setattr(
+                self,
+                name,
+                build_feature_loader(self.cfg, loader, self.clip, is_train=is_train, autocast=autocast),
+            )
+
+    def before_train(self) -> None:
+        self.route("train_loader_x", is_train=True)
+        super().before_train()
+
+    def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W), or bank features (B, D), and labels (B,)."""
+        images = batch["feature"] if "feature" in batch else batch["img"]
+        return images.to(self.device, non_blocking=True), batch["label"].to(self.device, non_blocking=True)
+
+    parse_batch_test = parse_batch_train
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit-norm features (B, D) of images (B, 3, H, W), or of raw features (B, D) from the bank."""
+        with torch.no_grad(), self.precision.autocast():
+            raw = images if images.dim() == 2 else self.clip.encode_image(images)
+            return F.normalize(raw.float(), dim=-1)
+
+    def text_features(self) -> Tensor:
+        """Raw class vectors (C, D)."""
+        raise NotImplementedError
+
+    def model_inference(self, images: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        text = self.text_features() if self._classifier is None else self._classifier
+        return cosine_logits(self.image_features(images), text, self.clip.logit_scale)
+
+    def test(self, split: str | None = None) -> float:
+        """Accuracy in percent on a split; the text tower runs once."""
+        self.route(
+            "val_loader" if split == "val" and self.val_loader is not None else "test_loader", is_train=False
+        )
+        self.set_model_mode("eval")
+        with torch.no_grad(), self.precision.autocast():
+            self._classifier = self.text_features().float()
+        try:
+            return super().test(split)
+        finally:
+            self._classifier = None
+
+    def facts(self) -> dict:
+        """What results.json records of the model and its data."""
+        return {
+            "templates": self.template,
+            "classes": classes_fact(self.classnames),
+            "backbone": backbone_fact(self.clip),
+            "data_seen": f"{self.cfg.DATASET.NUM_SHOTS} shots of {self.cfg.DATASET.SUBSAMPLE_CLASSES} classes",
+        }
+
+
+def backbone_fact(clip: ClipBackbone) -> dict:
+    """Which CLIP, down to its weights."""
+    return {
+        "name": clip.name,
+        "digest": clip.digest,
+        "activation": clip.activation,
+        "preprocess": asdict(clip.preprocess),
+    }
+
+
+def classes_fact(classnames: list[str]) -> dict:
+    """A class list in short: enough to compare two and to name the difference."""
+    return {
+        "count": len(classnames),
+        "first": classnames[0],
+        "last": classnames[-1],
+        "digest": digest(list(classnames)),
+    }

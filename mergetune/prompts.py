@@ -1,0 +1,103 @@
+"""CoOp's learned prompt (Zhou et al., arXiv 2109.01134): context vectors around each class name.
+
+Letters: C classes, N context vectors, L tokens, W text width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dassl.clip import ClipBackbone
+from dassl.utils import UserError, get_logger
+
+log = get_logger()
+
+POSITIONS = ("end", "middle", "front")
+DEFAULT_WORDS = "a photo of a"  # what CTX_INIT True stands for
+
+
+def context_words(ctx_init: bool | str) -> str:
+    """The words that initialise the context; "" means random vectors."""
+    if ctx_init is True:
+        return DEFAULT_WORDS
+    return ctx_init.replace("_", " ").strip() if ctx_init else ""
+
+
+class PromptLearner(nn.Module):
+    """Context vectors `ctx`, (N, W) or (C, N, W), and the prompts they make for the class names.
+
+    words: initialises the context with these words' embeddings and sets N to their token count; "" draws
+    it from a normal of deviation 0.02. The fixed embeddings are no part of the state: it holds `ctx` alone.
+    """
+
+    def __init__(
+        self,
+        backbone: ClipBackbone,
+        classnames: list[str],
+        *,
+        n_ctx: int = 16,
+        words: str = "",
+        class_specific: bool = False,
+        position: str = "end",
+    ):
+        super().__init__()
+        if position not in POSITIONS:
+            raise UserError(f"CLASS_TOKEN_POSITION is {position!r}, expected one of {', '.join(POSITIONS)}")
+        names = [" ".join(name.replace("_", " ").split()) for name in classnames]
+        self.words = words
+        vectors = word_context(backbone, words) if words else None
+        if vectors is not None and len(vectors) != n_ctx:
+            log.info(
+                f"N_CTX is {n_ctx}, but the context {words!r} has {len(vectors)} tokens: N_CTX = {len(vectors)}"
+            )
+        self.n_ctx = n_ctx if vectors is None else len(vectors)
+        if self.n_ctx < 1:
+            raise UserError(f"N_CTX is {self.n_ctx}, expected at least 1")
+        if vectors is None:
+            vectors = torch.empty(*([len(names)] if class_specific else []), self.n_ctx, backbone.width)
+            nn.init.normal_(vectors, std=0.02)
+            vectors = vectors.to(backbone.device)
+        elif class_specific:
+            vectors = vectors.expand(len(names), -1, -1)
+        self.ctx = nn.Parameter(vectors.float().clone())
+        order, tokens, fixed = self._layout(backbone, names, position)
+        self.register_buffer("order", order, persistent=False)
+        self.register_buffer("tokens", tokens, persistent=False)
+        self.register_buffer("fixed", fixed, persistent=False)
+
+    def _layout(
+        self, backbone: ClipBackbone, names: list[str], position: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """order (C, L): which entry of [context | fixed embeddings] stands at each place of the prompt."""
+        filler = " ".join(["a"] * self.n_ctx)  # one-token words hold the context's places
+        tokens = backbone.shorten(backbone.tokenise([f"{filler} {name}." for name in names]))  # (C, L)
+        lengths = backbone.token_counts(names)
+        n, first, total = self.n_ctx, backbone.start_tokens, tokens.shape[1]
+        rows = []
+        for length in lengths:
+            ctx, name = list(range(n)), list(range(n + first + n, n + first + n + length))
+            body = {
+                "end": ctx + name,
+                "front": name + ctx,
+                "middle": ctx[: n // 2] + name + ctx[n // 2 :],
+            }[position]
+            head = list(range(n, n + first))
+            tail = list(range(n + first + n + length, n + total))
+            rows.append(head + body + tail)
+        order = torch.tensor(rows, device=tokens.device)
+        return order, tokens, backbone.embed(tokens).detach()
+
+    def forward(self, ctx: Tensor | None = None) -> Tensor:
+        """Prompt embeddings (C, L, W), of another context if one is given."""
+        ctx = self.ctx if ctx is None else ctx
+        n_classes, length = self.tokens.shape
+        if ctx.dim() == 2:
+            ctx = ctx.expand(n_classes, -1, -1)
+        pool = torch.cat([ctx.to(self.fixed.dtype), self.fixed], dim=1)  # (C, N + L, W)
+        return pool.gather(1, self.order[..., None].expand(-1, -1, pool.shape[-1]))
+
+
+def word_context(backbone: ClipBackbone, words: str) -> Tensor:
+    """Embeddings (N, W) of the words' own tokens."""
+    count = backbone.token_counts([words])[0]
+    first = backbone.start_tokens
+    return backbone.embed(backbone.tokenise([words]))[0, first : first + count].detach()

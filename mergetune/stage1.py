@@ -1,0 +1,121 @@
+"""Reading the stage-1 solution that continued fine-tuning starts from.
+
+Accepts our run folders and those of the released code, whose checkpoints carry the prompts' fixed
+embeddings (`token_prefix`, `token_suffix`) beside `ctx`.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from torch import Tensor
+
+from dassl.utils import MissingFile, UserError, drop_token_buffers, load_checkpoint
+
+NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
+BEST = "model-best.pth.tar"
+
+
+def find_checkpoint(folder: str | Path, model_name: str) -> Path:
+    """The last numbered checkpoint below a run folder, else its best one.
+
+    `folder` may be the run, its model folder, or the file itself.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return folder
+    for place in (folder / model_name, folder):
+        names = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
+        epochs = {
+            int("".join(match.groups(""))): name for name in names if (match := NUMBERED.fullmatch(name))
+        }
+        if epochs:
+            return place / epochs[max(epochs)]
+        if BEST in names:
+            return place / BEST
+    seen = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no such folder"
+    raise MissingFile(
+        f"No stage-1 checkpoint in {folder}: looked for {model_name}/model.pth.tar-N, model-N.pth.tar and "
+        f"model-best.pth.tar (there: {seen})"
+    )
+
+
+def load_context(path: Path) -> tuple[Tensor, dict[str, Tensor]]:
+    """The context vectors of a CoOp-family checkpoint, and its other tensors."""
+    state = load_checkpoint(str(path)).get("state_dict")
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds no state_dict, so it is no stage-1 checkpoint")
+    if any(key.startswith("meta_net.") for key in state):
+        raise UserError(
+            f"{path} is a CoCoOp checkpoint: its prompts depend on the image and cannot be continued here"
+        )
+    trained = drop_token_buffers(dict(state))
+    if set(trained) != {"ctx"}:
+        raise UserError(
+            f"{path} is no CoOp-family checkpoint: expected the key ctx, found {', '.join(trained) or 'none'}"
+        )
+    return trained["ctx"].float(), {key: value for key, value in state.items() if key != "ctx"}
+
+
+def check_shape(path: Path, ctx: Tensor, expected: Tensor) -> None:
+    """Refuse a context of another length, width or class count, naming both."""
+    if ctx.shape == expected.shape:
+        return
+
+    def words(shape) -> str:
+        per_class = f"{shape[0]} class-specific contexts of " if len(shape) == 3 else ""
+        return f"{per_class}N_CTX {shape[-2]} x width {shape[-1]}"
+
+    raise UserError(f"{path} holds {words(ctx.shape)}, this run expects {words(expected.shape)}")
+
+
+def check_buffers(path: Path, buffers: dict[str, Tensor], embeddings: Tensor, n_ctx: int, start: int) -> None:
+    """Hold the fixed embeddings of a foreign checkpoint against this run's prompts (C, L, W).
+
+    They are the class names through the stage-1 backbone's embedding table, so another class list or
+    another backbone shows. 2e-3 covers fp16 storage of embeddings of size 0.01 to 1.
+    """
+    suffix = buffers.get("token_suffix")
+    if suffix is None:
+        return
+    if len(suffix) != len(embeddings):
+        raise UserError(f"{path} was trained on {len(suffix)} classes, this run has {len(embeddings)}")
+    ours = embeddings[:, start + n_ctx :].float().cpu()
+    theirs = suffix[:, : ours.shape[1]].float().cpu()
+    if theirs.shape != ours.shape:
+        raise UserError(
+            f"{path} was trained with prompts {tuple(theirs.shape)} wide, this run has {tuple(ours.shape)}: other backbone"
+        )
+    other = ((theirs - ours).abs().amax((1, 2)) > 2e-3).sum().item()
+    if other:
+        raise UserError(
+            f"{path} was trained with another class list or backbone: the names of {other} of {len(ours)} classes differ"
+        )
+
+
+def run_facts(checkpoint: Path) -> dict:
+    """The results.json of the run that a checkpoint belongs to; {} for a foreign one."""
+    for folder in checkpoint.parents[:2]:
+        if (folder / "results.json").is_file():
+            return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return {}
+
+
+def check_backbone(checkpoint: Path, facts: dict) -> None:
+    """Refuse a stage-1 run of ours on other weights, naming both."""
+    theirs, ours = run_facts(checkpoint).get("backbone") or {}, facts["backbone"]
+    if theirs.get("digest") and theirs["digest"] != ours["digest"]:
+        raise UserError(
+            f"{checkpoint} was trained on {theirs['name']} ({theirs['digest'][:12]}), "
+            f"this run uses {ours['name']} ({ours['digest'][:12]})"
+        )
+
+
+def check_classes(checkpoint: Path, facts: dict) -> None:
+    """Refuse a stage-1 run of ours on another class list, naming both."""
+    theirs, ours = run_facts(checkpoint).get("classes") or {}, facts["classes"]
+    if theirs.get("digest") and theirs["digest"] != ours["digest"]:
+        raise UserError(
+            f"{checkpoint} was trained on {theirs['count']} classes ({theirs['first']} .. {theirs['last']}), "
+            f"this run has {ours['count']} ({ours['first']} .. {ours['last']})"
+        )

@@ -1,0 +1,19 @@
+# Sourced by train.sh and tests/run.sh with the clone in $root: leaves $python, with the requirements in it.
+# Uses the active virtual environment if there is one, else makes .venv in the clone. A file already installed
+# from this clone, unchanged since, is not installed again.
+setup() { # requirement files, below $root
+    venv=${VIRTUAL_ENV:-$root/.venv}
+    python=$venv/bin/python
+    if [ ! -x "$python" ]; then
+        echo "Making a virtual environment in $venv"
+        "${PYTHON:-python3}" -m venv "$venv" || return 1
+    fi
+    for file in "$@"; do
+        mark="$root/$file $(cat "$root/$file" "$root/Dassl.ProGrad.pytorch/pyproject.toml" | cksum)"
+        if ! grep -qsxF "$mark" "$venv/.installed"; then
+            echo "Installing $file"
+            (cd "$root" && "$python" -m pip install --quiet --disable-pip-version-check -r "$file") || return 1
+            echo "$mark" >> "$venv/.installed"
+        fi
+    done
+}

@@ -1,0 +1,134 @@
+"""Train or evaluate one trainer on one data set.
+
+    python train.py --root data --seed 1 --trainer CoOp --dataset-config-file configs/datasets/caltech101.yaml \
+        --config-file configs/trainers/CoOp/vit_b16_ep100_ctxv1.yaml --output-dir output/run \
+        DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base
+
+Later wins: engine defaults, trainers' own keys, data-set yaml, method yaml, flags, KEY VALUE pairs.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Dassl's flags, MERGETUNE's, and ours."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--root", default="", help="folder of all data sets")
+    add("--output-dir", default="", help="where log, checkpoints and results.json go")
+    add("--resume", default="", help="another run's folder to resume from (an interrupted run needs none)")
+    add("--resume-coop", default="", help="stage-1 folder that a stage-2 trainer continues from")
+    add("--seed", type=int, default=None, help="0 and above seed everything; -1 (default) nothing")
+    add("--source-domains", nargs="+", help="source domains for DA/DG")
+    add("--target-domains", nargs="+", help="target domains for DA/DG")
+    add("--transforms", nargs="+", help="data augmentation, by name")
+    add("--config-file", default="", help="the method's yaml")
+    add("--dataset-config-file", default="", help="the data set's yaml")
+    add("--trainer", default="", help="registered name of the trainer")
+    add("--backbone", default="", help="name of the backbone, e.g. ViT-B/16, RN50, tiny")
+    add("--head", default="", help="name of the head")
+    add("--eval-only", action="store_true", help="evaluate --model-dir, train nothing")
+    add("--model-dir", default="", help="run folder to evaluate")
+    add("--load-epoch", type=int, help="epoch to evaluate; default: the best one if kept, else the last")
+    add("--no-train", action="store_true", help="build everything, train nothing")
+    add("--overwrite", action="store_true", help="start a finished run again")
+    add("--deterministic", action="store_true", help="bit-equal runs on a GPU, at some cost in speed")
+    add("opts", nargs="*", metavar="KEY VALUE", help="config keys that win over all else")
+    return parser
+
+
+def setup_cfg(args: argparse.Namespace):
+    """The frozen config of a command line."""
+    import datasets
+    import mergetune.trainers  # noqa: F401  registers them
+    from dassl.config import get_cfg_default, merge_pairs, merge_tree, merge_yaml
+    from dassl.engine import TRAINER_REGISTRY, add_trainer_nodes
+    from dassl.utils import UserError, check_availability
+
+    datasets.register_all()
+    cfg = get_cfg_default()
+    add_trainer_nodes(cfg)
+    if args.trainer:
+        check_availability(args.trainer, TRAINER_REGISTRY.registered_names())
+    aliases = getattr(TRAINER_REGISTRY.get(args.trainer), "ALIASES", {}) if args.trainer else {}
+    final = {}
+    if args.dataset_config_file:
+        final = merge_yaml(cfg, args.dataset_config_file, aliases)
+    if args.config_file:
+        merge_yaml(cfg, args.config_file, aliases)
+    merge_tree(cfg, final, args.dataset_config_file, aliases)
+    recipe = cfg.clone()
+    flags = {
+        "DATASET.ROOT": os.path.abspath(args.root) if args.root else None,
+        "OUTPUT_DIR": args.output_dir or None,
+        "RESUME": args.resume or None,
+        "RESUME_COOP": args.resume_coop or None,
+        "SEED": args.seed,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer or None,
+        "MODEL.BACKBONE.NAME": args.backbone or None,
+        "MODEL.HEAD.NAME": args.head or None,
+        "DETERMINISTIC": args.deterministic or None,
+    }
+    for key, value in flags.items():
+        if value is not None:
+            merge_pairs(cfg, [key, value])
+    merge_pairs(cfg, args.opts, aliases)
+    if not cfg.TRAINER.NAME:
+        known = ", ".join(TRAINER_REGISTRY.registered_names())
+        raise UserError(f"No trainer: give --trainer, one of {known}")
+    if cfg.PRESET:
+        cfg.PRESET = preset_name(recipe, cfg)
+    cfg.freeze()
+    return cfg
+
+
+def preset_name(recipe, cfg) -> str:
+    """The preset's name, with the keys that a command line changed, so no table calls it the recipe."""
+    from dassl.config import leaves
+
+    own = ("TRAINER.NAME", "PREC")  # which trainer, and in what precision, results.json says by itself
+    changed = [
+        key
+        for (key, old), (_, new) in zip(leaves(recipe), leaves(cfg), strict=True)
+        if old != new and key.startswith(("TRAINER.", "OPTIM.")) and not key.endswith(own)
+    ]
+    return f"{cfg.PRESET}, changed: {', '.join(changed)}" if changed else cfg.PRESET
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Run one command line; returns what results.json holds."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_intermixed_args(argv)
+    cfg = setup_cfg(args)
+    from dassl.engine.launch import run
+
+    return run(
+        cfg,
+        eval_only=args.eval_only,
+        model_dir=args.model_dir,
+        load_epoch=args.load_epoch,
+        no_train=args.no_train,
+        overwrite=args.overwrite,
+        command=shlex.join(["python", "train.py", *argv]),
+    )
+
+
+if __name__ == "__main__":
+    from dassl.utils import UserError
+
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
