@@ -1,0 +1,70 @@
+"""The built-in CLIP: the shipped weights behind the one interface, and random ones for tests."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from dassl.clip.backbone import Block, ClipBackbone, Preprocess, tensor_digest
+from dassl.clip.tiny.model import MEAN, STD, TinyCLIP
+from dassl.clip.tiny.tokenizer import PAD, tokenizer
+from dassl.utils import MissingFile, UserError, sha256_file
+
+WEIGHTS = Path(__file__).parent / "tiny_clip.safetensors"
+
+
+class TinyBackbone(ClipBackbone):
+    """A `TinyCLIP`. Its blocks see (N, L, W)."""
+
+    @property
+    def image_blocks(self):
+        return _blocks(self.module.visual.transformer)
+
+    @property
+    def text_blocks(self):
+        return _blocks(self.module.transformer)
+
+    def tokenise(self, texts):
+        tokens = torch.full((len(texts), self.context_length), PAD)
+        for row, text in zip(tokens, texts, strict=True):
+            ids = tokenizer().encode(text)
+            if len(ids) > self.context_length:
+                raise UserError(
+                    f'the text "{text}" has {len(ids)} tokens, {self.name} takes {self.context_length}'
+                )
+            row[: len(ids)] = torch.tensor(ids)
+        return tokens.to(self.device)
+
+
+def _blocks(tower):
+    return [Block(block, block.ln_1, tower.width, True) for block in tower.resblocks]
+
+
+def _backbone(module, name, digest, device, precision):
+    module = module.half() if precision == "fp16" else module.float()
+    preprocess = Preprocess(module.visual.input_resolution, MEAN, STD)
+    return TinyBackbone(module.to(device), name=name, digest=digest, preprocess=preprocess, activation="gelu")
+
+
+def load_tiny(device="cpu", precision="fp32"):
+    """The CLIP with the shipped weights -> TinyBackbone. Draws no random number.
+
+    precision: "fp16" keeps the weights in half, every other mode computes in fp32.
+    """
+    if not WEIGHTS.is_file():
+        raise MissingFile(f"no weights {WEIGHTS}; python -m dassl.clip.tiny.train --work DIR makes them")
+    with torch.device("meta"):
+        module = TinyCLIP(tokenizer().size)
+    module.load_state_dict(load_file(WEIGHTS), assign=True)
+    return _backbone(module, "tiny", sha256_file(WEIGHTS), device, precision).freeze()
+
+
+def random_tiny(seed=0, *, device="cpu", precision="fp32", **dims):
+    """A CLIP with random weights of `seed`, not frozen, for tests; `dims` are those of TinyCLIP.
+
+    The global random stream stays as it is.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = TinyCLIP(tokenizer().size, **dims).eval()
+    return _backbone(module, "tiny-random", tensor_digest(module.state_dict()), device, precision)

@@ -1,0 +1,176 @@
+"""One function for each kind of toy picture. What is not given is drawn at random; all give (SIDE, SIDE, 3).
+
+Pretraining and data sets share these functions; they differ in styles, fonts and held-out combinations.
+"""
+
+import numpy as np
+
+from datasets.toy.draw import (
+    COLOURS,
+    SHAPES,
+    TEXTURES,
+    Canvas,
+    glyph_mask,
+    jittered,
+    second_tone,
+    shape_mask,
+    texture,
+)
+from datasets.toy.scenes import scene
+
+PLACES = {
+    "top left": (7, 7),
+    "top": (16, 6.5),
+    "top right": (25, 7),
+    "left": (6.5, 16),
+    "center": (16, 16),
+    "right": (25.5, 16),
+    "bottom left": (7, 25),
+    "bottom": (16, 25.5),
+    "bottom right": (25, 25),
+}
+DIRECTIONS = {
+    "up": 0,
+    "up right": 45,
+    "right": 90,
+    "down right": 135,
+    "down": 180,
+    "down left": 225,
+    "left": 270,
+    "up left": 315,
+}
+SIZES = {"small": (3.2, 4.4), "medium": (7.2, 8.6), "large": (12.6, 14.2)}
+NUMBERS = ("one", "two", "three", "four", "five")
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+LETTER_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono",
+                "STIXGeneral", "STIXGeneralBol", "cmr10", "cmb10", "cmtt10")  # fmt: skip
+OTHER_FONTS = ("DejaVuSans-Oblique", "DejaVuSerif-BoldItalic", "DejaVuSansMono-BoldOblique",
+               "STIXGeneralItalic", "STIXGeneralBolIta", "cmss10", "cmti10",
+               "DejaVuSerif-Italic")  # fmt: skip
+_CELLS = [(6.0 + 10 * i, 6.0 + 10 * j) for i in range(3) for j in range(3)]
+
+
+def pick(rng, names):
+    """One of the names, in sorted order for a dict, so that the draw does not depend on how they are held."""
+    names = sorted(names) if isinstance(names, dict) else list(names)
+    return names[int(rng.integers(len(names)))]
+
+
+def far(a, b, least=150):
+    """Whether two RGB colours differ enough (sum of absolute differences) to be told apart."""
+    return float(np.abs(np.asarray(a) - np.asarray(b)).sum()) >= least
+
+
+def ground_for(rng, colour, ground=None):
+    """RGB of a background that differs from `colour`: the named `ground` if given, else mostly neutral."""
+    if ground is not None:
+        return jittered(rng, ground)
+    while True:
+        if rng.random() < 0.65:
+            level = rng.uniform(200, 255) if rng.random() < 0.75 else rng.uniform(0, 70)
+            rgb = np.clip(level + rng.uniform(-18, 18, 3), 0, 255).astype(np.float32)
+        else:
+            rgb = jittered(rng, pick(rng, COLOURS), 30)
+        if far(rgb, colour, 190):
+            return rgb
+
+
+def _put(rng, canvas, shape, colour, pattern, x, y, radius, angle):
+    paint = colour if pattern == "plain" else texture(rng, pattern, colour, second_tone(colour), (x, y))
+    canvas.fill(shape_mask(shape, x, y, radius, angle), paint)
+
+
+def thing(
+    rng, shape=None, colour=None, pattern="plain", ground=None, radius=(9.0, 13.0), at=None, angle=None
+):
+    """One object; `angle` in degrees clockwise, `at` its centre, `pattern` a texture's name."""
+    shape, colour = shape or pick(rng, SHAPES), jittered(rng, colour or pick(rng, COLOURS))
+    pattern = pattern or pick(rng, TEXTURES)
+    r = rng.uniform(*radius)
+    slack = max(15.5 - r, 0.5)
+    x, y = at if at is not None else 16 + rng.uniform(-slack, slack, 2) * 0.8
+    angle = rng.uniform(-10, 10) if angle is None else angle + rng.uniform(-6, 6)
+    canvas = Canvas(ground_for(rng, colour, ground))
+    _put(rng, canvas, shape, colour, pattern, x, y, r, angle)
+    return canvas.shrink()
+
+
+def counted(rng, number, shape=None, colour=None):
+    """`number` (an int) equal objects on loose grid places."""
+    shape, tone = shape or pick(rng, SHAPES), jittered(rng, colour or pick(rng, COLOURS))
+    canvas = Canvas(ground_for(rng, tone))
+    for cell in rng.permutation(len(_CELLS))[:number]:
+        x, y = np.array(_CELLS[cell]) + rng.uniform(-1.2, 1.2, 2)
+        _put(rng, canvas, shape, tone, "plain", x, y, rng.uniform(3.8, 4.6), rng.uniform(-8, 8))
+    return canvas.shrink()
+
+
+def paired(rng, first, relation, second):
+    """Two objects; relation: above, below, left of, right of, inside."""
+    if relation in ("below", "right of"):
+        first, second = second, first
+        relation = {"below": "above", "right of": "left of"}[relation]
+    one = jittered(rng, pick(rng, COLOURS))
+    two = jittered(rng, pick(rng, COLOURS))
+    while relation == "inside" and not far(one, two, 190):
+        two = jittered(rng, pick(rng, COLOURS))
+    canvas = Canvas(ground_for(rng, two))
+    while not far(canvas.pixels[0, 0], one):
+        one = jittered(rng, pick(rng, COLOURS))
+        while relation == "inside" and not far(one, two, 190):
+            one = jittered(rng, pick(rng, COLOURS))
+    j = rng.uniform(-1.5, 1.5, 4)
+    if relation == "inside":
+        spots = [
+            (16 + j[0], 16 + j[1], rng.uniform(4.2, 5.2)),
+            (16 + j[0] / 2, 16 + j[1] / 2, rng.uniform(13, 15)),
+        ]
+    elif relation == "above":
+        spots = [(16 + 2 * j[0], 8.5 + j[1] / 2, rng.uniform(5.4, 6.8)),
+                 (16 + 2 * j[2], 23.5 + j[3] / 2, rng.uniform(5.4, 6.8))]  # fmt: skip
+    else:
+        spots = [(8.5 + j[0] / 2, 16 + 2 * j[1], rng.uniform(5.4, 6.8)),
+                 (23.5 + j[2] / 2, 16 + 2 * j[3], rng.uniform(5.4, 6.8))]  # fmt: skip
+    for shape, tone, (x, y, r) in ((second, two, spots[1]), (first, one, spots[0])):
+        _put(rng, canvas, shape, tone, "plain", x, y, r, rng.uniform(-8, 8))
+    return canvas.shrink()
+
+
+def placed(rng, place, shape=None, colour=None):
+    """A small object at one of nine places."""
+    at = np.array(PLACES[place]) + rng.uniform(-1.6, 1.6, 2)
+    return thing(rng, shape, colour, radius=(4.2, 5.6), at=at)
+
+
+def sized(rng, size, shape=None, colour=None):
+    """A small, medium or large object."""
+    return thing(rng, shape, colour, radius=SIZES[size])
+
+
+def arrow(rng, direction, colour=None):
+    """An arrow that points in one of eight directions."""
+    return thing(rng, "arrow", colour, radius=(10, 13), angle=DIRECTIONS[direction])
+
+
+def glyph(rng, text, fonts=LETTER_FONTS, colour=None, height=(17, 23), tilt=8):
+    """A letter or digit in one of `fonts`."""
+    tone = jittered(rng, colour or pick(rng, COLOURS))
+    canvas = Canvas(ground_for(rng, tone))
+    x, y = 16 + rng.uniform(-3, 3, 2)
+    canvas.fill(
+        glyph_mask(text, pick(rng, fonts), x, y, rng.uniform(*height), rng.uniform(-tilt, tilt)), tone
+    )
+    return canvas.shrink()
+
+
+def surface(rng, pattern, colour=None, other=None):
+    """A whole picture of one texture, in two colours, or two tones of one."""
+    first = jittered(rng, colour or pick(rng, COLOURS))
+    second = jittered(rng, other) if other else second_tone(first)
+    canvas = Canvas(texture(rng, pattern, first, second))
+    return canvas.shrink()
+
+
+def place(rng, name):
+    """A scene."""
+    return Canvas(scene(rng, name)).shrink()

@@ -1,0 +1,214 @@
+"""The toy data sets: classes, how a class is drawn, style and strength, templates. One table, `WORLD`.
+
+A data set's label order is the order of its classes: the first half are the base classes of the base-to-new
+protocol, the second half the new ones. Composed classes are laid out so that each half has every kind of
+part. Changing a class list changes what pretraining leaves out (`held_out`), and so the tiny CLIP's pictures.
+"""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+from PIL import Image
+
+from datasets.toy import pictures
+from datasets.toy.draw import SHAPES, SIDE, TEXTURES, generator
+from datasets.toy.pictures import DIGIT_WORDS, DIRECTIONS, NUMBERS, OTHER_FONTS, PLACES, SIZES
+from datasets.toy.scenes import SCENES
+from datasets.toy.styles import STYLES, finish
+
+COUNTS = (20, 20, 50)  # pictures a class: train, val, test
+VERSION = 1  # part of every picture's seed
+
+# One number for each data set, 0 (the pretraining style) to 1; chosen by zero-shot CLIP and CoOp alone.
+STRENGTHS = {
+    "ToyArrows": 0.75,
+    "ToyColours": 0.6,
+    "ToyCounts": 0.45,
+    "ToyDigits": 0.0,
+    "ToyLetters": 0.5,
+    "ToyNumbers": 0.5,
+    "ToyObjects": 0.7,
+    "ToyPairs": 0.4,
+    "ToyPositions": 0.45,
+    "ToyScenes": 0.42,
+    "ToyShapes": 0.55,
+    "ToySizes": 0.5,
+    "ToyTextures": 0.35,
+}
+
+
+@dataclass(frozen=True)
+class ToySet:
+    """One data set. `draws`: class name -> (function of `pictures`, its arguments), in label order."""
+
+    name: str
+    folder: str
+    draws: dict
+    styles: tuple
+    template: str
+    coop_template: str = "a photo of a {}."
+    base_to_new: bool = True
+    extra: dict = field(default_factory=dict)
+
+    @property
+    def classnames(self):
+        return list(self.draws)
+
+    @property
+    def strength(self):
+        return STRENGTHS[self.name]
+
+    def picture(self, classname, split, number):
+        """uint8 (32, 32, 3), a function of its arguments, STRENGTHS and VERSION alone."""
+        rng = generator(VERSION, self.name, classname, split, number)
+        function, arguments = self.draws[classname]
+        picture = getattr(pictures, function)(rng, **arguments, **self.extra)
+        for style in self.styles:
+            picture = STYLES[style](rng, picture, self.strength)
+        return finish(picture)
+
+
+def _halves(pairs):
+    """Order classes (name, in_base, draw): base first, each half alphabetically."""
+    chosen = sorted(pairs, key=lambda entry: (not entry[1], entry[0]))
+    return {name: draw for name, _, draw in chosen}
+
+
+def plural(number, shape):
+    """ "one star", "two stars", "three crosses"."""
+    if number == 1:
+        return f"one {shape}"
+    return f"{NUMBERS[number - 1]} {shape}{'es' if shape.endswith('s') else 's'}"
+
+
+_FIGURES = ("black", "blue", "green", "orange", "purple", "red", "white", "yellow")
+_COUNTED = ("cross", "heart", "moon", "square")
+_UNCOUNTED = ("circle", "diamond", "star", "triangle")  # pretraining counts other shapes than these
+_SIZED = ("circle", "cross", "flower", "heart", "square", "star")
+_PAIRS = {
+    True: (("circle", "cross"), ("cross", "circle"), ("heart", "hexagon")),
+    False: (("square", "star"), ("star", "square"), ("triangle", "diamond")),
+}
+_PATTERNS = ("checkered", "dotted", "grid", "plain", "striped")
+_TINTS = ("blue", "green", "orange", "purple", "red")
+_OUTLINES = ("circle", "diamond", "heart", "square", "star")
+
+
+def _colours():
+    n = len(_FIGURES)
+    return _halves(
+        (f"{figure} on {_FIGURES[(i + step) % n]}", step == 1,
+         ("thing", {"colour": figure, "ground": _FIGURES[(i + step) % n]}))
+        for i, figure in enumerate(_FIGURES) for step in (1, 2)
+    )  # fmt: skip
+
+
+def _counts():
+    return _halves(
+        (plural(n, shape), (n + i) % 2 == 0, ("counted", {"number": n, "shape": shape}))
+        for n in range(1, 6) for i, shape in enumerate(_COUNTED)
+    )  # fmt: skip
+
+
+def _sizes():
+    return _halves(
+        (f"{size} {shape}", (i + j) % 2 == 0, ("sized", {"size": size, "shape": shape}))
+        for i, size in enumerate(SIZES) for j, shape in enumerate(_SIZED)
+    )  # fmt: skip
+
+
+def _pairs():
+    return _halves(
+        (f"{first} {relation} {second}", base,
+         ("paired", {"first": first, "relation": relation, "second": second}))
+        for base, pairs in _PAIRS.items() for first, second in pairs
+        for relation in ("above", "inside", "left of")
+    )  # fmt: skip
+
+
+def _objects():
+    """Twenty of the 125 triples; in each half every pattern, colour and shape stands twice."""
+    classes = []
+    for base, shift in ((True, 0), (False, 2)):
+        for i, pattern in enumerate(_PATTERNS):
+            for j in (0, 1):
+                colour, shape = _TINTS[(i + 2 * j + shift) % 5], _OUTLINES[(2 * i + j + shift) % 5]
+                draw = ("thing", {"pattern": pattern, "colour": colour, "shape": shape})
+                classes.append((f"{pattern} {colour} {shape}", base, draw))
+    return _halves(classes)
+
+
+def _plain_halves(names, draw):
+    """Alphabetical order, cut in the middle."""
+    return {name: draw(name) for name in sorted(names)}
+
+
+_ARROWS = {f"arrow pointing {direction}": ("arrow", {"direction": direction}) for direction in DIRECTIONS}
+_POSITIONS = {f"the {place}": ("placed", {"place": place}) for place in PLACES}
+_LETTERS = {f"letter {c}": ("glyph", {"text": c.upper()}) for c in "abcdefghijklmnopqrstuvwxyz"}
+_GLYPHS = {f"number {word}": ("glyph", {"text": str(i)}) for i, word in enumerate(DIGIT_WORDS)}
+
+
+@lru_cache(maxsize=1)
+def _handwritten():
+    """scikit-learn's handwritten digits: (1797, 8, 8) in 0..16, and their labels."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return data.images, data.target
+
+
+class RealDigits(ToySet):
+    """Real pictures, enlarged: white on black, at least 174 of each digit, so the splits share none."""
+
+    _first = {"test": 0, "train": 50, "val": 100}
+
+    def picture(self, classname, split, number):
+        images, labels = _handwritten()
+        places = np.flatnonzero(labels == self.draws[classname])
+        order = generator(VERSION, self.name, classname).permutation(places)
+        small = (images[order[self._first[split] + number]] * (255 / 16)).astype(np.uint8)
+        large = Image.fromarray(small).resize((SIDE - 4, SIDE - 4), Image.Resampling.BICUBIC)
+        return np.pad(np.asarray(large)[..., None].repeat(3, 2), ((2, 2), (2, 2), (0, 0)))
+
+
+WORLD = {
+    toy.name: toy
+    for toy in (
+        ToySet("ToyArrows", "toy_arrows", _ARROWS, ("clutter", "noise"), "a picture of an {}.",
+               base_to_new=False),
+        ToySet("ToyColours", "toy_colours", _colours(), ("tint", "noise"), "a photo of a shape in {}.",
+               extra={"pattern": None}),
+        ToySet("ToyCounts", "toy_counts", _counts(), ("noise", "blur"), "a photo of {}."),
+        RealDigits("ToyDigits", "toy_digits", {word: i for i, word in enumerate(DIGIT_WORDS)}, (),
+                   "a photo of the number {}."),
+        ToySet("ToyLetters", "toy_letters", _LETTERS, ("blur", "noise"), "a photo of the {}.",
+               extra={"fonts": OTHER_FONTS, "tilt": 20}),
+        ToySet("ToyNumbers", "toy_numbers", _GLYPHS, ("clutter", "blur"), "a photo of the {}.",
+               extra={"fonts": OTHER_FONTS, "tilt": 20}),
+        ToySet("ToyObjects", "toy_objects", _objects(), ("blur", "speckle"),
+               "a photo of a {}, a type of object."),
+        ToySet("ToyPairs", "toy_pairs", _pairs(), ("sketch", "noise"), "a photo of a {}."),
+        ToySet("ToyPositions", "toy_positions", _POSITIONS, ("dark", "noise"), "a shape at {}.",
+               base_to_new=False),
+        ToySet("ToyScenes", "toy_scenes", _plain_halves(SCENES, lambda s: ("place", {"name": s})),
+               ("sketch", "speckle"), "a photo of a {}, a type of place."),
+        ToySet("ToyShapes", "toy_shapes", _plain_halves(SHAPES, lambda s: ("thing", {"shape": s})),
+               ("sketch", "rotation", "noise"), "a photo of a {}, a type of shape.", extra={"pattern": None}),
+        ToySet("ToySizes", "toy_sizes", _sizes(), ("clutter", "blur"), "a photo of a {}."),
+        ToySet("ToyTextures", "toy_textures", _plain_halves(TEXTURES, lambda t: ("surface", {"pattern": t})),
+               ("fade", "noise"), "{} texture."),
+    )
+}  # fmt: skip
+
+
+def held_out():
+    """What pretraining must not show together: a set of frozensets of (argument, value) pairs.
+
+    Of counts it leaves out whole shapes, and the data set counts others: "stars" would be a word it never met.
+    """
+    composed = ("ToyColours", "ToyObjects", "ToyPairs", "ToySizes")
+    classes = {frozenset(arguments.items()) for name in composed for _, arguments in WORLD[name].draws.values()}
+    counts = ({"number": n, "shape": shape} for n in range(1, len(NUMBERS) + 1) for shape in _UNCOUNTED)
+    return classes | {frozenset(arguments.items()) for arguments in counts}

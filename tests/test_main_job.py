@@ -1,0 +1,106 @@
+"""The main job: a table and figures, finished work never repeated, a killed job continued."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dassl.clip import cosine_logits
+from mergetune.path_card import LEG_POINTS, curve
+from tests.conftest import ROOT
+
+WORDS = [sys.executable, "scripts/main_job.py", "toy_shapes", "1", "--set", "OPTIM.MAX_EPOCH", "2"]
+# two epochs are not the recipe, and the table says so
+PRESETS = [f"CoOp_LMC ({name}, changed: OPTIM.MAX_EPOCH)" for name in ("continued", "paper", "released")]
+ROWS = ["ZeroshotCLIP", "CoOp", "Average", *PRESETS]
+
+
+def marks(output):
+    """When each finished run below a folder was finished."""
+    return {path: path.stat().st_mtime_ns for path in output.rglob("results.json")}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """The job on one data set and seed, killed once in the middle: (output folder, marks at the kill, printed)."""
+    data, output = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("output")
+    env = os.environ | {"DATA": str(data), "OUTPUT": str(output), "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen(WORDS, cwd=ROOT, env=env, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        while len(marks(output)) < 3 and first.poll() is None:
+            time.sleep(0.05)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
+    before = marks(output)
+    second = subprocess.run(WORDS, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert second.returncode == 0, second.stdout + second.stderr
+    return output, before, second.stdout
+
+
+def test_what_was_finished_is_not_repeated(job):
+    output, before, _ = job
+    after = marks(output)
+    assert 3 <= len(before) < len(after)
+    assert all(after[path] == when for path, when in before.items())
+
+
+def test_every_row_of_the_table_is_there(job):
+    output, _, printed = job
+    with open(output / "tables" / "base2new.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["method"] for row in rows} == set(ROWS)
+    assert all(name in printed for name in ROWS)
+    assert "—" not in printed.split("—:")[0]  # no missing cell above the legend
+    assert (output / "tables" / "base2new.md").is_file()
+
+
+def test_a_figure_for_each_stage_2_family(job):
+    figures = sorted(path.name for path in (job[0] / "figures").glob("*.png"))
+    assert len(figures) == 3 and all(name.startswith("path_CoOp") for name in figures)
+
+
+def test_the_path_ends_where_the_evaluations_are(job):
+    """The card's middle is our run's accuracy, its end stage 1's: they come from other code paths."""
+    output = job[0]
+
+    def accuracy(pattern):
+        return json.loads(next(output.glob(pattern)).read_text())["metrics"]["accuracy"]
+
+    card = json.loads(next(output.glob("**/shots_16_8.0_0.5/**/path.json")).read_text())
+    assert len(card["t"]) == 2 * LEG_POINTS - 1 and card["t"][0] == 0 and card["t"][-1] == 2
+    middle = card["t"].index(1.0)
+    for subset in ("base", "new"):
+        ours = accuracy(f"**/evaluate/test_{subset}/**/shots_16_8.0_0.5/**/results.json")
+        stage1 = accuracy(f"output_coop/evaluate/test_{subset}/**/results.json")
+        assert card[subset]["accuracy"][middle] == pytest.approx(ours, abs=1e-4)
+        assert card[subset]["accuracy"][-1] == pytest.approx(stage1, abs=1e-4)
+
+
+def test_curve_equals_scoring_each_blend():
+    g = torch.Generator().manual_seed(0)
+    image = F.normalize(torch.randn(9, 8, generator=g), dim=-1)
+    labels = torch.randint(0, 4, (9,), generator=g)
+    vectors = [torch.randn(4, 8, generator=g) for _ in range(3)]
+    ts, losses, accuracies = curve(image, labels, vectors, torch.tensor(20.0))
+    for i in (0, 7, LEG_POINTS - 1, LEG_POINTS + 5, 2 * LEG_POINTS - 2):
+        leg = min(int(ts[i]), 1)
+        blend = vectors[leg] + (ts[i] - leg) * (vectors[leg + 1] - vectors[leg])
+        logits = cosine_logits(image, blend, 20.0)
+        assert losses[i] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+        assert accuracies[i] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+
+
+def test_unknown_names_are_refused_before_anything_runs(clone, tmp_path):
+    for words in (["toy_shape"], ["--trainer", "CoOpp"], ["--data", str(tmp_path)]):
+        done = clone(sys.executable, "scripts/main_job.py", *words, output=tmp_path / "out", check=False)
+        assert done.returncode == 1
+        assert done.stderr.startswith("error: ")
+        assert not (tmp_path / "out").exists()

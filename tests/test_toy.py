@@ -1,0 +1,218 @@
+"""The toy world: the same pictures everywhere, whole on disk, readable like any other data set."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+
+import datasets
+from dassl.config import get_cfg_default, merge_tree, merge_yaml
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.utils import UserError
+from datasets.toy import pretrain, world
+from datasets.toy.build import sample_pictures, world_digest, write_toy
+from datasets.toy.draw import generator
+from datasets.toy.styles import STYLES, finish
+from datasets.toy.world import WORLD
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = (2, 1, 3)  # pictures a class
+WORLD_DIGEST = "66e8a97579e1f181"
+
+
+@pytest.fixture(scope="module")
+def toy_classes():
+    """The data set classes with few pictures, by name."""
+    datasets.register_all()
+    from datasets.toy_world import declare
+
+    return {name: declare(toy, counts=SMALL) for name, toy in WORLD.items()}
+
+
+def cfg_for(root, shots=1, subset="all"):
+    cfg = get_cfg_default()
+    cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES, cfg.SEED = str(root), shots, subset, 1
+    return cfg
+
+
+def test_digest_of_twenty_pictures():
+    assert len(list(sample_pictures())) == 20
+    assert world_digest() == WORLD_DIGEST, (
+        f"these are other pictures than the benchmark's, drawn with Pillow {PIL.__version__} "
+        f"and NumPy {np.__version__}; the digest was taken with Pillow 13.0.0 and NumPy 2.4.6"
+    )
+
+
+def test_another_process_draws_the_same():
+    code = "from datasets.toy.build import world_digest; print(world_digest())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": "7"},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.strip() == world_digest()
+
+
+def test_there_is_enough_to_choose_from():
+    assert len(WORLD) >= 11
+    usable = [toy for toy in WORLD.values() if toy.base_to_new]
+    assert len(usable) >= 6
+    assert all(len(toy.classnames) >= (10 if "one" in toy.classnames[1] else 12) for toy in usable)
+    assert len({toy.folder for toy in WORLD.values()}) == len(WORLD)
+    assert all("{}" in toy.template and "{}" in toy.coop_template for toy in WORLD.values())
+
+
+@pytest.mark.parametrize("name", sorted(WORLD))
+def test_pictures_differ_by_class_split_and_number(name):
+    toy = WORLD[name]
+    keys = [(c, s, n) for c in toy.classnames[:3] for s in ("train", "val", "test") for n in (0, 1)]
+    pictures = [toy.picture(*key) for key in keys]
+    assert all(picture.shape == (32, 32, 3) and picture.dtype == np.uint8 for picture in pictures)
+    assert len({picture.tobytes() for picture in pictures}) == len(keys)
+    assert np.array_equal(toy.picture(*keys[0]), pictures[0])
+
+
+@pytest.mark.parametrize("name", ["ToyColours", "ToyCounts", "ToyObjects", "ToyPairs", "ToySizes"])
+def test_both_halves_of_composed_classes_have_every_kind_of_part(name):
+    """Each argument that says what a class is takes values in base and new, none of them in one half twice as often."""
+    draws = [arguments for _, arguments in WORLD[name].draws.values()]
+    half = len(draws) // 2
+    parts = {key for key in draws[0] if name != "ToyPairs" or key == "relation"}
+    for key in parts:
+        base, new = (sorted(draw[key] for draw in draws[part]) for part in (slice(half), slice(half, None)))
+        assert set(base) == set(new)
+        assert max(abs(base.count(value) - new.count(value)) for value in base) <= 1
+
+
+def test_layout_on_disk(tmp_path):
+    toy = WORLD["ToyCounts"]
+    folder = write_toy(tmp_path, toy, SMALL)
+    lists = json.loads((folder / "split_zhou_ToyCounts.json").read_text())
+    assert [len(lists[part]) // len(toy.classnames) for part in ("train", "val", "test")] == list(SMALL)
+    paths = [path for part in lists.values() for path, _, _ in part]
+    on_disk = {p.relative_to(folder / "images").as_posix() for p in (folder / "images").rglob("*.png")}
+    assert len(paths) == len(set(paths)) and set(paths) == on_disk
+    assert all(toy.classnames[label] == name for part in lists.values() for _, label, name in part)
+    path, _, name = lists["test"][-1]
+    with Image.open(folder / "images" / path) as image:
+        assert image.format == "PNG"
+        assert np.array_equal(np.asarray(image), toy.picture(name, "test", SMALL[2] - 1))
+
+
+def test_written_once_and_again_when_the_world_changes(tmp_path, monkeypatch):
+    toy = WORLD["ToyNumbers"]
+    stamp = write_toy(tmp_path, toy, SMALL) / "world.json"
+    first = stamp.stat().st_mtime_ns, (stamp.parent / "images/number_one/0000.png").read_bytes()
+    write_toy(tmp_path, toy, SMALL)
+    assert stamp.stat().st_mtime_ns == first[0]
+    monkeypatch.setitem(world.STRENGTHS, "ToyNumbers", 0.123)
+    write_toy(tmp_path, toy, SMALL)
+    assert (stamp.parent / "images/number_one/0000.png").read_bytes() != first[1]
+    assert json.loads(stamp.read_text())["strength"] == 0.123
+
+
+def test_a_damaged_stamp_means_drawing_again(tmp_path):
+    folder = write_toy(tmp_path, WORLD["ToyNumbers"], SMALL)
+    (folder / "world.json").write_text("{")
+    (folder / "images/number_one/0000.png").unlink()
+    write_toy(tmp_path, WORLD["ToyNumbers"], SMALL)
+    assert (folder / "images/number_one/0000.png").is_file()
+
+
+def test_two_processes_write_at_once(tmp_path):
+    code = (
+        "import sys, time, pathlib\n"
+        "from datasets.toy.build import write_toy\n"
+        "from datasets.toy.world import WORLD\n"
+        "here = pathlib.Path(sys.argv[1])\n"
+        "(here / sys.argv[2]).touch()\n"
+        "while len(list(here.glob('ready*'))) < 2: time.sleep(0.002)\n"
+        "write_toy(here / 'data', WORLD['ToySizes'], (4, 2, 6))\n"
+        "print(len(list((here / 'data/toy_sizes/images').rglob('*.png'))))\n"
+    )
+    started = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), f"ready{i}"], cwd=ROOT, text=True,
+                                stdout=subprocess.PIPE) for i in range(2)]  # fmt: skip
+    outputs = [process.communicate(timeout=120)[0].strip() for process in started]
+    assert outputs == [str(18 * 12)] * 2
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [".toy_sizes.lock", "toy_sizes"]
+
+
+def test_a_killed_writer_leaves_nothing_that_is_read_as_whole(tmp_path):
+    code = "from datasets.toy.build import write_toy\nfrom datasets.toy.world import WORLD\nimport sys\n"
+    code += "write_toy(sys.argv[1], WORLD['ToySizes'])\n"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".toy_sizes.*/new/images/*/0005.png")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "toy_sizes").exists()
+    assert (write_toy(tmp_path, WORLD["ToySizes"], SMALL) / "world.json").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".toy_sizes.lock", "toy_sizes"]
+
+
+def test_data_set_objects(toy_classes, tmp_path):
+    base, new = (toy_classes["ToyPairs"](cfg_for(tmp_path, subset=subset)) for subset in ("base", "new"))
+    names = WORLD["ToyPairs"].classnames
+    assert base.classnames == names[:9] and new.classnames == names[9:]
+    assert len(base.train_x) == 9 and len(base.val) == 9 and len(base.test) == 9 * SMALL[2]
+    assert base.template == WORLD["ToyPairs"].template and set(base.templates) == {"coop", "kgcoop"}
+    assert base.world_digest == world_digest()
+    assert base.drawn["dataset"] == "ToyPairs" and base.split_digest == new.split_digest
+
+
+def test_every_data_set_is_registered():
+    datasets.register_all()
+    assert set(WORLD) <= set(DATASET_REGISTRY.registered_names())
+
+
+def test_no_data_root_is_an_error_before_anything_is_drawn(toy_classes):
+    with pytest.raises(UserError, match="no data root"):
+        toy_classes["ToyPairs"](cfg_for(""))
+
+
+def test_real_digits_share_no_picture_between_splits():
+    toy = WORLD["ToyDigits"]
+    counts = dict(zip(("train", "val", "test"), world.COUNTS, strict=True))
+    seen = [toy.picture("eight", split, i).tobytes() for split, count in counts.items() for i in range(count)]
+    assert len(set(seen)) == len(seen) == sum(world.COUNTS)
+
+
+@pytest.mark.parametrize("name", sorted(STYLES))
+def test_styles_start_at_the_picture_itself(name):
+    clean = WORLD["ToyDigits"].picture("two", "test", 0).astype(np.float32)
+    untouched = finish(STYLES[name](generator("a"), clean, 0.0)).astype(int)
+    assert np.abs(untouched - clean).max() <= 1
+    strong = [STYLES[name](generator("a"), clean, 0.9) for _ in range(2)]
+    assert np.array_equal(*strong) and np.abs(strong[0] - clean).mean() > 1
+
+
+def test_pretraining_leaves_the_composed_classes_out():
+    forbidden = world.held_out()
+    captions = [text for i in range(400) for text in pretrain.example(5, i, forbidden)[1]]
+    held = [name for toy in ("ToyObjects", "ToyPairs") for name in WORLD[toy].classnames]
+    assert len(forbidden) == 92
+    assert not [text for text in captions if any(name in text for name in held)]
+
+
+def test_pretraining_chunks_are_kept_and_the_same_again(tmp_path):
+    images, captions = pretrain.load_chunk(tmp_path / "a", 3, 1, size=24)
+    again = pretrain.load_chunk(tmp_path / "b", 3, 1, size=24)
+    kept = pretrain.load_chunk(tmp_path / "a", 3, 1, size=24)
+    assert images.shape == (24, 32, 32, 3) and all(len(texts) == pretrain.CAPTIONS for texts in captions)
+    assert np.array_equal(images, again[0]) and np.array_equal(images, kept[0]) and captions == again[1] == kept[1]
+    assert not np.array_equal(images, pretrain.load_chunk(tmp_path / "a", 3, 0, size=24)[0])
+
+
+def test_each_data_set_has_its_yaml():
+    datasets.register_all()
+    for toy in WORLD.values():
+        cfg = get_cfg_default()
+        final = merge_yaml(cfg, ROOT / "configs" / "datasets" / f"{toy.folder}.yaml")
+        assert toy.name == cfg.DATASET.NAME and final["MODEL"]["BACKBONE"]["NAME"] == "tiny"
+    merge_tree(cfg, {key: value for key, value in final.items() if key != "TRAINER"}, "toy.yaml")
+    assert cfg.INPUT.SIZE == (32, 32) and cfg.FEATURES.VIEWS == 20 and "random_flip" not in cfg.INPUT.TRANSFORMS
