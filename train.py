@@ -58,7 +58,7 @@ def setup_cfg(args: argparse.Namespace):
     cfg = get_cfg_default()
     add_trainer_nodes(cfg)
     if args.trainer:
-        check_availability(args.trainer, TRAINER_REGISTRY.registered_names())
+        check_availability(args.trainer, TRAINER_REGISTRY.registered_names(), "--trainer")
     aliases = getattr(TRAINER_REGISTRY.get(args.trainer), "ALIASES", {}) if args.trainer else {}
     final = {}
     if args.dataset_config_file:
@@ -130,5 +130,7 @@ if __name__ == "__main__":
 
     try:
         main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # the log says how to go on

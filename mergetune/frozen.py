@@ -53,9 +53,18 @@ class FrozenClipTrainer(TrainerX):
                 build_feature_loader(self.cfg, loader, self.clip, is_train=is_train, autocast=autocast),
             )
 
+    def route_split(self, split: str) -> None:
+        """`route` for the loader that evaluates "val" or "test"."""
+        self.route("val_loader" if split == "val" and self.val_loader is not None else "test_loader", is_train=False)
+
     def before_train(self) -> None:
-        self.route("train_loader_x", is_train=True)
         super().before_train()
+        self.route("train_loader_x", is_train=True)
+        # all banks now: a picture that cannot be read stops the run before training, not after
+        if not self.cfg.TEST.NO_TEST:
+            self.route_split(self.cfg.TEST.SPLIT)
+        if self.chooses_best() and self.has_validation():
+            self.route_split("val")
 
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W), or bank features (B, D), and labels (B,)."""
@@ -81,9 +90,7 @@ class FrozenClipTrainer(TrainerX):
 
     def test(self, split: str | None = None) -> float:
         """Accuracy in percent on a split; the text tower runs once."""
-        self.route(
-            "val_loader" if split == "val" and self.val_loader is not None else "test_loader", is_train=False
-        )
+        self.route_split(split or self.cfg.TEST.SPLIT)
         self.set_model_mode("eval")
         with torch.no_grad(), self.precision.autocast():
             self._classifier = self.text_features().float()

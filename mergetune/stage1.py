@@ -4,13 +4,13 @@ Accepts our run folders and those of the released code, whose checkpoints carry 
 embeddings (`token_prefix`, `token_suffix`) beside `ctx`.
 """
 
-import json
 import re
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from dassl.utils import MissingFile, UserError, drop_token_buffers, load_checkpoint
+from dassl.utils import MissingFile, UserError, drop_token_buffers, load_checkpoint, read_json
 
 NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
 BEST = "model-best.pth.tar"
@@ -54,7 +54,12 @@ def load_context(path: Path) -> tuple[Tensor, dict[str, Tensor]]:
         raise UserError(
             f"{path} is no CoOp-family checkpoint: expected the key ctx, found {', '.join(trained) or 'none'}"
         )
-    return trained["ctx"].float(), {key: value for key, value in state.items() if key != "ctx"}
+    ctx = trained["ctx"]
+    if not (isinstance(ctx, Tensor) and ctx.layout == torch.strided and ctx.device.type == "cpu"):
+        raise UserError(f"{path}: ctx is no plain tensor")
+    if not ctx.isfinite().all():
+        raise UserError(f"{path}: ctx is infinite or NaN, there is nothing to continue")
+    return ctx.float(), {key: value for key, value in state.items() if key != "ctx"}
 
 
 def check_shape(path: Path, ctx: Tensor, expected: Tensor) -> None:
@@ -84,26 +89,30 @@ def check_buffers(path: Path, buffers: dict[str, Tensor], embeddings: Tensor, n_
     theirs = suffix[:, : ours.shape[1]].float().cpu()
     if theirs.shape != ours.shape:
         raise UserError(
-            f"{path} was trained with prompts {tuple(theirs.shape)} wide, this run has {tuple(ours.shape)}: other backbone"
+            f"{path} was trained with prompts {tuple(theirs.shape)} wide, this run has {tuple(ours.shape)}: "
+            "other backbone"
         )
     other = ((theirs - ours).abs().amax((1, 2)) > 2e-3).sum().item()
     if other:
         raise UserError(
-            f"{path} was trained with another class list or backbone: the names of {other} of {len(ours)} classes differ"
+            f"{path} was trained with another class list or backbone: "
+            f"the names of {other} of {len(ours)} classes differ"
         )
 
 
-def run_facts(checkpoint: Path) -> dict:
-    """The results.json of the run that a checkpoint belongs to; {} for a foreign one."""
+def run_fact(checkpoint: Path, name: str) -> dict:
+    """An entry of the results.json of the run that a checkpoint belongs to; {} for a foreign one."""
     for folder in checkpoint.parents[:2]:
         if (folder / "results.json").is_file():
-            return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            results = read_json(folder / "results.json")
+            fact = results.get(name) if isinstance(results, dict) else None
+            return fact if isinstance(fact, dict) else {}
     return {}
 
 
 def check_backbone(checkpoint: Path, facts: dict) -> None:
     """Refuse a stage-1 run of ours on other weights, naming both."""
-    theirs, ours = run_facts(checkpoint).get("backbone") or {}, facts["backbone"]
+    theirs, ours = run_fact(checkpoint, "backbone"), facts["backbone"]
     if theirs.get("digest") and theirs["digest"] != ours["digest"]:
         raise UserError(
             f"{checkpoint} was trained on {theirs['name']} ({theirs['digest'][:12]}), "
@@ -113,7 +122,7 @@ def check_backbone(checkpoint: Path, facts: dict) -> None:
 
 def check_classes(checkpoint: Path, facts: dict) -> None:
     """Refuse a stage-1 run of ours on another class list, naming both."""
-    theirs, ours = run_facts(checkpoint).get("classes") or {}, facts["classes"]
+    theirs, ours = run_fact(checkpoint, "classes"), facts["classes"]
     if theirs.get("digest") and theirs["digest"] != ours["digest"]:
         raise UserError(
             f"{checkpoint} was trained on {theirs['count']} classes ({theirs['first']} .. {theirs['last']}), "

@@ -83,6 +83,7 @@ def start_worker(threads: int, queue) -> None:
 def run_cell(pair: str, dataset: str, seed: int, pairs: list[str]) -> str:
     """Run what is missing of one cell; returns the traceback's text if a command failed."""
     import train
+    from dassl.utils import UserError
     from mergetune.path_card import path_card
 
     for name, arguments in cell_steps(pair, dataset, seed):
@@ -97,6 +98,8 @@ def run_cell(pair: str, dataset: str, seed: int, pairs: list[str]) -> str:
                     train.main(train_argv(name, arguments, pairs))
                 if not finished(name, arguments):
                     path_card(out)
+        except UserError as error:
+            return f"{dataset} seed {seed}: {name}: error: {error}"
         except Exception:
             return f"{dataset} seed {seed}: {name}\n{traceback.format_exc()}"
         start_worker.queue.put(("done", ""))

@@ -11,7 +11,7 @@ setup() { # requirement files, below $root
     for file in "$@"; do
         mark="$root/$file $(cat "$root/$file" "$root/Dassl.ProGrad.pytorch/pyproject.toml" | cksum)"
         if ! grep -qsxF "$mark" "$venv/.installed"; then
-            echo "Installing $file"
+            echo "Installing $file (PyTorch is large: some minutes)"
             (cd "$root" && "$python" -m pip install --quiet --disable-pip-version-check -r "$file") || return 1
             echo "$mark" >> "$venv/.installed"
         fi

@@ -97,7 +97,7 @@ def test_types_are_held_and_literals_decoded(cfg):
 def test_ctx_init_takes_a_bool_or_any_string(cfg, text, value):
     merge_pairs(cfg, ["TRAINER.COOP.CTX_INIT", "words"])
     merge_pairs(cfg, ["TRAINER.COOP.CTX_INIT", text])
-    assert cfg.TRAINER.COOP.CTX_INIT == value
+    assert value == cfg.TRAINER.COOP.CTX_INIT
     assert type(cfg.TRAINER.COOP.CTX_INIT) is type(value)
 
 

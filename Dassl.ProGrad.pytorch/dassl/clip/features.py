@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from dassl.data import ViewIndex, relative_key
 from dassl.data.transforms import describe_transform
-from dassl.utils import MissingFile, UserError, atomic_write, digest, get_logger, sha256_file, write_json
+from dassl.utils import MissingFile, UserError, WriteFailed, atomic_write, digest, get_logger, sha256_file, write_json
 
 FORMAT = 1
 WORKERS_FROM = 512  # pictures to encode below which starting worker processes costs more than it saves
@@ -255,8 +255,12 @@ def _describe_file(path, root, strict):
 @contextlib.contextmanager
 def _turn(folder):
     """One builder at a time; the kernel takes the turn back from a process that dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "ab") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "ab")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise WriteFailed(f'Feature bank: cannot write to "{folder}" ({error.strerror})') from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -264,7 +268,11 @@ def _turn(folder):
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:  # a file system without locks: both build, and the last rename stands
             get_logger().warning(f'Feature bank: "{folder}" cannot be locked ({error.strerror})')
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # loader workers hold the file too, and may outlive a failure
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _as_it_is(batch):

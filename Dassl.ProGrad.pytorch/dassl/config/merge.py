@@ -38,8 +38,13 @@ def read_yaml(path: str | Path, _chain: tuple = ()) -> dict:
     if not isinstance(tree, dict):
         raise UserError(f"Config file {path}: expected KEY: value lines, got {type(tree).__name__}")
     bases = tree.pop("_BASE_", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
+        raise UserError(f"Config file {path}: _BASE_ is {bases!r}, expected a file name or a list of them")
+    if not isinstance(tree.get("_FINAL_", {}), dict):
+        raise UserError(f"Config file {path}: _FINAL_ is {tree['_FINAL_']!r}, expected KEY: value lines")
     merged: dict = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases:
         _update(merged, read_yaml(path.parent / base, (*_chain, path.resolve())))
     return _update(merged, tree)
 

@@ -47,15 +47,19 @@ def build_data_loader(
     if is_train and cfg.INPUT.VIEW_SEEDS:
         sampler = ViewSampler(sampler)
     workers = cfg.DATALOADER.NUM_WORKERS
-    loader = DataLoader(
-        (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train),
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        drop_last=is_train and len(data_source) >= batch_size,
-        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
-        persistent_workers=cfg.DATALOADER.PERSISTENT and workers > 0,
-    )
+    wrapped = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
+    try:
+        loader = DataLoader(
+            wrapped,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            drop_last=is_train and len(data_source) >= batch_size,
+            pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+            persistent_workers=cfg.DATALOADER.PERSISTENT and workers > 0,
+        )
+    except ValueError as error:  # a batch size or a number of workers that is none
+        raise UserError(f"DATALOADER: {error}") from error
     if not len(loader):
         raise UserError(f"data set {cfg.DATASET.NAME}: {sampler_type} makes no batch of {batch_size}")
     return loader

@@ -138,7 +138,7 @@ SAMPLERS = (
 
 def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):
     """Sampler by name over a list of Datum. Unknown name: UserError with the nearest one."""
-    check_availability(sampler_type, SAMPLERS)
+    check_availability(sampler_type, SAMPLERS, "A sampler")
     if sampler_type == "RandomSampler":
         return RandomSampler(data_source)
     if sampler_type == "SequentialSampler":

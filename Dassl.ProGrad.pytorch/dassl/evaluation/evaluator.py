@@ -55,7 +55,7 @@ class ClassCounts:
 
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
-    """Top-1 classification. `correct` and `total` hold the counts of the last `evaluate()`."""
+    """Top-1 classification. `correct`, `total` and `results` are those of the last `evaluate()`."""
 
     def __init__(self, cfg, lab2cname=None, **kwargs):
         super().__init__(cfg)
@@ -68,6 +68,7 @@ class Classification(EvaluatorBase):
 
     def reset(self):
         self.correct = self.total = 0
+        self.results = None
         self._truth, self._predicted = [], []
 
     def process(self, mo, gt):
@@ -96,6 +97,7 @@ class Classification(EvaluatorBase):
         if self._matrix_path:
             atomic_save(torch.from_numpy(counts.confusion()), self._matrix_path)
             get_logger().info(f"Confusion matrix is saved to {self._matrix_path}")
+        self.results = results
         return results
 
     def _log(self, results):

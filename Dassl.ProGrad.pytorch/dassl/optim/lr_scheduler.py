@@ -95,10 +95,10 @@ def build_lr_scheduler(optimizer, optim_cfg):
         UserError: unknown name of a schedule or of a warm-up.
         WrongType: STEPSIZE does not fit the schedule.
     """
-    check_availability(optim_cfg.LR_SCHEDULER, AVAI_SCHEDS)
+    check_availability(optim_cfg.LR_SCHEDULER, AVAI_SCHEDS, "OPTIM.LR_SCHEDULER")
     warmup = optim_cfg.WARMUP_EPOCH
     if warmup > 0:
-        check_availability(optim_cfg.WARMUP_TYPE, ["constant", "linear"])
+        check_availability(optim_cfg.WARMUP_TYPE, ["constant", "linear"], "OPTIM.WARMUP_TYPE")
     scheduler = _main_schedule(
         optimizer,
         optim_cfg.LR_SCHEDULER,

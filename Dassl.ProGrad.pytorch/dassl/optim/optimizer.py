@@ -5,7 +5,7 @@ import warnings
 import torch
 from torch import nn
 
-from dassl.utils import WrongType, check_availability
+from dassl.utils import UserError, WrongType, check_availability
 
 from .radam import RAdam
 
@@ -21,10 +21,10 @@ def build_optimizer(model, optim_cfg, param_groups=None):
         param_groups: used as they are instead of `model`.
 
     Raises:
-        UserError: unknown name.
+        UserError: unknown name, or values that the optimiser refuses.
         WrongType: STAGED_LR asks for layers, but `model` is not a module.
     """
-    check_availability(optim_cfg.NAME, AVAI_OPTIMS)
+    check_availability(optim_cfg.NAME, AVAI_OPTIMS, "OPTIM.NAME")
     if param_groups is not None:
         if optim_cfg.STAGED_LR:
             warnings.warn("STAGED_LR is ignored, because param_groups is given", stacklevel=2)
@@ -35,7 +35,10 @@ def build_optimizer(model, optim_cfg, param_groups=None):
     else:
         param_groups = model.parameters() if isinstance(model, nn.Module) else model
     kind, options = _kind_and_options(optim_cfg)
-    return kind(param_groups, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY, **options)
+    try:
+        return kind(param_groups, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY, **options)
+    except ValueError as error:  # a value out of range, or nothing to optimise
+        raise UserError(f"OPTIM: {error}") from error
 
 
 def _kind_and_options(optim_cfg):

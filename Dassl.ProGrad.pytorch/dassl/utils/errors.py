@@ -5,7 +5,9 @@ class UserError(ValueError):
     """Bad input. The message names the thing, what was expected and what is available."""
 
     def __str__(self):
-        return str(self.args[0]) if self.args else ""
+        text = str(self.args[0]) if self.args else ""
+        # torch raises a loader worker's error again with the worker's traceback before its own words
+        return text.rpartition(f".{type(self).__name__}: ")[2].rstrip() if "Original Traceback" in text else text
 
 
 class MissingFile(UserError, FileNotFoundError):

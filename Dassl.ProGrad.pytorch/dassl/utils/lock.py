@@ -4,7 +4,7 @@ import fcntl
 import os
 import warnings
 
-from .errors import UserError
+from .errors import UserError, WriteFailed
 
 _HELD = set()
 
@@ -14,6 +14,7 @@ class RunLock:
 
     Raises:
         UserError: another live process (or this one, by a second lock) owns the folder; named with its pid.
+        WriteFailed: there is no such folder and none can be made, or it cannot be written to.
     """
 
     def __init__(self, folder):
@@ -21,8 +22,11 @@ class RunLock:
         self._handle = None
 
     def __enter__(self):
-        os.makedirs(self.folder, exist_ok=True)
-        handle = os.open(os.path.join(self.folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            handle = os.open(os.path.join(self.folder, ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise WriteFailed(f'Cannot write to the folder "{self.folder}": {error.strerror}') from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

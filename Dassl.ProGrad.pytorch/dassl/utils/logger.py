@@ -66,18 +66,28 @@ class Logger:
 
     def record(self, text):
         """Write to the file alone."""
-        if self.file is not None:
-            self.file.write(text)
+        self._to_file("write", text)
 
     def flush(self):
         self.console.flush()
-        if self.file is not None:
-            self.file.flush()
+        self._to_file("flush")
+
+    def _to_file(self, verb, *args):
+        """Where the file takes no more (disk full), the console says so once and goes on alone."""
+        if self.file is None:
+            return
+        try:
+            getattr(self.file, verb)(*args)
+        except OSError as error:
+            name = self.file.name
+            self.close()
+            self.console.write(f"{name} ends here: {error.strerror}\n")
 
     def close(self):
         if self.file is not None:
             file, self.file = self.file, None
-            file.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take
+                file.close()
 
 
 def _log_path(output):

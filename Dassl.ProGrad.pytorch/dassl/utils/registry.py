@@ -19,14 +19,14 @@ def get_most_similar_str_to_a_from_b(a, b):
     return next(iter(closest(a, b, n=1)), None)
 
 
-def check_availability(requested, available):
-    """Raise UserError, with the nearest name, unless `requested` is one of `available`."""
+def check_availability(requested, available, what="The requested one"):
+    """Raise UserError, with the nearest name, unless `requested` is one of `available`; `what` is it a name of."""
     if requested in available:
         return
     names = ", ".join(map(str, available))
-    hint = get_most_similar_str_to_a_from_b(requested, available)
+    hint = get_most_similar_str_to_a_from_b(requested, available) if requested else None
     suffix = f" (do you mean [{hint}]?)" if hint is not None else ""
-    raise UserError(f"The requested one is expected to belong to [{names}], but got [{requested}]{suffix}")
+    raise UserError(f"{what} is expected to belong to [{names}], but got [{requested}]{suffix}")
 
 
 class Registry:

@@ -83,6 +83,8 @@ def load_checkpoint(fpath, map_location="cpu"):
     if "state_dict" in checkpoint:
         if not isinstance(checkpoint["state_dict"], dict):
             raise UserError(f'"state_dict" in "{fpath}" is no dictionary')
+        if not all(isinstance(key, str) for key in checkpoint["state_dict"]):
+            raise UserError(f'"state_dict" in "{fpath}" has keys that are no names')
         checkpoint["state_dict"] = OrderedDict(checkpoint["state_dict"])
     return checkpoint
 
@@ -97,7 +99,7 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     pointer = os.path.join(fdir, "checkpoint")
     if not os.path.isfile(pointer):
         raise MissingFile(f'No file "checkpoint" in "{fdir}" says which model to resume from')
-    with open(pointer, encoding="utf-8") as file:
+    with open(pointer, encoding="utf-8", errors="replace") as file:
         fpath = os.path.join(fdir, os.path.basename(file.readline().strip()))
     logger = get_logger()
     logger.info(f'Loading checkpoint from "{fpath}"')

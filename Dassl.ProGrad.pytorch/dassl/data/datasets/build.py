@@ -14,7 +14,7 @@ gaps.
 
 def build_dataset(cfg):
     """The data set cfg.DATASET.NAME. Unknown name: UserError with the nearest and the available ones."""
-    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names())
+    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
     if cfg.VERBOSE:
         get_logger().info(f"Loading dataset: {cfg.DATASET.NAME}")
     return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)

@@ -65,8 +65,8 @@ def build_transform(cfg, is_train: bool = True, choices=None) -> T.Compose | Non
         return None
     choices = cfg.INPUT.TRANSFORMS if choices is None else choices
     for name in choices:
-        check_availability(name, TRANSFORMS)
-    check_availability(cfg.INPUT.INTERPOLATION, list(INTERPOLATION_MODES))
+        check_availability(name, TRANSFORMS, "Each of INPUT.TRANSFORMS")
+    check_availability(cfg.INPUT.INTERPOLATION, list(INTERPOLATION_MODES), "INPUT.INTERPOLATION")
     if len(cfg.INPUT.SIZE) != 2:
         raise UserError(f"INPUT.SIZE is (height, width), but got {cfg.INPUT.SIZE}")
     mode = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]

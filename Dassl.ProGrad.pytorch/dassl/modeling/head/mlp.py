@@ -15,7 +15,7 @@ class MLP(nn.Sequential):
     """Linear, batch norm, activation, dropout for each hidden width: (B, in_features) -> (B, D)."""
 
     def __init__(self, in_features, hidden_layers, activation="relu", bn=True, dropout=0.0):
-        check_availability(activation, _ACTIVATIONS)
+        check_availability(activation, _ACTIVATIONS, "MODEL.HEAD.ACTIVATION")
         widths = [hidden_layers] if isinstance(hidden_layers, int) else list(hidden_layers)
         if not widths:
             raise UserError("An mlp head needs at least one width in MODEL.HEAD.HIDDEN_LAYERS")

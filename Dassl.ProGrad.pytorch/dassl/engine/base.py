@@ -1,0 +1,316 @@
+"""TrainerBase: the models that a run trains, one step of them, their checkpoints, and the loop over epochs.
+
+Layout on disk, for each registered name: `<folder>/<name>/model.pth.tar-<N>` (N epochs done),
+`<folder>/<name>/model-best.pth.tar`, and `<folder>/<name>/checkpoint`, the name of the file written last.
+"""
+
+import os
+import re
+from collections import OrderedDict
+
+import torch
+
+from dassl.utils import (
+    MissingFile,
+    UserError,
+    drop_token_buffers,
+    get_logger,
+    load_checkpoint,
+    resume_from_checkpoint,
+    save_checkpoint,
+    strip_module,
+    tolist_if_not,
+)
+
+from .prograd import project_conflicting
+
+log = get_logger()
+
+BEST = "model-best.pth.tar"
+_NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
+
+
+class NotFinite(UserError, FloatingPointError):
+    """A loss or a weight is infinite or NaN."""
+
+
+class TrainerBase:
+    """Base class of trainers. A subclass registers models and says what an epoch and a test are."""
+
+    def __init__(self):
+        self._models = OrderedDict()
+        self._optims = OrderedDict()
+        self._scheds = OrderedDict()
+        self._writer = None
+        self._loaded = None  # (file name, checkpoint's epoch, its validation result) of the last load_model
+
+    # Registered models
+
+    def register_model(self, name="model", model=None, optim=None, sched=None):
+        """Hand a module to the engine: it is switched, stepped, saved and loaded under `name`.
+
+        Without an optimizer it is never stepped; without a scheduler its learning rate stays.
+        """
+        if "_models" not in self.__dict__:
+            raise AttributeError("Cannot assign model before super().__init__() call")
+        if name in self._models:
+            raise AssertionError(f"Found duplicate model names: {name}")
+        self._models[name] = model
+        self._optims[name] = optim
+        self._scheds[name] = sched
+
+    def get_model_names(self, names=None):
+        """Registered names, or `names` (one or a list) if all of them are registered -> list."""
+        if names is None:
+            return list(self._models)
+        names = tolist_if_not(names)
+        for name in names:
+            if name not in self._models:
+                raise AssertionError(f"No model is registered as {name!r}; there are {list(self._models)}")
+        return names
+
+    def set_model_mode(self, mode="train", names=None):
+        """Switch registered models to train, or to test (or eval, the same)."""
+        if mode not in ("train", "test", "eval"):
+            raise KeyError(mode)
+        for name in self.get_model_names(names):
+            self._models[name].train(mode == "train")
+
+    # Checkpoints
+
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
+        """Write every registered model after epoch index `epoch`. WriteFailed leaves earlier files whole."""
+        self.check_finite()
+        for name in self.get_model_names():
+            optim, sched = self._optims[name], self._scheds[name]
+            state = {
+                "state_dict": self._models[name].state_dict(),
+                "epoch": epoch + 1,
+                "optimizer": None if optim is None else optim.state_dict(),
+                "scheduler": None if sched is None else sched.state_dict(),
+                "val_result": None if val_result is None else float(val_result),
+            }
+            save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
+
+    def resume_model_if_exist(self, directory):
+        """Load what the pointer file of each model's folder names -> epoch to go on with, 0 without one."""
+        names = self.get_model_names()
+        folders = [os.path.join(directory, name) for name in names]
+        if not names or not all(os.path.isfile(os.path.join(folder, "checkpoint")) for folder in folders):
+            log.info("No checkpoint found, train from scratch")
+            return 0
+        log.info(f"Found checkpoint at {directory} (will resume training)")
+        epochs = [
+            resume_from_checkpoint(folder, self._models[name], self._optims[name], self._scheds[name])
+            for name, folder in zip(names, folders, strict=True)
+        ]
+        return epochs[-1]
+
+    def load_model(self, directory, epoch=None):
+        """Load every registered model from `directory`: the one after `epoch` epochs, or else the best one.
+
+        Where no best one was kept, the one with most epochs counts.
+
+        Raises:
+            MissingFile: a file is not there; says what is.
+            UserError: it does not fit the model.
+        """
+        if not directory:
+            log.info(
+                "Note that load_model() is skipped as no pretrained model is given "
+                "(ignore this if it's done on purpose)"
+            )
+            return
+        paths = {name: find_model(directory, name, epoch) for name in self.get_model_names()}
+        for name, path in paths.items():
+            checkpoint = load_checkpoint(path)
+            self._load_weights(name, path, checkpoint.get("state_dict", checkpoint))
+            reached, result = checkpoint.get("epoch"), checkpoint.get("val_result")
+            shown = f", val_result={result:.2f}" if isinstance(result, float) else ""
+            log.info(f"Load {path} to {name} (epoch={reached}{shown})")
+            self._loaded = os.path.basename(path), reached, result
+
+    def _load_weights(self, name, path, given):
+        wanted = set(self.drop_keys(OrderedDict(self._models[name].state_dict())))
+        given = self.drop_keys(strip_module(given))
+        if wanted != set(given):
+            lacks = ", ".join(sorted(wanted - set(given))) or "nothing"
+            surplus = ", ".join(sorted(set(given) - wanted)) or "nothing"
+            raise UserError(f"{path} does not fit {name}: it lacks {lacks}; it has besides {surplus}")
+        try:
+            self._models[name].load_state_dict(given, strict=False)
+        except RuntimeError as error:
+            raise UserError(f"{path} does not fit {name}: {error}") from error
+
+    def drop_keys(self, state_dict):
+        """Hook: remove from `state_dict`, in place, what is made anew and not loaded; returns it.
+
+        Default: the buffers that prompt learners make of the class names.
+        """
+        return drop_token_buffers(state_dict)
+
+    # TensorBoard
+
+    def init_writer(self, log_dir):
+        """Open the TensorBoard writer, once."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # about a second, so not at import
+
+            log.info(f"Initialize tensorboard (log_dir={log_dir})")
+            self._writer = SummaryWriter(log_dir=log_dir)
+
+    def close_writer(self):
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def write_scalar(self, tag, value, global_step=None):
+        """One TensorBoard point; nothing without a writer."""
+        if self._writer is not None:
+            self._writer.add_scalar(tag, value, global_step)
+
+    # The loop
+
+    def train(self, start_epoch, max_epoch):
+        """The definition of training. `before_train` may move `start_epoch`: that is a resumed run."""
+        self.start_epoch = start_epoch
+        self.max_epoch = max_epoch
+        self.before_train()
+        self.start_progress()
+        for epoch in range(self.start_epoch, self.max_epoch):
+            self.epoch = epoch
+            self.before_epoch()
+            self.run_epoch()
+            self.after_epoch()
+            self.save_progress()
+        self.after_train()
+        self.end_progress()
+
+    def before_train(self):
+        pass
+
+    def after_train(self):
+        pass
+
+    def before_epoch(self):
+        pass
+
+    def after_epoch(self):
+        pass
+
+    def start_progress(self):
+        pass
+
+    def save_progress(self):
+        pass
+
+    def end_progress(self):
+        pass
+
+    def run_epoch(self):
+        raise NotImplementedError
+
+    def test(self):
+        raise NotImplementedError
+
+    def parse_batch_train(self, batch):
+        raise NotImplementedError
+
+    def parse_batch_test(self, batch):
+        raise NotImplementedError
+
+    def forward_backward(self, batch):
+        raise NotImplementedError
+
+    def model_inference(self, input):
+        raise NotImplementedError
+
+    # One step
+
+    def optimizers(self, names=None):
+        """Optimizers of the registered models that have one -> list."""
+        optims = (self._optims[name] for name in self.get_model_names(names))
+        return [optim for optim in optims if optim is not None]
+
+    def update_lr(self, names=None):
+        """Step the schedulers of the registered models."""
+        for name in self.get_model_names(names):
+            if self._scheds[name] is not None:
+                self._scheds[name].step()
+
+    def model_zero_grad(self, names=None):
+        for optim in self.optimizers(names):
+            optim.zero_grad()
+
+    def model_backward(self, loss):
+        self.detect_anomaly(loss)
+        loss.backward()
+
+    def model_update(self, names=None):
+        for optim in self.optimizers(names):
+            optim.step()
+
+    def model_backward_and_update(self, loss, names=None):
+        """Zero gradients, backward, step."""
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
+
+    def prograd_backward_and_update(self, loss_a, loss_b, lambda_=1, names=None):
+        """ProGrad (Zhu et al., arXiv 2205.14865): a step on `loss_a` that does not undo `loss_b`.
+
+        For each parameter tensor whose two gradients point apart, the part of a's gradient along b's
+        is taken away, times `lambda_`.
+        """
+        groups = [group for optim in self.optimizers(names) for group in optim.param_groups]
+        params = [param for group in groups for param in group["params"]]
+        self.model_zero_grad(names)
+        self.detect_anomaly(loss_b)
+        loss_b.backward(retain_graph=True)
+        kept = [None if p.grad is None else p.grad.clone() for p in params]
+        self.model_zero_grad(names)
+        self.model_backward(loss_a)
+        for param, grad_b in zip(params, kept, strict=True):
+            if param.grad is not None and grad_b is not None:
+                param.grad = project_conflicting(param.grad, grad_b, lambda_)
+        self.model_update(names)
+
+    def detect_anomaly(self, loss):
+        """Raise NotFinite (a FloatingPointError), with place and last checkpoint, unless `loss` is finite."""
+        if not torch.isfinite(loss).all():
+            batch = f", batch {self.batch_idx + 1}" if hasattr(self, "batch_idx") else ""
+            self._anomaly("Loss is infinite or NaN!", batch)
+
+    def check_finite(self):
+        """Raise NotFinite if a trained weight is not finite: such a model is not worth keeping."""
+        for name in self.get_model_names():
+            for key, param in self._models[name].named_parameters():
+                if param.requires_grad and not torch.isfinite(param).all():
+                    self._anomaly(f"Weight {key} of {name} is infinite or NaN!")
+
+    def _anomaly(self, what, place=""):
+        epoch = getattr(self, "epoch", 0) + 1
+        raise NotFinite(f"{what} (epoch {epoch}{place}; last good checkpoint: {self.last_checkpoint()})")
+
+    def last_checkpoint(self):
+        """Path of the newest file that training can go on from, or "none" -> str."""
+        return "none"
+
+
+def find_model(directory, name, epoch=None):
+    """Path of the checkpoint of model `name` in `directory`: after `epoch` epochs, else the best or last.
+
+    Both spellings of numbered files are known: model.pth.tar-50 and model-50.pth.tar. Raises MissingFile.
+    """
+    folder = os.path.join(directory, name)
+    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    matches = [match for file in there if (match := _NUMBERED.fullmatch(file))]
+    numbered = {int(match[1] or match[2]): match[0] for match in matches}
+    if epoch is None and BEST in there:
+        return os.path.join(folder, BEST)
+    wanted = max(numbered, default=None) if epoch is None else int(epoch)
+    if wanted in numbered:
+        return os.path.join(folder, numbered[wanted])
+    looked = f"{BEST} and model.pth.tar-N" if epoch is None else f"model.pth.tar-{epoch} and model-{epoch}.pth.tar"
+    found = ", ".join(file for file in there if file.startswith("model")) or "no model file"
+    raise MissingFile(f'Model not found at "{folder}": looked for {looked}, found {found}')

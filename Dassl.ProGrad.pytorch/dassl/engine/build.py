@@ -1,0 +1,48 @@
+"""Trainers by name, and the config keys that they bring along."""
+
+from yacs.config import CfgNode as CN
+
+from dassl.utils import Registry, check_availability, get_logger
+
+TRAINER_REGISTRY = Registry("TRAINER")
+"""Trainer classes by `__name__`.
+
+A member is called as `Trainer(cfg)` and derives from SimpleTrainer (see simple.py), mostly through TrainerX.
+Class attributes that the engine reads: CONFIG and `default_config()` (its own keys), `needs_checkpoint`
+(False: `--eval-only` works without a trained model).
+"""
+
+
+def trainer_class(name):
+    """The class of that name. Raises UserError with the nearest and all names."""
+    check_availability(name, TRAINER_REGISTRY.registered_names(), "TRAINER.NAME")
+    return TRAINER_REGISTRY.get(name)
+
+
+def build_trainer(cfg):
+    """The trainer that cfg.TRAINER.NAME names, with its data, model and evaluator built."""
+    cls = trainer_class(cfg.TRAINER.NAME)
+    if cfg.VERBOSE:
+        get_logger().info(f"Loading trainer: {cfg.TRAINER.NAME}")
+    return cls(cfg)
+
+
+def add_trainer_nodes(cfg):
+    """Give `cfg` the nodes of all registered trainers and of their base classes, in place.
+
+    Each class that defines CONFIG brings `default_config()` to cfg.TRAINER.<CONFIG>. Two classes may share a
+    node: it gets the union of their keys, and what is there already stays.
+    """
+    for name in TRAINER_REGISTRY.registered_names():
+        for cls in reversed(TRAINER_REGISTRY.get(name).__mro__):
+            node = cls.__dict__.get("CONFIG")
+            if node:
+                _add_missing(cfg.TRAINER.setdefault(node, CN()), cls.default_config())
+
+
+def _add_missing(node, defaults):
+    for key, value in defaults.items():
+        if isinstance(value, CN):
+            _add_missing(node.setdefault(key, CN()), value)
+        else:
+            node.setdefault(key, value)

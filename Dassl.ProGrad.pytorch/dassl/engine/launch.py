@@ -1,0 +1,167 @@
+"""A run from its config to results.json. What train.py does after reading its command line.
+
+A run folder holds .lock while it is in use, log.txt, config.yaml, subset.json (the images drawn), the models'
+folders, tensorboard/, resume.pt until training ends, and at the very end results.json.
+"""
+
+import contextlib
+import glob
+import os
+import signal
+import threading
+import time
+
+import torch
+
+from dassl.utils import (
+    RunLock,
+    UserError,
+    WriteFailed,
+    atomic_write,
+    collect_env_info,
+    get_logger,
+    logging_to,
+    set_random_seed,
+    write_json,
+)
+
+from .build import build_trainer, trainer_class
+from .results import FILE as RESULTS
+from .results import write_results
+from .state import stop_workers
+
+log = get_logger()
+
+# What a run leaves and another must not take for its own; the finished marker goes first
+_LEFT = (RESULTS, "path.json", "output.json", "resume.pt", "*/checkpoint", "*/model*.pth.tar*")
+
+
+class AlreadyFinished(UserError):
+    """The output folder holds the results of a finished run."""
+
+
+def run(cfg, *, eval_only=False, model_dir="", load_epoch=None, no_train=False, overwrite=False, command=""):
+    """Train, or evaluate the model in `model_dir`, into cfg.OUTPUT_DIR -> the content of results.json.
+
+    An interrupted training goes on where it stopped. Afterwards the process is as before: any number of runs
+    fit into one.
+
+    Args:
+        load_epoch: evaluate the model after that many epochs; default the best one, or the last.
+        no_train: build everything and return {}.
+        overwrite: remove what a finished run left, instead of refusing.
+
+    Raises:
+        AlreadyFinished: results.json is there.
+        UserError: bad config or data, folder in use, nothing to evaluate, no space on disk.
+    """
+    cls = trainer_class(cfg.TRAINER.NAME)
+    if eval_only and not model_dir and cls.needs_checkpoint:
+        raise UserError(f"Nothing to evaluate: --model-dir names the folder of a trained {cls.__name__}")
+    folder = cfg.OUTPUT_DIR
+    started = time.time()
+    with RunLock(folder), _sigterm_ends(), _backend(cfg):
+        if overwrite:
+            _clear(folder)
+        if os.path.isfile(os.path.join(folder, RESULTS)):
+            raise AlreadyFinished(f'"{folder}" holds a finished run; --overwrite starts it again')
+        with logging_to(folder):
+            trainer = _build(cfg)
+            if no_train:
+                return {}
+            with _released(trainer):
+                accuracy = _evaluate(trainer, model_dir, load_epoch) if eval_only else _train(trainer)
+            return write_results(
+                folder,
+                trainer,
+                cfg,
+                wall_s=time.time() - started + trainer.earlier_seconds(),
+                command=command,
+                kind="eval" if eval_only else "train",
+                load_epoch=load_epoch,
+                accuracy=accuracy,
+            )
+
+
+def _build(cfg):
+    """Print and keep the config, seed, build the trainer, keep the images it drew."""
+    log.info(f"************\n** Config **\n************\n{cfg}")
+    log.info(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
+    with atomic_write(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
+        file.write(cfg.dump())
+    if cfg.SEED >= 0:
+        log.info(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    trainer = build_trainer(cfg)
+    drawn = getattr(getattr(getattr(trainer, "dm", None), "dataset", None), "drawn", None)
+    if drawn is not None:
+        write_json(drawn, os.path.join(cfg.OUTPUT_DIR, "subset.json"))
+    return trainer
+
+
+def _evaluate(trainer, model_dir, load_epoch):
+    trainer.load_model(model_dir, epoch=load_epoch)
+    return trainer.test()
+
+
+def _train(trainer):
+    """Train; an interruption says what is left to go on from."""
+    try:
+        trainer.train()
+    except WriteFailed as error:
+        raise WriteFailed(f"{error} (last good checkpoint: {trainer.last_checkpoint()})") from error
+    except (KeyboardInterrupt, SystemExit):
+        log.info(f"Interrupted (last good checkpoint: {trainer.last_checkpoint()}); the same command goes on")
+        raise
+
+
+@contextlib.contextmanager
+def _released(trainer):
+    """Afterwards the trainer holds no open file and no process."""
+    try:
+        yield
+    finally:
+        trainer.close_writer()
+        stop_workers(trainer)
+
+
+def _clear(folder):
+    for pattern in _LEFT:
+        for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
+            os.unlink(path)
+
+
+@contextlib.contextmanager
+def _backend(cfg):
+    """cuDNN's tuner, or deterministic algorithms where cfg asks for them; afterwards as before."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    if cfg.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
+    cuda = cfg.USE_CUDA and torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    cudnn.benchmark = cuda and not cfg.DETERMINISTIC
+    torch.use_deterministic_algorithms(cfg.DETERMINISTIC or before[1])
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before[0]
+        torch.use_deterministic_algorithms(before[1])
+
+
+@contextlib.contextmanager
+def _sigterm_ends():
+    """SIGTERM ends the run as Ctrl-C does: files closed, lock released, resume.pt left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum, frame):
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,0 +1,160 @@
+"""TrainerX and TrainerXU: an epoch over labelled batches, or over labelled and unlabelled ones in step.
+
+The short way to a method is `losses(batch) -> {name: scalar}`: the engine sums, scales, steps and logs. A
+trainer in Dassl's own style overrides `forward_backward` and does all this itself, the scheduler included.
+"""
+
+import time
+import warnings
+from datetime import timedelta
+
+import torch
+
+from dassl.utils import AverageMeter, MetricMeter, UserError, check_availability, get_logger
+
+from .simple import SimpleTrainer
+
+log = get_logger()
+
+
+class EpochTrainer(SimpleTrainer):
+    """What both have in common. A subclass sets `num_batches` and yields the batches of an epoch."""
+
+    def epoch_batches(self):
+        """Set `self.num_batches`; give an iterator of tuples, the arguments of `forward_backward`."""
+        raise NotImplementedError
+
+    def before_train(self):
+        if type(self).forward_backward is EpochTrainer.forward_backward:
+            self.precision.check_training()
+        elif self.cfg.TRAIN.ACCUMULATE != 1:
+            name = type(self).__name__
+            raise UserError(f"TRAIN.ACCUMULATE needs a trainer with losses(); {name} steps by itself")
+        if self.cfg.TRAIN.ACCUMULATE < 1:
+            raise UserError(f"TRAIN.ACCUMULATE is {self.cfg.TRAIN.ACCUMULATE}, expected 1 or more batches")
+        if self.max_epoch < 1:
+            raise UserError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, expected 1 or more")
+        super().before_train()
+
+    def run_epoch(self):
+        self.set_model_mode("train")
+        losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        clocks = self._scheduler_clocks()
+        for name in ("train_loader_x", "train_loader_u"):
+            sampler = getattr(getattr(self, name, None), "sampler", None)
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(self.epoch)  # the augmented view of this epoch
+
+        end = time.time()
+        for batch_idx, batch in enumerate(self.epoch_batches()):
+            self.batch_idx = batch_idx
+            data_time.update(time.time() - end)
+            losses.update(self.forward_backward(*batch))
+            batch_time.update(time.time() - end)
+            every = self.cfg.TRAIN.PRINT_FREQ
+            if (batch_idx + 1) % every == 0 or self.num_batches < every:
+                self._print_batch(losses, batch_time, data_time)
+            self._write_batch(losses)
+            end = time.time()
+
+        if self.epoch == 0 and clocks and clocks == self._scheduler_clocks():
+            warnings.warn(
+                "No scheduler was stepped in the first epoch: call self.update_lr() after its last batch, "
+                "or the learning rate never changes",
+                stacklevel=2,
+            )
+
+    def _scheduler_clocks(self):
+        return [sched.last_epoch for sched in self._scheds.values() if hasattr(sched, "last_epoch")]
+
+    def _print_batch(self, losses, batch_time, data_time):
+        left = self.num_batches - self.batch_idx - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
+        log.info(
+            f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
+            f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) "
+            f"data {data_time.val:.3f} ({data_time.avg:.3f}) "
+            f"{losses} lr {self.get_current_lr():.4e} eta {timedelta(seconds=int(batch_time.avg * left))}"
+        )
+
+    def _write_batch(self, losses):
+        step = self.epoch * self.num_batches + self.batch_idx
+        for name, meter in losses.meters.items():
+            self.write_scalar(f"train/{name}", meter.avg, step)
+        self.write_scalar("train/lr", self.get_current_lr(), step)
+
+    def losses(self, batch):
+        """Hook: {name: scalar tensor} of a batch; their sum is minimised. `note` adds to the printed line."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither losses() nor forward_backward()")
+
+    def note(self, **metrics):
+        """Print these numbers with this batch's losses."""
+        self.notes.update(metrics)
+
+    def forward_backward(self, *batch):
+        """One batch, from losses to step -> what is printed.
+
+        cfg.TRAIN.ACCUMULATE batches make one step on their mean loss; a shorter rest at the end of an epoch
+        makes one too. The schedulers step after the last batch.
+        """
+        self.notes = {}
+        with self.precision.autocast():
+            losses = self.losses(*batch)
+        total = sum(losses.values())
+        self.detect_anomaly(total)
+        first = self.batch_idx - self.batch_idx % self.cfg.TRAIN.ACCUMULATE
+        size = max(1, min(self.cfg.TRAIN.ACCUMULATE, self.num_batches - first))
+        if self.batch_idx == first:
+            self.model_zero_grad()
+        self.precision.backward(total / size)
+        if self.batch_idx + 1 == first + size:
+            self.precision.step(self.optimizers())
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        printed = {"loss": total, **losses, **self.notes}
+        return {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in printed.items()}
+
+
+class TrainerX(EpochTrainer):
+    """Trains on labelled batches."""
+
+    def epoch_batches(self):
+        self.num_batches = len(self.train_loader_x)
+        return ((batch,) for batch in self.train_loader_x)
+
+    def parse_batch_train(self, batch):
+        """Images (B, 3, H, W), labels (B,) and domains (B,), on the device."""
+        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+
+
+class TrainerXU(EpochTrainer):
+    """Trains on pairs of a labelled and an unlabelled batch; the shorter loader starts again when it ends."""
+
+    def epoch_batches(self):
+        lengths = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
+        lengths["smaller_one"] = min(lengths.values())
+        check_availability(self.cfg.TRAIN.COUNT_ITER, lengths, "TRAIN.COUNT_ITER")
+        self.num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
+        labelled, unlabelled = Restarting(self.train_loader_x), Restarting(self.train_loader_u)
+        return ((next(labelled), next(unlabelled)) for _ in range(self.num_batches))
+
+    def parse_batch_train(self, batch_x, batch_u):
+        """Images and labels of the labelled batch, images of the other, on the device."""
+        return tuple(item.to(self.device) for item in (batch_x["img"], batch_x["label"], batch_u["img"]))
+
+
+class Restarting:
+    """Iterator over a loader that starts again at its end. It starts at once: the order of random draws."""
+
+    def __init__(self, loader):
+        self.loader = loader
+        self.batches = iter(loader)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        try:
+            return next(self.batches)
+        except StopIteration:
+            self.batches = iter(self.loader)
+            return next(self.batches)

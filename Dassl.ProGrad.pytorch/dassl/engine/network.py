@@ -1,0 +1,51 @@
+"""SimpleNet: backbone, optional head, optional linear classifier; what Dassl's default `build_model` makes.
+
+Letters: B images, F features, C classes.
+"""
+
+from torch import nn
+
+from dassl.modeling import build_backbone, build_head
+
+
+class SimpleNet(nn.Module):
+    """Classifier of images, by the names in `model_cfg`.
+
+    num_classes 0 leaves the classifier out. Further keywords go to the backbone.
+    """
+
+    def __init__(self, cfg, model_cfg, num_classes, **kwargs):
+        super().__init__()
+        self.backbone = build_backbone(
+            model_cfg.BACKBONE.NAME, verbose=cfg.VERBOSE, pretrained=model_cfg.BACKBONE.PRETRAINED, **kwargs
+        )
+        self._fdim = self.backbone.out_features
+        self.head = None
+        head = model_cfg.HEAD
+        if head.NAME and head.HIDDEN_LAYERS:
+            self.head = build_head(
+                head.NAME,
+                verbose=cfg.VERBOSE,
+                in_features=self._fdim,
+                hidden_layers=head.HIDDEN_LAYERS,
+                activation=head.ACTIVATION,
+                bn=head.BN,
+                dropout=head.DROPOUT,
+            )
+            self._fdim = self.head.out_features
+        self.classifier = nn.Linear(self._fdim, num_classes) if num_classes > 0 else None
+
+    @property
+    def fdim(self):
+        """F, as the classifier sees it."""
+        return self._fdim
+
+    def forward(self, x, return_feature=False):
+        """Images (B, 3, H, W) -> logits (B, C), or (logits, features (B, F)); features if no classifier."""
+        features = self.backbone(x)
+        if self.head is not None:
+            features = self.head(features)
+        if self.classifier is None:
+            return features
+        logits = self.classifier(features)
+        return (logits, features) if return_feature else logits

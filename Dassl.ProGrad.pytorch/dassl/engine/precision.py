@@ -1,0 +1,76 @@
+"""Mixed precision, in one place: fp32, fp16, amp or bf16. Nothing else in the project casts or scales.
+
+mode   frozen towers   forward pass                      gradients
+fp32   float32         float32                           plain
+fp16   float16         as the weights are                plain (as CLIP's first adapters trained; CUDA only)
+amp    float32         float16 autocast                  scaled; on a CPU as bf16, which needs no scaling
+bf16   float32         bfloat16 autocast                 plain
+"""
+
+import contextlib
+
+import torch
+
+from dassl.utils import UserError, check_availability, get_logger
+
+MODES = ("fp32", "fp16", "amp", "bf16")
+
+
+class Precision:
+    """How one trainer computes on one device.
+
+    scaler: gradient scaler, or None where none is needed. dtype: what frozen towers are cast to.
+    Raises UserError for an unknown mode.
+    """
+
+    def __init__(self, mode="fp32", device="cpu"):
+        check_availability(mode, MODES, "The precision PREC")
+        self.mode = mode
+        self.device = torch.device(device)
+        cuda = self.device.type == "cuda"
+        half = torch.float16 if cuda else torch.bfloat16
+        self._autocast = {"amp": half, "bf16": torch.bfloat16}.get(mode)
+        self.scaler = torch.amp.GradScaler("cuda") if mode == "amp" and cuda else None
+        self.dtype = torch.float16 if mode == "fp16" and cuda else torch.float32
+        if not cuda and mode == "amp":
+            get_logger().info("Precision amp on a CPU: bfloat16 autocast, no gradient scaling")
+        if not cuda and mode == "fp16":
+            get_logger().info("Precision fp16 on a CPU: evaluation in float32, no training")
+
+    def check_training(self):
+        """Refuse to train in fp16 on a CPU, before anything is written."""
+        if self.mode == "fp16" and self.device.type != "cuda":
+            raise UserError("Precision fp16 trains on CUDA only; on a CPU set PREC to fp32, bf16 or amp")
+
+    def autocast(self):
+        """Context manager for a forward pass."""
+        if self._autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._autocast)
+
+    def backward(self, loss):
+        """Backward pass of a scalar, scaled if need be."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def step(self, optimizers):
+        """One step of each optimizer; with scaling, a step whose gradients overflow is left out."""
+        if self.scaler is None:
+            for optimizer in optimizers:
+                optimizer.step()
+            return
+        with_gradient = [optimizer for optimizer in optimizers if _has_gradient(optimizer)]
+        for optimizer in with_gradient:
+            self.scaler.step(optimizer)
+        if with_gradient:
+            self.scaler.update()
+
+    def state_dict(self):
+        return {} if self.scaler is None else self.scaler.state_dict()
+
+    def load_state_dict(self, state):
+        if self.scaler is not None and state:
+            self.scaler.load_state_dict(state)
+
+
+def _has_gradient(optimizer):
+    return any(param.grad is not None for group in optimizer.param_groups for param in group["params"])

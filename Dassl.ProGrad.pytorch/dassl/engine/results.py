@@ -1,0 +1,106 @@
+"""results.json: what a finished run was and what came of it. Written last, so its presence means finished."""
+
+import os
+import platform
+import resource
+from importlib import metadata
+
+import torch
+
+from dassl.utils import write_json
+
+from .base import BEST
+
+FILE = "results.json"
+FORMAT = 1
+_PACKAGES = ("dassl", "torch", "torchvision", "numpy", "pillow")
+_PROTOCOLS = {"base2novel": "base2new"}  # cfg.TRAINER.MODAL -> name of the protocol; others as they are
+
+
+def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_epoch=None, accuracy=None):
+    """Write `folder`/results.json -> its content.
+
+    kind: "train" or "eval". wall_s: seconds, earlier sessions of a resumed run included. accuracy: what
+    `test` returned, for a trainer whose own test passes the evaluator by. `trainer.facts()` overrides the
+    engine's fields.
+    """
+    dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+    evaluator = trainer.evaluator
+    metrics = getattr(evaluator, "results", None) or ({} if accuracy is None else {"accuracy": accuracy})
+    results = {
+        "format": FORMAT,
+        "kind": kind,
+        "trainer": cfg.TRAINER.NAME,
+        "preset": cfg.PRESET,
+        "dataset": cfg.DATASET.NAME,
+        "protocol": _PROTOCOLS.get(cfg.TRAINER.MODAL, cfg.TRAINER.MODAL),
+        "subset": cfg.DATASET.SUBSAMPLE_CLASSES,
+        "shots": cfg.DATASET.NUM_SHOTS,
+        "seed": cfg.SEED,
+        "metrics": {name: float(value) for name, value in metrics.items()},
+        "correct": getattr(evaluator, "correct", None),
+        "total": getattr(evaluator, "total", None),
+        "split_digest": getattr(dataset, "split_digest", None),
+        "backbone": {"name": cfg.MODEL.BACKBONE.NAME, "digest": None, "activation": None, "preprocess": None},
+        "templates": getattr(dataset, "template", None),
+        "data_seen": None,
+        "chosen_on": _chosen_on(trainer, kind, load_epoch),
+        "alpha_chosen_on": None,
+        "versions": _versions(),
+        "device": _device(trainer.device),
+        "precision": _precision(trainer, cfg),
+        "wall_s": round(wall_s, 3),
+        "peak_mb": _peak_mb(trainer.device),
+        "command": command,
+        "epochs": _epochs(trainer, cfg, kind, load_epoch),
+    }
+    results |= trainer.facts()
+    write_json(results, os.path.join(folder, FILE))
+    return results
+
+
+def _versions():
+    """Of Python and the packages; None for one that runs straight from its folder."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _chosen_on(trainer, kind, load_epoch):
+    """What chose the evaluated weights."""
+    if kind == "eval" and load_epoch is not None:
+        return f"epoch {load_epoch}"
+    validated = trainer.chooses_best() and trainer.has_validation()
+    if kind == "eval" and trainer._loaded is not None:
+        file, _, result = trainer._loaded
+        validated = file == BEST and result is not None  # a best one without result is the last
+    return "validation" if validated else "last_step"
+
+
+def _epochs(trainer, cfg, kind, load_epoch):
+    """Epochs that the evaluated weights were trained for; None if unknown."""
+    if kind == "train":
+        return cfg.OPTIM.MAX_EPOCH
+    return trainer._loaded[1] if trainer._loaded is not None else load_epoch
+
+
+def _precision(trainer, cfg):
+    """The mode; a trainer in Dassl's style keeps it in a node named after itself."""
+    if trainer.CONFIG:
+        return trainer.precision.mode
+    return cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}).get("PREC", trainer.precision.mode)
+
+
+def _device(device):
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+
+
+def _peak_mb(device):
+    """Peak memory in MiB: of this run on a GPU, of the whole process so far on a CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)  # KiB on Linux

@@ -1,0 +1,242 @@
+"""resume.pt: all that a run needs to go on as if it had never been interrupted.
+
+Written whole after each epoch, removed at the end of training. It holds the registered models with their
+optimizers and schedulers, the random states (Python, NumPy, torch, CUDA), the epoch, the best result so far,
+and every attribute of the trainer with `state_dict` and `load_state_dict` (a gradient scaler, an unregistered
+optimizer, a teacher network); of a module, only the tensors that training has changed. Other attributes are
+the trainer's own affair: the first that changes costs one warning.
+"""
+
+import os
+import time
+import warnings
+
+import torch
+from torch import nn
+
+from dassl.config import leaves
+from dassl.utils import UserError, atomic_save, get_logger, load_checkpoint
+
+from .state import (
+    fingerprint,
+    memory,
+    plain,
+    rng_state,
+    running_loaders,
+    set_rng_state,
+    stateful,
+    stop_workers,
+    tensor_like,
+    trace,
+)
+
+log = get_logger()
+
+FILE = "resume.pt"
+FORMAT = 1
+# What the engine itself moves, or restores by other means
+_OWN = {"epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start", "notes"}
+# Keys that may differ between the two halves of a run: they change where and how, not what
+_FREE = (
+    "OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DETERMINISTIC", "DATASET.ROOT", "DATALOADER.NUM_WORKERS",
+    "DATALOADER.PERSISTENT", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.EVALUATOR",
+    "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "TEST.SPLIT", "MODEL.BACKBONE.PATH", "FEATURES.",
+)  # fmt: skip
+
+
+class Progress:
+    """Saves and restores one trainer's run."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self.seconds = 0.0  # that earlier sessions of this run took
+        self._rng = None  # of the interrupted run, until the first epoch begins
+        self._started = time.time()
+        self._iterated = []  # loaders that the interrupted run had iterated
+        self._kept = {}  # attribute -> keys that resume.pt held
+        self._skipped = set()  # what cannot be saved
+        self._warned = False
+
+    @property
+    def path(self):
+        return os.path.join(self.trainer.output_dir, FILE)
+
+    def resume(self):
+        """Restore from cfg.RESUME, or else from the output folder -> epoch to go on with.
+
+        resume.pt counts most; a folder without one is resumed by Dassl's pointer files, which hold neither
+        random states nor the best result. Raises UserError if cfg.RESUME has neither.
+        """
+        cfg, trainer = self.trainer.cfg, self.trainer
+        folder = cfg.RESUME or trainer.output_dir
+        path = os.path.join(folder, FILE)
+        if os.path.isfile(path):
+            return self.load(path)
+        epoch = trainer.resume_model_if_exist(folder)
+        if cfg.RESUME and not epoch:
+            raise UserError(f'Nothing to resume in "{folder}": no {FILE}, no <model>/checkpoint')
+        return epoch
+
+    def begin(self):
+        """Right before the first epoch: note what can change, and take up the random states."""
+        self._before = {
+            (name, key): fingerprint(tensor)
+            for name, part in stateful(self.trainer)
+            if isinstance(part, nn.Module)
+            for key, tensor in part.state_dict().items()
+            if isinstance(tensor, torch.Tensor)
+        }
+        self._traces = self._trace()
+        for name in self._iterated:
+            _start_workers(getattr(self.trainer, name, None))
+        if self._rng is not None:
+            set_rng_state(self._rng)
+            self._rng = None
+
+    def save(self):
+        """Rewrite resume.pt after the epoch `trainer.epoch`. Raises WriteFailed; the old one stays whole."""
+        trainer = self.trainer
+        trainer.check_finite()
+        self._skipped = set()
+        state = {
+            "format": FORMAT,
+            "epoch": trainer.epoch + 1,
+            "best_result": float(trainer.best_result),
+            "seconds": self.seconds + time.time() - self._started,
+            "config": plain(dict(leaves(trainer.cfg))),
+            "models": {
+                name: {
+                    "model": self._plain(f"model {name}", model.state_dict()),
+                    "optim": self._state(f"optimizer of {name}", trainer._optims[name]),
+                    "sched": self._state(f"scheduler of {name}", trainer._scheds[name]),
+                }
+                for name, model in trainer._models.items()
+            },
+            "attributes": self._attributes(),
+            "rng": rng_state(),
+            "loaders": list(running_loaders(trainer)),
+        }
+        atomic_save(state, self.path)
+        self._warn()
+
+    def end(self):
+        """Training is over: end persistent workers, remove resume.pt."""
+        stop_workers(self.trainer)
+        if os.path.isfile(self.path):
+            os.unlink(self.path)
+
+    def load(self, path):
+        """Restore the trainer from a resume.pt -> epoch to go on with.
+
+        Raises:
+            UserError: damaged, of another config, or does not fit the models.
+        """
+        trainer = self.trainer
+        state = load_checkpoint(path)
+        if state.get("format") != FORMAT:
+            raise UserError(f"{path}: expected resume format {FORMAT}, found {state.get('format')!r}")
+        self._check_config(path, state["config"])
+        if list(state["models"]) != list(trainer._models):
+            theirs, ours = list(state["models"]), list(trainer._models)
+            raise UserError(f"{path} holds the models {theirs}, this run has {ours}")
+        try:
+            for name, saved in state["models"].items():
+                trainer._models[name].load_state_dict(saved["model"])
+                _restore(trainer._optims[name], saved["optim"])
+                _restore(trainer._scheds[name], saved["sched"])
+            for name, part in stateful(trainer):
+                self._restore_attribute(part, state["attributes"].get(name), name)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"{path} does not fit this run: {error}") from error
+        trainer.best_result = state["best_result"]
+        trainer.epoch = state["epoch"] - 1  # for what runs before the first epoch, or if none is left
+        self.seconds = state["seconds"]
+        self._rng, self._iterated = state["rng"], state["loaders"]
+        log.info(f"Resuming from {path}: {state['epoch']} epochs are done")
+        if trainer.cfg.SEED < 0:
+            log.info("This run has no seed, so its data may be drawn anew: the result can differ")
+        return state["epoch"]
+
+    def _check_config(self, path, old):
+        new = plain(dict(leaves(self.trainer.cfg)))
+        differ = [
+            f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and not key.startswith(_FREE)
+        ]
+        if not differ:
+            return
+        message = f"{path} is of a run with another config: {'; '.join(differ)}"
+        if not self.trainer.cfg.RESUME:
+            raise UserError(f"{message}. Give that config to go on, or --overwrite to start afresh")
+        log.info(message)
+
+    def _attributes(self):
+        tensors = [t for model in self.trainer._models.values() for t in model.state_dict().values()]
+        seen = {memory(tensor) for tensor in tensors if tensor_like(tensor)}
+        saved = {}
+        for name, part in stateful(self.trainer):
+            if isinstance(part, nn.Module):
+                state = {k: v for k, v in part.state_dict().items() if self._is_news(name, k, v, seen)}
+            else:
+                state = part.state_dict()
+            state = self._plain(name, state)
+            if state is not None:
+                saved[name] = state
+        self._kept = {name: set(state) for name, state in saved.items()}
+        return saved
+
+    def _is_news(self, name, key, value, seen):
+        """Must this entry of a module be saved? Not if a registered model holds it or nothing changed it."""
+        if not tensor_like(value):
+            return True
+        if memory(value) in seen:
+            return False
+        seen.add(memory(value))
+        return key in self._kept.get(name, ()) or self._before.get((name, key)) != fingerprint(value)
+
+    def _restore_attribute(self, part, state, name):
+        if state is None:
+            return
+        if isinstance(part, nn.Module):
+            part.load_state_dict(state, strict=False)
+        else:
+            part.load_state_dict(state)
+        self._kept[name] = set(state)
+
+    def _state(self, name, part):
+        return None if part is None else self._plain(name, part.state_dict())
+
+    def _plain(self, name, state):
+        try:
+            return plain(state)
+        except TypeError:
+            self._skipped.add(name)
+            return None
+
+    def _trace(self):
+        return {name: trace(value) for name, value in vars(self.trainer).items() if name not in _OWN}
+
+    def _warn(self):
+        if self._warned:
+            return
+        now = self._trace()
+        lost = {name for name in now if now[name] != self._traces.get(name)} | self._skipped
+        if lost:
+            self._warned = True
+            warnings.warn(
+                f"{FILE} does not hold what training changes in {', '.join(sorted(lost))}: a resumed run "
+                "starts with other values there. Register such state, or let it have a state_dict",
+                stacklevel=2,
+            )
+
+
+def _restore(part, state):
+    if part is not None and state is not None:
+        part.load_state_dict(state)
+
+
+def _start_workers(loader):
+    """Persistent workers draw a seed when they start; the uninterrupted run has done so long ago."""
+    if loader is not None and getattr(loader, "persistent_workers", False):
+        iter(loader)

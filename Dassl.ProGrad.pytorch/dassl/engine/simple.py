@@ -1,0 +1,233 @@
+"""SimpleTrainer: data, model and evaluator from the config, validation, the final test, and resuming."""
+
+import os
+import time
+from datetime import timedelta
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from yacs.config import CfgNode as CN
+
+from dassl.data import DataManager
+from dassl.evaluation import build_evaluator
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import check_availability, count_num_param, get_logger, load_pretrained_weights, write_json
+
+from .base import BEST, TrainerBase
+from .network import SimpleNet
+from .precision import Precision
+from .resume import Progress
+
+log = get_logger()
+
+SPLITS = ("val", "test")
+FINAL_MODELS = ("last_step", "best_val")
+
+
+class SimpleTrainer(TrainerBase):
+    """A trainer of one config. Members that a subclass may override: see the methods marked Hook.
+
+    Attributes: cfg, device, epoch (index), max_epoch, output_dir, dm (data), train_loader_x, train_loader_u,
+    val_loader, test_loader, num_classes, lab2cname, evaluator, best_result, precision.
+    """
+
+    CONFIG = ""  # name of this class's node below cfg.TRAINER
+    needs_checkpoint = True  # False: can be evaluated without a trained model
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.check_cfg(cfg)
+        check_availability(cfg.TEST.FINAL_MODEL, FINAL_MODELS, "TEST.FINAL_MODEL")
+        check_availability(cfg.TEST.SPLIT, SPLITS, "TEST.SPLIT")
+        self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        self.start_epoch = self.epoch = 0
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        self.cfg = cfg
+        self.notes = {}
+        self.precision = Precision(self.precision_mode(), self.device)
+        self.build_data_loader()
+        self.build_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+        self.best_result = -np.inf
+        self._progress = Progress(self)
+
+    # Hooks
+
+    @classmethod
+    def default_config(cls):
+        """Hook: the keys of cfg.TRAINER.<CONFIG> with their defaults -> CfgNode."""
+        return CN()
+
+    def check_cfg(self, cfg):
+        """Hook: refuse values that do not go together; `self.cfg` is not set yet."""
+
+    def precision_mode(self):
+        """Hook: fp32, fp16, amp or bf16; by default the key PREC of the trainer's node."""
+        node = self.cfg.TRAINER.get(self.CONFIG, {}) if self.CONFIG else {}
+        return node.get("PREC", "fp32")
+
+    def facts(self):
+        """Hook: what results.json should say of this run beside the engine's own fields -> dict."""
+        return {}
+
+    def build_data_loader(self):
+        """Hook: set the loaders and what follows from the data set."""
+        dm = DataManager(self.cfg)
+        self.train_loader_x = dm.train_loader_x
+        self.train_loader_u = dm.train_loader_u
+        self.val_loader = dm.val_loader
+        self.test_loader = dm.test_loader
+        self.num_classes = dm.num_classes
+        self.num_source_domains = dm.num_source_domains
+        self.lab2cname = dm.lab2cname
+        self.dm = dm
+
+    def build_model(self):
+        """Hook: build and register what is trained. Default: SimpleNet, registered as "model"."""
+        cfg = self.cfg
+        log.info("Building model")
+        self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
+        self.model.to(self.device)
+        log.info(f"# params: {count_num_param(self.model):,}")
+        self.optim = build_optimizer(self.model, cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.register_model("model", self.model, self.optim, self.sched)
+
+    def model_inference(self, input):
+        """Hook: logits (B, C)."""
+        return self.model(input)
+
+    def parse_batch_test(self, batch):
+        """Hook: (what `model_inference` takes, labels (B,)), on the device."""
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    # Training
+
+    def train(self):
+        """Train, test, and leave checkpoints in `output_dir`; see TrainerBase.train."""
+        super().train(self.start_epoch, self.max_epoch)
+
+    def before_train(self):
+        self.start_epoch = self._progress.resume()
+        self.epoch = max(self.start_epoch - 1, 0)
+        if self.chooses_best() and not self.has_validation():
+            log.info(
+                "Warning: TEST.FINAL_MODEL is best_val, but this data set has no validation images. "
+                "The test set must not choose: the last epoch's model counts as the best"
+            )
+        self.init_writer(os.path.join(self.output_dir, "tensorboard"))
+        self.time_start = time.time()
+
+    def after_epoch(self):
+        last = self.epoch + 1 == self.max_epoch
+        every = self.cfg.TRAIN.CHECKPOINT_FREQ
+        if self.chooses_best() and self.has_validation():
+            self._keep_if_best()
+        elif self.chooses_best() and last:
+            self.save_model(self.epoch, self.output_dir, model_name=BEST)
+        if last or (every > 0 and (self.epoch + 1) % every == 0):
+            self.save_model(self.epoch, self.output_dir)
+
+    def _keep_if_best(self):
+        result = self.test(split="val")
+        if result > self.best_result:
+            self.best_result = result
+            self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
+        self.evaluator.reset()  # the run's results are those of the final test
+        self.evaluator.results = None
+
+    def after_train(self):
+        log.info("Finish training")  # upstream's end line, then the fork's: scripts wait for one or the other
+        log.info("Finished training")
+        if not self.cfg.TEST.NO_TEST:
+            if self.chooses_best():
+                log.info("Deploy the model with the best val performance")
+                self.load_model(self.output_dir)
+            else:
+                log.info("Deploy the last-epoch model")
+            self.test()
+        log.info(f"Elapsed: {timedelta(seconds=round(time.time() - self.time_start))}")
+        self.close_writer()
+
+    def chooses_best(self):
+        """Is the model chosen by validation? Not if nothing is to be tested."""
+        return self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST
+
+    def has_validation(self):
+        """Are there validation images, apart from the test images?"""
+        own = getattr(getattr(getattr(self, "dm", None), "dataset", None), "has_val", True)
+        return self.val_loader is not None and own
+
+    # Interruption
+
+    def start_progress(self):
+        self._progress.begin()
+
+    def save_progress(self):
+        self._progress.save()
+
+    def end_progress(self):
+        self._progress.end()
+
+    def earlier_seconds(self):
+        """What earlier sessions of a resumed run took."""
+        return self._progress.seconds
+
+    def last_checkpoint(self):
+        """Path of the newest file that training can go on from, or "none" -> str."""
+        candidates = [self._progress.path]
+        for name in self._models:
+            pointer = os.path.join(self.output_dir, name, "checkpoint")
+            if os.path.isfile(pointer):
+                with open(pointer, encoding="utf-8") as file:
+                    candidates.append(os.path.join(self.output_dir, name, file.readline().strip()))
+        return next((path for path in candidates if os.path.isfile(path)), "none")
+
+    # Evaluation
+
+    def test(self, split=None):
+        """Evaluate on "val" or "test" (default TEST.SPLIT) -> the first result: accuracy in percent."""
+        return self._evaluate(split)
+
+    def output_test(self, split=None):
+        """`test`, and OUTPUT_DIR/output.json: {image path: {"predict": logits, "gt": label}}."""
+        rows = {}
+
+        def keep(batch, output, label):
+            for path, logits, truth in zip(batch["impath"], output.tolist(), label.tolist(), strict=True):
+                rows[path] = {"predict": logits, "gt": truth}
+
+        result = self._evaluate(split, keep)
+        write_json(rows, os.path.join(self.output_dir, "output.json"))
+        return result
+
+    @torch.no_grad()
+    def _evaluate(self, split, observe=None):
+        """One pass over a split; `observe(batch, output, label)` sees each batch."""
+        split = split or self.cfg.TEST.SPLIT
+        check_availability(split, SPLITS, "A split to evaluate on")
+        self.set_model_mode("eval")
+        self.evaluator.reset()
+        if split == "val" and self.val_loader is None:
+            split = "test"
+        log.info(f"Evaluate on the *{split}* set")
+        loader = self.val_loader if split == "val" else self.test_loader
+        for batch in tqdm(loader, disable=None, delay=2, leave=False):
+            input, label = self.parse_batch_test(batch)
+            output = self.model_inference(input)
+            self.evaluator.process(output, label)
+            if observe is not None:
+                observe(batch, output, label)
+        results = self.evaluator.evaluate()
+        self.evaluator.results = results
+        for name, value in results.items():
+            self.write_scalar(f"{split}/{name}", value, self.epoch)
+        return next(iter(results.values()))
+
+    def get_current_lr(self, names=None):
+        """Learning rate of the first parameter group that is stepped; 0.0 if none is."""
+        return next((optim.param_groups[0]["lr"] for optim in self.optimizers(names)), 0.0)

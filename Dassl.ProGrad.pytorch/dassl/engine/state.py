@@ -1,0 +1,129 @@
+"""What is state in a running trainer: random generators, objects that save themselves, changing numbers."""
+
+import random
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+
+def stateful(trainer):
+    """(name, part) for each attribute, or member of a list, tuple or dict, that can save and load itself.
+
+    Registered models, optimizers and schedulers are not among them.
+    """
+    groups = trainer._models, trainer._optims, trainer._scheds
+    registered = {id(part) for group in groups for part in group.values()}
+    for name, value in vars(trainer).items():
+        if isinstance(value, Mapping):
+            members = [(f"{name}.{key}", member) for key, member in value.items()]
+        elif isinstance(value, list | tuple):
+            members = [(f"{name}.{i}", member) for i, member in enumerate(value)]
+        else:
+            members = [(name, value)]
+        for label, part in members:
+            able = all(callable(getattr(part, verb, None)) for verb in ("state_dict", "load_state_dict"))
+            if able and id(part) not in registered and not isinstance(part, type):
+                yield label, part
+
+
+def running_loaders(trainer):
+    """{name: loader} of the loaders whose persistent workers have started."""
+    names = ("train_loader_x", "train_loader_u", "val_loader", "test_loader")
+    loaders = {name: getattr(trainer, name, None) for name in names}
+    return {name: loader for name, loader in loaders.items() if getattr(loader, "_iterator", None) is not None}
+
+
+def stop_workers(trainer):
+    """End persistent workers; a later pass starts new ones.
+
+    Left to the garbage collector, which closes their queues first, each would be waited for 5 seconds.
+    """
+    for loader in running_loaders(trainer).values():
+        loader._iterator = None
+
+
+def tensor_like(value):
+    return isinstance(value, torch.Tensor) and value.numel() > 0
+
+
+def memory(tensor):
+    """Equal for two tensors that are the same piece of memory."""
+    where = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
+    return (*where, tuple(tensor.shape), tensor.stride(), tensor.device)
+
+
+def fingerprint(tensor):
+    """Differs once a tensor has changed -> (its memory, torch's count of writes to it, the sum of its bits).
+
+    Writes through `.data` are not counted, so the bits are needed; 40 ms for 600 MB.
+    """
+    tensor = tensor.detach()
+    if not tensor_like(tensor) or tensor.layout != torch.strided or tensor.is_meta:
+        return 0, 0, 0
+    if tensor.storage_offset() or not tensor.is_contiguous():
+        flat = tensor.clone(memory_format=torch.contiguous_format).view(-1)
+    else:
+        flat = tensor.view(-1)
+    octets = flat.view(torch.uint8)
+    whole = len(octets) // 8 * 8
+    bits = octets[:whole].view(torch.int64).sum() + octets[whole:].sum()
+    writes = 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), writes, bits.item()
+
+
+def trace(value):
+    """A number, a tensor or a container of them, in a form to compare later; None for all else."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape), fingerprint(value)[-1]
+    if isinstance(value, int | float | complex | np.number):
+        return repr(value)
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return None
+    return [found for member in value if (found := trace(member)) is not None] or None
+
+
+def plain(value):
+    """`value` rebuilt of what `torch.load(weights_only=True)` reads. Raises TypeError for anything else."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if value is None or type(value) in (bool, int, float, str, bytes, torch.dtype, torch.Size, torch.device):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, OrderedDict):
+        copy = OrderedDict((plain(key), plain(member)) for key, member in value.items())
+        if hasattr(value, "_metadata"):  # versions of a module's parts
+            copy._metadata = plain(value._metadata)
+        return copy
+    if isinstance(value, Mapping):
+        return {plain(key): plain(member) for key, member in value.items()}
+    if isinstance(value, list):
+        return [plain(member) for member in value]
+    if isinstance(value, tuple):
+        return tuple(plain(member) for member in value)
+    raise TypeError(f"a {type(value).__name__} is no plain value")
+
+
+def rng_state():
+    """States of Python's, NumPy's and torch's global generators, CUDA's included, as plain values."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), *rest],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state):
+    """Put back what `rng_state` gave. CUDA states only where the number of devices is the same."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

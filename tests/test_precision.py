@@ -1,0 +1,110 @@
+"""Mixed precision: what each mode computes in, and what a CPU makes of it."""
+
+import pytest
+import torch
+from torch import nn
+
+from dassl.engine import Precision, build_trainer
+from dassl.engine.launch import run
+from dassl.utils import UserError, set_random_seed
+from tests.fixtures.dassl_style_world import style_config, write_pictures
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "computes"),
+    [("fp32", torch.float32), ("fp16", torch.float32), ("amp", torch.bfloat16), ("bf16", torch.bfloat16)],
+)
+def test_modes_on_a_cpu(mode, computes):
+    precision = Precision(mode)
+    layer = nn.Linear(2, 2)
+    with precision.autocast():
+        assert layer(torch.ones(1, 2)).dtype == computes
+    assert layer(torch.ones(1, 2)).dtype == torch.float32
+    assert (precision.mode, precision.dtype, precision.scaler) == (mode, torch.float32, None)
+
+
+def test_an_unknown_mode_names_the_known():
+    with pytest.raises(UserError, match=r"fp32, fp16, amp, bf16.*\[fp23\]"):
+        Precision("fp23")
+
+
+def test_the_cpu_says_what_it_does_in_one_line(capsys):
+    Precision("amp")
+    Precision("fp16")
+    Precision("bf16")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["Precision amp on a CPU", "Precision fp16 on a CPU"]
+
+
+def test_fp16_does_not_train_on_a_cpu_but_evaluates(root, tmp_path):
+    cfg = style_config(root, tmp_path / "run", "ShortLosses", TRAINER__SHORT__PREC="fp16")
+    with pytest.raises(UserError, match="fp16 trains on CUDA only"):
+        run(cfg)
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {".lock", "log.txt", "config.yaml"}
+    assert 0 <= build_trainer(cfg).test() <= 100
+
+
+@pytest.mark.parametrize("mode", ["amp", "bf16"])
+def test_half_precision_training_keeps_fp32_weights(mode, root, tmp_path):
+    found = {}
+    for name in ("fp32", mode):
+        cfg = style_config(root, tmp_path / name, "ShortLosses", TRAINER__SHORT__PREC=name)
+        set_random_seed(1)
+        trainer = build_trainer(cfg)
+        dtypes = []
+        trainer.linear.register_forward_hook(lambda _, args, out, seen=dtypes: seen.append(out.dtype))
+        trainer.train()
+        found[name] = trainer.linear.weight.detach()
+        assert dtypes[0] == (torch.float32 if name == "fp32" else torch.bfloat16)
+        assert found[name].dtype == torch.float32
+    assert not torch.equal(found["fp32"], found[mode])
+    torch.testing.assert_close(found["fp32"], found[mode], rtol=0, atol=0.02)
+
+
+def scaled(scale=1024.0):
+    """A Precision with torch's scaler as on CUDA, a layer and its SGD."""
+    precision, layer = Precision("fp32"), nn.Linear(2, 1, bias=False)
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return precision, layer, torch.optim.SGD(layer.parameters(), lr=0.1)
+
+
+def test_a_scaled_step_is_the_plain_step():
+    weights = []
+    for scale in (1.0, 1024.0):
+        torch.manual_seed(0)
+        precision, layer, optimizer = scaled(scale)
+        idle = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)  # no gradient: left alone
+        precision.backward(layer(torch.ones(1, 2)).sum())
+        precision.step([optimizer, idle])
+        weights.append(layer.weight.detach())
+    assert torch.equal(*weights)
+
+
+def test_an_overflow_leaves_the_weights_and_lowers_the_scale():
+    precision, layer, optimizer = scaled()
+    before = layer.weight.detach().clone()
+    precision.backward(layer(torch.full((1, 2), float("inf"))).sum())
+    precision.step([optimizer])
+    assert torch.equal(layer.weight, before)
+    assert precision.scaler.get_scale() == 512.0
+    again = scaled()[0]
+    again.load_state_dict(precision.state_dict())
+    assert again.scaler.get_scale() == 512.0
+
+
+def test_without_gradients_a_scaled_step_does_nothing():
+    precision, layer, optimizer = scaled()
+    precision.step([optimizer])
+    assert precision.scaler.get_scale() == 1024.0
+
+
+def test_state_of_an_unscaled_mode_is_empty():
+    precision = Precision("bf16")
+    assert precision.state_dict() == {}
+    precision.load_state_dict({})
