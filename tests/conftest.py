@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fixtures.command_line import argv, refused  # noqa: F401  fixtures of several modules
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

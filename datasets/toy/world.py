@@ -186,7 +186,7 @@ WORLD = {
         ToySet("ToyLetters", "toy_letters", _LETTERS, ("blur", "noise"), "a photo of the {}.",
                extra={"fonts": OTHER_FONTS, "tilt": 20}),
         ToySet("ToyNumbers", "toy_numbers", _GLYPHS, ("clutter", "blur"), "a photo of the {}.",
-               extra={"fonts": OTHER_FONTS, "tilt": 20}),
+               extra={"fonts": OTHER_FONTS, "tilt": 20}, base_to_new=False),
         ToySet("ToyObjects", "toy_objects", _objects(), ("blur", "speckle"),
                "a photo of a {}, a type of object."),
         ToySet("ToyPairs", "toy_pairs", _pairs(), ("sketch", "noise"), "a photo of a {}."),

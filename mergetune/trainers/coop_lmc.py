@@ -96,7 +96,8 @@ class CoOp_LMC(CoOp):
     def set_endpoints(self) -> None:
         """w1 and w2 of this run, and the start between them."""
         own = self.cfg.TRAINER.LMC
-        self.points = torch.tensor(line_points(own.NUM_SAMPLES, own.GRID), device=self.device)
+        self.line = line_points(own.NUM_SAMPLES, own.GRID)
+        self.points = torch.tensor(self.line, device=self.device)  # reading it back would wait for the GPU
         self.beta = own.BETA if own.ENABLED else 0.0
         self.ctx2 = self.read_stage1()
         self.ctx1 = self.zero_shot_context() if own.TAU < 1 or own.SPACE == "weights" else None
@@ -157,7 +158,7 @@ class CoOp_LMC(CoOp):
         def loss(ctx: Tensor) -> Tensor:
             return self.cross_entropy(image, self.text_features(ctx), labels)
 
-        mean = line_loss(loss, self.ctx2, self.model.ctx, self.points.tolist())
+        mean = line_loss(loss, self.ctx2, self.model.ctx, self.line)
         self.note(**noted)
         return mean
 

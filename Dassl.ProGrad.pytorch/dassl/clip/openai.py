@@ -193,11 +193,11 @@ def _read(file):
     if Path(file).suffix == ".safetensors":
         from safetensors.torch import load_file
         return load_file(file)
-    if _is_torchscript(file):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit is deprecated, but the published files are in it
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, but the published files are in it
+        if _is_torchscript(file):
             return torch.jit.load(str(file), map_location="cpu").state_dict()
-    return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _is_torchscript(file):

@@ -109,11 +109,15 @@ def plain(value):
 
 
 def rng_state():
-    """States of Python's, NumPy's and torch's global generators, CUDA's included, as plain values."""
+    """States of Python's, NumPy's and torch's global generators, CUDA's included, as plain values.
+
+    The 600 words of a Mersenne twister go into tensors: as single numbers they would cost most of a save.
+    """
+    version, words, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()
     return {
-        "python": random.getstate(),
-        "numpy": [kind, keys.tolist(), *rest],
+        "python": (version, torch.tensor(words), gauss),
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -121,9 +125,10 @@ def rng_state():
 
 def set_rng_state(state):
     """Put back what `rng_state` gave. CUDA states only where the number of devices is the same."""
-    random.setstate(state["python"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
     kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

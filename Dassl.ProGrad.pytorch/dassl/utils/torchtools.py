@@ -75,7 +75,9 @@ def load_checkpoint(fpath, map_location="cpu"):
     fpath = os.fspath(fpath)
     check_archive(fpath)
     try:
-        checkpoint = torch.load(fpath, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other people's pickle protocols and tensor layouts
+            checkpoint = torch.load(fpath, map_location=map_location, weights_only=True)
     except Exception:  # old or damaged: the restricted reader decides, and says why if it refuses
         checkpoint = restricted_load(fpath, map_location)
     if not isinstance(checkpoint, dict):

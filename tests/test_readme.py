@@ -1,0 +1,68 @@
+"""What the README says is there: files, commands, and its examples, run as they stand."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from datasets.toy.world import WORLD
+from tests.conftest import ROOT, write_image
+from tests.fixtures.image_folders import config
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return [text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M) if kind == language]
+
+
+def test_every_file_it_lists_exists():
+    tree = next(block for block in blocks("") if "train.py" in block)
+    names = set(re.findall(r"(?:^|\s{2})([\w.]+(?:/[\w.]*)*(?:/|\.py|\.sh))(?=\s)", tree, re.M))
+    assert len(names) > 10
+    engine = ROOT / "Dassl.ProGrad.pytorch"
+    assert not [name for name in names if not (ROOT / name).exists() and not (engine / name).exists()]
+
+
+def test_every_script_it_names_exists_and_takes_those_arguments(clone):
+    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    scripts = [line for line in lines if line.startswith("bash scripts/")]
+    assert len(scripts) >= 6
+    for line in scripts:
+        assert clone(*shlex.split(line), DRY_RUN="1").stdout.startswith("python train.py ")
+
+
+def test_every_config_it_names_exists():
+    names = re.findall(r"configs/[\w/.]+\.yaml", README)
+    assert names and all((ROOT / name).is_file() for name in names)
+
+
+def test_its_data_set_is_one_class(tmp_path):
+    code = next(block for block in blocks("python") if "FewShotDataset" in block)
+    scope: dict = {}
+    exec(
+        "from dassl.data.datasets import DATASET_REGISTRY\n"
+        "from datasets.protocol import FewShotDataset, same_template\n" + code,
+        scope,
+    )
+    split = {part: [] for part in ("train", "val", "test")}
+    for label, bird in enumerate(["crow", "robin", "wren"]):
+        for part in split:
+            write_image(tmp_path / "my_birds" / "images" / f"{bird}_{part}.png", label)
+            split[part].append([f"{bird}_{part}.png", label, bird])
+    (tmp_path / "my_birds" / "split_zhou_MyBirds.json").write_text(json.dumps(split))
+    birds = scope["MyBirds"](config(tmp_path, "MyBirds", DATASET__NUM_SHOTS=1, DATASET__SUBSAMPLE_CLASSES="base"))
+    assert birds.classnames == ["crow", "robin"]
+    assert birds.template == "a photo of a {}, a type of bird."
+
+
+def test_both_commands_and_both_papers_are_named():
+    for needed in ("bash train.sh", "bash tests/run.sh", "2601.10497", "2503.10705", "pip install -e ."):
+        assert needed in README
+
+
+@pytest.mark.parametrize("toy", [toy.folder for toy in WORLD.values()])
+def test_each_toy_set_has_its_yaml(toy):
+    assert Path(ROOT, "configs", "datasets", f"{toy}.yaml").is_file()
