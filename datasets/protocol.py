@@ -108,9 +108,7 @@ class FewShotDataset(DatasetBase):
             links.append(f"{self.split_file}: {self.split_link}")
         return f". Where to get it: {'; '.join(links)}" if links else ""
 
-    def _draw(
-        self, train: list[Datum], val: list[Datum], shots: int, seed: int
-    ) -> tuple[list[Datum], list[Datum]]:
+    def _draw(self, train: list[Datum], val: list[Datum], shots: int, seed: int) -> tuple[list[Datum], list[Datum]]:
         """shots training and min(shots, 4) validation images a class, from one stream, training first.
 
         A class short of training images is refused; one short of validation images gives all it has.

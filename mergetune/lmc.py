@@ -47,9 +47,7 @@ def interpolate(start: Solution, end: Solution, t: float) -> Solution:
     return {name: interpolate(value, end[name], t) for name, value in start.items()}
 
 
-def line_loss(
-    loss: Callable[[Solution], Tensor], start: Solution, end: Solution, points: list[float]
-) -> Tensor:
+def line_loss(loss: Callable[[Solution], Tensor], start: Solution, end: Solution, points: list[float]) -> Tensor:
     """Mean of loss(start + t (end - start)) over the S points. The plain form: S evaluations of `loss`."""
     return torch.stack([loss(interpolate(start, end, t)) for t in points]).mean()
 
@@ -61,9 +59,7 @@ def line_logits(image: Tensor, start: Tensor, end: Tensor, points: Tensor, scale
     serve all points. image (B, D) unit norm; start f_2, end f (C, D) raw; points (S,). Returns (S, B, C).
     """
     step = end - start
-    norm_sq = _quadratic(
-        (start * start).sum(-1), (start * step).sum(-1), (step * step).sum(-1), points
-    )  # (S, C)
+    norm_sq = _quadratic((start * start).sum(-1), (start * step).sum(-1), (step * step).sum(-1), points)  # (S, C)
     t = points[:, None, None]
     dots = (image @ start.T)[None] + t * (image @ step.T)[None]  # (S, B, C)
     return scale * dots / norm_sq.clamp_min(1e-24).sqrt()[:, None, :]

@@ -42,9 +42,7 @@ def test_features(trainer) -> tuple[Tensor, Tensor]:
     """Unit-norm features (B, D) and labels (B,) of the whole test split."""
     trainer.route_split("test")
     pairs = [trainer.parse_batch_test(batch) for batch in trainer.test_loader]
-    return torch.cat([trainer.image_features(images) for images, _ in pairs]), torch.cat(
-        [y for _, y in pairs]
-    )
+    return torch.cat([trainer.image_features(images) for images, _ in pairs]), torch.cat([y for _, y in pairs])
 
 
 def path_card(run: str | Path) -> dict:

@@ -46,9 +46,7 @@ class PromptLearner(nn.Module):
         self.words = words
         vectors = word_context(backbone, words) if words else None
         if vectors is not None and len(vectors) != n_ctx:
-            log.info(
-                f"N_CTX is {n_ctx}, but the context {words!r} has {len(vectors)} tokens: N_CTX = {len(vectors)}"
-            )
+            log.info(f"N_CTX is {n_ctx}, but the context {words!r} has {len(vectors)} tokens: N_CTX = {len(vectors)}")
         self.n_ctx = n_ctx if vectors is None else len(vectors)
         if self.n_ctx < 1:
             raise UserError(f"N_CTX is {self.n_ctx}, expected at least 1")
@@ -64,9 +62,7 @@ class PromptLearner(nn.Module):
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("fixed", fixed, persistent=False)
 
-    def _layout(
-        self, backbone: ClipBackbone, names: list[str], position: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _layout(self, backbone: ClipBackbone, names: list[str], position: str) -> tuple[Tensor, Tensor, Tensor]:
         """order (C, L): which entry of [context | fixed embeddings] stands at each place of the prompt."""
         filler = " ".join(["a"] * self.n_ctx)  # one-token words hold the context's places
         tokens = backbone.shorten(backbone.tokenise([f"{filler} {name}." for name in names]))  # (C, L)

@@ -54,9 +54,7 @@ def parse_args(argv=None):
         help="folder of runs; every results.json anywhere below it is read",
     )
     parser.add_argument("--out", metavar="DIR", help="where tables/ and figures/ go (default: the first DIR)")
-    parser.add_argument(
-        "--figures", action="store_true", help="draw the path curves too, from path.json files"
-    )
+    parser.add_argument("--figures", action="store_true", help="draw the path curves too, from path.json files")
     return parser.parse_args(argv)
 
 

@@ -26,9 +26,7 @@ def find_checkpoint(folder: str | Path, model_name: str) -> Path:
         return folder
     for place in (folder / model_name, folder):
         names = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
-        epochs = {
-            int("".join(match.groups(""))): name for name in names if (match := NUMBERED.fullmatch(name))
-        }
+        epochs = {int("".join(match.groups(""))): name for name in names if (match := NUMBERED.fullmatch(name))}
         if epochs:
             return place / epochs[max(epochs)]
         if BEST in names:
@@ -46,9 +44,7 @@ def load_context(path: Path) -> tuple[Tensor, dict[str, Tensor]]:
     if not isinstance(state, dict):
         raise UserError(f"{path} holds no state_dict, so it is no stage-1 checkpoint")
     if any(key.startswith("meta_net.") for key in state):
-        raise UserError(
-            f"{path} is a CoCoOp checkpoint: its prompts depend on the image and cannot be continued here"
-        )
+        raise UserError(f"{path} is a CoCoOp checkpoint: its prompts depend on the image and cannot be continued here")
     trained = drop_token_buffers(dict(state))
     if set(trained) != {"ctx"}:
         raise UserError(

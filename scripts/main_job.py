@@ -35,11 +35,7 @@ LMC_PRESETS = {
 
 def _steps(train: str, test: str, presets: dict) -> list[Step]:
     """Training and both tests, for each preset."""
-    return [
-        (name, arguments)
-        for arguments in presets
-        for name in (train, test.format("base"), test.format("new"))
-    ]
+    return [(name, arguments) for arguments in presets for name in (train, test.format("base"), test.format("new"))]
 
 
 # The commands of a cell, by method pair.
@@ -140,20 +136,12 @@ def report(pair_names: list[str]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trainer", default="CoOp", help=f"method pair: {', '.join(PAIRS)}")
     parser.add_argument("--all", action="store_true", help="every method pair")
-    parser.add_argument(
-        "--data", metavar="DIR", help="folder of public data sets; then name DATASET [SEED...]"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=0, help="processes; default 2 on the built-in benchmark, else 1"
-    )
-    parser.add_argument(
-        "words", nargs="*", metavar="DATASET [SEED...]", help="default: the toy data sets, seeds 1 2 3"
-    )
+    parser.add_argument("--data", metavar="DIR", help="folder of public data sets; then name DATASET [SEED...]")
+    parser.add_argument("--workers", type=int, default=0, help="processes; default 2 on the built-in benchmark, else 1")
+    parser.add_argument("words", nargs="*", metavar="DATASET [SEED...]", help="default: the toy data sets, seeds 1 2 3")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys for every run")
     args = parser.parse_intermixed_args()
     if args.data:

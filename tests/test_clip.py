@@ -25,6 +25,7 @@ TEXTS = ["a photo of a cat", "a red star", "two dogs, on a long and winding road
 
 def random_tiny():
     from dassl.clip.tiny import random_tiny
+
     return random_tiny()
 
 
@@ -58,7 +59,7 @@ def test_sizes_come_from_the_model(backbone):
 def test_the_start_tokens_stand_before_every_text(backbone):
     first, second = backbone.tokenise(["cat", "two red stars"])
     same = (first == second).tolist()
-    assert all(same[:backbone.start_tokens]) and not same[backbone.start_tokens]
+    assert all(same[: backbone.start_tokens]) and not same[backbone.start_tokens]
     counts = backbone.token_counts(["cat", "two red stars"])
     lengths = backbone.lengths(torch.stack([first, second]))
     assert counts == [length - backbone.start_tokens - 1 for length in lengths]
@@ -143,7 +144,8 @@ def test_blocks_see_what_they_say(backbone):
     for tower, blocks in (("image", backbone.image_blocks), ("text", backbone.text_blocks)):
         for number, block in enumerate(blocks):
             block.module.register_forward_hook(
-                lambda module, args, out, key=(tower, number): calls.update({key: (args[0], out)}))
+                lambda module, args, out, key=(tower, number): calls.update({key: (args[0], out)})
+            )
     side = backbone.image_size
     backbone.encode_image(torch.randn(5, 3, side, side))
     backbone.encode_text(backbone.tokenise(TEXTS))

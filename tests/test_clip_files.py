@@ -67,16 +67,18 @@ def test_half_precision_is_the_packages(tmp_path, kind):
         assert torch.equal(value, expected[name]) and value.dtype == expected[name].dtype
     tokens = backbone.tokenise(TEXTS)
     assert backbone.encode_text(tokens).dtype == torch.float16
-    assert torch.equal(backbone.encode_text_from_embeddings(backbone.embed(tokens), tokens),
-                       backbone.encode_text(tokens))
+    assert torch.equal(
+        backbone.encode_text_from_embeddings(backbone.embed(tokens), tokens), backbone.encode_text(tokens)
+    )
     for mode in ("amp", "bf16"):
         assert build_clip(str(file), precision=mode).dtype == torch.float32  # the rest is autocast's
 
 
 def test_data_parallel_names_are_understood(tmp_path):
     module = random_module()
-    torch.save({"state_dict": {f"module.{name}": value for name, value in module.state_dict().items()}},
-               tmp_path / "w.pt")
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in module.state_dict().items()}}, tmp_path / "w.pt"
+    )
     assert torch.equal(build_clip(str(tmp_path / "w.pt")).module.text_projection, module.text_projection)
 
 
@@ -90,6 +92,7 @@ def test_loading_draws_no_random_number(tmp_path):
 
 
 # towers that take only as many tokens as they have positions, as in OpenAI's own package
+
 
 def strict(module):
     """The module with the whole positions and the whole mask in every call."""
@@ -121,14 +124,16 @@ def test_a_strict_tower_is_lent_short_positions(tmp_path):
     masks = [block.module.attn_mask for block in lent.text_blocks]
     assert torch.equal(lent.encode_text(tokens), lenient.encode_text(tokens))
     embeddings = lent.embed(tokens)
-    assert torch.equal(lent.encode_text_from_embeddings(embeddings, tokens),
-                       lenient.encode_text_from_embeddings(embeddings, tokens))
+    assert torch.equal(
+        lent.encode_text_from_embeddings(embeddings, tokens), lenient.encode_text_from_embeddings(embeddings, tokens)
+    )
     assert [block.module.attn_mask for block in lent.text_blocks] == masks
     full = lent.module.encode_text(tokens)  # whole again
     assert (full - lent.encode_text(tokens)).abs().max() <= 2e-6
 
 
 # names, places, hashes
+
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
@@ -242,13 +247,14 @@ def test_another_model_under_a_known_name_is_pointed_out(tmp_path, capsys):
 
 # damaged and hostile files
 
+
 @pytest.mark.parametrize("layout", ["archive", "state_dict", "safetensors"])
 def test_a_truncated_file_is_named(tmp_path, layout):
     name = "w.safetensors" if layout == "safetensors" else "w.pt"
     file = write_file(random_module(), tmp_path / name, layout)
     data = file.read_bytes()
     for keep in (0.0, 0.4, 0.99):
-        file.write_bytes(data[:int(len(data) * keep)])
+        file.write_bytes(data[: int(len(data) * keep)])
         with pytest.raises(UserError, match=f'cannot read weights from "{file}"'):
             build_clip(str(file))
 
@@ -295,10 +301,15 @@ def test_a_prompt_checkpoint_in_safetensors_is_no_clip(tmp_path):
 
 # the package
 
+
 def load_with(folder, code="from dassl.clip import build_clip; build_clip('RN50')"):
     """Last line of the error of a process that finds modules in `folder` first."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode != 0
     return done.stderr.strip().splitlines()[-1]
 

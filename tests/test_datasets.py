@@ -51,10 +51,7 @@ def triples(items, folder):
 def test_importing_the_package_is_cheap():
     """Other programs probe for a package of this name."""
     code = "import sys, datasets; print([m for m in ('torch', 'dassl', 'PIL') if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize(("name", "stem"), STEMS.items())
@@ -120,9 +117,7 @@ def test_few_shot_draw_is_that_of_the_seed_and_touches_no_global_stream(tmp_path
 def test_base_and_new_share_one_draw(tmp_path):
     write_pets(tmp_path)
     sets = {
-        subset: build_dataset(
-            config(tmp_path, "OxfordPets", DATASET__NUM_SHOTS=2, DATASET__SUBSAMPLE_CLASSES=subset)
-        )
+        subset: build_dataset(config(tmp_path, "OxfordPets", DATASET__NUM_SHOTS=2, DATASET__SUBSAMPLE_CLASSES=subset))
         for subset in ("all", "base", "new")
     }
     assert [sets[s].classnames for s in sets] == [["cat", "dog", "emu"], ["cat", "dog"], ["emu"]]
@@ -137,8 +132,7 @@ def test_seed_zero_is_a_seed_and_a_negative_one_is_none(tmp_path):
     write_pets(tmp_path, counts=(40, 1, 1))
     draws = {
         seed: [
-            build_dataset(config(tmp_path, "OxfordPets", DATASET__NUM_SHOTS=16, SEED=seed)).drawn["train"]
-            for _ in "ab"
+            build_dataset(config(tmp_path, "OxfordPets", DATASET__NUM_SHOTS=16, SEED=seed)).drawn["train"] for _ in "ab"
         ]
         for seed in (0, 1, -1)
     }
@@ -281,9 +275,7 @@ def test_imagenet_folders(tmp_path):
 
     def listed(part, count):
         return [
-            [f"{part}/{wnid}/{wnid}_{i}.JPEG", c, name]
-            for c, (wnid, name) in enumerate(names)
-            for i in range(count)
+            [f"{part}/{wnid}/{wnid}_{i}.JPEG", c, name] for c, (wnid, name) in enumerate(names) for i in range(count)
         ]
 
     assert triples(dataset.train_x, os.path.join(folder, "images")) == listed("train", 5)

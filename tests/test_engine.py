@@ -224,8 +224,7 @@ def test_order_of_the_hooks(root, tmp_path):
     keys = {"TEST__FINAL_MODEL": "best_val", "OPTIM__LR": 1e-9}
     Recorder(style_config(root, tmp_path, "ShortLosses", **keys)).train()
     first, last = (
-        [("before", e), *(("batch", e, b, 3) for b in range(3)), ("after", e), ("test", "val")]
-        for e in (0, 1)
+        [("before", e), *(("batch", e, b, 3) for b in range(3)), ("after", e), ("test", "val")] for e in (0, 1)
     )
     assert calls == [
         "before_train", *first, ("save", 0, "model-best.pth.tar"), *last, ("save", 1, ""),

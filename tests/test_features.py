@@ -38,8 +38,9 @@ def cfg(tmp_path):
 
 def images(cfg):
     root = Path(cfg.DATASET.ROOT)
-    return [Datum(str(root / f"class{label}" / f"{i}.png"), label=label)
-            for label in range(CLASSES) for i in range(EACH)]
+    return [
+        Datum(str(root / f"class{label}" / f"{i}.png"), label=label) for label in range(CLASSES) for i in range(EACH)
+    ]
 
 
 def pixel_loader(cfg, is_train, transform=None, source=None):
@@ -50,8 +51,9 @@ def pixel_loader(cfg, is_train, transform=None, source=None):
 
 
 def bank_loader(cfg, backbone, is_train=True, views=3, **kwargs):
-    return feature_loader(pixel_loader(cfg, is_train), backbone, folder=cfg.FEATURES.DIR, is_train=is_train,
-                          views=views, **kwargs)
+    return feature_loader(
+        pixel_loader(cfg, is_train), backbone, folder=cfg.FEATURES.DIR, is_train=is_train, views=views, **kwargs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,7 @@ def encode(backbone, batch):
 
 
 # bank and pixels
+
 
 @pytest.mark.parametrize("is_train", [True, False])
 def test_batches_are_those_from_pixels(cfg, backbone, is_train):
@@ -159,6 +162,7 @@ def test_several_transforms_and_copies_keep_their_shape(cfg, backbone):
 
 def test_a_batch_may_mix_epochs(cfg, backbone):
     from dassl.data import ViewIndex
+
     dataset = bank_loader(cfg, backbone, views=2).dataset
     assert isinstance(dataset, BankDataset) and len(dataset) == CLASSES * EACH
     batch = dataset.__getitems__([ViewIndex(3, 0), ViewIndex(3, 1)])
@@ -190,13 +194,10 @@ def test_features_keep_the_precision_they_were_computed_in(cfg, backbone):
 
     half = openai_backbone()
     cast(half.module, "fp16")
-    kinds = {"plain": (backbone, nullcontext), "mixed": (backbone, mixed),
-             "half": (half.freeze(), nullcontext)}
-    banks = {name: bank_loader(cfg, model, autocast=autocast).dataset.bank
-             for name, (model, autocast) in kinds.items()}
+    kinds = {"plain": (backbone, nullcontext), "mixed": (backbone, mixed), "half": (half.freeze(), nullcontext)}
+    banks = {name: bank_loader(cfg, model, autocast=autocast).dataset.bank for name, (model, autocast) in kinds.items()}
     assert len({bank.key for bank in banks.values()}) == 3
-    assert [bank.round()["feature"].dtype for bank in banks.values()] == [
-        torch.float32, torch.bfloat16, torch.float16]
+    assert [bank.round()["feature"].dtype for bank in banks.values()] == [torch.float32, torch.bfloat16, torch.float16]
     again = bank_loader(cfg, backbone, autocast=mixed)
     with mixed():
         for one, other in zip(epochs(pixel_loader(cfg, True), 1), epochs(again, 1), strict=True):
@@ -210,6 +211,7 @@ def test_a_round_is_mapped_not_read(cfg, backbone):
 
 
 # whose bank it is
+
 
 def key(cfg, backbone, is_train=True, **kwargs):
     return bank_loader(cfg, backbone, is_train, views=1, **kwargs).dataset.bank.key
@@ -268,7 +270,7 @@ def test_strict_goes_by_contents(cfg, backbone):
     assert key(cfg, backbone, strict=True) == strict and key(cfg, backbone) != loose
     data = bytearray(first.read_bytes())
     write_image(str(first), seed=99, size=(40, 36))
-    first.write_bytes(first.read_bytes()[:len(data)].ljust(len(data), b"\0"))  # same size, same time
+    first.write_bytes(first.read_bytes()[: len(data)].ljust(len(data), b"\0"))  # same size, same time
     os.utime(first, ns=(1, 1))
     assert key(cfg, backbone, strict=True) != strict
 
@@ -281,6 +283,7 @@ def test_the_header_says_what_the_folder_is(cfg, backbone):
 
 
 # damage
+
 
 def flip(file, place):
     data = bytearray(file.read_bytes())
@@ -345,8 +348,13 @@ class Process:
 
     def __init__(self, cfg, pause=""):
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, cfg.DATASET.ROOT, cfg.FEATURES.DIR, pause], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            [sys.executable, "-c", SCRIPT, cfg.DATASET.ROOT, cfg.FEATURES.DIR, pause],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
 
     def until(self, words):
         for line in self.process.stdout:
@@ -400,6 +408,7 @@ def test_a_killed_builder_leaves_whole_rounds_and_no_lock(cfg, two):
 
 
 # refusals
+
 
 def test_what_a_bank_cannot_stand_for_is_refused(cfg, backbone):
     for name, value in (("INPUT.VIEW_SEEDS", False), ("DATALOADER.RETURN_IMG0", True)):

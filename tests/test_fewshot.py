@@ -204,9 +204,7 @@ def test_repeat_fills_a_short_class_with_replacement():
 
 def test_refusal_names_class_count_and_shots():
     data = by_size([20, 3, 20, 5])
-    with pytest.raises(
-        UserError, match=r"16 shots .* 2 of 4 classes .*class 1 \(3\), class 3 \(5\)\. At most 3"
-    ):
+    with pytest.raises(UserError, match=r"16 shots .* 2 of 4 classes .*class 1 \(3\), class 3 \(5\)\. At most 3"):
         few_shot(data, 16, random.Random(1), short="refuse")
     assert len(few_shot(data, 3, random.Random(1), short="refuse")) == 12
 

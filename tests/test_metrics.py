@@ -36,9 +36,7 @@ def test_distances_agree_with_their_definitions():
     assert torch.allclose(compute_distance_matrix(a, b, metric="cosine"), 1 - cosine, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("shape", "metric"), [((3, 5), "euclidean"), ((6,), "euclidean"), ((3, 6), "manhattan")]
-)
+@pytest.mark.parametrize(("shape", "metric"), [((3, 5), "euclidean"), ((6,), "euclidean"), ((3, 6), "manhattan")])
 def test_distances_refuse_what_does_not_fit(shape, metric):
     with pytest.raises(UserError):
         compute_distance_matrix(torch.zeros(2, 6), torch.zeros(shape), metric=metric)

@@ -45,9 +45,7 @@ def test_pretrained_weights_come_from_the_cache_only(tmp_path, monkeypatch):
 
 
 def test_mlp_head():
-    head = build_head(
-        "mlp", verbose=False, in_features=8, hidden_layers=(6, 5), activation="leaky_relu", dropout=0.1
-    )
+    head = build_head("mlp", verbose=False, in_features=8, hidden_layers=(6, 5), activation="leaky_relu", dropout=0.1)
     assert head(torch.randn(4, 8)).shape == (4, 5)
     assert head.out_features == 5
     kinds = [type(layer).__name__ for layer in head]

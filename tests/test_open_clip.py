@@ -99,7 +99,8 @@ def test_blocks_see_what_they_say(kind, backbone):
     for tower in ("image", "text"):
         for number, block in enumerate(getattr(backbone, f"{tower}_blocks")):
             block.module.register_forward_hook(
-                lambda module, args, out, key=(tower, number): seen.update({key: args[0].shape}))
+                lambda module, args, out, key=(tower, number): seen.update({key: args[0].shape})
+            )
     backbone.encode_image(torch.zeros(5, 3, backbone.image_size, backbone.image_size))
     backbone.encode_text(backbone.tokenise(TEXTS))
     assert len(seen) == (14 if kind == "siglip" else 4)  # timm's image tower has 12 blocks
@@ -113,7 +114,7 @@ def test_blocks_see_what_they_say(kind, backbone):
 def test_a_long_text_is_named_not_cut(backbone):
     fits = "zebra " * (backbone.context_length - 2)
     backbone.tokenise([fits])
-    with pytest.raises(UserError, match=f"zebra\" is too long for the {backbone.context_length} tokens"):
+    with pytest.raises(UserError, match=f'zebra" is too long for the {backbone.context_length} tokens'):
         backbone.tokenise(["short", fits + "zebra"])
 
 
@@ -139,6 +140,7 @@ def test_ways_to_name_a_folder_give_the_same_clip(folders):
 
 def test_a_file_of_a_known_model(folders, tmp_path):
     import open_clip
+
     config = json.loads((folders["clip"] / "open_clip_config.json").read_text())["model_cfg"]
     (tmp_path / "Small-CLIP.json").write_text(json.dumps(config))
     open_clip.add_model_config(tmp_path)
@@ -151,6 +153,7 @@ def test_a_file_of_a_known_model(folders, tmp_path):
 
 def test_quick_gelu_follows_the_weights(folders, tmp_path, monkeypatch):
     import open_clip
+
     file = str(folders["clip"] / "open_clip_model.safetensors")
     config = json.loads((folders["clip"] / "open_clip_config.json").read_text())["model_cfg"]
     (tmp_path / "Gelu-CLIP.json").write_text(json.dumps(config))
@@ -163,13 +166,16 @@ def test_quick_gelu_follows_the_weights(folders, tmp_path, monkeypatch):
     assert not torch.equal(*(model.encode_image(image) for model in built.values()))
 
 
-@pytest.mark.parametrize(("name", "message"), [
-    ("open_clip:ViT-B-61/laion2b_s34b_b88k", "unknown open_clip model \"ViT-B-61\" .nearest: ViT-B-16"),
-    ("open_clip:ViT-B-16", "names no weights; write open_clip:ViT-B-16/TAG, available: openai, "),
-    ("open_clip:ViT-B-16/laion2b_s34b", "nearest: laion2b_s34b_b88k"),
-    ("open_clip:ViT-B-16//nowhere/w.pt", "\"/nowhere/w.pt\" for open_clip:ViT-B-16 are not there"),
-    ("open_clip:hf-hub:nobody/nothing", "open_clip cannot load \"hf-hub:nobody/nothing\""),
-])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("open_clip:ViT-B-61/laion2b_s34b_b88k", 'unknown open_clip model "ViT-B-61" .nearest: ViT-B-16'),
+        ("open_clip:ViT-B-16", "names no weights; write open_clip:ViT-B-16/TAG, available: openai, "),
+        ("open_clip:ViT-B-16/laion2b_s34b", "nearest: laion2b_s34b_b88k"),
+        ("open_clip:ViT-B-16//nowhere/w.pt", '"/nowhere/w.pt" for open_clip:ViT-B-16 are not there'),
+        ("open_clip:hf-hub:nobody/nothing", 'open_clip cannot load "hf-hub:nobody/nothing"'),
+    ],
+)
 def test_what_cannot_be_had_is_named(name, message):
     with pytest.raises(UserError, match=message):
         build_clip(name)
@@ -180,7 +186,7 @@ def test_a_damaged_folder_is_named(folders, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     weights = tmp_path / "open_clip_model.safetensors"
     whole = weights.read_bytes()
-    weights.write_bytes(whole[:len(whole) // 2])
+    weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=f'open_clip cannot load "{tmp_path}"'):
         build_clip(f"open_clip:{tmp_path}")
     save_file({"ctx": torch.zeros(4)}, weights)
@@ -194,7 +200,11 @@ def test_a_damaged_folder_is_named(folders, tmp_path):
 def test_without_open_clip_the_error_says_what_to_install(tmp_path):
     (tmp_path / "open_clip.py").write_text("raise ModuleNotFoundError(\"No module named 'open_clip'\")\n")
     code = "from dassl.clip import build_clip; build_clip('open_clip:ViT-B-16/openai')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+    )
     assert "UserError: open_clip is not installed" in done.stderr
     assert "pip install open_clip_torch" in done.stderr

@@ -25,9 +25,7 @@ def write_runs(folder, end, accuracies, batch=UPSTREAM):
         run = folder / f"seed{seed}"
         run.mkdir(parents=True)
         error = f"{100 - float(accuracy):.2f}"
-        (run / "log.txt").write_text(
-            batch + EARLIER + end + RESULT.format(accuracy, error) + "Elapsed: 0:00:02\n"
-        )
+        (run / "log.txt").write_text(batch + EARLIER + end + RESULT.format(accuracy, error) + "Elapsed: 0:00:02\n")
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,7 @@ def test_commands_run_from_mergetune_and_from_anywhere(clone, tmp_path):
 
 
 @pytest.mark.parametrize("script", COMMANDS)
-@pytest.mark.parametrize(
-    "words", [[], ["imagenet"], ["imagenet", *LMC, "more"], ["imagenet", "1", "--", "KEY"]]
-)
+@pytest.mark.parametrize("words", [[], ["imagenet"], ["imagenet", *LMC, "more"], ["imagenet", "1", "--", "KEY"]])
 def test_wrong_arguments_print_the_usage(clone, script, words):
     done = clone("bash", f"scripts/{script}", *words, check=False)
     assert done.returncode == 2
@@ -78,9 +76,7 @@ def test_missing_stage1_names_the_command_that_makes_it(clone, imagenet_root, tm
 
 def test_the_sequence_runs_on_a_small_imagenet(clone, imagenet_root, tmp_path):
     for script, words in COMMANDS.items():
-        clone(
-            "bash", f"scripts/{script}", "imagenet", *words, "--", *SMALL, data=imagenet_root, output=tmp_path
-        )
+        clone("bash", f"scripts/{script}", "imagenet", *words, "--", *SMALL, data=imagenet_root, output=tmp_path)
         results = json.loads((tmp_path / FOLDERS[script] / "results.json").read_text())
         assert results["dataset"] == "ImageNet"
         assert results["subset"] == ("new" if "new_test" in script else "base")
@@ -89,9 +85,7 @@ def test_the_sequence_runs_on_a_small_imagenet(clone, imagenet_root, tmp_path):
     trained = tmp_path / FOLDERS["coop_LMC/base2new_train_coop.sh"]
     assert (trained / "prompt_mid_learner" / "checkpoint").is_file()
     assert "Finish training" in (trained / "log.txt").read_text()
-    again = clone(
-        "bash", "scripts/coop/base2new_train.sh", "imagenet", "1", data=imagenet_root, output=tmp_path
-    )
+    again = clone("bash", "scripts/coop/base2new_train.sh", "imagenet", "1", data=imagenet_root, output=tmp_path)
     assert "finished: skipped" in again.stdout
     table = clone("bash", "-c", f'"$VIRTUAL_ENV/bin/python" -m mergetune.report {tmp_path}').stdout
     assert "CoOp" in table and "ImageNet" in table

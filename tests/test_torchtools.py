@@ -89,10 +89,7 @@ def test_resume_restores_everything(tmp_path, capsys):
     for batch in batches[2:]:
         step(model, optimizer, scheduler, batch)
         step(other, other_optimizer, other_scheduler, batch)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
 
 
 def test_resume_refuses_what_does_not_fit(tmp_path):
@@ -170,9 +167,7 @@ def test_layers_open_and_close(wrap):
 
 @pytest.mark.parametrize("init_type", ["normal", "xavier", "kaiming", "orthogonal"])
 def test_initialisation(init_type):
-    model = nn.Sequential(
-        nn.Linear(64, 64), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False)
-    )
+    model = nn.Sequential(nn.Linear(64, 64), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8, affine=False))
     init_network_weights(model, init_type=init_type)
     assert model[0].bias.abs().max() == 0
     assert model[2].weight.eq(1).all()

@@ -218,16 +218,12 @@ def refuse(run, stage1, match, **keys):
 
 
 def test_a_stage_1_of_another_length_is_refused(run, tmp_path):
-    released_checkpoint(
-        built(run, "CoOp"), tmp_path / "theirs" / "prompt_learner" / "model.pth.tar-5", n_ctx=16
-    )
+    released_checkpoint(built(run, "CoOp"), tmp_path / "theirs" / "prompt_learner" / "model.pth.tar-5", n_ctx=16)
     refuse(run, tmp_path / "theirs", r"N_CTX 16 x width 128.*N_CTX 4 x width 128")
 
 
 def test_a_stage_1_of_other_classes_is_refused(run, tmp_path):
-    released_checkpoint(
-        built(run, "CoOp"), tmp_path / "theirs" / "prompt_learner" / "model.pth.tar-5", classes=2
-    )
+    released_checkpoint(built(run, "CoOp"), tmp_path / "theirs" / "prompt_learner" / "model.pth.tar-5", classes=2)
     refuse(run, tmp_path / "theirs", r"trained on 2 classes, this run has 3")
     other = built(run, "CoOp", DATASET__SUBSAMPLE_CLASSES="new")
     released_checkpoint(other, tmp_path / "new" / "prompt_learner" / "model.pth.tar-5")
@@ -250,9 +246,7 @@ def test_missing_and_foreign_stage_1_are_refused(run, tmp_path):
     refuse(run, tmp_path / "nowhere", "No stage-1 checkpoint in .*nowhere.*no such folder")
     path = tmp_path / "cocoop" / "prompt_learner" / "model.pth.tar-1"
     path.parent.mkdir(parents=True)
-    torch.save(
-        {"state_dict": {"ctx": torch.zeros(4, 128), "meta_net.linear1.weight": torch.zeros(8, 128)}}, path
-    )
+    torch.save({"state_dict": {"ctx": torch.zeros(4, 128), "meta_net.linear1.weight": torch.zeros(8, 128)}}, path)
     refuse(run, tmp_path / "cocoop", "CoCoOp")
     torch.save({"state_dict": {"text_adapter.5.down.0.weight": torch.zeros(8, 128)}}, path)
     refuse(run, tmp_path / "cocoop", "expected the key ctx, found text_adapter")

@@ -48,9 +48,7 @@ from dassl.utils import (
 
 
 def python(code, *args, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, **kwargs
-    )
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, **kwargs)
 
 
 def test_atomic_write_replaces_only_at_the_end(tmp_path):
@@ -130,9 +128,7 @@ with RunLock(sys.argv[1]):
 
 
 def test_lock_is_held_by_a_live_process_only(tmp_path):
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     pid, child = map(int, holder.stdout.readline().split())
     try:
         with pytest.raises(UserError, match=rf"{tmp_path}.*pid {pid}\)"), RunLock(tmp_path):
@@ -173,9 +169,7 @@ def test_registry_and_nearest_names():
     registry.register(CoOp, force=True)
     with pytest.raises(KeyError) as caught:
         registry.get("coop")
-    assert str(caught.value).startswith(
-        'Object name "coop" does not exist in "TRAINER" registry (nearest: CoOp'
-    )
+    assert str(caught.value).startswith('Object name "coop" does not exist in "TRAINER" registry (nearest: CoOp')
     assert isinstance(caught.value, UserError)
 
 

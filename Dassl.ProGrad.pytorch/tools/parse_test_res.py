@@ -92,13 +92,9 @@ def summarise(directory, keyword, is_signal, ci95):
 
 def build_parser():
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="folder that holds one sub-folder a run")
-    parser.add_argument(
-        "--ci95", action="store_true", help="95 %% confidence interval instead of the deviation"
-    )
+    parser.add_argument("--ci95", action="store_true", help="95 %% confidence interval instead of the deviation")
     parser.add_argument("--test-log", action="store_true", help="logs of evaluations, not of training runs")
     parser.add_argument("--multi-exp", action="store_true", help="directory holds folders of runs")
     parser.add_argument("--keyword", default="accuracy", help="which result: accuracy, error, macro_f1")

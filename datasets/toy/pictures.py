@@ -80,9 +80,7 @@ def _put(rng, canvas, shape, colour, pattern, x, y, radius, angle):
     canvas.fill(shape_mask(shape, x, y, radius, angle), paint)
 
 
-def thing(
-    rng, shape=None, colour=None, pattern="plain", ground=None, radius=(9.0, 13.0), at=None, angle=None
-):
+def thing(rng, shape=None, colour=None, pattern="plain", ground=None, radius=(9.0, 13.0), at=None, angle=None):
     """One object; `angle` in degrees clockwise, `at` its centre, `pattern` a texture's name."""
     shape, colour = shape or pick(rng, SHAPES), jittered(rng, colour or pick(rng, COLOURS))
     pattern = pattern or pick(rng, TEXTURES)
@@ -157,9 +155,7 @@ def glyph(rng, text, fonts=LETTER_FONTS, colour=None, height=(17, 23), tilt=8):
     tone = jittered(rng, colour or pick(rng, COLOURS))
     canvas = Canvas(ground_for(rng, tone))
     x, y = 16 + rng.uniform(-3, 3, 2)
-    canvas.fill(
-        glyph_mask(text, pick(rng, fonts), x, y, rng.uniform(*height), rng.uniform(-tilt, tilt)), tone
-    )
+    canvas.fill(glyph_mask(text, pick(rng, fonts), x, y, rng.uniform(*height), rng.uniform(-tilt, tilt)), tone)
     return canvas.shrink()
 
 

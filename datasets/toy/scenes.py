@@ -31,9 +31,7 @@ class Brush:
                          fill=self.tone(rgb, spread))  # fmt: skip
 
     def line(self, points, rgb, width=1.0):
-        self.pen.line(
-            [(x * SCALE, y * SCALE) for x, y in points], fill=self.tone(rgb), width=round(width * SCALE)
-        )
+        self.pen.line([(x * SCALE, y * SCALE) for x, y in points], fill=self.tone(rgb), width=round(width * SCALE))
 
     def sky(self, horizon=33, rgb=(150, 205, 250)):
         self.box(0, 0, 33, horizon, rgb)
@@ -174,9 +172,7 @@ def road(b):
     b.area([(x - 1.5, h), (x + 1.5, h), (x + 13, 33), (x - 13, 33)], (85, 85, 90))
     for k, y in enumerate((h + 2, h + 7, h + 13, h + 19)):
         w = 0.4 + 0.35 * k
-        b.area(
-            [(x - w, y), (x + w, y), (x + w * 1.2, y + 2 + k), (x - w * 1.2, y + 2 + k)], (250, 240, 180), 5
-        )
+        b.area([(x - w, y), (x + w, y), (x + w * 1.2, y + 2 + k), (x - w * 1.2, y + 2 + k)], (250, 240, 180), 5)
 
 
 def sunset(b):
@@ -204,9 +200,7 @@ def volcano(b):
     for k in range(4):
         b.disc(x + b.u(-2, 2) + k, top - 2 - 2.5 * k, 2.5 + k * 0.7, 2.2 + k * 0.4, (115, 110, 110))
     b.area([(x - 15, 29), (x - 3, top), (x + 3, top), (x + 15, 29)], (85, 60, 55))
-    b.area(
-        [(x - 3, top), (x + 3, top), (x + 4.5, 20), (x + 1, 17), (x - 2, 24), (x - 3.5, 17)], (250, 90, 25)
-    )
+    b.area([(x - 3, top), (x + 3, top), (x + 4.5, 20), (x + 1, 17), (x - 2, 24), (x - 3.5, 17)], (250, 90, 25))
     b.box(0, 28, 33, 33, (75, 95, 55))
 
 

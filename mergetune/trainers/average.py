@@ -20,9 +20,7 @@ class CoOp_Average(CoOp_LMC):
 
     def build_model(self) -> None:
         if not self.cfg.RESUME_COOP:
-            raise UserError(
-                f"{self.cfg.TRAINER.NAME} averages a stage-1 run with CLIP: name it with --resume-coop"
-            )
+            raise UserError(f"{self.cfg.TRAINER.NAME} averages a stage-1 run with CLIP: name it with --resume-coop")
         super().build_model()
 
     def set_endpoints(self) -> None:

@@ -87,9 +87,7 @@ class CoOp_LMC(CoOp):
 
     def before_train(self) -> None:
         if not self.cfg.RESUME_COOP:
-            raise UserError(
-                f"{self.cfg.TRAINER.NAME} continues a stage-1 run: name its folder with --resume-coop"
-            )
+            raise UserError(f"{self.cfg.TRAINER.NAME} continues a stage-1 run: name its folder with --resume-coop")
         self.check_stage1()
         super().before_train()
 

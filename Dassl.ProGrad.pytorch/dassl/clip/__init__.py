@@ -11,6 +11,15 @@ from .backbone import (
 from .build import CLIP_REGISTRY, build_clip, build_clip_from_cfg, cached_clip, check_input
 
 __all__ = [
-    "Block", "CLIP_REGISTRY", "ClipBackbone", "Preprocess", "build_clip", "build_clip_from_cfg",
-    "cached_clip", "check_input", "cosine_logits", "tensor_digest", "text_classifier",
+    "Block",
+    "CLIP_REGISTRY",
+    "ClipBackbone",
+    "Preprocess",
+    "build_clip",
+    "build_clip_from_cfg",
+    "cached_clip",
+    "check_input",
+    "cosine_logits",
+    "tensor_digest",
+    "text_classifier",
 ]

@@ -65,8 +65,7 @@ class ClipBackbone:
         self.short_text = self.causal
 
     def __str__(self):
-        return (f"CLIP {self.name}: D {self.dim}, {self.image_size} px, {self.activation}, "
-                f"sha256 {self.digest[:12]}")
+        return f"CLIP {self.name}: D {self.dim}, {self.image_size} px, {self.activation}, sha256 {self.digest[:12]}"
 
     # what the weights say
     @property
@@ -133,7 +132,7 @@ class ClipBackbone:
 
     def shorten(self, tokens):
         """(C, L) -> (C, L') cut behind the longest prompt; as given where that would not be exact."""
-        return tokens[:, :int(self.lengths(tokens).max())] if self.short_text else tokens
+        return tokens[:, : int(self.lengths(tokens).max())] if self.short_text else tokens
 
     def embed(self, tokens):
         """(C, L) -> (C, L, W) token embeddings, without positions."""
@@ -155,8 +154,10 @@ class ClipBackbone:
         The tokens say where a prompt ends. Gradients reach the embeddings.
         """
         if embeddings.shape != (*tokens.shape, self.width):
-            raise UserError(f"embeddings have shape {tuple(embeddings.shape)}, "
-                            f"expected {(*tokens.shape, self.width)} for these tokens and {self.name}")
+            raise UserError(
+                f"embeddings have shape {tuple(embeddings.shape)}, "
+                f"expected {(*tokens.shape, self.width)} for these tokens and {self.name}"
+            )
         length = self._length_to_run(tokens)
         handle = self.text_tower.token_embedding.register_forward_hook(lambda *_: embeddings[:, :length])
         try:
@@ -181,8 +182,11 @@ class ClipBackbone:
         if length == self.context_length:
             return self.shorten(tokens).shape[1]
         if not self.causal or length > self.context_length:
-            reason = ("it has no more positions" if length > self.context_length else
-                      "its text tower attends to both sides or pools the padding, so texts cannot be cut")
+            reason = (
+                "it has no more positions"
+                if length > self.context_length
+                else "its text tower attends to both sides or pools the padding, so texts cannot be cut"
+            )
             raise UserError(f"{self.name}: texts of {length} tokens, not {self.context_length}: {reason}")
         return length  # cut by the caller, who knows it once; looking again would wait for the GPU
 
@@ -194,8 +198,12 @@ class ClipBackbone:
             return
         owners = [self.text_tower, *(block.module for block in self.text_blocks)]
         names = ("positional_embedding", "attn_mask")
-        lent = [_lend(owner, name, length) for owner in owners for name in names
-                if torch.is_tensor(getattr(owner, name, None))]
+        lent = [
+            _lend(owner, name, length)
+            for owner in owners
+            for name in names
+            if torch.is_tensor(getattr(owner, name, None))
+        ]
         try:
             yield
         finally:
@@ -235,8 +243,9 @@ def text_classifier(backbone, classnames, templates, chunk=512):
             raise UserError(f'template "{template}" has no {{}} where the class name goes')
     names = [name.replace("_", " ") for name in classnames]
     texts = [template.format(name) for template in templates for name in names]
-    features = torch.cat([backbone.encode_text(backbone.tokenise(texts[i:i + chunk]))
-                          for i in range(0, len(texts), chunk)])  # (T * C, D)
+    features = torch.cat(
+        [backbone.encode_text(backbone.tokenise(texts[i : i + chunk])) for i in range(0, len(texts), chunk)]
+    )  # (T * C, D)
     if len(templates) == 1:
         return features
     return F.normalize(features, dim=-1).view(len(templates), len(names), -1).mean(dim=0)

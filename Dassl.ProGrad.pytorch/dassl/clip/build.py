@@ -32,12 +32,14 @@ PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 @CLIP_REGISTRY.register()
 def openai(model, *, path, device, precision):
     from .openai import load_openai
+
     return load_openai(model, path=path, device=device, precision=precision)
 
 
 @CLIP_REGISTRY.register()
 def open_clip(model, *, path, device, precision):
     from .open_clip import load_open_clip
+
     return load_open_clip(model, path=path, device=device, precision=precision)
 
 
@@ -46,6 +48,7 @@ def tiny(model, *, path, device, precision):
     if model or path:
         raise UserError(f'the CLIP "tiny" is built in and takes no model or file, got "{model or path}"')
     from .tiny import load_tiny
+
     return load_tiny(device=device, precision=precision)
 
 
@@ -63,14 +66,17 @@ def build_clip(name, *, path="", device="cpu", precision="fp32"):
         return CLIP_REGISTRY.get(backend)(model, path=path, device=device, precision=precision).freeze()
     if not (path or os.path.exists(name) or name in openai_names()):
         available = [*openai_names(), "tiny", "open_clip:MODEL/TAG", "a weights file"]
-        raise UserError(f'unknown CLIP "{name}" (nearest: {", ".join(closest(name, available[:-2]))}); '
-                        f'available: {", ".join(available)}')
+        raise UserError(
+            f'unknown CLIP "{name}" (nearest: {", ".join(closest(name, available[:-2]))}); '
+            f"available: {', '.join(available)}"
+        )
     return openai(name, path=path, device=device, precision=precision).freeze()
 
 
 def openai_names():
     """Names of OpenAI's models, from the table of the `clip` package."""
     from .openai import weights_table
+
     return list(weights_table())
 
 
@@ -95,9 +101,11 @@ def check_input(cfg, backbone):
     given, takes = tuple(own.SIZE), (expected.size, expected.size)
     if given != takes:
         raise UserError(f"INPUT.SIZE is {given}, but {backbone.name} takes {takes}")
-    rows = [("PIXEL_MEAN", _rounded(own.PIXEL_MEAN), _rounded(expected.mean)),
-            ("PIXEL_STD", _rounded(own.PIXEL_STD), _rounded(expected.std)),
-            ("INTERPOLATION", own.INTERPOLATION, expected.interpolation)]
+    rows = [
+        ("PIXEL_MEAN", _rounded(own.PIXEL_MEAN), _rounded(expected.mean)),
+        ("PIXEL_STD", _rounded(own.PIXEL_STD), _rounded(expected.std)),
+        ("INTERPOLATION", own.INTERPOLATION, expected.interpolation),
+    ]
     differ = [f"{key} {given} (trained with {trained})" for key, given, trained in rows if given != trained]
     if differ:
         get_logger().warning(f"{backbone.name} was trained on other pixels: INPUT has {'; '.join(differ)}")

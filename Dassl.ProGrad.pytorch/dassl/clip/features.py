@@ -40,13 +40,21 @@ def build_feature_loader(cfg, loader, backbone, *, is_train, autocast=contextlib
     if not (cfg.FEATURES.VIEWS > 0 if is_train else cfg.FEATURES.TEST):
         return loader
     folder = cfg.FEATURES.DIR or os.path.join(os.environ.get("OUTPUT") or "output", "features")
-    return feature_loader(loader, backbone, folder=folder, views=cfg.FEATURES.VIEWS, is_train=is_train,
-                          batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, autocast=autocast,
-                          strict=cfg.FEATURES.STRICT)
+    return feature_loader(
+        loader,
+        backbone,
+        folder=folder,
+        views=cfg.FEATURES.VIEWS,
+        is_train=is_train,
+        batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
+        autocast=autocast,
+        strict=cfg.FEATURES.STRICT,
+    )
 
 
-def feature_loader(loader, backbone, *, folder, is_train, views=1, batch_size=100,
-                   autocast=contextlib.nullcontext, strict=False):
+def feature_loader(
+    loader, backbone, *, folder, is_train, views=1, batch_size=100, autocast=contextlib.nullcontext, strict=False
+):
     """A loader of features with the batches, order and random draws of the pixel `loader`.
 
     Its batches have `feature` (B, D), raw, in the precision it was computed in, in place of `img`
@@ -65,10 +73,23 @@ def feature_loader(loader, backbone, *, folder, is_train, views=1, batch_size=10
     if is_train and (getattr(pixels, "seed", None) is None or not hasattr(loader.sampler, "set_epoch")):
         raise UserError("feature bank: training views need INPUT.VIEW_SEEDS True")
     rounds = max(1, -(-views // pixels.k_tfm)) if is_train else 1
-    bank = FeatureBank(folder, pixels, backbone, rounds=rounds, batch_size=batch_size, autocast=autocast,
-                       workers=loader.num_workers, strict=strict)
-    return DataLoader(BankDataset(bank, pixels.data_source), batch_size=loader.batch_size,
-                      sampler=loader.sampler, drop_last=loader.drop_last, collate_fn=_as_it_is)
+    bank = FeatureBank(
+        folder,
+        pixels,
+        backbone,
+        rounds=rounds,
+        batch_size=batch_size,
+        autocast=autocast,
+        workers=loader.num_workers,
+        strict=strict,
+    )
+    return DataLoader(
+        BankDataset(bank, pixels.data_source),
+        batch_size=loader.batch_size,
+        sampler=loader.sampler,
+        drop_last=loader.drop_last,
+        collate_fn=_as_it_is,
+    )
 
 
 class FeatureBank:
@@ -79,8 +100,18 @@ class FeatureBank:
     files' contents.
     """
 
-    def __init__(self, folder, pixels, backbone, *, rounds=1, batch_size=100, workers=0,
-                 autocast=contextlib.nullcontext, strict=False):
+    def __init__(
+        self,
+        folder,
+        pixels,
+        backbone,
+        *,
+        rounds=1,
+        batch_size=100,
+        workers=0,
+        autocast=contextlib.nullcontext,
+        strict=False,
+    ):
         if pixels.transform is None:
             raise UserError("feature bank: pictures without a transform cannot be encoded")
         if backbone.module.training:
@@ -108,11 +139,17 @@ class FeatureBank:
             mixed = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
         files = [_describe_file(item.impath, pixels.root, strict) for item in pixels.data_source]
         return {
-            "format": FORMAT, "weights": backbone.digest, "activation": backbone.activation,
-            "dtype": str(backbone.dtype), "autocast": mixed, "device": kind,
-            "transform": describe_transform(pixels.transform), "transforms": pixels.k_tfm,
+            "format": FORMAT,
+            "weights": backbone.digest,
+            "activation": backbone.activation,
+            "dtype": str(backbone.dtype),
+            "autocast": mixed,
+            "device": kind,
+            "transform": describe_transform(pixels.transform),
+            "transforms": pixels.k_tfm,
             "seed": pixels.seed if pixels.is_train else None,
-            "images": len(files), "files": digest(files),
+            "images": len(files),
+            "files": digest(files),
         }
 
     def _file(self, number):
@@ -146,10 +183,17 @@ class FeatureBank:
         """Encode and write rounds. Batches end with their round, so none depends on its neighbours."""
         count = len(self.pixels)
         starts = range(0, count, self.batch_size)
-        batches = [[(number, index) for index in range(start, min(start + self.batch_size, count))]
-                   for number in numbers for start in starts]
-        loader = DataLoader(_Pictures(self.pixels), batch_sampler=batches, generator=torch.Generator(),
-                            num_workers=self.workers if count * len(numbers) >= WORKERS_FROM else 0)
+        batches = [
+            [(number, index) for index in range(start, min(start + self.batch_size, count))]
+            for number in numbers
+            for start in starts
+        ]
+        loader = DataLoader(
+            _Pictures(self.pixels),
+            batch_sampler=batches,
+            generator=torch.Generator(),
+            num_workers=self.workers if count * len(numbers) >= WORKERS_FROM else 0,
+        )
         title = f"features of {count} images x {len(numbers)}"
         done = []
         for images in tqdm(loader, desc=title, delay=5, leave=False, disable=None):
@@ -193,11 +237,17 @@ class BankDataset(Dataset):
             batch = {name: value[rows] for name, value in self.bank.round(rounds[0]).items()}
         else:
             parts = [self.bank.round(number) for number in rounds]
-            batch = {name: torch.stack([part[name][row] for part, row in zip(parts, rows, strict=True)])
-                     for name in parts[0]}
+            batch = {
+                name: torch.stack([part[name][row] for part, row in zip(parts, rows, strict=True)]) for name in parts[0]
+            }
         batch = {name: list(value.unbind(1)) if value.ndim == 3 else value for name, value in batch.items()}
-        return {**batch, "label": self.labels[rows], "domain": self.domains[rows], "index": rows,
-                "impath": [self.data_source[row].impath for row in rows.tolist()]}
+        return {
+            **batch,
+            "label": self.labels[rows],
+            "domain": self.domains[rows],
+            "index": rows,
+            "impath": [self.data_source[row].impath for row in rows.tolist()],
+        }
 
 
 class _Pictures(Dataset):

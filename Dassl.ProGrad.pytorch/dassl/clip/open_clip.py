@@ -29,8 +29,11 @@ class OpenClip(ClipBackbone):
         self.tokenizer = tokenizer
         tower = getattr(module, "text", module)
         self.pooling = getattr(tower, "pool_type", None) or tower.text_pool_type
-        self.causal = (getattr(tower, "attn_mask", None) is not None and self.pooling in ("argmax", "eos")
-                       and getattr(tower, "cls_emb", None) is None)
+        self.causal = (
+            getattr(tower, "attn_mask", None) is not None
+            and self.pooling in ("argmax", "eos")
+            and getattr(tower, "cls_emb", None) is None
+        )
         super().__init__(module, **facts)
         first, second = self._raw_tokens(["a", "two"])
         self.start_tokens = int((first == second).int().cumprod(0).sum())  # what stands before any text
@@ -102,8 +105,7 @@ class OpenClip(ClipBackbone):
 
 
 def _blocks(tower):
-    return [Block(block, block.ln_1, block.ln_1.normalized_shape[0], tower.batch_first)
-            for block in tower.resblocks]
+    return [Block(block, block.ln_1, block.ln_1.normalized_shape[0], tower.batch_first) for block in tower.resblocks]
 
 
 def open_clip_package():
@@ -131,9 +133,14 @@ def load_open_clip(model, *, path="", device="cpu", precision="fp32"):
     try:
         with torch.random.fork_rng(devices=[]):
             module = package.create_model(
-                name, pretrained=weights or None, precision="fp16" if precision == "fp16" else "fp32",
-                device=device, force_quick_gelu=bool(tag.get("quick_gelu")), require_pretrained=True,
-                pretrained_text=False)
+                name,
+                pretrained=weights or None,
+                precision="fp16" if precision == "fp16" else "fp32",
+                device=device,
+                force_quick_gelu=bool(tag.get("quick_gelu")),
+                require_pretrained=True,
+                pretrained_text=False,
+            )
             tokenizer = package.get_tokenizer(name)
             digest = sha256_file(_weights_file(package, name, weights, tag))
     except Exception as error:  # many kinds: no network, a damaged file, another architecture, no tokeniser
@@ -157,11 +164,17 @@ def _wrap(package, module, tokenizer, *, name, digest):
         raise UserError(f"{name}: its text tower has no token_embedding to feed learned prompts to")
     facts = package.model.get_model_preprocess_cfg(module)
     size = facts["size"]
-    preprocess = Preprocess(size if isinstance(size, int) else size[0], tuple(facts["mean"]),
-                            tuple(facts["std"]), facts["interpolation"], facts["resize_mode"])
+    preprocess = Preprocess(
+        size if isinstance(size, int) else size[0],
+        tuple(facts["mean"]),
+        tuple(facts["std"]),
+        facts["interpolation"],
+        facts["resize_mode"],
+    )
     quick = any(isinstance(part, package.transformer.QuickGELU) for part in module.modules())
-    return OpenClip(module, tokenizer, name=name, digest=digest, preprocess=preprocess,
-                    activation="quickgelu" if quick else "gelu")
+    return OpenClip(
+        module, tokenizer, name=name, digest=digest, preprocess=preprocess, activation="quickgelu" if quick else "gelu"
+    )
 
 
 def _resolve(package, model, path):
@@ -174,17 +187,20 @@ def _resolve(package, model, path):
     name, _, weights = model.partition("/")
     known = package.list_models()
     if name not in known:
-        raise UserError(f'unknown open_clip model "{name}" (nearest: {", ".join(closest(name, known))}); '
-                        f"{len(known)} are available, see open_clip.list_models(); local folders need an "
-                        f"open_clip_config.json")
+        raise UserError(
+            f'unknown open_clip model "{name}" (nearest: {", ".join(closest(name, known))}); '
+            f"{len(known)} are available, see open_clip.list_models(); local folders need an "
+            f"open_clip_config.json"
+        )
     weights = str(Path(path or weights).expanduser()) if path or "/" in weights else weights
     tags = package.list_pretrained_tags_by_model(name)
     if not weights:
-        raise UserError(f"open_clip:{name} names no weights; write open_clip:{name}/TAG, "
-                        f"available: {', '.join(tags)}")
+        raise UserError(f"open_clip:{name} names no weights; write open_clip:{name}/TAG, available: {', '.join(tags)}")
     if weights in tags or os.path.isfile(weights):
         return name, weights
     if "/" in weights:
         raise MissingFile(f'weights "{weights}" for open_clip:{name} are not there')
-    raise UserError(f'unknown weights "{weights}" for open_clip:{name} '
-                    f'(nearest: {", ".join(closest(weights, tags))}); available: {", ".join(tags)}')
+    raise UserError(
+        f'unknown weights "{weights}" for open_clip:{name} '
+        f"(nearest: {', '.join(closest(weights, tags))}); available: {', '.join(tags)}"
+    )

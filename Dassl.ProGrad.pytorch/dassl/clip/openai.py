@@ -43,7 +43,7 @@ def clip_package():
             raise UserError('the package "clip" needs pkg_resources: pip install "setuptools<81"') from error
         found = _impostor()
         if found is None:
-            raise UserError(f"OpenAI's package \"clip\" is not installed ({error}): {INSTALL}") from error
+            raise UserError(f'OpenAI\'s package "clip" is not installed ({error}): {INSTALL}') from error
         raise UserError(found) from error
     if not (hasattr(clip, "tokenize") and hasattr(clip.model, "CLIP")):
         raise UserError(_impostor())
@@ -57,8 +57,10 @@ def _impostor():
     except ImportError:
         return None
     where = getattr(clip, "__file__", None) or "a folder named clip"
-    return (f'the installed package "clip" ({where}) is not OpenAI\'s CLIP; PyPI\'s "clip" is a clipboard '
-            f"manager: pip uninstall clip, then {INSTALL}")
+    return (
+        f'the installed package "clip" ({where}) is not OpenAI\'s CLIP; PyPI\'s "clip" is a clipboard '
+        f"manager: pip uninstall clip, then {INSTALL}"
+    )
 
 
 def weights_table():
@@ -107,8 +109,13 @@ def load_openai(name, *, path="", device="cpu", precision="fp32"):
     _warn_if_other_model(name, state, file)
     if precision == "fp16":
         clip_package().model.convert_weights(module)
-    backbone = OpenAIClip(module, name=name or str(file), digest=digest, activation="quickgelu",
-                          preprocess=Preprocess(module.visual.input_resolution)).to(device)
+    backbone = OpenAIClip(
+        module,
+        name=name or str(file),
+        digest=digest,
+        activation="quickgelu",
+        preprocess=Preprocess(module.visual.input_resolution),
+    ).to(device)
     get_logger().info(str(backbone))
     return backbone
 
@@ -125,8 +132,10 @@ def find_weights(name, path="", *, cache=CACHE):
         raise MissingFile(f'MODEL.BACKBONE.PATH "{path}" is not there; expected a weights file or its folder')
     table = weights_table()
     if name not in table:
-        raise UserError(f'unknown CLIP "{name}" (nearest: {", ".join(closest(name, table))}); '
-                        f'available: {", ".join(table)}, or a weights file')
+        raise UserError(
+            f'unknown CLIP "{name}" (nearest: {", ".join(closest(name, table))}); '
+            f"available: {', '.join(table)}, or a weights file"
+        )
     address = table[name]
     file_name, expected = os.path.basename(address), address.split("/")[-2]
     places = [*([given] if path else []), Path(cache).expanduser()]
@@ -142,8 +151,10 @@ def find_weights(name, path="", *, cache=CACHE):
 def _check_hash(file, expected, name):
     digest = sha256_file(file)
     if digest != expected:
-        raise UserError(f'"{file}" is not OpenAI\'s {name}: sha256 {digest}, expected {expected}. Remove it '
-                        f"to have it downloaded again, or name it in MODEL.BACKBONE.PATH to use it as it is")
+        raise UserError(
+            f'"{file}" is not OpenAI\'s {name}: sha256 {digest}, expected {expected}. Remove it '
+            f"to have it downloaded again, or name it in MODEL.BACKBONE.PATH to use it as it is"
+        )
     return digest
 
 
@@ -160,8 +171,9 @@ def _download(address, file, expected):
             if sha.hexdigest() != expected:
                 raise OSError(f"what arrived has sha256 {sha.hexdigest()}, expected {expected}")
     except (OSError, UserError) as error:
-        raise UserError(f"cannot download {address} ({error}). Put the file at {file}, or name it in "
-                        f"MODEL.BACKBONE.PATH") from error
+        raise UserError(
+            f"cannot download {address} ({error}). Put the file at {file}, or name it in MODEL.BACKBONE.PATH"
+        ) from error
     return file
 
 
@@ -177,8 +189,10 @@ def read_state_dict(file):
     try:
         state = _read(file)
     except pickle.UnpicklingError as error:
-        raise UserError(f'cannot read weights from "{file}": not a torch file, or one with more than tensors '
-                        f"in it, which is never unpickled") from error
+        raise UserError(
+            f'cannot read weights from "{file}": not a torch file, or one with more than tensors '
+            f"in it, which is never unpickled"
+        ) from error
     except Exception as error:  # the readers raise many kinds for a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f'cannot read weights from "{file}": truncated or damaged ({reason})') from error
@@ -192,6 +206,7 @@ def read_state_dict(file):
 def _read(file):
     if Path(file).suffix == ".safetensors":
         from safetensors.torch import load_file
+
         return load_file(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, but the published files are in it
@@ -212,8 +227,11 @@ def build_module(state, file="the state dict"):
     Built without memory first, so nothing is drawn at random only to be overwritten.
     """
     model = clip_package().model
-    weights = {key: value.float() if value.is_floating_point() else value for key, value in state.items()
-               if key not in ("input_resolution", "context_length", "vocab_size")}
+    weights = {
+        key: value.float() if value.is_floating_point() else value
+        for key, value in state.items()
+        if key not in ("input_resolution", "context_length", "vocab_size")
+    }
     try:
         with torch.device("meta"):
             module = model.CLIP(**_dimensions(weights))
@@ -229,6 +247,7 @@ def build_module(state, file="the state dict"):
 
 def _dimensions(weights):
     """Arguments of `clip.model.CLIP`, from the shapes of {name: tensor}."""
+
     def count(prefix, part):
         return len({key.split(".")[part] for key in weights if key.startswith(prefix)})
 
@@ -242,10 +261,16 @@ def _dimensions(weights):
         layers = tuple(count(f"visual.layer{stage}.", 2) for stage in (1, 2, 3, 4))
     context_length, width = weights["positional_embedding"].shape
     return {
-        "embed_dim": weights["text_projection"].shape[1], "image_resolution": side, "vision_layers": layers,
-        "vision_width": vision_width, "vision_patch_size": patch, "context_length": context_length,
-        "vocab_size": weights["token_embedding.weight"].shape[0], "transformer_width": width,
-        "transformer_heads": width // 64, "transformer_layers": count("transformer.resblocks.", 2),
+        "embed_dim": weights["text_projection"].shape[1],
+        "image_resolution": side,
+        "vision_layers": layers,
+        "vision_width": vision_width,
+        "vision_patch_size": patch,
+        "context_length": context_length,
+        "vocab_size": weights["token_embedding.weight"].shape[0],
+        "transformer_width": width,
+        "transformer_heads": width // 64,
+        "transformer_layers": count("transformer.resblocks.", 2),
     }
 
 

@@ -79,7 +79,6 @@ def subsample_classes(*sources: list, subset: str = "all") -> list | tuple[list,
         chosen = labels[:half] if subset == "base" else labels[half:]
         new_label = {label: i for i, label in enumerate(chosen)}
         sources = tuple(
-            [item.relabelled(new_label[item.label]) for item in source if item.label in new_label]
-            for source in sources
+            [item.relabelled(new_label[item.label]) for item in source if item.label in new_label] for source in sources
         )
     return sources[0] if len(sources) == 1 else sources

@@ -36,9 +36,7 @@ class _DomainSampler(_RoundSampler):
         if self.n_domain > len(self.domains):
             raise UserError(f"{self.n_domain} domains a batch asked for, but there are {len(self.domains)}")
         if batch_size < self.n_domain or batch_size % self.n_domain:
-            raise UserError(
-                f"batch size {batch_size} is no multiple of the {self.n_domain} domains in a batch"
-            )
+            raise UserError(f"batch size {batch_size} is no multiple of the {self.n_domain} domains in a batch")
         self.batch_size = batch_size
         self.n_img_per_domain = batch_size // self.n_domain
         smallest = min(len(indices) for indices in self.domain_dict.values())
@@ -92,9 +90,7 @@ class RandomClassSampler(_RoundSampler):
 
     def __init__(self, data_source, batch_size, n_ins):
         if batch_size < n_ins:
-            raise UserError(
-                f"batch size {batch_size} is smaller than the {n_ins} images of a class in a batch (N_INS)"
-            )
+            raise UserError(f"batch size {batch_size} is smaller than the {n_ins} images of a class in a batch (N_INS)")
         self.data_source = data_source
         self.batch_size = batch_size
         self.n_ins = n_ins
@@ -102,9 +98,7 @@ class RandomClassSampler(_RoundSampler):
         self.index_dic = group_indices([item.label for item in data_source])
         self.labels = list(self.index_dic)
         if len(self.labels) < self.ncls_per_batch:
-            raise UserError(
-                f"{self.ncls_per_batch} classes a batch asked for, but there are {len(self.labels)}"
-            )
+            raise UserError(f"{self.ncls_per_batch} classes a batch asked for, but there are {len(self.labels)}")
         self.length = len(self._draw())
 
     def _draw(self):

@@ -88,9 +88,7 @@ class Classification(EvaluatorBase):
         counts = ClassCounts(truth, predicted)
         self.correct, self.total = int(counts.hits.sum()), len(truth)
         accuracy = 100.0 * self.correct / self.total
-        results = OrderedDict(
-            accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=100.0 * counts.macro_f1()
-        )
+        results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=100.0 * counts.macro_f1())
         self._log(results)
         if self._per_class:
             results["perclass_accuracy"] = self._log_classes(counts)
@@ -119,9 +117,7 @@ class Classification(EvaluatorBase):
                 continue
             accuracies.append(100.0 * int(right) / int(total))
             name = self._lab2cname.get(label, "unknown")
-            logger.info(
-                f"* class: {label} ({name})\ttotal: {total:,}\tcorrect: {right:,}\tacc: {accuracies[-1]:.2f}%"
-            )
+            logger.info(f"* class: {label} ({name})\ttotal: {total:,}\tcorrect: {right:,}\tacc: {accuracies[-1]:.2f}%")
         mean = float(np.mean(accuracies))
         logger.info(f"* average: {mean:.2f}%")
         return mean

@@ -99,9 +99,7 @@ def read_path(file):
     raw = read_object(file, FORMAT)
     t = _numbers(raw.get("t"), "t")
     if len(t) < MIN_POINTS or np.any(np.diff(t) <= 0) or t[0] != 0 or t[-1] != 2 or 1 not in t:
-        raise ValueError(
-            f"t: expected {MIN_POINTS} or more rising numbers from 0 over 1 to 2, found {t.tolist()}"
-        )
+        raise ValueError(f"t: expected {MIN_POINTS} or more rising numbers from 0 over 1 to 2, found {t.tolist()}")
     path = {"t": t, "space": str(raw.get("space", "features"))}
     for subset in SUBSETS:
         curves = raw.get(subset)

@@ -29,9 +29,7 @@ class TinyBackbone(ClipBackbone):
         for row, text in zip(tokens, texts, strict=True):
             ids = tokenizer().encode(text)
             if len(ids) > self.context_length:
-                raise UserError(
-                    f'the text "{text}" has {len(ids)} tokens, {self.name} takes {self.context_length}'
-                )
+                raise UserError(f'the text "{text}" has {len(ids)} tokens, {self.name} takes {self.context_length}')
             row[: len(ids)] = torch.tensor(ids)
         return tokens.to(self.device)
 

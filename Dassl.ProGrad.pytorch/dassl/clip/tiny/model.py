@@ -25,9 +25,7 @@ class Attention(nn.Module):
 
     def forward(self, x):
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
-        if (
-            q.dtype == torch.bfloat16 and q.device.type == "cpu"
-        ):  # its backward is 30 times slower than fp32's there
+        if q.dtype == torch.bfloat16 and q.device.type == "cpu":  # its backward is 30 times slower than fp32's there
             q, k, v = q.float(), k.float(), v.float()
         with torch.autocast(q.device.type, enabled=False):
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (B, heads, N, W / heads)
@@ -75,9 +73,7 @@ class VisionTransformer(nn.Module):
         self.conv2 = nn.Conv2d(width // 4, width // 2, 2, stride=2)
         self.conv3 = nn.Conv2d(width // 2, width, 2, stride=2)
         self.class_embedding = nn.Parameter(0.02 * torch.randn(width))
-        self.positional_embedding = nn.Parameter(
-            0.02 * torch.randn((image_size // self.patch) ** 2 + 1, width)
-        )
+        self.positional_embedding = nn.Parameter(0.02 * torch.randn((image_size // self.patch) ** 2 + 1, width))
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads)
         self.ln_post = nn.LayerNorm(width)

@@ -27,9 +27,7 @@ from dassl.utils import atomic_save, atomic_write, get_logger
 HERE = Path(__file__).parent
 WEIGHTS, LOG = "tiny_clip.safetensors", "train_log.json"
 SAVE, SHOW, USABLE = 200, 20, 600  # steps between checkpoints, between lines of the log, before an export
-PICTURES = (
-    "datasets.toy.pretrain"  # a module with render_pool and load_chunk; the engine itself needs no data set
-)
+PICTURES = "datasets.toy.pretrain"  # a module with render_pool and load_chunk; the engine itself needs no data set
 
 
 @dataclass(frozen=True)
@@ -93,9 +91,7 @@ def augment(pixels, rng, shift):
     size, batch = pixels.shape[-1], len(pixels)
     padded = F.pad(pixels, (shift,) * 4, mode="replicate")
     moves = rng.integers(0, 2 * shift + 1, (batch, 2))
-    pixels = torch.stack(
-        [p[:, y : y + size, x : x + size] for p, (y, x) in zip(padded, moves.tolist(), strict=True)]
-    )
+    pixels = torch.stack([p[:, y : y + size, x : x + size] for p, (y, x) in zip(padded, moves.tolist(), strict=True)])
     gain, bias = rng.uniform(0.85, 1.1, (batch, 1, 1, 1)), rng.uniform(-0.2, 0.2, (batch, 1, 1, 1))
     return pixels * torch.from_numpy(gain).float() + torch.from_numpy(bias).float()
 

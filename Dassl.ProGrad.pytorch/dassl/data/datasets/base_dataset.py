@@ -197,7 +197,5 @@ def _fetch_from_drive(url, dst):
     try:
         import gdown
     except ImportError as error:
-        raise UserError(
-            f"fetching {url} from Google Drive needs the package gdown (pip install gdown)"
-        ) from error
+        raise UserError(f"fetching {url} from Google Drive needs the package gdown (pip install gdown)") from error
     gdown.download(url, str(dst), quiet=False)

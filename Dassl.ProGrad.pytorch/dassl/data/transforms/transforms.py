@@ -29,9 +29,7 @@ def _jitter(inp, mode):
 PICTURE_STEPS = {
     "random_translation": lambda inp, mode: Random2DTranslation(*inp.SIZE),
     "random_crop": lambda inp, mode: T.RandomCrop(inp.SIZE, padding=inp.CROP_PADDING),
-    "random_resized_crop": lambda inp, mode: T.RandomResizedCrop(
-        inp.SIZE, inp.RRCROP_SCALE, interpolation=mode
-    ),
+    "random_resized_crop": lambda inp, mode: T.RandomResizedCrop(inp.SIZE, inp.RRCROP_SCALE, interpolation=mode),
     "center_crop": lambda inp, mode: T.CenterCrop(inp.SIZE),
     "random_flip": lambda inp, mode: T.RandomHorizontalFlip(),
     "imagenet_policy": lambda inp, mode: T.AutoAugment(AutoAugmentPolicy.IMAGENET),
@@ -71,9 +69,7 @@ def build_transform(cfg, is_train: bool = True, choices=None) -> T.Compose | Non
         raise UserError(f"INPUT.SIZE is (height, width), but got {cfg.INPUT.SIZE}")
     mode = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
     steps = (_train_steps if is_train else _test_steps)(cfg.INPUT, choices, mode)
-    get_logger().info(
-        "\n".join([f"Building transform_{'train' if is_train else 'test'}", *(f"+ {s}" for s in steps)])
-    )
+    get_logger().info("\n".join([f"Building transform_{'train' if is_train else 'test'}", *(f"+ {s}" for s in steps)]))
     return T.Compose(steps)
 
 
@@ -115,7 +111,5 @@ def describe_transform(transform) -> str:
         return re.sub(r"\s+", " ", text)
     name = getattr(transform, "__qualname__", type(transform).__qualname__)
     module = getattr(transform, "__module__", "")
-    values = ", ".join(
-        f"{k}={describe_transform(v)}" for k, v in sorted(getattr(transform, "__dict__", {}).items())
-    )
+    values = ", ".join(f"{k}={describe_transform(v)}" for k, v in sorted(getattr(transform, "__dict__", {}).items()))
     return f"{module}.{name}({values})"

@@ -34,9 +34,7 @@ def cached_weights(url):
     name = os.path.basename(url)
     path = os.path.join(torch.hub.get_dir(), "checkpoints", name)
     if not os.path.isfile(path):
-        raise MissingFile(
-            f'No weights at "{path}": put {url} there, or set MODEL.BACKBONE.PRETRAINED to False'
-        )
+        raise MissingFile(f'No weights at "{path}": put {url} there, or set MODEL.BACKBONE.PRETRAINED to False')
     expected = os.path.splitext(name)[0].rpartition("-")[2]
     found = sha256_file(path)
     if not found.startswith(expected):
