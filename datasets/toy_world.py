@@ -25,6 +25,10 @@ class ToyData(FewShotDataset):
         super().__init__(cfg)
         self.world_digest = world_digest()
 
+    def facts(self):
+        """What results.json records of it."""
+        return {"world_digest": self.world_digest}
+
     def locate(self, root):
         if root:
             write_toy(os.path.expanduser(root), self.toy, self.counts)

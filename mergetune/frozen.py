@@ -5,7 +5,9 @@ so, and from the tower otherwise. The text tower runs once per evaluation.
 Letters: B images, C classes, D joint width.
 """
 
+import os
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from dassl.clip import ClipBackbone, build_clip_from_cfg, check_input, cosine_lo
 from dassl.clip.features import BankDataset, build_feature_loader
 from dassl.engine import TrainerX
 from dassl.utils import digest
+from mergetune.stage1 import data_seen
 
 
 class FrozenClipTrainer(TrainerX):
@@ -22,6 +25,7 @@ class FrozenClipTrainer(TrainerX):
 
     frozen_image_tower = True
     _classifier: Tensor | None = None  # class vectors, held while one evaluation runs
+    _seen = ""  # what another run's weights were trained on, once they are loaded
 
     @property
     def classnames(self) -> list[str]:
@@ -66,6 +70,11 @@ class FrozenClipTrainer(TrainerX):
         if self.chooses_best() and self.has_validation():
             self.route_split("val")
 
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        super().load_model(directory, epoch)
+        if directory and os.path.abspath(directory) != os.path.abspath(self.output_dir):
+            self._seen = data_seen(Path(directory, "model"))
+
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W), or bank features (B, D), and labels (B,)."""
         images = batch["feature"] if "feature" in batch else batch["img"]
@@ -101,11 +110,12 @@ class FrozenClipTrainer(TrainerX):
 
     def facts(self) -> dict:
         """What results.json records of the model and its data."""
+        data = self.cfg.DATASET
         return {
             "templates": self.template,
             "classes": classes_fact(self.classnames),
             "backbone": backbone_fact(self.clip),
-            "data_seen": f"{self.cfg.DATASET.NUM_SHOTS} shots of {self.cfg.DATASET.SUBSAMPLE_CLASSES} classes",
+            "data_seen": self._seen or f"{data.NUM_SHOTS} shots of {data.SUBSAMPLE_CLASSES} classes",
         }
 
 

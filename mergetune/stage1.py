@@ -96,14 +96,19 @@ def check_buffers(path: Path, buffers: dict[str, Tensor], embeddings: Tensor, n_
         )
 
 
-def run_fact(checkpoint: Path, name: str) -> dict:
-    """An entry of the results.json of the run that a checkpoint belongs to; {} for a foreign one."""
+def run_fact(checkpoint: Path, name: str, kind: type = dict) -> dict | str:
+    """An entry of the results.json of the run that a checkpoint belongs to; an empty one if there is none."""
     for folder in checkpoint.parents[:2]:
         if (folder / "results.json").is_file():
             results = read_json(folder / "results.json")
             fact = results.get(name) if isinstance(results, dict) else None
-            return fact if isinstance(fact, dict) else {}
-    return {}
+            return fact if isinstance(fact, kind) else kind()
+    return kind()
+
+
+def data_seen(checkpoint: Path) -> str:
+    """What a checkpoint was trained on, as far as its own run says."""
+    return run_fact(checkpoint, "data_seen", str) or "unknown: no results.json beside the checkpoint"
 
 
 def check_backbone(checkpoint: Path, facts: dict) -> None:

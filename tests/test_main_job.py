@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from dassl.clip import cosine_logits
+from datasets.toy.build import world_digest
 from mergetune.path_card import LEG_POINTS, curve
 from tests.conftest import ROOT
 
@@ -60,6 +61,11 @@ def test_every_row_of_the_table_is_there(job):
     assert all(name in printed for name in ROWS)
     assert "—" not in printed.split("—:")[0]  # no missing cell above the legend
     assert (output / "tables" / "base2new.md").is_file()
+
+
+def test_each_run_records_the_toy_world(job):
+    digests = {json.loads(path.read_text())["world_digest"] for path in marks(job[0])}
+    assert digests == {world_digest()}
 
 
 def test_a_figure_for_each_stage_2_family(job):

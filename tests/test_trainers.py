@@ -70,6 +70,8 @@ def test_coop_leaves_a_checkpoint_of_the_context_alone_and_its_results(run):
     assert found["total"] == 12
     test = run("CoOp", "two", "--eval-only", "--model-dir", folder)
     assert results(test)["correct"] == found["correct"]
+    new = run("CoOp", "new", "--eval-only", "--model-dir", folder, DATASET__SUBSAMPLE_CLASSES="new")
+    assert results(new)["data_seen"] == found["data_seen"] == "16 shots of base classes"
 
 
 def test_the_bank_trains_what_pixels_train(run):
@@ -283,6 +285,7 @@ def test_average_is_the_mean_of_both_ends(run):
         words = ("--eval-only", "--resume-coop", stage1)
         folder = run("CoOp_Average", subset, *words, DATASET__SUBSAMPLE_CLASSES=subset)
         assert results(folder)["subset"] == subset
+        assert results(folder)["data_seen"] == "16 shots of base classes"
 
 
 def test_best_val_chooses_on_validation_and_says_so(run, tmp_path):

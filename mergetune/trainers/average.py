@@ -9,6 +9,7 @@ from dassl.clip import text_classifier
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 from mergetune.lmc import interpolate
+from mergetune.stage1 import data_seen
 from mergetune.trainers.coop_lmc import CoOp_LMC
 
 
@@ -25,6 +26,7 @@ class CoOp_Average(CoOp_LMC):
 
     def set_endpoints(self) -> None:
         ctx2 = self.read_stage1()
+        self._seen = data_seen(self.stage1_file)
         if self.cfg.TRAINER.LMC.SPACE == "weights":
             self._average = self.class_vectors(interpolate(self.zero_shot_context(), ctx2, 0.5))
             return

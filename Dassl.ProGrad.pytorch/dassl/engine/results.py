@@ -21,8 +21,8 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
     """Write `folder`/results.json -> its content.
 
     kind: "train" or "eval". wall_s: seconds, earlier sessions of a resumed run included. accuracy: what
-    `test` returned, for a trainer whose own test passes the evaluator by. `trainer.facts()` overrides the
-    engine's fields.
+    `test` returned, for a trainer whose own test passes the evaluator by. The `facts()` of the data
+    set, if it has any, and of the trainer override the engine's fields.
     """
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
     evaluator = trainer.evaluator
@@ -54,6 +54,8 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
         "command": command,
         "epochs": _epochs(trainer, cfg, kind, load_epoch),
     }
+    if hasattr(dataset, "facts"):
+        results |= dataset.facts()
     results |= trainer.facts()
     write_json(results, os.path.join(folder, FILE))
     return results
