@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job, from a fresh clone to the table and the path figures:
 #
-#   bash train.sh                           CoOp -> CoOp_LMC on the built-in benchmark (2 CPU cores: about 10 minutes)
+#   bash train.sh                           CoOp -> CoOp_LMC on the built-in benchmark (2 CPU cores: 7 minutes)
 #   bash train.sh --trainer NAME            another method pair (now: CoOp);  --all: every pair
 #   bash train.sh --data DIR DATASET [SEED...]     public data below DIR, OpenAI weights (a GPU is advised)
 #
