@@ -21,8 +21,8 @@ from tests.fixtures.command_line import one_error, start
 
 
 WRONG = [
-    ("--trainer CoOpp", r"--trainer .* \[CoOp, CoOp_LMC, .*but got \[CoOpp\] \(do you mean \[CoOp\]"),
-    ("--trainer ''", "No trainer: give --trainer, one of CoOp, CoOp_LMC, "),
+    ("--trainer CoOpp", r"--trainer .* \[.*CoOp, CoOp_LMC, .*but got \[CoOpp\] \(do you mean \[CoOp\]"),
+    ("--trainer ''", "No trainer: give --trainer, one of .*CoOp, CoOp_LMC, "),
     ("DATASET.NAME OxfordPet", r"DATASET\.NAME .*Caltech101.*got \[OxfordPet\] \(do you mean \[OxfordPets\]"),
     ("--dataset-config-file ''", r"DATASET\.NAME is expected to belong to \[.*OxfordPets.*\], but got \[\]$"),
     ("--dataset-config-file configs/datasets/oxford_pet.yaml", "oxford_pet.yaml does not exist; nearest: oxford_"),

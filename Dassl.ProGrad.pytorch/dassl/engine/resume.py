@@ -159,10 +159,11 @@ class Progress:
 
     def _check_config(self, path, old):
         new = plain(dict(leaves(self.trainer.cfg)))
+        # a key that only one of them has belongs to a trainer that was added or removed since
         differ = [
-            f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not key.startswith(_FREE)
+            f"{key} was {old[key]!r}, is {new[key]!r}"
+            for key in sorted(old.keys() & new.keys())
+            if old[key] != new[key] and not key.startswith(_FREE)
         ]
         if not differ:
             return
