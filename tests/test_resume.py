@@ -236,6 +236,15 @@ def test_a_run_of_another_config_is_not_continued(root, tmp_path, capsys):
     assert os.listdir(tmp_path / "c" / "head") != []
 
 
+def test_a_trainer_added_meanwhile_does_not_stop_a_run(root, tmp_path):
+    stop_at(build(root, tmp_path), 2)
+    cfg = configure(root, tmp_path, "ShortLosses")
+    cfg.TRAINER.ADDED = type(cfg)({"KEY": 1})  # as registering one more trainer does
+    again = build_trainer(cfg)
+    again.train()
+    assert again.start_epoch == 2
+
+
 def test_resume_from_nothing_is_an_error(root, tmp_path):
     with pytest.raises(UserError, match=f'Nothing to resume in "{tmp_path}/nowhere"'):
         build(root, tmp_path / "out", pairs=["RESUME", str(tmp_path / "nowhere")]).train()
