@@ -16,8 +16,11 @@ from torch import Tensor
 from dassl.clip import ClipBackbone, build_clip_from_cfg, check_input, cosine_logits
 from dassl.clip.features import BankDataset, build_feature_loader
 from dassl.engine import TrainerX
-from dassl.utils import digest
-from mergetune.stage1 import data_seen
+from dassl.metrics import compute_accuracy
+from dassl.utils import UserError, digest
+from mergetune.stage1 import data_seen, run_fact
+
+SOURCE = ("source", "source_subset")  # the data set and classes that the weights were trained on
 
 
 class FrozenClipTrainer(TrainerX):
@@ -26,6 +29,7 @@ class FrozenClipTrainer(TrainerX):
     frozen_image_tower = True
     _classifier: Tensor | None = None  # class vectors, held while one evaluation runs
     _seen = ""  # what another run's weights were trained on, once they are loaded
+    _source: dict[str, str] = {}  # and on which data set
 
     @property
     def classnames(self) -> list[str]:
@@ -74,6 +78,7 @@ class FrozenClipTrainer(TrainerX):
         super().load_model(directory, epoch)
         if directory and os.path.abspath(directory) != os.path.abspath(self.output_dir):
             self._seen = data_seen(Path(directory, "model"))
+            self._source = {name: run_fact(Path(directory, "model"), name, str) for name in SOURCE}
 
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W), or bank features (B, D), and labels (B,)."""
@@ -91,6 +96,24 @@ class FrozenClipTrainer(TrainerX):
     def text_features(self) -> Tensor:
         """Raw class vectors (C, D)."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def class_vectors(self) -> Tensor:
+        """`text_features` in fp32, without gradient."""
+        return self.text_features().float()
+
+    def zero_shot_weights(self) -> dict[str, Tensor]:
+        """Hook: values of the trainable parameters at which the model is zero-shot CLIP, by name."""
+        raise UserError(
+            f"{type(self).__name__} has no zero-shot solution: its trained parameters are no part of CLIP, "
+            "and no value of them gives CLIP back"
+        )
+
+    def cross_entropy(self, image: Tensor, text: Tensor, labels: Tensor) -> Tensor:
+        """CE of cosine logits; notes the accuracy for the log line. image (B, D), text (C, D), labels (B,)."""
+        logits = cosine_logits(image, text.float(), self.clip.logit_scale)
+        self.note(acc=compute_accuracy(logits.detach(), labels)[0])
+        return F.cross_entropy(logits, labels)
 
     def model_inference(self, images: Tensor) -> Tensor:
         """Logits (B, C)."""
@@ -111,7 +134,8 @@ class FrozenClipTrainer(TrainerX):
     def facts(self) -> dict:
         """What results.json records of the model and its data."""
         data = self.cfg.DATASET
-        return {
+        source = {"source": data.NAME, "source_subset": data.SUBSAMPLE_CLASSES} | self._source
+        return source | {
             "templates": self.template,
             "classes": classes_fact(self.classnames),
             "backbone": backbone_fact(self.clip),

@@ -82,9 +82,9 @@ class PromptLearner(nn.Module):
         order = torch.tensor(rows, device=tokens.device)
         return order, tokens, backbone.embed(tokens).detach()
 
-    def forward(self, ctx: Tensor | None = None) -> Tensor:
-        """Prompt embeddings (C, L, W), of another context if one is given."""
-        ctx = self.ctx if ctx is None else ctx
+    def forward(self) -> Tensor:
+        """Prompt embeddings (C, L, W)."""
+        ctx = self.ctx
         n_classes, length = self.tokens.shape
         if ctx.dim() == 2:
             ctx = ctx.expand(n_classes, -1, -1)

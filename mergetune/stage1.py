@@ -1,16 +1,17 @@
 """Reading the stage-1 solution that continued fine-tuning starts from.
 
 Accepts our run folders and those of the released code, whose checkpoints carry the prompts' fixed
-embeddings (`token_prefix`, `token_suffix`) beside `ctx`.
+embeddings (`token_prefix`, `token_suffix`) beside what was trained.
 """
 
 import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dassl.utils import MissingFile, UserError, drop_token_buffers, load_checkpoint, read_json
+from mergetune.weights import trainable
 
 NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
 BEST = "model-best.pth.tar"
@@ -38,36 +39,53 @@ def find_checkpoint(folder: str | Path, model_name: str) -> Path:
     )
 
 
-def load_context(path: Path) -> tuple[Tensor, dict[str, Tensor]]:
-    """The context vectors of a CoOp-family checkpoint, and its other tensors."""
+def load_state(path: Path) -> dict[str, Tensor]:
+    """The state dict of a checkpoint; never runs code that a file brings."""
     state = load_checkpoint(str(path)).get("state_dict")
     if not isinstance(state, dict):
         raise UserError(f"{path} holds no state_dict, so it is no stage-1 checkpoint")
     if any(key.startswith("meta_net.") for key in state):
         raise UserError(f"{path} is a CoCoOp checkpoint: its prompts depend on the image and cannot be continued here")
-    trained = drop_token_buffers(dict(state))
-    if set(trained) != {"ctx"}:
+    return state
+
+
+def take_weights(path: Path, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The trainable weights of `model` from a state dict, in fp32 on the model's device; buffers go into `model`.
+
+    UserError names every key that is missing, surplus, of another shape, or not finite.
+    """
+    given, expected, params = drop_token_buffers(dict(state)), model.state_dict(), trainable(model)
+    missing, surplus = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
+    if missing or surplus:
         raise UserError(
-            f"{path} is no CoOp-family checkpoint: expected the key ctx, found {', '.join(trained) or 'none'}"
+            f"{path} does not fit {type(model).__name__}: missing {', '.join(missing) or 'none'}; "
+            f"surplus {', '.join(surplus) or 'none'} (expected {', '.join(list(expected)[:8])}"
+            f"{' ...' if len(expected) > 8 else ''})"
         )
-    ctx = trained["ctx"]
-    if not (isinstance(ctx, Tensor) and ctx.layout == torch.strided and ctx.device.type == "cpu"):
-        raise UserError(f"{path}: ctx is no plain tensor")
-    if not ctx.isfinite().all():
-        raise UserError(f"{path}: ctx is infinite or NaN, there is nothing to continue")
-    return ctx.float(), {key: value for key, value in state.items() if key != "ctx"}
+    for name, value in given.items():
+        if not (isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"):
+            raise UserError(f"{path}: {name} is no plain tensor")
+        check_shape(path, name, value, expected[name])
+        if not value.isfinite().all():
+            raise UserError(f"{path}: {name} is infinite or NaN, there is nothing to continue")
+    for name, buffer in model.named_buffers():
+        if name in given:
+            buffer.copy_(given[name])
+    return {name: given[name].detach().to(param.device, torch.float32) for name, param in params.items()}
 
 
-def check_shape(path: Path, ctx: Tensor, expected: Tensor) -> None:
-    """Refuse a context of another length, width or class count, naming both."""
-    if ctx.shape == expected.shape:
+def check_shape(path: Path, name: str, given: Tensor, expected: Tensor) -> None:
+    """Refuse a tensor of another shape, naming both; a context in the words of its config."""
+    if given.shape == expected.shape:
         return
 
     def words(shape) -> str:
+        if name != "ctx" or len(shape) < 2:
+            return f"{name} {tuple(shape)}"
         per_class = f"{shape[0]} class-specific contexts of " if len(shape) == 3 else ""
         return f"{per_class}N_CTX {shape[-2]} x width {shape[-1]}"
 
-    raise UserError(f"{path} holds {words(ctx.shape)}, this run expects {words(expected.shape)}")
+    raise UserError(f"{path} holds {words(given.shape)}, this run expects {words(expected.shape)}")
 
 
 def check_buffers(path: Path, buffers: dict[str, Tensor], embeddings: Tensor, n_ctx: int, start: int) -> None:

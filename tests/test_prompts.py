@@ -5,6 +5,7 @@ import torch
 
 from dassl.utils import UserError
 from mergetune.prompts import PromptLearner, context_words, word_context
+from mergetune.weights import at
 from tests.test_clip import openai_backbone, random_tiny
 
 NAMES = ["cat", "great_white shark", "Zyxgh"]
@@ -15,8 +16,8 @@ def clip(request):
     return request.param().freeze()
 
 
-def features(clip, learner, ctx=None):
-    return clip.encode_text_from_embeddings(learner(ctx), learner.tokens)
+def features(clip, learner):
+    return clip.encode_text_from_embeddings(learner(), learner.tokens)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,8 @@ def test_class_specific_contexts_move_their_own_class_only(clip):
 def test_another_context_can_be_tried_without_touching_the_learned_one(clip):
     learner = PromptLearner(clip, NAMES, words="a photo of a")
     kept = learner.ctx.detach().clone()
-    other = features(clip, learner, torch.randn_like(learner.ctx))
+    with at(learner, {"ctx": torch.randn_like(learner.ctx)}):
+        other = features(clip, learner)
     assert not torch.allclose(other, features(clip, learner))
     assert torch.equal(learner.ctx, kept)
 

@@ -10,6 +10,7 @@ import torch
 import train
 from dassl.engine import build_trainer
 from dassl.utils import UserError, set_random_seed
+from mergetune.lmc import anchor_distance, line_loss
 
 SMALL = ["INPUT.SIZE", "(32,32)", "DATALOADER.NUM_WORKERS", "0", "TRAINER.COOP.PREC", "fp32"]
 SMALL += ["MODEL.BACKBONE.NAME", "tiny", "DATASET.NUM_SHOTS", "16", "DATASET.SUBSAMPLE_CLASSES", "base"]
@@ -106,9 +107,8 @@ def test_the_anchor_vanishes_where_prompt_and_template_agree(run):
     """With the template "a photo of a {}." the zero-shot vectors are those of the untrained prompt."""
     stage1 = run("CoOp", "stage1")
     trainer = built(run, "CoOp_LMC", "--resume-coop", stage1)
-    trainer.f1 = trainer.class_vectors(trainer.zero_shot_context())
-    with torch.no_grad():
-        trainer.model.ctx.copy_(trainer.zero_shot_context())
+    trainer.start_at(trainer.zero_shot_weights())
+    trainer.f1 = trainer.class_vectors()
     loss = trainer.anchor(trainer.text_features())
     gradient = torch.autograd.grad(loss, trainer.model.ctx)[0]
     assert loss.item() == pytest.approx(0, abs=1e-6)
@@ -119,7 +119,7 @@ def test_the_anchor_vanishes_where_prompt_and_template_agree(run):
 def test_tau_blends_the_start(run, tau):
     stage1 = run("CoOp", "stage1")
     trainer = built(run, "CoOp_LMC", "--resume-coop", stage1, TRAINER__LMC__TAU=tau)
-    w1, w2 = trainer.zero_shot_context(), context(stage1)
+    w1, w2 = trainer.zero_shot_weights()["ctx"], context(stage1)
     torch.testing.assert_close(trainer.model.ctx.detach(), (1 - tau) * w1 + tau * w2)
 
 
@@ -129,11 +129,67 @@ def test_weight_space_anchors_and_walks_between_contexts(run):
     trainer = built(run, "CoOp_LMC", "--resume-coop", stage1, **keys)
     batch = next(iter(trainer.train_loader_x))
     losses = trainer.losses(batch)
-    w1, w2 = trainer.zero_shot_context(), context(stage1)
+    w1, w2 = trainer.zero_shot_weights()["ctx"], context(stage1)
     torch.testing.assert_close(losses["anchor"], 2 * (w2 - w1).square().sum())
     torch.testing.assert_close(losses["lmc"], losses["ce"], rtol=1e-5, atol=1e-6)
     folder = run("CoOp_LMC", "trained", "--resume-coop", stage1, **keys)
     assert not torch.equal(context(folder, "prompt_mid_learner"), w2)
+
+
+def test_the_one_sided_path_runs_to_the_zero_shot_head(run):
+    """Raw current vectors at t = 0, normalised zero-shot ones at t = 1; here against the loop."""
+    trainer = built(run, "CoOp_LMC", "--resume-coop", run("CoOp", "stage1"), TRAINER__LMC__PATH_TO="zero_shot")
+    images, labels = trainer.parse_batch_train(next(iter(trainer.train_loader_x)))
+    image, text = trainer.image_features(images), trainer.text_features()
+    ends = text, torch.nn.functional.normalize(trainer.f1, dim=-1)
+    slow = line_loss(lambda head: trainer.cross_entropy(image, head, labels), *ends, trainer.line)
+    torch.testing.assert_close(trainer.feature_path(image, text, labels), slow)
+
+
+def test_solutions_and_the_line_between_them(run):
+    stage1 = run("CoOp", "stage1")
+    trainer = built(run, "CoOp_LMC", "--resume-coop", stage1, TRAINER__LMC__TAU=0.5)
+    images, _ = trainer.parse_batch_test(next(iter(trainer.test_loader)))
+    for space in ("features", "weights"):
+        found = trainer.solutions(space)
+        assert list(found) == ["zero_shot", "ours", "fine_tuned"]
+        ends = trainer.path_logits(space, found["ours"], found["fine_tuned"], torch.tensor([0.0, 1.0]), images)
+        torch.testing.assert_close(ends[0], trainer.model_inference(images))
+        trainer_2 = built(run, "CoOp_LMC", "--resume-coop", stage1)  # TAU 1: starts at stage 1
+        torch.testing.assert_close(ends[1], trainer_2.model_inference(images))
+    assert torch.equal(found["zero_shot"]["ctx"], trainer.w1["ctx"])
+
+
+def test_kgcoop_stays_nearer_to_zero_shot_than_coop(run):
+    def distance(folder):
+        trainer = built(run, "CoOp_LMC", "--resume-coop", folder)
+        return anchor_distance(trainer.f2, trainer.f1, "cosine").item()
+
+    keys = {"epochs": 8, "OPTIM__LR": 0.02}
+    free = run("CoOp", "free", **keys)
+    held = run("KgCoOp", "held", config="KgCoOp/vit_b16_ep100_ctxv1", **keys)
+    none = run("KgCoOp", "none", config="KgCoOp/vit_b16_ep100_ctxv1", TRAINER__COOP__W=0.0, **keys)
+    assert distance(held) < distance(none)
+    assert "kg " in (held / "log.txt").read_text()
+    free_batch = run("CoOp", "free128", DATALOADER__TRAIN_X__BATCH_SIZE=128, **keys)
+    assert torch.equal(context(none), context(free_batch)) and not torch.equal(context(none), context(free))
+
+
+def test_kgcoop_continues_like_coop(run):
+    """One loss for both: from the same stage-1 file the two stage 2s are the same run."""
+    stage1 = run("KgCoOp", "stage1", config="KgCoOp/vit_b16_ep100_ctxv1")
+    ours = run("KgCoOp_LMC", "ours", "--resume-coop", stage1, config="KgCoOp_LMC/released")
+    coop = run("CoOp_LMC", "coop", "--resume-coop", stage1)
+    assert torch.equal(context(ours, "prompt_mid_learner"), context(coop, "prompt_mid_learner"))
+    assert results(ours)["trainer"] == "KgCoOp_LMC"
+    assert results(ours)["lmc"] == results(coop)["lmc"] and results(ours)["lmc"]["LAMBDA"] == 10.0
+
+
+def test_an_evaluation_says_where_its_weights_come_from(run):
+    stage1 = run("CoOp", "stage1")
+    new = run("CoOp", "new", "--eval-only", "--model-dir", stage1, DATASET__SUBSAMPLE_CLASSES="new")
+    assert (results(new)["source"], results(new)["source_subset"]) == ("OxfordPets", "base")
+    assert results(new)["subset"] == "new"
 
 
 def test_presets_are_the_papers_and_the_released_values(run):
@@ -200,7 +256,7 @@ def test_checkpoints_of_the_released_code_are_stage_1(run, tmp_path, name):
     plain = built(run, "CoOp")
     ctx = released_checkpoint(plain, tmp_path / "theirs" / "prompt_learner" / name)
     trainer = built(run, "CoOp_LMC", "--resume-coop", tmp_path / "theirs")
-    torch.testing.assert_close(trainer.ctx2, ctx)
+    torch.testing.assert_close(trainer.w2["ctx"], ctx)
     run("CoOp_LMC", "continued", "--resume-coop", tmp_path / "theirs", epochs=1)
 
 
@@ -209,7 +265,7 @@ def test_the_last_numbered_checkpoint_is_taken(run, tmp_path):
     for name in ("model.pth.tar-9", "model-best.pth.tar", "model.pth.tar-50"):
         released_checkpoint(plain, tmp_path / "theirs" / "prompt_learner" / name)
     last = released_checkpoint(plain, tmp_path / "theirs" / "prompt_learner" / "model-100.pth.tar")
-    torch.testing.assert_close(built(run, "CoOp_LMC", "--resume-coop", tmp_path / "theirs").ctx2, last)
+    torch.testing.assert_close(built(run, "CoOp_LMC", "--resume-coop", tmp_path / "theirs").w2["ctx"], last)
 
 
 def refuse(run, stage1, match, **keys):
@@ -251,7 +307,7 @@ def test_missing_and_foreign_stage_1_are_refused(run, tmp_path):
     torch.save({"state_dict": {"ctx": torch.zeros(4, 128), "meta_net.linear1.weight": torch.zeros(8, 128)}}, path)
     refuse(run, tmp_path / "cocoop", "CoCoOp")
     torch.save({"state_dict": {"text_adapter.5.down.0.weight": torch.zeros(8, 128)}}, path)
-    refuse(run, tmp_path / "cocoop", "expected the key ctx, found text_adapter")
+    refuse(run, tmp_path / "cocoop", "missing ctx; surplus text_adapter")
 
 
 def test_the_zero_shot_end_needs_words(run):
@@ -267,6 +323,7 @@ def test_the_zero_shot_end_needs_words(run):
         ("SPACE", "pixels", "features, weights"),
         ("DISTANCE", "manhattan", "cosine, l2, l2sq"),
         ("GRID", "log", "released, uniform"),
+        ("PATH_TO", "nowhere", "stage1, zero_shot"),
         ("TAU", 1.5, "0 .zero-shot. to 1"),
         ("NUM_SAMPLES", 0, "at least 1"),
     ],

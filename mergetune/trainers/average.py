@@ -5,7 +5,6 @@ SPACE features: mean of the zero-shot and the stage-1 class vectors; weights: me
 
 from torch import Tensor
 
-from dassl.clip import text_classifier
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 from mergetune.lmc import interpolate
@@ -25,16 +24,17 @@ class CoOp_Average(CoOp_LMC):
         super().build_model()
 
     def set_endpoints(self) -> None:
-        ctx2 = self.read_stage1()
+        super().set_endpoints()
         self._seen = data_seen(self.stage1_file)
         if self.cfg.TRAINER.LMC.SPACE == "weights":
-            self._average = self.class_vectors(interpolate(self.zero_shot_context(), ctx2, 0.5))
-            return
-        zero_shot = text_classifier(self.clip, self.classnames, [self.template]).float()
-        self._average = interpolate(zero_shot, self.class_vectors(ctx2), 0.5)
+            self.start_at(interpolate(self.w1, self.w2, 0.5))
+            self._average = self.class_vectors()
+        else:
+            self._average = interpolate(self.f1, self.f2, 0.5)
 
-    def text_features(self, ctx: Tensor | None = None) -> Tensor:
-        return self._average if ctx is None else super().text_features(ctx)
+    def text_features(self) -> Tensor:
+        average = getattr(self, "_average", None)
+        return super().text_features() if average is None else average
 
     def before_train(self) -> None:
         raise UserError(f"{type(self).__name__} has nothing to train; add --eval-only")

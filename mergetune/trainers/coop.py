@@ -1,16 +1,13 @@
 """CoOp (Zhou et al., arXiv 2109.01134): the words around the class name are learned, all else is frozen."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode as CN
 
-from dassl.clip import cosine_logits
 from dassl.engine import TRAINER_REGISTRY
-from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import UserError
 from mergetune.frozen import FrozenClipTrainer
-from mergetune.prompts import PromptLearner, context_words
+from mergetune.prompts import PromptLearner, context_words, word_context
 
 
 @TRAINER_REGISTRY.register()
@@ -19,6 +16,13 @@ class CoOp(FrozenClipTrainer):
 
     CONFIG = "COOP"
     model_name = "prompt_learner"  # the checkpoint's folder
+    # keys of the released yamls that only stage 2 reads
+    ALIASES = {
+        "TRAINER.COOP.LOSS_TYPE": "TRAINER.LMC.DISTANCE",
+        "TRAINER.COOP.W_LMC": "TRAINER.LMC.BETA",
+        "TRAINER.COOP.NUM_SAMPLES": "TRAINER.LMC.NUM_SAMPLES",
+        "TRAINER.COOP.COOP_LMC": "TRAINER.LMC.ENABLED",
+    }
 
     @classmethod
     def default_config(cls) -> CN:
@@ -29,6 +33,7 @@ class CoOp(FrozenClipTrainer):
                 "CTX_INIT": False,  # False: random; True: "a photo of a"; or any words, which set N_CTX
                 "CLASS_TOKEN_POSITION": "end",  # end, middle, front
                 "PREC": "amp",  # fp32, fp16, amp, bf16
+                "W": 8.0,  # KgCoOp: weight of the distance to zero-shot CLIP
             }
         )
 
@@ -55,15 +60,18 @@ class CoOp(FrozenClipTrainer):
             position=own.CLASS_TOKEN_POSITION,
         )
 
-    def text_features(self, ctx: Tensor | None = None) -> Tensor:
-        """Raw class vectors (C, D) of the prompt, or of the prompt with another context."""
-        return self.clip.encode_text_from_embeddings(self.model(ctx), self.model.tokens)
+    def text_features(self) -> Tensor:
+        """Raw class vectors (C, D) of the prompt."""
+        return self.clip.encode_text_from_embeddings(self.model(), self.model.tokens)
 
-    def cross_entropy(self, image: Tensor, text: Tensor, labels: Tensor) -> Tensor:
-        """CE of cosine logits; notes the accuracy for the log line."""
-        logits = cosine_logits(image, text.float(), self.clip.logit_scale)
-        self.note(acc=compute_accuracy(logits.detach(), labels)[0])
-        return F.cross_entropy(logits, labels)
+    def zero_shot_weights(self) -> dict[str, Tensor]:
+        """w1: the embeddings of CTX_INIT's words."""
+        if not self.model.words:
+            raise UserError(
+                "The zero-shot end of a prompt is the embedding of CTX_INIT's words, but CTX_INIT is False "
+                "(random context): set TRAINER.COOP.CTX_INIT, or SPACE features with TAU 1"
+            )
+        return {"ctx": word_context(self.clip, self.model.words).float().expand_as(self.model.ctx).clone()}
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         images, labels = self.parse_batch_train(batch)
@@ -73,8 +81,3 @@ class CoOp(FrozenClipTrainer):
         own = super().facts()
         words = self.model.words or f"{self.model.n_ctx} random vectors"
         return own | {"templates": f"learned prompt, from {words!r}"}
-
-    @torch.no_grad()
-    def class_vectors(self, ctx: Tensor | None = None) -> Tensor:
-        """`text_features` in fp32, without gradient."""
-        return self.text_features(ctx).float()

@@ -1,0 +1,195 @@
+"""MERGETUNE on any stage-1 trainer (arXiv 2601.10497): trained on, connected to zero-shot CLIP and to stage 1.
+
+    loss = L(w) + LAMBDA * distance(w, w1) + BETA * mean_t L(w2 + t (w - w2))
+
+w1 zero-shot CLIP, w2 the stage-1 solution, w what trains. SPACE features: w are the class vectors the model
+makes, and the path costs no encoder call. SPACE weights: w are the trainable parameters themselves, at one
+pass of the model a point.
+Letters: B images, C classes, D joint width, S line points.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode as CN
+
+from dassl.clip import text_classifier
+from dassl.utils import UserError, check_availability, get_logger
+from mergetune import stage1
+from mergetune.lmc import (
+    FEATURE_DISTANCES,
+    GRIDS,
+    anchor_distance,
+    feature_line_loss,
+    interpolate,
+    line_logits,
+    line_loss,
+    line_points,
+    weight_distance,
+)
+from mergetune.weights import at, trainable
+
+log = get_logger()
+
+DISTANCES = {"features": FEATURE_DISTANCES, "weights": ("l2sq",)}  # by SPACE
+PATHS = ("stage1", "zero_shot")
+
+
+class Continued:
+    """Mixin in front of a stage-1 trainer. It asks that trainer for `zero_shot_weights()`, which is w1."""
+
+    CONFIG = "LMC"
+    stage1_name = ""  # model folder of the stage-1 run; default: as this trainer's own
+
+    @classmethod
+    def default_config(cls) -> CN:
+        return CN(
+            {
+                "SPACE": "features",  # features (class vectors) or weights (trainable parameters)
+                "DISTANCE": "cosine",  # features: cosine, l2, l2sq; weights: l2sq
+                "LAMBDA": 10.0,  # of the distance to zero-shot CLIP
+                "BETA": 1.0,  # of the loss along the path to the stage-1 solution
+                "ENABLED": True,  # False: BETA is 0
+                "TAU": 1.0,  # start at (1 - TAU) zero-shot + TAU stage 1
+                "NUM_SAMPLES": 5,  # points on the path
+                "GRID": "released",  # released: 0.1, 0.1 + 1/N, ...; uniform: i/N
+                "PATH_TO": "stage1",  # the path's other end; zero_shot: the one-sided form released for MMA
+            }
+        )
+
+    def check_cfg(self, cfg: CN) -> None:
+        """Refuse values that do not go together, before anything is loaded."""
+        super().check_cfg(cfg)
+        own = cfg.TRAINER.LMC
+        check_availability(own.SPACE, list(DISTANCES), "TRAINER.LMC.SPACE")
+        check_availability(own.GRID, GRIDS, "TRAINER.LMC.GRID")
+        check_availability(own.PATH_TO, PATHS, "TRAINER.LMC.PATH_TO")
+        if own.DISTANCE not in DISTANCES[own.SPACE]:
+            raise UserError(
+                f"TRAINER.LMC.DISTANCE is {own.DISTANCE!r}, expected one of {', '.join(DISTANCES[own.SPACE])} "
+                f"in the space of {own.SPACE}"
+            )
+        if own.PATH_TO == "zero_shot" and own.SPACE != "features":
+            raise UserError("TRAINER.LMC.PATH_TO zero_shot is a path between class vectors: set SPACE to features")
+        if not 0 <= own.TAU <= 1:
+            raise UserError(f"TRAINER.LMC.TAU is {own.TAU}, expected 0 (zero-shot) to 1 (stage 1)")
+        if own.NUM_SAMPLES < 1:
+            raise UserError(f"TRAINER.LMC.NUM_SAMPLES is {own.NUM_SAMPLES}, expected at least 1")
+
+    def build_model(self) -> None:
+        super().build_model()
+        own = self.cfg.TRAINER.LMC
+        self.line = line_points(own.NUM_SAMPLES, own.GRID)
+        self.points = torch.tensor(self.line, device=self.device)  # reading it back would wait for the GPU
+        self.beta = own.BETA if own.ENABLED else 0.0
+        if self.cfg.RESUME_COOP:
+            self.set_endpoints()
+
+    def before_train(self) -> None:
+        if not self.cfg.RESUME_COOP:
+            raise UserError(f"{self.cfg.TRAINER.NAME} continues a stage-1 run: name its folder with --resume-coop")
+        self.check_stage1()
+        super().before_train()
+
+    # The endpoints
+
+    def set_endpoints(self) -> None:
+        """w1 and w2 as weights and as class vectors f1, f2 (C, D), and the start between them."""
+        own = self.cfg.TRAINER.LMC
+        self.w2 = self.read_stage1()
+        with torch.no_grad():
+            self.start_at(self.w2)
+            self.w1 = self.zero_shot_weights() if own.TAU < 1 or own.SPACE == "weights" else None
+            self.f1, self.f2 = self.zero_shot_vectors(), self.class_vectors()
+            if self.w1 is not None:
+                self.start_at(interpolate(self.w1, self.w2, own.TAU))
+
+    def start_at(self, weights: dict[str, Tensor]) -> None:
+        """Copy weights into the trainable parameters."""
+        for name, value in trainable(self.model).items():
+            value.data.copy_(weights[name])
+
+    def zero_shot_vectors(self) -> Tensor:
+        """f1 (C, D): raw class vectors of the data set's template through CLIP."""
+        return text_classifier(self.clip, self.classnames, [self.template]).float()
+
+    def read_stage1(self) -> dict[str, Tensor]:
+        """w2: the stage-1 weights, of this model's names and shapes and on its backbone."""
+        self.stage1_file = stage1.find_checkpoint(self.cfg.RESUME_COOP, self.stage1_name or self.model_name)
+        state = stage1.load_state(self.stage1_file)
+        stage1.check_backbone(self.stage1_file, self.facts())
+        weights = stage1.take_weights(self.stage1_file, state, self.model)
+        log.info(f"Stage 1: {self.stage1_file}")
+        return weights
+
+    def check_stage1(self) -> None:
+        """Training goes on with stage 1's own classes only; an evaluation may have others."""
+        stage1.check_classes(self.stage1_file, self.facts())
+
+    # The loss
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
+        own = self.cfg.TRAINER.LMC
+        images, labels = self.parse_batch_train(batch)
+        image, text = self.image_features(images), self.text_features().float()
+        losses = {"ce": self.cross_entropy(image, text, labels)}
+        if own.LAMBDA:
+            losses["anchor"] = own.LAMBDA * self.anchor(text)
+        if self.beta:
+            in_features = own.SPACE == "features"
+            path = self.feature_path(image, text, labels) if in_features else self.weight_path(images, labels)
+            losses["lmc"] = self.beta * path
+        return losses
+
+    def anchor(self, text: Tensor) -> Tensor:
+        """Distance to zero-shot CLIP."""
+        if self.cfg.TRAINER.LMC.SPACE == "weights":
+            return weight_distance(trainable(self.model), self.w1)
+        return anchor_distance(text, self.f1, self.cfg.TRAINER.LMC.DISTANCE)
+
+    def feature_path(self, image: Tensor, text: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy on the path between class vectors, at the image features of w."""
+        start, end = self.f2, text
+        if self.cfg.TRAINER.LMC.PATH_TO == "zero_shot":
+            start, end = text, F.normalize(self.f1, dim=-1)
+        return feature_line_loss(image, labels, start, end, self.points, self.clip.logit_scale)
+
+    def weight_path(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy on the path between the trainable parameters: one pass of the model a point."""
+        noted = dict(self.notes)
+
+        def loss(weights: dict[str, Tensor]) -> Tensor:
+            with at(self.model, weights):
+                return self.cross_entropy(self.image_features(images), self.text_features().float(), labels)
+
+        mean = line_loss(loss, self.w2, trainable(self.model), self.line)
+        self.note(**noted)  # the accuracy to log is that of w
+        return mean
+
+    # What the path card and the tables read
+
+    def solutions(self, space: str) -> dict[str, Tensor | dict[str, Tensor]]:
+        """zero_shot, ours, fine_tuned: class vectors (C, D), or weights by name."""
+        if space == "features":
+            return {"zero_shot": self.f1, "ours": self.class_vectors(), "fine_tuned": self.f2}
+        ours = {name: value.detach().clone() for name, value in trainable(self.model).items()}
+        self.start_at(self.w2)  # where w1 is read off stage 1, as with adapters
+        zero_shot = self.zero_shot_weights()
+        self.start_at(ours)
+        return {"zero_shot": zero_shot, "ours": ours, "fine_tuned": self.w2}
+
+    @torch.no_grad()
+    def path_logits(self, space: str, start, end, points: Tensor, images: Tensor) -> Tensor:
+        """Logits (S, B, C) on the straight line between two solutions; images as `model_inference` takes them."""
+        if space == "features":
+            return line_logits(self.image_features(images), start, end, points, self.clip.logit_scale)
+        rows = []
+        for t in points.tolist():
+            with at(self.model, interpolate(start, end, t)):
+                rows.append(self.model_inference(images).float())
+        return torch.stack(rows)
+
+    def facts(self) -> dict:
+        own = self.cfg.TRAINER.LMC
+        keys = ("SPACE", "DISTANCE", "LAMBDA", "TAU", "NUM_SAMPLES", "GRID", "PATH_TO")
+        return super().facts() | {"lmc": {key: own[key] for key in keys} | {"BETA": own.BETA if own.ENABLED else 0.0}}
