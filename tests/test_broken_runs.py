@@ -63,6 +63,15 @@ def test_nan_names_the_place_and_leaves_the_last_good_state(argv, refused, train
     assert all(part["model"]["ctx"].isfinite().all() for part in state["models"].values())
 
 
+def test_a_checkpoint_of_nan_weights_is_not_evaluated(argv, refused, tmp_path):
+    train.main(argv(name="stage1"))
+    file = tmp_path / "stage1" / "prompt_learner" / "model.pth.tar-2"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["state_dict"]["ctx"][0, 0] = float("nan")
+    torch.save(checkpoint, file)
+    refused(r"model\.pth\.tar-2: ctx is infinite or NaN", "--eval-only", "--model-dir", tmp_path / "stage1")
+
+
 @pytest.mark.parametrize("trainer", ["CoOp", "CoOp_LMC"])
 def test_a_killed_run_goes_on_to_the_same_bits(argv, trainer, tmp_path):
     train.main(argv("OPTIM.MAX_EPOCH", "1", name="stage1"))

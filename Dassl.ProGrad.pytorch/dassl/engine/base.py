@@ -137,6 +137,9 @@ class TrainerBase:
             lacks = ", ".join(sorted(wanted - set(given))) or "nothing"
             surplus = ", ".join(sorted(set(given) - wanted)) or "nothing"
             raise UserError(f"{path} does not fit {name}: it lacks {lacks}; it has besides {surplus}")
+        broken = [key for key, value in given.items() if value.is_floating_point() and not value.isfinite().all()]
+        if broken:
+            raise UserError(f"{path}: {', '.join(broken)} is infinite or NaN, there is nothing to evaluate")
         try:
             self._models[name].load_state_dict(given, strict=False)
         except RuntimeError as error:
