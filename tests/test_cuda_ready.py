@@ -32,6 +32,8 @@ def move(trainer):
     for name, value in list(vars(trainer).items()):
         if isinstance(value, torch.Tensor):
             setattr(trainer, name, to_fake_gpu(value))
+        elif isinstance(value, dict) and any(isinstance(part, torch.Tensor) for part in value.values()):
+            setattr(trainer, name, {key: to_fake_gpu(part) for key, part in value.items()})
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def build(argv):
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
 @pytest.mark.parametrize("source", ["img", "feature"])
-@pytest.mark.parametrize(("name", "words"), [("CoOp", []), ("CoOp_LMC", []), ("CoOp_LMC", WEIGHTS)])
+@pytest.mark.parametrize(("name", "words"), [("CoOp", []), ("KgCoOp", []), ("CoOp_LMC", []), ("CoOp_LMC", WEIGHTS)])
 def test_a_step_stays_on_its_device_and_waits_for_nothing(build, tmp_path, name, words, source, half):
     if name == "CoOp_LMC":
         stage1 = build("CoOp")
@@ -64,5 +66,5 @@ def test_a_step_stays_on_its_device_and_waits_for_nothing(build, tmp_path, name,
         batch = {key: mode.from_tensor(value) if torch.is_tensor(value) else value for key, value in batch.items()}
         losses = trainer.losses(batch)
         found = [*losses.values(), *trainer.notes.values(), trainer.model_inference(trainer.parse_batch_test(batch)[0])]
-    assert {"ce", "anchor", "lmc"} >= set(losses) >= {"ce"}
+    assert {"ce", "kg", "anchor", "lmc"} >= set(losses) >= {"ce"}
     assert {(value.device.type, value.dtype) for value in found} == {("cuda", torch.float32)}

@@ -364,3 +364,16 @@ def test_a_third_trainer_is_one_class(run, tmp_path):
     folder = run("MyCoOp", "mine", config=CONFIGS["CoOp"], TRAINER__MINE__W=0.25)
     assert "mine " in (folder / "log.txt").read_text()
     shutil.rmtree(folder)
+
+
+def test_prompt_ensembling_averages_unit_class_vectors(run):
+    """Slow form: every template by itself. A second build has the same templates again."""
+    for _ in range(2):
+        trainer = built(run, "ZeroshotCLIP2", "--eval-only")
+        assert trainer.templates()[-1] == "a photo of a {}, a type of pet." and len(trainer.templates()) == 8
+    vectors = 0
+    for template in trainer.templates():
+        texts = [template.format(name.replace("_", " ")) for name in trainer.classnames]
+        vectors += torch.nn.functional.normalize(trainer.clip.encode_text(trainer.clip.tokenise(texts)), dim=-1) / 8
+    torch.testing.assert_close(trainer.text_features(), vectors)
+    assert results(run("ZeroshotCLIP2", "two", "--eval-only"))["templates"] == trainer.templates()

@@ -1,4 +1,4 @@
-"""Zero-shot CLIP (Radford et al., arXiv 2103.00020): class vectors from the data set's template, no training."""
+"""Zero-shot CLIP (Radford et al., arXiv 2103.00020): class vectors from text alone, no training."""
 
 from torch import Tensor
 
@@ -6,11 +6,12 @@ from dassl.clip import text_classifier
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 from mergetune.frozen import FrozenClipTrainer
+from mergetune.templates import SELECT
 
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(FrozenClipTrainer):
-    """CLIP as it comes."""
+    """CLIP as it comes, with the data set's template."""
 
     needs_checkpoint = False
 
@@ -20,10 +21,14 @@ class ZeroshotCLIP(FrozenClipTrainer):
         templates = getattr(self.dm.dataset, "templates", {})
         return templates.get("coop") or super().template
 
+    def templates(self) -> list[str]:
+        """The prompts whose class vectors are averaged."""
+        return [self.template]
+
     def build_model(self) -> None:
         """Class vectors once; nothing is registered, so nothing trains or is saved."""
         self.build_backbone()
-        self._zero_shot = text_classifier(self.clip, self.classnames, [self.template])
+        self._zero_shot = text_classifier(self.clip, self.classnames, self.templates())
 
     def text_features(self) -> Tensor:
         return self._zero_shot
@@ -33,3 +38,14 @@ class ZeroshotCLIP(FrozenClipTrainer):
 
     def facts(self) -> dict:
         return super().facts() | {"data_seen": "none", "chosen_on": "none"}
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP2(ZeroshotCLIP):
+    """The mean over seven of CLIP's ImageNet templates, and the data set's own where that is another."""
+
+    def templates(self) -> list[str]:
+        return list(dict.fromkeys([*SELECT, self.template]))
+
+    def facts(self) -> dict:
+        return super().facts() | {"templates": self.templates()}
