@@ -8,6 +8,7 @@ Later wins: engine defaults, trainers' own keys, data-set yaml, method yaml, fla
 """
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
@@ -37,6 +38,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--eval-only", action="store_true", help="evaluate --model-dir, train nothing")
     add("--model-dir", default="", help="run folder to evaluate")
     add("--load-epoch", type=int, help="epoch to evaluate; default: the best one if kept, else the last")
+    add("--eval-only-merge", action="store_true", help="evaluate PREFIX_ties_lambda_VALUE.pth in --model-dir")
+    add("--eval-only-merge-dare", action="store_true", help="evaluate weights merged by DARE in --model-dir")
+    add("--lambda-val", type=float, help="which lambda of such files")
+    add("--model-prefix", default="", help="how the name of such a file begins")
+    add("--model-name", default="", help="the name of such a file, or of a folder of them in --model-dir")
     add("--no-train", action="store_true", help="build everything, train nothing")
     add("--overwrite", action="store_true", help="start a finished run again")
     add("--deterministic", action="store_true", help="bit-equal runs on a GPU, at some cost in speed")
@@ -49,6 +55,7 @@ def setup_cfg(args: argparse.Namespace):
     import datasets
     import mergetune.trainers  # noqa: F401  registers them
     from dassl.config import get_cfg_default, merge_pairs, merge_tree, merge_yaml
+    from dassl.data.datasets import DATASET_REGISTRY
     from dassl.engine import TRAINER_REGISTRY, add_trainer_nodes
     from dassl.utils import UserError, check_availability
 
@@ -83,6 +90,8 @@ def setup_cfg(args: argparse.Namespace):
         if value is not None:
             merge_pairs(cfg, [key, value])
     merge_pairs(cfg, args.opts, aliases)
+    if cfg.DATASET.NAME:
+        check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
     if not cfg.TRAINER.NAME:
         known = ", ".join(TRAINER_REGISTRY.registered_names())
         raise UserError(f"No trainer: give --trainer, one of {known}")
@@ -96,7 +105,8 @@ def preset_name(recipe, cfg) -> str:
     """The preset's name, with the keys that a command line changed, so no table calls it the recipe."""
     from dassl.config import leaves
 
-    own = ("TRAINER.NAME", "PREC")  # which trainer, and in what precision, results.json says by itself
+    # which trainer, in what precision and protocol, results.json says by itself; a folder is no value of a recipe
+    own = ("TRAINER.NAME", "PREC", "TRAINER.MODAL", "_DIR")
     changed = [
         key
         for (key, old), (_, new) in zip(leaves(recipe), leaves(cfg), strict=True)
@@ -112,15 +122,31 @@ def main(argv: list[str] | None = None) -> dict:
     cfg = setup_cfg(args)
     from dassl.engine.launch import run
 
-    return run(
-        cfg,
-        eval_only=args.eval_only,
-        model_dir=args.model_dir,
-        load_epoch=args.load_epoch,
-        no_train=args.no_train,
-        overwrite=args.overwrite,
-        command=shlex.join(["python", "train.py", *argv]),
-    )
+    merged = args.eval_only_merge or args.eval_only_merge_dare
+    with merged_folder(args, cfg.TRAINER.NAME) if merged else contextlib.nullcontext(args.model_dir) as model_dir:
+        return run(
+            cfg,
+            eval_only=args.eval_only or merged,
+            model_dir=model_dir,
+            load_epoch=None if merged else args.load_epoch,
+            no_train=args.no_train,
+            overwrite=args.overwrite,
+            command=shlex.join(["python", "train.py", *argv]),
+        )
+
+
+def merged_folder(args: argparse.Namespace, trainer: str):
+    """Context manager of a run folder around the weights in --model-dir that were merged elsewhere."""
+    from dassl.utils import UserError
+    from mergetune.merged_files import as_run, find_merged
+
+    if not args.model_dir:
+        raise UserError("Nothing to evaluate: --model-dir names the folder of the merged weights")
+    if args.eval_only_merge and args.eval_only_merge_dare:
+        raise UserError("--eval-only-merge and --eval-only-merge-dare exclude each other")
+    method = "ties" if args.eval_only_merge else "dare"
+    options = {"value": args.lambda_val, "prefix": args.model_prefix, "name": args.model_name}
+    return as_run(find_merged(args.model_dir, method, **options), method, trainer)
 
 
 if __name__ == "__main__":

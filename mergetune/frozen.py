@@ -6,17 +6,20 @@ Letters: B images, C classes, D joint width.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dassl.clip import ClipBackbone, build_clip_from_cfg, check_input, cosine_logits
 from dassl.clip.features import BankDataset, build_feature_loader
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
+from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, digest
 from mergetune.stage1 import data_seen, run_fact
 
@@ -24,12 +27,16 @@ SOURCE = ("source", "source_subset")  # the data set and classes that the weight
 
 
 class FrozenClipTrainer(TrainerX):
-    """Base class. A subclass gives `build_prompts` (what trains) and `text_features() -> (C, D)` raw."""
+    """Base class. A subclass gives `build_trained` (what trains) and `text_features() -> (C, D)` raw."""
 
+    model_name = "model"  # the checkpoint's folder
     frozen_image_tower = True
+    bound_to_classes = ""  # why the model knows no class names but its own; empty: it takes any
+    template_family = ""  # whose zero-shot template, where a data set has several
     _classifier: Tensor | None = None  # class vectors, held while one evaluation runs
     _seen = ""  # what another run's weights were trained on, once they are loaded
     _source: dict[str, str] = {}  # and on which data set
+    _merged: dict = {}  # how they were merged, if they were: merge, preset, alpha_chosen_on
 
     @property
     def classnames(self) -> list[str]:
@@ -38,8 +45,21 @@ class FrozenClipTrainer(TrainerX):
 
     @property
     def template(self) -> str:
-        """The data set's own zero-shot template."""
-        return getattr(self.dm.dataset, "template", "a photo of a {}.")
+        """The data set's own zero-shot template; of the family asked for, where it has one."""
+        own = getattr(self.dm.dataset, "template", "a photo of a {}.")
+        return getattr(self.dm.dataset, "templates", {}).get(self.template_family, own)
+
+    def build_model(self) -> None:
+        """Load CLIP, build what trains beside it, and register that."""
+        self.build_backbone()
+        self.model = self.build_trained().to(self.device)
+        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM, self.steps_per_epoch)
+        self.register_model(self.model_name, self.model, self.optim, self.sched)
+
+    def build_trained(self) -> nn.Module:
+        """Hook: the module that trains, from `self.clip`; its state dict is what gets saved."""
+        raise NotImplementedError
 
     def build_backbone(self) -> None:
         """Load CLIP, frozen; shared by the runs of one process."""
@@ -79,6 +99,11 @@ class FrozenClipTrainer(TrainerX):
         if directory and os.path.abspath(directory) != os.path.abspath(self.output_dir):
             self._seen = data_seen(Path(directory, "model"))
             self._source = {name: run_fact(Path(directory, "model"), name, str) for name in SOURCE}
+            self._merged = run_fact(Path(directory, "model"), "row")
+
+    def fit_classes(self, path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Hook: what of a checkpoint's state belongs to this run's classes; most methods store nothing a class."""
+        return state
 
     def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W), or bank features (B, D), and labels (B,)."""
@@ -115,32 +140,48 @@ class FrozenClipTrainer(TrainerX):
         self.note(acc=compute_accuracy(logits.detach(), labels)[0])
         return F.cross_entropy(logits, labels)
 
+    def losses(self, batch: dict) -> dict[str, Tensor]:
+        """Cross-entropy alone, unless a subclass adds to it."""
+        images, labels = self.parse_batch_train(batch)
+        return {"ce": self.cross_entropy(self.image_features(images), self.text_features(), labels)}
+
     def model_inference(self, images: Tensor) -> Tensor:
         """Logits (B, C)."""
         text = self.text_features() if self._classifier is None else self._classifier
         return cosine_logits(self.image_features(images), text, self.clip.logit_scale)
 
-    def test(self, split: str | None = None) -> float:
-        """Accuracy in percent on a split; the text tower runs once."""
-        self.route_split(split or self.cfg.TEST.SPLIT)
+    @contextmanager
+    def classifier_held(self) -> Iterator[None]:
+        """Evaluation mode, and class vectors computed once for all the pictures of one evaluation."""
         self.set_model_mode("eval")
         with torch.no_grad(), self.precision.autocast():
             self._classifier = self.text_features().float()
         try:
-            return super().test(split)
+            yield
         finally:
             self._classifier = None
+
+    def test(self, split: str | None = None) -> float:
+        """Accuracy in percent on a split; the text tower runs once."""
+        self.route_split(split or self.cfg.TEST.SPLIT)
+        with self.classifier_held():
+            return super().test(split)
 
     def facts(self) -> dict:
         """What results.json records of the model and its data."""
         data = self.cfg.DATASET
+        shots = f"{data.NUM_SHOTS} shots" if data.NUM_SHOTS > 0 else "all images"
         source = {"source": data.NAME, "source_subset": data.SUBSAMPLE_CLASSES} | self._source
-        return source | {
-            "templates": self.template,
-            "classes": classes_fact(self.classnames),
-            "backbone": backbone_fact(self.clip),
-            "data_seen": self._seen or f"{data.NUM_SHOTS} shots of {data.SUBSAMPLE_CLASSES} classes",
-        }
+        return (
+            source
+            | self._merged
+            | {
+                "templates": self.template,
+                "classes": classes_fact(self.classnames),
+                "backbone": backbone_fact(self.clip),
+                "data_seen": self._seen or f"{shots} of {data.SUBSAMPLE_CLASSES} classes",
+            }
+        )
 
 
 def backbone_fact(clip: ClipBackbone) -> dict:

@@ -114,14 +114,20 @@ def check_buffers(path: Path, buffers: dict[str, Tensor], embeddings: Tensor, n_
         )
 
 
-def run_fact(checkpoint: Path, name: str, kind: type = dict) -> dict | str:
-    """An entry of the results.json of the run that a checkpoint belongs to; an empty one if there is none."""
+def run_facts(checkpoint: Path) -> dict:
+    """What results.json, or merge.json, of the run that a checkpoint belongs to says; empty if there is neither."""
     for folder in checkpoint.parents[:2]:
-        if (folder / "results.json").is_file():
-            results = read_json(folder / "results.json")
-            fact = results.get(name) if isinstance(results, dict) else None
-            return fact if isinstance(fact, kind) else kind()
-    return kind()
+        files = [folder / name for name in ("merge.json", "results.json") if (folder / name).is_file()]
+        if files:
+            found = [facts for facts in map(read_json, files) if isinstance(facts, dict)]
+            return {name: value for facts in found for name, value in facts.items()}
+    return {}
+
+
+def run_fact(checkpoint: Path, name: str, kind: type = dict) -> dict | str:
+    """One of `run_facts`; an empty one where there is none of that kind."""
+    fact = run_facts(checkpoint).get(name)
+    return fact if isinstance(fact, kind) else kind()
 
 
 def data_seen(checkpoint: Path) -> str:

@@ -4,7 +4,6 @@ from torch import Tensor
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError
 from mergetune.frozen import FrozenClipTrainer
 from mergetune.prompts import PromptLearner, context_words, word_context
@@ -40,15 +39,7 @@ class CoOp(FrozenClipTrainer):
     def precision_mode(self) -> str:
         return self.cfg.TRAINER.COOP.PREC
 
-    def build_model(self) -> None:
-        self.build_backbone()
-        self.model = self.build_prompts()
-        self.model.to(self.device)
-        self.optim = build_optimizer(self.model, self.cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
-        self.register_model(self.model_name, self.model, self.optim, self.sched)
-
-    def build_prompts(self) -> PromptLearner:
+    def build_trained(self) -> PromptLearner:
         """The learner, at its initial context."""
         own = self.cfg.TRAINER.COOP
         return PromptLearner(
@@ -64,6 +55,10 @@ class CoOp(FrozenClipTrainer):
         """Raw class vectors (C, D) of the prompt."""
         return self.clip.encode_text_from_embeddings(self.model(), self.model.tokens)
 
+    @property
+    def bound_to_classes(self) -> str:
+        return "its prompts are class-specific (TRAINER.COOP.CSC)" if self.cfg.TRAINER.COOP.CSC else ""
+
     def zero_shot_weights(self) -> dict[str, Tensor]:
         """w1: the embeddings of CTX_INIT's words."""
         if not self.model.words:
@@ -72,10 +67,6 @@ class CoOp(FrozenClipTrainer):
                 "(random context): set TRAINER.COOP.CTX_INIT, or SPACE features with TAU 1"
             )
         return {"ctx": word_context(self.clip, self.model.words).float().expand_as(self.model.ctx).clone()}
-
-    def losses(self, batch: dict) -> dict[str, Tensor]:
-        images, labels = self.parse_batch_train(batch)
-        return {"ce": self.cross_entropy(self.image_features(images), self.text_features(), labels)}
 
     def facts(self) -> dict:
         own = super().facts()

@@ -1,0 +1,244 @@
+"""Merge trained weights without training: `python -m mergetune.merge --method ties PARENT... --out FOLDER`."""
+
+import argparse
+import itertools
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dassl.engine.launch import run
+from dassl.engine.results import FILE as RESULTS
+from dassl.utils import RunLock, UserError, get_logger, write_json
+from mergetune.family import SPACES, Family, State, run_config
+from mergetune.merging import METHODS, check_method, merge
+from mergetune.parents import FILE, START, ZERO_SHOT, ZEROS
+
+log = get_logger()
+
+SUBSETS = ("base", "new", "all")
+# how a flag of a method's value is read; a comma separates several
+KINDS = {name: type(value) for method in METHODS.values() for name, value in method.values.items()}
+
+EPILOG = f"""\
+A PARENT is a run folder, a file of weights (.pth, .pth.tar, .safetensors), a peft folder, or the word {ZERO_SHOT}:
+CLIP itself, as the trainer of the first run among the parents gives it (a prompt: the embeddings of its words).
+--base is what task vectors start from: {ZERO_SHOT} (default; for LoRA files no update), {START} (the weights with
+which the first run's training began, from its seed: for models that no values of their weights make CLIP), {ZEROS}, or
+a parent.
+
+Parents must agree in names, shapes and dtypes, in backbone, activation and preprocessing, and where weights hold one
+entry a class, in the classes. FOLDER becomes a run folder that `python train.py --eval-only --model-dir FOLDER`
+evaluates; without a run among the parents it gets merged.safetensors, or a peft adapter.
+
+Several values with commas are a search: all are tried, and the validation images of the first run choose.
+
+examples:
+  python -m mergetune.merge --method ties --density 0.2 --scale 1 RUN --out output/ties --eval base new
+  python -m mergetune.merge --method wise_ft --alpha 0.2,0.4,0.6,0.8 RUN --out output/wise_ft --eval base new
+  python -m mergetune.merge --method average {ZERO_SHOT} RUN1 RUN2 --out output/average
+  python -m mergetune.merge --method dare --merge-space product --rank 8 LORA1 LORA2 --out output/lora
+"""
+
+
+def merge_run(
+    method: str,
+    parents: Sequence[str | Path],
+    out: str | Path,
+    *,
+    base: str | Path = ZERO_SHOT,
+    keep: Sequence[str] = (),
+    merge_space: str = "factors",
+    rank: int | None = None,
+    root: str = "",
+    command: str = "",
+    **values,
+) -> Path:
+    """Merge `parents` by a method of METHODS into the folder `out`, which is returned.
+
+    values: the method's own; a list of several is a search on the validation images of the first run (of `weights`, a
+    list of lists). base: where task vectors start. keep: names that are no weights and come from the first parent.
+    merge_space: of LoRA, factors or product (see mergetune.lora); rank: of the factors made of a product, default
+    the first parent's, 0 leaves the product. root: where the data sets lie, if they have moved.
+    UserError for parents that do not fit together, values that do not exist, and a folder that holds another run.
+    """
+    out, choices = Path(out), candidates(values)
+    try:
+        own = check_method(method, len(parents), values)
+        family = Family.read(parents, base, merge_space, root, needs_base=own.needs_base, keep=keep)
+        with RunLock(str(out)):
+            _clear(out)
+            state, chosen, tried = search(method, family, choices, keep)
+            family.write(out, state, rank, max((entry["val"] for entry in tried), default=None))
+            facts = describe(family, method, {**own.values, **chosen}, tried, command)
+            write_json(facts, str(out / FILE))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    log.info(f"{facts['row']['preset']}: {out}")
+    return out
+
+
+def candidates(values: dict) -> list[dict]:
+    """Every choice of values; what is no list stays."""
+    lists = {}
+    for name, value in values.items():
+        several = isinstance(value, list | tuple)
+        if name == "weights" and several:
+            several = any(isinstance(entry, list | tuple) for entry in value)
+        lists[name] = list(value) if several else [value]
+    return [dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())]
+
+
+def search(method: str, family: Family, choices: Sequence[dict], keep: Sequence[str]) -> tuple[State, dict, list[dict]]:
+    """The merge of the choice with the best validation accuracy, the first of equals -> (state, choice, all tried).
+
+    Each entry of what was tried is a choice with its accuracy in percent as `val`; a single choice is not tried.
+    """
+    best, tried = None, []
+    for choice in choices:
+        state = merge(method, family.states, family.base, keep=keep, **choice)
+        score = family.validate(state) if len(choices) > 1 else None
+        if score is not None:
+            tried.append({**choice, "val": score})
+        if best is None or score > best[0]:
+            best = score, state, choice
+    return best[1], best[2], tried
+
+
+def describe(family: Family, method: str, values: dict, tried: list[dict], command: str) -> dict:
+    """merge.json: how the weights came about. `row` is what an evaluation of them says in its results.json.
+
+    tried: the values of a search with their validation accuracy in percent, if there was one.
+    """
+    own = METHODS[method]
+    shown = {name: value for name, value in values.items() if value is not None}
+    given = {"method": method, "title": own.title, "values": shown}
+    if own.needs_base:
+        given["base"] = family.base_name
+    if family.has_lora:
+        given["merge_space"] = family.merge_space
+    row = {
+        "preset": row_name(method, shown, family.others, given.get("base", ZERO_SHOT)),
+        "merge": given | {"parents": family.names, "of": family.first.facts.get("preset", "")},
+        "alpha_chosen_on": "validation" if tried else "given" if shown else None,
+    }
+    if family.first.facts.get("chosen_on"):
+        row["chosen_on"] = family.first.facts["chosen_on"]
+    records = [{"path": ZERO_SHOT} if parent is None else parent.record() for parent in family.parents]
+    facts = {"format": 1, **given, "parents": records, "tried": tried, "row": row, "command": command}
+    return facts | family.facts()
+
+
+def row_name(method: str, values: dict, others: Sequence[str] = (), base: str = ZERO_SHOT) -> str:
+    """The method, its values, the parents beside the first, and another base than usual, as a table shows them.
+
+    A seed is no part of it, so that rows are averaged over seeds.
+    """
+    own, words = METHODS[method], []
+    for name, value in values.items():
+        if isinstance(value, str):
+            words += [value] if value != own.values[name] else []
+        elif name == "weights":
+            words.append("weights " + " ".join(f"{entry:g}" for entry in value))
+        elif name != "seed" and (name != "task" or others):
+            words.append(f"{name} {value:g}")
+    groups = [", ".join(words), f"with {', '.join(others)}" if others else ""]
+    groups.append("" if base == ZERO_SHOT else f"from {Path(base).name}")
+    inside = "; ".join(filter(None, groups))
+    return f"{own.title} ({inside})" if inside else own.title
+
+
+def _clear(out: Path) -> None:
+    """Remove what an earlier merge left; its evaluations are of other weights."""
+    if (out / "config.yaml").exists() and not (out / FILE).exists():
+        raise UserError(f"{out} holds a run that is no merge: choose another folder")
+    for path in (out / RESULTS, *out.glob(f"eval_*/{RESULTS}"), out / FILE):
+        path.unlink(missing_ok=True)
+
+
+def evaluate(
+    folder: str | Path, subset: str, out: str | Path = "", *, root: str = "", overwrite: bool = False, command: str = ""
+) -> dict:
+    """Evaluate a merged (or any) run folder on a subset of its classes -> the content of results.json.
+
+    out: default FOLDER/eval_SUBSET. AlreadyFinished if that holds results, unless `overwrite`.
+    """
+    out = out or Path(folder, f"eval_{subset}")
+    cfg = run_config(folder, "--output-dir", str(out), "--root", root, "DATASET.SUBSAMPLE_CLASSES", subset)
+    return run(cfg, eval_only=True, model_dir=str(folder), overwrite=overwrite, command=command)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mergetune.merge",
+        description="Merge trained weights without training, and evaluate what comes of it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("parents", nargs="+", metavar="PARENT", help="weights to merge, see below")
+    add("--method", required=True, choices=METHODS, help="how")
+    add("--out", required=True, metavar="FOLDER", help="the folder to write")
+    add("--base", default=ZERO_SHOT, metavar="PARENT", help="where task vectors start")
+    add("--keep", default="", metavar="NAME,...", help="no weights: these differ, and the first parent's are taken")
+    add("--merge-space", default="factors", choices=SPACES, help="of LoRA: its two factors, or their product")
+    add("--rank", type=int, help="of the factors made of a product; default the first parent's, 0 leaves the product")
+    add("--root", default="", help="folder of all data sets, if it is not where the first run found it")
+    add("--sweep", action="store_true", help="search the method's usual values where none are given")
+    add("--eval", nargs="+", default=[], choices=SUBSETS, help="evaluate on these classes into FOLDER/eval_SUBSET")
+    for name, kind in KINDS.items():
+        users = [f"{key} ({method.values[name]})" for key, method in METHODS.items() if name in method.values]
+        add(f"--{name}", metavar="VALUE,...", type=_reader(kind), help=f"of {', '.join(users)}")
+    return parser
+
+
+def _reader(kind: type):
+    """Text such as "0.1,0.2" -> list of that kind of values; of floats where the default is None."""
+    kind = float if kind is type(None) else kind
+
+    def read(text: str) -> list:
+        return [kind(word) for word in text.split(",")]
+
+    read.__name__ = f"{kind.__name__}, or several with commas"
+    return read
+
+
+def given_values(args: argparse.Namespace) -> dict:
+    """The values of the method on a command line, with `--sweep` the usual ones for the rest."""
+    values = {name: getattr(args, name) for name in KINDS if getattr(args, name) is not None}
+    values = {name: found[0] if len(found) == 1 and name != "weights" else found for name, found in values.items()}
+    if args.sweep:
+        usual = METHODS[args.method].sweep
+        if not usual:
+            raise UserError(f"--sweep: {args.method} has no values to search")
+        values = {**usual, **values}
+    return values
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Run one command line; returns the folder."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_args(argv)
+    command = shlex.join(["python", "-m", "mergetune.merge", *argv])
+    out = merge_run(
+        args.method,
+        args.parents,
+        args.out,
+        base=args.base,
+        keep=[name for name in args.keep.split(",") if name],
+        merge_space=args.merge_space,
+        rank=args.rank,
+        root=args.root,
+        command=command,
+        **given_values(args),
+    )
+    for subset in args.eval:
+        evaluate(out, subset, root=args.root, overwrite=True, command=command)
+    return out
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")

@@ -1,0 +1,186 @@
+"""The parents of a merge: weights from a run folder, a file or a peft folder, and what is known of their origin."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import mergetune.trainers  # noqa: F401  registers them
+from dassl.config import read_yaml
+from dassl.engine import TRAINER_REGISTRY, trainer_class
+from dassl.engine.base import find_model
+from dassl.utils import (
+    MissingFile,
+    UserError,
+    drop_token_buffers,
+    load_checkpoint,
+    read_json,
+    sha256_file,
+    strip_module,
+)
+from mergetune.lora import ranks
+from mergetune.stage1 import run_facts
+
+ZERO_SHOT, START, ZEROS = "zero-shot", "start", "zeros"  # words that stand for weights
+FILE = "merge.json"
+# what results.json and merge.json say of that run alone, and not of its weights
+OF_THE_RUN = {"format", "kind", "metrics", "correct", "total", "command", "wall_s", "peak_mb", "versions", "device"}
+OF_THE_RUN |= {"merge", "row", "method", "title", "values", "base", "merge_space", "parents", "tried"}
+SHOWN = ("trainer", "preset", "dataset", "subset", "seed")  # in merge.json's list of parents
+PEFT_CONFIG, PEFT_FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
+
+
+@dataclass
+class Parent:
+    """Weights to merge. run: the run folder that they come from, if it has a config."""
+
+    spec: str
+    file: Path
+    state: dict[str, Tensor]
+    run: Path | None = None
+    peft: dict = field(default_factory=dict)  # adapter_config.json
+    facts: dict = field(default_factory=dict)
+    epoch: int | None = None
+
+    def record(self) -> dict:
+        """What merge.json says of it."""
+        own = {"path": str(self.file.resolve()), "sha256": sha256_file(str(self.file)), "epoch": self.epoch}
+        return own | {name: self.facts[name] for name in SHOWN if name in self.facts}
+
+    def scaling(self) -> dict[str, float]:
+        """LoRA's factor of each module: lora_alpha / r, or / sqrt(r); 1 where no adapter_config.json says."""
+        own, found = self.peft, {}
+        for module, rank in ranks(self.state).items():
+            alphas = own.get("alpha_pattern") or {}
+            match = next((key for key in alphas if re.fullmatch(rf"(.*\.)?({key})", module)), None)
+            alpha = own.get("lora_alpha", rank) if match is None else alphas[match]
+            found[module] = alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
+        return found
+
+
+def read_parent(spec: str | Path) -> Parent:
+    """A parent from a run folder (its best checkpoint if kept, else its last), a file, or a peft folder."""
+    path = Path(spec)
+    if not path.exists():
+        words = f"a run folder, a file of weights, a peft folder, or the word {ZERO_SHOT}"
+        raise MissingFile(f"No parent at {path}: expected {words}")
+    if path.is_dir() and (path / PEFT_CONFIG).is_file():
+        return _read_peft(str(spec), path)
+    file = find_weights(path) if path.is_dir() else path
+    state, epoch = read_state(file)
+    run = next((folder for folder in file.absolute().parents[:2] if (folder / "config.yaml").is_file()), None)
+    known = run_facts(file.absolute())
+    facts = {name: value for name, value in known.items() if name not in OF_THE_RUN}
+    return Parent(str(spec), file, state, run, facts=facts, epoch=epoch)
+
+
+def find_weights(folder: Path) -> Path:
+    """The checkpoint of a run folder. Without a config its only folder of checkpoints counts."""
+    config = folder / "config.yaml"
+    name = read_yaml(config).get("TRAINER", {}).get("NAME", "") if config.is_file() else ""
+    if name:
+        return Path(find_model(str(folder), trainer_class(name).model_name))
+    models = sorted({file.parent.name for file in folder.glob("*/model*.pth.tar*")})
+    if len(models) == 1:
+        return Path(find_model(str(folder), models[0]))
+    files = sorted(file for kind in ("*.safetensors", "*.pth", "*.pt") for file in folder.glob(kind))
+    if not models and len(files) == 1:
+        return files[0]
+    found = ", ".join([*models, *(file.name for file in files)]) or "neither"
+    raise MissingFile(
+        f"{folder} is no parent: expected one folder of checkpoints or one file of weights, found {found}"
+    )
+
+
+def _read_peft(spec: str, folder: Path) -> Parent:
+    own = read_json(folder / PEFT_CONFIG)
+    if not isinstance(own, dict) or own.get("peft_type", "LORA") != "LORA" or own.get("use_dora"):
+        raise UserError(f"{folder / PEFT_CONFIG} describes no plain LoRA, and only that can be merged")
+    file = next((folder / name for name in PEFT_FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise MissingFile(f"{folder} has an {PEFT_CONFIG} but no {' or '.join(PEFT_FILES)}")
+    state, epoch = read_state(file)
+    name = own.get("base_model_name_or_path")
+    return Parent(spec, file, state, peft=own, facts={"backbone": {"name": name}} if name else {}, epoch=epoch)
+
+
+def read_state(file: Path) -> tuple[dict[str, Tensor], int | None]:
+    """The weights of a file, and the epochs they were trained for if it says; never runs code that a file brings.
+
+    Plain or under `state_dict`; `module.` and the released merges' `prompts.` before the names go, and so do the
+    buffers that prompt learners make of the class names.
+    """
+    if file.suffix == ".safetensors":
+        found = _read_safetensors(file)
+    else:
+        found = load_checkpoint(str(file))
+    state, epoch = found.get("state_dict", found), found.get("epoch")
+    if not (state and all(isinstance(name, str) for name in state)):
+        raise UserError(f"{file} holds no weights")
+    state = drop_token_buffers({name.removeprefix("prompts."): v for name, v in strip_module(state).items()})
+    for name, value in state.items():
+        if not (isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"):
+            raise UserError(f"{file}: {name} is no plain tensor")
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{file}: {name} is infinite or NaN, there is nothing to merge")
+    return {name: value.detach() for name, value in state.items()}, epoch if isinstance(epoch, int) else None
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.is_file():
+        raise MissingFile(f'File is not found at "{file}"')
+    try:
+        return load_file(str(file))
+    except SafetensorError as error:
+        raise UserError(f'"{file}" is damaged or no safetensors file: {error}') from error
+
+
+def bound_to_classes(parent: Parent) -> list[str]:
+    """Names of the weights that hold one entry a class: class-specific contexts, and heads."""
+    trainer = parent.facts.get("trainer")
+    known = trainer in TRAINER_REGISTRY.registered_names()
+    head = getattr(TRAINER_REGISTRY.get(trainer), "head_key", "") if known else ""
+    contexts = [name for name, value in parent.state.items() if name.split(".")[-1] == "ctx" and value.dim() == 3]
+    return contexts + [name for name in parent.state if name == head]
+
+
+def check_origin(parents: Sequence[Parent]) -> None:
+    """Refuse parents of another backbone, activation, preprocessing, or class list where weights hold classes."""
+    for name in ("digest", "name", "activation", "preprocess"):
+        known = [(own, own.facts.get("backbone", {}).get(name)) for own in parents]
+        known = [(own, value) for own, value in known if value is not None]
+        if name == "name":  # a file of the same weights may go by another name
+            known = [(own, value) for own, value in known if not own.facts["backbone"].get("digest")]
+        for own, value in known[1:]:
+            if value != known[0][1]:
+                what = "backbone" if name in ("digest", "name") else name
+                raise UserError(
+                    f"Parents of another {what} cannot be merged: {_backbone(known[0][0], name)} and "
+                    f"{_backbone(own, name)}"
+                )
+    known = [own for own in parents if own.facts.get("classes", {}).get("digest")]
+    for own in known[1:]:
+        bound = bound_to_classes(own)
+        if bound and own.facts["classes"]["digest"] != known[0].facts["classes"]["digest"]:
+            raise UserError(
+                f"Parents of other classes cannot be merged, for {bound[0]} holds one entry a class: "
+                f"{_classes(known[0])} and {_classes(own)}"
+            )
+
+
+def _backbone(parent: Parent, name: str) -> str:
+    own = parent.facts["backbone"]
+    value = f"{own.get('name')} ({own['digest'][:12]})" if name == "digest" else own[name]
+    return f"{parent.spec} has {value}"
+
+
+def _classes(parent: Parent) -> str:
+    own = parent.facts["classes"]
+    return f"{parent.spec} has {own['count']} ({own['first']} .. {own['last']})"

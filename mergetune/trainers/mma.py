@@ -1,0 +1,69 @@
+"""MMA (Yang et al., "MMA: Multi-Modal Adapter", CVPR 2024): adapters in both towers, all else is frozen."""
+
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from mergetune.adapters import MultiModalAdapters
+from mergetune.frozen import FrozenClipTrainer
+
+
+@TRAINER_REGISTRY.register()
+class MultiModalAdapter(FrozenClipTrainer):
+    """Cross-entropy, the adapters of both towers trained; images come as pixels, for their features change."""
+
+    CONFIG = "MMADAPTER"
+    model_name = "adapter_learner"
+    frozen_image_tower = False
+
+    @classmethod
+    def default_config(cls) -> CN:
+        return CN(
+            {
+                "TEXT_CTX_INIT": "a photo of a",  # words before the class name
+                "PREC": "amp",  # fp32, fp16, amp, bf16
+                "ADAPTER_START": 5,  # first block with an adapter, counted from 1
+                "ADAPTER_END": 12,  # last one
+                "ADAPTER_DIM": 32,  # width of an adapter
+                "ADAPTER_SCALE": 0.001,  # of what it adds
+            }
+        )
+
+    def precision_mode(self) -> str:
+        return self.cfg.TRAINER.MMADAPTER.PREC
+
+    @property
+    def prompt(self) -> str:
+        """The text that a class name goes into."""
+        return f"{self.cfg.TRAINER.MMADAPTER.TEXT_CTX_INIT.replace('_', ' ').strip()} {{}}.".strip()
+
+    def build_trained(self) -> MultiModalAdapters:
+        """The adapters; tokens (C, L) of the prompts, cut behind the longest, are fixed."""
+        own = self.cfg.TRAINER.MMADAPTER
+        texts = [self.prompt.format(name.replace("_", " ")) for name in self.classnames]
+        self.tokens = self.clip.shorten(self.clip.tokenise(texts))
+        return MultiModalAdapters(
+            self.clip,
+            first=own.ADAPTER_START,
+            last=own.ADAPTER_END,
+            dim=own.ADAPTER_DIM,
+            scale=own.ADAPTER_SCALE,
+        )
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit-norm features (B, D) of images (B, 3, H, W) through the adapters."""
+        with self.precision.autocast(), self.model.attached(self.clip):
+            return F.normalize(self.clip.encode_image(images).float(), dim=-1)
+
+    def text_features(self) -> Tensor:
+        """Raw class vectors (C, D) through the adapters, as they are now."""
+        with self.model.attached(self.clip):
+            return self.clip.encode_text(self.tokens)
+
+    def zero_shot_weights(self) -> dict[str, Tensor]:
+        """w1: the adapters as they are, with up-projections at 0: exactly CLIP."""
+        return self.model.at_zero()
+
+    def facts(self) -> dict:
+        return super().facts() | {"templates": f"{self.prompt!r} through adapters"}
