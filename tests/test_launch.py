@@ -22,7 +22,7 @@ from tests.fixtures.dassl_style_world import style_config, write_pictures
 FIELDS = {
     "format", "kind", "trainer", "preset", "dataset", "protocol", "subset", "shots", "seed", "metrics", "correct",
     "total", "split_digest", "backbone", "templates", "data_seen", "chosen_on", "alpha_chosen_on", "versions",
-    "device", "precision", "wall_s", "peak_mb", "command", "epochs",
+    "device", "precision", "wall_s", "peak_mb", "command", "epochs", "max_epoch",
 }  # fmt: skip
 
 
@@ -46,8 +46,10 @@ def trained(root, tmp_path_factory):
 
 def test_a_training_run_leaves_its_record(trained):
     assert {path.name for path in trained.iterdir()} == {
-        ".lock", "log.txt", "config.yaml", "results.json", "head", "tensorboard",
+        ".lock", "log.txt", "config.yaml", "classes.json", "results.json", "head", "tensorboard",
     }  # fmt: skip
+    classes = json.loads((trained / "classes.json").read_text())
+    assert classes["dataset"] == "StylePets" and len(classes["classnames"]) == 3
     results = json.loads((trained / "results.json").read_text())
     assert set(results) == FIELDS
     expected = {

@@ -1,7 +1,7 @@
 """A run from its config to results.json. What train.py does after reading its command line.
 
 A run folder holds .lock while it is in use, log.txt, config.yaml, subset.json (the images drawn), the models'
-folders, tensorboard/, resume.pt until training ends, and at the very end results.json.
+folders, tensorboard/, resume.pt until training ends, and at the very end classes.json and results.json.
 """
 
 import contextlib

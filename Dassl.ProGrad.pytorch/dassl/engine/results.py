@@ -12,6 +12,7 @@ from dassl.utils import write_json
 from .base import BEST
 
 FILE = "results.json"
+CLASSES = "classes.json"
 FORMAT = 1
 _PACKAGES = ("dassl", "torch", "torchvision", "numpy", "pillow")
 _PROTOCOLS = {"base2novel": "base2new"}  # cfg.TRAINER.MODAL -> name of the protocol; others as they are
@@ -52,13 +53,32 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
         "wall_s": round(wall_s, 3),
         "peak_mb": _peak_mb(trainer.device),
         "command": command,
+        "max_epoch": cfg.OPTIM.MAX_EPOCH,
         "epochs": _epochs(trainer, cfg, kind, load_epoch),
     }
     if hasattr(dataset, "facts"):
         results |= dataset.facts()
     results |= trainer.facts()
+    write_classes(folder, trainer)
     write_json(results, os.path.join(folder, FILE))
     return results
+
+
+def write_classes(folder, trainer):
+    """`folder`/classes.json: what a model needs of its data set once the pictures are gone.
+
+    dataset, classnames (by label), template and templates (by family of methods), as far as there are any.
+    """
+    dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+    if not getattr(dataset, "classnames", None):
+        return
+    facts = {"format": FORMAT, "dataset": trainer.cfg.DATASET.NAME, "classnames": list(dataset.classnames)}
+    template, templates = getattr(dataset, "template", None), getattr(dataset, "templates", None)
+    if isinstance(template, str):
+        facts["template"] = template
+    if isinstance(templates, dict) and all(isinstance(value, str) for value in templates.values()):
+        facts["templates"] = templates  # others keep lists of functions there
+    write_json(facts, os.path.join(folder, CLASSES))
 
 
 def _versions():

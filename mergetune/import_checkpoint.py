@@ -1,0 +1,278 @@
+"""Other people's checkpoints as stage-1 folders of ours: `python -m mergetune.import_checkpoint FOLDER --out RUN`."""
+
+import argparse
+import contextlib
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from yacs.config import CfgNode
+
+from dassl.engine import build_trainer
+from dassl.engine.launch import run
+from dassl.engine.results import FILE as RESULTS
+from dassl.engine.results import write_classes
+from dassl.utils import (
+    MissingFile,
+    RunLock,
+    UserError,
+    atomic_write,
+    get_logger,
+    load_checkpoint,
+    save_checkpoint,
+    sha256_file,
+    write_json,
+)
+from mergetune import stage1
+from mergetune.foreign import Found, recognise, rows, to_text, weights
+
+log = get_logger()
+
+MODEL_FOLDERS = (
+    "prompt_learner",
+    "prompt_mid_learner",
+    "adapter_learner",
+    "VLPromptLearner",
+    "MultiModalPromptLearner",
+)
+STAGE2 = {"CoOp": "CoOp_LMC", "KgCoOp": "KgCoOp_LMC", "MultiModalAdapter": "MMA_LMC", "PromptKD": "PromptKD_LMC"}
+KEPT = ("token_prefix", "token_suffix")  # no weights, but stage 2 holds its class names against them
+FACTS = "import.json"
+# what check_fit holds true of a file; another fact of the run, its teacher or its LMC values, a file does not tell
+CHECKED = ("classes", "backbone", "source", "source_subset")
+
+EPILOG = """\
+Recognised by their keys: CoOp, KgCoOp, MMA, PromptKD, PromptSRC, IVLP, MaPLe (as deep prompts of both towers)
+and the released MERGETUNE. CoCoOp is recognised and refused. Nothing that a file holds is executed.
+
+With --config-file, --dataset-config-file and --root the file is also held against the backbone and the class
+names, and scored: accuracy on base and new classes beside zero-shot CLIP's. Give the data that it was trained on.
+
+examples:
+  python -m mergetune.import_checkpoint theirs/seed1 --out output/imported/coop
+  python -m mergetune.import_checkpoint model-best.pth.tar --out output/imported/mma --root data \\
+      --config-file configs/trainers/MultiModalAdapter/vit_b16_ep5.yaml \\
+      --dataset-config-file configs/datasets/dtd.yaml --data-seen "16 shots of base classes"
+  python train.py --trainer MMA_LMC --resume-coop output/imported/mma ...
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mergetune.import_checkpoint",
+        description="Make a stage-1 folder of a checkpoint that another code base wrote, and say what was in it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", metavar="FOLDER|FILE", help="run folder, its model folder, or the file; of a folder, the last epoch")
+    add("--out", required=True, metavar="RUN", help="the folder to write")
+    add("--trainer", default="", help="which of our trainers it is for, where several share the format")
+    add("--data-seen", default="", metavar="TEXT", help="what it was trained on, for the tables")
+    add("--root", default="", help="folder of all data sets")
+    add("--config-file", default="", help="our yaml of that method")
+    add("--dataset-config-file", default="", help="yaml of the data set that it was trained on")
+    add("opts", nargs="*", metavar="KEY VALUE", help="config keys that win over all else")
+    return parser
+
+
+def find_source(source: str | Path) -> tuple[Path, str]:
+    """The checkpoint of a run folder, a model folder or a file, and the name of its model folder."""
+    source = Path(source)
+    if not source.is_dir():
+        if not source.is_file():
+            raise MissingFile(f"No checkpoint at {source}: expected a run folder, a model folder or a file")
+        return source, source.resolve().parent.name
+    there = [name for name in MODEL_FOLDERS if (source / name).is_dir()]
+    if len(there) > 1:
+        raise UserError(f"{source} holds several models: name one of {', '.join(str(source / name) for name in there)}")
+    name = there[0] if there else source.resolve().name
+    try:
+        return stage1.find_checkpoint(source, name), name
+    except MissingFile:
+        seen = ", ".join(sorted(p.name for p in source.iterdir())) or "nothing"
+        raise MissingFile(
+            f"No checkpoint in {source}: looked for model.pth.tar-N, model-N.pth.tar and model-best.pth.tar in it and "
+            f"in {', '.join(MODEL_FOLDERS)} (there: {seen})"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint that was read: its file, what is in it, the epochs it was trained for if it says."""
+
+    path: Path
+    found: Found
+    epoch: int | None
+
+
+def read(path: Path, folder: str) -> Source:
+    """Recognise a file that lay in a model folder of that name. UserError names the file."""
+    checkpoint = load_checkpoint(str(path))
+    try:
+        found = recognise(checkpoint.get("state_dict", checkpoint), folder)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    epoch = checkpoint.get("epoch")
+    return Source(path, found, epoch if isinstance(epoch, int) else None)
+
+
+def choose_trainer(found: Found, asked: str) -> str:
+    """The trainer that was asked for, or the usual one of the method. UserError if it cannot run the file."""
+    known = found.method.trainers
+    if asked and asked not in known:
+        raise UserError(f"--trainer {asked} cannot run a {found.name} file, {', '.join(known)} can")
+    return asked or {"KgCoOp": "KgCoOp", "MERGETUNE": "CoOp_LMC"}.get(found.name) or next(iter(known))
+
+
+def build_cfg(args: argparse.Namespace, trainer: str, pairs: dict) -> CfgNode:
+    """The run's config as train.py builds it; what follows from the file gives way to KEY VALUE pairs."""
+    import train  # the command line is the one place that knows the data sets
+
+    subset = (
+        {} if trainer.startswith("PromptKD") else {"DATASET.SUBSAMPLE_CLASSES": "base"}
+    )  # a student sees all classes
+    words = ["--trainer", trainer, "--output-dir", args.out, "--config-file", args.config_file]
+    words += ["--dataset-config-file", args.dataset_config_file, "--root", args.root]
+    words += [str(word) for pair in (subset | pairs).items() for word in pair]
+    return train.setup_cfg(train.build_parser().parse_intermixed_args([*words, *args.opts]))
+
+
+def check_fit(source: Source, trainer) -> None:
+    """Hold a file against the backbone and the class names of a built trainer, by the untrained tensors in it."""
+    path, found = source.path, source.found
+    prompts = getattr(trainer.model, "prompt_learner", trainer.model)
+    suffix = next((value for key, value in found.state.items() if key.rpartition(".")[2] == "token_suffix"), None)
+    if suffix is not None and hasattr(prompts, "fixed"):
+        buffers = {"token_suffix": suffix}
+        stage1.check_buffers(path, buffers, prompts.fixed, prompts.n_ctx, trainer.clip.start_tokens)
+    if "tokenized_prompts" in found.state and hasattr(trainer, "tokens"):
+        check_tokens(path, found.state["tokenized_prompts"], trainer.tokens)
+    visual = getattr(trainer.clip.module, "visual", None)
+    own = {} if visual is None else visual.state_dict()
+    for key, theirs in found.state.items():
+        ours = own.get(key.removeprefix("image_encoder.")) if key in found.ignored else None
+        if ours is None or not isinstance(theirs, Tensor):
+            continue
+        # fp16 storage rounds by 5e-4 of the value
+        if ours.shape != theirs.shape or not theirs.float().allclose(ours.float().cpu(), rtol=1e-3, atol=1e-4):
+            raise UserError(f"{path} was trained on another backbone than {trainer.clip.name}: {key} differs")
+
+
+def check_tokens(path: Path, theirs: Tensor, ours: Tensor) -> None:
+    """Refuse other texts. ours (C, L) may be cut behind the longest."""
+    if len(theirs) != len(ours):
+        raise UserError(f"{path} was trained on {len(theirs)} classes, this run has {len(ours)}")
+    differ = (theirs[:, : ours.shape[1]] != ours.cpu()).any(1).sum().item()
+    if differ:
+        raise UserError(f"{path} was trained with other texts: {differ} of {len(ours)} classes differ")
+
+
+def write_model(folder: Path, source: Source) -> None:
+    """The checkpoint in our layout: trained weights, and the class names' embeddings to check against."""
+    found, epoch = source.found, source.epoch
+    state = weights(found) | {key: found.state[key] for key in KEPT if key in found.state}
+    content = {"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None, "val_result": None}
+    save_checkpoint(content, str(folder), model_name=f"model.pth.tar-{epoch or 0}")
+
+
+def score(cfg: CfgNode, subsets: Sequence[str], out: Path, command: str) -> dict[str, dict[str, float]]:
+    """Accuracy in percent of the imported model and of zero-shot CLIP -> {subset: {trainer: accuracy}}."""
+    found: dict[str, dict[str, float]] = {}
+    for name in subsets:
+        for trainer in (cfg.TRAINER.NAME, "ZeroshotCLIP"):
+            own = cfg.clone()
+            own.defrost()
+            own.TRAINER.NAME, own.DATASET.SUBSAMPLE_CLASSES = trainer, name
+            own.OUTPUT_DIR = str(out / "evaluate" / f"test_{name}" / trainer)
+            model = "" if trainer == "ZeroshotCLIP" else str(out)
+            with contextlib.redirect_stdout(io.StringIO()):  # it is in the evaluation's own log.txt
+                results = run(own, eval_only=True, model_dir=model, overwrite=True, command=command)
+            found.setdefault(name, {})[trainer] = results["metrics"]["accuracy"]
+    return found
+
+
+def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
+    """Do what the command line says -> the content of import.json."""
+    out = Path(args.out)
+    begun = stage1.run_fact(out / "model", "kind", str) == "import" and not (out / FACTS).is_file()
+    if (out / RESULTS).is_file() and not begun:
+        raise UserError(f"{out} holds a finished run: choose another --out")
+    if args.opts and not args.config_file:
+        raise UserError("KEY VALUE pairs change a config, and there is none: give --config-file")
+    if bool(args.root) != bool(args.dataset_config_file) or (args.root and not args.config_file):
+        raise UserError("Scoring needs all of --config-file, --dataset-config-file and --root")
+    source = read(*find_source(args.source))
+    found = source.found
+    log.info(f"file      {source.path}\n{to_text(found)}")
+    try:
+        weights(found)
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from None
+    trainer = choose_trainer(found, args.trainer)
+    facts = {
+        "format": 1,
+        "source": str(source.path.resolve()),
+        "sha256": sha256_file(source.path),
+        "method": found.name,
+        "trainer": trainer,
+        "config": found.pairs,
+        "sizes": found.sizes,
+        "backbones": found.backbones,
+        "doubts": found.doubts,
+        "keys": rows(found),
+    }
+    with RunLock(args.out):
+        write_run(args, source, facts, command)
+    log.info(f"Wrote {out}, for {trainer}")
+    if trainer in STAGE2:
+        words = ["--trainer", STAGE2[trainer], "--resume-coop", args.out]
+        words += [str(word) for pair in found.pairs.items() for word in pair]
+        log.info(f"Continue it with: python train.py {shlex.join(words)} ...")
+    return facts
+
+
+def write_run(args: argparse.Namespace, source: Source, facts: dict, command: str) -> None:
+    """The folder: checkpoint, config, results.json, scores, and last import.json with `facts` and the scores."""
+    out, found, trainer = Path(args.out), source.found, facts["trainer"]
+    results = {"format": 1, "kind": "import", "trainer": trainer, "preset": "", "dataset": "", "protocol": "",
+               "subset": "", "seed": -1, "metrics": {}, "command": command}  # fmt: skip
+    cfg = build_cfg(args, trainer, found.pairs) if args.config_file else None
+    if args.root:
+        built = build_trainer(cfg)
+        check_fit(source, built)
+        write_classes(str(out), built)
+        data = cfg.DATASET
+        results |= {"dataset": data.NAME, "subset": data.SUBSAMPLE_CLASSES, "seed": cfg.SEED}
+        results |= {name: value for name, value in built.facts().items() if name in CHECKED}
+    write_model(out / found.method.trainers[trainer], source)
+    if cfg is not None:
+        with atomic_write(str(out / "config.yaml"), "w") as file:
+            file.write(cfg.dump())
+    seen = f"imported from {source.path.name}: {args.data_seen or 'unknown'}"
+    write_json(results | {"data_seen": seen}, str(out / RESULTS))
+    if args.root:
+        own_only = "DATASET.SUBSAMPLE_CLASSES" in args.opts or found.class_specific
+        subsets = (cfg.DATASET.SUBSAMPLE_CLASSES,) if own_only else ("base", "new")
+        facts["scores"] = score(cfg, subsets, out, command)
+        for name, scores in facts["scores"].items():
+            log.info(f"{name:4}  " + "  ".join(f"{who} {value:.1f} %" for who, value in scores.items()))
+    write_json(facts, str(out / FACTS))
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Entry point; bad input ends with one line on stderr and exit code 1."""
+    argv = sys.argv[1:] if argv is None else argv
+    args = build_parser().parse_intermixed_args(argv)
+    return import_checkpoint(args, shlex.join(["python", "-m", "mergetune.import_checkpoint", *argv]))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")

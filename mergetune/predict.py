@@ -1,0 +1,237 @@
+"""Pictures through a finished run, without its data set: `python -m mergetune.predict RUN image.jpg`.
+
+    from mergetune.predict import Predictor
+    model = Predictor("output/run")
+    for label, probability in model(["cat.jpg"])[0]:
+        ...
+
+Letters: B images, C classes, D joint width.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import mergetune.trainers  # noqa: F401  registers them
+from dassl.config import get_cfg_default, merge_yaml
+from dassl.data import DatasetWrapper
+from dassl.data.datasets import Datum
+from dassl.data.transforms import build_transform
+from dassl.engine import add_trainer_nodes, trainer_class
+from dassl.engine.results import CLASSES
+from dassl.utils import MissingFile, UserError, atomic_write, get_logger, read_json
+from mergetune.heads import HeadTrainer
+
+log = get_logger()
+
+EPILOG = """\
+RUN is the folder of a training run, an imported or merged one, or of a zero-shot evaluation. Pictures are prepared
+as the run prepared its test pictures. A run with class-specific prompts or a trained head knows its own classes only.
+
+--export writes the class embeddings as safetensors: "class_embeddings" (C, D) fp32, of unit norm (a trained head: as
+it is), and in the metadata the class names, the backbone with its digest, and logit_scale. Where the image tower is
+the backbone's own, logits are logit_scale x unit-norm image features x embeddings.
+
+examples:
+  python -m mergetune.predict output/run cat.jpg dog.jpg --top 3
+  python -m mergetune.predict output/run cat.jpg --classes "cat,dog,great white shark" --json
+  python -m mergetune.predict output/run --export classes.safetensors
+"""
+
+
+class WithoutData:
+    """Mixin in front of a trainer: class names and templates in the place of a data set with pictures."""
+
+    classes: SimpleNamespace  # classnames, and template and templates where they are known
+    steps_per_epoch = 1  # nothing is trained; schedules want a number
+
+    def build_data_loader(self) -> None:
+        names = self.classes.classnames
+        self.train_loader_x = self.train_loader_u = self.val_loader = self.test_loader = None
+        self.num_classes, self.num_source_domains = len(names), 0
+        self.lab2cname = dict(enumerate(names))
+        self.dm = SimpleNamespace(dataset=self.classes, num_classes=len(names), lab2cname=self.lab2cname)
+
+
+def read_cfg(run: Path):
+    """The config of a run folder, ready for a trainer that only predicts."""
+    if not (run / "config.yaml").is_file():
+        raise MissingFile(f"{run} is no run folder: it holds no config.yaml")
+    cfg = get_cfg_default()
+    add_trainer_nodes(cfg)
+    merge_yaml(cfg, run / "config.yaml")
+    cfg.VERBOSE, cfg.OUTPUT_DIR = False, str(run)
+    cls = trainer_class(cfg.TRAINER.NAME)
+    if cls.needs_checkpoint:
+        cfg.RESUME_COOP = ""  # the weights hold all that stage 1 gave
+    cfg.freeze()
+    return cfg, cls
+
+
+def read_classes(run: Path, classes: Sequence[str]) -> SimpleNamespace:
+    """The run's classes and templates, with other class names if some are given."""
+    path = run / CLASSES
+    if not path.is_file() and not classes:
+        raise MissingFile(
+            f"{run} does not say what its classes are called: no {CLASSES}, which a run writes when it is finished. "
+            "Name them with --classes, in the order of their labels"
+        )
+    known = read_json(str(path)) if path.is_file() else {}
+    names = list(classes) or known.get("classnames")
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise UserError(f"class names are {names!r}, expected a list of names")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if classes and twice:
+        raise UserError(f"--classes names {', '.join(twice)} more than once")
+    facts = {key: known[key] for key in ("template", "templates") if key in known}
+    return SimpleNamespace(classnames=names, own=known.get("classnames"), **facts)
+
+
+class Predictor:
+    """A finished run as a function of picture files.
+
+    classes: other class names; default the run's. UserError where the model knows only its own.
+    """
+
+    def __init__(self, run: str | Path, classes: Sequence[str] = ()):
+        run = Path(run)
+        cfg, cls = read_cfg(run)
+        data = read_classes(run, classes)
+        with torch.random.fork_rng():  # initial weights are drawn, and then loaded
+            self.trainer = type(cls.__name__, (WithoutData, cls), {"classes": data})(cfg)
+        reason = getattr(self.trainer, "bound_to_classes", "")
+        if reason and data.own and data.classnames != data.own:
+            raise UserError(f"{run} knows only its own {len(data.own)} classes: {reason}")
+        if cls.needs_checkpoint:
+            self.trainer.load_model(str(run))
+        self.trainer.set_model_mode("eval")
+        self._held = getattr(self.trainer, "classifier_held", nullcontext)()
+        self._held.__enter__()  # for good: one pass of the text tower serves all pictures
+        self.cfg, self.classnames = cfg, data.classnames
+        self.transform = build_transform(cfg, is_train=False)
+
+    def __call__(self, images: Sequence[str | Path], top: int = 5) -> list[list[tuple[str, float]]]:
+        """The `top` likeliest (label, probability) of each picture, best first."""
+        if top < 1:
+            raise UserError(f"the number of labels to show is {top}, expected at least 1")
+        ranked = self.logits(images).softmax(1).sort(dim=1, descending=True, stable=True)
+        return [
+            [(self.classnames[i], p) for i, p in zip(labels[:top], values[:top], strict=True)]
+            for labels, values in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def logits(self, images: Sequence[str | Path]) -> Tensor:
+        """(B, C) fp32 on the CPU. MissingFile or UserError names a picture that cannot be read."""
+        items = [Datum(str(path)) for path in images]
+        pictures = DatasetWrapper(self.cfg, items, transform=self.transform)
+        size = self.cfg.DATALOADER.TEST.BATCH_SIZE
+        rows = [torch.empty(0, len(self.classnames))]
+        for start in range(0, len(items), size):
+            batch = [pictures[i] for i in range(start, min(start + size, len(items)))]
+            img, label = torch.stack([item["img"] for item in batch]), torch.zeros(len(batch), dtype=torch.long)
+            given, _ = self.trainer.parse_batch_test({"img": img, "label": label})
+            rows.append(self.trainer.model_inference(given).float().cpu())
+        return torch.cat(rows)
+
+    @torch.no_grad()
+    def class_embeddings(self) -> Tensor:
+        """(C, D) fp32 on the CPU: of unit norm, but a trained head as it is."""
+        with self.trainer.precision.autocast():
+            vectors = self.trainer.class_vectors().float().cpu()
+        return vectors if isinstance(self.trainer, HeadTrainer) else F.normalize(vectors, dim=-1)
+
+    def export(self, path: str | Path) -> None:
+        """Class embeddings as safetensors, see the command's help."""
+        from safetensors.torch import save
+
+        trainer, head = self.trainer, isinstance(self.trainer, HeadTrainer)
+        facts = trainer.facts()
+        metadata = {
+            "classnames": json.dumps(self.classnames),
+            "trainer": self.cfg.TRAINER.NAME,
+            "backbone": facts["backbone"]["name"],
+            "backbone_digest": facts["backbone"]["digest"],
+            "preprocess": json.dumps(facts["backbone"]["preprocess"]),
+            "logit_scale": "1.0" if head else repr(trainer.clip.logit_scale.item()),
+            "image_tower": "the backbone's own" if trainer.frozen_image_tower else "changed in training",
+        }
+        with atomic_write(str(path)) as file:
+            file.write(save({"class_embeddings": self.class_embeddings().contiguous()}, metadata))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m mergetune.predict",
+        description="Print the likeliest labels of pictures by a finished run; no data set is needed.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", metavar="RUN", help="folder of a finished run")
+    add("images", nargs="*", metavar="IMAGE", help="picture files")
+    add("--classes", default="", metavar="A,B,C", help="other class names; default: the run's")
+    add("--top", type=int, default=5, help="labels an image (default 5)")
+    add("--export", default="", metavar="FILE", help="write the class embeddings as safetensors")
+    add("--json", action="store_true", help="JSON on stdout: [{image, labels: [{label, probability}, ...]}, ...]")
+    return parser
+
+
+@contextmanager
+def quiet():
+    """Nothing but the answer is printed."""
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def predict(args: argparse.Namespace) -> dict[str, list[tuple[str, float]]]:
+    """Do what the command line says -> {image: [(label, probability), ...]}."""
+    if not args.images and not args.export:
+        raise UserError("Nothing to do: name pictures, or --export FILE")
+    if args.top < 1:
+        raise UserError(f"--top is {args.top}, expected at least 1")
+    for path in args.images:  # before a model is loaded
+        if not os.path.isfile(path):
+            raise MissingFile(f"No picture at {path}")
+    classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
+    with quiet():
+        model = Predictor(args.run, classes)
+        found = dict(zip(args.images, model(args.images, args.top), strict=True))
+    if args.json:
+        named = [{"image": path, "labels": [{"label": label, "probability": p} for label, p in ranked]}
+                 for path, ranked in found.items()]  # fmt: skip
+        log.info(json.dumps(named, indent=2))
+    else:
+        for path, ranked in found.items():
+            log.info("\n".join([path, *(f"  {p:6.1%}  {label}" for label, p in ranked)]))
+    if args.export:
+        model.export(args.export)
+        if not args.json:
+            log.info(f"Wrote {args.export}: {len(model.classnames)} class embeddings")
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; bad input ends with one line on stderr and exit code 1."""
+    predict(build_parser().parse_intermixed_args(argv))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")

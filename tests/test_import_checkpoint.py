@@ -1,0 +1,333 @@
+"""Other people's checkpoints: recognised, reported, refused, and used by our trainers."""
+
+import json
+import os
+
+import pytest
+import torch
+
+import train
+from dassl.engine import build_trainer
+from dassl.report.results import load_results
+from dassl.utils import UserError, sha256_file
+from mergetune.foreign import recognise, rows, to_text, weights
+from mergetune.import_checkpoint import main
+from mergetune.predict import Predictor
+from tests.fixtures import foreign_checkpoints as theirs
+from tests.fixtures.any_trainer import data_words, line, pairs
+
+SIZES = theirs.Sizes()
+every_file = pytest.mark.parametrize("make", theirs.FILES)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@every_file
+def test_files_are_told_apart_and_every_key_has_its_place(make):
+    state = make(SIZES)
+    found = recognise(state)
+    assert found.name == theirs.FILES[make][0]
+    assert theirs.FILES[make][1] in found.method.trainers
+    assert {row["key"] for row in rows(found)} == set(state)
+    assert {row["status"] for row in rows(found)} <= {"mapped", "ignored"}
+    assert not found.problems()
+    assert all(
+        found.sizes[letter] == getattr(SIZES, letter) for letter in found.sizes if letter != "S" and letter != "P"
+    )
+    given = weights(found)
+    assert all(value.dtype in (torch.float32, torch.int64) for value in given.values())
+    if make is not theirs.maple:
+        assert all(torch.equal(value, state[key]) for key, value in given.items())
+
+
+@every_file
+def test_keys_of_a_data_parallel_wrapper_and_half_precision_are_read(make):
+    state = make(SIZES)
+    half = {f"module.{key}": value.half() if value.is_floating_point() else value for key, value in state.items()}
+    given = weights(recognise(half))
+    for key, value in weights(recognise(state)).items():
+        torch.testing.assert_close(given[key], value, rtol=2e-3, atol=1e-4)
+
+
+def trained(state):
+    return [row["key"] for row in rows(recognise(state)) if row["status"] == "mapped"]
+
+
+@every_file
+def test_each_dropped_key_is_named(make):
+    state = make(SIZES)
+    for key in trained(state):
+        found = recognise({name: value for name, value in state.items() if name != key})
+        assert key in found.missing or any(key in doubt for doubt in found.doubts), key
+        assert key in to_text(found)
+
+
+@every_file
+def test_each_renamed_key_is_named_with_its_likely_new_name(make):
+    state = make(SIZES)
+    for key in trained(state):
+        found = recognise({(f"{name}_new" if name == key else name): value for name, value in state.items()})
+        assert key in to_text(found), key
+        assert f"{key}_new" in to_text(found)
+    with pytest.raises(
+        UserError, match=f"{trained(state)[0]} is missing .unknown in the file: {trained(state)[0]}_new"
+    ):
+        first = trained(state)[0]
+        weights(recognise({(f"{name}_new" if name == first else name): value for name, value in state.items()}))
+
+
+@every_file
+def test_each_reshaped_key_is_named(make):
+    state = make(SIZES)
+    for key in trained(state):
+        value = state[key]
+        for other in (value[None], torch.cat([value, value[..., :1]], -1) if value.dim() else value[None]):
+            with pytest.raises(UserError, match=rf"{key.replace('.', '[.]')} is .*\d"):
+                weights(recognise(state | {key: other}))
+    with pytest.raises(UserError, match="infinite"):
+        weights(recognise(state | {key: value.float() / 0}))
+
+
+def test_an_image_conditioned_prompt_is_recognised_and_refused():
+    with pytest.raises(UserError, match="CoCoOp file is recognised and refused: its prompts depend on the image"):
+        recognise(theirs.cocoop(SIZES))
+
+
+def test_foreign_keys_and_empty_files_are_refused():
+    with pytest.raises(UserError, match="no known method.*PromptKD.*weight"):
+        recognise({"weight": torch.zeros(2)})
+    with pytest.raises(UserError, match="no weights"):
+        recognise({})
+
+
+def test_class_specific_contexts_and_the_released_mergetune_are_told_apart():
+    found = recognise(theirs.coop_class_specific(SIZES))
+    assert found.class_specific and found.pairs["TRAINER.COOP.CSC"] is True
+    assert recognise(theirs.kgcoop(SIZES), "prompt_mid_learner").name == "MERGETUNE"
+
+
+@pytest.mark.parametrize(
+    ("W", "V", "D", "P", "name"),
+    [(512, 768, 512, 16, "ViT-B/16"), (512, 768, 512, 32, "ViT-B/32"), (768, 1024, 768, 14, "ViT-L/14")],
+)
+def test_widths_say_which_clips_may_be_meant(W, V, D, P, name):
+    found = recognise(theirs.ivlp(theirs.Sizes(W=W, V=V, D=D, P=P)))
+    assert found.backbones == [name]
+    bare = recognise({key: value for key, value in found.state.items() if key in found.expected})
+    assert name in bare.backbones and "tiny" not in bare.backbones
+
+
+def test_sizes_become_config_keys():
+    assert recognise(theirs.coop(theirs.Sizes(N=16))).pairs == {
+        "TRAINER.COOP.N_CTX": 16,
+        "TRAINER.COOP.CSC": False,
+        "TRAINER.COOP.CTX_INIT": False,
+    }
+    assert recognise(theirs.mma(theirs.Sizes(first=5, last=12, R=32))).pairs == {
+        "TRAINER.MMADAPTER.ADAPTER_START": 5,
+        "TRAINER.MMADAPTER.ADAPTER_END": 12,
+        "TRAINER.MMADAPTER.ADAPTER_DIM": 32,
+    }
+    deep = recognise(theirs.maple(theirs.Sizes(N=2, depth=9))).pairs
+    assert deep["TRAINER.PROMPTSRC.N_CTX_VISION"] == deep["TRAINER.PROMPTSRC.N_CTX_TEXT"] == 2
+    assert deep["TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT"] == 9
+
+
+def test_coupled_prompts_are_written_out():
+    """Each image prompt is its text prompt through that layer's matrix and bias, prompt k at block k + 1."""
+    state = theirs.maple(SIZES)
+    given = weights(recognise(state))
+    assert set(given) == set(theirs.image_prompts(SIZES)) | {"prompt_learner.ctx"} | {
+        f"text_encoder.transformer.resblocks.{j}.VPT_shallow" for j in (1, 2)
+    }
+    below = "prompt_learner"
+    for j in range(SIZES.depth):
+        text = state[f"{below}.compound_prompts_text.{j - 1}" if j else f"{below}.ctx"]
+        layer = f"{below}.compound_prompt_projections.{j - 1}" if j else f"{below}.proj"
+        image = torch.stack([state[f"{layer}.weight"] @ row + state[f"{layer}.bias"] for row in text])
+        block = f"transformer.resblocks.{j}.VPT_shallow"
+        torch.testing.assert_close(given[f"image_encoder.{block}" if j else "image_encoder.VPT"], image)
+        assert torch.equal(given[f"text_encoder.{block}" if j else "prompt_learner.ctx"], text)
+
+
+def write(make, folder, sizes=SIZES, epoch=50, name=None):
+    return theirs.write(make(sizes), folder / theirs.FILES[make][2] / (name or f"model.pth.tar-{epoch}"), epoch)
+
+
+def imported(source, out, *words):
+    return main([str(source), "--out", str(out), *map(str, words)])
+
+
+@pytest.mark.parametrize("place", ["", "prompt_learner", "prompt_learner/model.pth.tar-50"])
+def test_a_run_folder_a_model_folder_and_a_file_are_found(place, tmp_path):
+    path = write(theirs.coop, tmp_path / "run")
+    write(theirs.coop, tmp_path / "run", epoch=5)
+    write(theirs.coop, tmp_path / "run", name="model-best.pth.tar")
+    facts = imported(tmp_path / "run" / place, tmp_path / "out")
+    assert facts["sha256"] == sha256_file(path)  # the last epoch
+    state = torch.load(tmp_path / "out" / "prompt_learner" / "model.pth.tar-50", weights_only=True)
+    assert state["epoch"] == 50 and set(state["state_dict"]) == {"ctx", "token_prefix", "token_suffix"}
+
+
+def test_a_bare_state_dict_of_no_known_epoch_is_read(tmp_path):
+    torch.save(theirs.mma(SIZES), tmp_path / "adapters.pt")
+    assert imported(tmp_path / "adapters.pt", tmp_path / "out")["method"] == "MMA"
+    assert (tmp_path / "out" / "adapter_learner" / "model.pth.tar-0").is_file()
+
+
+def test_what_was_trained_on_is_unknown_unless_given(tmp_path):
+    path = write(theirs.kgcoop, tmp_path / "run")
+    imported(path, tmp_path / "a")
+    imported(path, tmp_path / "b", "--data-seen", "16 shots of base classes", "--trainer", "CoOp")
+    found = [json.loads((tmp_path / name / "results.json").read_text()) for name in "ab"]
+    assert [row["data_seen"] for row in found] == [
+        "imported from model.pth.tar-50: unknown",
+        "imported from model.pth.tar-50: 16 shots of base classes",
+    ]
+    assert [row["trainer"] for row in found] == ["KgCoOp", "CoOp"]
+    assert {row["kind"] for row in found} == {"import"} and len(load_results(tmp_path)) == 2
+
+
+def test_the_released_mergetune_is_a_stage_2_run_or_by_name_a_stage_1(pets_root, tmp_path):
+    state = fixture_for(theirs.kgcoop, pets_root)
+    path = theirs.write(state, tmp_path / "run" / "prompt_mid_learner" / "model-best.pth.tar")
+    facts = imported(path, tmp_path / "a", *options("CoOp_LMC", pets_root, tmp_path))
+    assert facts["trainer"] == "CoOp_LMC" and set(facts["scores"]["new"]) == {"CoOp_LMC", "ZeroshotCLIP"}
+    assert (tmp_path / "a" / "prompt_mid_learner" / "model.pth.tar-50").is_file()
+    imported(tmp_path / "run", tmp_path / "b", "--trainer", "KgCoOp")
+    assert (tmp_path / "b" / "prompt_learner" / "model.pth.tar-50").is_file()
+
+
+def refused(match, source, out, *words):
+    with pytest.raises(UserError, match=match):
+        imported(source, out, *words)
+    assert not (out / "results.json").exists()
+
+
+def test_an_import_that_broke_off_is_made_again(tmp_path):
+    path = write(theirs.coop, tmp_path / "run")
+    facts = imported(path, tmp_path / "out")
+    (tmp_path / "out" / "import.json").unlink()  # written last
+    assert imported(path, tmp_path / "out") == facts
+
+
+def test_bad_input_is_one_error_that_names_it(tmp_path):
+    path, out = write(theirs.coop, tmp_path / "run"), tmp_path / "out"
+    write(theirs.mma, tmp_path / "both")
+    write(theirs.promptkd, tmp_path / "both")
+    theirs.write(theirs.cocoop(SIZES), tmp_path / "co" / "prompt_learner" / "model.pth.tar-1")
+    (tmp_path / "empty").mkdir()
+    refused("No checkpoint at .*nowhere", tmp_path / "nowhere", out)
+    refused("No checkpoint in .*empty.*there: nothing", tmp_path / "empty", out)
+    refused("several models.*adapter_learner.*VLPromptLearner", tmp_path / "both", out)
+    refused("prompt_learner/model.pth.tar-1: a CoCoOp file is recognised and refused", tmp_path / "co", out)
+    refused("--trainer MMA_LMC cannot run a CoOp file, CoOp, KgCoOp", path, out, "--trainer", "MMA_LMC")
+    refused("give --config-file", path, out, "OPTIM.LR", "1")
+    refused("Scoring needs all of", path, out, "--root", tmp_path)
+    imported(path, out)
+    with pytest.raises(UserError, match="holds a finished run"):
+        imported(path, out)
+
+
+class Harmful:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def test_a_file_that_would_run_code_is_refused_by_the_name_of_that_code(tmp_path):
+    marker = str(tmp_path / "executed")
+    path = tmp_path / "run" / "prompt_learner" / "model.pth.tar-1"
+    path.parent.mkdir(parents=True)
+    torch.save({"state_dict": theirs.coop(SIZES), "scheduler": Harmful(marker)}, path)
+    refused(r"posix\.mkdir", tmp_path / "run", tmp_path / "out")
+    assert not os.path.exists(marker)
+    torch.load(path, weights_only=False)
+    assert os.path.exists(marker)  # else the file was harmless, and the test shows nothing
+
+
+def fixture_for(make, pets_root):
+    """A file of the tiny CLIP's widths, with the class names' true embeddings where a file has them."""
+    trainer = built("CoOp", pets_root)
+    clip, fixed = trainer.clip, trainer.model.fixed
+    sizes = theirs.tiny_sizes(clip, len(fixed))
+    state = make(sizes)
+    suffix = torch.zeros(len(fixed), sizes.L - 1 - sizes.N, clip.width)
+    suffix[:, : fixed.shape[1] - 5] = fixed[:, 5:]
+    # behind the end of the longest text the file goes on with the padding's embedding, which nothing reads
+    state |= {key: suffix for key in state if key.endswith("token_suffix")}
+    if "tokenized_prompts" in state:
+        texts = [f"a photo of a {name.replace('_', ' ')}." for name in trainer.classnames]
+        state["tokenized_prompts"] = clip.tokenise(texts)
+    own = clip.module.visual.state_dict()
+    frozen = [key for key in state if key.startswith("image_encoder.") and "VPT" not in key]
+    for key in frozen:
+        del state[key]
+    if frozen:
+        state |= {f"image_encoder.{key}": own[key].half() for key in ("conv1.weight", "ln_pre.weight", "proj")}
+    return state
+
+
+def built(trainer, root, **changed):
+    words = train.build_parser().parse_intermixed_args(line(trainer, root, "unused", **changed))
+    return build_trainer(train.setup_cfg(words))
+
+
+def options(trainer, root, tmp_path, **changed):
+    return [*data_words(trainer, root), *pairs(FEATURES__DIR=tmp_path / "features", **changed)]
+
+
+STAGE2 = {"CoOp": "CoOp_LMC", "KgCoOp": "KgCoOp_LMC", "MultiModalAdapter": "MMA_LMC", "PromptKD": "PromptKD_LMC"}
+
+
+@every_file
+def test_an_imported_file_evaluates_and_is_continued(make, pets_root, tmp_path):
+    _, trainer, folder = theirs.FILES[make]
+    state = fixture_for(make, pets_root)
+    path = theirs.write(state, tmp_path / "theirs" / folder / "model.pth.tar-50")
+    out = tmp_path / "imported"
+    facts = main([str(tmp_path / "theirs"), "--out", str(out), *options(trainer, pets_root, tmp_path)])
+    assert facts["trainer"] == trainer and facts["sha256"] == sha256_file(path)
+    assert json.loads((out / "import.json").read_text()) == facts
+    assert set(facts["scores"]) == {"base", "new"}
+    subset = "all" if trainer == "PromptKD" else "base"  # what it trains on
+    model = built(trainer, pets_root, FEATURES__DIR=tmp_path / "features", **facts["config"])
+    model.load_model(str(out))
+    for key, value in weights(recognise(state)).items():
+        assert torch.equal(model.model.state_dict()[key], value), key
+    assert model.test() == facts["scores"]["base"][trainer]
+    assert Predictor(out).classnames == built("ZeroshotCLIP", pets_root, subset=subset).classnames
+    test = json.loads((out / "evaluate" / "test_new" / trainer / "results.json").read_text())
+    assert test["data_seen"] == "imported from model.pth.tar-50: unknown" and test["subset"] == "new"
+    if trainer in STAGE2:
+        words = line(
+            STAGE2[trainer], pets_root, tmp_path / "lmc", "--resume-coop", out, subset=subset, **facts["config"]
+        )
+        results = train.main([*words, "FEATURES.DIR", str(tmp_path / "features")])
+        assert results["kind"] == "train" and results["epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "match"),
+    [
+        (theirs.coop, lambda s: {**s, "token_suffix": s["token_suffix"].flip(0)}, "the names of 2 of 3 classes differ"),
+        (theirs.mma, lambda s: {**s, "tokenized_prompts": s["tokenized_prompts"].flip(0)}, "texts: 2 of 3 classes"),
+        (theirs.ivlp, lambda s: {**s, "image_encoder.proj": s["image_encoder.proj"] + 0.1}, "backbone than tiny.*proj"),
+        (
+            theirs.promptkd,
+            lambda s: {**s, "image_encoder.ln_pre.weight": torch.ones(128)},
+            "backbone than tiny.*ln_pre",
+        ),
+    ],
+)
+def test_a_file_of_other_classes_or_another_backbone_is_refused(make, change, match, pets_root, tmp_path):
+    state = change(fixture_for(make, pets_root))
+    path = theirs.write(state, tmp_path / "run" / theirs.FILES[make][2] / "model.pth.tar-1")
+    trainer = theirs.FILES[make][1]
+    refused(match, path, tmp_path / "out", *options(trainer, pets_root, tmp_path))
+    assert not list((tmp_path / "out").rglob("*.json")) and not list((tmp_path / "out").rglob("model*"))

@@ -1,0 +1,174 @@
+"""Pictures through finished runs whose data set is gone: the evaluation's own logits, other classes, exports."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+
+import train
+from dassl.clip import build_clip
+from dassl.engine import build_trainer
+from dassl.utils import UserError, set_random_seed
+from mergetune.predict import Predictor, main
+from tests.fixtures.any_trainer import line
+
+BASE, NEW = ["abyssinian", "beagle", "bengal"], ["boxer", "great_pyrenees", "pug"]
+RUNS = {  # trainer -> words that it needs; after those it starts from
+    "CoOp": [],
+    "CoOp_LMC": ["--resume-coop", "CoOp"],
+    "CoOp_Average": ["--resume-coop", "CoOp", "--eval-only"],
+    "ZeroshotCLIP": ["--eval-only"],
+    "ZeroshotCLIP2": ["--eval-only"],
+    "MultiModalAdapter": [],
+    "MMA_LMC": ["--resume-coop", "MultiModalAdapter"],
+    "PromptSRC": [],
+    "PromptKD": [],
+    "PromptKD_LMC": ["--resume-coop", "PromptKD"],
+    "LinearProbe": [],
+    "FineTune": [],
+}
+HEADS = ("LinearProbe", "FineTune")
+
+
+@pytest.fixture(scope="module")
+def world(pets_root, tmp_path_factory):
+    """A folder with a finished run of each trainer, `data/` of which has been moved to `elsewhere/` since."""
+    out = tmp_path_factory.mktemp("runs")
+    shutil.copytree(pets_root, out / "data")
+    for name, words in RUNS.items():
+        words = [out / word if word in RUNS else word for word in words]
+        train.main(line(name, out / "data", out / name, *words, FEATURES__DIR=out / "features"))
+    train.main(line("CoOp", out / "data", out / "CSC", TRAINER__COOP__CSC=True, FEATURES__DIR=out / "features"))
+    shutil.move(out / "data", out / "elsewhere")
+    return out
+
+
+@pytest.fixture(scope="module")
+def evaluated(world):
+    """`evaluated(name, subset)`: what a run's own evaluation computes: {picture: logits}."""
+
+    def go(name, subset):
+        folder = world / "scores" / name / subset
+        words = ["--resume-coop", world / "CoOp"] if name == "CoOp_Average" else []
+        words = line(name, world / "elsewhere", folder, *words, subset=subset, FEATURES__DIR=world / "features")
+        set_random_seed(1)
+        trainer = build_trainer(train.setup_cfg(train.build_parser().parse_intermixed_args(words)))
+        trainer.load_model("" if "--eval-only" in RUNS[name] else str(world / name))
+        with trainer.classifier_held():
+            trainer.output_test()
+        rows = json.loads((folder / "output.json").read_text())
+        return {path: torch.tensor(row["predict"]) for path, row in rows.items()}
+
+    return go
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_logits_are_the_evaluations_own(world, evaluated, name):
+    expected = evaluated(name, "base")
+    model = Predictor(world / name)
+    assert model.classnames == BASE
+    found = model.logits(list(expected))
+    torch.testing.assert_close(found, torch.stack(list(expected.values())), rtol=0, atol=1e-5)
+    assert len(found) > 5 and found.std() > 0.01
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name not in HEADS])
+def test_other_classes_score_as_in_a_run_on_them(world, evaluated, name):
+    expected = evaluated(name, "new")
+    found = Predictor(world / name, NEW).logits(list(expected))
+    torch.testing.assert_close(found, torch.stack(list(expected.values())), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_knows_its_own_classes_in_any_order(world, evaluated, name):
+    expected = evaluated(name, "base")
+    found = Predictor(world / name, BASE[::-1]).logits(list(expected))
+    torch.testing.assert_close(found.flip(1), torch.stack(list(expected.values())), rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match=r"3 classes \(abyssinian \.\. bengal\).*\(boxer"):
+        Predictor(world / name, NEW)
+
+
+def test_class_specific_prompts_know_no_other_classes(world):
+    assert Predictor(world / "CSC", BASE).classnames == BASE
+    for names in (NEW, BASE[::-1], BASE[:2]):
+        with pytest.raises(UserError, match="CSC knows only its own 3 classes: its prompts are class-specific"):
+            Predictor(world / "CSC", names)
+
+
+@pytest.fixture
+def picture(world):
+    return str(sorted((world / "elsewhere").rglob("*.png"))[0])
+
+
+def test_labels_come_ranked_with_probabilities(world, picture):
+    model = Predictor(world / "CoOp")
+    ranked = model([picture])[0]
+    probabilities = model.logits([picture]).softmax(1)[0]
+    assert [p for _, p in ranked] == sorted(probabilities.tolist(), reverse=True)
+    assert sum(p for _, p in ranked) == pytest.approx(1, abs=1e-6)
+    assert ranked[0][0] == BASE[probabilities.argmax()]
+    assert model([picture], top=2) == [ranked[:2]]
+    assert model([]) == []
+
+
+@pytest.mark.parametrize("name", ["CoOp", "ZeroshotCLIP", "LinearProbe"])
+def test_exported_embeddings_classify_without_the_run(world, picture, tmp_path, name):
+    model = Predictor(world / name)
+    model.export(tmp_path / "classes.safetensors")
+    with safe_open(tmp_path / "classes.safetensors", "pt") as file:
+        vectors, facts = file.get_tensor("class_embeddings"), file.metadata()
+    clip = build_clip(facts["backbone"])
+    assert facts["backbone_digest"] == clip.digest and json.loads(facts["classnames"]) == BASE
+    assert vectors.shape == (3, clip.dim) and vectors.dtype == torch.float32
+    pixels = model.transform(Image.open(picture).convert("RGB"))
+    image = F.normalize(clip.encode_image(pixels[None]), dim=-1)
+    logits = float(facts["logit_scale"]) * image @ vectors.t()
+    torch.testing.assert_close(logits, model.logits([picture]), rtol=0, atol=1e-4)
+
+
+def test_the_command_prints_labels_or_json_and_nothing_else(world, picture, capsys, tmp_path):
+    main([str(world / "CoOp"), picture, "--top", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == picture and len(lines) == 3
+    main([str(world / "CoOp"), picture, "--classes", "cat, great white shark", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert [row["image"] for row in found] == [picture]
+    assert {row["label"] for row in found[0]["labels"]} == {"cat", "great white shark"}
+    main([str(world / "CoOp"), "--export", str(tmp_path / "x.safetensors")])
+    assert "3 class embeddings" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_error_that_names_it(world, picture, tmp_path):
+    run = str(world / "CoOp")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    old = tmp_path / "old"
+    shutil.copytree(world / "CoOp", old)
+    (old / "classes.json").unlink()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for words, match in (
+        ([run], "Nothing to do"),
+        ([run, "nowhere.jpg", picture], "No picture at nowhere.jpg"),
+        ([run, str(broken)], "broken.png.*cannot be read"),
+        ([run, picture, "--top", "0"], "--top is 0"),
+        ([run, picture, "--classes", "cat,dog,cat"], "names cat more than once"),
+        ([run, picture, "--classes", "cat,,dog"], "expected a list of names"),
+        ([str(empty), picture], "is no run folder: it holds no config.yaml"),
+        ([str(old), picture], "no classes.json.*--classes"),
+        ([str(world / "scores"), picture], "no run folder"),
+    ):
+        with pytest.raises(UserError, match=match):
+            main(words)
+    assert Predictor(old, BASE).classnames == BASE
+
+
+def test_an_evaluation_folder_holds_no_model(world, picture, tmp_path):
+    words = ("--eval-only", "--model-dir", world / "CoOp")
+    train.main(line("CoOp", world / "elsewhere", tmp_path / "test", *words, FEATURES__DIR=world / "features"))
+    with pytest.raises(UserError, match="Model not found"):
+        Predictor(tmp_path / "test")
