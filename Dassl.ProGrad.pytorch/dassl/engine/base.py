@@ -137,7 +137,7 @@ class TrainerBase:
             lacks = ", ".join(sorted(wanted - set(given))) or "nothing"
             surplus = ", ".join(sorted(set(given) - wanted)) or "nothing"
             raise UserError(f"{path} does not fit {name}: it lacks {lacks}; it has besides {surplus}")
-        broken = [key for key, value in given.items() if value.is_floating_point() and not value.isfinite().all()]
+        broken = [key for key, value in given.items() if torch.is_tensor(value) and not value.isfinite().all()]
         if broken:
             raise UserError(f"{path}: {', '.join(broken)} is infinite or NaN, there is nothing to evaluate")
         try:
@@ -236,10 +236,18 @@ class TrainerBase:
         return [optim for optim in optims if optim is not None]
 
     def update_lr(self, names=None):
-        """Step the schedulers of the registered models."""
+        """Step the schedulers of the registered models, after an epoch."""
+        self._step_schedulers(names, per_step=False)
+
+    def update_step_lr(self, names=None):
+        """Step those schedulers that go by optimiser steps."""
+        self._step_schedulers(names, per_step=True)
+
+    def _step_schedulers(self, names, per_step):
         for name in self.get_model_names(names):
-            if self._scheds[name] is not None:
-                self._scheds[name].step()
+            sched = self._scheds[name]
+            if sched is not None and getattr(sched, "per_step", False) == per_step:
+                sched.step()
 
     def model_zero_grad(self, names=None):
         for optim in self.optimizers(names):
