@@ -1,68 +1,263 @@
-"""The path card of a stage-2 run: loss and accuracy along zero-shot -> ours -> fine-tuned.
+"""The path card of a stage-2 run: loss and accuracy along zero-shot -> ours -> fine-tuned (the paper's Figure 2).
 
-Class vectors are interpolated (the path of SPACE features), and image features come from the bank, so a card
-costs seconds. t runs from 0 (zero-shot) over 1 (ours) to 2 (fine-tuned), as in the paper's Figure 2.
+    python -m mergetune.path_card RUN [--space features|weights|both] [--plane] [--figure] [--images N]
+
+Beside that path: the straight line zero-shot -> fine-tuned, and the barrier of every straight line, which is the
+largest loss above the line between the losses at its ends (dassl.report.stats.barrier), or accuracy below it. In
+the space of features class vectors are interpolated and image features come from the bank, so a card costs
+seconds; in the space of weights the model runs anew at every point. t runs from 0 (zero-shot) over 1 (ours) to 2
+(fine-tuned); a method without a zero-shot solution starts at 1.
 Letters: B images, C classes, D joint width, S line points.
 """
 
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dassl.config import get_cfg_default
-from dassl.engine import add_trainer_nodes, build_trainer
-from dassl.utils import UserError, write_json
-from mergetune.lmc import line_logits
+from dassl.engine import build_trainer, trainer_class
+from dassl.report.paths import FORMAT, QUANTITIES, SOLUTIONS, SPACES, SUBSETS
+from dassl.report.paths import PATH_FILE as FILE
+from dassl.report.stats import barrier, harmonic_mean
+from dassl.report.tables import Table
+from dassl.utils import UserError, get_logger, read_json, write_json
+from mergetune.continued import Continued
 
-LEG_POINTS = 21  # on each of the two straight pieces, ends included
-FILE = "path.json"
+log = get_logger()
+
+LEG_POINTS = 21  # on each straight line, ends included
+CHUNK = {"features": 1024, "weights": 8192}  # features (B, D) from the bank, scored together
+HALVES, WHOLE = SUBSETS[:2], SUBSETS[2:]
+
+Batches = list[tuple[Tensor, Tensor]]
+
+
+def score(trainer, space: str, start, end, points: Tensor, batches: Batches) -> dict[str, list[float]]:
+    """Cross-entropy in nats and accuracy in percent at the S points of the line between two solutions."""
+    loss = torch.zeros(len(points), dtype=torch.float64)
+    correct = torch.zeros(len(points), dtype=torch.float64)
+    # the model runs once for each point in the space of weights, so there one after another costs nothing
+    parts = [points] if space == "features" else list(points[:, None])
+    for images, labels in batches:
+        found = [trainer.path_logits(space, start, end, part, images).float() for part in parts]
+        for k, logits in enumerate(torch.cat(found)):  # (B, C)
+            loss[k] += F.cross_entropy(logits, labels, reduction="sum").item()
+            correct[k] += (logits.argmax(1) == labels).sum().item()
+    count = sum(len(labels) for _, labels in batches)
+    return {"loss": (loss / count).tolist(), "accuracy": (100 * correct / count).tolist()}
+
+
+def walk(trainer, space: str, solutions: dict, batches: Batches) -> dict:
+    """Every straight line of one subset -> {"t", "loss", "accuracy", "direct": {...}, "barrier": {line: {...}}}."""
+    points = torch.linspace(0, 1, LEG_POINTS, device=trainer.device)
+    ts = [round(t, 6) for t in points.tolist()]
+    names = list(solutions)
+    first = SOLUTIONS.index(names[0])  # where the path starts on the axis of t
+    path: dict = {"t": [], "loss": [], "accuracy": [], "barrier": {}}
+    lines = list(zip(names, names[1:], strict=False))
+    if len(names) == len(SOLUTIONS):
+        lines.append((names[0], names[-1]))
+    for i, (a, b) in enumerate(lines):
+        found = score(trainer, space, solutions[a], solutions[b], points, batches)
+        path["barrier"][f"{a}_to_{b}"] = {q: barrier(ts, found[q], q == "loss") for q in QUANTITIES}
+        if i == len(names) - 1:
+            path["direct"] = {"t": ts, **found}
+            continue
+        keep = slice(1 if i else 0, None)  # pieces share a point
+        path["t"] += [round(first + i + t, 6) for t in ts[keep]]
+        for quantity, values in found.items():
+            path[quantity] += values[keep]
+    return path
 
 
 @torch.no_grad()
-def curve(image: Tensor, labels: Tensor, vectors: list[Tensor], scale: Tensor) -> tuple[list, list, list]:
-    """t, cross-entropy in nats and accuracy in percent along the pieces between class vectors.
+def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"]) -> Batches:
+    """The test split as `path_logits` takes it; features from the bank in parts of `chunk`.
 
-    image (B, D) unit norm, labels (B,), vectors: solutions (C, D) in order; piece i covers t in [i, i + 1].
+    images: take so many, evenly spaced over the split, instead of all.
     """
-    points = torch.linspace(0, 1, LEG_POINTS, device=image.device)
-    ts, losses, accuracies = [], [], []
-    for i, (start, end) in enumerate(zip(vectors, vectors[1:], strict=False)):
-        for t in points if i == 0 else points[1:]:
-            logits = line_logits(image, start, end, t[None], scale)[0]  # (B, C)
-            ts.append(round(i + t.item(), 6))
-            losses.append(F.cross_entropy(logits, labels).item())
-            accuracies.append(100 * (logits.argmax(1) == labels).float().mean().item())
-    return ts, losses, accuracies
-
-
-@torch.no_grad()
-def test_features(trainer) -> tuple[Tensor, Tensor]:
-    """Unit-norm features (B, D) and labels (B,) of the whole test split."""
     trainer.route_split("test")
-    pairs = [trainer.parse_batch_test(batch) for batch in trainer.test_loader]
-    return torch.cat([trainer.image_features(images) for images, _ in pairs]), torch.cat([y for _, y in pairs])
+    total = len(trainer.test_loader.dataset)
+    wanted = total if images is None else min(images, total)
+    chosen = torch.zeros(total, dtype=torch.bool)
+    chosen[torch.arange(wanted) * total // max(wanted, 1)] = True
+    batches, seen = [], 0
+    for batch in trainer.test_loader:
+        pixels, labels = trainer.parse_batch_test(batch)
+        keep = chosen[seen : seen + len(labels)].to(labels.device)
+        seen += len(labels)
+        if keep.any():
+            batches.append((pixels[keep], labels[keep]))
+    if batches and batches[0][0].dim() == 2:
+        joined, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+        batches = list(zip(joined.split(chunk), labels.split(chunk), strict=True))
+    return batches
 
 
-def path_card(run: str | Path) -> dict:
-    """Compute and write RUN/path.json from the run's config, its stage 1 and its checkpoint."""
-    run = Path(run)
+def read_cfg(run: Path, subset: str = ""):
+    """The frozen config of a stage-2 run, on another subset of the classes if one is named."""
+    import train  # the command line is the one place that knows the data sets
+
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is no run folder: it holds no config.yaml")
-    card: dict = {"format": 1, "space": "features"}
-    for subset in ("base", "new"):
-        cfg = get_cfg_default()
-        add_trainer_nodes(cfg)
-        cfg.merge_from_file(str(run / "config.yaml"))
-        if not cfg.RESUME_COOP:
-            raise UserError(f"{run} is no stage-2 run: its config names no stage-1 folder")
-        cfg.merge_from_list(["DATASET.SUBSAMPLE_CLASSES", subset, "VERBOSE", False])
-        trainer = build_trainer(cfg)
-        trainer.load_model(str(run))
-        vectors = [trainer.f1, trainer.class_vectors(), trainer.f2]
-        image, labels = test_features(trainer)
-        card["t"], loss, accuracy = curve(image, labels, vectors, trainer.clip.logit_scale)
-        card[subset] = {"loss": loss, "accuracy": accuracy}
-    write_json(card, str(run / FILE))
-    return card
+    words = ["--config-file", str(run / "config.yaml"), "VERBOSE", "False"]
+    words += ["DATASET.SUBSAMPLE_CLASSES", subset] if subset else []
+    cfg = train.setup_cfg(train.build_parser().parse_intermixed_args(words))
+    if not (cfg.RESUME_COOP and issubclass(trainer_class(cfg.TRAINER.NAME), Continued)):
+        raise UserError(f"{run} is no stage-2 run: {cfg.TRAINER.NAME} continues no stage 1")
+    return cfg
+
+
+@contextmanager
+def loaded(run: Path, subset: str) -> Iterator:
+    """The trainer of a run with its weights, as an evaluation of this subset would have it."""
+    trainer = build_trainer(read_cfg(run, subset))
+    trainer.load_model(str(run))
+    trainer.set_model_mode("eval")
+    with torch.no_grad(), trainer.precision.autocast():
+        yield trainer
+
+
+def subsets_of(cfg) -> tuple[str, ...]:
+    """base and new where classes were split for the run, else all of them."""
+    split = cfg.DATASET.SUBSAMPLE_CLASSES in HALVES or cfg.TRAINER.MODAL == "base2novel"
+    return HALVES if split else WHOLE
+
+
+@contextmanager
+def image_features_once(trainer, space: str) -> Iterator[None]:
+    """In the space of features all lines are scored on the same image features: compute those of a batch once."""
+    if space != "features":
+        yield
+        return
+    compute, kept = trainer.image_features, {}
+
+    def once(images: Tensor) -> Tensor:
+        if id(images) not in kept:
+            kept[id(images)] = compute(images)
+        return kept[id(images)]
+
+    trainer.image_features = once
+    try:
+        yield
+    finally:
+        del trainer.image_features
+
+
+def path_card(
+    run: str | Path, spaces: tuple[str, ...] = SPACES[:1], plane: bool = False, images: int | None = None
+) -> dict:
+    """Compute RUN/path.json from the run's config, its stage 1 and its checkpoint -> its content.
+
+    The space of features is always there; "weights" adds the other under that name; plane: the plane through the
+    three solutions, in the last of `spaces`. images: of each subset, evenly spaced, instead of all. What an earlier
+    call found and this one leaves out is kept.
+    """
+    run = Path(run)
+    cfg = read_cfg(run)
+    subsets = subsets_of(cfg)
+    wanted = [space for space in SPACES if space in spaces or space == SPACES[0]]
+    card: dict = {space: {"space": space, "images": {}, "barrier": {}} for space in wanted}
+    plane_card: dict = {"space": spaces[-1]}
+    for subset in subsets:
+        with loaded(run, subset) as trainer:
+            for space in wanted:
+                began = time.perf_counter()
+                batches = batches_of(trainer, images, CHUNK[space])
+                solutions = trainer.solutions(space)
+                with image_features_once(trainer, space):
+                    _add(card[space], subset, walk(trainer, space, solutions, batches), solutions, batches)
+                    if plane and space == spaces[-1]:
+                        from mergetune.plane import add_plane
+
+                        add_plane(plane_card, subset, trainer, solutions, batches)
+                card[space]["seconds"] = round(card[space].get("seconds", 0) + time.perf_counter() - began, 3)
+    found = {"format": FORMAT, **card.pop(SPACES[0]), **card} | ({"plane": plane_card} if plane else {})
+    earlier = read_json(run / FILE) if (run / FILE).is_file() else {}
+    kept = {name: earlier[name] for name in (SPACES[1], "plane") if name in earlier and name not in found}
+    write_json(found | kept, str(run / FILE))
+    return found | kept
+
+
+def _add(own: dict, subset: str, path: dict, solutions: dict, batches: Batches) -> None:
+    """One subset of one space, as path.json holds it."""
+    own["solutions"], own["t"] = list(solutions), path["t"]
+    own[subset] = {q: path[q] for q in QUANTITIES}
+    own["images"][subset] = sum(len(labels) for _, labels in batches)
+    for line, heights in path["barrier"].items():
+        own["barrier"].setdefault(line, {})[subset] = heights
+    if "direct" in path:
+        own.setdefault("direct", {"t": path["direct"]["t"]})[subset] = {q: path["direct"][q] for q in QUANTITIES}
+
+
+def card_table(own: dict) -> Table:
+    """One space of a card -> Table: loss and accuracy at each solution, then the barrier of each line."""
+    subsets = [subset for subset in SUBSETS if subset in own]
+    halves = len(subsets) == len(HALVES)
+    rows = []
+    for i, name in enumerate(own["solutions"]):
+        k = own["t"].index(float(SOLUTIONS.index(own["solutions"][0]) + i))
+        cells = [f"{own[subset][q][k]:.{_digits(q)}f}" for subset in subsets for q in QUANTITIES]
+        mean = [f"{harmonic_mean(*(own[subset]['accuracy'][k] for subset in subsets)):.2f}"] if halves else []
+        rows.append([name.replace("_", "-"), *cells, *mean])
+    for line, heights in own["barrier"].items():
+        cells = [f"{heights[subset][q]:.{_digits(q)}f}" for subset in subsets for q in QUANTITIES]
+        rows.append([f"barrier {line.replace('_to_', ' to ').replace('_', '-')}", *cells, *([""] if halves else [])])
+    notes = [] if len(own["solutions"]) == len(SOLUTIONS) else ["This method has no zero-shot solution."]
+    columns = ["", *(f"{subset} {q}" for subset in subsets for q in QUANTITIES), *(["H"] if halves else [])]
+    counts = ", ".join(f"{own['images'][subset]} {subset}" for subset in subsets)
+    return Table(f"Space of {own['space']} (test pictures: {counts}; {own['seconds']:.1f} s)", columns, rows, notes)
+
+
+def _digits(quantity: str) -> int:
+    return 4 if quantity == "loss" else 2
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Command line -> Namespace with run, space, plane, figure, images."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mergetune.path_card",
+        description="Print the path card of a finished stage-2 run and write it to RUN/path.json.",
+        epilog="Loss in nats, accuracy in percent, on the test pictures. Barrier: largest loss above the straight line "
+        "between the losses at both ends, or accuracy below it. The space of weights runs the model at 63 points.",
+    )
+    parser.add_argument("run", metavar="RUN", help="folder of a finished stage-2 training run")
+    parser.add_argument("--space", choices=[*SPACES, "both"], default=SPACES[0], help="what is interpolated")
+    parser.add_argument("--plane", action="store_true", help="the plane through the three solutions too")
+    parser.add_argument("--figure", action="store_true", help="draw the card into RUN/figures")
+    parser.add_argument("--images", type=int, metavar="N", help="N test pictures of each subset, not all")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point; bad input ends with one line on stderr and exit code 1."""
+    from mergetune.predict import quiet
+
+    args = parse_args(argv)
+    try:
+        if args.images is not None and args.images < 1:
+            raise UserError(f"--images is {args.images}, expected at least 1")
+        spaces = SPACES if args.space == "both" else (args.space,)
+        with quiet():
+            card = path_card(args.run, spaces, args.plane, args.images)
+        tables = [card_table(card if space == SPACES[0] else card[space]).text() for space in spaces]
+        log.info("\n\n".join(tables))
+        if "missing" in card.get("plane", {}):
+            log.warning(f"Warning: no plane: {card['plane']['missing']}")
+        if args.figure:
+            from dassl.report.figures import card_figures
+            from mergetune.report import METHODS
+
+            log.info("Wrote " + "\n      ".join(map(str, card_figures([args.run], Path(args.run, "figures"), METHODS))))
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,88 +1,179 @@
-"""Tables and figures of MERGETUNE runs: `python -m mergetune.report DIR... [--out DIR] [--figures]`."""
+"""Tables and figures of MERGETUNE runs: `python -m mergetune.report DIR... [--protocol NAME...] [--out DIR]`."""
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from dassl.report.base2new import base2new, to_text, write_base2new
+from dassl.report.backbones import backbones_sheet
+from dassl.report.barriers import NAME as BARRIERS
+from dassl.report.barriers import barriers_sheet
+from dassl.report.base2new import base2new_sheet
+from dassl.report.fewshot import fewshot_sheet
 from dassl.report.methods import Methods
 from dassl.report.results import load_results
-from dassl.utils import UserError, get_logger
+from dassl.report.sweeps import sweeps_sheet
+from dassl.report.transfer import PROTOCOLS as TRANSFERS
+from dassl.report.transfer import transfer_sheet
+from dassl.utils import UserError, check_availability, get_logger
+
+PRESETS = ("released", "paper")
+# Stage 2 -> stage 1, in printed order.
+STAGE1 = {
+    "CoOp_LMC": "CoOp",
+    "KgCoOp_LMC": "KgCoOp",
+    "MMA_LMC": "MultiModalAdapter",
+    "PromptKD_LMC": "PromptKD",
+    "LinearProbe_LMC": "LinearProbe",
+    "FineTune_LMC": "FineTune",
+}
+SHORT = {"MultiModalAdapter": "MMA"}
+
+
+def _labels() -> dict:
+    """Printed name of each (trainer, preset), in printed order."""
+    labels = {("ZeroshotCLIP", None): "ZeroshotCLIP", ("ZeroshotCLIP2", None): "ZeroshotCLIP2"}
+    for stage2, stage1 in STAGE1.items():
+        name = SHORT.get(stage1, stage1)
+        if stage1 == "PromptKD":
+            labels["PromptSRC", None] = "PromptSRC"
+        labels[stage1, None] = name
+        labels[stage2, "continued"] = f"{name} continued"
+        labels[f"{stage1}_Average", None] = "Average" if stage1 == "CoOp" else f"{name} average"
+        labels |= {(stage2, preset): f"{stage2} ({preset})" for preset in PRESETS}
+    return labels
+
 
 METHODS = Methods(
-    labels={
-        ("ZeroshotCLIP", None): "ZeroshotCLIP",
-        ("CoOp", None): "CoOp",
-        ("CoOp_LMC", "continued"): "CoOp continued",
-        ("CoOp_Average", None): "Average",
-        ("CoOp_LMC", "released"): "CoOp_LMC (released)",
-        ("CoOp_LMC", "paper"): "CoOp_LMC (paper)",
-    },
+    labels=_labels(),
+    short=SHORT,
     aliases={"KgCoOp_COOP_LMC": "CoOp_LMC"},
+    merges={
+        "average": "average",
+        "wise_ft": "weight ens.",
+        "output_ensemble": "output ens.",
+        "task_arithmetic": "task arithmetic",
+        "ties": "TIES",
+        "dare": "DARE",
+        "slerp": "SLERP",
+        "emr": "EMR",
+    },
+    stage1=STAGE1,
+    settings={"LAMBDA": "lambda", "BETA": "beta", "TAU": "tau", "NUM_SAMPLES": "N", "epochs": "epochs"},
+    datasets=(
+        *("ImageNet", "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "FGVCAircraft"),
+        *("SUN397", "DescribableTextures", "EuroSAT", "UCF101"),
+        *("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR", "ObjectNet"),
+    ),
 )
 
+
+def _of_records(make: Callable, **more) -> Callable:
+    """A maker of sheets that looks at no folder."""
+    return lambda records, folders, methods: make(records, methods=methods, **more)
+
+
+# What the command can print, in order: name -> function of records, folders and methods.
+SHEETS = {
+    BARRIERS: lambda _, folders, methods: barriers_sheet(folders, methods),
+    **{name: _of_records(transfer_sheet, protocol=name) for name in TRANSFERS},
+    "fewshot": _of_records(fewshot_sheet),
+    "sweep": _of_records(sweeps_sheet),
+    "backbones": _of_records(backbones_sheet),
+    "base2new": _of_records(base2new_sheet),
+}
+
 EPILOG = """\
-The table: accuracy on base and new classes and their harmonic mean H, for each data set and on average,
-mean and population deviation over seeds. H of averages (as papers print it) and the mean of the data
-sets' H are both given. Only evaluation runs count; where one cell was evaluated twice, the newest run
-does, with a warning. What is missing is shown as a dash, and a method that lacks a data set gets no
-average.
+Every table for which there are runs is printed: mean and population deviation over seeds, what is missing as a
+dash, and a mark where a method is below zero-shot CLIP.
+  base2new   base and new classes and their harmonic mean H, each data set and average; both H of averages (as
+             papers print it) and the mean of the data sets' H
+  cross      trained on one data set: its own test set, each target, Avg-C
+  dg         the same on shifted test sets, Avg-D
+  robust     the same after training on all images, with the alpha of merged models
+  fewshot    accuracy on all classes by shots
+  sweep      runs that differ in one or two settings; the cost of training relative to stage 1
+  backbones  base2new averages by backbone, gain over stage 1
+  barriers   from the path cards: how far straight lines between the solutions rise over their ends
+Only evaluation runs count; where one cell was evaluated twice, the newest run does, with a warning. A method
+that lacks a data set gets no average.
 
-Figures: for each stage-2 method, loss and accuracy on the path zero-shot -> ours -> fine-tuned.
+Figures: for each stage-2 method, loss and accuracy on the path zero-shot -> ours -> fine-tuned; the plane through
+the three; the few-shot curve; sweeps over one key.
 
-Files: OUT/tables/base2new.md, OUT/tables/base2new.csv; with --figures OUT/figures/path_METHOD_SPACE.png
-and .csv.
+Files: OUT/tables/NAME.md and .csv, with --latex .tex; with --figures OUT/figures/*.png, each with its .csv.
 
 examples:
   python -m mergetune.report output
-  python -m mergetune.report output/toy /more/runs --out report --figures
+  python -m mergetune.report output/toy /more/runs --protocol base2new cross --out report --figures --latex
 """
 
 
-def parse_args(argv=None):
-    """Command line -> Namespace with folders, out, figures."""
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Command line -> Namespace with folders, protocol, out, figures, latex."""
     parser = argparse.ArgumentParser(
         prog="python -m mergetune.report",
-        description="Print the base-to-new table of finished runs and write it as Markdown and CSV.",
+        description="Print the tables of finished runs and write them as Markdown and CSV.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    folders = "folder of runs; every results.json anywhere below it is read"
+    parser.add_argument("folders", nargs="+", metavar="DIR", help=folders)
     parser.add_argument(
-        "folders",
-        nargs="+",
-        metavar="DIR",
-        help="folder of runs; every results.json anywhere below it is read",
+        "--protocol", nargs="+", metavar="NAME", help=f"only these tables, of {', '.join(SHEETS)} (default: all)"
     )
     parser.add_argument("--out", metavar="DIR", help="where tables/ and figures/ go (default: the first DIR)")
-    parser.add_argument("--figures", action="store_true", help="draw the path curves too, from path.json files")
+    parser.add_argument("--figures", action="store_true", help="draw figures too")
+    parser.add_argument("--latex", action="store_true", help="write the tables as LaTeX too")
     return parser.parse_args(argv)
 
 
-def report(folders, out, figures=False):
-    """Prints the table, writes it below `out`, draws the figures if asked -> list of Paths written."""
+def sheets(records: list, folders: list, protocols: list[str] | None = None) -> list:
+    """The Sheets for which there are runs. UserError if there is none, or none of one that was asked for."""
+    found, reasons = [], []
+    for name in protocols or SHEETS:
+        check_availability(name, list(SHEETS), "--protocol")
+    for name, make in SHEETS.items():
+        if protocols and name not in protocols:
+            continue
+        try:
+            found.append(make(records, folders, METHODS))
+        except UserError as error:
+            reasons.append(str(error))
+            if not protocols and any(record["protocol"] == name for record in records):
+                get_logger().warning(f"Warning: {error}")
+    if (protocols and reasons) or not found:
+        raise UserError(" ".join(reasons))
+    return found
+
+
+def report(
+    folders: list, out: str | Path, figures: bool = False, latex: bool = False, protocols: list[str] | None = None
+) -> list[Path]:
+    """Prints the tables, writes them below `out`, draws the figures if asked -> what was written."""
     records = load_results(*folders)
     if not records:
         raise UserError(f"No finished run: no readable results.json below {', '.join(map(str, folders))}")
-    found = base2new(records, METHODS)
-    log = get_logger()
-    log.info(to_text(found))
-    written = write_base2new(found, Path(out, "tables"))
+    log, written = get_logger(), []
+    for sheet in sheets(records, folders, protocols):
+        log.info(sheet.text() + "\n")
+        written += sheet.write(Path(out, "tables"), latex)
     if figures:
-        from dassl.report.figures import path_figures
+        from dassl.report.figures import all_figures
 
-        drawn = path_figures(folders, Path(out, "figures"), METHODS)
+        drawn = all_figures(folders, records, Path(out, "figures"), METHODS)
         if not drawn:
-            log.warning("Warning: no figure: none of the runs has a path.json")
+            log.warning("Warning: no figure: none of the runs has a path.json, a few-shot curve or a sweep")
         written += drawn
-    log.info("\nWrote " + "\n      ".join(map(str, written)))
+    log.info("Wrote " + "\n      ".join(map(str, written)))
     return written
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> None:
     """Entry point; bad input ends with one line on stderr and exit code 1."""
     args = parse_args(argv)
     try:
-        report(args.folders, args.out or args.folders[0], args.figures)
+        report(args.folders, args.out or args.folders[0], args.figures, args.latex, args.protocol)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -4,104 +4,116 @@ H = 2 base new / (base + new). On one data set it is computed for each seed, the
 Over several data sets there are two conventions, up to a point apart, and the table names both:
   H of averages   H of the averaged base and the averaged new accuracy; what the papers print
   mean of H       the mean of the data sets' own H
-Only evaluation runs count. A training run's final test is on base classes too; it is left out, so that
-base and new come from the same checkpoint, loaded in the same way.
+Only evaluation runs count, so base and new come from the same checkpoint, loaded in the same way.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from dassl.report.methods import Methods, row_names, row_of, shared_settings, sort_rows
-from dassl.report.results import newest_each, select
-from dassl.report.stats import Summary, harmonic_mean, mean_by_seed, summarise, summarise_average
-from dassl.report.tables import MISSING, Table, csv_numbers, show, to_csv
-from dassl.utils import UserError, atomic_write
+from dassl.report.grid import Grid, build, is_below, stamp_notes, with_accuracy
+from dassl.report.methods import CSV_HEAD, Methods, csv_head, row_names, row_of, shared_settings, zero_shot_row
+from dassl.report.results import select
+from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
+from dassl.report.stats import Summary, harmonic_mean, summarise
+from dassl.report.tables import BELOW, Table, csv_numbers, show, show_n
+from dassl.utils import UserError
 
 PROTOCOL = "base2new"
 SUBSETS = ("base", "new")
+QUANTITIES = (*SUBSETS, "H")
 AVERAGES = ("base", "new", "H of averages", "mean of H")
+JUDGED = ("new", "H")  # what "below zero-shot" is about
 
 
 @dataclass
 class Base2New:
-    """Accuracies in percent by row, data set and subset.
+    """Accuracies in percent. grid: columns (data set, quantity), H among them; datasets: in printed order."""
 
-    rows: printed order; datasets: sorted names; scores: {(row, dataset, subset): {seed: accuracy}};
-    trained: the (row, dataset) of training runs, which name a missing cell's likely reason.
-    """
-
-    rows: list
+    grid: Grid
     datasets: list
-    scores: dict
-    trained: set
+    methods: Methods
+
+    @property
+    def rows(self):
+        """In printed order."""
+        return self.grid.rows
 
     def by_seed(self, row, dataset, quantity):
-        """{seed: accuracy} of "base" or "new"; for "H", of the seeds that have both."""
-        if quantity in SUBSETS:
-            return self.scores.get((row, dataset, quantity), {})
-        base, new = (self.by_seed(row, dataset, subset) for subset in SUBSETS)
-        return {seed: harmonic_mean(base[seed], new[seed]) for seed in base if seed in new}
+        """{seed: percent} of "base", "new", or "H" of the seeds that have both."""
+        return self.grid.by_seed(row, (dataset, quantity))
 
     def cell(self, row, dataset):
         """{"base", "new", "H": Summary or None} over the seeds of one data set."""
-        return {q: summarise(self.by_seed(row, dataset, q)) for q in (*SUBSETS, "H")}
+        return {q: self.grid.cell(row, (dataset, q)) for q in QUANTITIES}
 
     def average(self, row):
         """{"base", "new", "H of averages", "mean of H": Summary or None}; None if any data set is missing."""
-        by = {q: {d: self.by_seed(row, d, q) for d in self.datasets} for q in (*SUBSETS, "H")}
-        found = {q: summarise_average(by[q]) for q in by}
-        return {
-            "base": found["base"],
-            "new": found["new"],
-            "H of averages": _h_of_averages(found, by),
-            "mean of H": found["H"],
-        }
+        base, new, mean_of_h = (self.grid.average(row, self.columns(q)) for q in QUANTITIES)
+        h = None
+        if base and new:
+            spread = summarise(self.h_by_seed(row))
+            h = Summary(harmonic_mean(base.mean, new.mean), spread and spread.std, spread.n if spread else 0)
+        return {"base": base, "new": new, "H of averages": h, "mean of H": mean_of_h}
+
+    def columns(self, quantity):
+        """The grid's columns of one quantity."""
+        return [(dataset, quantity) for dataset in self.datasets]
+
+    def h_by_seed(self, row):
+        """{seed: H of the averaged base and new accuracy}, of the seeds that all data sets have on both."""
+        base, new = (self.grid.average_by_seed(row, self.columns(subset)) for subset in SUBSETS)
+        return {seed: harmonic_mean(base[seed], new[seed]) for seed in base if seed in new}
 
     def missing(self, row):
         """What a row lacks, in words -> list such as ["toy_digits (new)"]."""
         gaps = []
         for dataset in self.datasets:
-            lacking = [s for s in SUBSETS if not self.by_seed(row, dataset, s)]
+            lacking = [q for _, q in self.grid.missing(row, [(dataset, s) for s in SUBSETS])]
             if lacking:
-                hint = "; trained, not evaluated" if (row, dataset) in self.trained else ""
+                trained = any((row, (dataset, subset)) in self.grid.trained for subset in SUBSETS)
+                hint = "; trained, not evaluated" if trained else ""
                 gaps.append(f"{dataset} ({' and '.join(lacking)}{hint})")
         return gaps
 
+    def below(self, row):
+        """Where a row is below zero-shot CLIP -> {data set: list of the quantities of JUDGED}, both if empty."""
+        reference = zero_shot_row(row, self.rows, self.methods)
+        found = {}
+        for dataset in self.datasets if reference else []:
+            ours, theirs = self.cell(row, dataset), self.cell(reference, dataset)
+            found[dataset] = [q for q in JUDGED if is_below(ours[q], theirs[q])]
+        return {dataset: quantities for dataset, quantities in found.items() if quantities}
 
-def _h_of_averages(found, by):
-    """Mean: H of the averaged accuracies. Deviation: over seeds that all data sets have on both."""
-    if not (found["base"] and found["new"]):
-        return None
-    base, new = (mean_by_seed(by[subset]) for subset in SUBSETS)
-    shared = summarise({seed: harmonic_mean(base[seed], new[seed]) for seed in base if seed in new})
-    mean = harmonic_mean(found["base"].mean, found["new"].mean)
-    return Summary(mean, shared.std if shared else None, shared.n if shared else 0)
 
+def base2new(records, methods=None, protocol=PROTOCOL, row=None):
+    """Records of `load_results` -> Base2New. UserError if none is a base-to-new evaluation.
 
-def base2new(records, methods=None):
-    """Records of `load_results` -> Base2New. UserError if none is a base-to-new evaluation."""
+    protocol: one name or several; row: function of a record, if rows are something else than methods.
+    """
     methods = methods or Methods()
-
-    def cell_of(record):
-        return row_of(record, methods), record["dataset"], record["subset"]
-
-    runs = select(records, protocol=PROTOCOL, subset=SUBSETS)
-    runs = [r for r in runs if "accuracy" in r["metrics"]]
-    evaluations = select(runs, kind="eval")
-    if not evaluations:
+    runs = with_accuracy(records, protocol=protocol, subset=SUBSETS)
+    if not select(runs, kind="eval"):
         raise UserError(
-            f"No base-to-new table: of {len(records)} results, {len(runs)} follow the protocol {PROTOCOL!r} "
+            f"No base-to-new table: of {len(records)} results, {len(runs)} follow the protocol {protocol!r} "
             "on the base or new classes and none of these is an evaluation run"
         )
-    scores = {}
-    for record in newest_each(evaluations, key=lambda r: (*cell_of(r), r["seed"]), what="evaluations"):
-        scores.setdefault(cell_of(record), {})[record["seed"]] = record["metrics"]["accuracy"]
-    return Base2New(
-        rows=sort_rows((row for row, _, _ in scores), methods),
-        datasets=sorted({dataset for _, dataset, _ in scores}),
-        scores=scores,
-        trained={(row_of(r, methods), r["dataset"]) for r in select(runs, kind="train")},
+    grid = build(
+        runs,
+        row_of=row or (lambda r: row_of(r, methods)),
+        column_of=lambda r: (r["dataset"], r["subset"]),
+        methods=methods,
     )
+    datasets = sorted({dataset for dataset, _ in grid.columns}, key=methods.dataset_rank)
+    _add_h(grid, datasets)
+    return Base2New(grid, datasets, methods)
+
+
+def _add_h(grid, datasets):
+    """H beside base and new, for each seed that has both."""
+    grid.columns = [(dataset, quantity) for dataset in datasets for quantity in QUANTITIES]
+    for row in grid.rows:
+        for dataset in datasets:
+            base, new = (grid.by_seed(row, (dataset, subset)) for subset in SUBSETS)
+            grid.scores[row, (dataset, "H")] = {s: harmonic_mean(base[s], new[s]) for s in base if s in new}
 
 
 def average_table(found):
@@ -110,18 +122,30 @@ def average_table(found):
     rows, notes = [], []
     for row in found.rows:
         average = found.average(row)
-        rows.append([names[row], *(show(average[q]) for q in AVERAGES), _show_n(average.values())])
-        gaps = found.missing(row)
-        if gaps:
-            notes.append(f"{names[row]}: not averaged where a data set is missing: {', '.join(gaps)}.")
-        if _uneven(found, row):
-            notes.append(
-                f"{names[row]}: data sets have different seeds; means use all of them, "
-                "deviations and n only the seeds that all data sets share."
-            )
+        reference = zero_shot_row(row, found.rows, found.methods)
+        theirs = found.average(reference) if reference else dict.fromkeys(AVERAGES)
+        marks = [q != "base" and is_below(average[q], theirs[q]) for q in AVERAGES]
+        rows.append([names[row], *map(show, average.values(), marks), show_n(average.values())])
+        notes += _notes(found, row, names[row])
     count = len(found.datasets)
     title = f"Average over {count} data set{'s' if count > 1 else ''}"
-    return Table(title, ["method", *AVERAGES, "n"], rows, notes)
+    return Table(title, ["method", *AVERAGES, "n"], rows, notes + stamp_notes(found.grid, names))
+
+
+def _notes(found, row, name):
+    """What a reader of the row's average must know."""
+    notes = []
+    if gaps := found.missing(row):
+        notes.append(f"{name}: not averaged where a data set is missing: {', '.join(gaps)}.")
+    if found.grid.uneven(row, found.columns("base") + found.columns("new")):
+        notes.append(
+            f"{name}: data sets have different seeds; means use all of them, "
+            "deviations and n only the seeds that all data sets share."
+        )
+    if below := found.below(row):
+        where = ", ".join(f"{dataset} ({', '.join(quantities)})" for dataset, quantities in below.items())
+        notes.append(f"{name}: below zero-shot on: {where}.")
+    return notes
 
 
 def dataset_table(found, dataset):
@@ -129,70 +153,43 @@ def dataset_table(found, dataset):
     names = row_names(found.rows)
     rows = []
     for row in found.rows:
-        cell = found.cell(row, dataset)
-        rows.append([names[row], *(show(summary) for summary in cell.values()), _show_n(cell.values())])
-    return Table(dataset, ["method", *SUBSETS, "H", "n"], rows)
+        cell, below = found.cell(row, dataset), found.below(row).get(dataset, [])
+        rows.append([names[row], *(show(s, q in below) for q, s in cell.items()), show_n(cell.values())])
+    return Table(dataset, ["method", *QUANTITIES, "n"], rows)
 
 
-def _show_n(summaries):
-    """The number of seeds behind a line; where its columns differ, one number for each."""
-    counts = [0 if s is None else s.n for s in summaries]
-    if not any(counts):
-        return MISSING
-    return str(counts[0]) if len(set(counts)) == 1 else "/".join(map(str, counts))
+def base2new_sheet(records, methods=None):
+    """Records -> Sheet: the average over data sets, then each data set."""
+    return sheet_of(base2new(records, methods))
 
 
-def _uneven(found, row):
-    """True if the data sets that a row has do not all have the same seeds."""
-    seeds = [set(found.by_seed(row, d, s)) for d in found.datasets for s in SUBSETS]
-    return len({frozenset(s) for s in seeds if s}) > 1
-
-
-def _heading(found):
+def sheet_of(found):
+    """Base2New -> Sheet."""
     settings = shared_settings(found.rows)
-    return "Base-to-new accuracy in percent" + (f" ({settings})" if settings else "")
+    return Sheet(
+        name=PROTOCOL,
+        heading="Base-to-new accuracy in percent" + (f" ({settings})" if settings else ""),
+        tables=[average_table(found), *(dataset_table(found, d) for d in found.datasets)],
+        legend=[
+            SEEDS_LEGEND,
+            "H: harmonic mean of base and new, per seed, then averaged over seeds",
+            "H of averages: H of the averaged base and the averaged new accuracy (as papers print it)",
+            "mean of H: mean over data sets of their H",
+            f"{BELOW}: H or accuracy on new classes below zero-shot CLIP's on the same backbone",
+            EVALUATIONS_LEGEND,
+        ],
+        columns=[*CSV_HEAD, "dataset", "quantity", "mean", "std", "n"],
+        lines=_csv_lines(found),
+    )
 
 
-def _legend():
-    return [
-        "mean ± population deviation over n seeds; where the columns of a line differ, n is given for each",
-        "H: harmonic mean of base and new, per seed, then averaged over seeds",
-        "H of averages: H of the averaged base and the averaged new accuracy (as papers print it)",
-        "mean of H: mean over data sets of their H",
-        f"{MISSING}: no evaluation run found",
-    ]
-
-
-def to_text(found):
-    """For the terminal: each data set, the average last, where it is read first -> str."""
-    tables = [*(dataset_table(found, d) for d in found.datasets), average_table(found)]
-    return "\n\n".join([_heading(found), *(table.text() for table in tables), "\n".join(_legend())])
-
-
-def to_markdown(found):
-    """The average first, then each data set -> str."""
-    tables = [average_table(found), *(dataset_table(found, d) for d in found.datasets)]
-    legend = "\n".join(f"- {line}" for line in _legend())
-    return "\n\n".join([f"## {_heading(found)}", *(table.markdown() for table in tables), legend]) + "\n"
-
-
-def to_csv_text(found):
-    """One line for each row, data set (or "average") and quantity; no mean and n 0 if missing -> str."""
-    columns = ["method", "trainer", "preset", "backbone", "shots", "dataset", "quantity", "mean", "std", "n"]
+def _csv_lines(found):
+    """One line for each row, data set (or "average") and quantity; no mean and n 0 if missing."""
     names = row_names(found.rows)
     lines = []
     for row in found.rows:
         cells = {"average": found.average(row), **{d: found.cell(row, d) for d in found.datasets}}
-        head = [names[row], row.trainer, row.preset, row.backbone, "" if row.shots is None else row.shots]
+        head = csv_head(row, names)
         for dataset, cell in cells.items():
             lines += [[*head, dataset, q, *csv_numbers(summary)] for q, summary in cell.items()]
-    return to_csv(columns, lines)
-
-
-def write_base2new(found, folder):
-    """Writes base2new.md and base2new.csv into `folder` -> their Paths."""
-    paths = [Path(folder, "base2new.md"), Path(folder, "base2new.csv")]
-    for path, text in zip(paths, (to_markdown(found), to_csv_text(found)), strict=True):
-        with atomic_write(path, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-    return paths
+    return lines

@@ -1,8 +1,8 @@
 """What the rows of a table are called.
 
-A method is (trainer, preset). Its printed name comes from a small table that the caller passes in, so
-that this package knows no method. Runs of one method that differ in backbone or shots become rows of
-their own.
+A method is (trainer, preset), or a merge of such a run with zero-shot CLIP. Its printed name comes from a small
+table that the caller passes in, so that this package knows no method. Runs of one method that differ in
+backbone or shots become rows of their own.
 """
 
 from collections.abc import Mapping
@@ -10,17 +10,39 @@ from dataclasses import dataclass, field
 from itertools import compress
 from typing import NamedTuple
 
+from dassl.report.results import is_number
+
+CHANGED = ", changed: "  # behind a preset's name, before the keys that a command line changed
+# what a merge says of itself beside its values; `of` or `preset` is that of the run that was merged
+_ABOUT = {"method", "title", "preset", "of", "base", "parents", "merge_space"}
+
 
 @dataclass(frozen=True)
 class Methods:
     """Printed names, in printed order.
 
     labels: (trainer, preset) -> name; preset None stands for any preset not listed beside it.
+    short: trainer -> its name where a preset stands behind it or a merge.
     aliases: old trainer name -> current one.
+    merges: name of a merging method -> printed name.
+    stage1: stage-2 trainer -> the trainer that it continues.
+    settings: key that a sweep varies -> printed name, in printed order.
+    zero_shot: trainer whose row is the reference that "below zero-shot" compares with.
+    datasets: names in printed order; others follow by alphabet.
     """
 
     labels: Mapping = field(default_factory=dict)
+    short: Mapping = field(default_factory=dict)
     aliases: Mapping = field(default_factory=dict)
+    merges: Mapping = field(default_factory=dict)
+    stage1: Mapping = field(default_factory=dict)
+    settings: Mapping = field(default_factory=dict)
+    zero_shot: str = "ZeroshotCLIP"
+    datasets: tuple = ()
+
+    def trainer(self, record):
+        """A record's trainer, by its current name."""
+        return self.aliases.get(record["trainer"], record["trainer"])
 
     def label(self, trainer, preset=""):
         """The method's printed name; a pair that the table lacks becomes "Trainer (preset)"."""
@@ -28,18 +50,29 @@ class Methods:
         for pair in ((trainer, preset), (trainer, None)):
             if pair in self.labels:
                 return self.labels[pair]
-        return f"{trainer} ({preset})" if preset else trainer
+        name = self.short.get(trainer, trainer)
+        return f"{name} ({preset})" if preset else name
 
-    def rank(self, label):
-        """Sort key of a printed name: the table's order, then the alphabet."""
-        order = list(dict.fromkeys(self.labels.values()))
-        return (order.index(label) if label in order else len(order), label)
+    def rank(self, row):
+        """Sort key of a Row: the table's order, a changed preset behind its own, merges behind all of these."""
+        pairs = list(self.labels)
+        preset = row.preset.split(CHANGED)[0]
+        own = [k for k, pair in enumerate(pairs) if pair in ((row.trainer, preset), (row.trainer, None))]
+        kin = [k for k, (trainer, _) in enumerate(pairs) if trainer == row.trainer]
+        place = own[0] if own else kin[-1] if kin else len(pairs)
+        return place, bool(row.merge), row.label, row.preset, row.backbone, row.shots or 0
+
+    def dataset_rank(self, name):
+        """Sort key of a data set's name."""
+        known = name in self.datasets
+        return self.datasets.index(name) if known else len(self.datasets), name
 
 
 class Row(NamedTuple):
     """One row of a table: what must agree for runs to be averaged over seeds.
 
-    shots is None where the method sees no data or the run does not say.
+    shots is None where the method sees no data or the run does not say; merge: "TIES (density 0.2)", or "";
+    setting: the values of a sweep, (key, value) each.
     """
 
     label: str
@@ -47,21 +80,77 @@ class Row(NamedTuple):
     preset: str
     backbone: str
     shots: int | None
+    merge: str = ""
+    setting: tuple = ()
 
 
-def row_of(record, methods):
-    """The row that a record belongs to."""
-    trainer = methods.aliases.get(record["trainer"], record["trainer"])
+def row_of(record, methods, shots=True):
+    """The row that a record belongs to; shots False: whatever its number of shots."""
+    trainer = methods.trainer(record)
+    merge = merge_name(record, methods)
+    preset = str(record["merge"].get("of") or record["merge"].get("preset") or "") if merge else record["preset"]
+    label = methods.label(trainer, preset) + (f" + {merge}" if merge else "")
+    own = record.get("shots") if shots and not sees_no_data(record) else None
+    return Row(label, trainer, preset, backbone_of(record), own, merge)
+
+
+def merge_name(record, methods):
+    """What a merged model was made by, with its values -> str such as "TIES (density 0.2, scale 1)", or "".
+
+    Numbers that were chosen on validation are a result of the run, not part of the method, and are left out.
+    """
+    merge = record.get("merge")
+    if not isinstance(merge, dict) or not merge.get("method"):
+        return ""
+    title = str(merge.get("title") or merge["method"])
+    name = methods.merges.get(merge["method"], title.replace("_", " "))
+    values, chosen = merge_values(record), chosen_alpha(record)
+    if not chosen and record["preset"].startswith(f"{title} ("):  # the maker's own words, with the other parents
+        return name + record["preset"].removeprefix(title)
+    numbers = {k: v for k, v in values.items() if is_number(v) and k != "seed"}
+    if chosen:
+        words = [f"{'alpha' if set(numbers) == {'alpha'} else 'values'} by {chosen}"]
+    else:
+        words = [f"{key} {value:g}" for key, value in numbers.items()]
+    words += [f"{key} {value}" for key, value in values.items() if isinstance(value, str)]
+    return f"{name} ({', '.join(words)})" if words else name
+
+
+def merge_values(record):
+    """The values that a merge was made with -> dict, empty for a run that is none."""
+    merge = record.get("merge")
+    if not isinstance(merge, dict):
+        return {}
+    values = merge.get("values")
+    return values if isinstance(values, dict) else {k: v for k, v in merge.items() if k not in _ABOUT}
+
+
+def chosen_alpha(record):
+    """What the blending weight of a merged model was chosen on; None if it was given."""
+    chosen = record.get("alpha_chosen_on")
+    return chosen if chosen and chosen not in ("given", "none") else None
+
+
+def sees_no_data(record):
+    """True for zero-shot runs: nothing was trained, so shots and source mean nothing."""
+    return record.get("data_seen") == "none"
+
+
+def backbone_of(record):
+    """Name of the record's backbone, or ""."""
     backbone = record.get("backbone") or {}
-    name = backbone.get("name", "") if isinstance(backbone, dict) else str(backbone)
-    label = methods.label(trainer, record["preset"])
-    shots = None if record.get("data_seen") == "none" else record.get("shots")
-    return Row(label, trainer, record["preset"], name, shots)
+    return str(backbone.get("name", "") if isinstance(backbone, dict) else backbone)
 
 
 def sort_rows(rows, methods):
     """Distinct rows in printed order -> list."""
-    return sorted(set(rows), key=lambda r: (methods.rank(r.label), r.preset, r.backbone, r.shots or 0))
+    return sorted(set(rows), key=methods.rank)
+
+
+def zero_shot_row(row, rows, methods):
+    """The zero-shot row on the same backbone, or None if there is none or it is the row itself."""
+    found = [r for r in rows if r.trainer == methods.zero_shot and r.backbone == row.backbone and not r.merge]
+    return found[0] if found and found[0] != row else None
 
 
 def row_names(rows):
@@ -81,6 +170,15 @@ def shared_settings(rows):
     words = [*backbones] if len(backbones) == 1 else []
     words += map(_shots, shots) if len(shots) == 1 else []
     return ", ".join(filter(None, words))
+
+
+def csv_head(row, names):
+    """The cells that name a row in a CSV; see CSV_HEAD."""
+    made = " + ".join(filter(None, [row.preset, row.merge]))
+    return [names[row], row.trainer, made, row.backbone, "" if row.shots is None else row.shots]
+
+
+CSV_HEAD = ["method", "trainer", "preset", "backbone", "shots"]
 
 
 def _describe(row):

@@ -47,3 +47,18 @@ def summarise_average(by_dataset):
     mean = np.mean([np.mean(list(by_seed.values()), axis=0) for by_seed in by_dataset.values()], axis=0)
     shared = summarise(mean_by_seed(by_dataset))
     return Summary(mean, shared.std if shared else None, shared.n if shared else 0)
+
+
+def barrier(t, values, low_is_good=True):
+    """How far a curve on a straight line rises over the line between its own ends; 0 if it never does.
+
+    max over t of L(t) - [(1 - s) L(start) + s L(end)], s from 0 to 1, as in Entezari et al. (arXiv 2110.06296);
+    Frankle et al. (arXiv 1912.05671) subtract the mean of both ends, which calls unequal ends a barrier.
+
+    t, values: (P,), ends included; low_is_good False: how far it falls below, as for accuracy.
+    """
+    t, values = np.asarray(t, dtype=float), np.asarray(values, dtype=float)
+    s = (t - t[0]) / (t[-1] - t[0])
+    rise = values - ((1 - s) * values[0] + s * values[-1])
+    rise[[0, -1]] = 0.0  # exactly, whatever rounding leaves
+    return float(np.max(rise if low_is_good else -rise)) + 0.0  # no -0.0

@@ -1,10 +1,22 @@
-"""One table, written three ways: aligned text for a terminal, Markdown, CSV."""
+"""One table, written four ways: aligned text for a terminal, Markdown, LaTeX, CSV."""
 
 import csv
 import io
+import re
 from dataclasses import dataclass, field
 
 MISSING = "\N{EM DASH}"
+BELOW = "\N{DOWNWARDS ARROW}"  # behind a number that is below zero-shot CLIP's
+MULTIPLY = "\N{MULTIPLICATION SIGN}"
+
+# What LaTeX reads as a command, or lacks in its default fonts.
+_LATEX = {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    **{sign: "\\" + sign for sign in "&%$#_{}"},
+    "±": r"$\pm$", MISSING: "---", BELOW: r"$\downarrow$", MULTIPLY: r"$\times$",
+    ">": "$>$", "<": "$<$",
+}  # fmt: skip
+_LATEX_SIGNS = re.compile("|".join(map(re.escape, _LATEX)))
 
 
 @dataclass
@@ -33,19 +45,46 @@ class Table:
             lines += ["", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines)
 
+    def latex(self):
+        """A table environment with booktabs' rules, the title as caption -> str without a final newline."""
+        head, *body = (" & ".join(map(latex_text, line)) + r" \\" for line in [self.columns, *self.rows])
+        columns = "l" + "r" * (len(self.columns) - 1)
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(self.title)}}}"]
+        lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
+        lines += [r"\end{tabular}", *(rf"\par\footnotesize {latex_text(note)}" for note in self.notes)]
+        return "\n".join([*lines, r"\end{table}"])
 
-def show(summary):
-    """A Summary in two decimals: "71.20 ± 0.52", "71.20" for one seed, a dash for None."""
+
+def latex_text(text):
+    """Text with LaTeX's own signs escaped -> str."""
+    return _LATEX_SIGNS.sub(lambda match: _LATEX[match.group()], text)
+
+
+def show(summary, below=False, digits=2):
+    """A Summary in decimals: "71.20 ± 0.52", "71.20" for one seed, a dash for None; an arrow if `below`."""
     if summary is None:
         return MISSING
-    return f"{summary.mean:.2f}" + ("" if summary.std is None else f" ± {summary.std:.2f}")
+    deviation = "" if summary.std is None else f" ± {summary.std:.{digits}f}"
+    return f"{summary.mean:.{digits}f}{deviation}{' ' + BELOW if below else ''}"
 
 
-def csv_numbers(summary):
+def show_n(summaries):
+    """The number of seeds behind a line; where its columns differ, one number for each."""
+    counts = [0 if s is None else s.n for s in summaries]
+    if not any(counts):
+        return MISSING
+    return str(counts[0]) if len(set(counts)) == 1 else "/".join(map(str, counts))
+
+
+def csv_numbers(summary, digits=2):
     """mean, std, n of a Summary as CSV cells; empty where there is no number."""
     if summary is None:
         return ["", "", "0"]
-    return [f"{summary.mean:.2f}", "" if summary.std is None else f"{summary.std:.2f}", str(summary.n)]
+    return [
+        f"{summary.mean:.{digits}f}",
+        "" if summary.std is None else f"{summary.std:.{digits}f}",
+        str(summary.n),
+    ]
 
 
 def to_csv(columns, rows):

@@ -1,0 +1,78 @@
+"""The backbone table: base-to-new averages of each method on each backbone, and what stage 2 gains over stage 1."""
+
+from dassl.report.base2new import AVERAGES, PROTOCOL, SUBSETS, base2new
+from dassl.report.grid import with_accuracy
+from dassl.report.methods import CSV_HEAD, Methods, backbone_of, csv_head, row_names
+from dassl.report.results import group_by, select
+from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
+from dassl.report.stats import Summary, summarise
+from dassl.report.tables import MISSING, Table, csv_numbers, show, show_n
+from dassl.utils import UserError
+
+NAME = "backbones"
+GAIN = "gain in H"
+
+
+def backbones(records, methods=None):
+    """Records -> [(Base2New of one backbone, Row, {quantity: Summary or None})]. UserError if there is but one
+    backbone."""
+    methods = methods or Methods()
+    runs = with_accuracy(records, protocol=PROTOCOL, subset=SUBSETS)
+    groups = group_by(select(runs, kind="eval"), backbone_of)
+    if len(groups) < 2:
+        raise UserError(f"No backbones table: base-to-new evaluations on {len(groups)} backbones, expected 2 or more")
+    lines = []
+    for group in groups.values():
+        found = base2new(group, methods)
+        lines += [(found, row, found.average(row) | {GAIN: _gain(found, row)}) for row in found.rows]
+    return sorted(lines, key=lambda line: methods.rank(line[1]))
+
+
+def _gain(found, row):
+    """H of averages over that of the stage-1 method, or None where there is none. Deviation and n: of the seeds'
+    differences."""
+    first = found.methods.stage1.get(row.trainer)
+    stage1 = [r for r in found.rows if r.trainer == first and r.shots == row.shots and not r.merge]
+    if len(stage1) != 1 or row.merge:
+        return None
+    ours, theirs = (found.average(r)["H of averages"] for r in (row, stage1[0]))
+    if ours is None or theirs is None:
+        return None
+    mine, other = found.h_by_seed(row), found.h_by_seed(stage1[0])
+    paired = summarise({seed: mine[seed] - other[seed] for seed in mine if seed in other})
+    return Summary(ours.mean - theirs.mean, paired and paired.std, paired.n if paired else 0)
+
+
+def backbones_sheet(records, methods=None):
+    """Records -> Sheet with one table, a line for each method and backbone."""
+    found = backbones(records, methods)
+    names = row_names([row._replace(backbone="") for _, row, _ in found])
+    rows, lines = [], []
+    for own, row, cells in found:
+        name, stage2 = names[row._replace(backbone="")], row.trainer in own.methods.stage1
+        shown = [show(cells[q]) for q in AVERAGES]
+        risen = (_signed(cells[GAIN]) if cells[GAIN] else MISSING) if stage2 else ""
+        count = str(len(own.datasets))
+        rows.append([name, row.backbone, count, *shown, risen, show_n([cells[q] for q in AVERAGES])])
+        lines += [[*csv_head(row, {row: name}), q, *csv_numbers(summary)] for q, summary in cells.items()]
+    table = Table(
+        "Average over the data sets of each backbone",
+        ["method", "backbone", "data sets", *AVERAGES, GAIN, "n"],
+        rows,
+    )
+    return Sheet(
+        name=NAME,
+        heading="Backbones, base-to-new accuracy in percent",
+        tables=[table],
+        legend=[
+            SEEDS_LEGEND,
+            f"{GAIN}: H of averages of a stage-2 method minus that of its stage 1; deviation of the seeds' differences",
+            EVALUATIONS_LEGEND,
+        ],
+        columns=[*CSV_HEAD, "quantity", "mean", "std", "n"],
+        lines=lines,
+    )
+
+
+def _signed(summary):
+    return f"{'+' if summary.mean >= 0 else ''}{show(summary)}"

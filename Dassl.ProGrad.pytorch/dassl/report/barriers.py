@@ -1,0 +1,109 @@
+"""The barriers of path cards, in numbers: how far each straight line rises over the line between its ends' losses.
+
+See `stats.barrier` for the definition and `paths` for the curves. A barrier is taken of each run's own curve, then
+averaged over seeds and data sets: the barrier of an averaged curve would hide those that differ in place.
+"""
+
+from dassl.report.grid import Grid
+from dassl.report.methods import CSV_HEAD, Methods, csv_head, row_names, row_of, sort_rows
+from dassl.report.paths import QUANTITIES, SUBSETS, load_paths
+from dassl.report.results import group_by, newest_each
+from dassl.report.sheet import SEEDS_LEGEND, Sheet
+from dassl.report.stats import barrier
+from dassl.report.tables import MISSING, Table, csv_numbers, show, show_n
+from dassl.utils import UserError
+
+NAME = "barriers"
+LINES = {"Z-O": "zero-shot to ours", "O-F": "ours to fine-tuned", "Z-F": "zero-shot to fine-tuned"}
+DIGITS = {"loss": 4, "accuracy": 2}
+
+
+def run_barriers(path):
+    """A path of `load_paths` -> {(key of LINES, subset, quantity): height}, of the lines that it has."""
+    pieces = {"Z-O": (path, 0, 1), "O-F": (path, 1, 2)}
+    if "direct" in path:
+        pieces["Z-F"] = (path["direct"], 0, 1)
+    found = {}
+    for line, (curves, start, end) in pieces.items():
+        inside = (curves["t"] >= start) & (curves["t"] <= end)
+        if inside.sum() < 2:
+            continue  # no zero-shot solution
+        for subset in (s for s in SUBSETS if s in curves):
+            for quantity in QUANTITIES:
+                values = curves[subset][quantity][inside]
+                found[line, subset, quantity] = barrier(curves["t"][inside], values, quantity == "loss")
+    return found
+
+
+def barriers_sheet(folders, methods=None):
+    """Run folders -> Sheet with a table for each space. UserError if there is no path.json."""
+    methods = methods or Methods()
+    records = load_paths(*folders)
+    if not records:
+        raise UserError(f"No barriers table: no path.json of a finished run below {', '.join(map(str, folders))}")
+    tables, lines = [], []
+    for space, group in sorted(group_by(records, lambda r: r["space"]).items()):
+        grid, datasets = _grid(group, methods)
+        tables.append(_table(grid, datasets, space))
+        lines += _csv_lines(grid, datasets, space)
+    return Sheet(
+        name=NAME,
+        heading="Barriers on straight lines between solutions",
+        tables=tables,
+        legend=[
+            SEEDS_LEGEND,
+            "barrier: largest loss (nats) above the straight line between the losses at the ends, or accuracy "
+            "(points) below it; of each run, then averaged",
+            f"Z-O: {LINES['Z-O']}; O-F: {LINES['O-F']}; Z-F: {LINES['Z-F']}, straight",
+            f"{MISSING}: the method has no zero-shot solution, or the card lacks the line",
+        ],
+        columns=[*CSV_HEAD, "space", "quantity", "line", "subset", "mean", "std", "n"],
+        lines=lines,
+    )
+
+
+def _grid(records, methods):
+    """Grid with columns (data set, line, subset, quantity), and the data sets."""
+    scores = {}
+    for r in newest_each(records, key=lambda r: (row_of(r, methods), r["dataset"], r["seed"]), what="paths"):
+        for column, height in run_barriers(r["path"]).items():
+            scores.setdefault((row_of(r, methods), (r["dataset"], *column)), {})[r["seed"]] = height
+    rows = sort_rows((row for row, _ in scores), methods)
+    datasets = sorted({column[0] for _, column in scores}, key=methods.dataset_rank)
+    return Grid(rows, list(dict.fromkeys(column for _, column in scores)), scores), datasets
+
+
+def _cells(grid, row, datasets, subset):
+    """{(quantity, line): Summary or None}: the average over the data sets of which the row has a card."""
+    cells = {}
+    for quantity in QUANTITIES:
+        for line in LINES:
+            columns = [(dataset, line, subset, quantity) for dataset in datasets]
+            cells[quantity, line] = grid.average(row, [column for column in columns if grid.by_seed(row, column)])
+    return cells
+
+
+def _subsets(grid, row):
+    """Of the row's cards, in printed order."""
+    return [subset for subset in SUBSETS if any(c[2] == subset and grid.by_seed(row, c) for c in grid.columns)]
+
+
+def _table(grid, datasets, space):
+    names, rows = row_names(grid.rows), []
+    for row in grid.rows:
+        for subset in _subsets(grid, row):
+            cells = _cells(grid, row, datasets, subset)
+            shown = [show(cell, digits=DIGITS[quantity]) for (quantity, _), cell in cells.items()]
+            rows.append([names[row], subset, *shown, show_n(filter(None, cells.values()))])
+    columns = ["method", "classes", *(f"{quantity} {line}" for quantity in QUANTITIES for line in LINES), "n"]
+    count = len(datasets)
+    return Table(f"Space of {space}, average over {count} data set{'s' if count > 1 else ''}", columns, rows)
+
+
+def _csv_lines(grid, datasets, space):
+    names, lines = row_names(grid.rows), []
+    for row in grid.rows:
+        for subset in _subsets(grid, row):
+            for (quantity, line), found in _cells(grid, row, datasets, subset).items():
+                lines.append([*csv_head(row, names), space, quantity, LINES[line], subset, *csv_numbers(found, 6)])
+    return lines

@@ -1,0 +1,75 @@
+"""Curves over a number: accuracy by shots, and a sweep over one setting."""
+
+from pathlib import Path
+
+from dassl.report.drawing import file_name, new_figure, plain_axes, save, style
+from dassl.report.methods import row_names
+from dassl.report.tables import csv_numbers, to_csv
+
+
+def fewshot_figure(found, folder):
+    """Accuracy by shots, a line for each method, averaged over data sets -> [PNG, CSV].
+
+    found: FewShot. Bars: one deviation over seeds; level line: zero-shot CLIP.
+    """
+    count = len(found.datasets)
+    over = f"mean over {count} data sets" if count > 1 else found.datasets[0]
+    figure = new_figure(6.4, 4.4, "Accuracy by shots", f"{over}; bars: one standard deviation over seeds")
+    axes = figure.subplots()
+    names = row_names(found.grid.rows)
+    trained = [row for row in found.grid.rows if row.trainer != found.methods.zero_shot]
+    lines = []
+    for row in found.grid.rows:
+        points = [(k, s) for k in found.shots if (s := found.average(row, k))]
+        lines += [[names[row], k, *csv_numbers(s)] for k, s in points]
+        if row not in trained:
+            axes.axhline(points[0][1].mean, color="0.4", lw=1.4, ls=(0, (1, 1)), label=names[row]) if points else None
+            continue
+        _line(axes, points, names[row], style(trained.index(row)))
+    if len(trained) and min(found.shots) > 0:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(found.shots, [str(k) for k in found.shots])
+    axes.minorticks_off()
+    axes.set_xlabel("shots a class")
+    plain_axes(axes, "accuracy (%)")
+    axes.legend(fontsize=8, frameon=False)
+    return save(figure, Path(folder, "fewshot.png"), to_csv(["method", "shots", "mean", "std", "n"], lines))
+
+
+def sweep_figures(found, folder, methods):
+    """Base, new and H of averages over each single numeric key that was swept -> [PNG, CSV, ...]."""
+    written = []
+    for sweep in found:
+        if len(sweep.keys) != 1:
+            continue
+        values = [dict(row.setting)[sweep.keys[0]] for row in sweep.rows]
+        if all(isinstance(value, int | float) for value in values):
+            name = methods.settings.get(sweep.keys[0], sweep.keys[0].lower())
+            written += _sweep_figure(sweep, values, name, folder)
+    return written
+
+
+def _sweep_figure(sweep, values, name, folder):
+    count = len(sweep.found.datasets)
+    over = f"mean over {count} data sets" if count > 1 else sweep.found.datasets[0]
+    figure = new_figure(5.6, 4.0, f"{sweep.name}: {name}", f"{over}; bars: one standard deviation over seeds")
+    axes = figure.subplots()
+    lines, averages = [], [sweep.average(row) for row in sweep.rows]
+    for k, quantity in enumerate(("base", "new", "H of averages")):
+        points = [(x, average[quantity]) for x, average in zip(values, averages, strict=True) if average[quantity]]
+        _line(axes, points, quantity, style(k))
+        lines += [[quantity, f"{x:g}", *csv_numbers(s)] for x, s in points]
+    axes.set_xticks(values, [f"{x:g}" for x in values])
+    axes.set_xlabel(name)
+    plain_axes(axes, "accuracy (%)")
+    axes.legend(fontsize=8, frameon=False)
+    file = Path(folder, f"{file_name(f'sweep_{sweep.name}_{name}')}.png")
+    return save(figure, file, to_csv(["quantity", name, "mean", "std", "n"], lines))
+
+
+def _line(axes, points, label, look):
+    """Means with their deviations as bars. points: [(x, Summary)]."""
+    errors = [s.std or 0 for _, s in points]
+    axes.errorbar(
+        [x for x, _ in points], [s.mean for _, s in points], errors, label=label, lw=1.8, ms=5, capsize=2, **look
+    )

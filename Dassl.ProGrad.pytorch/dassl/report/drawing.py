@@ -1,0 +1,75 @@
+"""What all figures share: canvas, files, names, colours that colour-blind readers tell apart.
+
+Each figure is a PNG at 150 dpi with its numbers beside it as CSV. Colours are Okabe and Ito's
+(https://jfly.uni-koeln.de/color/); line styles and markers differ too, so a figure survives greyscale.
+matplotlib is imported when a figure is drawn, and never opens a window.
+"""
+
+import re
+import textwrap
+from pathlib import Path
+
+from dassl.utils import atomic_write, digest
+
+DPI = 150
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SUBSET_STYLES = {
+    "base": {"color": COLOURS[0], "linestyle": "-", "marker": "o"},
+    "new": {"color": COLOURS[1], "linestyle": "--", "marker": "s"},
+    "all": {"color": COLOURS[2], "linestyle": "-.", "marker": "^"},
+}
+AXIS_LABELS = {"loss": "cross-entropy (nats)", "accuracy": "accuracy (%)"}
+
+
+def style(k):
+    """Colour, line and marker of the k-th of many lines -> dict."""
+    return {
+        "color": COLOURS[k % len(COLOURS)],
+        "linestyle": LINES[k % len(LINES)],
+        "marker": MARKERS[k % len(MARKERS)],
+    }
+
+
+def new_figure(width, height, title="", caption=""):
+    """An empty figure, sizes in inches, with a title above and a caption below."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(wrapped(title, 90, 2), fontsize=12, x=0.01, ha="left")
+    figure.supxlabel(caption, fontsize=8, color="0.35", x=0.01, ha="left")
+    return figure
+
+
+def plain_axes(axes, ylabel, title=""):
+    """Horizontal grid lines only, open at the top and on the right."""
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.set_ylabel(ylabel)
+    axes.grid(axis="y", color="0.92", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure, file, numbers):
+    """Write the PNG and `numbers` (CSV text) beside it -> [both Paths]."""
+    file = Path(file)
+    with atomic_write(file) as stream:
+        figure.savefig(stream, format="png", dpi=DPI)
+    table = file.with_suffix(".csv")
+    with atomic_write(table, "w", encoding="utf-8", newline="") as stream:
+        stream.write(numbers)
+    return [file, table]
+
+
+def file_name(title):
+    """A title as a file name without ending; beyond 100 characters (disks take 255) a digest ends it."""
+    name = re.sub(r"[^A-Za-z0-9.]+", "_", title).strip("_")
+    return name if len(name) <= 100 else f"{name[:90]}_{digest(title)[:8]}"
+
+
+def wrapped(text, width, lines):
+    """Text in at most so many lines, so that a long name cannot push the panels out of the figure."""
+    return textwrap.fill(text, width, max_lines=lines, placeholder=" \N{HORIZONTAL ELLIPSIS}")

@@ -1,0 +1,122 @@
+"""Rows x columns x seeds: what every table is made of.
+
+A row is a method, a column whatever a table compares it on (a data set, a subset of its classes, a number of
+shots). Only evaluation runs count. A training run's own final test is left out for every protocol alike, so
+that all cells come from checkpoints loaded in the same way.
+"""
+
+from dataclasses import dataclass, field
+
+from dassl.report.methods import sees_no_data, sort_rows
+from dassl.report.results import newest_each, select
+from dassl.report.stats import mean_by_seed, summarise, summarise_average
+
+# What makes rows unlike each other beside the method: field of results.json -> words before its value.
+STAMPS = {"data_seen": "Trained on", "chosen_on": "Checkpoint chosen on"}
+
+
+@dataclass
+class Grid:
+    """Numbers by row, column and seed.
+
+    rows, columns: in printed order; scores: {(row, column): {seed: value}}; trained: the (row, column) of
+    training runs, which name a missing cell's likely reason; stamps: {row: {field of STAMPS: values}}.
+    """
+
+    rows: list
+    columns: list
+    scores: dict
+    trained: set = field(default_factory=set)
+    stamps: dict = field(default_factory=dict)
+
+    def by_seed(self, row, column):
+        """{seed: value}, empty where there is none."""
+        return self.scores.get((row, column), {})
+
+    def cell(self, row, column):
+        """Summary over the seeds, or None."""
+        return summarise(self.by_seed(row, column))
+
+    def average(self, row, columns=None):
+        """Summary of the average over columns (default all), or None if one of them is missing."""
+        return summarise_average(self._taken(row, columns))
+
+    def average_by_seed(self, row, columns=None):
+        """{seed: average over columns}, of the seeds that all columns have."""
+        return mean_by_seed(self._taken(row, columns))
+
+    def _taken(self, row, columns):
+        return {column: self.by_seed(row, column) for column in (self.columns if columns is None else columns)}
+
+    def missing(self, row, columns=None):
+        """The columns (of those given, default all) without a number -> list."""
+        return [column for column, scores in self._taken(row, columns).items() if not scores]
+
+    def uneven(self, row, columns=None):
+        """True if the columns that a row has do not all have the same seeds."""
+        seeds = [frozenset(scores) for scores in self._taken(row, columns).values() if scores]
+        return len(set(seeds)) > 1
+
+
+def with_accuracy(records, **wanted):
+    """Records that have an accuracy and the wanted values."""
+    return [r for r in select(records, **wanted) if "accuracy" in r["metrics"]]
+
+
+def fill(records, row_of, column_of):
+    """Accuracies of evaluation runs by cell -> {(row, column): {seed: accuracy}}; the newest run of a cell counts."""
+    scores = {}
+    for record in newest_each(
+        select(records, kind="eval"), key=lambda r: (row_of(r), column_of(r), r["seed"]), what="evaluations"
+    ):
+        cell = scores.setdefault((row_of(record), column_of(record)), {})
+        cell[record["seed"]] = record["metrics"]["accuracy"]
+    return scores
+
+
+def without_repeats(own, lent, key):
+    """Own records, and of the lent evaluation runs the newest for each `key(record)` that no own evaluation has."""
+    taken = {key(r) for r in select(own, kind="eval")}
+    kept = list(own)
+    for record in sorted(select(lent, kind="eval"), key=lambda r: r["written"], reverse=True):
+        if key(record) not in taken:
+            taken.add(key(record))
+            kept.append(record)
+    return kept
+
+
+def build(records, row_of, column_of, methods, column_key=None):
+    """Records -> Grid. row_of, column_of: functions of a record; column_key: sorts the columns."""
+    scores = fill(records, row_of, column_of)
+    stamps = {}
+    for record in (r for r in select(records, kind="eval") if not sees_no_data(r)):
+        for name in (name for name in STAMPS if record.get(name)):
+            stamps.setdefault(row_of(record), {}).setdefault(name, set()).add(str(record[name]))
+    return Grid(
+        rows=sort_rows((row for row, _ in scores), methods),
+        columns=sorted({column for _, column in scores}, key=column_key),
+        scores=scores,
+        trained={(row_of(r), column_of(r)) for r in select(records, kind="train")},
+        stamps=stamps,
+    )
+
+
+def stamp_notes(grid, names):
+    """Where rows differ in a stamp, a line that says so -> list of str. names: {row: printed name}."""
+    notes = []
+    for field_name, words in STAMPS.items():
+        groups = {}
+        for row in grid.rows:
+            values = grid.stamps.get(row, {}).get(field_name)
+            if values:
+                groups.setdefault(", ".join(sorted(values)), []).append(names[row])
+        if len(groups) > 1:
+            notes.append(f"{words} " + "; ".join(f"{value}: {', '.join(rows)}" for value, rows in groups.items()) + ".")
+    return notes
+
+
+def is_below(summary, reference):
+    """True if a mean, as it is printed, is below the reference's; False where either is missing."""
+    if summary is None or reference is None:
+        return False
+    return round(float(summary.mean), 2) < round(float(reference.mean), 2)

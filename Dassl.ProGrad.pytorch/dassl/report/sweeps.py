@@ -1,0 +1,237 @@
+"""Sweeps: base-to-new runs of one method that differ in one or two of its settings.
+
+A run's settings are those of its `lmc` field and the epochs it was trained for. Around the preset's own values
+(those of the runs that changed nothing, or else the most common ones) every set of keys that changed together
+makes one table: a list with the cost of training, or, for two keys, a matrix of H.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from dassl.report.base2new import PROTOCOL as BASE2NEW
+from dassl.report.base2new import SUBSETS, Base2New, base2new
+from dassl.report.grid import with_accuracy, without_repeats
+from dassl.report.methods import CHANGED, CSV_HEAD, Methods, Row, backbone_of, csv_head, merge_name
+from dassl.report.results import group_by, newest_each, select
+from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
+from dassl.report.tables import MISSING, MULTIPLY, Table, csv_numbers, show, show_n
+from dassl.utils import UserError
+
+PROTOCOL = "sweep"
+EPOCHS = "epochs"
+COST_LEGEND = [
+    "train s: wall clock of a training run, start-up, validation and final test included",
+    f"{MULTIPLY} stage 1: that time over the stage-1 run's, same data sets and seeds; an epoch: each by its epochs",
+]
+
+
+@dataclass
+class Sweep:
+    """One set of keys and the runs that differ in no other. settings: dicts; rows: of `found`, in their order."""
+
+    name: str
+    keys: tuple
+    rows: list
+    found: Base2New
+    costs: dict
+
+    def average(self, row):
+        """As of `Base2New.average`."""
+        return self.found.average(row)
+
+
+def sweeps(records, methods=None):
+    """Records of `load_results` -> list of Sweep. UserError if nothing varies."""
+    methods = methods or Methods()
+    runs = [r for r in records if _setting(r) and r["protocol"] in (PROTOCOL, BASE2NEW) and not merge_name(r, methods)]
+    found = []
+    for family, group in group_by(runs, key=lambda r: _family(r, methods)).items():
+        evaluations = _lend(with_accuracy(group, kind="eval", subset=SUBSETS), family)
+        if len({_setting(r) for r in evaluations}) > 1:
+            found += _family_sweeps(family, evaluations, group, records, methods)
+    if not found:
+        raise UserError(
+            f"No sweep table: of {len(records)} results, {len(runs)} say their settings, and no method was evaluated "
+            "with more than one"
+        )
+    return found
+
+
+def _family(record, methods):
+    """The Row of a record's method with its preset's changes taken off."""
+    trainer = methods.trainer(record)
+    preset = record["preset"].split(CHANGED)[0]
+    return Row(methods.label(trainer, preset), trainer, preset, backbone_of(record), record.get("shots"))
+
+
+def _setting(record):
+    """((key, value), ...) of a run, or () if it does not say."""
+    own = record.get("lmc")
+    if not isinstance(own, dict) or not own:
+        return ()
+    values = {key: value for key, value in own.items() if isinstance(value, int | float | str)}
+    return tuple(sorted(values.items())) + ((EPOCHS, _epochs(record)),)
+
+
+def _epochs(record):
+    """Epochs that were asked for: the epoch that validation chose is no setting. None if the file does not say."""
+    chosen = str(record.get("chosen_on") or "")
+    if record["kind"] == "eval" and chosen.startswith("epoch "):
+        return record.get("epochs")
+    asked = record.get("max_epoch")
+    return record.get("epochs") if asked is None and chosen == "last_step" else asked
+
+
+def _lend(evaluations, family):
+    """Base-to-new runs beside those of a sweep: at the sweep's own data sets and seeds, where it has no run itself."""
+    own = select(evaluations, protocol=PROTOCOL)
+    if not own:
+        return evaluations
+    cells = {(r["dataset"], r["seed"]) for r in own}
+    lent = [r for r in select(evaluations, protocol=BASE2NEW) if (r["dataset"], r["seed"]) in cells]
+    return without_repeats(own, lent, lambda r: (_setting(r), r["dataset"], r["subset"], r["seed"]))
+
+
+def _family_sweeps(family, evaluations, group, records, methods):
+    """One Sweep for each set of keys that is not part of a larger one."""
+    found = base2new(evaluations, methods, (PROTOCOL, BASE2NEW), row=lambda r: family._replace(setting=_setting(r)))
+    centre = _centre(evaluations)
+    changes = {row: frozenset(k for k, v in row.setting if v != centre[k]) for row in found.rows}
+    sets = {keys for keys in changes.values() if keys}
+    costs = _costs(family, select(group, kind="train"), records, methods)
+    order = [*methods.settings]
+    result = []
+    for keys in sorted((k for k in sets if not any(k < other for other in sets)), key=lambda k: (len(k), sorted(k))):
+        named = tuple(sorted(keys, key=lambda k: (order.index(k) if k in order else len(order), k)))
+        rows = [row for row, changed in changes.items() if changed <= keys]
+        rows.sort(key=lambda row: [_order(dict(row.setting)[key]) for key in named])
+        result.append(Sweep(family.label, named, rows, found, costs))
+    return result
+
+
+def _order(value):
+    """Sort key among numbers, words and None."""
+    return (isinstance(value, str), value is not None, value if value is not None else 0)
+
+
+def _centre(evaluations):
+    """The settings around which a sweep varies -> dict."""
+    plain = {_setting(r) for r in evaluations if CHANGED not in r["preset"]}
+    if len(plain) == 1:
+        return dict(plain.pop())
+    counts = {}
+    for setting in {_setting(r) for r in evaluations}:
+        for key, value in setting:
+            counts.setdefault(key, Counter())[value] += 1
+    return {key: max(counter, key=lambda v: (counter[v], str(v))) for key, counter in counts.items()}
+
+
+@dataclass
+class Cost:
+    """Of training at one setting: mean seconds of a run, and, relative to stage 1, whole runs and single epochs."""
+
+    seconds: float
+    runs: float | None
+    epochs: float | None
+
+
+def _costs(family, training, records, methods):
+    """{setting: Cost} from the wall clock of training runs; relative to the stage-1 runs of the same data sets and
+    seeds."""
+    first = methods.stage1.get(family.trainer)
+    stage1 = [
+        r
+        for r in select(records, kind="train", protocol=(PROTOCOL, BASE2NEW))
+        if methods.trainer(r) == first and (backbone_of(r), r.get("shots")) == (family.backbone, family.shots)
+    ]
+    base = _seconds(stage1)
+    costs = {}
+    for setting, group in group_by(training, _setting).items():
+        own = _seconds(group)
+        shared = [cell for cell in own if cell in base]
+        ratios = [sum(own[c][k] for c in shared) / sum(base[c][k] for c in shared) if shared else None for k in (0, 1)]
+        if own:
+            costs[setting] = Cost(sum(run for run, _ in own.values()) / len(own), *ratios)
+    return costs
+
+
+def _seconds(training):
+    """{(data set, seed): (seconds of the run, seconds of an epoch)} of the newest training runs that say both."""
+    timed = [r for r in training if r.get("wall_s") and r.get("epochs")]
+    newest = newest_each(timed, key=lambda r: (r["dataset"], r["seed"]), what="training runs")
+    return {(r["dataset"], r["seed"]): (r["wall_s"], r["wall_s"] / r["epochs"]) for r in newest}
+
+
+def _name(key, methods):
+    return methods.settings.get(key, key.lower())
+
+
+def _value(value):
+    return MISSING if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def sweep_table(sweep, methods):
+    """-> Table: a matrix of H of averages where two keys vary, else a line a setting with its cost."""
+    count = len(sweep.found.datasets)
+    where = f"average over {count} data set{'s' if count > 1 else ''}"
+    names = [_name(key, methods) for key in sweep.keys]
+    if len(names) == 2:
+        return _matrix(sweep, names, where)
+    costs = [sweep.costs.get(row.setting) for row in sweep.rows]
+    head = ["train s", f"{MULTIPLY} stage 1", f"{MULTIPLY} stage 1 an epoch"] if any(costs) else []
+    rows = []
+    for row, cost in zip(sweep.rows, costs, strict=True):
+        average = sweep.average(row)
+        values = [_value(dict(row.setting)[key]) for key in sweep.keys]
+        rows.append(
+            [*values, *map(show, average.values()), *(_show_cost(cost) if head else []), show_n(average.values())]
+        )
+    title = f"{sweep.name}: {', '.join(names)} ({where})"
+    return Table(title, [*names, "base", "new", "H of averages", "mean of H", *head, "n"], rows)
+
+
+def _matrix(sweep, names, where):
+    """H of averages: the first key downwards, the second across."""
+    cells = {tuple(dict(row.setting)[key] for key in sweep.keys): sweep.average(row) for row in sweep.rows}
+    down, across = (sorted({pair[k] for pair in cells}, key=_order) for k in (0, 1))
+    rows = [
+        [_value(a), *(show(cells[a, b]["H of averages"] if (a, b) in cells else None) for b in across)] for a in down
+    ]
+    title = f"{sweep.name}: H of averages by {names[0]} and {names[1]} ({where})"
+    return Table(title, [names[0], *(f"{names[1]} {_value(b)}" for b in across)], rows)
+
+
+def _show_cost(cost):
+    if cost is None:
+        return [MISSING] * 3
+    ratios = [MISSING if ratio is None else f"{ratio:.2f}" for ratio in (cost.runs, cost.epochs)]
+    return [f"{cost.seconds:.1f}", *ratios]
+
+
+def sweeps_sheet(records, methods=None):
+    """Records -> Sheet with a table for each set of keys that varies together."""
+    methods = methods or Methods()
+    found = sweeps(records, methods)
+    keys = list(dict.fromkeys(key for sweep in found for key in sweep.keys))
+    return Sheet(
+        name=PROTOCOL,
+        heading="Sweeps, base-to-new accuracy in percent",
+        tables=[sweep_table(sweep, methods) for sweep in found],
+        legend=[
+            SEEDS_LEGEND,
+            *(COST_LEGEND if any(sweep.costs for sweep in found) else []),
+            EVALUATIONS_LEGEND,
+        ],
+        columns=[*CSV_HEAD, *keys, "quantity", "mean", "std", "n", "train_s", "x_stage1", "x_stage1_epoch"],
+        lines=[line for sweep in found for line in _csv_lines(sweep, keys)],
+    )
+
+
+def _csv_lines(sweep, keys):
+    lines = []
+    for row in sweep.rows:
+        setting, cost = dict(row.setting), sweep.costs.get(row.setting)
+        seconds = ["", "", ""] if cost is None else [cell.replace(MISSING, "") for cell in _show_cost(cost)]
+        head = [*csv_head(row, {row: sweep.name}), *(_value(setting.get(key)) for key in keys)]
+        lines += [[*head, q, *csv_numbers(summary), *seconds] for q, summary in sweep.average(row).items()]
+    return lines

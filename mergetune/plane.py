@@ -1,0 +1,94 @@
+"""The plane through three solutions (Garipov et al., arXiv 1802.10026) and the loss on it.
+
+With solutions a, b, c: u along b - a, v along what c - a has beyond u, both of unit length; a point of the plane is
+a + x u + y v. A solution is a tensor or a dict of tensors; lengths are those of all their values together.
+Letters: X, Y grid points along u and v, S line points.
+"""
+
+from collections.abc import Mapping
+
+import torch
+
+from mergetune.lmc import Solution
+from mergetune.path_card import Batches, score
+
+POINTS = 21  # along each direction
+MARGIN = 0.25  # beyond the solutions, of the larger extent they span
+FLAT = 1e-4  # a triangle lower than this part of its base is a line
+
+
+def combine(a: Solution, b: Solution, scale: float) -> Solution:
+    """a + scale * b."""
+    if isinstance(a, Mapping):
+        return {name: combine(value, b[name], scale) for name, value in a.items()}
+    return a + scale * b
+
+
+def scaled(a: Solution, factor: float) -> Solution:
+    """factor * a."""
+    return combine(a, a, factor - 1)
+
+
+def dot(a: Solution, b: Solution) -> float:
+    """Inner product over all values, in double precision."""
+    if isinstance(a, Mapping):
+        return sum(dot(value, b[name]) for name, value in a.items())
+    return (a.double() * b.double()).sum().item()
+
+
+def basis(a: Solution, b: Solution, c: Solution) -> tuple[Solution, Solution, list[tuple[float, float]]] | None:
+    """u, v, and the coordinates of a, b and c; None where the three are (nearly) on one line."""
+    first, second = combine(b, a, -1.0), combine(c, a, -1.0)
+    width = dot(first, first) ** 0.5
+    reach = dot(second, second) ** 0.5
+    if width == 0 or reach == 0:
+        return None
+    u = scaled(first, 1 / width)
+    along = dot(second, u)
+    rest = combine(second, u, -along)
+    height = dot(rest, rest) ** 0.5
+    if height <= FLAT * max(width, reach):
+        return None
+    return u, scaled(rest, 1 / height), [(0.0, 0.0), (width, 0.0), (along, height)]
+
+
+def axes(places: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Evenly spaced grid points along u and v, with the same margin on all sides: x (X,), y (Y,)."""
+    bounds = [(min(values), max(values)) for values in zip(*places, strict=True)]
+    margin = MARGIN * max(high - low for low, high in bounds)
+    x, y = (torch.linspace(low - margin, high + margin, POINTS, dtype=torch.float64).tolist() for low, high in bounds)
+    return x, y
+
+
+def add_plane(card: dict, subset: str, trainer, solutions: dict, batches: Batches) -> None:
+    """Loss and accuracy of one subset on the grid and at the solutions, into `card`; `missing` says why there is none.
+
+    Class vectors depend on the subset's names, so each subset of the space of features has a plane of its own.
+    """
+    space = card["space"]
+    if len(solutions) < 3:
+        card["missing"] = "a plane needs three solutions, and this method has no zero-shot one"
+        return
+    order = ("zero_shot", "fine_tuned", "ours")  # x runs along the direct line
+    found = basis(*(solutions[name] for name in order))
+    if found is None:
+        card["missing"] = "the three solutions are on one line"
+        return
+    u, v, places = found
+    xs, ys = axes(places)
+    origin = solutions[order[0]]
+    own: dict = {"x": xs, "y": ys, "loss": [], "accuracy": [], "points": {}}
+    for y in ys:
+        row = score_row(trainer, space, combine(origin, v, y), u, xs, batches)
+        own["loss"].append(row["loss"])
+        own["accuracy"].append(row["accuracy"])
+    for (x, y), name in zip(places, order, strict=True):
+        point = score_row(trainer, space, combine(origin, v, y), u, [x], batches)
+        own["points"][name] = {"x": x, "y": y, **{quantity: values[0] for quantity, values in point.items()}}
+    card[subset] = own
+
+
+def score_row(trainer, space: str, start: Solution, u: Solution, xs: list[float], batches: Batches) -> dict:
+    """Loss and accuracy at start + x u."""
+    points = torch.tensor(xs, dtype=torch.float32, device=trainer.device)
+    return score(trainer, space, start, combine(start, u, 1.0), points, batches)

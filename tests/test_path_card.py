@@ -1,0 +1,219 @@
+"""The path card: its ends and middle are evaluations, its lines straight, its plane flat; on real small runs."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import train
+from dassl.clip import cosine_logits
+from dassl.engine import TRAINER_REGISTRY
+from dassl.report.paths import load_paths
+from mergetune.lmc import interpolate
+from mergetune.path_card import LEG_POINTS, batches_of, card_table, loaded, main, path_card, score, walk
+from mergetune.plane import axes, basis, combine, dot
+from mergetune.trainers.coop_lmc import CoOp_LMC
+
+MIDDLE = LEG_POINTS - 1
+SMALL = ["INPUT.SIZE", "(32,32)", "DATALOADER.NUM_WORKERS", "0", "MODEL.BACKBONE.NAME", "tiny", "OPTIM.MAX_EPOCH", "2"]
+SMALL += ["TRAINER.COOP.PREC", "fp32", "TRAINER.MMADAPTER.PREC", "fp32", "DATASET.NUM_SHOTS", "4", "OPTIM.LR", "0.02"]
+SMALL += ["TRAINER.HEAD.PREC", "fp32", "TRAINER.MMADAPTER.ADAPTER_START", "2", "TRAINER.MMADAPTER.ADAPTER_END", "4"]
+
+
+if "CardWithoutZeroShot" not in TRAINER_REGISTRY:
+
+    @TRAINER_REGISTRY.register()
+    class CardWithoutZeroShot(CoOp_LMC):
+        """A method whose new parameters have no zero-shot value."""
+
+        def solutions(self, space):
+            found = super().solutions(space)
+            return {name: found[name] for name in ("ours", "fine_tuned")}
+
+
+@pytest.fixture(scope="module")
+def runs(pets_root, tmp_path_factory):
+    """Folders by name: stage 1 and stage 2 of CoOp and MMA, and their evaluations on base and new."""
+    out = tmp_path_factory.mktemp("runs")
+
+    def go(trainer, config, name, subset="base", *words):
+        argv = ["--root", pets_root, "--seed", "1", "--trainer", trainer, "--output-dir", out / name, *words]
+        argv += ["--dataset-config-file", "configs/datasets/oxford_pets.yaml"]
+        argv += ["--config-file", f"configs/trainers/{config}.yaml", *SMALL, "DATASET.SUBSAMPLE_CLASSES", subset]
+        argv += ["FEATURES.DIR", out / "features"]
+        train.main([str(word) for word in argv])
+
+    robust = ("TRAINER.MODAL", "robust")
+    go("LinearProbe", "LinearProbe/toy", "LinearProbe", "all", *robust)
+    words = ("--resume-coop", out / "LinearProbe", *robust)
+    go("LinearProbe_LMC", "LinearProbe_LMC/paper_toy", "LinearProbe_LMC", "all", *words)
+    for stage1, stage2, first, second in (
+        ("CoOp", "CoOp_LMC", "CoOp/vit_b16_ep100_ctxv1", "CoOp_LMC/paper"),
+        ("MultiModalAdapter", "MMA_LMC", "MultiModalAdapter/vit_b16_ep5", "MMA_LMC/paper"),
+    ):
+        go(stage1, first, stage1)
+        go(stage2, second, stage2, "base", "--resume-coop", out / stage1)
+        for trainer, config in ((stage1, first), (stage2, second)):
+            for subset in ("base", "new"):
+                go(trainer, config, f"{trainer}_{subset}", subset, "--eval-only", "--model-dir", out / trainer)
+    return out
+
+
+def accuracy(folder):
+    return json.loads((folder / "results.json").read_text())["metrics"]["accuracy"]
+
+
+@pytest.fixture(scope="module", params=["CoOp_LMC", "MMA_LMC"])
+def carded(request, runs):
+    """(stage-2 trainer's name, its stage 1's, run folder, card of both spaces with planes of class vectors)."""
+    run = runs / request.param
+    path_card(run, plane=True)
+    card = path_card(run, ("weights",))
+    return request.param, {"CoOp_LMC": "CoOp", "MMA_LMC": "MultiModalAdapter"}[request.param], run, card
+
+
+def test_the_middle_is_our_evaluation_and_the_end_is_stage_1s(carded, runs):
+    ours, stage1, _, card = carded
+    for subset in ("base", "new"):
+        for own in (card, card["weights"]):
+            assert own[subset]["accuracy"][MIDDLE] == pytest.approx(accuracy(runs / f"{ours}_{subset}"), abs=1e-4)
+        # MMA's image tower is part of the model: only in the space of weights is the end stage 1 itself
+        end = card["weights"] if ours == "MMA_LMC" else card
+        assert end[subset]["accuracy"][-1] == pytest.approx(accuracy(runs / f"{stage1}_{subset}"), abs=1e-4)
+
+
+def test_at_0_1_2_the_card_scores_the_solutions_themselves(carded):
+    _, _, run, card = carded
+    with loaded(run, "new") as trainer:
+        batches = batches_of(trainer)
+        image = torch.cat([trainer.image_features(images) for images, _ in batches])
+        labels = torch.cat([truth for _, truth in batches])
+        for k, vectors in zip((0, MIDDLE, -1), trainer.solutions("features").values(), strict=True):
+            logits = cosine_logits(image, vectors, trainer.clip.logit_scale)
+            assert card["new"]["loss"][k] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+            assert card["new"]["accuracy"][k] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+
+
+def test_zero_shot_weights_are_zero_shot_clip(carded):
+    """In the space of weights the path starts at CLIP: MMA's adapters there add nothing to the image tower."""
+    name, _, run, card = carded
+    if name == "MMA_LMC":
+        with loaded(run, "base") as trainer:
+            images, labels = (torch.cat(part) for part in zip(*batches_of(trainer), strict=True))
+            text = trainer.clip.encode_text(trainer.tokens)
+            logits = cosine_logits(
+                F.normalize(trainer.clip.encode_image(images), dim=-1), text, trainer.clip.logit_scale
+            )
+        assert card["weights"]["base"]["loss"][0] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert card["weights"]["t"] == card["t"] and card["t"][0] == 0 and card["t"][-1] == 2
+
+
+def test_each_point_is_a_blend_scored_on_its_own(runs):
+    with loaded(runs / "CoOp_LMC", "base") as trainer:
+        batches = batches_of(trainer)
+        for space in ("features", "weights"):
+            found = trainer.solutions(space)
+            path = walk(trainer, space, found, batches)
+            for k, a, b, s in ((7, "zero_shot", "ours", 7), (MIDDLE + 5, "ours", "fine_tuned", 5)):
+                blend = interpolate(found[a], found[b], s / (LEG_POINTS - 1))
+                alone = score(trainer, space, blend, blend, torch.zeros(1), batches)
+                assert path["loss"][k] == pytest.approx(alone["loss"][0], rel=1e-4)
+            blend = interpolate(found["zero_shot"], found["fine_tuned"], 0.5)
+            alone = score(trainer, space, blend, blend, torch.zeros(1), batches)
+            assert path["direct"]["loss"][(LEG_POINTS - 1) // 2] == pytest.approx(alone["loss"][0], rel=1e-4)
+
+
+def test_a_convex_loss_has_no_barrier_and_all_classes_are_one_subset(runs):
+    """A linear head's cross-entropy is convex in the head."""
+    card = path_card(runs / "LinearProbe_LMC", ("features", "weights"))
+    assert "base" not in card and card["all"]["accuracy"][MIDDLE] == pytest.approx(accuracy(runs / "LinearProbe_LMC"))
+    for own in (card, card["weights"]):
+        assert [own["barrier"][line]["all"]["loss"] for line in own["barrier"]] == pytest.approx([0, 0, 0], abs=1e-6)
+        assert own["all"]["loss"] == pytest.approx(card["all"]["loss"], rel=1e-4)  # the head is all that trains
+    assert "H" not in card_table(card).columns
+
+
+def test_the_direct_line_and_the_path_share_their_ends(carded):
+    card = carded[3]
+    for own in (card, card["weights"]):
+        for subset in ("base", "new"):
+            for quantity in ("loss", "accuracy"):
+                direct, path = own["direct"][subset][quantity], own[subset][quantity]
+                assert (direct[0], direct[-1]) == pytest.approx((path[0], path[-1]), rel=1e-4)
+
+
+def test_a_run_without_zero_shot_has_the_second_half_of_the_path_alone(runs, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.yaml", "results.json", "prompt_mid_learner"):
+        (run / name).symlink_to(runs / "CoOp_LMC" / name)
+    text = (runs / "CoOp_LMC" / "config.yaml").read_text()
+    (run / "config.yaml").unlink()
+    (run / "config.yaml").write_text(text.replace("NAME: CoOp_LMC", "NAME: CardWithoutZeroShot"))
+    main([str(run), "--plane", "--figure"])
+    said = capsys.readouterr().out
+    assert "no zero-shot solution" in said and "no plane: a plane needs three" in said
+    (record,) = load_paths(run)
+    assert (record["path"]["t"][0], record["path"]["t"][-1], len(record["path"]["t"])) == (1, 2, LEG_POINTS)
+    whole = json.loads((runs / "CoOp_LMC" / "path.json").read_text())
+    assert record["path"]["base"]["loss"].tolist() == pytest.approx(whole["base"]["loss"][MIDDLE:])
+    assert len(list((run / "figures").glob("*.png"))) == 1
+
+
+def test_the_planes_marks_are_the_solutions(carded):
+    _, _, run, card = carded
+    for subset in ("base", "new"):
+        own = card["plane"][subset]
+        for k, name in ((0, "zero_shot"), (MIDDLE, "ours"), (-1, "fine_tuned")):
+            point = own["points"][name]
+            assert point["loss"] == pytest.approx(card[subset]["loss"][k], rel=1e-3)
+            assert own["x"][0] < point["x"] < own["x"][-1] and own["y"][0] < point["y"] < own["y"][-1]
+    with loaded(run, "base") as trainer:
+        found, batches = trainer.solutions("features"), batches_of(trainer)
+        u, v, _ = basis(found["zero_shot"], found["fine_tuned"], found["ours"])
+        own = card["plane"]["base"]
+        there = combine(combine(found["zero_shot"], u, own["x"][3]), v, own["y"][17])
+        alone = score(trainer, "features", there, there, torch.zeros(1), batches)
+        assert own["loss"][17][3] == pytest.approx(alone["loss"][0], rel=1e-3)
+
+
+def test_fewer_images_are_spread_over_the_split(runs):
+    with loaded(runs / "CoOp_LMC", "base") as trainer:
+        whole = torch.cat([labels for _, labels in batches_of(trainer)])
+        some = torch.cat([labels for _, labels in batches_of(trainer, images=3)])
+        assert len(whole) == 12 and some.tolist() == [0, 1, 2]
+        assert sum(len(labels) for _, labels in batches_of(trainer, images=99)) == 12
+
+
+def test_what_an_earlier_call_found_is_kept(carded):
+    _, _, run, card = carded
+    assert {"weights", "plane", "direct", "barrier"} <= set(card)
+    assert {record["space"] for record in load_paths(run)} == {"features", "weights"}
+    table = card_table(card["weights"]).text()
+    assert "barrier zero-shot to fine-tuned" in table and "fine-tuned" in table and "12 base, 12 new" in table
+
+
+def test_other_folders_are_refused_in_one_line(runs, tmp_path):
+    for folder, reason in ((tmp_path, "holds no config.yaml"), (runs / "CoOp", "CoOp continues no stage 1")):
+        with pytest.raises(SystemExit, match=f"^error: .*{reason}"):
+            main([str(folder)])
+    with pytest.raises(SystemExit, match="^error: --images is 0"):
+        main([str(runs / "CoOp_LMC"), "--images", "0"])
+
+
+def test_the_basis_is_orthonormal_and_rebuilds_the_solutions():
+    g = torch.Generator().manual_seed(0)
+    solutions = [{"a": torch.randn(3, 4, generator=g), "b": torch.randn(5, generator=g)} for _ in range(3)]
+    u, v, places = basis(*solutions)
+    assert (dot(u, u), dot(v, v), dot(u, v)) == pytest.approx((1, 1, 0), abs=1e-6)
+    for (x, y), solution in zip(places, solutions, strict=True):
+        there = combine(combine(solutions[0], u, x), v, y)
+        torch.testing.assert_close(there, solution, rtol=0, atol=1e-5)
+    xs, ys = axes([(0.0, 0.0), (4.0, 0.0), (1.0, 2.0)])
+    assert (xs[0], xs[-1], ys[0], ys[-1]) == pytest.approx((-1, 5, -1, 3))
+
+
+def test_three_solutions_on_a_line_make_no_plane():
+    a, b = torch.zeros(4), torch.ones(4)
+    assert basis(a, b, 0.3 * b) is None and basis(a, a, b) is None and basis(a, b, b) is None

@@ -1,0 +1,50 @@
+"""Barriers of path cards, by hand."""
+
+import pytest
+
+from dassl.report.barriers import barriers_sheet
+from dassl.utils import UserError
+from mergetune.report import METHODS
+from tests.fixtures.runs import straight_path, write_path
+
+
+def bumped(height, at=5):
+    """A straight path whose base loss rises by `height` at one point of its first piece."""
+    path = straight_path(50, 70, 60)
+    base = {q: list(path["base"][q]) for q in path["base"]}
+    base["loss"][at] += height
+    return path | {"base": base}
+
+
+def test_a_barrier_is_of_each_run_then_averaged(tmp_path):
+    # at other places, so the averaged curve would rise by a half of it
+    for seed, height, at in ((1, 0.2, 3), (2, 0.4, 6)):
+        write_path(tmp_path / str(seed), bumped(height, at), seed=seed)
+        write_path(tmp_path / f"b{seed}", bumped(0.0), seed=seed, dataset="toy_b")
+    sheet = barriers_sheet([tmp_path], METHODS)
+    (table,) = sheet.tables
+    assert table.columns[2:] == [f"{q} {line}" for q in ("loss", "accuracy") for line in ("Z-O", "O-F", "Z-F")] + ["n"]
+    # mean of 0.3 and 0; over seeds the averages are 0.1 and 0.2
+    none, flat = "0.0000 ± 0.0000", "0.00 ± 0.00"
+    assert table.rows == [
+        ["CoOp_LMC (paper)", "base", "0.1500 ± 0.0500", none, "—", flat, flat, "—", "2"],
+        ["CoOp_LMC (paper)", "new", none, none, "—", flat, flat, "—", "2"],
+    ]
+    assert "Space of features, average over 2 data sets" in sheet.text()
+    first = next(line for line in sheet.lines if line[6:9] == ["loss", "zero-shot to ours", "base"])
+    assert first[9:] == ["0.150000", "0.050000", "2"]
+
+
+def test_a_method_without_zero_shot_has_the_second_line_alone(tmp_path):
+    t = [1 + k / 20 for k in range(21)]
+    curves = {"accuracy": [50.0] * 21, "loss": [1.0] * 21}
+    path = {"format": 1, "t": t, "solutions": ["ours", "fine_tuned"], "base": curves, "new": curves}
+    write_path(tmp_path / "kd", path, trainer="PromptKD_LMC")
+    write_path(tmp_path / "coop", bumped(0.1))
+    rows = barriers_sheet([tmp_path], METHODS).tables[0].rows
+    assert rows[2] == ["PromptKD_LMC (paper)", "base", "—", "0.0000", "—", "—", "0.00", "—", "1"]
+
+
+def test_no_card_no_table(tmp_path):
+    with pytest.raises(UserError, match=r"No barriers table: no path\.json"):
+        barriers_sheet([tmp_path], METHODS)

@@ -1,0 +1,175 @@
+"""Figures from run folders: families, numbers beside the pictures, damaged files."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dassl.report.drawing import style
+from dassl.report.figures import all_figures, path_figures
+from dassl.report.paths import load_paths
+from dassl.report.planes import load_planes, plane_figures
+from dassl.report.results import load_results
+from mergetune.report import METHODS
+from tests.fixtures.runs import read_csv, straight_path, write_path, write_run
+
+
+def test_a_figure_for_each_family_with_its_numbers(tmp_path):
+    for seed, ours in ((1, 70), (2, 80)):
+        write_path(tmp_path / f"a{seed}", straight_path(50, ours, 60), seed=seed)
+        write_path(tmp_path / f"b{seed}", straight_path(30, ours, 40), seed=seed, dataset="toy_b")
+    write_path(tmp_path / "c", straight_path(50, 55, 60), preset="continued")
+    written = path_figures([tmp_path], tmp_path / "figures", METHODS)
+    names = ["path_CoOp_continued_features", "path_CoOp_LMC_paper_features"]
+    assert [p.name for p in written] == [f"{name}.{end}" for name in names for end in ("png", "csv")]
+    with Image.open(tmp_path / "figures" / f"{names[1]}.png") as image:
+        image.load()
+        assert image.width > 1200 and round(image.info["dpi"][0]) == 150
+    numbers = read_csv(tmp_path / "figures" / f"{names[1]}.csv")
+    rows = {(r["dataset"], r["subset"], r["quantity"], r["t"]): r for r in numbers}
+    assert len(rows) == 3 * 2 * 2 * 21
+    middle = rows["average", "new", "accuracy", "1"]
+    assert (float(middle["mean"]), float(middle["std"]), middle["n"]) == (75, 5, "2")
+    assert float(rows["average", "base", "accuracy", "0"]["mean"]) == 40
+    assert float(rows["toy_b", "base", "accuracy", "0.5"]["mean"]) == 52.5
+
+
+def test_a_long_preset_name_gives_a_file_name_that_a_disk_takes(tmp_path):
+    for k, tail in enumerate(("TAU", "BETA")):
+        preset = "paper, changed: " + ", ".join(f"TRAINER.LMC.KEY{i}" for i in range(20)) + tail
+        write_path(tmp_path / str(k), straight_path(50, 70, 60), preset=preset)
+    pictures = path_figures([tmp_path], tmp_path, METHODS)[::2]
+    assert len(set(pictures)) == 2
+    assert all(p.is_file() and len(p.name) < 140 for p in pictures)
+
+
+def test_one_run_makes_a_figure_too(tmp_path):
+    write_path(tmp_path / "a", straight_path(50, 70, 60) | {"space": "weights"})
+    picture, table = path_figures([tmp_path], tmp_path)
+    assert picture.name == "path_CoOp_LMC_paper_weights.png" and picture.stat().st_size > 10_000
+    assert {r["dataset"] for r in read_csv(table)} == {"average", "toy_a"}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"t": [0, 1, 2]}, "21 or more"),
+        ({"t": np.linspace(0, 1, 21).tolist()}, "from 0 over 1 to 2"),
+        ({"t": np.linspace(0, 2, 22).tolist()}, "from 0 over 1 to 2"),
+        ({"new": None}, "'new'"),
+        ({"new": {"loss": [1.0] * 21, "accuracy": [1.0] * 20}}, "new accuracy: expected one number"),
+        ({"new": {"loss": [float("nan")] * 21, "accuracy": [1.0] * 21}}, "new loss"),
+        ({"format": 3}, "format 1"),
+    ],
+)
+def test_a_bad_path_is_left_out_with_one_warning(tmp_path, capsys, change, reason):
+    write_path(tmp_path / "good", straight_path(50, 70, 60))
+    write_path(tmp_path / "bad", straight_path(50, 70, 60) | change, seed=2)
+    assert [r["seed"] for r in load_paths(tmp_path)] == [1]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert str(tmp_path / "bad" / "path.json") in line and reason in line
+
+
+def test_the_path_of_an_unfinished_run_is_left_out(tmp_path, capsys):
+    write_path(tmp_path, straight_path(50, 70, 60))
+    (tmp_path / "results.json").unlink()
+    assert load_paths(tmp_path) == []
+    assert "path.json is left out" in capsys.readouterr().out
+
+
+def test_runs_on_another_grid_are_left_out_with_a_warning(tmp_path, capsys):
+    for seed in (1, 2):
+        write_path(tmp_path / f"a{seed}", straight_path(50, 70, 60), seed=seed)
+    write_path(tmp_path / "b", straight_path(50, 0, 60, points=41), seed=3)
+    _, table = path_figures([tmp_path], tmp_path)
+    assert str(tmp_path / "b" / "path.json") in capsys.readouterr().out
+    rows = [r for r in read_csv(table) if (r["dataset"], r["quantity"]) == ("average", "accuracy")]
+    assert {(r["n"], r["std"]) for r in rows} == {("2", "0.000000")}
+
+
+def with_direct(path, middle):
+    """The path with a direct line whose accuracy is `middle` half-way."""
+    t = np.linspace(0, 1, 21)
+    accuracy = np.interp(t, [0, 0.5, 1], [50, middle, 60])
+    curves = {"accuracy": accuracy.tolist(), "loss": (1 - accuracy / 100).tolist()}
+    return path | {"direct": {"t": t.tolist(), "base": curves, "new": curves}}
+
+
+def test_the_direct_line_is_drawn_and_averaged_where_all_runs_have_it(tmp_path):
+    for seed, middle in ((1, 30), (2, 40)):
+        write_path(tmp_path / "a" / str(seed), with_direct(straight_path(50, 70, 60), middle), seed=seed)
+    _, table = path_figures([tmp_path / "a"], tmp_path)
+    rows = {(r["path"], r["subset"], r["quantity"], r["t"]): r for r in read_csv(table)}
+    assert rows["direct", "new", "accuracy", "0.5"]["mean"] == "35.000000"
+    assert rows["through ours", "new", "accuracy", "0.5"]["mean"] == "60.000000"
+    write_path(tmp_path / "a" / "3", straight_path(50, 70, 60), seed=3)
+    _, table = path_figures([tmp_path / "a"], tmp_path)
+    assert {r["path"] for r in read_csv(table)} == {"through ours"}
+
+
+def test_both_spaces_of_a_card_have_a_figure(tmp_path):
+    path = straight_path(50, 70, 60)
+    write_path(tmp_path, path | {"weights": straight_path(50, 40, 60) | {"space": "weights"}})
+    pictures = path_figures([tmp_path], tmp_path, METHODS)[::2]
+    assert [p.name for p in pictures] == [f"path_CoOp_LMC_paper_{s}.png" for s in ("features", "weights")]
+
+
+def test_a_path_without_zero_shot_starts_at_ours(tmp_path):
+    curves = {"accuracy": np.linspace(70, 60, 21).tolist(), "loss": np.linspace(1, 2, 21).tolist()}
+    path = {"format": 1, "t": np.linspace(1, 2, 21).tolist(), "solutions": ["ours", "fine_tuned"], "all": curves}
+    write_path(tmp_path, path)
+    _, table = path_figures([tmp_path], tmp_path)
+    assert {(r["subset"], r["dataset"]) for r in read_csv(table)} == {("all", "toy_a"), ("all", "average")}
+    assert min(float(r["t"]) for r in read_csv(table)) == 1
+
+
+def plane(size=5):
+    """A plane whose loss is x + 10 y."""
+    x, y = np.linspace(0, 1, size), np.linspace(0, 2, size)
+    loss = (x[None] + 10 * y[:, None]).tolist()
+    marks = {"zero_shot": (0, 0), "fine_tuned": (1, 0), "ours": (0.5, 1)}
+    points = {name: {"x": a, "y": b} for name, (a, b) in marks.items()}
+    own = {"x": x.tolist(), "y": y.tolist(), "loss": loss, "accuracy": loss, "points": points}
+    return {"space": "weights", "base": own, "new": own}
+
+
+def test_a_plane_is_drawn_with_its_numbers(tmp_path):
+    write_path(tmp_path / "a", straight_path(50, 70, 60) | {"plane": plane()})
+    write_path(tmp_path / "b", straight_path(50, 70, 60) | {"plane": {"missing": "on one line"}})
+    picture, table = plane_figures(load_planes(tmp_path), tmp_path, METHODS)
+    assert picture.name == "plane_CoOp_LMC_paper_toy_a_seed_1_weights.png" and picture.stat().st_size > 10_000
+    rows = read_csv(table)
+    assert len(rows) == 2 * 25
+    assert all(float(r["loss"]) == pytest.approx(float(r["x"]) + 10 * float(r["y"])) for r in rows)
+
+
+@pytest.mark.parametrize("change", [{"x": [0, 1]}, {"loss": [[1.0] * 5] * 4}, {"points": {"ours": {}}}, {"y": "no"}])
+def test_a_damaged_plane_is_left_out_with_a_warning(tmp_path, capsys, change):
+    bad = plane()
+    bad["base"] = bad["base"] | change
+    write_path(tmp_path, straight_path(50, 70, 60) | {"plane": bad})
+    assert load_planes(tmp_path) == []
+    assert "the plane in" in capsys.readouterr().out
+
+
+def test_curves_by_shots_and_by_a_swept_key(tmp_path):
+    for shots in (1, 2, 4):
+        for trainer, accuracy in (("CoOp", 50 + shots), ("KgCoOp", 52 + shots)):
+            fields = {"protocol": "fewshot", "shots": shots, "accuracy": accuracy, "subset": "all"}
+            write_run(tmp_path / f"{trainer}{shots}", trainer, **fields)
+    write_run(tmp_path / "z", "ZeroshotCLIP", protocol="fewshot", data_seen="none", accuracy=51, subset="all")
+    for tau in (0.0, 0.3, 1.0):
+        for subset in ("base", "new"):
+            fields = {"preset": f"paper, changed: {tau}", "lmc": {"TAU": tau}, "subset": subset, "accuracy": 60 + tau}
+            write_run(tmp_path / f"{tau}{subset}", "CoOp_LMC", protocol="sweep", **fields)
+    written = all_figures([tmp_path], load_results(tmp_path), tmp_path / "out", METHODS)
+    assert [p.name for p in written] == [
+        "fewshot.png", "fewshot.csv", "sweep_CoOp_LMC_paper_tau.png", "sweep_CoOp_LMC_paper_tau.csv",
+    ]  # fmt: skip
+    rows = {(r["method"], r["shots"]): r["mean"] for r in read_csv(written[1])}
+    assert rows["CoOp", "4"] == "54.00" and rows["ZeroshotCLIP", "1"] == "51.00"
+    assert [r["mean"] for r in read_csv(written[3]) if r["quantity"] == "new"] == ["60.00", "60.30", "61.00"]
+
+
+def test_styles_differ_without_colour():
+    looks = [style(k) for k in range(12)]
+    assert len({(look["linestyle"], look["marker"]) for look in looks}) == 12

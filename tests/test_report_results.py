@@ -1,0 +1,76 @@
+"""Reading results.json: duplicates, damaged and foreign files, old fields."""
+
+import os
+
+import numpy as np
+import pytest
+
+from dassl.report.base2new import base2new
+from dassl.report.results import group_by, load_results, newest_each, select
+from tests.fixtures.runs import only, write_run
+
+
+def test_the_newest_of_duplicated_runs_counts_with_one_warning(tmp_path, capsys):
+    old = [write_run(tmp_path / f"old{seed}", seed=seed, accuracy=10) for seed in (1, 2)]
+    new = [write_run(tmp_path / f"again{seed}", seed=seed, accuracy=90) for seed in (1, 2)]
+    for file in old:
+        os.utime(file, (1000, 1000))
+    found = base2new(load_results(tmp_path))
+    assert found.cell(only(found), "toy_a")["base"] == (90, 0, 2)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
+    assert len(warnings) == 1 and "2 duplicated evaluations" in warnings[0]
+    assert all(str(file) in warnings[0] for file in old + new)
+
+
+def test_overlapping_folders_are_read_once(tmp_path, capsys):
+    write_run(tmp_path / "runs" / "one")
+    assert len(load_results(tmp_path, tmp_path / "runs")) == 1
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"format": 1, "trai', "not JSON"),
+        (b"\xff\xfe\x00", "not JSON"),
+        ("[1, 2]", "expected a JSON object, found list"),
+        ('{"format": 2, "trainer": "CoOp"}', "expected format 1, found 2"),
+        ('{"accuracy": 3}', "expected format 1, found None"),
+        ('{"format": 1, "trainer": 7}', "field 'trainer'"),
+        ("[" * 100_000, "left out"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_left_out_with_one_warning(tmp_path, capsys, content, reason):
+    write_run(tmp_path / "good")
+    bad = tmp_path / "bad" / "results.json"
+    bad.parent.mkdir()
+    bad.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert [r["file"] for r in load_results(tmp_path)] == [tmp_path / "good" / "results.json"]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert str(bad) in line and reason in line
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"seed": None}, {"seed": True}, {"metrics": []}, {"metrics": {"accuracy": np.nan}}, {"subset": ...}],
+)
+def test_a_result_with_a_bad_field_is_left_out(tmp_path, capsys, fields):
+    write_run(tmp_path, **fields)
+    assert load_results(tmp_path) == []
+    assert next(iter(fields)).removesuffix("s") in capsys.readouterr().out
+
+
+def test_without_the_field_the_command_says_what_a_run_was(tmp_path):
+    write_run(tmp_path / "1", kind=..., command="train.py --trainer CoOp --eval-only")
+    write_run(tmp_path / "2", kind=..., command=["train.py", "--eval-only"])
+    write_run(tmp_path / "3", kind=..., command="train.py --output-dir x--eval-only")
+    write_run(tmp_path / "4", kind=..., command=...)
+    assert [r["kind"] for r in load_results(tmp_path)] == ["eval", "eval", "train", "train"]
+
+
+def test_selecting_and_grouping():
+    records = [{"a": k % 2, "b": k, "file": k, "written": k} for k in range(4)]
+    assert [r["b"] for r in select(records, a=1)] == [1, 3]
+    assert [r["b"] for r in select(records, b=(0, 3), a=(0, 1))] == [0, 3]
+    assert {k: len(v) for k, v in group_by(records, lambda r: r["a"]).items()} == {0: 2, 1: 2}
+    assert [r["b"] for r in newest_each(records, lambda r: r["a"])] == [2, 3]
