@@ -116,7 +116,7 @@ class Continued:
     def read_stage1(self) -> dict[str, Tensor]:
         """w2: the stage-1 weights, of this model's names and shapes and on its backbone."""
         self.stage1_file = stage1.find_checkpoint(self.cfg.RESUME_COOP, self.stage1_name or self.model_name)
-        state = stage1.load_state(self.stage1_file)
+        state = self.fit_classes(self.stage1_file, stage1.load_state(self.stage1_file))
         stage1.check_backbone(self.stage1_file, self.facts())
         weights = stage1.take_weights(self.stage1_file, state, self.model)
         log.info(f"Stage 1: {self.stage1_file}")

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from tests.benchmarks import step
-from tests.benchmarks.variants import PASSES, count_passes, evaluation, training
+from tests.benchmarks.task import Task, Version, all_tasks, count_passes
 from tests.benchmarks.world import World
 
+TASKS = all_tasks()
 SMALL = "--model small --batch 4 --classes 3 --test-batch 6 --steps 1 --threads 1"
 
 
@@ -22,61 +23,76 @@ def test_benchmark_runs_and_its_versions_agree(clone, tmp_path):
     done = clone(sys.executable, "tests/benchmarks/step.py", *SMALL.split(), "--out", out)
     found = json.loads(out.read_text())
     measured = {(task, v): row for task, versions in found["tasks"].items() for v, row in versions.items()}
-    passes = {key: tuple(row["passes"]) for key, row in measured.items()}
-    assert passes == PASSES
-    assert passes["CoOp_LMC", "plain"] == (6, 3, 2)
+    expected = {(name, v): own.passes for name, task in TASKS.items() for v, own in task.versions.items()}
+    assert {key: {k: tuple(n) for k, n in row["passes"].items()} for key, row in measured.items()} == expected
+    assert expected["CoOp_LMC", "plain"] == {"image": (6, 0), "text": (3, 2)}
+    assert expected["MMA_LMC", "plain"] == {"image": (6, 6), "text": (2, 2)}
     assert found["faults"] == []
     assert {(row["task"], row["version"]) for row in found["comparisons"]} == {
-        key for key in PASSES if key[1] != "plain"
+        key for key in expected if key[1] != "plain"
     }
     for row in found["comparisons"]:
-        expected = {"logits"} if row["task"] == "evaluation" else {"loss", "gradient"}
-        assert row["differences"].keys() == expected
+        names = {"logits"} if row["task"] == "evaluation" else {"loss", "gradient"}
+        assert row["differences"].keys() == names
         assert max(row["differences"].values()) <= 1e-5
-        assert row["expected"] is row["met"] is None  # the expectations are about the full setting
+        assert set(row["met"].values()) == {None}  # the expectations are about the full setting
     for row in measured.values():
         assert 0 < row["matrix_share"] < 1
         assert row["peak_mb"] > 0
     assert "CoOp_LMC bank" in done.stdout
 
 
-@pytest.mark.parametrize(("version", "image"), [("pixels", 1), ("bank", 0)])
-def test_a_step_of_stage_2_encodes_images_once_or_never_and_texts_once(world, version, image):
-    runner = training(world, "CoOp_LMC", version)
+def test_an_unknown_task_is_refused_by_name(clone, tmp_path):
+    words = ("--tasks", "MMA_LNC", "--out", tmp_path / "step.json")
+    done = clone(sys.executable, "tests/benchmarks/step.py", *words, check=False)
+    assert done.returncode and "MMA_LNC" in done.stderr and "MMA_LMC" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("task", "version", "image"),
+    [("CoOp_LMC", "pixels", (1, 0)), ("CoOp_LMC", "bank", (0, 0)), ("MMA_LMC", "pixels", (1, 1))],
+)
+def test_a_step_of_stage_2_encodes_images_once_or_never_and_texts_once(world, task, version, image):
+    runner = TASKS[task].open(world, version)
     for _ in range(2):
-        with count_passes(runner.module) as seen:
+        with count_passes(runner.towers) as passes:
             runner.call()
-        assert (seen["image"], seen["text"], seen["text with gradient"]) == (image, 1, 1)
+        assert {name: tuple(seen) for name, seen in passes.items()} == {"image": image, "text": (1, 1)}
 
 
 def test_an_evaluation_on_stored_features_encodes_texts_once(world):
-    runner = evaluation(world, "bank")
+    runner = TASKS["evaluation"].open(world, "bank")
     assert runner.images >= 2000
-    with count_passes(runner.module) as seen:
+    with count_passes(runner.towers) as passes:
         runner.call()
-    assert (seen["image"], seen["text"]) == (0, 1)
+    assert passes == {"image": [0, 0], "text": [1, 0]}
 
 
-def rows(apart, index=(0, 1)):
+TASK = Task(None, {"plain": Version({}), "bank": Version({}, faster=25, smaller=3)}, batch=4)
+
+
+def rows(apart, index=(0, 1), slower=1):
     """Measured rows of a task whose bank version is 50 times faster, its gradient `apart` from plain's."""
     values = {"index": [0, 1], "loss": [2.0], "gradient": [3.0, 4.0]}
     ours = {"index": list(index), "loss": [2.0], "gradient": [3.0, 4.0 * (1 + apart)]}
     return {
-        "plain": {"wall_s": 5.0, "cpu_s": 10.0, "values": values},
-        "bank": {"wall_s": 0.1, "cpu_s": 0.1, "values": ours},
+        "plain": {"wall_s": 5.0, "cpu_s": 10.0, "peak_mb": 200.0, "values": values},
+        "bank": {"wall_s": 0.1 * slower, "cpu_s": 0.1, "peak_mb": 100.0, "values": ours},
     }
 
 
 def test_expectations_stand_beside_the_ratios():
-    fine = step.compare("CoOp", "bank", rows(1e-6), full=True)
-    assert (fine["ratio"], fine["expected"], fine["met"], fine["faults"]) == (pytest.approx(50), 25, True, [])
-    assert step.compare("CoOp_LMC", "bank", rows(0), full=True)["met"] is False
-    assert step.compare("CoOp", "bank", rows(0), full=False)["met"] is None
+    fine = step.compare("CoOp", "bank", rows(1e-6), TASK, full=True)
+    assert fine["faster"] == pytest.approx(50) and fine["smaller"] == 2 and fine["faults"] == []
+    assert fine["expected"] == {"faster": 25, "smaller": 3}
+    assert fine["met"] == {"faster": True, "smaller": False}
+    assert step.compare("CoOp", "bank", rows(0, slower=3), TASK, full=True)["met"]["faster"] is False
+    assert step.compare("CoOp", "bank", rows(0), TASK, full=False)["met"] == {"faster": None, "smaller": None}
 
 
 def test_versions_that_disagree_fail_the_benchmark():
-    assert "gradient differs" in step.compare("CoOp", "bank", rows(1e-4), full=False)["faults"][0]
-    assert "gradient differs" in step.compare("CoOp", "bank", rows(float("nan")), full=False)["faults"][0]
-    assert "images" in step.compare("CoOp", "bank", rows(0, index=(1, 0)), full=False)["faults"][0]
-    counted = {"CoOp": {"plain": {"passes": (2, 1, 1), "expected_passes": (1, 1, 1)}}}
-    assert "expected (1, 1, 1)" in step.wrong_passes(counted)[0]
+    for apart in (1e-4, float("nan")):
+        assert "gradient differs" in step.compare("CoOp", "bank", rows(apart), TASK, full=False)["faults"][0]
+    assert "images" in step.compare("CoOp", "bank", rows(0, index=(1, 0)), TASK, full=False)["faults"][0]
+    counted = {"CoOp": {"plain": {"passes": {"image": [2, 0]}, "expected_passes": {"image": [1, 0]}}}}
+    assert "passes are image 2/0, expected image 1/0" in step.wrong_passes(counted)[0]

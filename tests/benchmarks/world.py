@@ -1,8 +1,9 @@
-"""What a benchmark runs on, written to a folder: random CLIP weights, noise pictures, a stage-1 checkpoint.
+"""What a benchmark runs on, written to a folder: random CLIP weights, noise pictures, stage-1 checkpoints.
 
 Trainers are built from it as a command line would build them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +32,6 @@ MODELS = {
         "vision_patch_size": 16, "transformer_width": 128, "transformer_heads": 2, "transformer_layers": 4,
     },
 }  # fmt: skip
-N_CTX = 4
-CONFIGS = {"CoOp": "CoOp/vit_b16_ep100_ctxv1", "CoOp_LMC": "CoOp_LMC/released"}
 
 
 @dataclass(frozen=True)
@@ -50,28 +49,30 @@ class World:
         return self.folder / "clip.pt"
 
     @property
-    def contexts(self) -> dict[str, torch.Tensor]:
-        """stage1: w2; start: where stage 2 is timed. Apart, or the path loss would be the plain one."""
-        g = torch.Generator().manual_seed(1)
-        width = MODELS[self.model]["transformer_width"]
-        stage1, step = (0.02 * torch.randn(N_CTX, width, generator=g) for _ in range(2))  # size of embeddings
-        return {"stage1": stage1, "start": stage1 + step}
+    def data(self) -> Path:
+        return self.folder / f"data_{self.batch}"
 
     def write(self) -> "World":
-        write_weights(self.weights, MODELS[self.model])
+        """The weights once a folder, pictures for each batch size."""
+        if not self.weights.exists():
+            write_weights(self.weights, MODELS[self.model])
         per_class = -(-self.batch // self.classes), 1, -(-self.test_batch // self.classes)
-        write_pets(self.folder / "data", classes=class_names(self.classes), counts=per_class)
-        state = {"state_dict": {"ctx": self.contexts["stage1"]}, "epoch": 1}
-        atomic_save(state, self.folder / "stage1" / "prompt_learner" / "model.pth.tar-1")
+        write_pets(self.data, classes=class_names(self.classes), counts=per_class)
         return self
 
-    def arguments(self, trainer: str, **keys: object) -> list[str]:
-        """Arguments of train.py; keys such as FEATURES__VIEWS=1."""
+    def stage1(self, model_name: str, state_dict: Callable[[], dict[str, torch.Tensor]]) -> Path:
+        """A stage-1 run folder with the checkpoint of `model_name`, written on first use."""
+        folder = self.folder / "stage1" / model_name
+        if not folder.exists():
+            atomic_save({"state_dict": state_dict(), "epoch": 1}, folder / "model.pth.tar-1")
+        return folder.parent
+
+    def arguments(self, trainer: str, config: str, stage1: Path | str = "", **keys: object) -> list[str]:
+        """Arguments of train.py; config below configs/trainers, keys such as FEATURES__VIEWS=1."""
         side = MODELS[self.model]["image_resolution"]
         fixed = {
             "MODEL.BACKBONE.NAME": self.weights,
             "INPUT.SIZE": (side, side),
-            "TRAINER.COOP.PREC": "fp32",
             "DATASET.NUM_SHOTS": -(-self.batch // self.classes),
             "DATALOADER.NUM_WORKERS": 0,
             "DATALOADER.TRAIN_X.BATCH_SIZE": self.batch,
@@ -81,22 +82,20 @@ class World:
         }
         pairs = fixed | {key.replace("__", "."): value for key, value in keys.items()}
         flags = {
-            "--root": self.folder / "data",
+            "--root": self.data,
             "--output-dir": self.folder / "run",
-            "--resume-coop": self.folder / "stage1",
+            "--resume-coop": stage1,
             "--seed": 1,
             "--trainer": trainer,
             "--dataset-config-file": train.ROOT / "configs/datasets/oxford_pets.yaml",
-            "--config-file": train.ROOT / f"configs/trainers/{CONFIGS[trainer]}.yaml",
+            "--config-file": train.ROOT / f"configs/trainers/{config}.yaml",
         }
         return [str(part) for group in (flags, pairs) for item in group.items() for part in item]
 
-    def trainer(self, name: str, **keys: object):
-        """A trainer of ours in the middle of an epoch, its context at `start`."""
-        cfg = train.setup_cfg(train.build_parser().parse_intermixed_args(self.arguments(name, **keys)))
-        trainer = build_trainer(cfg)
-        with torch.no_grad():
-            trainer.model.ctx.copy_(self.contexts["start"])
+    def trainer(self, name: str, config: str, stage1: Path | str = "", **keys: object):
+        """A trainer of ours in the middle of an epoch."""
+        line = self.arguments(name, config, stage1, **keys)
+        trainer = build_trainer(train.setup_cfg(train.build_parser().parse_intermixed_args(line)))
         trainer.set_model_mode("train")
         trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 1_000_000
         return trainer
