@@ -40,6 +40,7 @@ class PromptLearner(nn.Module):
         position: str = "end",
     ):
         super().__init__()
+        backbone.require_embeddings()
         if position not in POSITIONS:
             raise UserError(f"CLASS_TOKEN_POSITION is {position!r}, expected one of {', '.join(POSITIONS)}")
         names = [" ".join(name.replace("_", " ").split()) for name in classnames]
@@ -66,8 +67,9 @@ class PromptLearner(nn.Module):
         """order (C, L): which entry of [context | fixed embeddings] stands at each place of the prompt."""
         filler = " ".join(["a"] * self.n_ctx)  # one-token words hold the context's places
         tokens = backbone.shorten(backbone.tokenise([f"{filler} {name}." for name in names]))  # (C, L)
-        lengths = backbone.token_counts(names)
         n, first, total = self.n_ctx, backbone.start_tokens, tokens.shape[1]
+        # counted behind the filler: some tokenisers (SigLIP 2's) split a word at the start of a text otherwise
+        lengths = [count - n for count in backbone.token_counts([f"{filler} {name}" for name in names])]
         rows = []
         for length in lengths:
             ctx, name = list(range(n)), list(range(n + first + n, n + first + n + length))

@@ -52,7 +52,8 @@ def test_sizes_come_from_the_model(backbone):
     assert backbone.embed(tokens).shape == (3, backbone.context_length, backbone.width)
     assert backbone.encode_image(torch.zeros(2, 3, side, side)).shape == (2, backbone.dim)
     assert backbone.encode_text(tokens).shape == (3, backbone.dim)
-    assert backbone.logit_scale.shape == () and backbone.logit_scale > 1
+    assert backbone.logit_scale.shape == () and backbone.logit_scale > 1 and backbone.logit_bias == 0
+    backbone.require_embeddings()
     assert backbone.dtype == torch.float32 and backbone.device.type == "cpu"
 
 

@@ -171,6 +171,11 @@ def published(archives, tmp_path, monkeypatch):
     server.server_close()
 
 
+def test_every_model_that_openai_published_has_a_name():
+    resnets, vits = ["RN50", "RN101", "RN50x4", "RN50x16", "RN50x64"], ["ViT-B/32", "ViT-B/16", "ViT-L/14"]
+    assert sorted(openai.weights_table()) == sorted([*resnets, *vits, "ViT-L/14@336px"])
+
+
 def test_the_address_carries_the_hash():
     for name, address in openai.weights_table().items():
         folder, file = address.split("/")[-2:]

@@ -1,59 +1,87 @@
-"""The open_clip backend, on small random models through open_clip's own configuration; no network."""
-
-import json
-import os
-import subprocess
-import sys
+"""The seam over open_clip's families, on small random models of open_clip's own configuration; no network."""
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from dassl.clip import build_clip
 from dassl.utils import UserError, sha256_file
-from tests.fixtures.clip_files import write_open_clip
+from mergetune.prompts import PromptLearner
+from tests.fixtures.open_clip_models import (
+    BOTH_WAYS,
+    CAUSAL,
+    MODELS,
+    open_clip_folder,  # noqa: F401  a fixture
+)
 
 TEXTS = ["a photo of a cat", "two dogs, on a long road"]
-CAUSAL = ["clip", "quickgelu", "custom"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def offline():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        yield
+KINDS = [*CAUSAL, *BOTH_WAYS]
+SIZES = {  # D, context length, pixels, image blocks
+    "resnet": (32, 77, 64, 0),
+    "convnext": (32, 77, 160, 0),
+    "eva": (32, 77, 224, 12),
+    "coca": (32, 76, 32, 2),
+    "worldwide": (32, 64, 32, 2),
+    "siglip": (96, 64, 160, 9),
+    "siglip2": (96, 64, 160, 9),
+}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return {kind: write_open_clip(tmp_path_factory.mktemp(kind), kind) for kind in (*CAUSAL, "siglip")}
+def loaded(open_clip_folder):  # noqa: F811
+    built = {}
+
+    def load(kind):
+        if kind not in built:
+            built[kind] = build_clip(f"open_clip:{open_clip_folder(kind)}")
+        return built[kind]
+
+    return load
 
 
-@pytest.fixture(params=[*CAUSAL, "siglip"])
+@pytest.fixture(params=KINDS)
 def kind(request):
     return request.param
 
 
 @pytest.fixture
-def backbone(folders, kind):
-    return build_clip(f"open_clip:{folders[kind]}")
+def backbone(loaded, kind):
+    backbone = loaded(kind)
+    yield backbone
+    backbone.short_text = backbone.causal
 
 
-def test_facts_come_with_the_weights(folders, kind, backbone):
-    siglip = kind == "siglip"
-    assert backbone.digest == sha256_file(folders[kind] / "open_clip_model.safetensors")
+def images(backbone, count=2):
+    side = backbone.image_size
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+def test_facts_come_with_the_weights(open_clip_folder, kind, backbone):  # noqa: F811
+    siglip = "siglip" in kind
+    assert backbone.digest == sha256_file(open_clip_folder(kind) / "open_clip_model.safetensors")
     assert backbone.activation == ("quickgelu" if kind == "quickgelu" else "gelu")
-    sizes = (192, 64, 16) if siglip else (32, 64, 77)
-    assert (backbone.dim, backbone.width, backbone.context_length) == sizes
-    assert backbone.causal == (not siglip) and backbone.start_tokens == 1
+    dim, length, side, blocks = SIZES.get(kind, (32, 77, 32, 2))
+    assert (backbone.dim, backbone.context_length, backbone.image_size) == (dim, length, side)
+    assert (backbone.width, len(backbone.image_blocks), len(backbone.text_blocks)) == (64, blocks, 2)
+    assert backbone.causal == (kind in CAUSAL) and backbone.start_tokens == (0 if siglip else 1)
     assert backbone.preprocess.resize == ("squash" if siglip else "shortest")
     assert backbone.preprocess.mean[0] == (0.5 if siglip else 0.48145466)
-    assert backbone.logit_scale.shape == () and backbone.token_counts(TEXTS) == [5, 7]
-    side = backbone.image_size
-    assert side == (224 if siglip else 32)
-    assert backbone.encode_image(torch.zeros(2, 3, side, side)).shape == (2, backbone.dim)
+    assert backbone.logit_scale.shape == backbone.logit_bias.shape == ()
+    assert backbone.encode_image(images(backbone)).shape == (2, dim)
+    assert backbone.encode_text(backbone.tokenise(TEXTS)).shape == (2, dim)
     assert not backbone.module.training and not any(p.requires_grad for p in backbone.module.parameters())
+
+
+def test_logits_are_the_models_own(backbone):
+    """scale * cosine + bias is what open_clip's forward gives; softmax over classes does not see the bias."""
+    pictures, tokens = images(backbone), backbone.tokenise(TEXTS)
+    image, text = (F.normalize(x, dim=-1) for x in (backbone.encode_image(pictures), backbone.encode_text(tokens)))
+    cosines = backbone.logit_scale * image @ text.t()
+    if hasattr(backbone.module, "get_logits"):  # CoCa has none
+        backbone.short_text = False
+        own = backbone.module.get_logits(pictures, tokens)[0]
+        torch.testing.assert_close(cosines + backbone.logit_bias, own, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(cosines.softmax(1), own.softmax(1), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("short", [False, True])
@@ -64,8 +92,9 @@ def test_text_from_embeddings_is_encode_text(backbone, short):
     features = backbone.encode_text_from_embeddings(embeddings, tokens)
     assert torch.equal(features, backbone.encode_text(tokens))
     if not short:
-        assert torch.equal(features, backbone.module.encode_text(tokens))
-    features.sum().backward()
+        own = backbone.module.encode_text(tokens)
+        assert torch.equal(features, own)
+    (features * torch.linspace(-1, 1, backbone.dim)).sum().backward()
     assert embeddings.grad[:, 1].any()
 
 
@@ -82,11 +111,11 @@ def test_short_text_equals_full_text(backbone):
     (features, gradient), (full_features, full_gradient) = results
     assert (features - full_features).abs().max() <= 2e-6
     assert (gradient - full_gradient).abs().max() <= 1e-6 and gradient.any()
-    whole = backbone.module.encode_text(tokens)  # the tower takes 77 tokens again
+    whole = backbone.module.encode_text(tokens)  # the tower takes all positions again
     assert torch.equal(whole, full_features)
 
 
-@pytest.mark.parametrize("kind", ["siglip"], indirect=True)
+@pytest.mark.parametrize("kind", BOTH_WAYS, indirect=True)
 def test_a_tower_that_reads_both_sides_is_not_cut(backbone):
     tokens = backbone.tokenise(TEXTS)
     assert torch.equal(backbone.shorten(tokens), tokens)
@@ -94,117 +123,76 @@ def test_a_tower_that_reads_both_sides_is_not_cut(backbone):
         backbone.encode_text(tokens[:, :10])
 
 
-def test_blocks_see_what_they_say(kind, backbone):
-    seen = {}
-    for tower in ("image", "text"):
-        for number, block in enumerate(getattr(backbone, f"{tower}_blocks")):
-            block.module.register_forward_hook(
-                lambda module, args, out, key=(tower, number): seen.update({key: args[0].shape})
-            )
-    backbone.encode_image(torch.zeros(5, 3, backbone.image_size, backbone.image_size))
-    backbone.encode_text(backbone.tokenise(TEXTS))
-    assert len(seen) == (14 if kind == "siglip" else 4)  # timm's image tower has 12 blocks
-    for (tower, number), shape in seen.items():
-        block = getattr(backbone, f"{tower}_blocks")[number]
-        assert block.batch_first and shape[0] == {"image": 5, "text": 2}[tower]
-        assert shape[2] == block.width and block.norm.normalized_shape == (block.width,)
-        assert block.norm in (getattr(block.module, "ln_1", None), getattr(block.module, "norm1", None))
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_hooks_at_blocks_see_and_change_what_they_say(backbone, tower):
+    """A block gives (N, L, W) or (L, N, W) as declared; what is added there arrives; the norm is its first step."""
+    count = {"image": 3, "text": 2}[tower]
+    given = images(backbone, count) if tower == "image" else backbone.tokenise(TEXTS)
+    encode = backbone.encode_image if tower == "image" else backbone.encode_text
+    plain = encode(given)
+    for block in getattr(backbone, f"{tower}_blocks")[::4] + getattr(backbone, f"{tower}_blocks")[-1:]:
+        seen, normed = [], []
+
+        def add(module, args, out, seen=seen):
+            seen += [args[0], out]
+            return out + torch.linspace(-1, 1, out.shape[2])  # twice the output would vanish in the next norm
+
+        handles = [
+            block.module.register_forward_hook(add),
+            block.norm.register_forward_pre_hook(lambda module, args, normed=normed: normed.append(args[0])),
+        ]
+        changed = encode(given)
+        for handle in handles:
+            handle.remove()
+        assert seen[0].shape == seen[1].shape
+        assert seen[0].shape[0 if block.batch_first else 1] == count and seen[0].shape[2] == block.width
+        assert block.norm.normalized_shape == (block.width,) and torch.equal(normed[0], seen[0])
+        assert (changed - plain).abs().max() > 1e-2
+    assert torch.equal(encode(given), plain)
+
+
+def test_blocks_that_normalise_last_are_no_blocks_of_the_seam(open_clip_folder):  # noqa: F811
+    from timm.models.eva import Eva
+
+    backbone = build_clip(f"open_clip:{open_clip_folder('eva')}")
+    backbone.module.visual.trunk = Eva(
+        img_size=28, patch_size=14, embed_dim=32, depth=2, num_heads=2, use_post_norm=True
+    )
+    assert backbone.image_blocks == []
 
 
 def test_a_long_text_is_named_not_cut(backbone):
-    fits = "zebra " * (backbone.context_length - 2)
-    backbone.tokenise([fits])
-    with pytest.raises(UserError, match=f'zebra" is too long for the {backbone.context_length} tokens'):
-        backbone.tokenise(["short", fits + "zebra"])
+    room = backbone.context_length - 1 - backbone.start_tokens
+    fits = " ".join(["a"] * room)
+    assert backbone.token_counts([fits]) == [room]
+    with pytest.raises(UserError, match=f'a a" is too long for the {backbone.context_length} tokens'):
+        backbone.tokenise(["short", fits + " a"])
 
 
-def test_half_precision_keeps_the_digest(folders, kind, backbone):
-    half = build_clip(f"open_clip:{folders[kind]}", precision="fp16")
+def test_a_prompt_of_words_is_the_text_itself(backbone):
+    names = ["cat", "great_white shark", "Zyxgh"]
+    learner = PromptLearner(backbone, names, words="a photo of a")
+    prompts = backbone.encode_text_from_embeddings(learner(), learner.tokens)
+    texts = [f"a photo of a {name.replace('_', ' ')}." for name in names]
+    assert torch.equal(prompts, backbone.encode_text(backbone.tokenise(texts)))
+
+
+@pytest.mark.parametrize("kind", ["clip", "resnet", "eva", "siglip2"], indirect=True)
+def test_half_precision_keeps_the_digest(open_clip_folder, kind, backbone):  # noqa: F811
+    half = build_clip(f"open_clip:{open_clip_folder(kind)}", precision="fp16")
     assert half.dtype == torch.float16 and half.digest == backbone.digest
     assert half.encode_text(half.tokenise(TEXTS)).dtype == torch.float16
+    features = half.encode_image(images(half)).float()
+    assert F.cosine_similarity(features, backbone.encode_image(images(backbone))).min() > 0.999
 
 
-def test_loading_draws_no_random_number(folders):
+def test_loading_draws_no_random_number(open_clip_folder):  # noqa: F811
     torch.manual_seed(0)
     expected = torch.rand(1)
     torch.manual_seed(0)
-    build_clip(f"open_clip:{folders['clip']}")
+    build_clip(f"open_clip:{open_clip_folder('clip')}")
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_ways_to_name_a_folder_give_the_same_clip(folders):
-    folder = str(folders["clip"])
-    names = [(f"open_clip:local-dir:{folder}", ""), (f"open_clip:{folder}", ""), ("open_clip", folder)]
-    assert len({build_clip(name, path=path).digest for name, path in names}) == 1
-
-
-def test_a_file_of_a_known_model(folders, tmp_path):
-    import open_clip
-
-    config = json.loads((folders["clip"] / "open_clip_config.json").read_text())["model_cfg"]
-    (tmp_path / "Small-CLIP.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path)
-    file = str(folders["clip"] / "open_clip_model.safetensors")
-    by_name = build_clip(f"open_clip:Small-CLIP/{file}")
-    by_path = build_clip("open_clip:Small-CLIP", path=file)
-    assert by_name.digest == by_path.digest == sha256_file(file)
-    assert torch.equal(by_name.module.text_projection, load_file(file)["text_projection"])
-
-
-def test_quick_gelu_follows_the_weights(folders, tmp_path, monkeypatch):
-    import open_clip
-
-    file = str(folders["clip"] / "open_clip_model.safetensors")
-    config = json.loads((folders["clip"] / "open_clip_config.json").read_text())["model_cfg"]
-    (tmp_path / "Gelu-CLIP.json").write_text(json.dumps(config))
-    open_clip.add_model_config(tmp_path)
-    tags = {"plain": {"file": file}, "quick": {"file": file, "quick_gelu": True}}
-    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "Gelu-CLIP", tags)
-    built = {tag: build_clip(f"open_clip:Gelu-CLIP/{tag}") for tag in tags}
-    assert [built[tag].activation for tag in tags] == ["gelu", "quickgelu"]
-    image = torch.randn(1, 3, 32, 32)
-    assert not torch.equal(*(model.encode_image(image) for model in built.values()))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("open_clip:ViT-B-61/laion2b_s34b_b88k", 'unknown open_clip model "ViT-B-61" .nearest: ViT-B-16'),
-        ("open_clip:ViT-B-16", "names no weights; write open_clip:ViT-B-16/TAG, available: openai, "),
-        ("open_clip:ViT-B-16/laion2b_s34b", "nearest: laion2b_s34b_b88k"),
-        ("open_clip:ViT-B-16//nowhere/w.pt", '"/nowhere/w.pt" for open_clip:ViT-B-16 are not there'),
-        ("open_clip:hf-hub:nobody/nothing", 'open_clip cannot load "hf-hub:nobody/nothing"'),
-    ],
-)
-def test_what_cannot_be_had_is_named(name, message):
-    with pytest.raises(UserError, match=message):
-        build_clip(name)
-
-
-def test_a_damaged_folder_is_named(folders, tmp_path):
-    for file in folders["clip"].iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = tmp_path / "open_clip_model.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=f'open_clip cannot load "{tmp_path}"'):
-        build_clip(f"open_clip:{tmp_path}")
-    save_file({"ctx": torch.zeros(4)}, weights)
-    with pytest.raises(UserError, match=f'open_clip cannot load "{tmp_path}"'):
-        build_clip(f"open_clip:{tmp_path}")
-    weights.unlink()
-    with pytest.raises(UserError, match="could not be loaded"):
-        build_clip(f"open_clip:{tmp_path}")
-
-
-def test_without_open_clip_the_error_says_what_to_install(tmp_path):
-    (tmp_path / "open_clip.py").write_text("raise ModuleNotFoundError(\"No module named 'open_clip'\")\n")
-    code = "from dassl.clip import build_clip; build_clip('open_clip:ViT-B-16/openai')"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
-    )
-    assert "UserError: open_clip is not installed" in done.stderr
-    assert "pip install open_clip_torch" in done.stderr
+def test_every_family_is_tried():
+    assert set(KINDS) < set(MODELS)

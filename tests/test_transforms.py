@@ -52,6 +52,15 @@ def test_test_pipeline_resizes_the_shorter_edge_and_crops():
     assert transform(picture()).shape == (3, 8, 10)
 
 
+def test_squash_resizes_both_sides_and_crops_nothing():
+    cfg = config("", "", INPUT__SIZE=(8, 10), INPUT__TRANSFORMS=("normalize",), INPUT__RESIZE="squash")
+    transform = build_transform(cfg, is_train=False)
+    assert step_names(transform) == ["Resize", "ToTensor", "Normalize"]
+    assert transform.transforms[0].size == (8, 10)
+    with pytest.raises(UserError, match="INPUT.RESIZE"):
+        build_transform(config("", "", INPUT__RESIZE="stretch"), is_train=False)
+
+
 def test_order_of_names_has_no_effect():
     names = ["instance_norm", "gaussian_noise", "normalize", "cutout", "randomgrayscale", "random_flip"]
     expected = ["Resize", "RandomHorizontalFlip", "RandomGrayscale", "ToTensor", "Cutout", "Normalize"]

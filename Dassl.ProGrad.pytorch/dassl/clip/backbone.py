@@ -53,11 +53,13 @@ class ClipBackbone:
     A backend overrides `tokenise`, `image_blocks` and `text_blocks`, and whatever property does not fit its
     module. Attributes: name, digest (sha256 of the weights), module, preprocess, activation ("quickgelu" or
     "gelu"), causal (the text tower reads to the left only), start_tokens (tokens before the text),
-    short_text (True: texts are cut behind the longest prompt of the call; False keeps all L positions).
+    short_text (True: texts are cut behind the longest prompt of the call; False keeps all L positions),
+    no_embeddings (why the text tower cannot be fed embeddings; "" where it can).
     """
 
     causal = True
     start_tokens = 1
+    no_embeddings = ""
 
     def __init__(self, module, *, name, digest, preprocess, activation):
         self.module, self.name, self.digest = module, name, digest
@@ -108,16 +110,34 @@ class ClipBackbone:
         return self.module.logit_scale.exp().reshape(())
 
     @property
+    def logit_bias(self):
+        """What is added to scale times cosine before a sigmoid: a scalar tensor, 0 for a softmax-trained CLIP.
+
+        The same number for every pair, so softmax, its cross-entropy and every ranking are the same without
+        it, and no trainer adds it. A probability of one pair needs it: sigmoid(scale * cosine + bias), SigLIP
+        (Zhai et al., arXiv 2303.15343).
+        """
+        bias = getattr(self.module, "logit_bias", None)
+        return self.module.logit_scale.new_zeros(()) if bias is None else bias.reshape(())
+
+    @property
     def image_blocks(self):
-        """Blocks of the image tower in order; empty for a convolutional one."""
+        """Blocks of the image tower in order; empty for one that is not made of pre-norm transformer blocks."""
         raise NotImplementedError
 
     @property
     def text_blocks(self):
-        """Blocks of the text tower in order."""
+        """Blocks of the text tower in order; empty where it cannot be fed embeddings."""
         raise NotImplementedError
 
     # what it does
+    def require_embeddings(self, what="learned prompts"):
+        """Raises UserError where the text tower cannot be fed embeddings; `what` needs it. Before long work."""
+        if self.no_embeddings:
+            raise UserError(
+                f"{what} cannot run on {self.name}: {self.no_embeddings}. Zero-shot, linear probe and fine-tuning can"
+            )
+
     def tokenise(self, texts):
         """list of C strings -> (C, context_length) int64 on the device. UserError names a text too long."""
         raise NotImplementedError
@@ -136,6 +156,7 @@ class ClipBackbone:
 
     def embed(self, tokens):
         """(C, L) -> (C, L, W) token embeddings, without positions."""
+        self.require_embeddings()
         return self.text_tower.token_embedding(tokens).to(self.dtype)
 
     def encode_image(self, images):
@@ -151,8 +172,9 @@ class ClipBackbone:
     def encode_text_from_embeddings(self, embeddings, tokens):
         """(C, L, W) embeddings in place of those of tokens (C, L) -> (C, D), not normalised.
 
-        The tokens say where a prompt ends. Gradients reach the embeddings.
+        The tokens say where a prompt ends. Gradients reach the embeddings. UserError where the tower takes none.
         """
+        self.require_embeddings()
         if embeddings.shape != (*tokens.shape, self.width):
             raise UserError(
                 f"embeddings have shape {tuple(embeddings.shape)}, "

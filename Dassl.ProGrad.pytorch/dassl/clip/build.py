@@ -5,7 +5,8 @@
 | `tiny` | the built-in one |
 | `ViT-B/16`, `RN50`, ... | OpenAI's weights, as `clip.available_models()` names them |
 | a path | a file in OpenAI's layout |
-| `open_clip:MODEL/TAG` | what open_clip knows; also `MODEL/FILE`, a folder, `hf-hub:ORG/REPO` |
+| `open_clip:MODEL/TAG` | what open_clip knows, e.g. `ViT-B-16-SigLIP2/webli`, `EVA02-B-16/merged2b_s8b_b131k` |
+| `open_clip:...` | also `MODEL/FILE`, a folder as open_clip's on the hub, `hf-hub:ORG/REPO` |
 
 Another backend is one registered function: `open_clip:X` calls the one named `open_clip` with model "X".
 """
@@ -38,7 +39,7 @@ def openai(model, *, path, device, precision):
 
 @CLIP_REGISTRY.register()
 def open_clip(model, *, path, device, precision):
-    from .open_clip import load_open_clip
+    from .hub import load_open_clip
 
     return load_open_clip(model, path=path, device=device, precision=precision)
 
@@ -105,6 +106,7 @@ def check_input(cfg, backbone):
         ("PIXEL_MEAN", _rounded(own.PIXEL_MEAN), _rounded(expected.mean)),
         ("PIXEL_STD", _rounded(own.PIXEL_STD), _rounded(expected.std)),
         ("INTERPOLATION", own.INTERPOLATION, expected.interpolation),
+        ("RESIZE", own.RESIZE, expected.resize),
     ]
     differ = [f"{key} {given} (trained with {trained})" for key, given, trained in rows if given != trained]
     if differ:

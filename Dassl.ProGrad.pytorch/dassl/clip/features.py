@@ -41,17 +41,21 @@ def build_feature_loader(cfg, loader, backbone, *, is_train, autocast=contextlib
         raise UserError(f"FEATURES.VIEWS is {cfg.FEATURES.VIEWS}, expected 0 (pixels) or a number of views")
     if not (cfg.FEATURES.VIEWS > 0 if is_train else cfg.FEATURES.TEST):
         return loader
-    folder = cfg.FEATURES.DIR or os.path.join(os.environ.get("OUTPUT") or "output", "features")
     return feature_loader(
         loader,
         backbone,
-        folder=folder,
+        folder=bank_folder(cfg),
         views=cfg.FEATURES.VIEWS,
         is_train=is_train,
         batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
         autocast=autocast,
         strict=cfg.FEATURES.STRICT,
     )
+
+
+def bank_folder(cfg):
+    """Where banks lie: FEATURES.DIR, else below the environment's OUTPUT."""
+    return cfg.FEATURES.DIR or os.path.join(os.environ.get("OUTPUT") or "output", "features")
 
 
 def feature_loader(

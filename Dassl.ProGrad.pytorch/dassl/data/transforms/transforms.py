@@ -51,6 +51,7 @@ TENSOR_STEPS = {
 }
 TRANSFORMS = (*PICTURE_STEPS, *TENSOR_STEPS)
 TEST_STEPS = ("normalize", "instance_norm")  # the only names that act at test time
+RESIZE_MODES = ("shortest", "squash")
 
 
 def build_transform(cfg, is_train: bool = True, choices=None) -> T.Compose | None:
@@ -65,6 +66,7 @@ def build_transform(cfg, is_train: bool = True, choices=None) -> T.Compose | Non
     for name in choices:
         check_availability(name, TRANSFORMS, "Each of INPUT.TRANSFORMS")
     check_availability(cfg.INPUT.INTERPOLATION, list(INTERPOLATION_MODES), "INPUT.INTERPOLATION")
+    check_availability(cfg.INPUT.RESIZE, RESIZE_MODES, "INPUT.RESIZE")
     if len(cfg.INPUT.SIZE) != 2:
         raise UserError(f"INPUT.SIZE is (height, width), but got {cfg.INPUT.SIZE}")
     mode = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
@@ -83,7 +85,9 @@ def _train_steps(inp, choices, mode):
 
 
 def _test_steps(inp, choices, mode):
-    steps = [T.Resize(max(inp.SIZE), mode), T.CenterCrop(inp.SIZE), T.ToTensor()]
+    squash = [T.Resize(tuple(inp.SIZE), mode)]
+    shortest = [T.Resize(max(inp.SIZE), mode), T.CenterCrop(inp.SIZE)]
+    steps = [*(squash if inp.RESIZE == "squash" else shortest), T.ToTensor()]
     return steps + [TENSOR_STEPS[name](inp) for name in TEST_STEPS if name in choices]
 
 

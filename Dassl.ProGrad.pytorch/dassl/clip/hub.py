@@ -1,0 +1,324 @@
+"""Where open_clip's models come from (optional: pip install open_clip_torch; SigLIP and Hugging Face texts
+also need transformers).
+
+From open_clip's tags, the Hugging Face hub, a local folder (with `open_clip_config.json`, as the hub has it)
+or a file. Tokeniser, activation and preprocessing come with the weights. What is in the folder or in the
+hub's cache is read without asking the network.
+"""
+
+import json
+import os
+import ssl
+import urllib.error
+import urllib.request
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from dassl.utils import MissingFile, UserError, closest, get_logger, sha256_file
+
+from .backbone import Preprocess
+from .open_clip import OpenClip, OpenClipForeignText
+
+LOCAL, HUB = "local-dir:", "hf-hub:"
+CONFIG = "open_clip_config.json"
+TOKENISERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
+PIXELS = ("mean", "std", "interpolation", "resize_mode")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to load. name: for open_clip, with its prefix; weights: a tag or a file, "" if the name brings its own;
+    tag: what open_clip knows of the tag."""
+
+    name: str
+    weights: str = ""
+    tag: dict = field(default_factory=dict)
+
+    @property
+    def repo(self):
+        """The hub's repository that the name says, or ""."""
+        return self.name.removeprefix(HUB) if self.name.startswith(HUB) else ""
+
+    @property
+    def folder(self):
+        """The folder in which files of the user lie, or None."""
+        if self.name.startswith(LOCAL):
+            return Path(self.name.removeprefix(LOCAL))
+        return Path(self.weights).parent if os.path.isfile(self.weights) else None
+
+
+def open_clip_package():
+    """The module `open_clip`. Raises UserError with what to install."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise UserError(f"open_clip is not installed ({error}): pip install open_clip_torch") from error
+    return open_clip
+
+
+def load_open_clip(model, *, path="", device="cpu", precision="fp32"):
+    """`MODEL/TAG`, `MODEL/FILE`, a folder, `local-dir:FOLDER` or `hf-hub:ORG/REPO` -> OpenClip.
+
+    path: a weights file for MODEL, or a local folder. open_clip's own initialisation does not touch the
+    global random stream here.
+
+    Raises:
+        UserError: unknown model or tag, no weights named, or weights that cannot be had or read.
+    """
+    package = open_clip_package()
+    source = resolve(package, model, path)
+    text = text_config(package, source)
+    lacking = missing_files(package, source, text)
+    unreachable = no_network() if lacking else ""
+    try:
+        with nullcontext() if lacking and not unreachable else offline(), torch.random.fork_rng(devices=[]):
+            module = _build(package, source, text, device, precision)
+            tokenizer = _tokeniser(package, source, text)
+            digest = sha256_file(_weights_file(package, source))
+    except Exception as error:  # many kinds: no network, a damaged file, another architecture, no tokeniser
+        raise UserError(
+            f'open_clip cannot load "{model or path}" ({unreachable or _reason(error)}){_advice(lacking)}'
+        ) from error
+    backbone = _wrap(package, module.eval(), tokenizer, name=f"open_clip:{model or path}", digest=digest)
+    get_logger().info(str(backbone))
+    return backbone
+
+
+def _advice(lacking):
+    """What to do about files that the hub did not give."""
+    if not lacking:
+        return ""
+    repos = " ".join(dict.fromkeys(name.rpartition("/")[0] for name in lacking))
+    return (
+        f". Not in the Hugging Face cache: {', '.join(lacking)}. Run `hf download` of {repos} where there is a "
+        f"network, or let MODEL.BACKBONE.PATH name a folder that holds them"
+    )
+
+
+def _reason(error):
+    if isinstance(error, ImportError) and "transformers" in str(error):
+        return f"{error}: pip install transformers"
+    return error
+
+
+def _build(package, source, text, device, precision):
+    """open_clip's model. A Hugging Face text tower is built from the folder's own config.json where there is one."""
+    options = {}
+    foreign = text.get("hf_model_name")
+    if foreign and _text_model_config(package, source):
+        options["text_cfg"] = text | {"hf_model_name": str(source.folder), "hf_model_pretrained": False}
+    if precision == "fp16":  # open_clip's fp16 keeps norms in fp32, which a Hugging Face tower does not expect
+        options["precision"] = "pure_fp16" if foreign else "fp16"
+    if os.path.isfile(source.weights):
+        options["force_preprocess_cfg"] = published_pixels(package, source.name)
+    return package.create_model(
+        source.name,
+        pretrained=source.weights or None,
+        device=device,
+        force_quick_gelu=bool(source.tag.get("quick_gelu")),
+        require_pretrained=True,
+        pretrained_text=False,
+        **options,
+    )
+
+
+def published_pixels(package, name):
+    """How the published weights of an architecture saw pictures, for a file of it, which does not say."""
+    tags = package.list_pretrained_tags_by_model(name)
+    known = [package.pretrained.get_pretrained_cfg(name, tag) for tag in tags]
+    found = [{key: cfg[key] for key in PIXELS if key in cfg} for cfg in known]
+    if any(pixels != found[0] for pixels in found):
+        get_logger().warning(f"{name}: its published weights differ in preprocessing; that of {tags[0]} is assumed")
+    return found[0] if found else {}
+
+
+def _tokeniser(package, source, text):
+    """open_clip's tokeniser of the model, read as a folder where its files are on this machine.
+
+    transformers asks the hub for a config.json beside a tokeniser, which open_clip's repositories lack.
+    """
+    folder = tokeniser_folder(source, text)
+    if not folder:
+        return package.get_tokenizer(source.name)
+    return package.tokenizer.HFTokenizer(
+        str(folder),
+        context_length=text.get("context_length", package.tokenizer.DEFAULT_CONTEXT_LENGTH),
+        tokenizer_mode=text.get("tokenizer_mode"),
+        **text.get("tokenizer_kwargs", {}),
+    )
+
+
+def tokeniser_folder(source, text):
+    """Where the tokeniser's files lie: beside the user's weights, else in the cache; None if neither or not needed."""
+    repo = text.get("hf_tokenizer_name")
+    if not repo or source.name.startswith(LOCAL):
+        return None
+    if source.folder is not None and any((source.folder / name).is_file() for name in TOKENISERS):
+        return source.folder
+    found = [cached(repo, name) for name in TOKENISERS] if cached(repo, "tokenizer_config.json") else []
+    return next((Path(file).parent for file in found if file), None)
+
+
+def _weights_file(package, source):
+    """The file that create_model has just read: its digest does not depend on the precision asked for."""
+    if source.name.startswith(LOCAL):
+        return package.factory._find_checkpoint_in_dir(source.folder)
+    if source.repo:
+        return package.pretrained.download_pretrained_from_hf(source.repo)
+    return package.pretrained.download_pretrained(source.tag) if source.tag else source.weights
+
+
+def _wrap(package, module, tokenizer, *, name, digest):
+    facts = package.model.get_model_preprocess_cfg(module)
+    size = facts["size"]
+    preprocess = Preprocess(
+        size if isinstance(size, int) else size[0],
+        tuple(facts["mean"]),
+        tuple(facts["std"]),
+        facts["interpolation"],
+        facts["resize_mode"],
+    )
+    quick = any(isinstance(part, package.transformer.QuickGELU) for part in module.modules())
+    kind = OpenClip if hasattr(getattr(module, "text", module), "token_embedding") else OpenClipForeignText
+    return kind(
+        module, tokenizer, name=name, digest=digest, preprocess=preprocess, activation="quickgelu" if quick else "gelu"
+    )
+
+
+# names
+
+
+def resolve(package, model, path=""):
+    """A name behind `open_clip:`, and MODEL.BACKBONE.PATH -> Source. UserError as `load_open_clip`."""
+    if model.startswith((LOCAL, HUB)):
+        return Source(model)
+    folder = next((place for place in (path, model) if place and Path(place).expanduser().is_dir()), None)
+    if folder and (Path(folder).expanduser() / CONFIG).is_file():
+        return Source(f"{LOCAL}{Path(folder).expanduser()}")
+    if folder:
+        raise UserError(
+            f'"{folder}" has no {CONFIG}; a folder is read in the layout of open_clip\'s models on the hub, '
+            f"e.g. hf-hub:timm/ViT-B-16-SigLIP2, not in that of transformers"
+        )
+    name, _, weights = model.partition("/")
+    known = package.list_models()
+    if name not in known:
+        raise UserError(
+            f'unknown open_clip model "{name}" (nearest: {", ".join(closest(name, known))}); '
+            f"{len(known)} are available, see open_clip.list_models(); local folders need an {CONFIG}"
+        )
+    weights = str(Path(path or weights).expanduser()) if path or "/" in weights else weights
+    tags = package.list_pretrained_tags_by_model(name)
+    if not weights:
+        raise UserError(f"open_clip:{name} names no weights; write open_clip:{name}/TAG, available: {', '.join(tags)}")
+    if weights in tags or os.path.isfile(weights):
+        return Source(name, weights, package.pretrained.get_pretrained_cfg(name, weights))
+    if "/" in weights:
+        raise MissingFile(f'weights "{weights}" for open_clip:{name} are not there')
+    raise UserError(
+        f'unknown weights "{weights}" for open_clip:{name} '
+        f"(nearest: {', '.join(closest(weights, tags))}); available: {', '.join(tags)}"
+    )
+
+
+def text_config(package, source):
+    """open_clip's `text_cfg` of a source; {} where it is not on this machine or cannot be read."""
+    try:
+        if source.repo:
+            config = json.loads(Path(cached(source.repo, CONFIG)).read_text(encoding="utf-8"))
+        elif source.name.startswith(LOCAL):
+            config = json.loads((source.folder / CONFIG).read_text(encoding="utf-8"))
+        else:
+            config = package.get_model_config(source.name)
+        return config.get("model_cfg", config).get("text_cfg", {})
+    except (OSError, ValueError, AttributeError):  # open_clip reads it again and says what is wrong
+        return {}
+
+
+def _text_model_config(package, source):
+    """Is there a config.json of a text tower that open_clip can build in the source's folder?"""
+    try:
+        kind = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return kind in package.hf_configs.arch_dict
+
+
+# the network
+
+
+def cached(repo, name):
+    """Path of the hub's file in the local cache, or of a file of the folder `repo`; "" if it is in neither."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if os.path.isdir(repo):
+        return os.path.join(repo, name) if os.path.isfile(os.path.join(repo, name)) else ""
+    try:
+        found = try_to_load_from_cache(repo, name)
+    except ValueError:  # no name of a repository
+        return ""
+    return found if isinstance(found, str) else ""
+
+
+def missing_files(package, source, text):
+    """What loading has to fetch from the hub -> list of "REPO/FILE", empty where everything is on this machine."""
+    needs = []
+    if source.repo:
+        needs += [(source.repo, (CONFIG,)), (source.repo, _weights_names(package, ""))]
+    elif source.tag.get("hf_hub"):
+        repo, name = os.path.split(source.tag["hf_hub"])
+        needs.append((repo, _weights_names(package, name)))
+    if text.get("hf_model_name") and not _text_model_config(package, source):
+        needs.append((text["hf_model_name"], ("config.json",)))
+    absent = [f"{repo}/{names[0]}" for repo, names in needs if not any(cached(repo, name) for name in names)]
+    repo = text.get("hf_tokenizer_name")
+    if repo and not source.name.startswith(LOCAL) and not tokeniser_folder(source, text):
+        absent.append(f"{repo}/tokenizer.json")
+    return absent
+
+
+def _weights_names(package, name):
+    """File names under which open_clip looks for weights called `name` ("": the usual ones)."""
+    name = name or package.constants.HF_WEIGHTS_NAME
+    return (*package.pretrained._get_safe_alternatives(name), name)
+
+
+def no_network():
+    """Why the hub cannot be reached, or "": huggingface_hub alone would retry each file for half a minute."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+        urllib.request.urlopen(request, timeout=10).close()
+    except urllib.error.HTTPError:
+        return ""  # it answers
+    except OSError as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):  # huggingface_hub may know other certificates
+            return f"{constants.ENDPOINT} cannot be reached: {reason}"
+    return ""
+
+
+@contextmanager
+def offline():
+    """HF_HUB_OFFLINE for one load: the hub would ask for newer versions, and wait where there is no network.
+
+    huggingface_hub reads the variable once, when it is imported, so its constant is set too.
+    """
+    from huggingface_hub import constants
+
+    variable, constant = os.environ.get("HF_HUB_OFFLINE"), constants.HF_HUB_OFFLINE
+    os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE = "1", True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = constant
+        if variable is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = variable
