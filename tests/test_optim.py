@@ -245,3 +245,33 @@ def test_staged_rates_warn_of_unknown_layers():
     cfg.NEW_LAYERS = ["classifier"]
     with pytest.warns(UserWarning, match="classifier"):
         build_optimizer(Staged(), cfg)
+
+
+def test_cosine_steps_warm_up_and_fall_to_zero():
+    """WiSE-FT's: (s + 1) / w in step s < w, then half a cosine over the remaining steps."""
+    keys = {"LR_SCHEDULER": "cosine_steps", "WARMUP_EPOCH": 0, "WARMUP_STEPS": 4, "LR": 0.1, "MAX_EPOCH": 3}
+    cfg = optim_cfg(**keys)
+    optimizer = build_optimizer([nn.Parameter(torch.zeros(2))], cfg)
+    scheduler = build_lr_scheduler(optimizer, cfg, steps_per_epoch=4)
+    half = [0.1 * (1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)]
+    assert rates(optimizer, scheduler, 13) == pytest.approx([0.025, 0.05, 0.075, 0.1, *half, 0.0])
+    assert scheduler.per_step
+
+
+def test_cosine_steps_go_on_from_their_state():
+    cfg = optim_cfg(LR_SCHEDULER="cosine_steps", WARMUP_EPOCH=0, WARMUP_STEPS=2, MAX_EPOCH=2)
+    whole, halves = (build_optimizer([nn.Parameter(torch.zeros(2))], cfg) for _ in range(2))
+    first, again = (build_lr_scheduler(optimizer, cfg, steps_per_epoch=4) for optimizer in (whole, halves))
+    rates(whole, first, 3)
+    halves.load_state_dict(whole.state_dict())
+    again.load_state_dict(first.state_dict())
+    assert rates(whole, first, 5) == rates(halves, again, 5)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "steps", "match"), [(1, 4, "WARMUP_EPOCH from 1 to 0"), (0, None, "steps of an epoch")]
+)
+def test_cosine_steps_refuse_what_they_cannot_do(warmup, steps, match):
+    cfg = optim_cfg(LR_SCHEDULER="cosine_steps", WARMUP_EPOCH=warmup)
+    with pytest.raises(UserError, match=match):
+        build_lr_scheduler(build_optimizer([nn.Parameter(torch.zeros(2))], cfg), cfg, steps)

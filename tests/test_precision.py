@@ -86,11 +86,25 @@ def test_a_scaled_step_is_the_plain_step():
     assert torch.equal(*weights)
 
 
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_gradients_are_clipped_to_a_norm_as_they_truly_are(scale):
+    """The gradient is (3, 4): norm 5. Steps of rate 0.1 go as far as the norm allows."""
+    precision, layer, optimizer = scaled(scale or 1.0)
+    precision.scaler = precision.scaler if scale else None
+    for max_norm, length in ((0.0, 0.5), (10.0, 0.5), (1.0, 0.1)):
+        before = layer.weight.detach().clone()
+        optimizer.zero_grad()
+        precision.backward(layer(torch.tensor([[3.0, 4.0]])).sum())
+        precision.step([optimizer], max_norm)
+        moved = before - layer.weight.detach()
+        torch.testing.assert_close(moved, length * torch.tensor([[0.6, 0.8]]), rtol=1e-4, atol=1e-6)
+
+
 def test_an_overflow_leaves_the_weights_and_lowers_the_scale():
     precision, layer, optimizer = scaled()
     before = layer.weight.detach().clone()
     precision.backward(layer(torch.full((1, 2), float("inf"))).sum())
-    precision.step([optimizer])
+    precision.step([optimizer], max_norm=1.0)
     assert torch.equal(layer.weight, before)
     assert precision.scaler.get_scale() == 512.0
     again = scaled()[0]

@@ -94,7 +94,7 @@ class EpochTrainer(SimpleTrainer):
         """One batch, from losses to step -> what is printed.
 
         cfg.TRAIN.ACCUMULATE batches make one step on their mean loss; a shorter rest at the end of an epoch
-        makes one too. The schedulers step after the last batch.
+        makes one too. The schedulers step after the last batch, those of `cosine_steps` after each step.
         """
         self.notes = {}
         with self.precision.autocast():
@@ -107,7 +107,8 @@ class EpochTrainer(SimpleTrainer):
             self.model_zero_grad()
         self.precision.backward(total / size)
         if self.batch_idx + 1 == first + size:
-            self.precision.step(self.optimizers())
+            self.precision.step(self.optimizers(), self.cfg.OPTIM.GRAD_CLIP)
+            self.update_step_lr()
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
         printed = {"loss": total, **losses, **self.notes}

@@ -52,8 +52,13 @@ class Precision:
         """Backward pass of a scalar, scaled if need be."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
-    def step(self, optimizers):
-        """One step of each optimizer; with scaling, a step whose gradients overflow is left out."""
+    def step(self, optimizers, max_norm=0.0):
+        """One step of each optimizer; with scaling, a step whose gradients overflow is left out.
+
+        max_norm: all gradients together are scaled down to this norm where theirs is larger; 0 leaves them.
+        """
+        if max_norm > 0:
+            self._clip(optimizers, max_norm)
         if self.scaler is None:
             for optimizer in optimizers:
                 optimizer.step()
@@ -63,6 +68,14 @@ class Precision:
             self.scaler.step(optimizer)
         if with_gradient:
             self.scaler.update()
+
+    def _clip(self, optimizers, max_norm):
+        """Of the true gradients: scaled ones are brought back first."""
+        if self.scaler is not None:
+            for optimizer in filter(_has_gradient, optimizers):
+                self.scaler.unscale_(optimizer)
+        params = [param for optim in optimizers for group in optim.param_groups for param in group["params"]]
+        torch.nn.utils.clip_grad_norm_(params, max_norm)
 
     def state_dict(self):
         return {} if self.scaler is None else self.scaler.state_dict()

@@ -74,7 +74,7 @@ class SimpleTrainer(TrainerBase):
 
     def build_data_loader(self):
         """Hook: set the loaders and what follows from the data set."""
-        dm = DataManager(self.cfg)
+        dm = self.build_data_manager()
         self.train_loader_x = dm.train_loader_x
         self.train_loader_u = dm.train_loader_u
         self.val_loader = dm.val_loader
@@ -83,6 +83,15 @@ class SimpleTrainer(TrainerBase):
         self.num_source_domains = dm.num_source_domains
         self.lab2cname = dm.lab2cname
         self.dm = dm
+
+    def build_data_manager(self):
+        """Hook: the data set with its transforms and loaders."""
+        return DataManager(self.cfg)
+
+    @property
+    def steps_per_epoch(self):
+        """Optimiser steps of an epoch of `train_loader_x`."""
+        return -(-len(self.train_loader_x) // max(1, self.cfg.TRAIN.ACCUMULATE))
 
     def build_model(self):
         """Hook: build and register what is trained. Default: SimpleNet, registered as "model"."""

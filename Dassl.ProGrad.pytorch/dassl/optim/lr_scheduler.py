@@ -1,10 +1,16 @@
-"""`cfg.OPTIM` to learning-rate schedule. One `step()` an epoch, by the trainers' habit. w: warm-up epochs."""
+"""`cfg.OPTIM` to learning-rate schedule. One `step()` an epoch, by the trainers' habit. w: warm-up epochs.
+
+Only `cosine_steps` goes by optimiser steps; it says so by its attribute `per_step`.
+"""
+
+import math
 
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, StepLR
 
 from dassl.utils import UserError, WrongType, check_availability
 
 AVAI_SCHEDS = ["single_step", "multi_step", "cosine", "constant"]
+STEP_SCHEDS = ["cosine_steps"]
 
 
 class _WarmupScheduler(LRScheduler):
@@ -83,20 +89,51 @@ class LinearWarmupScheduler(_WarmupScheduler):
         return base_lr * self.last_epoch / self.warmup_epoch if self.last_epoch else self.min_lr
 
 
+class CosineSteps(LRScheduler):
+    """Linear from base rate / w to the base rate over w optimiser steps, then half a cosine down to 0 at `total`.
+
+    The schedule of WiSE-FT (arXiv 2109.01903). A run of fewer than w steps ends in its warm-up.
+    """
+
+    per_step = True
+
+    def __init__(self, optimizer, total, warmup_steps=0, last_epoch=-1):
+        self.total, self.warmup_steps = total, warmup_steps
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self):
+        step, w = self.last_epoch, self.warmup_steps
+        if step < w:
+            factor = (step + 1) / w
+        else:
+            done = min(1.0, (step - w) / max(1, self.total - w))
+            factor = (1 + math.cos(math.pi * done)) / 2
+        return [base_lr * factor for base_lr in self.base_lrs]
+
+
 def _unchanged(epoch):
     """Factor of the constant schedule; a named function, so that the scheduler can be pickled."""
     return 1.0
 
 
-def build_lr_scheduler(optimizer, optim_cfg):
+def build_lr_scheduler(optimizer, optim_cfg, steps_per_epoch=None):
     """Schedule OPTIM.LR_SCHEDULER, behind a warm-up if OPTIM.WARMUP_EPOCH > 0.
 
+    steps_per_epoch: optimiser steps of an epoch, for `cosine_steps`.
+
     Raises:
-        UserError: unknown name of a schedule or of a warm-up.
+        UserError: unknown name of a schedule or of a warm-up; `cosine_steps` with a warm-up in epochs, or
+        without `steps_per_epoch`.
         WrongType: STEPSIZE does not fit the schedule.
     """
-    check_availability(optim_cfg.LR_SCHEDULER, AVAI_SCHEDS, "OPTIM.LR_SCHEDULER")
+    check_availability(optim_cfg.LR_SCHEDULER, AVAI_SCHEDS + STEP_SCHEDS, "OPTIM.LR_SCHEDULER")
     warmup = optim_cfg.WARMUP_EPOCH
+    if optim_cfg.LR_SCHEDULER in STEP_SCHEDS:
+        if warmup > 0:
+            raise UserError(f"cosine_steps warms up by OPTIM.WARMUP_STEPS: set OPTIM.WARMUP_EPOCH from {warmup} to 0")
+        if steps_per_epoch is None:
+            raise UserError("cosine_steps needs the steps of an epoch, and this trainer does not give them: use cosine")
+        return CosineSteps(optimizer, steps_per_epoch * optim_cfg.MAX_EPOCH, optim_cfg.WARMUP_STEPS)
     if warmup > 0:
         check_availability(optim_cfg.WARMUP_TYPE, ["constant", "linear"], "OPTIM.WARMUP_TYPE")
     scheduler = _main_schedule(

@@ -1,0 +1,140 @@
+"""Linear heads on CLIP's image tower that start as zero-shot CLIP (WiSE-FT, Wortsman et al., arXiv 2109.01903).
+
+    logits = x W^T     x unit-norm image features (B, D), W (C, D), no bias
+
+At its start W is the zero-shot classifier, normalised, times exp(logit_scale): exactly zero-shot CLIP.
+Letters: B images, C classes, D joint width, S line points.
+"""
+
+from collections.abc import Sequence
+from operator import attrgetter
+from pathlib import Path
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from yacs.config import CfgNode as CN
+
+from dassl.clip import ClipBackbone, text_classifier
+from dassl.engine.results import CLASSES
+from dassl.metrics import compute_accuracy
+from dassl.utils import UserError, check_availability, read_json
+from mergetune.frozen import FrozenClipTrainer
+from mergetune.templates import LISTS, OWN, templates
+
+
+class LinearHead(nn.Module):
+    """One vector a class, no bias; starts at `weight` (C, D)."""
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone())
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, D) unit norm -> logits (B, C)."""
+        return image @ self.weight.t()
+
+
+def zero_shot_head(clip: ClipBackbone, classnames: Sequence[str], prompts: Sequence[str]) -> Tensor:
+    """(C, D) in fp32: the mean over templates of the normalised text features, normalised, times exp(logit_scale)."""
+    vectors = text_classifier(clip, classnames, prompts).float()
+    return clip.logit_scale.float() * F.normalize(vectors, dim=-1)
+
+
+def linear_line_logits(image: Tensor, start: Tensor, end: Tensor, points: Tensor) -> Tensor:
+    """Logits (S, B, C) of all points of a path between heads: linear in t, so two products serve every point.
+
+    image (B, D), start and end (C, D), points (S,).
+    """
+    at_start, at_end = image @ start.t(), image @ end.t()  # (B, C)
+    return at_start[None] + points[:, None, None] * (at_end - at_start)[None]
+
+
+def linear_line_loss(image: Tensor, labels: Tensor, start: Tensor, end: Tensor, points: Tensor) -> Tensor:
+    """Mean cross-entropy over the S points of a path between heads; labels (B,)."""
+    logits = linear_line_logits(image, start, end, points)
+    return F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(points)))
+
+
+def rows_for(theirs: Sequence[str], ours: Sequence[str], where: str | Path) -> list[int]:
+    """Which rows of a head trained on the classes `theirs` score the classes `ours`, by name.
+
+    A name that the head has twice gives its first row. UserError: a class that the head was not trained on.
+    """
+    places = {name: row for row, name in reversed(list(enumerate(theirs)))}
+    strange = [name for name in ours if name not in places]
+    if strange:
+        raise UserError(
+            f"{where} is a linear head of {len(theirs)} classes ({theirs[0]} .. {theirs[-1]}) and knows no others: "
+            f"{len(strange)} of this run's {len(ours)} are not among them ({', '.join(strange[:3])})"
+        )
+    return [places[name] for name in ours]
+
+
+class HeadTrainer(FrozenClipTrainer):
+    """What LinearProbe and FineTune share. `model` holds the head under the name `head_key`."""
+
+    CONFIG = "HEAD"
+    head_key = "weight"
+
+    @classmethod
+    def default_config(cls) -> CN:
+        return CN(
+            {
+                "TEMPLATES": OWN,  # of the zero-shot head: dataset (the data set's own), imagenet (80), select (7)
+                "PREC": "amp",  # fp32, fp16, amp, bf16
+            }
+        )
+
+    def check_cfg(self, cfg: CN) -> None:
+        super().check_cfg(cfg)
+        check_availability(cfg.TRAINER.HEAD.TEMPLATES, [OWN, *LISTS], "TRAINER.HEAD.TEMPLATES")
+
+    def precision_mode(self) -> str:
+        return self.cfg.TRAINER.HEAD.PREC
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The templates of the zero-shot head."""
+        return templates(self.cfg.TRAINER.HEAD.TEMPLATES, self.template)
+
+    def zero_shot_head(self) -> Tensor:
+        """(C, D): where the head starts."""
+        return zero_shot_head(self.clip, self.classnames, self.prompts)
+
+    def text_features(self) -> Tensor:
+        """The head (C, D), at its true length: its logits are inner products, not cosines."""
+        return attrgetter(self.head_key)(self.model)
+
+    def class_vectors(self) -> Tensor:
+        """A copy of the head (C, D) in fp32: the head itself goes on training."""
+        return self.text_features().detach().float().clone()
+
+    def logits(self, image: Tensor, head: Tensor) -> Tensor:
+        """(B, D) unit norm, (C, D) -> (B, C)."""
+        return image @ head.t()
+
+    def cross_entropy(self, image: Tensor, text: Tensor, labels: Tensor) -> Tensor:
+        """CE of the head's logits; notes the accuracy for the log line."""
+        logits = self.logits(image, text)
+        self.note(acc=compute_accuracy(logits.detach(), labels)[0])
+        return F.cross_entropy(logits, labels)
+
+    def model_inference(self, images: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        return self.logits(self.image_features(images), self.text_features())
+
+    def _load_weights(self, name: str, path: str, given: dict[str, Tensor]) -> None:
+        """Also takes a model of more classes: the head's rows are found by the names in its run's classes.json."""
+        super()._load_weights(name, path, self.fit_classes(path, given))
+
+    def fit_classes(self, path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict with the head's rows of this run's classes, in their order."""
+        names = Path(path).parents[1] / CLASSES
+        theirs = read_json(names).get("classnames") if names.is_file() else None
+        if not theirs or theirs == self.classnames or len(state.get(self.head_key, ())) != len(theirs):
+            return state
+        return state | {self.head_key: state[self.head_key][rows_for(theirs, self.classnames, path)]}
+
+    def facts(self) -> dict:
+        kind, prompts = self.cfg.TRAINER.HEAD.TEMPLATES, self.prompts
+        return super().facts() | {"templates": prompts[0] if kind == OWN else f"{kind}: {len(prompts)} templates"}

@@ -1,0 +1,32 @@
+"""Linear probe of WiSE-FT (arXiv 2109.01903): CLIP stays frozen, a head that starts as zero-shot CLIP trains."""
+
+from torch import Tensor
+
+from dassl.data import DataManager
+from dassl.data.transforms import build_transform
+from dassl.engine import TRAINER_REGISTRY
+from mergetune.heads import HeadTrainer, LinearHead
+
+
+@TRAINER_REGISTRY.register()
+class LinearProbe(HeadTrainer):
+    """Training pictures are prepared as test pictures are, so one view of each in the bank serves all epochs."""
+
+    model_name = "head"
+
+    def __init__(self, cfg):
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.FEATURES.VIEWS = min(1, cfg.FEATURES.VIEWS)
+        cfg.freeze()
+        super().__init__(cfg)
+
+    def build_data_manager(self) -> DataManager:
+        return DataManager(self.cfg, custom_tfm_train=build_transform(self.cfg, is_train=False))
+
+    def build_trained(self) -> LinearHead:
+        return LinearHead(self.zero_shot_head())
+
+    def zero_shot_weights(self) -> dict[str, Tensor]:
+        """w1: the zero-shot classifier."""
+        return {self.head_key: self.zero_shot_head()}
