@@ -1,0 +1,186 @@
+"""PromptKD (Li et al., arXiv 2403.02781): a student learns a prompted teacher's logits, without labels.
+
+    loss = KD_WEIGHT * KL(teacher || student) / number of logits
+
+It trains on the pictures of all classes, unlabelled. The teacher's text features are the classifier of both;
+its image features come from the feature bank.
+Letters: B images, C classes, E joint width of the teacher.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode as CN
+
+from dassl.clip import cached_clip, check_input, cosine_logits
+from dassl.data import build_data_loader, subsample_classes
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError
+from mergetune.deep_prompts import keep_prompts
+from mergetune.distil import Student, Teacher, distil_loader, distillation
+from mergetune.frozen import FrozenClipTrainer
+from mergetune.stage1 import run_fact
+
+
+@TRAINER_REGISTRY.register()
+class PromptKD(FrozenClipTrainer):
+    """Trains image prompts and a projection on the teacher's logits."""
+
+    CONFIG = "PROMPTKD"
+    model_name = "VLPromptLearner"
+    frozen_image_tower = False  # its prompts train
+    base_classes: int | None = None  # classes that validation is about; None: all
+    _columns: int | None = None  # classes of the evaluation that runs
+
+    @classmethod
+    def default_config(cls) -> CN:
+        return CN(
+            {
+                "N_CTX_VISION": 4,  # the student's vectors a block
+                "PROMPT_DEPTH_VISION": 9,  # its blocks with prompts, from the first
+                "N_CTX_TEXT": 4,  # the teacher's: read off its file, accepted for other people's yamls, as the next two
+                "CTX_INIT": "a photo of a",
+                "PROMPT_DEPTH_TEXT": 9,
+                "PROJECT_LAYER": 2,  # layers of the projection; there is no other form
+                "CE_WEIGHT": 0.0,  # of the labels: none are used
+                "KD_WEIGHT": 1.0,
+                "TEMPERATURE": 1.0,
+                "TEACHER_NAME": "ViT-B/16",  # its CLIP, named as MODEL.BACKBONE.NAME
+                "TEACHER_PATH": "",  # its weights file, as MODEL.BACKBONE.PATH
+                "TEACHER_DIR": "",  # run folder or file of PromptSRC; empty: plain CLIP teaches
+                "PREC": "amp",  # fp32, fp16, amp, bf16
+            }
+        )
+
+    def check_cfg(self, cfg: CN) -> None:
+        super().check_cfg(cfg)
+        own = cfg.TRAINER.PROMPTKD
+        if own.CE_WEIGHT:
+            raise UserError(
+                f"TRAINER.PROMPTKD.CE_WEIGHT is {own.CE_WEIGHT}, expected 0: new classes have no labels here"
+            )
+        if own.PROJECT_LAYER != 2:
+            raise UserError(f"TRAINER.PROMPTKD.PROJECT_LAYER is {own.PROJECT_LAYER}, expected 2")
+        if own.TEMPERATURE <= 0:
+            raise UserError(f"TRAINER.PROMPTKD.TEMPERATURE is {own.TEMPERATURE}, expected above 0")
+
+    def precision_mode(self) -> str:
+        return self.cfg.TRAINER.PROMPTKD.PREC
+
+    def build_data_loader(self) -> None:
+        """Base-to-new: validation is about base classes alone, though the training pictures are of all."""
+        super().build_data_loader()
+        cfg, data = self.cfg, self.dm.dataset
+        halves = cfg.TRAINER.MODAL == "base2novel" and cfg.DATASET.SUBSAMPLE_CLASSES == "all"
+        if halves and self.val_loader is not None:
+            base, items = subsample_classes(data.train_x, data.val, subset="base")
+            self.base_classes = len({item.label for item in base})
+            node, transform = cfg.DATALOADER.TEST, self.val_loader.dataset.transform
+            self.val_loader = build_data_loader(
+                cfg, node.SAMPLER, items, node.BATCH_SIZE, tfm=transform, is_train=False
+            )
+
+    def build_trained(self) -> Student:
+        own = self.cfg.TRAINER.PROMPTKD
+        teacher = cached_clip(
+            own.TEACHER_NAME,
+            path=own.TEACHER_PATH,
+            device=self.device,
+            precision="fp16" if self.precision.dtype == torch.float16 else "fp32",
+        )
+        check_input(self.cfg, teacher)
+        self.teacher = Teacher(teacher, self.classnames, template=self.template, folder=own.TEACHER_DIR)
+        return self.new_student()
+
+    def new_student(self) -> Student:
+        """An untrained one."""
+        own = self.cfg.TRAINER.PROMPTKD
+        width = self.teacher.text.shape[1]
+        return Student(self.clip, width, count=own.N_CTX_VISION, depth=own.PROMPT_DEPTH_VISION)
+
+    def towers(self) -> dict[str, object]:
+        """What the feature bank encodes for training, by name."""
+        return {"teacher": self.teacher.tower}
+
+    def route(self, name: str, *, is_train: bool) -> None:
+        """Training pictures come with the teacher's features of the same view."""
+        if is_train:
+            loader = distil_loader(self.cfg, getattr(self, name), self.towers(), self.precision.autocast)
+            setattr(self, name, loader)
+
+    def student_features(self, student: Student, images: Tensor) -> Tensor:
+        """Unit-norm features (B, E) of images (B, 3, H, W) through a student."""
+        with self.precision.autocast():
+            return F.normalize(student(images).float(), dim=-1)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit-norm features (B, E) of the student; gradients reach its prompts and projection."""
+        return self.student_features(self.model, images)
+
+    def text_features(self) -> Tensor:
+        """The teacher's class vectors (C, E)."""
+        return self.teacher.text[: self._columns]
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(B, E) unit norm -> (B, C), with the student's scale."""
+        return cosine_logits(features, self.text_features(), self.clip.logit_scale.float())
+
+    def divergence(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """KL of logits (B, C), or of those (S, B, C) of a path."""
+        return distillation(teacher, student, self.cfg.TRAINER.PROMPTKD.TEMPERATURE)
+
+    def teacher_logits(self, batch: dict) -> Tensor:
+        """(B, C), from stored features."""
+        return self.teacher.logits(batch["teacher"].to(self.device, non_blocking=True))
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
+        images, _ = self.parse_batch_train(batch)
+        teacher, student = self.teacher_logits(batch), self.logits(self.image_features(images))
+        return {"kd": self.kd(teacher, student)}
+
+    def kd(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """The distillation loss of logits (B, C); notes how often the two agree."""
+        agree = (teacher.argmax(-1) == student.argmax(-1)).float().mean()
+        self.note(agree=100 * agree.detach())
+        return self.cfg.TRAINER.PROMPTKD.KD_WEIGHT * self.divergence(teacher, student)
+
+    def test(self, split: str | None = None) -> float:
+        self._columns = self.base_classes if (split or self.cfg.TEST.SPLIT) == "val" else None
+        try:
+            return super().test(split)
+        finally:
+            self._columns = None
+
+    def drop_keys(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """CLIP's own weights in the files of others are not loaded."""
+        return keep_prompts(super().drop_keys(state))
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        super().load_model(directory, epoch)
+        if directory:
+            self.check_teacher(Path(directory, self.model_name))
+
+    def check_teacher(self, place: Path) -> None:
+        """Refuse a student of ours that learned from another teacher, whose text features it was made for."""
+        theirs, ours = run_fact(place, "teacher"), self.teacher.fact()
+
+        def words(fact: dict) -> str:
+            return " ".join(part for part in (fact["name"], fact["file"], f"({fact['digest'][:12]})") if part)
+
+        if theirs.get("digest", ours["digest"]) != ours["digest"]:
+            raise UserError(
+                f"{place} learned from the teacher {words(theirs)}, this run has {words(ours)}: "
+                "see TRAINER.PROMPTKD.TEACHER_DIR"
+            )
+
+    def facts(self) -> dict:
+        data = self.cfg.DATASET
+        shots = f"{data.NUM_SHOTS} shots" if data.NUM_SHOTS > 0 else "all training images"
+        seen = f"{shots} of {data.SUBSAMPLE_CLASSES} classes, without labels; teacher: {self.teacher.data_seen()}"
+        return super().facts() | {
+            "templates": "the teacher's prompts" if self.teacher.file else self.template,
+            "teacher": self.teacher.fact(),
+            "data_seen": self._seen or seen,
+        }
