@@ -1,63 +1,124 @@
-"""Run one command of `commands.py`:  python scripts/run.py NAME ARGUMENT... [-- KEY VALUE ...]
+"""Run one command of `commands/`:  python scripts/run.py NAME ARGUMENT... [-- KEY VALUE ...]
 
 From the environment: DATA (default data/ in the clone), OUTPUT (default output/), DRY_RUN=1 to print only.
 A finished run is skipped; a killed one continues.
 """
 
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+CONFIGS = ROOT / "configs"
+sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
-from scripts.commands import COMMANDS, Command  # noqa: E402
+from scripts.commands import COMMANDS, Command, folder, run_folder  # noqa: E402
+from scripts.commands.command import CARRIED, Arguments  # noqa: E402
+
+STAGE1 = "STAGE1_"  # prefix of an argument that is stage 1's
+NUMBERS = ("SEED", "SHOTS", "LOADEP", "N")
 
 
 class Usage(Exception):
     """A wrong command line; the message is its one line."""
 
 
-def folder(variable: str, default: str) -> str:
-    """DATA or OUTPUT: as the environment gives it, else in the clone."""
-    return os.path.abspath(os.environ[variable]) if os.environ.get(variable) else str(ROOT / default)
+def usage(name: str, problem: str = "") -> Usage:
+    """The usage line of a script, with what is wrong behind it."""
+    command = COMMANDS[name]
+    forms = ", or ".join(" ".join(form) for form in (command.arguments, *command.forms))
+    return Usage(f"usage: scripts/{name}.sh {forms} [-- KEY VALUE ...]{problem and f': {problem}'}")
 
 
-def parse(name: str, words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The arguments by name, and the KEY VALUE pairs behind `--`."""
+def names(folder: Path) -> list[str]:
+    """The yaml files of a folder, without their ending."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def parse(name: str, words: list[str]) -> tuple[list[Arguments], list[str]]:
+    """The arguments by name, once for each seed that the script runs, and the KEY VALUE pairs behind `--`."""
     command = COMMANDS[name]
     cut = words.index("--") if "--" in words else len(words)
     given, pairs = words[:cut], words[cut + 1 :]
-    if len(given) != len(command.arguments):
-        raise Usage(f"usage: scripts/{name}.sh {' '.join(command.arguments)} [-- KEY VALUE ...]")
+    form = next((form for form in (command.arguments, *command.forms) if len(form) == len(given)), None)
+    if form is None:
+        raise usage(name, f"{len(given)} arguments" if given else "")
     if len(pairs) % 2:
-        raise Usage(f"usage: scripts/{name}.sh ... [-- KEY VALUE ...], but {pairs[-1]} has no value")
-    arguments = command.defaults | dict(zip(command.arguments, given, strict=True))
-    if not (ROOT / "configs" / "datasets" / f"{arguments['DATASET']}.yaml").is_file():
-        known = ", ".join(sorted(p.stem for p in (ROOT / "configs" / "datasets").glob("*.yaml")))
-        raise Usage(f"usage: scripts/{name}.sh: unknown data set {arguments['DATASET']}; known: {known}")
-    return arguments, pairs
+        raise usage(name, f"{pairs[-1]} has no value")
+    named = dict(zip(form, given, strict=True))
+    named |= {key: os.path.abspath(named[key]) for key in command.folders if key in named}
+    seeds = [{}] if "SEED" in named else [{"SEED": seed} for seed in command.seeds]
+    runs = [command.complete(named | seed) for seed in seeds]
+    check(name, runs[0])
+    return runs, pairs
 
 
-def run_folder(command: Command, arguments: dict[str, str]) -> Path:
-    """Where a command writes."""
-    return Path(folder("OUTPUT", "output")) / command.output.format(**arguments)
+def check(name: str, arguments: Arguments) -> None:
+    """Refuse a number that is none, an unknown data set and an unknown CFG."""
+    for key in NUMBERS:
+        if not arguments.get(key, "").isdigit() and arguments.get(key):
+            raise usage(name, f"{key} is {arguments[key]!r}, expected a whole number")
+    for key in ("DATASET", "SOURCE"):
+        known = names(CONFIGS / "datasets")
+        if arguments.get(key, known[0]) not in known:
+            raise usage(name, f"unknown data set {arguments[key]}; known: {', '.join(known)}")
+    evaluated = COMMANDS[name].evaluates.format(**arguments)
+    if evaluated and evaluated not in COMMANDS:
+        shape = re.escape(COMMANDS[name].evaluates)
+        shape = re.sub(r"\\{\w+\\}", r"(\\w+)", shape)
+        known = [found[1] for other in COMMANDS if (found := re.fullmatch(shape, other))]
+        raise usage(name, f"{evaluated} is no script; known: {', '.join(known)}")
+    config = CONFIGS / "trainers" / f"{COMMANDS[name].config.format(**arguments)}.yaml"
+    if COMMANDS[name].config and not config.is_file():
+        raise usage(name, f"unknown CFG {config.stem}; known: {', '.join(names(config.parent))}")
 
 
-def script_line(name: str, arguments: dict[str, str]) -> str:
+def script_line(name: str, arguments: Arguments) -> str:
     """The shell line of a command with these arguments."""
-    return f"bash scripts/{name}.sh {' '.join(arguments[key] for key in COMMANDS[name].arguments)}"
+    return shlex.join(["bash", f"scripts/{name}.sh", *(arguments[key] for key in COMMANDS[name].arguments)])
 
 
-def stage1_folder(command: Command, arguments: dict[str, str]) -> Path:
-    """The run folder that a stage-2 command continues from."""
-    first = COMMANDS[command.stage1]
-    return run_folder(first, arguments | first.defaults)
+def first_arguments(name: str, arguments: Arguments) -> Arguments:
+    """The arguments of the command `name` whose run a command with these arguments continues or learns from."""
+    first = COMMANDS[name]
+    own = {key: arguments[key] for key in CARRIED if key in arguments}
+    if "SHOTS" not in first.arguments:
+        own.pop("SHOTS", None)
+    own |= {key.removeprefix(STAGE1): value for key, value in arguments.items() if key.startswith(STAGE1)}
+    return first.complete(own)
 
 
-def train_argv(name: str, arguments: dict[str, str], pairs: list[str]) -> list[str]:
+def stage1_folder(command: Command, arguments: Arguments) -> str:
+    """The run that a stage-2 command continues from."""
+    own = run_folder(COMMANDS[command.stage1], first_arguments(command.stage1, arguments))
+    return arguments.get("STUDENT_DIR") or str(own)
+
+
+def trained_arguments(arguments: Arguments) -> Arguments:
+    """The arguments of the training behind an evaluation: those of the source, where there is one."""
+    return arguments | {"DATASET": arguments["SOURCE"]} if "SOURCE" in arguments else arguments
+
+
+def program(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
+    """What Python is given to run a command."""
+    command = COMMANDS[name]
+    if command.module:
+        return ["-m", command.module, *module_argv(name, arguments, pairs)]
+    return ["train.py", *train_argv(name, arguments, pairs)]
+
+
+def module_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
+    """Arguments of a command that is no train.py line."""
+    command = COMMANDS[name]
+    out = str(run_folder(command, arguments))
+    return [*command.words(arguments), "--root", folder("DATA", "data"), "--out", out, *pairs]
+
+
+def train_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
     """Arguments of train.py."""
     command = COMMANDS[name]
     argv = ["--root", folder("DATA", "data"), "--seed", arguments["SEED"], "--trainer", command.trainer]
@@ -65,54 +126,110 @@ def train_argv(name: str, arguments: dict[str, str], pairs: list[str]) -> list[s
     argv += ["--config-file", f"configs/trainers/{command.config.format(**arguments)}.yaml"]
     argv += ["--output-dir", str(run_folder(command, arguments))]
     if command.evaluates:
-        argv += ["--model-dir", str(run_folder(COMMANDS[command.evaluates], arguments)), "--eval-only"]
+        trained = run_folder(COMMANDS[command.evaluates], trained_arguments(arguments))
+        argv += ["--model-dir", str(trained), "--eval-only"]
+    if arguments.get("LOADEP"):
+        argv += ["--load-epoch", arguments["LOADEP"]]
     if command.eval_only:
         argv += ["--eval-only"]
     if command.stage1:
-        argv += ["--resume-coop", str(stage1_folder(command, arguments))]
-    argv += ["DATASET.NUM_SHOTS", "16", "DATASET.SUBSAMPLE_CLASSES", command.subset]
+        argv += ["--resume-coop", stage1_folder(command, arguments)]
+    argv += ["DATASET.NUM_SHOTS", arguments["SHOTS"], "DATASET.SUBSAMPLE_CLASSES", command.subset]
+    if command.protocol != "base2novel":
+        argv += ["TRAINER.MODAL", command.protocol]
     return argv + [word.format(**arguments) for word in command.pairs] + pairs
 
 
-def ready(run: Path) -> bool:
+def ready(run: str | Path) -> bool:
     """Is there a trained model: a finished run of ours, or other people's checkpoint files?"""
-    foreign = any(run.glob("*/model*.pth.tar*")) and not (run / "resume.pt").exists()
-    return (run / "results.json").is_file() or foreign
+    run = Path(run)
+    if run.is_file():
+        return True
+    files = [*run.glob("model*.pth.tar*"), *run.glob("*/model*.pth.tar*")]
+    return (run / "results.json").is_file() or bool(files) and not (run / "resume.pt").exists()
 
 
-def missing(name: str, arguments: dict[str, str]) -> str:
+def needs(name: str, arguments: Arguments) -> list[tuple[str, str, str, Arguments]]:
+    """What has to be there before a command runs: (what, folder, the command that makes it, its arguments)."""
+    command, found = COMMANDS[name], []
+    if command.stage1:
+        own = first_arguments(command.stage1, arguments)
+        found.append(("stage-1 checkpoint", stage1_folder(command, arguments), command.stage1, own))
+    if command.teacher:
+        own = first_arguments(command.teacher, arguments)
+        found.append(("teacher", arguments["TEACHER_DIR"], command.teacher, own))
+    if command.evaluates:
+        trained = command.evaluates.format(**arguments)
+        own = COMMANDS[trained].complete(trained_arguments(arguments))
+        found.append(("trained model", str(run_folder(COMMANDS[trained], own)), trained, own))
+    return found
+
+
+def missing(name: str, arguments: Arguments, pairs: list[str]) -> str:
     """What has to run first, if it has not: the line that says so."""
-    command = COMMANDS[name]
-    for other, what in ((command.stage1, "stage-1 checkpoint"), (command.evaluates, "trained model")):
-        if not other:
-            continue
-        needed = arguments | COMMANDS[other].defaults
-        run = run_folder(COMMANDS[other], needed)
-        if not ready(run):
-            return f"no {what} in {run}; make it with:  {script_line(other, needed)}"
+    given = {"teacher": "TRAINER.PROMPTKD.TEACHER_DIR", "stage-1 checkpoint": "RESUME_COOP"}
+    for what, run, other, own in needs(name, arguments):
+        if not ready(run) and given.get(what) not in pairs:
+            return unknown_reader(arguments) or f"no {what} in {run}; make it with:  {script_line(other, own)}"
     return ""
 
 
-def main(words: list[str]) -> int:
-    """Exit status of one script."""
+def unknown_reader(arguments: Arguments) -> str:
+    """Whether a data set has a yaml but no reader yet: the line that says so. Imports the engine."""
+    import datasets
+    from dassl.config import read_yaml
+    from dassl.data.datasets import DATASET_REGISTRY
+    from dassl.utils import UserError, check_availability
+
+    datasets.register_all()
     try:
-        name, rest = words[0], words[1:]
-        arguments, pairs = parse(name, rest)
-    except Usage as usage:
-        print(usage, file=sys.stderr)
-        return 2
-    argv = ["python", "train.py", *train_argv(name, arguments, pairs)]
+        for key in ("DATASET", "SOURCE"):
+            if key in arguments:
+                name = read_yaml(CONFIGS / "datasets" / f"{arguments[key]}.yaml")["DATASET"]["NAME"]
+                check_availability(name, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def run_one(name: str, arguments: Arguments, pairs: list[str]) -> int:
+    """Exit status of one run of a script."""
+    argv = ["python", *program(name, arguments, pairs)]
     if os.environ.get("DRY_RUN") == "1":
         print(shlex.join(argv))
         return 0
     out = run_folder(COMMANDS[name], arguments)
-    if (out / "results.json").is_file():
-        print(f"{out} is finished: skipped (remove it to run again)")
-        return 0
-    if need := missing(name, arguments):
+    if (out / COMMANDS[name].marker).is_file():
+        return skip(out, argv)
+    if need := missing(name, arguments, pairs):
         print(f"error: {need}", file=sys.stderr)
         return 1
     return subprocess.run([sys.executable, *argv[1:]], cwd=ROOT).returncode
+
+
+def skip(out: Path, argv: list[str]) -> int:
+    """Pass a finished run by, unless its folder holds a run of another CFG."""
+    flag = "--config-file"
+    made = shlex.split(json.loads((out / "results.json").read_text()).get("command") or "") if flag in argv else []
+    theirs = made[made.index(flag) + 1] if flag in made[:-1] else ""
+    ours = argv[argv.index(flag) + 1] if theirs else ""
+    if Path(theirs).name != Path(ours).name:
+        print(f"error: {out} holds a finished run of {theirs}, not of {ours}: remove it or set OUTPUT", file=sys.stderr)
+        return 1
+    print(f"{out} is finished: skipped (remove it to run again)")
+    return 0
+
+
+def main(words: list[str]) -> int:
+    """Exit status of one script: of its first run that fails."""
+    try:
+        if not words or words[0] not in COMMANDS:
+            raise Usage(f"usage: scripts/run.py NAME ARGUMENT... [-- KEY VALUE ...]; NAME: {', '.join(COMMANDS)}")
+        runs, pairs = parse(words[0], words[1:])
+    except Usage as error:
+        print(error, file=sys.stderr)
+        return 2
+    return next((status for run in runs if (status := run_one(words[0], run, pairs))), 0)
 
 
 if __name__ == "__main__":

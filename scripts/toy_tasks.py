@@ -53,7 +53,7 @@ def measure(name: str, seed: int, data: str) -> dict:
         os.environ |= {"DATA": data, "OUTPUT": output}
 
         def argv(command: str, subset: str) -> list[str]:
-            arguments = COMMANDS[command].defaults | {"DATASET": folder, "SEED": str(seed)}
+            arguments = COMMANDS[command].complete({"DATASET": folder, "SEED": str(seed)})
             return [*train_argv(command, arguments, []), "DATASET.SUBSAMPLE_CLASSES", subset]
 
         def trainer(command: str, subset: str):

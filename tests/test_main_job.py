@@ -9,18 +9,16 @@ import sys
 import time
 
 import pytest
-import torch
-import torch.nn.functional as F
 
-from dassl.clip import cosine_logits
 from datasets.toy.build import world_digest
-from mergetune.path_card import LEG_POINTS, curve
+from mergetune.path_card import LEG_POINTS
 from tests.conftest import ROOT
 
 WORDS = [sys.executable, "scripts/main_job.py", "toy_shapes", "1", "--set", "OPTIM.MAX_EPOCH", "2"]
 # two epochs are not the recipe, and the table says so
 PRESETS = [f"CoOp_LMC ({name}, changed: OPTIM.MAX_EPOCH)" for name in ("continued", "paper", "released")]
-ROWS = ["ZeroshotCLIP", "CoOp", "Average", *PRESETS]
+MERGED = ["CoOp + TIES (density 0.2, scale 1)", "CoOp + DARE (density 0.1, scale 1)"]
+ROWS = ["ZeroshotCLIP", "CoOp", "Average", *MERGED, *PRESETS]
 
 
 def marks(output):
@@ -88,20 +86,6 @@ def test_the_path_ends_where_the_evaluations_are(job):
         stage1 = accuracy(f"output_coop/evaluate/test_{subset}/**/results.json")
         assert card[subset]["accuracy"][middle] == pytest.approx(ours, abs=1e-4)
         assert card[subset]["accuracy"][-1] == pytest.approx(stage1, abs=1e-4)
-
-
-def test_curve_equals_scoring_each_blend():
-    g = torch.Generator().manual_seed(0)
-    image = F.normalize(torch.randn(9, 8, generator=g), dim=-1)
-    labels = torch.randint(0, 4, (9,), generator=g)
-    vectors = [torch.randn(4, 8, generator=g) for _ in range(3)]
-    ts, losses, accuracies = curve(image, labels, vectors, torch.tensor(20.0))
-    for i in (0, 7, LEG_POINTS - 1, LEG_POINTS + 5, 2 * LEG_POINTS - 2):
-        leg = min(int(ts[i]), 1)
-        blend = vectors[leg] + (ts[i] - leg) * (vectors[leg + 1] - vectors[leg])
-        logits = cosine_logits(image, blend, 20.0)
-        assert losses[i] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
-        assert accuracies[i] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
 
 
 def test_unknown_names_are_refused_before_anything_runs(clone, tmp_path):

@@ -1,5 +1,6 @@
-"""What the README says is there: files, commands, and its examples, run as they stand."""
+"""What README and docs say is there: files, commands, and the examples, run as they stand."""
 
+import importlib
 import json
 import re
 import shlex
@@ -8,14 +9,23 @@ from pathlib import Path
 import pytest
 
 from datasets.toy.world import WORLD
+from scripts.jobs import PAIRS, PROTOCOLS, ROBUST
+from scripts.sweep import read_sweep
 from tests.conftest import ROOT, write_image
 from tests.fixtures.image_folders import config
 
 README = (ROOT / "README.md").read_text()
+TEXT = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
 
 
 def blocks(language):
-    return [text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M) if kind == language]
+    return [text for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.S | re.M) if kind == language]
+
+
+def shell_lines():
+    """Commands of all shell blocks, without comments, continued lines joined."""
+    text = "\n".join(blocks("bash")).replace("\\\n", " ")
+    return [" ".join(line.split("#")[0].split()) for line in text.splitlines() if line.split("#")[0].strip()]
 
 
 def test_every_file_it_lists_exists():
@@ -27,16 +37,34 @@ def test_every_file_it_lists_exists():
 
 
 def test_every_script_it_names_exists_and_takes_those_arguments(clone):
-    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-    scripts = [line for line in lines if line.startswith("bash scripts/")]
+    scripts = [line for line in shell_lines() if line.startswith("bash scripts/")]
     assert len(scripts) >= 6
     for line in scripts:
         assert clone(*shlex.split(line), DRY_RUN="1").stdout.startswith("python train.py ")
 
 
 def test_every_config_it_names_exists():
-    names = re.findall(r"configs/[\w/.]+\.yaml", README)
+    names = re.findall(r"configs/[\w/.]+\.yaml", TEXT)
     assert names and all((ROOT / name).is_file() for name in names)
+
+
+@pytest.mark.parametrize("name", ["ensemble", "import_checkpoint", "merge", "path_card", "predict", "report"])
+def test_every_module_it_names_has_those_flags(name, capsys):
+    lines = [line.split() for line in shell_lines() if line.startswith(f"python -m mergetune.{name} ")]
+    with pytest.raises(SystemExit, match="^0$"):
+        importlib.import_module(f"mergetune.{name}").main(["--help"])
+    known = capsys.readouterr().out
+    assert lines
+    assert not [word for line in lines for word in line if word.startswith("--") and word not in known]
+
+
+def test_every_sweep_and_job_it_names_is_known():
+    for line in shell_lines():
+        if line.startswith("python scripts/sweep.py"):
+            assert read_sweep(ROOT / line.split()[2]).cells
+        for flag, known in (("--trainer", {*PAIRS, *ROBUST}), ("--protocol", PROTOCOLS)):
+            if line.startswith("bash train.sh") and flag in line:
+                assert line.split(flag)[1].split()[0] in known
 
 
 def test_its_data_set_is_one_class(tmp_path):

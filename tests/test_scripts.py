@@ -1,91 +1,248 @@
-"""The authors' commands, as a shell runs them."""
+"""The authors' commands and their kin: arguments, folders and train.py lines, without running any."""
 
-import json
+import re
+import shlex
 
 import pytest
 
+import train
+from dassl.utils import UserError
+from scripts.commands import COMMANDS
+from scripts.commands.base2new import METHODS, kd_weight
+from scripts.commands.command import recipe, source_of
+from scripts.run import first_arguments, main, train_argv, trained_arguments
 from tests.conftest import ROOT
 
 LMC = ["10.0", "cosine", "True", "1.0", "1", "vit_b16_ep100_ctxv1"]
-COMMANDS = {
-    "coop/base2new_train.sh": ["1"],
-    "coop/base2new_test.sh": ["1"],
-    "coop/base2base_test.sh": ["1"],
-    "coop_LMC/base2new_train_coop.sh": LMC,
-    "coop_LMC/base2new_test_coop.sh": LMC,
-    "coop_LMC/base2base_test_coop.sh": LMC,
+PROMPTKD = "vit_b16_c2_ep20_batch8_4+4ctx"
+# the authors' command lines and the folders they wrote; where their test looked elsewhere, the training's
+WRITES = {
+    "coop/base2new_train dtd 1": "output_coop/train_base/dtd/shots_16/CoOp/vit_b16_ep100_ctxv1/seed1",
+    "coop/base2new_test dtd 1": "output_coop/evaluate/test_new/dtd/shots_16/CoOp/vit_b16_ep100_ctxv1/seed1",
+    "coop/base2base_test dtd 1": "output_coop/evaluate/test_base/dtd/shots_16/CoOp/vit_b16_ep100_ctxv1/seed1",
+    f"coop_LMC/base2new_train_coop caltech101 {' '.join(LMC)}": "output_KgCoOp_COOP_LMC/CoOp/train_base/caltech101"
+    "/cosine/shots_16_10.0_1.0/KgCoOp_COOP_LMC/vit_b16_ep100_ctxv1/seed1",
+    f"coop_LMC/base2base_test_coop caltech101 {' '.join(LMC)}": "output_KgCoOp_COOP_LMC/CoOp/evaluate/test_base"
+    "/caltech101/cosine/shots_16_10.0_1.0/KgCoOp_COOP_LMC/vit_b16_ep100_ctxv1/seed1",
+    "kgcoop/base2new_train caltech101 8.0 1": "output_KgCoOp/base2new/train_base/caltech101/shots_16_8.0/KgCoOp"
+    "/vit_b16_ep100_ctxv1/seed1",
+    "kgcoop/base2new_test caltech101 1": "output_KgCoOp/base2new/evaluate/test_new/caltech101/shots_16_8.0/KgCoOp"
+    "/vit_b16_ep100_ctxv1/seed1",
+    "kgcoop_LMC/base2new_train_kgcoop caltech101 10.0 1.0 1 vit_b16_ep100_ctxv1": "output_KgCoOp_LMC/KgCoOp/train_base"
+    "/caltech101/cosine/shots_16_10.0_1.0/KgCoOp_COOP_LMC/vit_b16_ep100_ctxv1/seed1",
+    f"kgcoop_LMC/base2new_test_kgcoop caltech101 {' '.join(LMC)}": "output_KgCoOp_LMC/KgCoOp/evaluate/test_new"
+    "/caltech101/cosine/shots_16_10.0_1.0/KgCoOp_COOP_LMC/vit_b16_ep100_ctxv1/seed1",
+    "mma/base2new_train caltech101 1 vit_b16_ep5": "output_MMA/base2new/train_base/caltech101/shots_16"
+    "/MultiModalAdapter/seed1",
+    "mma/base2new_test caltech101 1 vit_b16_ep5 5": "output_MMA/base2new/evaluate/test_new/caltech101/shots_16"
+    "/MultiModalAdapter/seed1/epoch5",
+    "mma_LMC/base2new_train_mma caltech101 10.0 vit_b16_ep5 1": "output_MMA_LMC/base2new/train_base/caltech101"
+    "/shots_16_10.0/MMA_LMC/vit_b16_ep5/seed1",
+    "promptkd_LMC/base2new_train_promptkd caltech101 1 student 10.0": "output_PromptKD_LMC/base2new/train_base"
+    f"/caltech101/shots_0/PromptKD_LMC/100.0_50.0_10_10.0/{PROMPTKD}/seed_1",
+    "promptkd_LMC/base2new_test_promptkd dtd 1": "output_PromptKD_LMC/base2new/evaluate/test_new/dtd/shots_0"
+    f"/PromptKD_LMC/100.0_50.0_10_200.0/{PROMPTKD}/seed_1",
 }
-FOLDERS = {
-    "coop/base2new_train.sh": "output_coop/train_base/imagenet/shots_16/CoOp/vit_b16_ep100_ctxv1/seed1",
-    "coop/base2new_test.sh": "output_coop/evaluate/test_new/imagenet/shots_16/CoOp/vit_b16_ep100_ctxv1/seed1",
-    "coop/base2base_test.sh": "output_coop/evaluate/test_base/imagenet/shots_16/CoOp/vit_b16_ep100_ctxv1/seed1",
+SAMPLES = {
+    "DATASET": ("toy_objects", "toy_shapes"),
+    "SOURCE": ("toy_letters", "toy_pairs"),
+    "SEED": ("1", "2"),
+    "SHOTS": ("4", "8"),
+    "CFG": ("paper", "continued"),
+    "LOADEP": ("3", "4"),
+    "LOSS_TYPE": ("cosine", "l2sq"),
+    "COOP_LMC": ("True", "False"),
+    "STUDENT_DIR": ("/a", "/b"),
+    "N": ("5", "10"),
 }
-for _script, _part in (
-    ("base2new_train", "train_base"),
-    ("base2new_test", "evaluate/test_new"),
-    ("base2base_test", "evaluate/test_base"),
-):
-    FOLDERS[f"coop_LMC/{_script}_coop.sh"] = (
-        f"output_KgCoOp_COOP_LMC/CoOp/{_part}/imagenet/cosine/shots_16_10.0_1.0/KgCoOp_COOP_LMC/"
-        "vit_b16_ep100_ctxv1/seed1"
+CFGS = {"MultiModalAdapter": ("vit_b16_ep5", "vit_b16_ep50"), "CoOp": ("siglip2_b16_ep100_ctxv1",) * 2}
+TRAINED_BY_TRAIN_PY = [name for name, command in COMMANDS.items() if not command.module]
+
+
+def sample(name, form, which=0):
+    """Words for a command's arguments."""
+    samples = SAMPLES | {"CFG": CFGS.get(COMMANDS[name].trainer, SAMPLES["CFG"])}
+    if name == "merge/base2new":
+        samples |= {"METHOD": ("ties", "dare"), "STAGE1": ("coop", "mma")}
+    elif "CFG" in form:
+        samples |= {"METHOD": ("finetune_LMC", "linear_probe_LMC")}
+    else:
+        samples |= {"METHOD": ("finetune", "linear_probe")}
+    return [samples.get(key, ("0.5", "2.0"))[which] for key in form]
+
+
+@pytest.fixture
+def dry(monkeypatch, tmp_path, capsys):
+    """`dry(name, *words)` -> the printed command lines of a script, as words."""
+    for key, value in {"DRY_RUN": "1", "OUTPUT": str(tmp_path), "DATA": "/data"}.items():
+        monkeypatch.setenv(key, value)
+
+    def run(name, *words):
+        assert main([name, *words]) == 0, capsys.readouterr().err
+        return [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+def value_of(flag, line):
+    return line[line.index(flag) + 1]
+
+
+def pairs_of(line):
+    """The KEY VALUE pairs at a line's end."""
+    first = line.index("DATASET.NUM_SHOTS")
+    return dict(zip(line[first::2], line[first + 1 :: 2], strict=True))
+
+
+@pytest.mark.parametrize("line", WRITES)
+def test_each_authors_command_writes_where_the_authors_did(dry, tmp_path, line):
+    (words,) = dry(*line.split())
+    assert value_of("--output-dir", words) == str(tmp_path / WRITES[line])
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "scripts").glob("*/*.sh")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
+def test_each_script_runs_the_command_of_its_name_and_its_example_holds(dry, path):
+    name, text = f"{path.parent.name}/{path.stem}", path.read_text()
+    assert text.startswith("#!/bin/sh\n")
+    assert text.splitlines()[-1] == f'exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" {name} "$@"'
+    command = COMMANDS[name]
+    assert " ".join(command.arguments) in text
+    example = re.search(r"^# bash scripts/(\S+)\.sh (.+)$", text, re.M)
+    assert example[1] == name
+    lines = dry(name, *example[2].split())
+    assert len(lines) == max(1, len(command.seeds))
+
+
+def test_every_command_has_its_script():
+    assert {f"{path.parent.name}/{path.stem}" for path in (ROOT / "scripts").glob("*/*.sh")} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_argument_is_passed_on(dry, name):
+    """Another value of any argument gives another command line."""
+    command = COMMANDS[name]
+    for form in (command.arguments, *command.forms):
+        plain = dry(name, *sample(name, form))
+        for place, key in enumerate(form):
+            other = sample(name, form)
+            other[place] = sample(name, form, 1)[place]
+            # a student's folder decides nothing once it is trained on
+            unused = key == "STUDENT_DIR" and command.evaluates or other[place] == sample(name, form)[place]
+            assert (dry(name, *other) == plain) == bool(unused), (form, key)
+
+
+@pytest.mark.parametrize("name", TRAINED_BY_TRAIN_PY)
+@pytest.mark.parametrize("dataset", ["toy_shapes", "caltech101"])
+def test_what_a_test_reads_is_what_its_training_wrote(dry, name, dataset):
+    command = COMMANDS[name]
+    words = sample(name, command.arguments)
+    words[command.arguments.index("DATASET")] = dataset
+    arguments = command.complete(dict(zip(command.arguments, words, strict=True)) | {"SEED": "1"})
+    own = train_argv(name, arguments, [])
+    if command.evaluates:
+        trained = trained_arguments(arguments)
+        theirs = train_argv(command.evaluates, COMMANDS[command.evaluates].complete(trained), [])
+        assert value_of("--model-dir", own) == value_of("--output-dir", theirs)
+        assert "--eval-only" in own and value_of("--trainer", own) == value_of("--trainer", theirs)
+    if command.stage1 and "STUDENT_DIR" not in command.arguments:
+        first = train_argv(command.stage1, first_arguments(command.stage1, arguments), [])
+        assert value_of("--resume-coop", own) == value_of("--output-dir", first)
+    if command.teacher:
+        first = train_argv(command.teacher, first_arguments(command.teacher, arguments), [])
+        assert pairs_of(own)["TRAINER.PROMPTKD.TEACHER_DIR"] == value_of("--output-dir", first)
+
+
+def test_no_two_commands_share_a_folder(tmp_path):
+    arguments = {key: values[0] for key, values in SAMPLES.items()} | {"METHOD": "finetune", "STAGE1": "coop"}
+    arguments |= dict.fromkeys(["CLIP_WEIGHT", "W_LMC", "W", "KD_WEIGHT", "BETA"], "1.0") | {"CFG": PROMPTKD}
+    folders = {}
+    for name, command in COMMANDS.items():
+        folders.setdefault(command.output.format(**command.complete(arguments)), []).append(name)
+    shared = [names for names in folders.values() if len(names) > 1]
+    assert all({name.removesuffix("_siglip2") for name in names} == {names[0]} for names in shared), shared
+
+
+def test_forms_are_told_apart_by_their_number():
+    for name, command in COMMANDS.items():
+        counts = [len(form) for form in (command.arguments, *command.forms)]
+        assert len(set(counts)) == len(counts), name
+
+
+def test_shorter_forms_mean_the_usual_values(dry):
+    assert dry("kgcoop/base2new_test", "dtd", "2") == dry("kgcoop/base2new_test", "dtd", "8.0", "2")
+    short = ["kgcoop_LMC/base2new_test_kgcoop", "dtd", "10.0", "1.0", "1", "paper"]
+    assert dry(*short) == dry(short[0], "dtd", "10.0", "cosine", "True", "1.0", "1", "paper")
+    (words,) = dry("mma/base2new_test", "dtd", "1", "vit_b16_ep5", "3")
+    assert value_of("--load-epoch", words) == "3"
+    kd = ["promptkd_LMC/base2new_train_promptkd", "dtd", "1", "/student", "10.0"]
+    assert dry(*kd) == dry(*kd, "50.0", "10")
+    assert dry("coop/xd_train", "1") == dry("coop/xd_train", "imagenet", "1")
+    assert dry("coop/xd_test", "dtd", "1") == dry("coop/xd_test", "dtd", "1", "imagenet")
+    assert dry("coop/dg_test", "toy_shapes", "1") == dry("coop/dg_test", "toy_shapes", "1", "toy_objects")
+    assert source_of({"DATASET": "eurosat"}) == "imagenet"
+
+
+def test_siglip_scripts_loop_over_three_seeds(dry):
+    lines = dry("coop_LMC/base2new_train_coop_siglip2", "dtd", "10.0", "cosine", "True", "1.0", "siglip2_l16_paper")
+    assert [value_of("--seed", line) for line in lines] == ["1", "2", "3"]
+    assert all("CoOp/siglip2_l16_ep100_ctxv1/seed" in value_of("--resume-coop", line) for line in lines)
+
+
+def test_the_students_folder_is_where_the_caller_means_it(dry, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (words,) = dry("promptkd_LMC/base2new_train_promptkd", "dtd", "1", "my/student", "1000.0")
+    assert value_of("--resume-coop", words) == str(tmp_path / "my/student")
+
+
+def config_of(argv):
+    return train.setup_cfg(train.build_parser().parse_intermixed_args(argv))
+
+
+@pytest.mark.parametrize("dataset", ["toy_shapes", "caltech101", "dtd"])
+@pytest.mark.parametrize("method", [name for name, own in METHODS.items() if own.train.stage1])
+def test_the_recipe_of_a_preset_changes_nothing_of_it(method, dataset):
+    name = METHODS[method].script("base2new_train")
+    siglip = {"released": "siglip2_b16_ep100_ctxv1", "paper": "siglip2_b16_paper"}
+    presets = siglip if "SigLIP" in method else {preset: preset for preset in ("released", "paper", "continued")}
+    for preset, cfg in presets.items():
+        given = {"COOP_LMC": "True", "DATASET": dataset, "SEED": "1"} | recipe(COMMANDS[name], cfg)
+        argv = train_argv(name, COMMANDS[name].complete(given), ["TRAINER.MODAL", "sweep"])
+        found = config_of(argv).PRESET
+        assert found == preset
+
+
+def test_a_changed_key_makes_another_row():
+    given = {"COOP_LMC": "True", "DATASET": "toy_shapes", "SEED": "1"} | recipe(
+        COMMANDS["mma_LMC/base2new_train_mma"], "paper"
     )
-# the tiny CLIP in the place of ViT-B/16, one epoch
-SMALL = ["MODEL.BACKBONE.NAME", "tiny", "INPUT.SIZE", "(32,32)", "OPTIM.MAX_EPOCH", "1"]
-SMALL += ["DATALOADER.NUM_WORKERS", "0", "TRAINER.COOP.PREC", "fp32"]
+    argv = train_argv("mma_LMC/base2new_train_mma", COMMANDS["mma_LMC/base2new_train_mma"].complete(given), [])
+    assert config_of([*argv, "TRAINER.LMC.TAU", "0.5"]).PRESET == "paper, changed: TRAINER.LMC.TAU"
 
 
-@pytest.mark.parametrize("script", COMMANDS)
-def test_each_command_writes_where_the_authors_did(clone, tmp_path, script):
-    done = clone("bash", f"scripts/{script}", "imagenet", *COMMANDS[script], output=tmp_path, DRY_RUN="1")
-    assert f"--output-dir {tmp_path / FOLDERS[script]} " in done.stdout
-    assert not any(tmp_path.iterdir())
+def test_promptkds_weight_is_that_of_the_data_sets_yaml():
+    for path in (ROOT / "configs" / "datasets").glob("*.yaml"):
+        if path.stem.startswith("imagenet") or path.stem == "objectnet":
+            continue  # some of these have no reader yet
+        words = ["--trainer", "PromptKD", "--dataset-config-file", str(path)]
+        words += ["--config-file", str(ROOT / f"configs/trainers/PromptKD/{PROMPTKD}.yaml")]
+        weight = config_of(words).TRAINER.PROMPTKD.KD_WEIGHT
+        assert weight == float(kd_weight({"DATASET": path.stem}))
 
 
-def test_commands_run_from_mergetune_and_from_anywhere(clone, tmp_path):
-    words = ["imagenet", "1"]
-    at_root = clone("bash", "scripts/coop/base2new_train.sh", *words, DRY_RUN="1").stdout
-    inside = clone("sh", "scripts/coop/base2new_train.sh", *words, cwd=ROOT / "mergetune", DRY_RUN="1").stdout
-    away = clone("bash", ROOT / "scripts/coop/base2new_train.sh", *words, cwd=tmp_path, DRY_RUN="1").stdout
-    assert at_root == inside == away
-    assert str(ROOT / "output") in at_root and str(ROOT / "data") in at_root
+def test_a_data_set_without_reader_is_refused_before_anything_else():
+    known = {path.stem for path in (ROOT / "configs" / "datasets").glob("*.yaml")}
+    assert {"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r", "objectnet"} <= known
+    with pytest.raises(UserError, match=r"Caltech101.*but got \[NotThere\]"):
+        config_of(["--trainer", "CoOp", "DATASET.NAME", "NotThere"])
 
 
-@pytest.mark.parametrize("script", COMMANDS)
-@pytest.mark.parametrize("words", [[], ["imagenet"], ["imagenet", *LMC, "more"], ["imagenet", "1", "--", "KEY"]])
-def test_wrong_arguments_print_the_usage(clone, script, words):
-    done = clone("bash", f"scripts/{script}", *words, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"usage: scripts/{script} ")
-
-
-def test_unknown_data_set_names_the_known_ones(clone):
-    done = clone("bash", "scripts/coop/base2new_train.sh", "imagenette", "1", check=False)
-    assert done.returncode == 2
-    assert "imagenette" in done.stderr and "caltech101" in done.stderr
-
-
-def test_missing_stage1_names_the_command_that_makes_it(clone, imagenet_root, tmp_path):
-    done = clone(
-        "bash", "scripts/coop_LMC/base2new_train_coop.sh", "imagenet", *LMC,
-        data=imagenet_root, output=tmp_path, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "bash scripts/coop/base2new_train.sh imagenet 1" in done.stderr
-    assert not any(tmp_path.iterdir())
-
-
-def test_the_sequence_runs_on_a_small_imagenet(clone, imagenet_root, tmp_path):
-    for script, words in COMMANDS.items():
-        clone("bash", f"scripts/{script}", "imagenet", *words, "--", *SMALL, data=imagenet_root, output=tmp_path)
-        results = json.loads((tmp_path / FOLDERS[script] / "results.json").read_text())
-        assert results["dataset"] == "ImageNet"
-        assert results["subset"] == ("new" if "new_test" in script else "base")
-        assert results["total"] == 6  # 2 of the 4 classes, 3 pictures each
-        assert results["seed"] == 1
-    trained = tmp_path / FOLDERS["coop_LMC/base2new_train_coop.sh"]
-    assert (trained / "prompt_mid_learner" / "checkpoint").is_file()
-    assert "Finish training" in (trained / "log.txt").read_text()
-    again = clone("bash", "scripts/coop/base2new_train.sh", "imagenet", "1", data=imagenet_root, output=tmp_path)
-    assert "finished: skipped" in again.stdout
-    table = clone("bash", "-c", f'"$VIRTUAL_ENV/bin/python" -m mergetune.report {tmp_path}').stdout
-    assert "CoOp" in table and "ImageNet" in table
+def test_every_protocol_says_its_name(dry):
+    for name in TRAINED_BY_TRAIN_PY:
+        (words, *_) = dry(name, *sample(name, COMMANDS[name].arguments))
+        assert pairs_of(words).get("TRAINER.MODAL", "base2novel") == COMMANDS[name].protocol
+        halves = COMMANDS[name].protocol == "base2novel"
+        assert pairs_of(words)["DATASET.SUBSAMPLE_CLASSES"] == COMMANDS[name].subset
+        assert halves == (name.split("/")[1].startswith("base2"))

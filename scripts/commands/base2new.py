@@ -1,88 +1,259 @@
-"""What each script runs: its arguments, the folder it writes, and the train.py command line.
+"""Base-to-new: the authors' commands, and the same for the methods that they ran without a script."""
 
-Declarations only; `run.py` executes one of them, `main_job.py` many. Folders are the authors', below OUTPUT.
-"""
+from dataclasses import dataclass, replace
 
-from dataclasses import dataclass, field
+from .command import Arguments, Command, run_folder, yaml_values
 
 LMC_ARGUMENTS = ("DATASET", "CLIP_WEIGHT", "LOSS_TYPE", "COOP_LMC", "W_LMC", "SEED", "CFG")
+LMC_PAIRS = (
+    *("TRAINER.LMC.LAMBDA", "{CLIP_WEIGHT}", "TRAINER.LMC.DISTANCE", "{LOSS_TYPE}"),
+    *("TRAINER.LMC.ENABLED", "{COOP_LMC}", "TRAINER.LMC.BETA", "{W_LMC}"),
+)
+KGCOOP_LMC_FORM = ("DATASET", "CLIP_WEIGHT", "W_LMC", "SEED", "CFG")  # its LOSS_TYPE is cosine
+PROMPTKD_ARGUMENTS = ("DATASET", "SEED", "STUDENT_DIR", "KD_WEIGHT", "BETA", "N")
+PROMPTKD_CFG = "vit_b16_c2_ep20_batch8_4+4ctx"
+SIGLIP_CFG = "siglip2_b16_ep100_ctxv1"
+WEAKER_KD = ("fgvc_aircraft", "oxford_flowers", "dtd")  # PromptKD distils with 200 there, elsewhere with 1000
+TESTS = {"base2base_test": "base", "base2new_test": "new"}
 
 
 @dataclass(frozen=True)
-class Command:
-    """One script. Strings are templates over its arguments, e.g. "{DATASET}"."""
+class Method:
+    """Where a method's scripts lie and what they are called: `folder`/base2new_train`suffix`."""
 
-    arguments: tuple[str, ...]
-    trainer: str
-    config: str  # below configs/trainers
-    output: str  # below OUTPUT
-    subset: str  # base or new
-    evaluates: str = ""  # name of the command whose run this one evaluates
-    stage1: str = ""  # name of the command whose run this one continues
-    pairs: tuple[str, ...] = ()
-    defaults: dict = field(default_factory=dict)  # arguments that a script fixes
-    eval_only: bool = False  # evaluates without a checkpoint of its own
+    folder: str
+    suffix: str
+    train: Command
+
+    def script(self, what: str) -> str:
+        """Name of one of its commands, e.g. of "base2new_test"."""
+        return f"{self.folder}/{what}{self.suffix}"
 
 
-def _evaluation(train: str, subset: str) -> Command:
-    """The test of a training command on one half of the classes."""
-    own = COMMANDS[train]
-    return Command(
-        arguments=own.arguments,
-        trainer=own.trainer,
-        config=own.config,
-        output=own.output.replace("train_base", f"evaluate/test_{subset}"),
-        subset=subset,
-        evaluates=train,
-        pairs=own.pairs,
-        defaults=own.defaults,
-    )
+def of_toy(toy: str, other: str):
+    """A default that differs on the built-in benchmark."""
+    return lambda arguments: toy if arguments["DATASET"].startswith("toy_") else other
 
 
-COMMANDS = {
-    "coop/base2new_train": Command(
-        arguments=("DATASET", "SEED"),
-        defaults={"CFG": "vit_b16_ep100_ctxv1"},
-        trainer="CoOp",
-        config="CoOp/{CFG}",
-        output="output_coop/train_base/{DATASET}/shots_16/CoOp/{CFG}/seed{SEED}",
-        subset="base",
+def kd_weight(arguments: Arguments) -> str:
+    return "200.0" if arguments["DATASET"] in WEAKER_KD else "1000.0"
+
+
+def of_run(name: str):
+    """A default: the folder of the run that another command makes on this data set and seed."""
+
+    def default(arguments: Arguments) -> str:
+        own = {key: arguments[key] for key in ("DATASET", "SEED", "OUTPUT") if key in arguments}
+        return str(run_folder(COMMANDS[name], COMMANDS[name].complete(own)))
+
+    return default
+
+
+def siglip_stage1(arguments: Arguments) -> str:
+    """The stage 1 on the backbone of a stage-2 CFG such as siglip2_l16_paper."""
+    return "_".join([*arguments["CFG"].split("_")[:2], "ep100_ctxv1"])
+
+
+_COOP = Command(
+    arguments=("DATASET", "SEED"),
+    defaults={"CFG": "vit_b16_ep100_ctxv1", "SHOTS": "16"},
+    trainer="CoOp",
+    config="CoOp/{CFG}",
+    output="output_coop/train_base/{DATASET}/shots_{SHOTS}/CoOp/{CFG}/seed{SEED}",
+    subset="base",
+)
+_COOP_LMC = Command(
+    arguments=LMC_ARGUMENTS,
+    defaults={"SHOTS": "16"},
+    trainer="CoOp_LMC",
+    config="CoOp_LMC/{CFG}",
+    output="output_KgCoOp_COOP_LMC/CoOp/train_base/{DATASET}/{LOSS_TYPE}/shots_{SHOTS}_{CLIP_WEIGHT}_{W_LMC}"
+    "/KgCoOp_COOP_LMC/{CFG}/seed{SEED}",
+    subset="base",
+    stage1="coop/base2new_train",
+    pairs=LMC_PAIRS,
+)
+_SIGLIP = {"seeds": ("1", "2", "3")}
+_PROMPTKD = Command(
+    arguments=("DATASET", "SEED"),
+    defaults={
+        "CFG": PROMPTKD_CFG,
+        "SHOTS": "0",  # all training pictures, of all classes, without their labels
+        "KD_WEIGHT": kd_weight,
+        "TEACHER_DIR": of_run("promptsrc/base2new_train"),
+    },
+    trainer="PromptKD",
+    config="PromptKD/{CFG}",
+    output="output_PromptKD/base2new/train_base/{DATASET}/shots_{SHOTS}/PromptKD/{CFG}/seed_{SEED}",
+    subset="all",
+    teacher="promptsrc/base2new_train",
+    pairs=("TRAINER.PROMPTKD.TEACHER_DIR", "{TEACHER_DIR}", "TRAINER.PROMPTKD.KD_WEIGHT", "{KD_WEIGHT}"),
+)
+
+METHODS: dict[str, Method] = {
+    "CoOp": Method("coop", "", _COOP),
+    "CoOp_LMC": Method("coop_LMC", "_coop", _COOP_LMC),
+    "CoOp on SigLIP 2": Method(
+        "coop",
+        "_siglip2",
+        replace(
+            _COOP,
+            **_SIGLIP,
+            arguments=("DATASET",),
+            forms=(("DATASET", "CFG"),),
+            defaults={"CFG": SIGLIP_CFG, "SHOTS": "16"},
+        ),
     ),
-    "coop_LMC/base2new_train_coop": Command(
-        arguments=LMC_ARGUMENTS,
-        trainer="CoOp_LMC",
-        config="CoOp_LMC/{CFG}",
-        output="output_KgCoOp_COOP_LMC/CoOp/train_base/{DATASET}/{LOSS_TYPE}/shots_16_{CLIP_WEIGHT}_{W_LMC}"
-        "/KgCoOp_COOP_LMC/{CFG}/seed{SEED}",
-        subset="base",
-        stage1="coop/base2new_train",
-        pairs=(
-            *("TRAINER.LMC.LAMBDA", "{CLIP_WEIGHT}", "TRAINER.LMC.DISTANCE", "{LOSS_TYPE}"),
-            *("TRAINER.LMC.ENABLED", "{COOP_LMC}", "TRAINER.LMC.BETA", "{W_LMC}"),
+    "CoOp_LMC on SigLIP 2": Method(
+        "coop_LMC",
+        "_coop_siglip2",
+        replace(
+            _COOP_LMC,
+            **_SIGLIP,
+            arguments=tuple(name for name in LMC_ARGUMENTS if name != "SEED"),
+            defaults={"SHOTS": "16", "STAGE1_CFG": siglip_stage1},
+            stage1="coop/base2new_train_siglip2",
+        ),
+    ),
+    "KgCoOp": Method(
+        "kgcoop",
+        "",
+        Command(
+            arguments=("DATASET", "W", "SEED"),
+            forms=(("DATASET", "SEED"),),
+            defaults={"CFG": "vit_b16_ep100_ctxv1", "SHOTS": "16", "W": "8.0"},
+            trainer="KgCoOp",
+            config="KgCoOp/{CFG}",
+            output="output_KgCoOp/base2new/train_base/{DATASET}/shots_{SHOTS}_{W}/KgCoOp/{CFG}/seed{SEED}",
+            subset="base",
+            pairs=("TRAINER.COOP.W", "{W}"),
+        ),
+    ),
+    "KgCoOp_LMC": Method(
+        "kgcoop_LMC",
+        "_kgcoop",
+        replace(
+            _COOP_LMC,
+            forms=(KGCOOP_LMC_FORM,),
+            defaults={"SHOTS": "16", "LOSS_TYPE": "cosine", "COOP_LMC": "True"},
+            trainer="KgCoOp_LMC",
+            config="KgCoOp_LMC/{CFG}",
+            output=_COOP_LMC.output.replace("output_KgCoOp_COOP_LMC/CoOp/", "output_KgCoOp_LMC/KgCoOp/"),
+            stage1="kgcoop/base2new_train",
+        ),
+    ),
+    "MultiModalAdapter": Method(
+        "mma",
+        "",
+        Command(
+            arguments=("DATASET", "SEED", "CFG"),
+            forms=(("DATASET", "SEED"),),
+            defaults={"SHOTS": "16", "CFG": of_toy("vit_b16_ep20", "vit_b16_ep5")},
+            trainer="MultiModalAdapter",
+            config="MultiModalAdapter/{CFG}",
+            output="output_MMA/base2new/train_base/{DATASET}/shots_{SHOTS}/MultiModalAdapter/seed{SEED}",
+            subset="base",
+        ),
+    ),
+    "MMA_LMC": Method(
+        "mma_LMC",
+        "_mma",
+        Command(
+            arguments=("DATASET", "W_LMC", "CFG", "SEED"),
+            defaults={"SHOTS": "16"},
+            trainer="MMA_LMC",
+            config="MMA_LMC/{CFG}",
+            output="output_MMA_LMC/base2new/train_base/{DATASET}/shots_{SHOTS}_{W_LMC}/MMA_LMC/{CFG}/seed{SEED}",
+            subset="base",
+            stage1="mma/base2new_train",
+            pairs=("TRAINER.LMC.BETA", "{W_LMC}"),
+        ),
+    ),
+    "PromptSRC": Method(
+        "promptsrc",
+        "",
+        Command(
+            arguments=("DATASET", "SEED"),
+            defaults={"CFG": of_toy("vit_b16_c2_ep20_batch4_4+4ctx", "vit_l14_c2_ep20_batch8_4+4ctx"), "SHOTS": "16"},
+            trainer="PromptSRC",
+            config="PromptSRC/{CFG}",
+            output="output_PromptSRC/base2new/train_base/{DATASET}/shots_{SHOTS}/PromptSRC/{CFG}/seed{SEED}",
+            subset="base",
+        ),
+    ),
+    "PromptKD": Method("promptkd", "", _PROMPTKD),
+    "PromptKD_LMC": Method(
+        "promptkd_LMC",
+        "_promptkd",
+        replace(
+            _PROMPTKD,
+            arguments=PROMPTKD_ARGUMENTS,
+            forms=tuple(PROMPTKD_ARGUMENTS[:count] for count in (2, 4, 5)),
+            defaults={
+                **_PROMPTKD.defaults,
+                "STUDENT_DIR": of_run("promptkd/base2new_train"),
+                "LAMBDA": lambda a: yaml_values(f"PromptKD_LMC/{a['CFG']}")["TRAINER.LMC.LAMBDA"],  # names the folder
+                "BETA": "50.0",
+                "N": "10",
+            },
+            folders=("STUDENT_DIR",),
+            trainer="PromptKD_LMC",
+            config="PromptKD_LMC/{CFG}",
+            output="output_PromptKD_LMC/base2new/train_base/{DATASET}/shots_{SHOTS}/PromptKD_LMC"
+            "/{LAMBDA}_{BETA}_{N}_{KD_WEIGHT}/{CFG}/seed_{SEED}",
+            stage1="promptkd/base2new_train",
+            pairs=(*_PROMPTKD.pairs, "TRAINER.LMC.BETA", "{BETA}", "TRAINER.LMC.NUM_SAMPLES", "{N}"),
         ),
     ),
 }
-for _script in ("coop/base2{}_test", "coop_LMC/base2{}_test_coop"):
-    _train = _script.format("new").replace("test", "train")
-    COMMANDS[_script.format("new")] = _evaluation(_train, "new")
-    COMMANDS[_script.format("base")] = _evaluation(_train, "base")
-for _subset in ("base", "new"):
-    COMMANDS[f"zsclip/base2{_subset}_test"] = Command(
-        arguments=("DATASET", "SEED"),
-        defaults={"CFG": "vit_b16"},
-        trainer="ZeroshotCLIP",
-        config="ZeroshotCLIP/{CFG}",
-        output=f"output_zsclip/evaluate/test_{_subset}/{{DATASET}}/shots_16/ZeroshotCLIP/{{CFG}}/seed{{SEED}}",
-        subset=_subset,
-        eval_only=True,
+
+
+def evaluation(method: Method, what: str, subset: str) -> Command:
+    """The test of a method's training command on one half of the classes."""
+    own = method.train
+    output = own.output.replace("train_base", f"evaluate/test_{subset}")
+    return replace(own, output=output, subset=subset, evaluates=method.script("base2new_train"), stage1="")
+
+
+def with_epoch(test: Command) -> Command:
+    """A test that takes the epoch to load as one argument more; such a run has a folder of its own."""
+    return replace(
+        test,
+        forms=(*test.forms, (*test.arguments, "LOADEP")),
+        defaults={**test.defaults, "LOADEP": "", "EPOCH": lambda a: a["LOADEP"] and f"/epoch{a['LOADEP']}"},
+        output=f"{test.output}{{EPOCH}}",
     )
-    COMMANDS[f"coop_average/base2{_subset}_test"] = Command(
-        arguments=("DATASET", "SEED"),
-        defaults={"CFG": "vit_b16"},
-        trainer="CoOp_Average",
-        config="CoOp_Average/{CFG}",
-        output=f"output_average/CoOp/evaluate/test_{_subset}/{{DATASET}}/shots_16/CoOp_Average/{{CFG}}/seed{{SEED}}",
-        subset=_subset,
-        stage1="coop/base2new_train",
-        eval_only=True,
-    )
+
+
+def _commands() -> dict[str, Command]:
+    found = {}
+    for method in METHODS.values():
+        found[method.script("base2new_train")] = method.train
+        for what, subset in TESTS.items():
+            found[method.script(what)] = evaluation(method, what, subset)
+    for what, subset in TESTS.items():
+        found[f"mma/{what}"] = with_epoch(found[f"mma/{what}"])
+        for folder, trainer in (("zsclip", "ZeroshotCLIP"), ("zsclip2", "ZeroshotCLIP2")):
+            found[f"{folder}/{what}"] = Command(
+                arguments=("DATASET", "SEED"),
+                defaults={"CFG": "vit_b16", "SHOTS": "16"},
+                trainer=trainer,
+                config=f"{trainer}/{{CFG}}",
+                output=f"output_{folder}/evaluate/test_{subset}/{{DATASET}}/shots_16/{trainer}/{{CFG}}/seed{{SEED}}",
+                subset=subset,
+                eval_only=True,
+            )
+        found[f"coop_average/{what}"] = Command(
+            arguments=("DATASET", "SEED"),
+            defaults={"CFG": "vit_b16", "SHOTS": "16"},
+            trainer="CoOp_Average",
+            config="CoOp_Average/{CFG}",
+            output=f"output_average/CoOp/evaluate/test_{subset}/{{DATASET}}/shots_16/CoOp_Average/{{CFG}}/seed{{SEED}}",
+            subset=subset,
+            stage1="coop/base2new_train",
+            eval_only=True,
+        )
+    return found
+
+
+COMMANDS = _commands()

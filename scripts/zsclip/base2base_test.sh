@@ -1,4 +1,5 @@
 #!/bin/sh
-# Zero-shot CLIP on the base classes. Arguments: DATASET SEED
+# Zero-shot CLIP on the base classes.
+# Arguments: DATASET SEED
 # bash scripts/zsclip/base2base_test.sh caltech101 1
 exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" zsclip/base2base_test "$@"

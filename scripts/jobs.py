@@ -1,0 +1,196 @@
+"""Which commands make up a job: for a method pair, a protocol, a data set and a seed, in order."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from scripts.commands import COMMANDS, run_folder
+from scripts.commands.base2new import METHODS, TESTS
+from scripts.commands.command import Arguments, recipe
+from scripts.commands.robust import shifts
+
+SHOTS = ("1", "2", "4", "8", "16")
+PUBLIC = (
+    *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft"),
+    *("sun397", "dtd", "eurosat", "ucf101"),
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of a command. card: draw its path afterwards."""
+
+    command: str
+    arguments: Mapping[str, str]
+    pairs: tuple[str, ...] = ()
+    card: bool = False
+
+    @property
+    def folder(self):
+        return run_folder(COMMANDS[self.command], dict(self.arguments))
+
+    @property
+    def finished(self) -> bool:
+        """Has it left its results, and its path card where one belongs to it?"""
+        out = self.folder
+        made = (out / COMMANDS[self.command].marker).is_file()
+        return made and (not self.card or (out / "path.json").is_file())
+
+    def __str__(self) -> str:
+        return f"{self.arguments['DATASET']} seed {self.arguments['SEED']}: {self.command}"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A stage-1 method and MERGETUNE on it. presets: CFGs of stage 2; toy: those of the built-in benchmark, where they
+    are others; before: methods that teach stage 1."""
+
+    stage1: str
+    stage2: str
+    presets: tuple[str, ...]
+    toy: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+    average: bool = False  # of class vectors
+    merges: tuple[str, ...] = ()  # of weights; WiSE-FT at alpha 0.5 is the average
+    card: bool = True
+
+
+_PROMPT = ("vit_b16_ep100_ctxv1", "paper", "continued")
+PAIRS: dict[str, Pair] = {
+    "CoOp": Pair("CoOp", "CoOp_LMC", _PROMPT, average=True, merges=("ties", "dare")),
+    "KgCoOp": Pair("KgCoOp", "KgCoOp_LMC", _PROMPT, merges=("average", "ties", "dare")),
+    "MMA": Pair(
+        "MultiModalAdapter",
+        "MMA_LMC",
+        ("vit_b16_ep5", "paper", "continued"),
+        toy=("released_ep20", "paper_ep20", "continued_ep20"),
+        merges=("average", "ties", "dare"),
+    ),
+    "PromptKD": Pair(
+        "PromptKD",
+        "PromptKD_LMC",
+        ("vit_b16_c2_ep20_batch8_4+4ctx", "paper", "continued"),
+        toy=("released_batch8", "paper_batch8", "continued_batch8"),
+        before=("PromptSRC",),
+    ),
+}
+ROBUST = {"LinearProbe": "linear_probe", "FineTune": "finetune"}
+_SHOT_PAIRS = ("CoOp", "KgCoOp", "MMA")
+# Protocol -> the pairs that have it, the default first.
+PROTOCOLS = {
+    "base2new": tuple(PAIRS),
+    **dict.fromkeys(("cross", "dg", "fewshot"), _SHOT_PAIRS),
+    "robust": tuple(ROBUST),
+}
+TRANSFER = {"cross": "xd_test", "dg": "dg_test"}
+
+
+def step(command: str, given: Arguments, **more) -> Step:
+    return Step(command, COMMANDS[command].complete(given), **more)
+
+
+def stage2_arguments(pair: Pair, script: str, toy: bool) -> list[Arguments]:
+    """The arguments of each preset, as its yaml has them."""
+    cfgs = (pair.toy if toy else ()) or pair.presets
+    return [{"COOP_LMC": "True"} | recipe(COMMANDS[script], cfg) for cfg in cfgs]
+
+
+def base2new(pair: Pair, cell: Arguments) -> Iterator[Step]:
+    """Zero-shot, what teaches stage 1, stage 1, its average with CLIP, and each preset of stage 2: both halves."""
+
+    def trained(name: str, arguments: Arguments, card: bool = False) -> Iterator[Step]:
+        yield step(METHODS[name].script("base2new_train"), cell | arguments, card=card)
+        for what in TESTS:
+            yield step(METHODS[name].script(what), cell | arguments)
+
+    yield from (step(f"zsclip/{what}", cell) for what in TESTS)
+    for name in (*pair.before, pair.stage1):
+        yield from trained(name, {})
+    if pair.average:
+        yield from (step(f"coop_average/{what}", cell) for what in TESTS)
+    for merge in pair.merges:
+        yield step("merge/base2new", cell | {"METHOD": merge, "STAGE1": METHODS[pair.stage1].folder})
+    script = METHODS[pair.stage2].script("base2new_train")
+    for arguments in stage2_arguments(pair, script, is_toy(cell)):
+        yield from trained(pair.stage2, arguments, card=pair.card)
+
+
+def transfer(pair: Pair, cell: Arguments, protocol: str) -> Iterator[Step]:
+    """A model of the cell's data set, the source, on it and on each target."""
+    test, places = TRANSFER[protocol], [*on_targets(cell, targets(protocol, cell["DATASET"]))]
+    yield from (step(f"zsclip/{test}", place) for place in places)
+    script = METHODS[pair.stage2].script("xd_train")
+    for name, sets in ((pair.stage1, [{}]), (pair.stage2, stage2_arguments(pair, script, is_toy(cell)))):
+        for arguments in sets:
+            yield step(METHODS[name].script("xd_train"), cell | arguments)
+            yield from (step(METHODS[name].script(test), place | arguments) for place in places)
+
+
+def fewshot(pair: Pair, cell: Arguments) -> Iterator[Step]:
+    """The few-shot curve."""
+    yield step("zsclip/fewshot_test", cell)
+    script = METHODS[pair.stage2].script("fewshot_train")
+    for name, sets in ((pair.stage1, [{}]), (pair.stage2, stage2_arguments(pair, script, is_toy(cell)))):
+        for arguments in sets:
+            for shots in SHOTS:
+                for what in ("fewshot_train", "fewshot_test"):
+                    yield step(METHODS[name].script(what), cell | arguments | {"SHOTS": shots})
+
+
+def robust(name: str, cell: Arguments) -> Iterator[Step]:
+    """Robust fine-tuning: the source's own test and its shifted ones."""
+    places = [*on_targets(cell, targets("robust", cell["DATASET"]))]
+    yield from (step("zsclip/robust_test", place) for place in places)
+    presets = [{"CFG": f"{preset}_toy" if is_toy(cell) else preset} for preset in ("paper", "continued")]
+    for script, sets in ((ROBUST[name], [{}]), (f"{ROBUST[name]}_LMC", presets)):
+        for arguments in sets:
+            yield step(f"robust/{script}_train", cell | arguments)
+            yield from (step(f"robust/{script}_test", place | arguments) for place in places)
+            yield from (
+                step(f"robust/{kind}_ensemble", cell | arguments | {"METHOD": script})
+                for kind in ("weight", "output")
+                if kind == "weight" or not arguments  # output ensembles are a baseline of stage 1
+            )
+
+
+def on_targets(cell: Arguments, names: Iterable[str]) -> Iterator[Arguments]:
+    """The cell's own data set as SOURCE, tested on itself and on each target."""
+    for name in (cell["DATASET"], *names):
+        yield cell | {"SOURCE": cell["DATASET"], "DATASET": name}
+
+
+def is_toy(cell: Arguments) -> bool:
+    return cell["DATASET"].startswith("toy_")
+
+
+def toy_sets() -> list[str]:
+    """The built-in benchmark's data sets."""
+    from datasets.toy.world import WORLD
+
+    return [toy.folder for toy in WORLD.values() if toy.base_to_new]
+
+
+def sources(protocol: str) -> list[str]:
+    """The built-in data sets that a protocol's cells are made of."""
+    return toy_sets() if protocol in ("base2new", "fewshot") else ["toy_objects"]
+
+
+def targets(protocol: str, source: str) -> list[str]:
+    """What a model of the source is tested on, beside the source."""
+    toy = source.startswith("toy_")
+    if protocol == "cross":
+        return [name for name in (toy_sets() if toy else PUBLIC) if name != source]
+    return [name for name in shifts(source) if protocol == "robust" or name != "objectnet"]
+
+
+def cell_steps(name: str, protocol: str, dataset: str, seed: int, pairs: Iterable[str] = ()) -> list[Step]:
+    """All steps of one pair, protocol, data set (the source, where there is one) and seed. pairs: KEY VALUE of each."""
+    cell = {"DATASET": dataset, "SEED": str(seed)}
+    if protocol == "base2new":
+        steps = base2new(PAIRS[name], cell)
+    elif protocol == "fewshot":
+        steps = fewshot(PAIRS[name], cell)
+    elif protocol == "robust":
+        steps = robust(name, cell)
+    else:
+        steps = transfer(PAIRS[name], cell, protocol)
+    return [replace(each, pairs=tuple(pairs) * (not COMMANDS[each.command].module)) for each in steps]

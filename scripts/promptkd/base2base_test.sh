@@ -1,0 +1,5 @@
+#!/bin/sh
+# PromptKD: its accuracy on the base classes.
+# Arguments: DATASET SEED
+# bash scripts/promptkd/base2base_test.sh caltech101 1
+exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" promptkd/base2base_test "$@"

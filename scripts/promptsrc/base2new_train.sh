@@ -1,0 +1,5 @@
+#!/bin/sh
+# PromptKD's teacher: PromptSRC, 16 shots of the base classes.
+# Arguments: DATASET SEED
+# bash scripts/promptsrc/base2new_train.sh caltech101 1
+exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" promptsrc/base2new_train "$@"

@@ -1,0 +1,5 @@
+#!/bin/sh
+# MERGETUNE from a linear probe, all pictures of the source.
+# Arguments: DATASET CFG SEED
+# bash scripts/robust/linear_probe_LMC_train.sh imagenet paper 1
+exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" robust/linear_probe_LMC_train "$@"

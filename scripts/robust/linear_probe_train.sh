@@ -1,0 +1,5 @@
+#!/bin/sh
+# A linear probe, all pictures of the source.
+# Arguments: DATASET SEED, or SEED
+# bash scripts/robust/linear_probe_train.sh imagenet 1
+exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" robust/linear_probe_train "$@"

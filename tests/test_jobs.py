@@ -1,0 +1,64 @@
+"""Jobs: what a pair and a protocol run, in an order in which every step finds what it needs."""
+
+import pytest
+
+import train
+from dassl.utils import UserError
+from scripts.commands import COMMANDS
+from scripts.jobs import PROTOCOLS, SHOTS, cell_steps, sources, targets, toy_sets
+from scripts.main_job import check_readers, without_repeats
+from scripts.run import needs, train_argv
+
+JOBS = [(name, protocol) for protocol, names in PROTOCOLS.items() for name in names]
+NO_READER = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r", "objectnet")  # may get one
+
+
+def source(protocol, world):
+    return sources(protocol)[0] if world == "toy" else "imagenet"
+
+
+@pytest.mark.parametrize("world", ["toy", "public"])
+@pytest.mark.parametrize(("name", "protocol"), JOBS)
+def test_every_step_finds_what_it_needs(name, protocol, world):
+    made = set()
+    for step in cell_steps(name, protocol, source(protocol, world), 1):
+        for what, folder, _, _ in needs(step.command, dict(step.arguments)):
+            assert folder in made, f"{step} needs a {what}"
+        assert str(step.folder) not in made
+        made.add(str(step.folder))
+
+
+@pytest.mark.parametrize("world", ["toy", "public"])
+@pytest.mark.parametrize(("name", "protocol"), JOBS)
+def test_every_step_builds_its_config(name, protocol, world):
+    steps = cell_steps(name, protocol, source(protocol, world), 1, ["SEED", "5"])
+    kinds = {(step.command, step.arguments.get("CFG")): step for step in reversed(steps)}  # not for each target
+    for step in kinds.values():
+        if step.arguments["DATASET"] not in NO_READER and not COMMANDS[step.command].module:
+            argv = train_argv(step.command, dict(step.arguments), list(step.pairs))
+            cfg = train.setup_cfg(train.build_parser().parse_intermixed_args(argv))
+            assert "changed" not in cfg.PRESET
+            assert cfg.SEED == 5
+            assert (cfg.MODEL.BACKBONE.NAME == "tiny") == (world == "toy")
+
+
+def test_what_each_protocol_tests_on():
+    assert len(targets("cross", "imagenet")) == 10 and "imagenet" not in targets("cross", "imagenet")
+    assert len(targets("dg", "imagenet")) == 4
+    assert targets("robust", "imagenet")[-1] == "objectnet"
+    assert set(targets("cross", "toy_objects")) == set(toy_sets()) - {"toy_objects"}
+    shots = {
+        s.arguments["SHOTS"] for s in cell_steps("CoOp", "fewshot", "toy_shapes", 1) if s.command.startswith("coop/")
+    }
+    assert shots == set(SHOTS) == {"1", "2", "4", "8", "16"}
+
+
+def test_runs_that_two_cells_share_are_run_once():
+    cells = [cell_steps("CoOp", "cross", name, 1) for name in ("toy_objects", "toy_shapes")]
+    steps = [step for cell in without_repeats(cells) for step in cell]
+    assert len({step.folder for step in steps}) == len(steps) < sum(map(len, cells))
+
+
+def test_a_data_set_without_reader_stops_a_job_before_it_starts():
+    with pytest.raises(UserError, match="nothing_there"):
+        check_readers(cell_steps("CoOp", "dg", "nothing_there", 1))

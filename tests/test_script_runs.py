@@ -1,0 +1,165 @@
+"""The commands run for real, through the shell: small data, one epoch."""
+
+import json
+
+import pytest
+
+from scripts.commands import COMMANDS, run_folder
+from scripts.run import main, parse
+from tests.conftest import ROOT
+
+LMC = ["10.0", "cosine", "True", "1.0", "1", "vit_b16_ep100_ctxv1"]
+COOP = {
+    "coop/base2new_train": ["1"],
+    "coop/base2new_test": ["1"],
+    "coop/base2base_test": ["1"],
+    "coop_LMC/base2new_train_coop": LMC,
+    "coop_LMC/base2new_test_coop": LMC,
+    "coop_LMC/base2base_test_coop": LMC,
+}
+# the tiny CLIP in the place of ViT-B/16, one epoch
+SMALL = ["MODEL.BACKBONE.NAME", "tiny", "INPUT.SIZE", "(32,32)", "OPTIM.MAX_EPOCH", "1"]
+SMALL += ["DATALOADER.NUM_WORKERS", "0", "TRAINER.COOP.PREC", "fp32"]
+ONE_EPOCH = ["OPTIM.MAX_EPOCH", "1"]
+PROMPTKD = "vit_b16_c2_ep20_batch8_4+4ctx"
+# one chain a method: stage 1, stage 2, and a test of it
+CHAINS = {
+    "KgCoOp": [
+        "kgcoop/base2new_train toy_digits 8.0 1",
+        "kgcoop/base2new_test toy_digits 1",
+        "kgcoop_LMC/base2new_train_kgcoop toy_digits 10.0 1.0 1 vit_b16_ep100_ctxv1",
+        "kgcoop_LMC/base2base_test_kgcoop toy_digits 10.0 1.0 1 vit_b16_ep100_ctxv1",
+    ],
+    "MMA": [
+        "mma/base2new_train toy_digits 1 vit_b16_ep5",
+        "mma_LMC/base2new_train_mma toy_digits 10.0 vit_b16_ep5 1",
+        "mma_LMC/base2new_test_mma toy_digits 10.0 vit_b16_ep5 1",
+    ],
+    "PromptKD": [
+        "promptsrc/base2new_train toy_digits 1",
+        "promptkd/base2new_train toy_digits 1",
+        "promptkd_LMC/base2new_train_promptkd toy_digits 1 {STUDENT} 10.0",
+        "promptkd_LMC/base2new_test_promptkd toy_digits 1 {STUDENT} 10.0",
+    ],
+    "across data sets": [
+        "coop/xd_train toy_digits 1",
+        "coop/xd_test toy_letters 1 toy_digits",
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def toy_data(tmp_path_factory):
+    return tmp_path_factory.mktemp("toy_data")
+
+
+def script(name):
+    return ROOT / "scripts" / f"{name}.sh"
+
+
+def test_commands_run_from_mergetune_and_from_anywhere(clone, tmp_path):
+    words = ["imagenet", "1"]
+    at_root = clone("bash", "scripts/coop/base2new_train.sh", *words, DRY_RUN="1").stdout
+    inside = clone("sh", "scripts/coop/base2new_train.sh", *words, cwd=ROOT / "mergetune", DRY_RUN="1").stdout
+    away = clone("bash", script("coop/base2new_train"), *words, cwd=tmp_path, DRY_RUN="1").stdout
+    assert at_root == inside == away
+    assert str(ROOT / "output") in at_root and str(ROOT / "data") in at_root
+
+
+@pytest.mark.parametrize("words", [[], ["imagenet"], ["imagenet", *LMC, "more"], ["imagenet", "1", "--", "KEY"]])
+@pytest.mark.parametrize("name", ["coop/base2new_train", "coop_LMC/base2new_test_coop"])
+def test_wrong_arguments_print_the_usage(clone, name, words):
+    done = clone("bash", script(name), *words, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"usage: scripts/{name}.sh ")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("coop/base2new_train imagenette 1", ["imagenette", "caltech101"]),
+        ("coop/base2new_train caltech101 one", ["SEED is 'one'"]),
+        ("mma/base2new_train caltech101 1 vit_b16_ep6", ["vit_b16_ep6", "vit_b16_ep5"]),
+        ("merge/base2new ties copp caltech101 1", ["copp", "kgcoop"]),
+    ],
+)
+def test_an_unknown_name_is_told_with_the_known_ones(clone, line, told):
+    name, *words = line.split()
+    done = clone("bash", script(name), *words, check=False)
+    assert done.returncode == 2
+    assert all(text in done.stderr for text in told) and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (f"coop_LMC/base2new_train_coop imagenet {' '.join(LMC)}", "bash scripts/coop/base2new_train.sh imagenet 1"),
+        ("kgcoop/base2new_test imagenet 1", "bash scripts/kgcoop/base2new_train.sh imagenet 8.0 1"),
+        ("coop/xd_test dtd 1", "bash scripts/coop/xd_train.sh imagenet 1"),
+        ("promptkd/base2new_train dtd 1", "no teacher in"),
+        ("promptkd_LMC/base2new_train_promptkd dtd 1 /no/student 10.0", "/no/student"),
+        ("coop/dg_test imagenet_a 1", "[ImageNetA]"),
+    ],
+)
+def test_what_is_missing_is_told_with_the_command_that_makes_it(monkeypatch, capsys, tmp_path, line, told):
+    monkeypatch.setenv("OUTPUT", str(tmp_path))
+    assert main(line.split()) == 1
+    printed = capsys.readouterr().err
+    assert told in printed and printed.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_sequence_runs_on_a_small_imagenet(clone, imagenet_root, tmp_path, monkeypatch):
+    monkeypatch.setenv("OUTPUT", str(tmp_path))
+    for name, words in COOP.items():
+        clone("bash", script(name), "imagenet", *words, "--", *SMALL, data=imagenet_root, output=tmp_path)
+        results = results_of(name, "imagenet", *words)
+        assert results["dataset"] == "ImageNet"
+        assert results["subset"] == ("new" if "new_test" in name else "base")
+        assert results["total"] == 6  # 2 of the 4 classes, 3 pictures each
+        assert results["seed"] == 1
+    trained = folder_of("coop_LMC/base2new_train_coop", "imagenet", *LMC)
+    assert (trained / "prompt_mid_learner" / "checkpoint").is_file()
+    assert "Finish training" in (trained / "log.txt").read_text()
+    again = clone("bash", script("coop/base2new_train"), "imagenet", "1", data=imagenet_root, output=tmp_path)
+    assert "finished: skipped" in again.stdout
+    table = clone("bash", "-c", f'"$VIRTUAL_ENV/bin/python" -m mergetune.report {tmp_path}').stdout
+    assert "CoOp" in table and "ImageNet" in table
+
+
+def folder_of(name, *words):
+    (arguments, *_), _ = parse(name, list(words))
+    return run_folder(COMMANDS[name], arguments)
+
+
+def results_of(name, *words):
+    return json.loads((folder_of(name, *words) / COMMANDS[name].marker).read_text())
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_each_method_runs_from_its_first_command_to_its_test(clone, toy_data, tmp_path, monkeypatch, chain):
+    monkeypatch.setenv("OUTPUT", str(tmp_path))
+    student = folder_of("promptkd/base2new_train", "toy_digits", "1")
+    for line in CHAINS[chain]:
+        name, *words = line.format(STUDENT=student).split()
+        pairs = [] if COMMANDS[name].module else ["--", *ONE_EPOCH]
+        clone("bash", script(name), *words, *pairs, data=toy_data, output=tmp_path)
+        results = results_of(name, *words)
+        command = COMMANDS[name]
+        assert 0 <= results["metrics"]["accuracy"] <= 100
+        if not command.module:
+            assert results["subset"] == command.subset
+            assert results["kind"] == ("eval" if command.evaluates else "train")
+            assert results["protocol"] == command.protocol.replace("base2novel", "base2new")
+
+
+def test_a_folder_that_holds_another_recipe_is_not_taken_for_ones_own(clone, tmp_path, monkeypatch):
+    monkeypatch.setenv("OUTPUT", str(tmp_path))
+    folder = folder_of("mma/base2new_train", "toy_digits", "1", "vit_b16_ep5")
+    folder.mkdir(parents=True)
+    made = "python train.py --config-file configs/trainers/MultiModalAdapter/vit_b16_ep5.yaml"
+    (folder / "results.json").write_text(json.dumps({"command": made}))
+    words = ["bash", script("mma/base2new_train"), "toy_digits", "1"]
+    assert "finished: skipped" in clone(*words, "vit_b16_ep5", output=tmp_path).stdout
+    done = clone(*words, "vit_b16_ep50", output=tmp_path, check=False)
+    assert done.returncode == 1 and "vit_b16_ep5.yaml" in done.stderr
