@@ -32,8 +32,8 @@ def run_cell(cell: list[Step]) -> str:
         try:
             with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):  # each run keeps its own log
                 run_step(step)
-        except UserError as error:
-            return f"{step}: error: {error}"
+        except (UserError, SystemExit) as error:  # a module's command line ends with its one line
+            return f"{step}: {str(error).removeprefix('error: ')}"
         except Exception:
             return f"{step}\n{traceback.format_exc()}"
         start_worker.queue.put(("done", ""))
