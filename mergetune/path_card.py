@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dassl.engine import build_trainer, trainer_class
@@ -28,29 +27,14 @@ from dassl.report.stats import barrier, harmonic_mean
 from dassl.report.tables import Table
 from dassl.utils import UserError, get_logger, read_json, write_json
 from mergetune.continued import Continued
+from mergetune.plane import add_plane
+from mergetune.scoring import Batches, score
 
 log = get_logger()
 
 LEG_POINTS = 21  # on each straight line, ends included
 CHUNK = {"features": 1024, "weights": 8192}  # features (B, D) from the bank, scored together
 HALVES, WHOLE = SUBSETS[:2], SUBSETS[2:]
-
-Batches = list[tuple[Tensor, Tensor]]
-
-
-def score(trainer, space: str, start, end, points: Tensor, batches: Batches) -> dict[str, list[float]]:
-    """Cross-entropy in nats and accuracy in percent at the S points of the line between two solutions."""
-    loss = torch.zeros(len(points), dtype=torch.float64)
-    correct = torch.zeros(len(points), dtype=torch.float64)
-    # the model runs once for each point in the space of weights, so there one after another costs nothing
-    parts = [points] if space == "features" else list(points[:, None])
-    for images, labels in batches:
-        found = [trainer.path_logits(space, start, end, part, images).float() for part in parts]
-        for k, logits in enumerate(torch.cat(found)):  # (B, C)
-            loss[k] += F.cross_entropy(logits, labels, reduction="sum").item()
-            correct[k] += (logits.argmax(1) == labels).sum().item()
-    count = sum(len(labels) for _, labels in batches)
-    return {"loss": (loss / count).tolist(), "accuracy": (100 * correct / count).tolist()}
 
 
 def walk(trainer, space: str, solutions: dict, batches: Batches) -> dict:
@@ -174,8 +158,6 @@ def path_card(
                 with image_features_once(trainer, space):
                     _add(card[space], subset, walk(trainer, space, solutions, batches), solutions, batches)
                     if plane and space == spaces[-1]:
-                        from mergetune.plane import add_plane
-
                         add_plane(plane_card, subset, trainer, solutions, batches)
                 card[space]["seconds"] = round(card[space].get("seconds", 0) + time.perf_counter() - began, 3)
     found = {"format": FORMAT, **card.pop(SPACES[0]), **card} | ({"plane": plane_card} if plane else {})

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 
 from mergetune.lmc import Solution
-from mergetune.path_card import Batches, score
+from mergetune.scoring import Batches, score
 
 POINTS = 21  # along each direction
 MARGIN = 0.25  # beyond the solutions, of the larger extent they span

@@ -3,9 +3,10 @@
     python scripts/sweep.py configs/sweeps/lambda_beta.yaml                             the built-in benchmark
     python scripts/sweep.py configs/sweeps/tau.yaml --data DIR caltech101 dtd 1 2 3     public data
 
-The yaml says `command`, `cfg` (the recipe that the cells start from), `datasets` {toy, public}, `seeds`, and `grid`
-{KEY: values}, whose product are the cells, or `cells`, a list of {KEY: value}. Zero-shot CLIP and stage 1 are run
-first and shared; with `whole: true` the cells change these too, and each has its own. What is finished is skipped.
+The yaml says `command`, `cfg` (the recipe that the cells start from), `datasets` {toy, public} (`all`: the eleven
+public ones), `seeds`, and `grid` {KEY: values}, whose product are the cells, or `cells`, a list of {KEY: value}.
+Zero-shot CLIP and stage 1 are run first and shared; with `whole: true` the cells change these too, and each has its
+own. What is finished is skipped.
 """
 
 import argparse
@@ -21,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 from scripts.commands import COMMANDS, folder  # noqa: E402
 from scripts.commands.base2new import METHODS, TESTS, Method  # noqa: E402
 from scripts.commands.command import Arguments, recipe  # noqa: E402
-from scripts.jobs import Step, step  # noqa: E402
+from scripts.jobs import PUBLIC, Step, step  # noqa: E402
 from scripts.main_job import add_grid_flags, grid, run_job, without_repeats  # noqa: E402
 
 FIELDS = {"command": str, "cfg": str, "datasets": dict, "seeds": list, "grid": dict, "cells": list, "whole": bool}
@@ -69,6 +70,7 @@ def read_sweep(path: Path) -> Sweep:
         axes = tree.pop("grid")
         cells = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     cells = [{key: str(value) for key, value in cell.items()} for cell in cells]
+    tree["datasets"] = {where: list(PUBLIC) if sets == "all" else sets for where, sets in tree["datasets"].items()}
     return Sweep(path.stem, cells=cells, **tree)
 
 

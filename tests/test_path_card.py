@@ -11,8 +11,9 @@ from dassl.clip import cosine_logits
 from dassl.engine import TRAINER_REGISTRY
 from dassl.report.paths import load_paths
 from mergetune.lmc import interpolate
-from mergetune.path_card import LEG_POINTS, batches_of, card_table, loaded, main, path_card, score, walk
+from mergetune.path_card import LEG_POINTS, batches_of, card_table, loaded, main, path_card, walk
 from mergetune.plane import axes, basis, combine, dot
+from mergetune.scoring import score
 from mergetune.trainers.coop_lmc import CoOp_LMC
 
 MIDDLE = LEG_POINTS - 1
