@@ -39,7 +39,7 @@ def _labels() -> dict:
             labels["PromptSRC", None] = "PromptSRC"
         labels[stage1, None] = name
         labels[stage2, "continued"] = f"{name} continued"
-        labels[f"{stage1}_Average", None] = "Average" if stage1 == "CoOp" else f"{name} average"
+        labels[f"{stage1}_Average", None] = f"{name} average"
         labels |= {(stage2, preset): f"{stage2} ({preset})" for preset in PRESETS}
     return labels
 

@@ -18,7 +18,7 @@ WORDS = [sys.executable, "scripts/main_job.py", "toy_shapes", "1", "--set", "OPT
 # two epochs are not the recipe, and the table says so
 PRESETS = [f"CoOp_LMC ({name}, changed: OPTIM.MAX_EPOCH)" for name in ("continued", "paper", "released")]
 MERGED = ["CoOp + TIES (density 0.2, scale 1)", "CoOp + DARE (density 0.1, scale 1)"]
-ROWS = ["ZeroshotCLIP", "CoOp", "Average", *MERGED, *PRESETS]
+ROWS = ["ZeroshotCLIP", "CoOp", "CoOp average", *MERGED, *PRESETS]
 
 
 def marks(output):

@@ -16,7 +16,7 @@ def test_methods_have_the_names_and_order_of_the_table(tmp_path):
         write_run(tmp_path / str(k), trainer=trainer, preset=preset)
     found = base2new(load_results(tmp_path), METHODS)
     assert [row.label for row in found.rows] == [
-        "ZeroshotCLIP", "CoOp", "CoOp continued", "Average", "CoOp_LMC (released)", "CoOp_LMC (paper)",
+        "ZeroshotCLIP", "CoOp", "CoOp continued", "CoOp average", "CoOp_LMC (released)", "CoOp_LMC (paper)",
         "Other", "Other (fast)",
     ]  # fmt: skip
 
