@@ -97,9 +97,13 @@ class FrozenClipTrainer(TrainerX):
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         super().load_model(directory, epoch)
         if directory and os.path.abspath(directory) != os.path.abspath(self.output_dir):
-            self._seen = data_seen(Path(directory, "model"))
-            self._source = {name: run_fact(Path(directory, "model"), name, str) for name in SOURCE}
+            self.remember(Path(directory, "model"))
             self._merged = run_fact(Path(directory, "model"), "row")
+
+    def remember(self, checkpoint: Path) -> None:
+        """Record what another run's weights were trained on, as that run says."""
+        self._seen = data_seen(checkpoint)
+        self._source = {name: run_fact(checkpoint, name, str) for name in SOURCE}
 
     def fit_classes(self, path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Hook: what of a checkpoint's state belongs to this run's classes; most methods store nothing a class."""

@@ -123,6 +123,8 @@ def transfer(pair: Pair, cell: Arguments, protocol: str) -> Iterator[Step]:
         for arguments in sets:
             yield step(METHODS[name].script("xd_train"), cell | arguments)
             yield from (step(METHODS[name].script(test), place | arguments) for place in places)
+    if pair.average:
+        yield from (step(f"coop_average/{test}", place) for place in places)
 
 
 def fewshot(pair: Pair, cell: Arguments) -> Iterator[Step]:

@@ -84,7 +84,7 @@ def script_line(name: str, arguments: Arguments) -> str:
 
 def first_arguments(name: str, arguments: Arguments) -> Arguments:
     """The arguments of the command `name` whose run a command with these arguments continues or learns from."""
-    first = COMMANDS[name]
+    first, arguments = COMMANDS[name], trained_arguments(arguments)
     own = {key: arguments[key] for key in CARRIED if key in arguments}
     if "SHOTS" not in first.arguments:
         own.pop("SHOTS", None)

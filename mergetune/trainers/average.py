@@ -8,7 +8,6 @@ from torch import Tensor
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 from mergetune.lmc import interpolate
-from mergetune.stage1 import data_seen
 from mergetune.trainers.coop_lmc import CoOp_LMC
 
 
@@ -25,7 +24,7 @@ class CoOp_Average(CoOp_LMC):
 
     def set_endpoints(self) -> None:
         super().set_endpoints()
-        self._seen = data_seen(self.stage1_file)
+        self.remember(self.stage1_file)
         if self.cfg.TRAINER.LMC.SPACE == "weights":
             self.start_at(interpolate(self.w1, self.w2, 0.5))
             self._average = self.class_vectors()

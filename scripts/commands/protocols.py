@@ -93,6 +93,17 @@ def zero_shot(folder: str, trainer: str, protocol: str) -> Command:
     )
 
 
+def average(protocol: str) -> Command:
+    """The average of CLIP's class vectors and those of CoOp's source model, on another data set."""
+    return replace(
+        zero_shot("average/CoOp", "CoOp_Average", protocol),
+        forms=(("DATASET", "SEED", "SOURCE"),),
+        defaults={"CFG": "vit_b16", "SHOTS": "16", "SOURCE": source_of},
+        output=f"output_average/CoOp/{protocol}/test/{{SOURCE}}_to_{{DATASET}}/CoOp_Average/{{CFG}}/seed{{SEED}}",
+        stage1="coop/xd_train",
+    )
+
+
 def _commands() -> dict[str, Command]:
     found = {}
     for name in NAMES:
@@ -102,6 +113,7 @@ def _commands() -> dict[str, Command]:
             found[method.script(what)] = transfer(source, method.script("xd_train"), protocol)
         shots = found[method.script("fewshot_train")] = fewshot_training(name, method)
         found[method.script("fewshot_test")] = fewshot_test(shots, method.script("fewshot_train"))
+    found |= {f"coop_average/{what}": average(protocol) for what, protocol in TRANSFER.items()}
     for what, protocol in {**TRANSFER, "fewshot_test": "fewshot"}.items():
         found[f"zsclip/{what}"] = zero_shot("zsclip", "ZeroshotCLIP", protocol)
     return found
