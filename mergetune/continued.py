@@ -39,6 +39,7 @@ class Continued:
     """Mixin in front of a stage-1 trainer. It asks that trainer for `zero_shot_weights()`, which is w1."""
 
     CONFIG = "LMC"
+    path_note = ""  # what a reader of the path between class vectors must know
     stage1_name = ""  # model folder of the stage-1 run; default: as this trainer's own
 
     @classmethod

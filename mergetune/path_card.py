@@ -159,6 +159,8 @@ def path_card(
                     _add(card[space], subset, walk(trainer, space, solutions, batches), solutions, batches)
                     if plane and space == spaces[-1]:
                         add_plane(plane_card, subset, trainer, solutions, batches)
+                if space == SPACES[0] and trainer.path_note:
+                    card[space]["note"] = trainer.path_note
                 card[space]["seconds"] = round(card[space].get("seconds", 0) + time.perf_counter() - began, 3)
     found = {"format": FORMAT, **card.pop(SPACES[0]), **card} | ({"plane": plane_card} if plane else {})
     earlier = read_json(run / FILE) if (run / FILE).is_file() else {}
@@ -192,6 +194,7 @@ def card_table(own: dict) -> Table:
         cells = [f"{heights[subset][q]:.{_digits(q)}f}" for subset in subsets for q in QUANTITIES]
         rows.append([f"barrier {line.replace('_to_', ' to ').replace('_', '-')}", *cells, *([""] if halves else [])])
     notes = [] if len(own["solutions"]) == len(SOLUTIONS) else ["This method has no zero-shot solution."]
+    notes += [own["note"].capitalize() + "."] if "note" in own else []
     columns = ["", *(f"{subset} {q}" for subset in subsets for q in QUANTITIES), *(["H"] if halves else [])]
     counts = ", ".join(f"{own['images'][subset]} {subset}" for subset in subsets)
     return Table(f"Space of {own['space']} (test pictures: {counts}; {own['seconds']:.1f} s)", columns, rows, notes)

@@ -82,6 +82,8 @@ def test_the_middle_is_our_evaluation_and_the_end_is_stage_1s(carded, runs):
         # MMA's image tower is part of the model: only in the space of weights is the end stage 1 itself
         end = card["weights"] if ours == "MMA_LMC" else card
         assert end[subset]["accuracy"][-1] == pytest.approx(accuracy(runs / f"{stage1}_{subset}"), abs=1e-4)
+    assert ("heads on them, not the models" in card_table(card).text()) == (ours == "MMA_LMC")
+    assert "heads" not in card_table(card["weights"]).text()
 
 
 def test_at_0_1_2_the_card_scores_the_solutions_themselves(carded):

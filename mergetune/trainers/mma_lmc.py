@@ -13,6 +13,7 @@ from mergetune.trainers.mma import MultiModalAdapter
 class MMA_LMC(Continued, MultiModalAdapter):
     """Its endpoints: the data set's template through CLIP without adapters, and the stage-1 adapters."""
 
+    path_note = "image features are ours at every point: the ends are heads on them, not the models"
     template_family = "coop"  # as released; differs from KgCoOp's for DTD
     # the released code's keys; a value given to one of them sets ours
     ALIASES = {

@@ -52,6 +52,8 @@ class LinearProbe_LMC(HeadContinued, LinearProbe):
 class FineTune_LMC(HeadContinued, FineTune):
     """Its endpoints: CLIP's image tower with the zero-shot classifier, and stage 1's tower and head."""
 
+    path_note = "image features are ours at every point: the ends are heads on them, not the models"
+
     def weight_path(self, images: Tensor, labels: Tensor) -> Tensor:
         """One pass of the tower a point, run again in the backward pass: memory of one pass, not of S."""
         return torch.stack([self._point_loss(t, images, labels) for t in self.line]).mean()

@@ -120,7 +120,7 @@ def _direct_labels(axes, ends):
 
 
 def _caption(curves):
-    """What is averaged, in one line."""
+    """What is averaged, and what the card notes."""
     datasets, n = curves.datasets, curves.average(curves.subsets[0], "loss").n
     averaged = [f"{len(datasets)} data sets"] if len(datasets) > 1 else []
     averaged += [f"{n} seeds"] if n > 1 else []
@@ -132,4 +132,5 @@ def _caption(curves):
     if curves.direct:
         parts.append("dotted: straight from zero-shot to fine-tuned")
     subject = f"{datasets[0]}, interpolated" if len(datasets) == 1 else "Interpolated"
-    return "; ".join([f"{subject}: {curves.space}", *parts])
+    lines = ["; ".join([f"{subject}: {curves.space}", *parts]), curves.note]
+    return "\n".join(filter(None, lines))

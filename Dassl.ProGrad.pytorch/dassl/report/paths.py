@@ -67,6 +67,7 @@ class PathCurves:
     runs: dict
     direct_t: np.ndarray | None = None
     direct: dict = field(default_factory=dict)
+    note: str = ""  # of the first run that has one
 
     @property
     def subsets(self):
@@ -128,7 +129,7 @@ def _path(raw, space):
     if not rises or t[0] != start or t[-1] != 2 or 1 not in t:
         whole = "from 0 over 1 to 2" if start == 0 else "from 1 to 2"
         raise ValueError(f"t: expected {MIN_POINTS} or more rising numbers {whole}, found {t.tolist()}")
-    path = {"t": t, "space": space, **_subsets(raw, len(t))}
+    path = {"t": t, "space": space, "note": str(raw.get("note", "")), **_subsets(raw, len(t))}
     if isinstance(raw.get("direct"), dict):
         line = numbers(raw["direct"].get("t"), "direct t")
         path["direct"] = {"t": line, **_subsets(raw["direct"], len(line))}
@@ -179,6 +180,7 @@ def path_curves(records, name, space="features", subsets=("base", "new")):
     kept = newest_each(grids[grid], key=lambda r: (r["dataset"], r["seed"]), what="paths")
     lines = {tuple(r["path"]["direct"]["t"]) if "direct" in r["path"] else None for r in kept}
     curves = PathCurves(name, space, np.array(grid), _runs([(r, r["path"]) for r in kept], subsets))
+    curves.note = next((r["path"]["note"] for r in kept if r["path"].get("note")), "")
     if len(lines) == 1 and None not in lines:
         curves.direct_t = np.array(lines.pop())
         curves.direct = _runs([(r, r["path"]["direct"]) for r in kept], subsets)
