@@ -119,7 +119,9 @@ class Continued:
         self.stage1_file = stage1.find_checkpoint(self.cfg.RESUME_COOP, self.stage1_name or self.model_name)
         state = self.fit_classes(self.stage1_file, stage1.load_state(self.stage1_file))
         stage1.check_backbone(self.stage1_file, self.facts())
-        weights = stage1.take_weights(self.stage1_file, state, self.model)
+        own = self.drop_keys(dict(state))
+        weights = stage1.take_weights(self.stage1_file, own, self.model)
+        self.stage1_beside = {name: value for name, value in state.items() if name not in own}
         log.info(f"Stage 1: {self.stage1_file}")
         return weights
 

@@ -18,8 +18,8 @@ class CoOp_LMC(Continued, CoOp):
 
     def check_stage1(self) -> None:
         super().check_stage1()
-        state = stage1.load_state(self.stage1_file)
-        stage1.check_buffers(self.stage1_file, state, self.model.fixed, self.model.n_ctx, self.clip.start_tokens)
+        beside = self.stage1_beside
+        stage1.check_buffers(self.stage1_file, beside, self.model.fixed, self.model.n_ctx, self.clip.start_tokens)
 
 
 @TRAINER_REGISTRY.register()

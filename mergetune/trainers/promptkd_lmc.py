@@ -14,15 +14,12 @@ from torch import Tensor
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError, get_logger
-from mergetune import stage1
+from dassl.utils import UserError
 from mergetune.continued import Continued
 from mergetune.distil import PromptedTower
 from mergetune.lmc import interpolate, weight_distance
 from mergetune.trainers.promptkd import PromptKD
 from mergetune.weights import trainable
-
-log = get_logger()
 
 
 @TRAINER_REGISTRY.register()
@@ -59,13 +56,8 @@ class PromptKD_LMC(Continued, PromptKD):
         self.scratch = self.new_student().eval().requires_grad_(False)
 
     def read_stage1(self) -> dict[str, Tensor]:
-        """w2, from a run of ours or from a file that holds CLIP's own weights too."""
-        self.stage1_file = stage1.find_checkpoint(self.cfg.RESUME_COOP, self.model_name)
-        stage1.check_backbone(self.stage1_file, self.facts())
+        weights = super().read_stage1()
         self.check_teacher(self.stage1_file)
-        state = self.drop_keys(dict(stage1.load_state(self.stage1_file)))
-        weights = stage1.take_weights(self.stage1_file, state, self.model)
-        log.info(f"Stage 1: {self.stage1_file}")
         return weights
 
     def towers(self) -> dict[str, object]:
