@@ -119,17 +119,19 @@ def _add_h(grid, datasets):
 def average_table(found):
     """The average over data sets -> Table with columns method, base, new, H of averages, mean of H, n."""
     names = row_names(found.rows)
-    rows, notes = [], []
-    for row in found.rows:
+    rows, notes, files = [], [], {}
+    for number, row in enumerate(found.rows):
         average = found.average(row)
         reference = zero_shot_row(row, found.rows, found.methods)
         theirs = found.average(reference) if reference else dict.fromkeys(AVERAGES)
         marks = [q != "base" and is_below(average[q], theirs[q]) for q in AVERAGES]
         rows.append([names[row], *map(show, average.values(), marks), show_n(average.values())])
         notes += _notes(found, row, names[row])
+        for place, subsets in enumerate((("base",), ("new",), SUBSETS, SUBSETS), start=1):
+            files[number, place] = found.grid.files_of(row, [c for s in subsets for c in found.columns(s)])
     count = len(found.datasets)
     title = f"Average over {count} data set{'s' if count > 1 else ''}"
-    return Table(title, ["method", *AVERAGES, "n"], rows, notes + stamp_notes(found.grid, names))
+    return Table(title, ["method", *AVERAGES, "n"], rows, notes + stamp_notes(found.grid, names), files)
 
 
 def _notes(found, row, name):
@@ -151,11 +153,13 @@ def _notes(found, row, name):
 def dataset_table(found, dataset):
     """One data set -> Table with columns method, base, new, H, n."""
     names = row_names(found.rows)
-    rows = []
-    for row in found.rows:
+    rows, files = [], {}
+    for number, row in enumerate(found.rows):
         cell, below = found.cell(row, dataset), found.below(row).get(dataset, [])
         rows.append([names[row], *(show(s, q in below) for q, s in cell.items()), show_n(cell.values())])
-    return Table(dataset, ["method", *QUANTITIES, "n"], rows)
+        for place, subsets in enumerate((("base",), ("new",), SUBSETS), start=1):
+            files[number, place] = found.grid.files_of(row, [(dataset, subset) for subset in subsets])
+    return Table(dataset, ["method", *QUANTITIES, "n"], rows, files=files)
 
 
 def base2new_sheet(records, methods=None):

@@ -63,18 +63,20 @@ def fewshot(records, methods=None):
 
 def _table(found, dataset=None):
     """-> Table with a column for each number of shots, on one data set or on average."""
-    names, rows, notes = row_names(found.grid.rows), [], []
-    for row in found.grid.rows:
+    names, rows, notes, files = row_names(found.grid.rows), [], [], {}
+    for number, row in enumerate(found.grid.rows):
         reference = zero_shot_row(row, found.grid.rows, found.methods)
         cells = [found.average(row, k, dataset) for k in found.shots]
         theirs = [found.average(reference, k, dataset) if reference else None for k in found.shots]
         marks = map(is_below, cells, theirs)
         rows.append([names[row], *map(show, cells, marks), show_n(cells)])
+        for place, k in enumerate(found.shots, start=1):
+            files[number, place] = found.grid.files_of(row, found.columns(k, dataset))
         if dataset is None:
             notes += _notes(found, row, names[row], reference)
     count = len(found.datasets)
     title = dataset or f"Average over {count} data set{'s' if count > 1 else ''}"
-    return Table(title, ["method", *map(_column, found.shots), "n"], rows, notes)
+    return Table(title, ["method", *map(_column, found.shots), "n"], rows, notes, files)
 
 
 def _column(shots):

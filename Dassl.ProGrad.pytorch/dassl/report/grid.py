@@ -20,7 +20,8 @@ class Grid:
     """Numbers by row, column and seed.
 
     rows, columns: in printed order; scores: {(row, column): {seed: value}}; trained: the (row, column) of
-    training runs, which name a missing cell's likely reason; stamps: {row: {field of STAMPS: values}}.
+    training runs, which name a missing cell's likely reason; stamps: {row: {field of STAMPS: values}}; files:
+    {(row, column): paths of the results.json behind it}.
     """
 
     rows: list
@@ -28,6 +29,11 @@ class Grid:
     scores: dict
     trained: set = field(default_factory=set)
     stamps: dict = field(default_factory=dict)
+    files: dict = field(default_factory=dict)
+
+    def files_of(self, row, columns):
+        """The results.json behind the row's cells in these columns -> list of str."""
+        return [file for column in columns for file in self.files.get((row, column), [])]
 
     def by_seed(self, row, column):
         """{seed: value}, empty where there is none."""
@@ -64,14 +70,13 @@ def with_accuracy(records, **wanted):
 
 
 def fill(records, row_of, column_of):
-    """Accuracies of evaluation runs by cell -> {(row, column): {seed: accuracy}}; the newest run of a cell counts."""
-    scores = {}
+    """Evaluation runs by cell -> {(row, column): {seed: record}}; the newest run of a cell counts."""
+    cells = {}
     for record in newest_each(
         select(records, kind="eval"), key=lambda r: (row_of(r), column_of(r), r["seed"]), what="evaluations"
     ):
-        cell = scores.setdefault((row_of(record), column_of(record)), {})
-        cell[record["seed"]] = record["metrics"]["accuracy"]
-    return scores
+        cells.setdefault((row_of(record), column_of(record)), {})[record["seed"]] = record
+    return cells
 
 
 def without_repeats(own, lent, key):
@@ -87,17 +92,18 @@ def without_repeats(own, lent, key):
 
 def build(records, row_of, column_of, methods, column_key=None):
     """Records -> Grid. row_of, column_of: functions of a record; column_key: sorts the columns."""
-    scores = fill(records, row_of, column_of)
+    cells = fill(records, row_of, column_of)
     stamps = {}
     for record in (r for r in select(records, kind="eval") if not sees_no_data(r)):
         for name in (name for name in STAMPS if record.get(name)):
             stamps.setdefault(row_of(record), {}).setdefault(name, set()).add(str(record[name]))
     return Grid(
-        rows=sort_rows((row for row, _ in scores), methods),
-        columns=sorted({column for _, column in scores}, key=column_key),
-        scores=scores,
+        rows=sort_rows((row for row, _ in cells), methods),
+        columns=sorted({column for _, column in cells}, key=column_key),
+        scores={cell: {seed: r["metrics"]["accuracy"] for seed, r in runs.items()} for cell, runs in cells.items()},
         trained={(row_of(r), column_of(r)) for r in select(records, kind="train")},
         stamps=stamps,
+        files={cell: [str(r["file"]) for r in runs.values()] for cell, runs in cells.items()},
     )
 
 

@@ -21,12 +21,16 @@ _LATEX_SIGNS = re.compile("|".join(map(re.escape, _LATEX)))
 
 @dataclass
 class Table:
-    """title: str; columns: K names; rows: lists of K strings; notes: lines below the table."""
+    """title: str; columns: K names; rows: lists of K strings; notes: lines below the table.
+
+    files: {(row number, column number): the results.json behind that cell}, where they are known.
+    """
 
     title: str
     columns: list
     rows: list
     notes: list = field(default_factory=list)
+    files: dict = field(default_factory=dict)
 
     def text(self):
         """Aligned columns below the title -> str without a final newline."""

@@ -126,8 +126,8 @@ def alpha_of(record):
 
 def _table(found, average):
     """-> Table with columns method, [alpha, chosen on], source, targets, average, n."""
-    grid, names, rows, notes = found.grid, row_names(found.grid.rows), [], []
-    for row in grid.rows:
+    grid, names, rows, notes, files = found.grid, row_names(found.grid.rows), [], [], {}
+    for number, row in enumerate(grid.rows):
         reference = zero_shot_row(row, grid.rows, found.methods)
         mean = grid.average(row, found.targets)
         low = is_below(mean, grid.average(reference, found.targets)) if reference else False
@@ -136,9 +136,11 @@ def _table(found, average):
         alphas = _alpha_cells(found.alphas.get(row)) if found.alphas else []
         rows.append([names[row], *alphas, *numbers, show(mean, low), show_n([*cells, mean])])
         notes += _notes(found, row, names[row], average)
+        for place, behind in enumerate([*([name] for name in grid.columns), found.targets], start=1 + len(alphas)):
+            files[number, place] = grid.files_of(row, behind)
     columns = ["method", *(["alpha", "chosen on"] if found.alphas else []), *grid.columns, average, "n"]
     title = f"Trained on {found.source}" if found.source else "Zero-shot"
-    return Table(title, columns, rows, notes + stamp_notes(grid, names))
+    return Table(title, columns, rows, notes + stamp_notes(grid, names), files)
 
 
 def _alpha_cells(found):

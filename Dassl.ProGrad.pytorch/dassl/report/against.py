@@ -1,0 +1,131 @@
+"""Published accuracies beside ours: in the band or out of it, and which recorded facts differ.
+
+Band: twice the published deviation where one is known; else 1.0 point for a data set, 0.5 for an average. The
+published numbers are blocks of `published/*.json`, one a method and source: {protocol, trainer, merge, source,
+values {data set: number, or {quantity: number or [number, deviation]}}, facts {field of results.json: value}}.
+"""
+
+import json
+from dataclasses import dataclass, field
+from importlib import resources
+
+from dassl.report.methods import row_of
+from dassl.report.sheet import Sheet
+from dassl.report.tables import Table
+from dassl.utils import UserError
+
+FORMAT = 1
+ONE, AVERAGE = 1.0, 0.5  # half width of the band in points
+AVERAGES = ("average", "Avg-C", "Avg-D", "Transfer", "Average", "Last")
+COLUMNS = ["method", "data set", "quantity", "ours", "published", "difference", "band", ""]
+RULE = (
+    f"band: 2 x the published deviation where there is one, else {ONE:.1f} point for a data set and {AVERAGE:.1f} "
+    "for an average"
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """One number of a paper. facts: what is known of the run behind it."""
+
+    value: float
+    deviation: float | None
+    source: str
+    facts: dict = field(default_factory=dict)
+
+    def band(self, dataset):
+        """Half width in points."""
+        if self.deviation is not None:
+            return 2 * self.deviation
+        return AVERAGE if dataset in AVERAGES else ONE
+
+
+def load_published():
+    """All blocks -> {(protocol, trainer, merge, backbone, data set, quantity): Published}."""
+    found = {}
+    for file in sorted(resources.files("dassl.report.published").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".json"):
+            content = json.loads(file.read_text(encoding="utf-8"))
+            for block in content["blocks"]:
+                found |= _read_block(block, content["backbone"])
+    return found
+
+
+def _read_block(block, backbone):
+    numbers = {}
+    for dataset, quantities in block["values"].items():
+        quantities = quantities if isinstance(quantities, dict) else {"": quantities}
+        for quantity, number in quantities.items():
+            value, deviation = number if isinstance(number, list) else (number, None)
+            key = (block["protocol"], block["trainer"], block.get("merge", ""), backbone, dataset, quantity)
+            numbers[key] = Published(value, deviation, block["source"], block.get("facts", {}))
+    return numbers
+
+
+def against_sheet(sheet, records, methods, published=None):
+    """A protocol's Sheet -> a Sheet of its numbers beside published ones. UserError if none has a partner.
+
+    records: those that the sheet was made of, for the facts that differ.
+    """
+    published = load_published() if published is None else published
+    rows, lines, notes, sources = [], [], [], {}
+    for line in sheet.lines:
+        cell = dict(zip(sheet.columns, line, strict=True))
+        partner = published.get(_key(sheet.name, cell, methods))
+        if partner is None or cell["mean"] == "":
+            continue
+        rows.append(_row(cell, partner))
+        lines.append([*rows[-1], partner.source])
+        sources.setdefault(partner.source, None)
+        notes += [note for note in _differing(cell, partner, records, methods) if note not in notes]
+    if not rows:
+        raise UserError(f"--against paper: none of the {sheet.name} results has a published partner")
+    out = sum(row[-1] == "out" for row in rows)
+    title = f"{len(rows) - out} of {len(rows)} in the band"
+    return Sheet(
+        name=f"{sheet.name}_against_paper",
+        heading=f"{sheet.heading}, against published numbers",
+        tables=[Table(title, COLUMNS, rows, notes)],
+        legend=[RULE, f"published: {'; '.join(sources)}"],
+        columns=["method", "dataset", "quantity", "ours", "published", "difference", "band", "verdict", "source"],
+        lines=lines,
+    )
+
+
+def _key(protocol, cell, methods):
+    """Where the published partner of a CSV line would stand."""
+    printed = cell["preset"].split(" + ")[-1]
+    merge = next((key for key, name in methods.merges.items() if printed.startswith(f"{name} (")), "")
+    return protocol, cell["trainer"], merge, cell["backbone"], cell["dataset"], cell.get("quantity", "")
+
+
+def _row(cell, partner):
+    ours, band = float(cell["mean"]), partner.band(cell["dataset"])
+    difference = round(ours - partner.value, 2)
+    verdict = "in" if abs(difference) <= band + 1e-9 else "out"
+    shown = f"{ours:.2f}" + (f" ± {cell['std']}" if cell["std"] else "")
+    names = [cell["method"], cell["dataset"], cell.get("quantity", "")]
+    return [*names, shown, f"{partner.value:.2f}", f"{difference:+.2f}", f"{band:.2f}", verdict]
+
+
+def _differing(cell, partner, records, methods):
+    """Facts of our runs that are not those of the published one, and what our own runs disagree on -> lines."""
+    own = [r for r in records if r["kind"] == "eval" and _is_row(r, cell, methods)]
+    notes = []
+    for name, wanted in partner.facts.items():
+        found = sorted({str(r[name]) for r in own if r.get(name) not in (None, wanted)})
+        if found:
+            notes.append(f"{cell['method']}: {name} {', '.join(found)}, published with {wanted}.")
+    for name in ("precision", "split_digest", "versions"):
+        by_dataset = {}
+        for record in own:
+            by_dataset.setdefault(record["dataset"], set()).add(json.dumps(record.get(name), sort_keys=True))
+        if any(len(values) > 1 for values in by_dataset.values()):
+            notes.append(f"{cell['method']}: its seeds differ in {name}.")
+    return notes
+
+
+def _is_row(record, cell, methods):
+    row = row_of(record, methods)
+    made = " + ".join(filter(None, [row.preset, row.merge]))
+    return (row.trainer, made, row.backbone) == (cell["trainer"], cell["preset"], cell["backbone"])

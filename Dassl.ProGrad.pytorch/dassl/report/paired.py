@@ -1,0 +1,128 @@
+"""Two methods on the same seeds: runs that share a seed share their draw of images, so differences are paired.
+
+For each stage-2 row beside its stage-1 row (and beside its controls, the other rows of that stage): the difference
+in H of averages, its 95 % interval (Student's t over seeds), on how many data sets the mean H is higher, and how
+many seeds a difference of this size needs.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from dassl.report.base2new import base2new
+from dassl.report.methods import row_names
+from dassl.report.sheet import Sheet
+from dassl.report.stats import summarise
+from dassl.report.tables import MISSING, Table
+from dassl.utils import UserError
+
+NAME = "paired"
+LEVEL, POWER = 0.95, 0.80
+MOST = 1000  # more seeds than anybody runs
+COLUMNS = ["method", "beside", "difference in H", "95 % interval", "wins", "n", "seeds needed"]
+
+
+class Paired(NamedTuple):
+    """mean: of the differences, in points; low, high: its interval, None for one seed; needed: seeds, or None."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+    needed: int | None
+
+
+def paired_difference(ours, theirs):
+    """{seed: value} twice -> Paired over the seeds that both have, or None without one."""
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    differences = np.array([ours[seed] - theirs[seed] for seed in seeds], dtype=float)
+    mean, n = float(differences.mean()), len(seeds)
+    if n == 1:
+        return Paired(mean, None, None, 1, None)
+    deviation = float(differences.std(ddof=1))
+    half = float(student((1 + LEVEL) / 2)[n - 1]) * deviation / math.sqrt(n)
+    return Paired(mean, mean - half, mean + half, n, seeds_needed(mean, deviation))
+
+
+def seeds_needed(difference, deviation):
+    """Fewest seeds at which a test at 5 % finds such a difference in 80 % of cases; None beyond MOST.
+
+    n >= ((t(0.975) + t(0.8)) deviation / difference)^2 with n - 1 degrees of freedom (the usual sample size of a
+    paired t test); at least 2. deviation: of single differences, with n - 1 in its denominator.
+    """
+    if difference == 0:
+        return None
+    quantiles = student((1 + LEVEL) / 2)[1:] + student(POWER)[1:]
+    seeds = np.arange(2, MOST + 1)
+    enough = seeds >= (quantiles * deviation / difference) ** 2
+    return int(seeds[enough.argmax()]) if enough.any() else None
+
+
+@functools.cache
+def student(probability):
+    """Quantiles of Student's t distributions with 0 (none, so NaN) to MOST - 1 degrees of freedom -> (MOST,)."""
+    from scipy.stats import t  # a second of start-up, so not at import
+
+    return t.ppf(probability, np.arange(MOST))
+
+
+def paired_sheet(records, methods=None):
+    """Records -> Sheet. UserError if no stage-2 row has its stage-1 row beside it."""
+    found = base2new(records, methods)
+    names, rows = row_names(found.rows), []
+    for ours, theirs in _pairs(found):
+        result = paired_difference(found.h_by_seed(ours), found.h_by_seed(theirs))
+        if result is not None:
+            rows.append([names[ours], names[theirs], *_cells(result, _wins(found, ours, theirs))])
+    if not rows:
+        raise UserError("No paired table: no stage-2 method has its stage-1 method on the same seeds and data sets")
+    return Sheet(
+        name=NAME,
+        heading="Base-to-new H, paired over seeds",
+        tables=[Table(f"Difference in H of averages over {len(found.datasets)} data sets", COLUMNS, rows)],
+        legend=[
+            "interval: 95 %, Student's t over the seeds' differences; wins: data sets with a higher mean H",
+            "seeds needed: for 80 % power at 5 % if difference and spread are as seen; an estimate from few seeds "
+            "is rough",
+        ],
+        columns=[*COLUMNS],
+        lines=rows,
+    )
+
+
+def _pairs(found):
+    """(stage-2 row, row of its stage 1 or of a control) where backbone and shots agree."""
+    methods = found.methods
+    for ours in found.rows:
+        stage1 = methods.stage1.get(ours.trainer)
+        if stage1 is None or ours.merge or ours.preset == "continued":
+            continue
+        for theirs in found.rows:
+            alike = (theirs.backbone, theirs.shots, theirs.merge) == (ours.backbone, ours.shots, "")
+            control = theirs.trainer == f"{stage1}_Average" or (theirs.trainer, theirs.preset) == (
+                ours.trainer,
+                "continued",
+            )
+            if alike and (theirs.trainer == stage1 or control):
+                yield ours, theirs
+
+
+def _wins(found, ours, theirs):
+    """ "7 of 10": data sets on which the mean H is higher, as printed; a tie counts half."""
+    points, both = 0.0, 0
+    for dataset in found.datasets:
+        a, b = (summarise(found.by_seed(row, dataset, "H")) for row in (ours, theirs))
+        if a and b:
+            difference = round(float(a.mean), 2) - round(float(b.mean), 2)
+            points, both = points + (difference > 0) + 0.5 * (difference == 0), both + 1
+    return f"{points:g} of {both}"
+
+
+def _cells(result, wins):
+    interval = MISSING if result.low is None else f"{result.low:+.2f} to {result.high:+.2f}"
+    needed = MISSING if result.low is None else f"{result.needed}" if result.needed else f"over {MOST}"
+    return [f"{result.mean:+.2f}", interval, wins, str(result.n), needed]

@@ -1,0 +1,104 @@
+"""Published numbers beside ours: the data agree with themselves, the band, what differs, what has no partner."""
+
+from collections import defaultdict
+
+import pytest
+
+from dassl.report.against import Published, against_sheet, load_published
+from dassl.report.base2new import base2new_sheet
+from dassl.report.results import load_results
+from dassl.report.stats import harmonic_mean
+from dassl.report.transfer import transfer_sheet
+from dassl.utils import UserError
+from mergetune.report import METHODS
+from tests.fixtures.runs import write_pairs, write_run
+
+CLIP = {"name": "ViT-B/16"}
+
+
+def published_by_method():
+    """{(protocol, trainer, merge, quantity, source): {data set: value}}."""
+    found = defaultdict(dict)
+    for (protocol, trainer, merge, _, dataset, quantity), one in load_published().items():
+        found[protocol, trainer, merge, quantity, one.source][dataset] = one.value
+    return found
+
+
+def test_published_averages_are_the_means_of_their_rows():
+    checked = 0
+    for (protocol, *_), values in published_by_method().items():
+        average = {"base2new": "average", "cross": "Avg-C"}.get(protocol, "Avg-D")
+        own = [v for name, v in values.items() if name != average and (average == "average" or name != "ImageNet")]
+        if average in values and len(own) == {"base2new": 11, "cross": 10, "dg": 4, "robust": 5}[protocol]:
+            # rows have 2 decimals, those of robust fine-tuning 1
+            assert values[average] == pytest.approx(sum(own) / len(own), abs=0.03 if protocol == "robust" else 0.011)
+            checked += 1
+    assert checked >= 15
+
+
+def test_published_harmonic_means_follow_from_base_and_new():
+    methods = published_by_method()
+    for trainer in ("ZeroshotCLIP", "CoOp", "KgCoOp", "MultiModalAdapter", "PromptKD", "CoOp_LMC"):
+        own = {key[3]: values for key, values in methods.items() if key[:3] == ("base2new", trainer, "")}
+        rows = {quantity: values["average"] for quantity, values in own.items() if "average" in values}
+        h = harmonic_mean(rows["base"], rows["new"])
+        assert rows["H of averages"] == pytest.approx(h, abs=0.02)
+
+
+def test_one_data_set_in_the_band_and_one_out_of_it(tmp_path):
+    # published CoOp: Caltech101 98.00 / 89.81 (H 93.73), OxfordPets 93.67 / 95.29 (H 94.47)
+    write_pairs(tmp_path, {"Caltech101": [(97.5, 90.0)], "OxfordPets": [(92.0, 95.0)]}, backbone=CLIP)
+    records = load_results(tmp_path)
+    sheet = against_sheet(base2new_sheet(records, METHODS), records, METHODS)
+    verdicts = {(line[1], line[2]): (line[5], line[6], line[7]) for line in sheet.lines}
+    assert verdicts["Caltech101", "base"] == ("-0.50", "1.00", "in")
+    assert verdicts["OxfordPets", "base"] == ("-1.67", "1.00", "out")
+    assert verdicts["OxfordPets", "new"] == ("-0.29", "1.00", "in")
+    # averages over other data sets than the paper's eleven still stand beside the published ones, with 0.5 points
+    assert verdicts["average", "new"] == ("+29.28", "0.50", "out")
+    assert "arXiv 2203.05557" in sheet.text() and "2 x the published deviation" in sheet.text()
+    assert sheet.tables[0].title == "3 of 7 in the band"
+
+
+def test_a_published_deviation_sets_the_band():
+    assert Published(50.0, 0.4, "").band("EuroSAT") == 0.8
+    assert Published(50.0, None, "").band("EuroSAT") == 1.0
+    assert Published(50.0, None, "").band("Avg-D") == 0.5
+
+
+def test_the_edge_of_the_band_is_in_it(tmp_path):
+    write_run(tmp_path / "a", dataset="Caltech101", protocol="cross", subset="all", accuracy=94.70, backbone=CLIP,
+              source="ImageNet")  # published 93.70  # fmt: skip
+    records = load_results(tmp_path)
+    sheet = against_sheet(transfer_sheet(records, "cross", METHODS), records, METHODS)
+    assert sheet.lines[0][5:8] == ["+1.00", "1.00", "in"]
+
+
+def test_facts_that_differ_are_named(tmp_path):
+    for seed, precision in ((1, "fp16"), (2, "amp")):
+        write_run(tmp_path / f"a{seed}", dataset="EuroSAT", seed=seed, accuracy=92, backbone=CLIP, shots=4,
+                  precision=precision)  # fmt: skip
+        write_run(tmp_path / f"b{seed}", dataset="EuroSAT", seed=seed, subset="new", accuracy=54, backbone=CLIP,
+                  shots=4, precision=precision)  # fmt: skip
+    records = load_results(tmp_path)
+    text = against_sheet(base2new_sheet(records, METHODS), records, METHODS).text()
+    assert "CoOp: shots 4, published with 16." in text
+    assert "CoOp: its seeds differ in precision." in text
+
+
+def test_merged_rows_meet_the_published_merge(tmp_path):
+    merge = {"method": "ties", "values": {"density": 0.2, "scale": 1.0}}
+    fields = {"merge": merge, "preset": "ties (density 0.2)", "backbone": CLIP}
+    for subset, accuracy in (("base", 70), ("new", 60)):
+        write_run(tmp_path / subset, dataset="EuroSAT", subset=subset, accuracy=accuracy, **fields)
+    records = load_results(tmp_path)
+    sheet = against_sheet(base2new_sheet(records, METHODS), records, METHODS)
+    (line,) = sheet.lines
+    assert line[1:3] == ["average", "H of averages"] and line[4] == "66.32"  # CoOp + TIES in MERGETUNE's table
+
+
+def test_without_a_partner_there_is_one_error(tmp_path):
+    write_pairs(tmp_path, {"toy_a": [(80, 60)]})
+    records = load_results(tmp_path)
+    with pytest.raises(UserError, match="none of the base2new results has a published partner"):
+        against_sheet(base2new_sheet(records, METHODS), records, METHODS)
