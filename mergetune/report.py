@@ -5,12 +5,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from dassl.report.against import against_sheet
 from dassl.report.backbones import backbones_sheet
 from dassl.report.barriers import NAME as BARRIERS
 from dassl.report.barriers import barriers_sheet
 from dassl.report.base2new import base2new_sheet
 from dassl.report.fewshot import fewshot_sheet
 from dassl.report.methods import Methods
+from dassl.report.page import write_page
+from dassl.report.paired import NAME as PAIRED
+from dassl.report.paired import paired_sheet
 from dassl.report.results import load_results
 from dassl.report.sweeps import sweeps_sheet
 from dassl.report.transfer import PROTOCOLS as TRANSFERS
@@ -80,6 +84,7 @@ SHEETS = {
     "fewshot": _of_records(fewshot_sheet),
     "sweep": _of_records(sweeps_sheet),
     "backbones": _of_records(backbones_sheet),
+    PAIRED: _of_records(paired_sheet),
     "base2new": _of_records(base2new_sheet),
 }
 
@@ -94,6 +99,7 @@ dash, and a mark where a method is below zero-shot CLIP.
   fewshot    accuracy on all classes by shots
   sweep      runs that differ in one or two settings; the cost of training relative to stage 1
   backbones  base2new averages by backbone, gain over stage 1
+  paired     each stage-2 method beside its stage 1 and controls: difference in H over seeds, with its interval
   barriers   from the path cards: how far straight lines between the solutions rise over their ends
 Only evaluation runs count; where one cell was evaluated twice, the newest run does, with a warning. A method
 that lacks a data set gets no average.
@@ -101,7 +107,10 @@ that lacks a data set gets no average.
 Figures: for each stage-2 method, loss and accuracy on the path zero-shot -> ours -> fine-tuned; the plane through
 the three; the few-shot curve; sweeps over one key.
 
-Files: OUT/tables/NAME.md and .csv, with --latex .tex; with --figures OUT/figures/*.png, each with its .csv.
+With --against paper, published numbers stand beside ours: in the band or out of it, and which recorded facts differ.
+
+Files: OUT/tables/NAME.md and .csv, with --latex .tex; with --figures OUT/figures/*.png, each with its .csv;
+with --html FILE one page with all of it, which filters and links each cell to the facts of its runs.
 
 examples:
   python -m mergetune.report output
@@ -110,7 +119,7 @@ examples:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Command line -> Namespace with folders, protocol, out, figures, latex."""
+    """Command line -> Namespace with folders, protocol, out, figures, latex, against, html."""
     parser = argparse.ArgumentParser(
         prog="python -m mergetune.report",
         description="Print the tables of finished runs and write them as Markdown and CSV.",
@@ -125,6 +134,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", help="where tables/ and figures/ go (default: the first DIR)")
     parser.add_argument("--figures", action="store_true", help="draw figures too")
     parser.add_argument("--latex", action="store_true", help="write the tables as LaTeX too")
+    parser.add_argument("--against", choices=["paper"], help="published numbers beside ours")
+    parser.add_argument("--html", metavar="FILE", help="one self-contained page of tables and figures")
     return parser.parse_args(argv)
 
 
@@ -149,33 +160,52 @@ def sheets(records: list, folders: list, protocols: list[str] | None = None) -> 
     return found
 
 
-def report(
-    folders: list, out: str | Path, figures: bool = False, latex: bool = False, protocols: list[str] | None = None
-) -> list[Path]:
-    """Prints the tables, writes them below `out`, draws the figures if asked -> what was written."""
-    records = load_results(*folders)
-    if not records:
-        raise UserError(f"No finished run: no readable results.json below {', '.join(map(str, folders))}")
-    log, written = get_logger(), []
-    for sheet in sheets(records, folders, protocols):
-        log.info(sheet.text() + "\n")
-        written += sheet.write(Path(out, "tables"), latex)
-    if figures:
-        from dassl.report.figures import all_figures
+def compared(found: list, records: list) -> list:
+    """The sheets of published numbers beside ours. UserError if none of the tables has any."""
+    comparisons, reasons = [], []
+    for sheet in found:
+        try:
+            comparisons.append(against_sheet(sheet, records, METHODS))
+        except UserError as error:
+            reasons.append(str(error))
+    if not comparisons:
+        raise UserError(reasons[0])
+    return comparisons
 
-        drawn = all_figures(folders, records, Path(out, "figures"), METHODS)
-        if not drawn:
-            log.warning("Warning: no figure: none of the runs has a path.json, a few-shot curve or a sweep")
-        written += drawn
+
+def report(args: argparse.Namespace) -> list[Path]:
+    """Prints the tables, writes them, draws the figures and the page that `args` ask for -> what was written."""
+    records = load_results(*args.folders)
+    if not records:
+        raise UserError(f"No finished run: no readable results.json below {', '.join(map(str, args.folders))}")
+    log, written, out = get_logger(), [], args.out or args.folders[0]
+    found = sheets(records, args.folders, args.protocol)
+    found += compared(found, records) if args.against else []
+    for sheet in found:
+        log.info(sheet.text() + "\n")
+        written += sheet.write(Path(out, "tables"), args.latex)
+    drawn = figures(args.folders, records, Path(out, "figures")) if args.figures or args.html else []
+    if args.figures and not drawn:
+        log.warning("Warning: no figure: none of the runs has a path.json, a few-shot curve or a sweep")
+    written += drawn
+    if args.html:
+        written.append(write_page(args.html, found, drawn, records))
     log.info("Wrote " + "\n      ".join(map(str, written)))
     return written
+
+
+def figures(folders: list, records: list, out: Path) -> list[Path]:
+    """Every figure for which there are runs -> the files."""
+    from dassl.report.figures import all_figures  # matplotlib
+
+    return all_figures(folders, records, out, METHODS)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; bad input ends with one line on stderr and exit code 1."""
     args = parse_args(argv)
     try:
-        report(args.folders, args.out or args.folders[0], args.figures, args.latex, args.protocol)
+        report(args)
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -5,6 +5,12 @@ root=$(cd "$(dirname "$0")/.." && pwd -P)
 . "$root/scripts/setup.sh"
 setup requirements.txt tests/requirements.txt
 cd "$root"
+# the HTML report is opened in a browser: any Chromium or Chrome on the path, else Debian's package
+if ! command -v chromium chromium-browser google-chrome google-chrome-stable chrome > /dev/null &&
+    command -v apt-get > /dev/null && [ "$(id -u)" = 0 ]; then
+    echo "Installing Debian's chromium"
+    { apt-get update -qq && apt-get install -y -qq chromium; } > /dev/null || echo "apt-get could not install chromium"
+fi
 "$python" -m ruff check .
 # one thread a process: two test processes share the cores
 OMP_NUM_THREADS=1 exec "$python" -m pytest -q -n "${WORKERS:-2}" "$@"

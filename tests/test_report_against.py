@@ -10,7 +10,7 @@ from dassl.report.results import load_results
 from dassl.report.stats import harmonic_mean
 from dassl.report.transfer import transfer_sheet
 from dassl.utils import UserError
-from mergetune.report import METHODS
+from mergetune.report import METHODS, main
 from tests.fixtures.runs import write_pairs, write_run
 
 CLIP = {"name": "ViT-B/16"}
@@ -102,3 +102,17 @@ def test_without_a_partner_there_is_one_error(tmp_path):
     records = load_results(tmp_path)
     with pytest.raises(UserError, match="none of the base2new results has a published partner"):
         against_sheet(base2new_sheet(records, METHODS), records, METHODS)
+
+
+def test_the_command_sets_published_numbers_beside_every_table_that_has_some(tmp_path):
+    write_pairs(tmp_path, {"EuroSAT": [(92, 55), (91, 54)]}, backbone=CLIP)
+    write_pairs(tmp_path, {"EuroSAT": [(85, 66), (84, 65)]}, backbone=CLIP, trainer="CoOp_LMC", preset="paper")
+    main([str(tmp_path), "--against", "paper"])
+    assert (tmp_path / "tables" / "base2new_against_paper.md").is_file()
+    assert not (tmp_path / "tables" / "paired_against_paper.md").exists()
+
+
+def test_the_command_says_so_if_nothing_is_published(tmp_path):
+    write_pairs(tmp_path, {"toy_a": [(80, 60)]})
+    with pytest.raises(SystemExit, match="error: --against paper: none of the base2new results"):
+        main([str(tmp_path), "--against", "paper"])

@@ -17,6 +17,7 @@ from dassl.utils import UserError
 FORMAT = 1
 ONE, AVERAGE = 1.0, 0.5  # half width of the band in points
 AVERAGES = ("average", "Avg-C", "Avg-D", "Transfer", "Average", "Last")
+NEEDED = {"trainer", "preset", "backbone", "dataset", "mean", "std"}  # columns of a sheet that can be compared
 COLUMNS = ["method", "data set", "quantity", "ours", "published", "difference", "band", ""]
 RULE = (
     f"band: 2 x the published deviation where there is one, else {ONE:.1f} point for a data set and {AVERAGE:.1f} "
@@ -69,7 +70,8 @@ def against_sheet(sheet, records, methods, published=None):
     """
     published = load_published() if published is None else published
     rows, lines, notes, sources = [], [], [], {}
-    for line in sheet.lines:
+    comparable = NEEDED <= set(sheet.columns)  # not a table of barriers, say
+    for line in sheet.lines if comparable else []:
         cell = dict(zip(sheet.columns, line, strict=True))
         partner = published.get(_key(sheet.name, cell, methods))
         if partner is None or cell["mean"] == "":
