@@ -10,7 +10,7 @@ text tower.
 
 import hashlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -68,6 +68,11 @@ class ClipBackbone:
 
     def __str__(self):
         return f"CLIP {self.name}: D {self.dim}, {self.image_size} px, {self.activation}, sha256 {self.digest[:12]}"
+
+    def facts(self):
+        """Which CLIP this is, down to its weights; JSON-ready."""
+        facts = {name: getattr(self, name) for name in ("name", "digest", "activation")}
+        return facts | {"preprocess": asdict(self.preprocess)}
 
     # what the weights say
     @property

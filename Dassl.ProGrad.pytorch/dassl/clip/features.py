@@ -14,8 +14,8 @@ Letters: N images, D joint width, K transforms of one image in one round (cfg.DA
 
 import contextlib
 import fcntl
+import functools
 import os
-import zlib
 from pathlib import Path
 
 import torch
@@ -26,7 +26,17 @@ from tqdm import tqdm
 
 from dassl.data import ViewIndex, relative_key
 from dassl.data.transforms import describe_transform
-from dassl.utils import MissingFile, UserError, WriteFailed, atomic_write, digest, get_logger, sha256_file, write_json
+from dassl.utils import (
+    MissingFile,
+    UserError,
+    WriteFailed,
+    atomic_write,
+    digest,
+    get_logger,
+    sha256_file,
+    tensor_checksum,
+    write_json,
+)
 
 FORMAT = 1
 WORKERS_FROM = 512  # pictures to encode below which starting worker processes costs more than it saves
@@ -143,7 +153,8 @@ class FeatureBank:
         kind = backbone.device.type
         with self.autocast():
             mixed = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
-        files = [_describe_file(item.impath, pixels.root, strict) for item in pixels.data_source]
+        facts = functools.cache(functools.partial(_describe_file, strict=strict))  # many images may share a file
+        files = [[relative_key(item.impath, pixels.root), *facts(item.file)] for item in pixels.data_source]
         return {
             "format": FORMAT,
             "weights": backbone.digest,
@@ -163,8 +174,11 @@ class FeatureBank:
 
     def _ensure(self, numbers):
         missing = [number for number in numbers if not self._open(number)]
-        if not missing:
-            return
+        if missing:
+            self.fill(missing)
+
+    def fill(self, missing):
+        """Build rounds that are not there. A rehearsal (rehearsal.py) puts another way in its place."""
         with _turn(self.folder):
             missing = [number for number in missing if not self._open(number, warn=True)]
             if missing:  # else another process was first
@@ -271,7 +285,7 @@ class _Pictures(Dataset):
 
 def write_round(file, tensors, key, number):
     """Whole or not at all: tensors with the bank's key, the round's number and a checksum of the bytes."""
-    facts = {"format": str(FORMAT), "bank": key, "round": str(number), "crc32": _checksum(tensors)}
+    facts = {"format": str(FORMAT), "bank": key, "round": str(number), "crc32": tensor_checksum(tensors)}
     with atomic_write(file) as target:
         target.write(save(tensors, metadata=facts))
 
@@ -285,27 +299,17 @@ def read_round(file, key, number):
     expected = {"format": str(FORMAT), "bank": key, "round": str(number)}
     if {name: facts.get(name) for name in expected} != expected:
         raise ValueError("it belongs to another bank")
-    if facts.get("crc32") != _checksum(tensors):
+    if facts.get("crc32") != tensor_checksum(tensors):
         raise ValueError("its checksum is wrong")
     return tensors
 
 
-def _checksum(tensors):
-    """CRC-32 of names, shapes and bytes: 4 GB/s, for the whole file is read at every start."""
-    crc = 0
-    for name in sorted(tensors):
-        crc = zlib.crc32(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode(), crc)
-        crc = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), crc)
-    return f"{crc:08x}"
-
-
-def _describe_file(path, root, strict):
+def _describe_file(path, strict):
     try:
         facts = os.stat(path)
     except OSError as error:
         raise MissingFile(f'feature bank: image "{path}" cannot be read ({error.strerror})') from error
-    name = relative_key(path, root)
-    return [name, sha256_file(path)] if strict else [name, facts.st_size, facts.st_mtime_ns]
+    return [sha256_file(path)] if strict else [facts.st_size, facts.st_mtime_ns]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import contextlib
 import torchvision.transforms as T
 from torch.utils.data import Dataset
 
-from dassl.utils import UserError, read_image
+from dassl.utils import UserError
 
 from .transforms import INTERPOLATION_MODES, draws_from_torch_only
 from .views import relative_key, seeded_view, view_seed
@@ -53,7 +53,7 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx):
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx)}
-        picture = read_image(item.impath)
+        picture = item.picture()
         view = getattr(idx, "view", None) if self.seed is not None else None
         key = None if view is None else relative_key(item.impath, self.root)
         if self.transform is None:

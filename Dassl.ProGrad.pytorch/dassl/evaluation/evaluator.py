@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from dassl.utils import UserError, atomic_save, get_logger
+from dassl.utils.distributed import is_main
 
 from .build import EVALUATOR_REGISTRY
 
@@ -92,7 +93,7 @@ class Classification(EvaluatorBase):
         self._log(results)
         if self._per_class:
             results["perclass_accuracy"] = self._log_classes(counts)
-        if self._matrix_path:
+        if self._matrix_path and is_main():
             atomic_save(torch.from_numpy(counts.confusion()), self._matrix_path)
             get_logger().info(f"Confusion matrix is saved to {self._matrix_path}")
         self.results = results

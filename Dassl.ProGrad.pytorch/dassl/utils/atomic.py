@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 
 import torch
 
@@ -10,8 +11,9 @@ from .errors import UserError, WriteFailed
 
 
 @contextlib.contextmanager
-def atomic_write(path, mode="wb", **open_kwargs):
-    """Context manager that gives a file object; `path` changes only when the block ends without an error.
+def atomic_path(path):
+    """Context manager that gives a temporary name to write to; `path` changes only when the block ends
+    without an error.
 
     Makes the parent folder. A link is followed, so that it keeps pointing where it did.
 
@@ -21,14 +23,10 @@ def atomic_write(path, mode="wb", **open_kwargs):
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
     temporary = os.path.join(folder, f".{name}.{os.getpid()}.tmp")
-    if "b" not in mode:
-        open_kwargs.setdefault("encoding", "utf-8")
     try:
         os.makedirs(folder, exist_ok=True)
-        with open(temporary, mode, **open_kwargs) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        _sync(temporary)
         os.replace(temporary, target)
         _sync_folder(folder)
     except UserError:
@@ -40,14 +38,55 @@ def atomic_write(path, mode="wb", **open_kwargs):
             os.unlink(temporary)
 
 
+@contextlib.contextmanager
+def atomic_write(path, mode="wb", **open_kwargs):
+    """`atomic_path` for one open file: gives the file object. Raises WriteFailed."""
+    if "b" not in mode:
+        open_kwargs.setdefault("encoding", "utf-8")
+    with atomic_path(path) as temporary, open(temporary, mode, **open_kwargs) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_folder(path):
+    """Context manager that gives a temporary folder to fill, which becomes `path` when the block ends
+    without an error. `path` must be absent or an empty folder by then.
+
+    Files in it must have reached the disk by themselves (atomic_write).
+
+    Raises:
+        WriteFailed: the folder cannot be written; nothing of it is left.
+    """
+    path = os.fspath(path)
+    parent, name = os.path.split(os.path.realpath(path))
+    temporary = os.path.join(parent, f".{name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.makedirs(temporary)
+        yield temporary
+        _sync_folder(temporary)
+        os.rename(temporary, path)
+        _sync_folder(parent)
+    except UserError:
+        raise
+    except OSError as error:
+        raise WriteFailed(f'Cannot write "{path}": {error.strerror or error}') from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _sync_folder(folder):
     """The rename itself must reach the disk too; some network file systems refuse, which is no failure."""
     with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _sync(folder)
 
 
 def atomic_save(obj, path):

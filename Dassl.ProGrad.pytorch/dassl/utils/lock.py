@@ -36,8 +36,12 @@ class RunLock:
         except OSError as error:
             message = f'"{self.folder}" cannot be locked ({error.strerror}): start one run at a time'
             warnings.warn(message, stacklevel=2)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(handle)
+            raise WriteFailed(f'Cannot write to the folder "{self.folder}": {error.strerror}') from error
         self._handle = handle
         _HELD.add(handle)
         return self

@@ -204,3 +204,10 @@ def init_network_weights(model, init_type="normal", gain=0.02):
             init.constant_(bias, 0.0)
 
     model.apply(initialise)
+
+
+def hold_batch_norms(model):
+    """Keep the running statistics of the batch norms in `model` as they are, also in training."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+            module.eval()

@@ -6,7 +6,7 @@ import random
 import tarfile
 import zipfile
 
-from dassl.utils import MissingFile, UserError, download_url, get_logger
+from dassl.utils import MissingFile, UserError, download_url, get_logger, read_image
 
 from ..fewshot import few_shot, group_indices
 
@@ -42,6 +42,15 @@ class Datum:
         self._label = label
         self._domain = domain
         self._classname = classname
+
+    def picture(self):
+        """The RGB PIL image, fully decoded; as `read_image`."""
+        return read_image(self._impath)
+
+    @property
+    def file(self):
+        """The file that holds the image: its path, unless many images share one file."""
+        return self._impath
 
     @property
     def impath(self):

@@ -1,0 +1,262 @@
+"""Several processes that train one model (`torchrun --nproc_per_node N train.py ...`); of no effect in one process.
+
+No model is wrapped in DataParallel or DistributedDataParallel: methods hook into towers and call functions of a
+module other than `forward`, which replicas lose and wrappers hide. Every process holds the whole model, sees its
+part of each batch, and takes the step of the averaged gradients.
+
+Gloo carries what lies on a CPU, NCCL what lies on a GPU. Letters: W processes, P parameters.
+"""
+
+import contextlib
+import functools
+import io
+import itertools
+import logging
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from .errors import UserError
+from .logger import get_logger
+
+BUCKET = 1 << 25  # bytes of gradients sent at once: beyond 32 MB no faster, and this much memory is needed again
+TIMEOUT = timedelta(hours=12)  # one process may write or evaluate for long while the others wait
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_FAILURE = "failure"  # key in the store of the first failure
+_groups = itertools.count()
+_stores = []  # of the open group: at most one
+
+
+class Elsewhere(SystemExit):
+    """Another process of this run has failed and says why itself: this one ends without a word, status 1."""
+
+    def __init__(self, reason):
+        super().__init__(1)
+        self.reason = reason
+
+
+def world_size():
+    """Number W of processes of this run."""
+    return dist.get_world_size() if _open() else 1
+
+
+def rank():
+    """Number of this process, 0 to W - 1."""
+    return dist.get_rank() if _open() else 0
+
+
+def is_main():
+    """Whether this is the process that writes files and the log."""
+    return rank() == 0
+
+
+def part(count):
+    """Slice of `count` things that falls to this process: contiguous, of equal size or one apart, maybe empty."""
+    size = world_size()
+    return slice(-(-count * rank() // size), -(-count * (rank() + 1) // size))
+
+
+# The group
+
+
+@contextlib.contextmanager
+def process_group():
+    """The processes that torchrun started work together while the block lasts; inside another such block, nothing.
+
+    Of several processes that fail, the first raises its error; the others raise Elsewhere.
+
+    Raises:
+        UserError: torchrun's environment is incomplete, or a process was lost without a word.
+    """
+    if not _launched() or _open():
+        yield
+        return
+    _join()
+    log = get_logger()
+    level = log.level
+    if not is_main():
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+        barrier()  # nobody leaves while another still writes
+    except Elsewhere:
+        raise
+    except BaseException as error:
+        said = _announce(error)
+        if said and isinstance(error, Exception):
+            raise Elsewhere(said) from error
+        raise
+    finally:
+        log.setLevel(level)
+        _stores.clear()
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def own_device(cuda):
+    """With `cuda`, "cuda" means the GPU of this process. UserError if there are fewer GPUs than processes here."""
+    if world_size() == 1 or not cuda or not torch.cuda.is_available():
+        yield
+        return
+    local, there = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
+    if local >= there:
+        raise UserError(f"Process {local} of this machine has no GPU of its own, there are {there}: start {there}")
+    before = torch.cuda.current_device()
+    torch.cuda.set_device(local)
+    try:
+        yield
+    finally:
+        torch.cuda.set_device(before)
+
+
+def _open():
+    return dist.is_available() and dist.is_initialized()
+
+
+def _launched():
+    """Did torchrun start more than this process? UserError for an environment that says so only in part."""
+    said = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
+    if len(said) < len(_VARIABLES):  # some clusters set one or two of them for their own use
+        return False
+    numbers = [said[name] for name in _VARIABLES if name != "MASTER_ADDR"]
+    if not all(text.isdigit() for text in numbers):
+        raise UserError(f"torchrun's environment is damaged, expected numbers: {said}")
+    return int(said["WORLD_SIZE"]) > 1
+
+
+@functools.cache
+def _rendezvous():
+    """(store, rank, W) of torchrun; the store is made once, for its port is taken from then on."""
+    return next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+
+
+def _join():
+    try:
+        store, number, size = _rendezvous()
+        name = f"dassl/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_groups)}"
+        store = dist.PrefixStore(name, store)
+        both = torch.cuda.is_available() and dist.is_nccl_available()
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if both else "gloo", store=store, rank=number, world_size=size, timeout=TIMEOUT
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"The processes of this run do not find each other: {_line(error)}") from error
+    _stores.append(store)
+
+
+# Failures
+
+
+def _announce(error):
+    """Leave word for the others that this process fails -> what an earlier one said, or "" if this is the first."""
+    mine = f"process {rank()}: {_line(error)}"
+    try:
+        said = _stores[0].compare_set(_FAILURE, "", mine).decode(errors="replace")
+    except RuntimeError:  # the store went with the process that kept it
+        return ""
+    return "" if said == mine else said
+
+
+@contextlib.contextmanager
+def _peers():
+    """Around each exchange: a process that does not answer has failed, and most leave word why."""
+    try:
+        yield
+    except RuntimeError as error:
+        try:
+            said = _stores[0].get(_FAILURE).decode(errors="replace") if _stores[0].check([_FAILURE]) else ""
+        except (RuntimeError, IndexError):
+            said = "process 0: it kept the store, and is gone"
+        if said:
+            raise Elsewhere(said) from error
+        raise UserError(f"Another process of this run was lost: {_line(error)}") from error
+
+
+def _line(error):
+    """The first line of an error; its type if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+# Exchanges
+
+
+def all_reduce(tensor, op="sum"):
+    """Combine a contiguous `tensor` over all processes, in place -> it. op: sum, max or min."""
+    if world_size() > 1:
+        with _peers():
+            dist.all_reduce(tensor, op=getattr(dist.ReduceOp, op.upper()))
+    return tensor
+
+
+def barrier():
+    """Wait until every process is here."""
+    all_reduce(torch.zeros(1))
+
+
+def broadcast(value):
+    """The main process's `value`: numbers, text, tensors, and containers of them. Nothing that runs code."""
+    if world_size() == 1:
+        return value
+    buffer = io.BytesIO()
+    if is_main():
+        torch.save(value, buffer)
+    octets = torch.frombuffer(bytearray(buffer.getvalue() or b"\0"), dtype=torch.uint8)
+    size = torch.tensor([len(octets)])
+    with _peers():
+        dist.broadcast(size, 0)
+        if not is_main():
+            octets = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(octets, 0)
+    return torch.load(io.BytesIO(octets.numpy().tobytes()), weights_only=True)
+
+
+@torch.no_grad()
+def broadcast_tensors(tensors):
+    """Overwrite `tensors`, in place, with those of the main process."""
+    if world_size() == 1:
+        return
+    for tensor in tensors:
+        sent = tensor.detach().contiguous()
+        with _peers():
+            dist.broadcast(sent, 0)
+        if sent.data_ptr() != tensor.data_ptr():
+            tensor.copy_(sent)
+
+
+@torch.no_grad()
+def average_gradients(optimizers):
+    """Replace the gradients of all that `optimizers` step by their mean over the processes, right before a step.
+
+    A process without a gradient counts as zero; where no process has one, there is none afterwards.
+    """
+    if world_size() == 1:
+        return
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    params = list(dict.fromkeys(p for group in groups for p in group["params"] if p.requires_grad))
+    found = all_reduce(torch.tensor([p.grad is not None for p in params], dtype=torch.uint8), "max")
+    used = [p for p, there in zip(params, found.tolist(), strict=True) if there]
+    for bucket in _buckets(used):
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        # divided first: a sum of halves can overflow where their mean does not
+        flat = all_reduce(torch.cat([grad.reshape(-1) for grad in grads]).div_(world_size()))
+        for p, grad, mean in zip(bucket, grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            p.grad = grad.copy_(mean.view(grad.shape))
+
+
+def _buckets(params):
+    """Lists of parameters of one type and device, each of about BUCKET bytes."""
+    kinds = {}
+    for p in params:
+        kinds.setdefault((p.dtype, p.device), []).append(p)
+    for members in kinds.values():
+        bucket, size = [], 0
+        for p in members:
+            bucket.append(p)
+            size += p.numel() * p.element_size()
+            if size >= BUCKET:
+                yield bucket
+                bucket, size = [], 0
+        if bucket:
+            yield bucket

@@ -1,0 +1,103 @@
+"""Safetensors files that say when they are damaged: tensors, facts in JSON, and a checksum of both.
+
+They are device-free: tensors are written from the CPU and come back there, whatever held them.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import zlib
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .atomic import atomic_path
+from .errors import MissingFile, UserError, WriteFailed
+
+
+def save_tensors(path, tensors, facts=None):
+    """Write {name: tensor} and `facts` (JSON) to `path`, whole or not at all; returns their checksum.
+
+    A contiguous tensor on the CPU is written from where it lies, without a copy.
+
+    Raises:
+        WriteFailed: the file cannot be written; the old one, if any, is untouched.
+    """
+    plain = {name: _plain(tensor) for name, tensor in tensors.items()}
+    crc = tensor_checksum(plain, facts)
+    about = json.dumps({"crc32": crc, "facts": facts or {}})  # one entry, for the format does not order them
+    with atomic_path(path) as temporary:
+        try:
+            save_file(plain, temporary, metadata={"about": about})
+        except SafetensorError as error:  # the library's own class, also for what the system refused
+            raise WriteFailed(f'Cannot write "{path}": {error}') from error
+    return crc
+
+
+def load_tensors(path):
+    """A file of `save_tensors` -> ({name: tensor}, facts, checksum); tensors are private maps of the file.
+
+    Raises:
+        MissingFile: no such file.
+        UserError: damaged, or written by something else; names the file.
+    """
+    with _opened(path) as (stored, about):
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+    crc = tensor_checksum(tensors, about["facts"])
+    if crc != about["crc32"]:
+        raise UserError(f'"{path}" is damaged: its checksum is {crc}, expected {about["crc32"]}')
+    return tensors, about["facts"], crc
+
+
+def read_facts(path):
+    """The facts of a file of `save_tensors`, from its header alone. Raises as `load_tensors`, but for damage
+    behind the header."""
+    with _opened(path) as (_, about):
+        return about["facts"]
+
+
+@contextlib.contextmanager
+def _opened(path):
+    if not os.path.isfile(path):
+        raise MissingFile(f'File is not found at "{path}"')
+    try:
+        with safe_open(path, framework="pt") as stored:
+            about = json.loads((stored.metadata() or {}).get("about", "{}"))
+            if not isinstance(about, dict) or about.keys() != {"crc32", "facts"}:
+                raise ValueError("its header has no facts and checksum of this code")
+            yield stored, about
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f'"{path}" is damaged or was written by something else: {error}') from error
+
+
+def tensor_checksum(tensors, facts=None):
+    """CRC-32, in hexadecimal, of names, types, shapes and bytes, and of `facts` as JSON; 4 GB/s."""
+    crc = zlib.crc32(json.dumps(facts, sort_keys=True).encode()) if facts else 0
+    for head, octets in _pieces(tensors):
+        crc = zlib.crc32(octets, zlib.crc32(head, crc))
+    return f"{crc:08x}"
+
+
+def tensor_digest(tensors):
+    """128-bit BLAKE2b, in hexadecimal, of names, types, shapes and bytes: the same on every device; 1 GB/s."""
+    state = hashlib.blake2b(digest_size=16)
+    for head, octets in _pieces(tensors):
+        state.update(head)
+        state.update(octets)
+    return state.hexdigest()
+
+
+def _pieces(tensors):
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        head = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        yield head, tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def _plain(tensor):
+    """Contiguous, on the CPU, and alone in its memory, as the format's writer wants it."""
+    tensor = tensor.detach().cpu().contiguous()
+    alone = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor if alone else tensor.clone()
