@@ -8,10 +8,10 @@ import contextlib
 import io
 import re
 import time
-from pathlib import Path
 
 import torch
 
+from tests.benchmarks.memory import peak_mb, reset_peak
 from tests.benchmarks.task import Runner, all_tasks, count_passes
 from tests.benchmarks.world import World
 
@@ -61,15 +61,3 @@ def profiled() -> float:
 def quiet():
     """Trainers log to stdout, where the benchmark's table goes."""
     return contextlib.redirect_stdout(io.StringIO())
-
-
-def reset_peak() -> None:
-    """Forget the peak of the preparation; Linux alone knows how, elsewhere it stays included."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_mb() -> float:
-    """High-water mark of resident memory since `reset_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))

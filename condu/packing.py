@@ -1,0 +1,75 @@
+"""Masks at one bit a coordinate, and codes: the bits that up to 16 masks have at a coordinate, as one number.
+
+Bit i % 8 of byte i // 8, counted from the lowest, belongs to coordinate i; the last byte is filled up with zeros.
+A table turns a packed byte into a word of eight bytes 0 or 1, and masks are joined by `or` of shifted words: no
+loop over coordinates or bits is left. Buffers are the caller's, since new memory costs more than the arithmetic.
+Letters: n coordinates, k masks.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ONES = 0x0101010101010101
+GATHER = 0x0102040810204080  # times a word of eight bytes 0 or 1: byte i becomes bit i of the highest byte
+
+
+def packed_size(n: int) -> int:
+    """Bytes that the packed mask of n coordinates takes."""
+    return -(-n // 8)
+
+
+def pack(mask: Tensor) -> Tensor:
+    """The uint8 bytes (ceil(n / 8),) of a bool tensor (n,)."""
+    n = len(mask)
+    ones = torch.zeros(8 * packed_size(n), dtype=torch.int8, device=mask.device)
+    ones[:n] = mask
+    return pack_bytes(ones, ones.new_empty(packed_size(n), dtype=torch.uint8))
+
+
+def pack_bytes(ones: Tensor, out: Tensor) -> Tensor:
+    """Pack the lowest bits of int8 `ones` (n,), n a multiple of 8, into uint8 `out` (n / 8,); overwrites `ones`."""
+    words = ones.view(torch.int64)
+    words.bitwise_and_(ONES).mul_(GATHER).bitwise_right_shift_(56)
+    return out.copy_(words)
+
+
+def unpack(packed: Tensor, n: int) -> Tensor:
+    """The bool tensor (n,) that `pack` was given. Raises ValueError where n does not fit."""
+    if len(packed) != packed_size(n):
+        raise ValueError(f"{len(packed)} bytes hold no mask of {n} coordinates, which takes {packed_size(n)}")
+    return Codes(8 * len(packed), packed.device).of([packed]).bool()[:n]
+
+
+class Codes:
+    """Reads the codes of chunks of up to n coordinates."""
+
+    def __init__(self, n: int, device: torch.device | str = "cpu"):
+        n = packed_size(n)
+        byte, bit = torch.arange(256)[:, None], torch.arange(8)
+        words = (byte >> bit & 1).to(torch.uint8).view(torch.int64).view(1, 256)
+        self.table = (words << bit[:, None]).to(device)  # (8, 256): row i has byte j of word b at bit i if b has bit j
+        self.index = torch.empty(n, dtype=torch.int32, device=device)
+        self.words = torch.empty(3, n, dtype=torch.int64, device=device)
+        self.codes = torch.empty(8 * n, dtype=torch.int32, device=device)
+
+    def of(self, masks: Sequence[Tensor]) -> Tensor:
+        """int32 (8 * bytes,): bit i of a coordinate's code is its bit in mask i; up to 16 packed masks of one length.
+
+        Valid until the next call.
+        """
+        codes = self.codes[: 8 * len(masks[0])]
+        low = self._bytes(masks[:8], 0)
+        if len(masks) <= 8:
+            return codes.copy_(low)
+        return codes.copy_(self._bytes(masks[8:], 1)).bitwise_left_shift_(8).bitwise_or_(low)
+
+    def _bytes(self, masks: Sequence[Tensor], row: int) -> Tensor:
+        n = len(masks[0])
+        index, out, word = self.index[:n], self.words[row, :n], self.words[2, :n]
+        for i, packed in enumerate(masks):
+            torch.index_select(self.table[i], 0, index.copy_(packed), out=word if i else out)
+            if i:
+                out.bitwise_or_(word)
+        return out.view(torch.uint8)
