@@ -1,0 +1,142 @@
+"""Accuracy on every task after every task, and the three numbers that continual learning reads off it.
+
+As ZSCL (arXiv 2303.06628) and ConDU (arXiv 2503.10705) define them, a[i][j] being the accuracy on task j after
+learning task i, both counted in the order of the stream, and no row for the untrained model:
+
+    Transfer_j = mean of a[i][j] over i < j     what the stream does to a task before its turn; the first has none
+    Average_j  = mean of a[i][j] over all i
+    Last_j     = a[T][j]
+
+and Transfer, Average, Last are their means over tasks (T - 1, T and T of them). T: tasks of the stream.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MISSING = -1  # in `correct`: a cell that was not measured
+
+
+class AccuracyMatrix:
+    """Correctly classified test images by (task just learned, task tested).
+
+    tasks: T names in the order of the stream; correct: (T, T) integers, rows: after task i, columns: tested on task
+    j, -1 where nobody measured; total: (T,) test images of each task. ValueError for what does not fit.
+    """
+
+    def __init__(self, tasks: Sequence[str], correct, total):
+        self.tasks = _names(tasks)
+        self.correct, self.total = _integers("correct", correct), _integers("total", total)
+        size = len(self.tasks)
+        if self.correct.shape != (size, size) or self.total.shape != (size,):
+            found = f"{tuple(self.correct.shape)} and {tuple(self.total.shape)}"
+            raise ValueError(f"{size} tasks: expected correct ({size}, {size}) and total ({size},), found {found}")
+        if (self.total < 1).any():
+            raise ValueError(f"total: expected an image or more of each task, found {self.total.tolist()}")
+        for i, j in ((self.correct > self.total) | (self.correct < MISSING)).nonzero().tolist():
+            raise ValueError(
+                f"{self.tasks[j]} after {self.tasks[i]}: {int(self.correct[i, j])} correct of {int(self.total[j])}"
+            )
+        self.accuracy = torch.where(self.correct == MISSING, math.nan, 100 * self.correct.double() / self.total)
+
+    @classmethod
+    def from_accuracy(cls, tasks: Sequence[str], rows) -> "AccuracyMatrix":
+        """From percent alone, as papers print it; `correct` and `total` are None. rows: (T, T), None where missing."""
+        matrix = cls.__new__(cls)
+        matrix.tasks, matrix.correct, matrix.total = _names(tasks), None, None
+        try:
+            matrix.accuracy = torch.tensor(
+                [[math.nan if x is None else float(x) for x in row] for row in rows], dtype=torch.float64
+            )
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"accuracy: expected rows of percent, {error}") from error
+        if matrix.accuracy.shape != (len(matrix.tasks),) * 2:
+            raise ValueError(f"{len(matrix.tasks)} tasks: expected as many rows, found {tuple(matrix.accuracy.shape)}")
+        if ((matrix.accuracy < 0) | (matrix.accuracy > 100)).any():
+            raise ValueError("accuracy: expected percent from 0 to 100")
+        return matrix
+
+    @property
+    def transfer(self) -> list[float | None]:
+        """Transfer_j in percent; None for the first task, and where a cell above the diagonal is missing."""
+        return [None] + [_mean(self.accuracy[:j, j]) for j in range(1, len(self.tasks))]
+
+    @property
+    def average(self) -> list[float | None]:
+        """Average_j in percent; None where a cell of the column is missing."""
+        return [_mean(column) for column in self.accuracy.T]
+
+    @property
+    def last(self) -> list[float | None]:
+        """Last_j in percent, None where missing."""
+        return [_mean(cell) for cell in self.accuracy[-1:].T]
+
+    def summary(self) -> dict[str, float | None]:
+        """{"transfer", "average", "last"}: means over tasks in percent; None where a task that counts has none."""
+        rows = {"transfer": self.transfer[1:], "average": self.average, "last": self.last}
+        return {name: None if not row or None in row else sum(row) / len(row) for name, row in rows.items()}
+
+    def permuted(self, order: Sequence[str]) -> "AccuracyMatrix":
+        """The same cells with the tasks in another order: rows and columns both. order: all T names, or places.
+
+        For a matrix stored in another order than that of its stream, or whose rows do not depend on the order.
+        """
+        order = list(order)
+        found = [self.tasks.index(x) if x in self.tasks else x for x in order]
+        if sorted(map(str, found)) != sorted(map(str, range(len(self.tasks)))):
+            raise ValueError(f"expected each of {', '.join(self.tasks)} once, found {', '.join(map(str, order))}")
+        names, places = [self.tasks[k] for k in found], torch.tensor(found)
+        if self.correct is None:
+            return AccuracyMatrix.from_accuracy(names, self.accuracy[places][:, places].tolist())
+        return AccuracyMatrix(names, self.correct[places][:, places], self.total[places])
+
+    def to_json(self) -> dict:
+        """-> {"tasks", "correct", "total", "accuracy", "transfer", "average", "last"}, lists with null for missing.
+
+        Without counts the first and second of the numbers are not there. `from_json` reads tasks and cells; the
+        rest is for readers that do not know the formulas.
+        """
+        counts = {}
+        if self.correct is not None:
+            cells = [[None if x == MISSING else x for x in row] for row in self.correct.tolist()]
+            counts = {"correct": cells, "total": self.total.tolist()}
+        accuracy = [[None if math.isnan(x) else x for x in row] for row in self.accuracy.tolist()]
+        rows = {"transfer": self.transfer, "average": self.average, "last": self.last}
+        return {"tasks": self.tasks, **counts, "accuracy": accuracy, **rows}
+
+    @classmethod
+    def from_json(cls, content: dict) -> "AccuracyMatrix":
+        """What `to_json` wrote -> AccuracyMatrix."""
+        if not isinstance(content, dict) or "tasks" not in content or not {"correct", "accuracy"} & set(content):
+            raise ValueError("expected an object with tasks and either correct and total, or accuracy")
+        if "correct" not in content:
+            return cls.from_accuracy(content["tasks"], content["accuracy"])
+        try:
+            cells = [[MISSING if x is None else x for x in row] for row in content["correct"]]
+        except TypeError as error:
+            raise ValueError(f"correct: expected rows of counts, {error}") from error
+        return cls(content["tasks"], cells, content.get("total"))
+
+
+def _names(tasks: Sequence[str]) -> list[str]:
+    names = list(tasks)
+    if not names or len(set(names)) < len(names) or not all(isinstance(x, str) and x for x in names):
+        raise ValueError(f"tasks: expected one name or more, all different; found {names}")
+    return names
+
+
+def _integers(name: str, values) -> Tensor:
+    try:
+        numbers = torch.as_tensor(values).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: expected counts, {error}") from error
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise ValueError(f"{name}: expected whole numbers, found {numbers.dtype}")
+    return numbers.to(torch.int64)
+
+
+def _mean(values: Tensor) -> float | None:
+    mean = float(values.mean())
+    return None if math.isnan(mean) else mean
