@@ -1,0 +1,199 @@
+"""What an evaluation looks at: a stream after some session, its experts, and the test sets (arXiv 2503.10705).
+
+Letters: B images, C classes, C_i classes of task i, D joint width, T tasks.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, SequentialSampler
+
+from condu.voting import prototypes
+from dassl.clip import tensor_digest, text_classifier
+from dassl.utils import UserError, digest
+
+SOURCES = ("pretrained", "expert")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model.
+
+    key: equal for equal weights only; "pretrained" is the pretrained model, which is not filled. fill: writes the
+    weights into {name: Parameter}, in place.
+    """
+
+    key: str
+    fill: Callable[[dict], None]
+
+
+@dataclass
+class Snapshot:
+    """A stream after some session; lists have one entry a task, in the order of learning.
+
+    prototypes: (C_i, D) each. prototype_source: whose features they and the similarity are made of, the
+    "pretrained" model's or, an ablation that costs every picture T passes, each "expert"'s own.
+    UserError where the lists do not fit each other.
+    """
+
+    tasks: list[str]
+    classnames: list[list[str]]
+    prompts: list[list[str]]
+    prototypes: list[Tensor]
+    members: list[Member]
+    prototype_source: str = "pretrained"
+
+    def __post_init__(self):
+        if self.prototype_source not in SOURCES:
+            raise UserError(f'prototypes from "{self.prototype_source}", expected one of {", ".join(SOURCES)}')
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise UserError(f"a stream of tasks {self.tasks}: expected one or more, each once")
+        for what in ("classnames", "prompts", "prototypes", "members"):
+            if len(getattr(self, what)) != len(self.tasks):
+                raise UserError(f"a stream of {len(self.tasks)} tasks has {len(getattr(self, what))} {what}")
+        for task, names, rows in zip(self.tasks, self.classnames, self.prototypes, strict=True):
+            if len(rows) != len(names):
+                raise UserError(f"task {task} has {len(names)} classes and {len(rows)} prototypes")
+
+    def member(self, task):
+        """The expert of a learned task."""
+        return self.members[self.tasks.index(task)]
+
+    def place(self, task):
+        """0 .. T-1 of a learned task, None of any other."""
+        return self.tasks.index(task) if task in self.tasks else None
+
+
+def snapshot_of(stream, space):
+    """The Snapshot of a Stream as it is now. Its members refuse to be filled once the stream has gone on."""
+    fusion, names = stream.fusion, [task.name for task in stream.tasks]
+    tensors, facts = fusion.state()
+    content = digest(tensor_digest(tensors), facts, stream.backbone, stream.space)
+
+    def member(name):
+        def fill(parameters):
+            if list(fusion.tasks) != names:
+                raise UserError(f"the stream has {len(fusion.tasks)} tasks, this snapshot of it {len(names)}")
+            space.fill_task(fusion, name, parameters)
+
+        return Member(digest(content, name), fill)
+
+    return Snapshot(
+        tasks=names,
+        classnames=[list(task.classnames) for task in stream.tasks],
+        prompts=[list(task.prompts) for task in stream.tasks],
+        prototypes=list(stream.prototypes),
+        members=[member(name) for name in names],
+    )
+
+
+@dataclass(eq=False)
+class TestSet:
+    """Test pictures of one task.
+
+    loader: batches of {"img" (B, 3, H, W), "label" (B,)}, of the test transform, always in the same order.
+    UserError for a shuffled or an incomplete loader.
+    """
+
+    __test__ = False  # pytest takes the name for a class of tests
+
+    name: str
+    classnames: list[str]
+    prompts: list[str]
+    loader: DataLoader
+    _kept: list = field(default_factory=list, repr=False)
+
+    def __post_init__(self):
+        if not isinstance(self.loader.sampler, SequentialSampler) or self.loader.drop_last:
+            raise UserError(f"test set {self.name}: expected every picture in order, found {self.loader.sampler}")
+        if not len(self):
+            raise UserError(f"test set {self.name} has no pictures")
+
+    def __len__(self):
+        return len(self.loader.dataset)
+
+    def chunks(self, size, device) -> Iterator[tuple[Tensor, Tensor]]:
+        """(pixels, labels) on `device`, at most `size` pictures or one batch at a time.
+
+        A set of one chunk is decoded by the first call alone and stays in memory.
+        """
+        if not self._kept:
+            yield from self._decode(size, device)
+            return
+        for pixels, labels in self._kept:
+            yield pixels.to(device), labels.to(device)
+
+    def _decode(self, size, device):
+        pixels, labels, count = [], [], 0
+        for batch in self.loader:
+            self._check(batch)
+            if pixels and count + len(batch["label"]) > size:
+                yield torch.cat(pixels), torch.cat(labels)
+                pixels, labels, count = [], [], 0
+            pixels.append(batch["img"].to(device, non_blocking=True))
+            labels.append(batch["label"].to(device, non_blocking=True))
+            count += len(batch["label"])
+        chunk = torch.cat(pixels), torch.cat(labels)
+        if count == len(self):
+            self._kept = [chunk]
+        yield chunk
+
+    def _check(self, batch):
+        if "img" not in batch:
+            raise UserError(f"test set {self.name}: features in place of pictures, set FEATURES.TEST to False")
+        highest = int(batch["label"].max())
+        if highest >= len(self.classnames):
+            raise UserError(f"test set {self.name}: label {highest}, but {len(self.classnames)} class names")
+
+
+class LabelSpace:
+    """The classes that a picture of `test` may be given, each name once however many tasks have it.
+
+    A name's class vector is that of the first task of `snapshot` (None: no task) that has it; the test set's own
+    names come last. blocks: (class names, prompts, rows taken) a source; right: (classes of test,) label -> column.
+    """
+
+    def __init__(self, test, snapshot=None, device="cpu"):
+        tasks = [] if snapshot is None else list(zip(snapshot.classnames, snapshot.prompts, strict=True))
+        column, self.blocks = {}, []
+        for classnames, prompts in [*tasks, (test.classnames, test.prompts)]:
+            taken = []
+            for row, name in enumerate(map(_plain, classnames)):
+                if name not in column:
+                    column[name] = len(column)
+                    taken.append(row)
+            if taken:
+                self.blocks.append((tuple(classnames), tuple(prompts), torch.tensor(taken, device=device)))
+        self.names = list(column)
+        self.right = torch.tensor([column[_plain(name)] for name in test.classnames], device=device)
+
+
+def _plain(name):
+    return name.replace("_", " ")  # as a prompt has it
+
+
+def text_vectors(clip, classnames, prompts):
+    """(C, D) float32: the mean over prompts of unit text features, not unit itself where prompts are several."""
+    vectors = text_classifier(clip, classnames, prompts).float()
+    return F.normalize(vectors, dim=-1) if len(prompts) == 1 else vectors
+
+
+@torch.no_grad()
+def prototypes_of(clip, loader, classnames, prompts, autocast=contextlib.nullcontext):
+    """(C, D), unit rows: what the classes look like to `clip`, from the pictures of `loader` and all `prompts`.
+
+    clip: the pretrained model (or, for the ablation, the expert). loader: each picture that the task may use
+    once, under the test transform; nothing else is looked at, so few-shot prototypes are few-shot.
+    """
+    features, labels = [], []
+    for batch in loader:
+        with autocast():
+            features.append(clip.encode_image(batch["img"].to(clip.device, non_blocking=True)).float())
+        labels.append(batch["label"].to(clip.device, non_blocking=True))
+    with autocast():
+        text = text_vectors(clip, classnames, prompts)
+    return prototypes(torch.cat(features), torch.cat(labels), text)

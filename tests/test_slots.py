@@ -1,0 +1,105 @@
+"""Resident experts: filled when asked for, once as long as they stay, in memory that is used again."""
+
+import pytest
+import torch
+
+from condu.slots import Slots
+from dassl.clip.tiny import random_tiny
+from dassl.utils import UserError
+from tests.fixtures.condu_world import SMALL, member_of, noise_of
+
+
+@pytest.fixture
+def clip():
+    return random_tiny(**SMALL).freeze()
+
+
+def state(clip):
+    return {name: p.detach().clone() for name, p in clip.module.named_parameters()}
+
+
+def equal(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def members(clip, count):
+    return [member_of(clip, noise_of(clip, seed), f"expert {seed}") for seed in range(count)]
+
+
+def test_each_key_has_its_weights_and_the_pretrained_ones_stay(clip):
+    before, slots = state(clip), Slots(clip)
+    deltas = [noise_of(clip, seed) for seed in range(3)]
+    for seed in (0, 1, 0, 2, 1):
+        member = member_of(clip, deltas[seed], f"expert {seed}")
+        found = state(slots.clip(member.key, member.fill))
+        assert equal(found, {name: p + deltas[seed].get(name, 0) for name, p in before.items()})
+    assert equal(state(clip), before)
+
+
+def test_the_same_expert_is_not_filled_twice_in_a_row(clip):
+    slots, (first, second) = Slots(clip), members(clip, 2)
+    for member in (first, first, second, second, first):
+        slots.clip(member.key, member.fill)
+    assert slots.filled == 3
+
+
+def test_the_one_not_used_for_longest_gives_way(clip):
+    slots, (a, b, c) = Slots(clip, capacity=2), members(clip, 3)
+    for member in (a, b, a, c):
+        slots.clip(member.key, member.fill)
+    assert a.key in slots and c.key in slots and b.key not in slots and slots.filled == 3
+    slots.clip(a.key, a.fill)
+    assert slots.filled == 3
+
+
+def test_weights_are_written_into_the_same_memory(clip):
+    made = []
+
+    def make():
+        made.append(random_tiny(**SMALL))
+        return made[-1]
+
+    slots, (a, b) = Slots(clip, make), members(clip, 2)
+    first = slots.clip(a.key, a.fill)
+    places = [p.data_ptr() for p in first.module.parameters()]
+    second = slots.clip(b.key, b.fill)
+    assert second is first and len(made) == 1
+    assert [p.data_ptr() for p in second.module.parameters()] == places
+    assert not any(p.requires_grad for p in second.module.parameters()) and not second.module.training
+
+
+def test_no_slot_is_made_before_it_is_needed(clip):
+    made = []
+    slots = Slots(clip, lambda: made.append(0) or random_tiny(**SMALL), capacity=5)
+    for member in members(clip, 2):
+        slots.clip(member.key, member.fill)
+    assert len(made) == 2
+
+
+def test_a_fill_that_fails_leaves_no_half_expert_under_its_key(clip):
+    slots, (good, other) = Slots(clip), members(clip, 2)
+    slots.clip(good.key, good.fill)
+
+    def broken(parameters):
+        parameters["visual.proj"].zero_()
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        slots.clip(other.key, broken)
+    assert good.key not in slots and other.key not in slots
+    reference = Slots(clip)
+    for member in (good, other):
+        assert equal(state(slots.clip(member.key, member.fill)), state(reference.clip(member.key, member.fill)))
+
+
+def test_cleared_slots_are_filled_again(clip):
+    slots, (member,) = Slots(clip), members(clip, 1)
+    first = slots.clip(member.key, member.fill)
+    slots.clear()
+    assert member.key not in slots
+    assert slots.clip(member.key, member.fill) is first and slots.filled == 2
+
+
+def test_no_room_at_all_is_refused(clip):
+    with pytest.raises(UserError, match="RESIDENT is 0"):
+        Slots(clip, capacity=0)
