@@ -9,7 +9,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import MissingFile, UserError
 
 from .protocol import FewShotDataset, drive
-from .readers import Lists, folder_images, wordnet_folders, wordnet_names
+from .readers import Lists, class_folders, folder_images, wordnet_names
 
 
 @DATASET_REGISTRY.register()
@@ -32,7 +32,7 @@ class ImageNet(FewShotDataset):
             raise MissingFile(f"ImageNet: no class names in {path}. Where to get them: {self.names_link}")
         names = wordnet_names(path)
         roots = [self._first_folder(self.image_dir, (part,), "folder") for part in ("train", "val")]
-        folders, test_folders = [wordnet_folders(root, names) for root in roots]
+        folders, test_folders = [class_folders(root, names) for root in roots]
         if folders != test_folders:
             raise UserError(
                 f"ImageNet: {roots[0]} and {roots[1]} must hold the same class folders, "

@@ -11,9 +11,10 @@ import random
 
 from dassl.data import few_shot, subsample_classes
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.utils import MissingFile, UserError, closest
+from dassl.utils import MissingFile, UserError, closest, get_logger
 
 from .readers import Lists, split_json
+from .subset import FORMAT, picked, read_subset
 
 SAMPLER = "coop-1"  # names the way of drawing in saved subsets
 MAX_VAL_SHOTS = 4
@@ -35,9 +36,9 @@ class FewShotDataset(DatasetBase):
     folders below that; "" is the folder itself), `split_file` and `split_link`, `templates` (by family of
     methods), `link` (where to get the images). A subclass with another layout overrides `read`.
 
-    On the instance: `dataset_dir`, `image_dir`, `split_digest` (of the lists read), `has_val` (False where
-    val is the test list, or empty), `drawn` (the draw, before the class cut, as JSON-ready data). The global
-    random streams stay untouched, and nothing is written below the root.
+    On the instance: `dataset_dir`, `image_dir`, `split_used` (the split file that was read), `split_digest` (of
+    the lists read), `has_val` (False where val is the test list, or empty), `drawn` (the draw, before the class
+    cut, as JSON-ready data). The global random streams stay untouched, and nothing is written below the root.
     """
 
     folders: tuple[str, ...] = ()
@@ -46,17 +47,18 @@ class FewShotDataset(DatasetBase):
     split_link = ""
     link = ""
     templates = same_template("a photo of a {}.")
+    split_used = ""
+    test_only = False  # nothing is drawn; train_x carries the class names
 
     def __init__(self, cfg):
-        self.dataset_dir = self.locate(cfg.DATASET.ROOT)
-        self.image_dir = self._first_folder(self.dataset_dir, self.images, "image folder")
-        train, val, test = self.read()
+        self.dataset_dir, self.image_dir = self.places(cfg.DATASET.ROOT)
+        train, val, test = self._read()
         for part, items in (("training", train), ("test", test)):
             if not items:
                 raise UserError(f"{type(self).__name__}: no {part} images in {self.image_dir}")
         self.has_val = bool(val) and val is not test
         self.split_digest = self._digest(train, val if self.has_val else (), test)
-        train, val = self._draw(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
+        train, val = self._draw(train, val, cfg)
         subset = cfg.DATASET.SUBSAMPLE_CLASSES
         if self.has_val:
             train, val, test = subsample_classes(train, val, test, subset=subset)
@@ -80,15 +82,46 @@ class FewShotDataset(DatasetBase):
             raise MissingFile(f"{name}: the data root {root} is no folder{self._sources()}")
         return self._first_folder(root, self.folders, "folder")
 
+    def places(self, root: str) -> tuple[str, str]:
+        """The data set's folder and its image folder."""
+        folder = self.locate(root)
+        return folder, self._first_folder(folder, self.images, "image folder")
+
     def read(self) -> Lists:
         """(train, val, test), complete: all classes, all images."""
-        path = os.path.join(self.dataset_dir, self.split_file)
-        if not os.path.isfile(path):
-            raise MissingFile(
-                f"{type(self).__name__}: no split file {path}. It decides which images are tested on, "
-                f"so none is made up{self._sources()}"
-            )
-        return split_json(path, self.image_dir)
+        for name in (self.split_file, self.local_split()):
+            path = os.path.join(self.dataset_dir, name)
+            if os.path.isfile(path):
+                if name != self.split_file:
+                    get_logger().info(f"{path} is a split made here: results do not compare with published ones")
+                self.split_used = name
+                return split_json(path, self.image_dir)
+        raise MissingFile(
+            f"{type(self).__name__}: no split file {os.path.join(self.dataset_dir, self.split_file)}. It decides "
+            f"which images are tested on, so none is made up{self._sources()}. One of your own, of another name: "
+            f"python -m datasets make-split {type(self).__name__}"
+        )
+
+    @classmethod
+    def local_split(cls) -> str:
+        """The file that `python -m datasets make-split` writes for a set without its published split."""
+        return f"split_local_{cls.__name__}.json"
+
+    def facts(self) -> dict:
+        """What results.json records of it: a split that is not the published one."""
+        return {"split_file": self.split_used} if self.split_used not in ("", self.split_file) else {}
+
+    def _read(self) -> Lists:
+        """`read`, whose errors name the data set and, for what is missing, where to get it."""
+        try:
+            return self.read()
+        except UserError as error:
+            name = type(self).__name__
+            if str(error).startswith(name):
+                raise
+            links = self._sources() if isinstance(error, MissingFile) else ""
+            kind = MissingFile if isinstance(error, MissingFile) else UserError
+            raise kind(f"{name}: {error}{links}") from error
 
     def _first_folder(self, parent: str, candidates: tuple[str, ...], what: str) -> str:
         for candidate in candidates:
@@ -108,35 +141,43 @@ class FewShotDataset(DatasetBase):
             links.append(f"{self.split_file}: {self.split_link}")
         return f". Where to get it: {'; '.join(links)}" if links else ""
 
-    def _draw(self, train: list[Datum], val: list[Datum], shots: int, seed: int) -> tuple[list[Datum], list[Datum]]:
-        """shots training and min(shots, 4) validation images a class, from one stream, training first.
+    def _draw(self, train: list[Datum], val: list[Datum], cfg) -> tuple[list[Datum], list[Datum]]:
+        """NUM_SHOTS training and min(NUM_SHOTS, 4) validation images a class, from one stream, training first.
 
-        A class short of training images is refused; one short of validation images gives all it has.
+        A class short of training images is refused; one short of validation images gives all it has. A subset
+        that was drawn before (DATASET.SUBSET) takes the place of the draw.
         """
-        rng = random.Random(seed if seed >= 0 else None)  # Random(-1) would be Random(1)
+        name, shots = type(self).__name__, 0 if self.test_only else cfg.DATASET.NUM_SHOTS
+        if cfg.DATASET.SUBSET and not self.test_only:
+            path = cfg.DATASET.SUBSET
+            self.drawn = read_subset(path, name, self.split_digest, shots)
+            train = picked(train, self.drawn["train"], self.relative, path)
+            return train, picked(val, self.drawn["val"], self.relative, path)
         drawn = {
-            "format": 1,
-            "dataset": type(self).__name__,
+            "format": FORMAT,
+            "dataset": name,
             "shots": shots,
-            "seed": seed,
+            "seed": cfg.SEED,
             "sampler": SAMPLER,
             "split": self.split_digest,
             "train": "all",
             "val": "all" if self.has_val else "test" if val else "none",
         }
         if shots >= 1:
+            rng = random.Random(cfg.SEED if cfg.SEED >= 0 else None)  # Random(-1) would be Random(1)
             try:
                 train = few_shot(train, shots, rng, short="refuse")
             except UserError as error:
-                raise UserError(f"{type(self).__name__}: {error}") from None
-            drawn["train"] = [self._relative(item) for item in train]
+                raise UserError(f"{name}: {error}") from None
+            drawn["train"] = [self.relative(item) for item in train]
             if self.has_val:
                 val = few_shot(val, min(shots, MAX_VAL_SHOTS), rng)
-                drawn["val"] = [self._relative(item) for item in val]
+                drawn["val"] = [self.relative(item) for item in val]
         self.drawn = drawn
         return train, val
 
-    def _relative(self, item: Datum) -> str:
+    def relative(self, item: Datum) -> str:
+        """Its path below `image_dir`."""
         return item.impath[len(self.image_dir) + 1 :]
 
     def _digest(self, *lists: list[Datum]) -> str:
@@ -144,5 +185,5 @@ class FewShotDataset(DatasetBase):
         content = hashlib.sha256()
         for part, items in zip(("train", "val", "test"), lists, strict=True):
             for item in items:
-                content.update(f"{part}\t{self._relative(item)}\t{item.label}\t{item.classname}\n".encode())
+                content.update(f"{part}\t{self.relative(item)}\t{item.label}\t{item.classname}\n".encode())
         return content.hexdigest()[:16]

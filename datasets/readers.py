@@ -6,7 +6,7 @@ are skipped, so that the lists are the same on every machine.
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from dassl.data.datasets import Datum
 from dassl.utils import MissingFile, UserError, read_json
@@ -14,6 +14,14 @@ from dassl.utils import MissingFile, UserError, read_json
 PARTS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif")
 Lists = tuple[list[Datum], list[Datum], list[Datum]]
+
+
+class MissingImages(MissingFile):
+    """Images that a list names are not there; `count`: how many."""
+
+    def __init__(self, count: int, message: str):
+        super().__init__(message)
+        self.count = count
 
 
 def split_json(path: str, image_dir: str) -> Lists:
@@ -61,7 +69,7 @@ def _datum(image_dir: str, path: str, label: int, name: str) -> Datum:
 
 
 def check_files(image_dir: str, paths: Iterable[str], source: str) -> None:
-    """MissingFile unless every path is below image_dir; one listing a folder. source: who names the paths."""
+    """MissingImages unless every path is below image_dir; one listing a folder. source: who names the paths."""
     folders: dict[str, set[str]] = {}
     for path in paths:
         folder, name = os.path.split(path)
@@ -73,49 +81,59 @@ def check_files(image_dir: str, paths: Iterable[str], source: str) -> None:
             wanted = wanted.difference(os.listdir(os.path.join(image_dir, folder)))
         missing += [os.path.join(folder, name) for name in wanted]
     if missing:
-        raise MissingFile(
+        raise MissingImages(
+            len(missing),
             f"{len(missing)} of the {total} images that {source} names are not below {image_dir}: "
-            f"{min(missing)}{', ...' if len(missing) > 1 else ''}"
+            f"{min(missing)}{', ...' if len(missing) > 1 else ''}",
         )
+
+
+def listed(image_dir: str, items: Iterable[tuple[str, int, str]], source: str) -> list[Datum]:
+    """Items (relative path, label, class name) as Datum. MissingFile unless all images are there.
+
+    source: who names the paths.
+    """
+    items = list(items)
+    check_files(image_dir, (path for path, _, _ in items), source)
+    return [_datum(image_dir, *item) for item in items]
 
 
 def variant_lists(folder: str, image_dir: str) -> Lists:
     """FGVC Aircraft: variants.txt (names by label), images_variant_{train,val,test}.txt ("id name" lines)."""
-    label_of = {name: label for label, name in enumerate(_lines(os.path.join(folder, "variants.txt")))}
+    label_of = {name: label for label, name in enumerate(read_lines(os.path.join(folder, "variants.txt")))}
     lists = []
     for part in PARTS:
         source = os.path.join(folder, f"images_variant_{part}.txt")
         items = []
-        for line in _lines(source):
+        for line in read_lines(source):
             image, _, name = line.partition(" ")
             if name not in label_of:
                 raise UserError(f"{source}: {line!r} names no variant of variants.txt")
             items.append((f"{image}.jpg", label_of[name], name))
-        check_files(image_dir, (path for path, _, _ in items), source)
-        lists.append([_datum(image_dir, *item) for item in items])
+        lists.append(listed(image_dir, items, source))
     return tuple(lists)
 
 
 def wordnet_names(path: str) -> dict[str, str]:
     """classnames.txt: "n01440764 tench" a line, as {folder: class name}."""
     names = {}
-    for line in _lines(path):
+    for line in read_lines(path):
         folder, _, name = line.partition(" ")
         names[folder] = name.strip()
     return names
 
 
-def wordnet_folders(root: str, names: dict[str, str]) -> list[str]:
-    """The class folders of `root`, sorted. UserError if there is none, or one that `names` lacks."""
+def class_folders(root: str, names: Container[str] | None = None, source: str = "classnames.txt") -> list[str]:
+    """The class folders of `root`, sorted. UserError if there is none, or one that `names` (of `source`) lacks."""
     with os.scandir(root) as entries:
         folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
     if not folders:
         raise UserError(
             f"{root} has no class folders; images must be sorted into one folder a class, such as n01440764"
         )
-    unnamed = [name for name in folders if name not in names]
+    unnamed = [name for name in folders if names is not None and name not in names]
     if unnamed:
-        raise UserError(f"{root}: {len(unnamed)} folders are not in classnames.txt: {unnamed[0]}, ...")
+        raise UserError(f"{root}: {len(unnamed)} folders are not in {source}: {unnamed[0]}, ...")
     return folders
 
 
@@ -135,7 +153,8 @@ def _is_image(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def _lines(path: str) -> list[str]:
+def read_lines(path: str) -> list[str]:
+    """The lines of a text file that are not blank."""
     if not os.path.isfile(path):
         raise MissingFile(f"no file {path}")
     with open(path, encoding="utf-8") as file:

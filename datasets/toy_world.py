@@ -27,7 +27,7 @@ class ToyData(FewShotDataset):
 
     def facts(self):
         """What results.json records of it."""
-        return {"world_digest": self.world_digest}
+        return super().facts() | {"world_digest": self.world_digest}
 
     def locate(self, root):
         if root:
@@ -35,12 +35,12 @@ class ToyData(FewShotDataset):
         return super().locate(root)
 
 
-def declare(toy, **attributes):
-    """The data set class of a `ToySet`."""
+def declare(toy, base=ToyData, name="", **attributes):
+    """The data set class of a `ToySet`, `name` or named like it."""
     templates = {"coop": toy.coop_template, "kgcoop": toy.template}
     declared = {"__module__": __name__, "toy": toy, "folders": (toy.folder,), "templates": templates,
                 "split_file": f"split_zhou_{toy.name}.json"}  # fmt: skip
-    return type(toy.name, (ToyData,), declared | attributes)
+    return type(name or toy.name, (base,), declared | attributes)
 
 
 for _toy in WORLD.values():

@@ -1,0 +1,161 @@
+"""Readers of official lists and of folders that are split by a seed: what the tasks of MTIL are made of.
+
+Layouts are those that torchvision's data sets expect. Each reader gives (training, [], test); names have
+blanks for underscores. `scipy` reads the .mat files and is imported only there.
+"""
+
+import os
+
+import numpy as np
+
+from dassl.data.datasets import Datum
+from dassl.utils import MissingFile, UserError, read_json
+
+from .readers import Lists, listed, read_lines
+
+SPLIT_SEED = 42
+TRAIN_PART = 0.8
+
+
+def words(name: str) -> str:
+    """A class name as prompts have it."""
+    return name.replace("_", " ")
+
+
+def seeded_order(n: int, seed: int = SPLIT_SEED) -> list[int]:
+    """The permutation of 0 ... n - 1 that torch's CPU `randperm` gives for a seed, whatever torch's version.
+
+    From MT19937's 32-bit outputs z: for i = 0, 1, ... swap place i with place i + z_i mod (n - i).
+    """
+    outputs = np.random.RandomState(seed).randint(0, 2**32, size=max(n - 1, 0), dtype=np.uint32)
+    order = list(range(n))
+    for i, z in enumerate(outputs.tolist()):
+        j = i + z % (n - i)
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
+def seeded_split(items: list[Datum]) -> Lists:
+    """80 % of the images, rounded down, for training and the rest for the test, by `seeded_order`."""
+    order = seeded_order(len(items))
+    cut = int(TRAIN_PART * len(items))
+    return [items[i] for i in order[:cut]], [], [items[i] for i in order[cut:]]
+
+
+def texture_lists(folder: str, image_dir: str) -> Lists:
+    """DTD, partition 1: labels/{train,test}1.txt with lines "banded/banded_0002.jpg"."""
+    parts = {}
+    for part in ("train", "test"):
+        source = os.path.join(folder, "labels", f"{part}1.txt")
+        parts[source] = [line.strip() for line in read_lines(source)]
+    names = sorted({path.split("/")[0] for paths in parts.values() for path in paths})
+    label_of = {name: label for label, name in enumerate(names)}
+
+    def triple(path):
+        name = path.split("/")[0]
+        return path, label_of[name], words(name)
+
+    train, test = [listed(image_dir, map(triple, paths), source) for source, paths in parts.items()]
+    return train, [], test
+
+
+def pet_lists(folder: str, image_dir: str) -> Lists:
+    """Oxford-IIIT Pets: annotations/{trainval,test}.txt with lines "Abyssinian_100 1 1 1" (image, class from 1)."""
+    parts = []
+    for part in ("trainval", "test"):
+        source = os.path.join(folder, "annotations", f"{part}.txt")
+        items = []
+        for line in read_lines(source):
+            fields = line.split()
+            if len(fields) != 4 or not fields[1].isdecimal() or fields[1] == "0":
+                raise UserError(f"{source}: line {line!r}; expected image, class (from 1), species and breed")
+            name = words(fields[0].rpartition("_")[0]).title()
+            items.append((f"{fields[0]}.jpg", int(fields[1]) - 1, name))
+        parts.append(listed(image_dir, items, source))
+    return parts[0], [], parts[1]
+
+
+def food_lists(folder: str, image_dir: str) -> Lists:
+    """Food-101: meta/{train,test}.json, {class: ["apple_pie/1005649", ...]}."""
+    parts, classes = [], None
+    for part in ("train", "test"):
+        source = os.path.join(folder, "meta", f"{part}.json")
+        tree = read_json(source)
+        if not isinstance(tree, dict) or not all(isinstance(paths, list) for paths in tree.values()):
+            raise UserError(f"{source}: expected an object with a list of images for each class")
+        classes = classes or sorted(tree)
+        if classes != sorted(tree):
+            raise UserError(f"{source} has other classes than train.json: {min(set(classes) ^ set(tree))}")
+        items = [(f"{path}.jpg", classes.index(name), words(name)) for name, paths in tree.items() for path in paths]
+        parts.append(listed(image_dir, items, source))
+    return parts[0], [], parts[1]
+
+
+def flower_lists(folder: str, image_dir: str, names: tuple[str, ...]) -> Lists:
+    """Flowers-102: imagelabels.mat (class from 1 of image 1, 2, ...), setid.mat (image numbers trnid and tstid)."""
+    labels = mat_variable(os.path.join(folder, "imagelabels.mat"), "labels")
+    source = os.path.join(folder, "setid.mat")
+    parts = []
+    for key in ("trnid", "tstid"):
+        numbers = mat_variable(source, key).reshape(-1).tolist()
+        kinds = labels.reshape(-1)[np.asarray(numbers, dtype=int) - 1].astype(int) - 1
+        if kinds.min(initial=0) < 0 or kinds.max(initial=0) >= len(names):
+            raise UserError(f"{folder}: imagelabels.mat has classes outside 1 ... {len(names)}")
+        items = [(f"image_{i:05d}.jpg", k, words(names[k])) for i, k in zip(numbers, kinds.tolist(), strict=True)]
+        parts.append(listed(image_dir, items, source))
+    return parts[0], [], parts[1]
+
+
+def car_lists(folder: str) -> Lists:
+    """Stanford Cars: devkit/{cars_meta,cars_train_annos}.mat and cars_test_annos_withlabels.mat (here or in devkit).
+
+    Images in cars_train and cars_test, or in a folder of the same name inside, as one mirror has them.
+    """
+    names = [
+        str(name) for name in mat_variable(os.path.join(folder, "devkit", "cars_meta.mat"), "class_names").reshape(-1)
+    ]
+    test = os.path.join(folder, "cars_test_annos_withlabels.mat")
+    if not os.path.isfile(test) and os.path.isfile(inner := os.path.join(folder, "devkit", os.path.basename(test))):
+        test = inner
+    parts = []
+    for part, source in (("cars_train", os.path.join(folder, "devkit", "cars_train_annos.mat")), ("cars_test", test)):
+        images = f"{part}/{part}" if os.path.isdir(os.path.join(folder, part, part)) else part
+        items = []
+        for record in mat_variable(source, "annotations").reshape(-1):
+            name, label = os.path.basename(str(record["fname"])), int(record["class"]) - 1
+            if not 0 <= label < len(names):
+                raise UserError(f"{source}: {name} has class {label + 1}; cars_meta.mat names {len(names)}")
+            items.append((f"{images}/{name}", label, words(names[label])))
+        parts.append(listed(folder, items, source))
+    return parts[0], [], parts[1]
+
+
+def place_folders(image_dir: str, names_file: str) -> list[Datum]:
+    """SUN397: all <letter>/<class>[/<sub>]/sun_*.jpg, sorted by path; `names_file` has "/a/abbey" lines in label order.
+
+    A name is the path without its letter: "abbey", "apartment building/outdoor".
+    """
+    items = []
+    for label, line in enumerate(read_lines(names_file)):
+        place = line.strip().strip("/")
+        path = os.path.join(image_dir, place)
+        if not os.path.isdir(path):
+            raise MissingFile(f"no folder {path}, which {names_file} names")
+        images = [name for name in os.listdir(path) if name.startswith("sun_") and name.endswith(".jpg")]
+        items += [(f"{place}/{name}", label, words(place.partition("/")[2])) for name in images]
+    return [Datum.listed(f"{image_dir}/{path}", label=label, classname=name) for path, label, name in sorted(items)]
+
+
+def mat_variable(path: str, key: str) -> np.ndarray:
+    """A variable of a MATLAB file. MissingFile, or UserError if it is none or lacks the variable."""
+    if not os.path.isfile(path):
+        raise MissingFile(f"no file {path}")
+    from scipy.io import loadmat
+
+    try:
+        found = loadmat(path, squeeze_me=True)
+    except Exception as error:  # a damaged file can make the reader fail in any way
+        raise UserError(f"{path} is damaged or no MATLAB file: {error}") from error
+    if key not in found:
+        raise UserError(f"{path} has no variable {key}")
+    return np.atleast_1d(found[key])

@@ -1,0 +1,1 @@
+"""What `python -m datasets` does: check, links, make-split, import-subset."""

@@ -1,0 +1,162 @@
+"""`python -m datasets make-split`: a split of one's own for a set whose published split file is not at hand.
+
+It is made as the published ones were: 50 % training, 20 % validation and 30 % test images of each class, or
+the official test list and a validation fifth of the official training list. It has another name, and another
+content, than the published file, and every result says so.
+"""
+
+import os
+import random
+from collections.abc import Callable
+
+from dassl.data import group_indices
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.utils import UserError, read_json, write_json
+
+from ..official import car_lists, mat_variable, pet_lists
+from ..readers import class_folders, folder_images, listed, read_lines
+
+TRAIN, VAL = 0.5, 0.2
+Parts = tuple[list[Datum], list[Datum] | None]  # all images and None, or training and test lists
+
+CALTECH = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
+EUROSAT = {
+    "AnnualCrop": "Annual Crop Land",
+    "Forest": "Forest",
+    "HerbaceousVegetation": "Herbaceous Vegetation Land",
+    "Highway": "Highway or Road",
+    "Industrial": "Industrial Buildings",
+    "Pasture": "Pasture Land",
+    "PermanentCrop": "Permanent Crop Land",
+    "Residential": "Residential Buildings",
+    "River": "River",
+    "SeaLake": "Sea or Lake",
+}
+
+
+def folders(names: dict[str, str], skip: tuple[str, ...] = ()) -> Callable[[str, str], Parts]:
+    """Class folders; `names` of those that are called otherwise."""
+
+    def read(folder: str, images: str) -> Parts:
+        found = [name for name in class_folders(images) if name not in skip]
+        return folder_images(images, found, {name: names.get(name, name) for name in found}), None
+
+    return read
+
+
+def flowers(folder: str, images: str) -> Parts:
+    names = read_json(os.path.join(folder, "cat_to_name.json"))
+    labels = mat_variable(os.path.join(folder, "imagelabels.mat"), "labels").reshape(-1).tolist()
+    items = [(f"image_{i:05d}.jpg", int(k) - 1, names[str(int(k))]) for i, k in enumerate(labels, start=1)]
+    return listed(images, items, "imagelabels.mat"), None
+
+
+def pets(folder: str, images: str) -> Parts:
+    train, _, test = pet_lists(folder, images)
+    return tuple(
+        [_renamed(item, os.path.basename(item.impath).rpartition("_")[0].lower()) for item in items]
+        for items in (train, test)
+    )
+
+
+def cars(folder: str, images: str) -> Parts:
+    train, _, test = car_lists(folder)
+
+    def year_first(name):
+        words = name.split(" ")
+        return " ".join([words[-1], *words[:-1]])
+
+    return tuple([_renamed(item, year_first(item.classname)) for item in items] for items in (train, test))
+
+
+def places(folder: str, images: str) -> Parts:
+    """SUN397: ClassName.txt, Training_01.txt and Testing_01.txt, whose lines begin with a slash."""
+    label_of = {line.strip(): label for label, line in enumerate(read_lines(os.path.join(folder, "ClassName.txt")))}
+    parts = []
+    for file in ("Training_01.txt", "Testing_01.txt"):
+        source = os.path.join(folder, file)
+        items = []
+        for line in read_lines(source):
+            place = os.path.dirname(line.strip())
+            if place not in label_of:
+                raise UserError(f"{source}: {line.strip()} is of no class in ClassName.txt")
+            items.append((line.strip()[1:], label_of[place], " ".join(reversed(place.split("/")[2:]))))
+        parts.append(listed(images, items, source))
+    return tuple(parts)
+
+
+def actions(folder: str, images: str) -> Parts:
+    """UCF101: ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt; one picture a video."""
+    lists = os.path.join(folder, "ucfTrainTestlist")
+    label_of = {}
+    for line in read_lines(os.path.join(lists, "classInd.txt")):
+        number, name = line.split()
+        label_of[name] = int(number) - 1
+    parts = []
+    for file in ("trainlist01.txt", "testlist01.txt"):
+        items = []
+        for line in read_lines(os.path.join(lists, file)):
+            action, video = line.split()[0].split("/")
+            name = "".join(f"_{c}" if c.isupper() else c for c in action).lstrip("_")
+            items.append((f"{name}/{video.removesuffix('.avi')}.jpg", label_of[action], name))
+        parts.append(listed(images, items, file))
+    return tuple(parts)
+
+
+def _renamed(item: Datum, name: str) -> Datum:
+    return Datum.listed(item.impath, label=item.label, classname=name)
+
+
+READERS: dict[str, Callable[[str, str], Parts]] = {
+    "Caltech101": folders(CALTECH, skip=("BACKGROUND_Google", "Faces_easy")),
+    "DescribableTextures": folders({}),
+    "EuroSAT": folders(EUROSAT),
+    "Food101": folders({}),
+    "OxfordFlowers": flowers,
+    "OxfordPets": pets,
+    "StanfordCars": cars,
+    "SUN397": places,
+    "UCF101": actions,
+}
+
+
+def make_split(name: str, root: str, seed: int = 1) -> str:
+    """Write split_local_<name>.json beside the images; returns its path.
+
+    UserError: the set needs no split, or has one already.
+    """
+    if name not in READERS:
+        raise UserError(f"{name} has no split file to make; those with one are {', '.join(READERS)}")
+    kind = DATASET_REGISTRY.get(name)
+    data = kind.__new__(kind)
+    folder, images = data.places(root)
+    for file in (kind.split_file, kind.local_split()):
+        if os.path.isfile(os.path.join(folder, file)):
+            raise UserError(f"{name}: {os.path.join(folder, file)} is there already; nothing was made")
+    first, test = READERS[name](folder, images)
+    rng = random.Random(seed)
+    if test is None:
+        train, val, test = _cut(first, (TRAIN, VAL), rng)
+    else:
+        val, train = _cut(first, (VAL,), rng)
+    content = {
+        part: [[item.impath[len(images) + 1 :], item.label, item.classname] for item in items]
+        for part, items in (("train", train), ("val", val), ("test", test))
+    }
+    path = os.path.join(folder, kind.local_split())
+    write_json(content, path)
+    return path
+
+
+def _cut(items: list[Datum], parts: tuple[float, ...], rng: random.Random) -> list[list[Datum]]:
+    """Class by class in the order of first appearance: these parts of it at random, and the rest."""
+    lists: list[list[Datum]] = [[] for _ in (*parts, "rest")]
+    for indices in group_indices(item.label for item in items).values():
+        rng.shuffle(indices)
+        start = 0
+        for place, part in enumerate(parts):
+            end = start + round(part * len(indices))
+            lists[place] += [items[i] for i in indices[start:end]]
+            start = end
+        lists[-1] += [items[i] for i in indices[start:]]
+    return lists
