@@ -8,7 +8,6 @@ Letters: B images, C classes, D joint width.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -182,20 +181,10 @@ class FrozenClipTrainer(TrainerX):
             | {
                 "templates": self.template,
                 "classes": classes_fact(self.classnames),
-                "backbone": backbone_fact(self.clip),
+                "backbone": self.clip.facts(),
                 "data_seen": self._seen or f"{shots} of {data.SUBSAMPLE_CLASSES} classes",
             }
         )
-
-
-def backbone_fact(clip: ClipBackbone) -> dict:
-    """Which CLIP, down to its weights."""
-    return {
-        "name": clip.name,
-        "digest": clip.digest,
-        "activation": clip.activation,
-        "preprocess": asdict(clip.preprocess),
-    }
 
 
 def classes_fact(classnames: list[str]) -> dict:

@@ -77,6 +77,8 @@ def assert_same_run(whole, halves):
     """Two trainers that have trained: everything that a run leaves, and the random states after it."""
     assert same(checkpoints(whole.output_dir), checkpoints(halves.output_dir))
     assert whole.best_result == halves.best_result
+    assert [entry["epoch"] for entry in whole._history.epochs] == [1, 2, 3, 4, 5]
+    assert whole._history.epochs == halves._history.epochs
     assert not os.path.exists(os.path.join(halves.output_dir, "resume.pt"))
 
 
@@ -118,7 +120,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(name, pairs, root, tmp_path):
     assert same(states["whole"], states["halves"])
     assert same(checkpoints(tmp_path / "whole"), checkpoints(tmp_path / "halves"))
     assert len(checkpoints(tmp_path / "whole")) == 2 * (2 if name == "StyleContinued" else 1)
-    for field in ("metrics", "correct", "total", "chosen_on", "epochs"):
+    for field in ("metrics", "correct", "total", "chosen_on", "epochs", "history"):
         assert results["whole"][field] == results["halves"][field]
     whole = losses_of(tmp_path / "whole")
     assert len(whole) == 15

@@ -7,10 +7,8 @@ from yacs.config import CfgNode as CN
 
 from dassl.clip import build_clip_from_cfg, check_input
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError
+from dassl.utils import UserError, hold_batch_norms
 from mergetune.heads import HeadTrainer, LinearHead
-
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class FineTuned(nn.Module):
@@ -47,9 +45,7 @@ class FineTune(HeadTrainer):
     def set_model_mode(self, mode: str = "train", names=None) -> None:
         """Batch norm keeps CLIP's statistics: they would belong to no point of a path between weights."""
         super().set_model_mode(mode, names)
-        for module in self.model.modules():
-            if isinstance(module, NORMS):
-                module.eval()
+        hold_batch_norms(self.model)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Unit-norm features (B, D) of images (B, 3, H, W), with gradient."""

@@ -21,6 +21,7 @@ from dassl.utils import (
     strip_module,
     tolist_if_not,
 )
+from dassl.utils.distributed import is_main
 
 from .prograd import project_conflicting
 
@@ -79,8 +80,13 @@ class TrainerBase:
     # Checkpoints
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
-        """Write every registered model after epoch index `epoch`. WriteFailed leaves earlier files whole."""
+        """Write every registered model after epoch index `epoch`. WriteFailed leaves earlier files whole.
+
+        Of several processes only the main one writes.
+        """
         self.check_finite()
+        if not is_main():
+            return
         for name in self.get_model_names():
             optim, sched = self._optims[name], self._scheds[name]
             state = {
@@ -155,8 +161,8 @@ class TrainerBase:
     # TensorBoard
 
     def init_writer(self, log_dir):
-        """Open the TensorBoard writer, once."""
-        if self._writer is None:
+        """Open the TensorBoard writer, once, in the main process."""
+        if self._writer is None and is_main():
             from torch.utils.tensorboard import SummaryWriter  # about a second, so not at import
 
             log.info(f"Initialize tensorboard (log_dir={log_dir})")

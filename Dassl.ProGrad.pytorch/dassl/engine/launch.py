@@ -2,6 +2,8 @@
 
 A run folder holds .lock while it is in use, log.txt, config.yaml, subset.json (the images drawn), the models'
 folders, tensorboard/, resume.pt until training ends, and at the very end classes.json and results.json.
+
+Under torchrun several processes make one run: the main one owns the folder and writes, all train and evaluate.
 """
 
 import contextlib
@@ -24,6 +26,7 @@ from dassl.utils import (
     set_random_seed,
     write_json,
 )
+from dassl.utils.distributed import Elsewhere, barrier, broadcast, is_main, own_device, process_group, world_size
 
 from .build import build_trainer, trainer_class
 from .results import FILE as RESULTS
@@ -54,48 +57,78 @@ def run(cfg, *, eval_only=False, model_dir="", load_epoch=None, no_train=False, 
     Raises:
         AlreadyFinished: results.json is there.
         UserError: bad config or data, folder in use, nothing to evaluate, no space on disk.
+        Elsewhere: another process of this run failed; a SystemExit.
     """
+    evaluates(cfg, eval_only, model_dir)
+    folder = cfg.OUTPUT_DIR
+    started = time.time()
+    with process_group(), own_device(cfg.USE_CUDA), _sigterm_ends(), backend(cfg), _owned(folder, overwrite):
+        trainer = build_run(cfg)
+        if no_train:
+            return {}
+        with _released(trainer):
+            accuracy = _evaluate(trainer, model_dir, load_epoch) if eval_only else _train(trainer)
+        return write_results(
+            folder,
+            trainer,
+            cfg,
+            wall_s=time.time() - started + trainer.earlier_seconds(),
+            command=command,
+            kind="eval" if eval_only else "train",
+            load_epoch=load_epoch,
+            accuracy=accuracy,
+        )
+
+
+def evaluates(cfg, eval_only, model_dir):
+    """`eval_only`. UserError for a trainer that needs a model to evaluate, where none is named."""
     cls = trainer_class(cfg.TRAINER.NAME)
     if eval_only and not model_dir and cls.needs_checkpoint:
         raise UserError(f"Nothing to evaluate: --model-dir names the folder of a trained {cls.__name__}")
-    folder = cfg.OUTPUT_DIR
-    started = time.time()
-    with RunLock(folder), _sigterm_ends(), _backend(cfg):
-        if overwrite:
-            _clear(folder)
-        if os.path.isfile(os.path.join(folder, RESULTS)):
-            raise AlreadyFinished(f'"{folder}" holds a finished run; --overwrite starts it again')
-        with logging_to(folder):
-            trainer = _build(cfg)
-            if no_train:
-                return {}
-            with _released(trainer):
-                accuracy = _evaluate(trainer, model_dir, load_epoch) if eval_only else _train(trainer)
-            return write_results(
-                folder,
-                trainer,
-                cfg,
-                wall_s=time.time() - started + trainer.earlier_seconds(),
-                command=command,
-                kind="eval" if eval_only else "train",
-                load_epoch=load_epoch,
-                accuracy=accuracy,
-            )
+    return eval_only
 
 
-def _build(cfg):
+@contextlib.contextmanager
+def _owned(folder, overwrite):
+    """The main process locks the folder, finds it unfinished and logs into it; the others wait for that."""
+    with contextlib.ExitStack() as held:
+        if is_main():
+            held.enter_context(RunLock(folder))
+            if overwrite:
+                _clear(folder)
+            if os.path.isfile(os.path.join(folder, RESULTS)):
+                raise AlreadyFinished(f'"{folder}" holds a finished run; --overwrite starts it again')
+            held.enter_context(logging_to(folder))
+        barrier()
+        yield
+
+
+def build_run(cfg):
     """Print and keep the config, seed, build the trainer, keep the images it drew."""
-    log.info(f"************\n** Config **\n************\n{cfg}")
-    log.info(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
-    with atomic_write(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
-        file.write(cfg.dump())
+    if is_main():
+        log.info(f"************\n** Config **\n************\n{cfg}")
+        log.info(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
+        with atomic_write(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
+            file.write(cfg.dump())
     if cfg.SEED >= 0:
         log.info(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
-    trainer = build_trainer(cfg)
+    elif world_size() > 1:
+        set_random_seed(broadcast(int.from_bytes(os.urandom(4), "big")))  # any, but one for all
+    trainer = _build_in_turn(cfg)
     drawn = getattr(getattr(getattr(trainer, "dm", None), "dataset", None), "drawn", None)
-    if drawn is not None:
+    if drawn is not None and is_main():
         write_json(drawn, os.path.join(cfg.OUTPUT_DIR, "subset.json"))
+    return trainer
+
+
+def _build_in_turn(cfg):
+    """The main process first: a data set may keep on disk what it draws, and the others read it."""
+    if not is_main():
+        barrier()
+    trainer = build_trainer(cfg)
+    if is_main():
+        barrier()
     return trainer
 
 
@@ -106,11 +139,16 @@ def _evaluate(trainer, model_dir, load_epoch):
 
 def _train(trainer):
     """Train; an interruption says what is left to go on from."""
+    data = getattr(getattr(trainer, "dm", None), "dataset", None)
+    if getattr(data, "test_only", False) and trainer.get_model_names():
+        raise UserError(f"{trainer.cfg.DATASET.NAME} is only tested on: its training images are its test images")
     try:
         trainer.train()
     except WriteFailed as error:
         raise WriteFailed(f"{error} (last good checkpoint: {trainer.last_checkpoint()})") from error
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, Elsewhere):
+            log.info(f"Failed in {error.reason}")
         log.info(f"Interrupted (last good checkpoint: {trainer.last_checkpoint()}); the same command goes on")
         raise
 
@@ -132,7 +170,7 @@ def _clear(folder):
 
 
 @contextlib.contextmanager
-def _backend(cfg):
+def backend(cfg):
     """cuDNN's tuner, or deterministic algorithms where cfg asks for them; afterwards as before."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, torch.are_deterministic_algorithms_enabled()

@@ -11,7 +11,9 @@ from datetime import timedelta
 import torch
 
 from dassl.utils import AverageMeter, MetricMeter, UserError, check_availability, get_logger
+from dassl.utils.distributed import average_gradients, world_size
 
+from .processes import batch_share, of_all, start_epoch_together, start_together
 from .simple import SimpleTrainer
 
 log = get_logger()
@@ -20,6 +22,8 @@ log = get_logger()
 class EpochTrainer(SimpleTrainer):
     """What both have in common. A subclass sets `num_batches` and yields the batches of an epoch."""
 
+    _share = 1.0  # of the batch, that this process sees
+
     def epoch_batches(self):
         """Set `self.num_batches`; give an iterator of tuples, the arguments of `forward_backward`."""
         raise NotImplementedError
@@ -27,27 +31,34 @@ class EpochTrainer(SimpleTrainer):
     def before_train(self):
         if type(self).forward_backward is EpochTrainer.forward_backward:
             self.precision.check_training()
-        elif self.cfg.TRAIN.ACCUMULATE != 1:
-            name = type(self).__name__
-            raise UserError(f"TRAIN.ACCUMULATE needs a trainer with losses(); {name} steps by itself")
+        elif self.cfg.TRAIN.ACCUMULATE != 1 or world_size() > 1:
+            name, what = type(self).__name__, "TRAIN.ACCUMULATE" if world_size() == 1 else "torchrun"
+            raise UserError(f"{what} needs a trainer with losses(); {name} steps by itself")
         if self.cfg.TRAIN.ACCUMULATE < 1:
             raise UserError(f"TRAIN.ACCUMULATE is {self.cfg.TRAIN.ACCUMULATE}, expected 1 or more batches")
         if self.max_epoch < 1:
             raise UserError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, expected 1 or more")
         super().before_train()
 
+    def start_progress(self):
+        start_together(self)
+        super().start_progress()
+
     def run_epoch(self):
         self.set_model_mode("train")
+        start_epoch_together(self)
         losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
         clocks = self._scheduler_clocks()
         for name in ("train_loader_x", "train_loader_u"):
-            sampler = getattr(getattr(self, name, None), "sampler", None)
+            loader = getattr(self, name, None)
+            sampler = getattr(getattr(loader, "batch_sampler", loader), "sampler", None)
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(self.epoch)  # the augmented view of this epoch
 
         end = time.time()
         for batch_idx, batch in enumerate(self.epoch_batches()):
             self.batch_idx = batch_idx
+            self._share = batch_share(self)
             data_time.update(time.time() - end)
             losses.update(self.forward_backward(*batch))
             batch_time.update(time.time() - end)
@@ -57,6 +68,7 @@ class EpochTrainer(SimpleTrainer):
             self._write_batch(losses)
             end = time.time()
 
+        self._history.add(self.epoch + 1, {name: meter.avg for name, meter in losses.meters.items()})
         if self.epoch == 0 and clocks and clocks == self._scheduler_clocks():
             warnings.warn(
                 "No scheduler was stepped in the first epoch: call self.update_lr() after its last batch, "
@@ -94,24 +106,26 @@ class EpochTrainer(SimpleTrainer):
         """One batch, from losses to step -> what is printed.
 
         cfg.TRAIN.ACCUMULATE batches make one step on their mean loss; a shorter rest at the end of an epoch
-        makes one too. The schedulers step after the last batch, those of `cosine_steps` after each step.
+        makes one too. The schedulers step after the last batch, those of `cosine_steps` after each step. Several
+        processes step on the loss of all their parts of the batch, and print that.
         """
         self.notes = {}
         with self.precision.autocast():
             losses = self.losses(*batch)
         total = sum(losses.values())
-        self.detect_anomaly(total)
+        printed = of_all({"loss": total, **losses, **self.notes}, self._share)
+        self.detect_anomaly(printed["loss"])
         first = self.batch_idx - self.batch_idx % self.cfg.TRAIN.ACCUMULATE
         size = max(1, min(self.cfg.TRAIN.ACCUMULATE, self.num_batches - first))
         if self.batch_idx == first:
             self.model_zero_grad()
-        self.precision.backward(total / size)
+        self.precision.backward(total * (self._share * world_size()) / size)
         if self.batch_idx + 1 == first + size:
+            average_gradients(self.optimizers())
             self.precision.step(self.optimizers(), self.cfg.OPTIM.GRAD_CLIP)
             self.update_step_lr()
         if self.batch_idx + 1 == self.num_batches:
             self.update_lr()
-        printed = {"loss": total, **losses, **self.notes}
         return {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in printed.items()}
 
 

@@ -8,6 +8,7 @@ from importlib import metadata
 import torch
 
 from dassl.utils import write_json
+from dassl.utils.distributed import is_main, world_size
 
 from .base import BEST
 
@@ -47,11 +48,11 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
         "data_seen": None,
         "chosen_on": _chosen_on(trainer, kind, load_epoch),
         "alpha_chosen_on": None,
-        "versions": _versions(),
-        "device": _device(trainer.device),
+        "versions": versions(),
+        "device": device_name(trainer.device),
         "precision": _precision(trainer, cfg),
         "wall_s": round(wall_s, 3),
-        "peak_mb": _peak_mb(trainer.device),
+        "peak_mb": peak_mb(trainer.device),
         "command": command,
         "max_epoch": cfg.OPTIM.MAX_EPOCH,
         "epochs": _epochs(trainer, cfg, kind, load_epoch),
@@ -59,8 +60,13 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
     if hasattr(dataset, "facts"):
         results |= dataset.facts()
     results |= trainer.facts()
-    write_classes(folder, trainer)
-    write_json(results, os.path.join(folder, FILE))
+    if kind == "train":
+        results["history"] = trainer._history.epochs
+    if world_size() > 1:
+        results["processes"] = world_size()
+    if is_main():
+        write_classes(folder, trainer)
+        write_json(results, os.path.join(folder, FILE))
     return results
 
 
@@ -81,7 +87,7 @@ def write_classes(folder, trainer):
     write_json(facts, os.path.join(folder, CLASSES))
 
 
-def _versions():
+def versions():
     """Of Python and the packages; None for one that runs straight from its folder."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
@@ -117,11 +123,11 @@ def _precision(trainer, cfg):
     return cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}).get("PREC", trainer.precision.mode)
 
 
-def _device(device):
+def device_name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
 
 
-def _peak_mb(device):
+def peak_mb(device):
     """Peak memory in MiB: of this run on a GPU, of the whole process so far on a CPU."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)

@@ -2,9 +2,9 @@
 
 Written whole after each epoch, removed at the end of training. It holds the registered models with their
 optimizers and schedulers, the random states (Python, NumPy, torch, CUDA), the epoch, the best result so far,
-and every attribute of the trainer with `state_dict` and `load_state_dict` (a gradient scaler, an unregistered
-optimizer, a teacher network); of a module, only the tensors that training has changed. Other attributes are
-the trainer's own affair: the first that changes costs one warning.
+what was printed by epoch, and every attribute of the trainer with `state_dict` and `load_state_dict` (a gradient
+scaler, an unregistered optimizer, a teacher network); of a module, only the tensors that training has changed.
+Other attributes are the trainer's own affair: the first that changes costs one warning.
 """
 
 import os
@@ -16,6 +16,7 @@ from torch import nn
 
 from dassl.config import leaves
 from dassl.utils import UserError, atomic_save, get_logger, load_checkpoint
+from dassl.utils.distributed import is_main
 
 from .state import (
     fingerprint,
@@ -35,12 +36,13 @@ log = get_logger()
 FILE = "resume.pt"
 FORMAT = 1
 # What the engine itself moves, or restores by other means
-_OWN = {"epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start", "notes"}
+_OWN = {"epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start", "notes", "_share"}
 # Keys that may differ between the two halves of a run: they change where and how, not what
 _FREE = (
     "OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DETERMINISTIC", "DATASET.ROOT", "DATALOADER.NUM_WORKERS",
     "DATALOADER.PERSISTENT", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.EVALUATOR",
     "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "TEST.SPLIT", "MODEL.BACKBONE.PATH", "FEATURES.",
+    "TRAINER.CONDU.STREAM", "TRAINER.CONDU.EXPERTS", "TRAINER.CONDU.HISTORY",
 )  # fmt: skip
 
 
@@ -94,14 +96,20 @@ class Progress:
             self._rng = None
 
     def save(self):
-        """Rewrite resume.pt after the epoch `trainer.epoch`. Raises WriteFailed; the old one stays whole."""
+        """Rewrite resume.pt after the epoch `trainer.epoch`. Raises WriteFailed; the old one stays whole.
+
+        Of several processes the main one writes, and all read.
+        """
         trainer = self.trainer
         trainer.check_finite()
+        if not is_main():
+            return
         self._skipped = set()
         state = {
             "format": FORMAT,
             "epoch": trainer.epoch + 1,
             "best_result": float(trainer.best_result),
+            "history": trainer._history.epochs,
             "seconds": self.seconds + time.time() - self._started,
             "config": plain(dict(leaves(trainer.cfg))),
             "models": {
@@ -122,7 +130,7 @@ class Progress:
     def end(self):
         """Training is over: end persistent workers, remove resume.pt."""
         stop_workers(self.trainer)
-        if os.path.isfile(self.path):
+        if is_main() and os.path.isfile(self.path):
             os.unlink(self.path)
 
     def load(self, path):
@@ -149,6 +157,7 @@ class Progress:
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"{path} does not fit this run: {error}") from error
         trainer.best_result = state["best_result"]
+        trainer._history.epochs = state.get("history", [])  # older files have none
         trainer.epoch = state["epoch"] - 1  # for what runs before the first epoch, or if none is left
         self.seconds = state["seconds"]
         self._rng, self._iterated = state["rng"], state["loaders"]

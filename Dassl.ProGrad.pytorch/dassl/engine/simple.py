@@ -13,8 +13,10 @@ from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_availability, count_num_param, get_logger, load_pretrained_weights, write_json
+from dassl.utils.distributed import barrier, is_main
 
 from .base import BEST, TrainerBase
+from .history import History
 from .network import SimpleNet
 from .precision import Precision
 from .resume import Progress
@@ -51,6 +53,7 @@ class SimpleTrainer(TrainerBase):
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.best_result = -np.inf
+        self._history = History()
         self._progress = Progress(self)
 
     # Hooks
@@ -71,6 +74,10 @@ class SimpleTrainer(TrainerBase):
     def facts(self):
         """Hook: what results.json should say of this run beside the engine's own fields -> dict."""
         return {}
+
+    def pictures_besides(self):
+        """Hook: pictures that a training run encodes beside its batches, evaluations and feature bank -> int."""
+        return 0
 
     def build_data_loader(self):
         """Hook: set the loaders and what follows from the data set."""
@@ -143,6 +150,7 @@ class SimpleTrainer(TrainerBase):
 
     def _keep_if_best(self):
         result = self.test(split="val")
+        self._history.add(self.epoch + 1, {"val_accuracy": result})
         if result > self.best_result:
             self.best_result = result
             self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
@@ -155,6 +163,7 @@ class SimpleTrainer(TrainerBase):
         if not self.cfg.TEST.NO_TEST:
             if self.chooses_best():
                 log.info("Deploy the model with the best val performance")
+                barrier()  # the main process has written it
                 self.load_model(self.output_dir)
             else:
                 log.info("Deploy the last-epoch model")
@@ -211,12 +220,13 @@ class SimpleTrainer(TrainerBase):
                 rows[path] = {"predict": logits, "gt": truth}
 
         result = self._evaluate(split, keep)
-        write_json(rows, os.path.join(self.output_dir, "output.json"))
+        if is_main():
+            write_json(rows, os.path.join(self.output_dir, "output.json"))
         return result
 
     @torch.no_grad()
     def _evaluate(self, split, observe=None):
-        """One pass over a split; `observe(batch, output, label)` sees each batch."""
+        """One pass over a split; `observe(batch, output, label)` sees each batch. Every process makes all of it."""
         split = split or self.cfg.TEST.SPLIT
         check_availability(split, SPLITS, "A split to evaluate on")
         self.set_model_mode("eval")
@@ -225,7 +235,7 @@ class SimpleTrainer(TrainerBase):
             split = "test"
         log.info(f"Evaluate on the *{split}* set")
         loader = self.val_loader if split == "val" else self.test_loader
-        for batch in tqdm(loader, disable=None, delay=2, leave=False):
+        for batch in tqdm(loader, disable=None if is_main() else True, delay=2, leave=False):
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
             self.evaluator.process(output, label)

@@ -1,0 +1,82 @@
+"""What keeps the processes of one run in step (dassl.utils.distributed); nothing here acts in a single one.
+
+Each loss counts by the share of the batch that its process saw, so that gradients and printed numbers are those
+of the whole batch, also where it does not divide evenly. Batch norms in training mode are not covered: they
+take the statistics of their own part.
+"""
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dassl.data.shards import next_share, sharded_loader
+from dassl.utils import UserError, get_logger
+from dassl.utils.distributed import all_reduce, broadcast, broadcast_tensors, is_main, rank, world_size
+
+from .state import plain, rng_state, set_rng_state
+
+_LOADERS = ("train_loader_x", "train_loader_u")
+
+
+def start_together(trainer):
+    """Right before the first epoch: the same epoch and weights everywhere, training batches divided.
+
+    Raises:
+        UserError: the processes have not resumed from the same epoch.
+    """
+    if world_size() == 1:
+        return
+    epoch = broadcast(trainer.start_epoch)
+    if epoch != trainer.start_epoch:
+        raise UserError(
+            f"Process {rank()} goes on after {trainer.start_epoch} epochs and the main process after {epoch}: "
+            f'"{trainer.output_dir}" must be one folder that all of them see'
+        )
+    for model in trainer._models.values():
+        broadcast_tensors(value for value in model.state_dict().values() if isinstance(value, torch.Tensor))
+    for name in _LOADERS:
+        setattr(trainer, name, sharded_loader(getattr(trainer, name, None)))
+
+
+def start_epoch_together(trainer):
+    """All draw the same order of images: every random state becomes the main process's."""
+    if world_size() == 1:
+        return
+    state = broadcast(plain(rng_state()))
+    if not is_main():
+        set_rng_state(state | {"cuda": []})
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"][0])  # the main process's GPU is the first
+    if trainer.epoch == trainer.start_epoch:
+        _warn_of_batch_norms(trainer)
+
+
+def batch_share(trainer):
+    """Share (0 to 1) of the batch just drawn that falls to this process.
+
+    Raises:
+        UserError: it has unequal shares of a labelled and an unlabelled batch.
+    """
+    found = {next_share(getattr(trainer, name, None)) for name in _LOADERS} - {None}
+    if len(found) > 1:
+        raise UserError(
+            f"{world_size()} processes cannot divide pairs of batches unless both sizes, DATALOADER.TRAIN_X.BATCH_SIZE "
+            "and TRAIN_U's, are multiples of their number"
+        )
+    return found.pop() if found else 1 / world_size()
+
+
+def of_all(values, share):
+    """{name: number or scalar tensor} of this process's part of a batch -> of the whole batch."""
+    if world_size() == 1:
+        return values
+    mine = [torch.as_tensor(value).detach().to("cpu", torch.float64).reshape(()) * share for value in values.values()]
+    return dict(zip(values, all_reduce(torch.stack(mine)).unbind(), strict=True))
+
+
+def _warn_of_batch_norms(trainer):
+    for name, model in trainer._models.items():
+        if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
+            get_logger().warning(
+                f"{name} has batch norms in training mode: each of the {world_size()} processes normalises by its "
+                "own part of a batch, so the result is not that of one process"
+            )

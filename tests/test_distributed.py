@@ -1,0 +1,304 @@
+"""Several processes against one, at the same global batch: the same steps, one set of files, one word when it fails.
+
+Gloo, two real processes. All that goes well happens in one launch of them, for starting costs seconds.
+"""
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dassl.data.shards import ShardedBatches, next_share, sharded_loader
+from dassl.engine import build_trainer
+from dassl.engine.processes import batch_share, start_epoch_together
+from dassl.utils import UserError, distributed
+from dassl.utils.distributed import average_gradients, broadcast, is_main, part, process_group, rank, world_size
+from tests.fixtures.command_line import ROOT
+from tests.fixtures.dassl_style_world import style_config, write_pictures
+from tests.fixtures.distributed_worker import launch, words
+
+# of 54 pictures: 4 steps an epoch, 7 and 6 pictures for the two processes
+UNEVEN = ("DATALOADER.TRAIN_X.BATCH_SIZE", 13, "OPTIM.MAX_EPOCH", 3)
+SGD = ("OPTIM.NAME", "sgd", "OPTIM.LR", 1e-4)
+EXPERT = ("TRAINER.CONDU.ITERATIONS", 10, "TRAINER.CONDU.ROUND", 5, "DATALOADER.TRAIN_X.BATCH_SIZE", 16)
+EXPERT += (
+    "OPTIM.WARMUP_STEPS",
+    2,
+    "OPTIM.LR",
+    1e-5,
+)  # that of the paper: differences under AdamW are in its proportion
+JOBS = {
+    "uneven": ("CoOp", *UNEVEN),
+    # one picture a batch: a process without any
+    "single": ("CoOp", "DATALOADER.TRAIN_X.BATCH_SIZE", 1, "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1),
+    "bank": ("CoOp", *UNEVEN, "FEATURES.VIEWS", 2, "TRAIN.ACCUMULATE", 3, "OPTIM.GRAD_CLIP", 0.1,
+             "TEST.FINAL_MODEL", "best_val"),
+    "path": ("CoOp_LMC", *UNEVEN, "OPTIM.MAX_EPOCH", 1),
+    "sgd": ("ConDU", *EXPERT, *SGD),
+    "adamw": ("ConDU_Expert", *EXPERT),
+    "lora": ("ConDU_Expert", *EXPERT, *SGD, "OPTIM.LR", 0.1, "TRAINER.CONDU.SPACE", "lora", "TRAINER.CONDU.RANK", 4),
+}  # fmt: skip
+# with augmentation from the global streams each process draws for its own pictures, so they would drift apart
+STREAMS = ("CoOp", *UNEVEN, "INPUT.VIEW_SEEDS", "False", "TEST.FINAL_MODEL", "best_val")
+INTERRUPTED = {"streams": STREAMS, "adamw": JOBS["adamw"]}
+
+
+def job(root, folder, name, trainer, *more, run=None, **keys):
+    return {"name": name, "argv": words(root, folder / "runs", run or name, trainer, *more), **keys}
+
+
+@pytest.fixture(scope="module")
+def folders(pets_root, tmp_path_factory):
+    """(folder of one process's jobs, folder of two processes' jobs); made once for all workers of a test run."""
+    home = tmp_path_factory.getbasetemp()
+    home = (home.parent if "PYTEST_XDIST_WORKER" in os.environ else home) / "distributed"
+    home.mkdir(exist_ok=True)
+    one, two = home / "one", home / "two"
+    with open(home / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (home / "done").exists():
+            work(pets_root, one, two)
+            (home / "done").touch()
+    return one, two
+
+
+def work(root, one, two):
+    """Do all jobs: with one process, and with two at the same time."""
+    started = launch(two, [*jobs_for_all(root, two), *jobs_for_two(root, two)])
+    started += launch(one, jobs_for_all(root, one), processes=1)
+    said = [process.communicate(timeout=600)[1] for process in started]
+    assert [process.returncode for process in started] == [0, -9, 0], said
+
+
+def jobs_for_all(root, folder):
+    jobs = [job(root, folder, name, *line) for name, line in JOBS.items()]
+    jobs[list(JOBS).index("path")]["argv"] += ["--resume-coop", str(folder / "runs" / "uneven")]
+    return jobs
+
+
+def jobs_for_two(root, folder):
+    jobs = [job(root, folder, "streams", *STREAMS)]
+    for name, line in INTERRUPTED.items():
+        jobs.append(job(root, folder, f"{name} begun", *line, run=f"{name} halves", stop=[1, 2]))
+        jobs.append(job(root, folder, f"{name} ended", *line, run=f"{name} halves"))
+    jobs.append(job(root, folder, "config", "CoOp", *UNEVEN, "OPTIM.NAME", "no such", fault="config"))
+    return jobs + [job(root, folder, fault, "CoOp", *UNEVEN, fault=fault) for fault in ("error", "killed")]
+
+
+def seen(folder, name, number=0):
+    return torch.load(folder / f"{name}-{number}.pt")
+
+
+def largest_difference(weights, others):
+    assert weights.keys() == others.keys()
+    return {name: float((weights[name] - others[name]).abs().max()) for name in weights}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_two_processes_make_the_steps_of_one(name, folders):
+    one, two = (seen(folder, name) for folder in folders)
+    assert len(one["losses"]) == len(two["losses"]) >= 4
+    for mine, theirs in zip(one["losses"], two["losses"], strict=True):
+        assert theirs == pytest.approx(mine, abs=1e-5)  # the printed accuracy too
+    assert max(largest_difference(one["weights"], one["start"]).values()) > 5e-5  # 50 times what may differ
+    other = seen(folders[1], name, 1)
+    assert other["losses"] == two["losses"]
+    for parts in (two, other):
+        differ = largest_difference(one["weights"], parts["weights"])
+        if name == "adamw":
+            # biases of keys, the middle third: their true gradient is 0, and AdamW makes full steps of its rounding
+            for key in [key for key in differ if key.endswith("attn.qkv.bias")]:
+                thirds = [(one["weights"][key] - parts["weights"][key]).chunk(3)[i].abs().max() for i in (0, 2)]
+                differ[key] = float(max(thirds))
+        assert max(differ.values()) < 1e-6, differ
+    assert all(torch.equal(two["weights"][key], value) for key, value in other["weights"].items())
+
+
+@pytest.mark.parametrize("name", ["uneven", "single", "path", "sgd", "streams"])
+def test_each_batch_is_divided(name, folders):
+    parts = [seen(folders[1], name, number)["pictures"] for number in (0, 1)]
+    whole = [] if name == "streams" else seen(folders[0], name)["pictures"]
+    passes = {}
+    for i, ((epoch, share, mine), (_, rest, theirs)) in enumerate(zip(*parts, strict=True)):
+        assert share + rest == 1
+        both = mine + theirs if rest else mine
+        if rest:
+            assert share == pytest.approx(len(mine) / len(both))
+        if whole:
+            assert both == whole[i][2]
+        passes.setdefault(epoch, []).extend(both)
+    if name != "sgd":  # there an epoch is no pass
+        assert all(len(set(pictures)) == len(pictures) for pictures in passes.values())
+
+
+@pytest.mark.parametrize("name", INTERRUPTED)
+def test_an_interrupted_run_goes_on_to_the_same_bits(name, folders):
+    for number in (0, 1):
+        whole, ended = (seen(folders[1], part, number) for part in (name, f"{name} ended"))
+        assert all(torch.equal(value, ended["weights"][key]) for key, value in whole["weights"].items())
+        assert ended["losses"] == whole["losses"][-len(ended["losses"]) :]
+        assert len(ended["losses"]) < len(whole["losses"])
+    metrics = [json.loads((folders[1] / "runs" / part / "results.json").read_text())["metrics"]
+               for part in (name, f"{name} halves")]  # fmt: skip
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize("name", ["uneven", "bank", "sgd"])
+def test_one_set_of_files_the_main_process_s(name, folders):
+    one, two = (
+        sorted(str(p.relative_to(folder)) for p in (folder / "runs" / name).rglob("*") if "tfevents" not in p.name)
+        for folder in folders
+    )
+    assert two == one
+    assert len(list((folders[1] / "runs" / name).rglob("*tfevents*"))) == 1
+    assert any(f"{name}/" in path for path in seen(folders[1], name, 0)["written"])
+    assert not [path for path in seen(folders[1], name, 1)["written"] if not path.startswith("features/")]
+    results = [json.loads((folder / "runs" / name / "results.json").read_text()) for folder in folders]
+    assert results[1]["processes"] == 2 and "processes" not in results[0]
+    for key in ("metrics", "correct", "total"):
+        assert results[1][key] == results[0][key]
+
+
+def test_one_process_builds_a_feature_bank(folders):
+    built = [[path for number in range(count) for path in seen(folder, "bank", number)["written"]
+              if path.startswith("features/") and ".safetensors" in path]
+             for count, folder in ((1, folders[0]), (2, folders[1]))]  # fmt: skip
+    assert len(built[1]) == len(built[0]) > 0
+
+
+# Failures
+
+
+def raised(folders, name):
+    """What the processes that lived to tell it raised: a list of (type, text) by rank."""
+    files = sorted(folders[1].glob(f"{name}-*.json"))
+    return [tuple(json.loads(file.read_text()).values()) for file in files]
+
+
+def test_a_failure_in_one_process_ends_the_others_without_a_word(folders):
+    """Elsewhere is a SystemExit: nothing but the status, 1, is seen of it."""
+    assert raised(folders, "error") == [("Elsewhere", "1"), ("UserError", "this process has a bad day")]
+    run = folders[1] / "runs" / "error"
+    log = (run / "log.txt").read_text()
+    assert "Failed in process 1: this process has a bad day" in log
+    assert "Interrupted (last good checkpoint: none); the same command goes on" in log
+    assert not (run / "results.json").exists()
+
+
+def test_a_process_that_is_lost_is_reported_by_another(folders):
+    ((kind, text),) = raised(folders, "killed")
+    assert kind == "UserError" and text.startswith("Another process of this run was lost") and "\n" not in text
+
+
+def test_what_all_find_wrong_is_said_once(folders):
+    found = raised(folders, "config")
+    assert sorted(kind for kind, _ in found) == ["Elsewhere", "UserError"]
+    assert any("no such" in text for _, text in found)
+
+
+def test_torchrun_and_a_finished_folder(folders, pets_root):
+    """Only the main process looks into the folder; the others must not wait for it."""
+    argv = words(pets_root, folders[1] / "runs", "uneven", "CoOp", *UNEVEN)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py", *argv]
+    done = subprocess.run(line, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 1
+    ours = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(ours) == 1 and "holds a finished run" in ours[0], done.stderr
+    assert not re.findall(r'File ".*(dassl|train\.py).*"', done.stderr)
+
+
+# The pieces
+
+
+def test_exchanges_between_two(folders):
+    for number in (0, 1):
+        seen = torch.load(folders[1] / f"exchanges-{number}.pt")
+        assert [None if grad is None else float(grad.mean()) for grad in seen["grads"]] == [5, 0.5, 7, None, 40000]
+        assert all(grad is None or grad.shape == (3, 2) for grad in seen["grads"])
+        assert seen["max"] == [1, 0]
+        assert seen["said"].pop("what").tolist() == [0, 1, 2]
+        assert seen["said"] == {"who": "process 0", "none": None}
+        assert [weight.tolist() for weight in seen["weights"]] == [[[0, 0], [0, 0]], [True]]
+        assert seen["rank"] == (number, 2, number == 0)
+        assert seen["part"] == ([0, 1, 2], [3, 4])[number]
+
+
+def test_one_process_is_left_alone(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")  # a cluster's own variable
+    with process_group():
+        assert (rank(), world_size(), is_main()) == (0, 1, True)
+    for name, value in {"RANK": "first", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="torchrun's environment is damaged.*'RANK': 'first'"), process_group():
+        pass
+    weight = torch.nn.Parameter(torch.ones(2))
+    weight.grad = torch.full((2,), 3.0)
+    grad = weight.grad
+    average_gradients([torch.optim.SGD([weight], lr=1.0)])
+    assert weight.grad is grad and grad.tolist() == [3, 3]
+    assert broadcast({"a": 1}) == {"a": 1}
+    loader = torch.utils.data.DataLoader(range(4))
+    assert sharded_loader(loader) is loader
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 64])
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_parts_cover_everything_once(count, processes, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    parts = []
+    for number in range(processes):
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        parts.append(list(range(count))[part(count)])
+    assert sum(parts, []) == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert len(parts[0]) == max(map(len, parts))
+
+
+def test_shares_follow_the_batches(monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "rank", lambda: 2)
+    batches = ShardedBatches(torch.utils.data.BatchSampler(range(8), 6, drop_last=False))
+    loader = torch.utils.data.DataLoader(range(8), batch_sampler=batches)
+    for _ in range(2):
+        found = [(batch.tolist(), next_share(loader)) for batch in loader]
+        assert found == [([4, 5], 2 / 6), ([6], 0.0)]  # a copy of the first one, that counts for nothing
+    next(iter(loader))  # broken off: what it queued is not the next pass's
+    assert [next_share(loader) for _ in loader] == [2 / 6, 0.0]
+
+
+def test_what_cannot_be_divided_is_refused(monkeypatch, tmp_path):
+    class Pair:
+        train_loader_x, train_loader_u = (
+            torch.utils.data.DataLoader(range(8), batch_sampler=ShardedBatches(None)) for _ in range(2)
+        )
+
+    for share in (1 / 2, 1 / 2, 2 / 3):
+        Pair.train_loader_x.batch_sampler.shares.append(1 / 2)
+        Pair.train_loader_u.batch_sampler.shares.append(share)
+        if share == 1 / 2:
+            assert batch_share(Pair) == 1 / 2
+    with pytest.raises(UserError, match="TRAIN_X.BATCH_SIZE and TRAIN_U's, are multiples of their number"):
+        batch_share(Pair)
+    trainer = build_trainer(style_config(write_pictures(tmp_path), tmp_path / "out", "StyleContinued"))
+    monkeypatch.setattr("dassl.engine.loops.world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"torchrun needs a trainer with losses\(\); StyleContinued steps by itself"):
+        trainer.before_train()
+
+
+def test_batch_norms_of_parts_are_warned_of(monkeypatch, capsys):
+    class Trainer:
+        epoch = start_epoch = 0
+        _models = {"still": torch.nn.BatchNorm1d(2).eval(), "moving": torch.nn.BatchNorm1d(2)}
+
+    monkeypatch.setattr("dassl.engine.processes.world_size", lambda: 2)
+    monkeypatch.setattr("dassl.engine.processes.broadcast", lambda value: value)
+    start_epoch_together(Trainer)
+    assert "moving has batch norms in training mode: each of the 2 processes" in capsys.readouterr().out
+    Trainer.epoch = 1  # said once
+    start_epoch_together(Trainer)
+    assert capsys.readouterr().out == ""
