@@ -1,4 +1,4 @@
-"""Tables and figures of MERGETUNE runs: `python -m mergetune.report DIR... [--protocol NAME...] [--out DIR]`."""
+"""Tables and figures of MERGETUNE and ConDU: `python -m mergetune.report DIR... [--protocol NAME...] [--out DIR]`."""
 
 import argparse
 import sys
@@ -12,6 +12,8 @@ from dassl.report.barriers import barriers_sheet
 from dassl.report.base2new import base2new_sheet
 from dassl.report.fewshot import fewshot_sheet
 from dassl.report.methods import Methods
+from dassl.report.mtil import PROTOCOLS as STREAMS
+from dassl.report.mtil_tables import mtil_sheet
 from dassl.report.page import write_page
 from dassl.report.paired import NAME as PAIRED
 from dassl.report.paired import paired_sheet
@@ -32,6 +34,14 @@ STAGE1 = {
     "FineTune_LMC": "FineTune",
 }
 SHORT = {"MultiModalAdapter": "MMA"}
+# What streams of tasks are evaluated with beside zero-shot CLIP, in printed order.
+ON_STREAMS = {
+    "sequential": "Sequential fine-tuning",
+    "average": "Weight average",
+    "wise_ft": "WiSE-FT",
+    "ConDU": "ConDU",
+    "experts": "Separate experts",
+}
 
 
 def _labels() -> dict:
@@ -45,13 +55,13 @@ def _labels() -> dict:
         labels[stage2, "continued"] = f"{name} continued"
         labels[f"{stage1}_Average", None] = f"{name} average"
         labels |= {(stage2, preset): f"{stage2} ({preset})" for preset in PRESETS}
-    return labels
+    return labels | {(trainer, None): name for trainer, name in ON_STREAMS.items()}
 
 
 METHODS = Methods(
     labels=_labels(),
     short=SHORT,
-    aliases={"KgCoOp_COOP_LMC": "CoOp_LMC"},
+    aliases={"KgCoOp_COOP_LMC": "CoOp_LMC", "zero_shot": "ZeroshotCLIP"},
     merges={
         "average": "average",
         "wise_ft": "weight ens.",
@@ -84,6 +94,7 @@ SHEETS = {
     "fewshot": _of_records(fewshot_sheet),
     "sweep": _of_records(sweeps_sheet),
     "backbones": _of_records(backbones_sheet),
+    **{name: _of_records(mtil_sheet, protocol=name) for name in STREAMS},
     PAIRED: _of_records(paired_sheet),
     "base2new": _of_records(base2new_sheet),
 }
@@ -100,26 +111,36 @@ dash, and a mark where a method is below zero-shot CLIP.
   sweep      runs that differ in one or two settings; the cost of training relative to stage 1
   backbones  base2new averages by backbone, gain over stage 1
   paired     each stage-2 method beside its stage 1 and controls: difference in H over seeds, with its interval
+  mtil       streams of tasks: Transfer, Average, Last; by task, over many orders, ablations, accuracy matrices
+  mtil_agnostic   the same with the task unknown at test time, for each label space, known experts beside
   barriers   from the path cards: how far straight lines between the solutions rise over their ends
 Only evaluation runs count; where one cell was evaluated twice, the newest run does, with a warning. A method
 that lacks a data set gets no average.
 
-Figures: for each stage-2 method, loss and accuracy on the path zero-shot -> ours -> fine-tuned; the plane through
-the three; the few-shot curve; sweeps over one key.
+Figures, with --figures all for which there are runs, with --figure NAME... those alone and no tables:
+  path       for each stage-2 method, loss and accuracy on the path zero-shot -> ours -> fine-tuned
+  plane      contours of the loss on the plane through the three
+  fewshot    accuracy by shots
+  sweep      base, new and H over one setting
+  epochs     training loss, training and validation accuracy over epochs
+  heatmap    for each stream and method, the accuracy after each task on each task
+  orders     Transfer, Average and Last of each order of the same tasks
+  tsne       image features of experts beside those of their reconstructions, where a run left tsne.json
 
 With --against paper, published numbers stand beside ours: in the band or out of it, and which recorded facts differ.
 
-Files: OUT/tables/NAME.md and .csv, with --latex .tex; with --figures OUT/figures/*.png, each with its .csv;
+Files: OUT/tables/NAME.md and .csv, with --latex .tex; OUT/figures/*.png, each with its numbers as .csv;
 with --html FILE one page with all of it, which filters and links each cell to the facts of its runs.
 
 examples:
   python -m mergetune.report output
+  python -m mergetune.report output --figure path epochs
   python -m mergetune.report output/toy /more/runs --protocol base2new cross --out report --figures --latex
 """
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Command line -> Namespace with folders, protocol, out, figures, latex, against, html."""
+    """Command line -> Namespace with folders, protocol, out, figures, figure, latex, against, html."""
     parser = argparse.ArgumentParser(
         prog="python -m mergetune.report",
         description="Print the tables of finished runs and write them as Markdown and CSV.",
@@ -132,7 +153,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--protocol", nargs="+", metavar="NAME", help=f"only these tables, of {', '.join(SHEETS)} (default: all)"
     )
     parser.add_argument("--out", metavar="DIR", help="where tables/ and figures/ go (default: the first DIR)")
-    parser.add_argument("--figures", action="store_true", help="draw figures too")
+    parser.add_argument("--figures", action="store_true", help="draw every figure for which there are runs")
+    parser.add_argument(
+        "--figure", nargs="+", metavar="NAME", help="draw these alone, of path, plane, fewshot, sweep, epochs, ..."
+    )
     parser.add_argument("--latex", action="store_true", help="write the tables as LaTeX too")
     parser.add_argument("--against", choices=["paper"], help="published numbers beside ours")
     parser.add_argument("--html", metavar="FILE", help="one self-contained page of tables and figures")
@@ -178,15 +202,16 @@ def report(args: argparse.Namespace) -> list[Path]:
     records = load_results(*args.folders)
     if not records:
         raise UserError(f"No finished run: no readable results.json below {', '.join(map(str, args.folders))}")
-    log, written, out = get_logger(), [], args.out or args.folders[0]
-    found = sheets(records, args.folders, args.protocol)
-    found += compared(found, records) if args.against else []
+    log, out = get_logger(), args.out or args.folders[0]
+    tables_too = not args.figure or args.figures or args.protocol or args.against or args.html or args.latex
+    found, written = [], []
+    if tables_too:
+        found = sheets(records, args.folders, args.protocol)
+        found += compared(found, records) if args.against else []
     for sheet in found:
         log.info(sheet.text() + "\n")
         written += sheet.write(Path(out, "tables"), args.latex)
-    drawn = figures(args.folders, records, Path(out, "figures")) if args.figures or args.html else []
-    if args.figures and not drawn:
-        log.warning("Warning: no figure: none of the runs has a path.json, a few-shot curve or a sweep")
+    drawn = figures(args, records, Path(out, "figures"))
     written += drawn
     if args.html:
         written.append(write_page(args.html, found, drawn, records))
@@ -194,11 +219,16 @@ def report(args: argparse.Namespace) -> list[Path]:
     return written
 
 
-def figures(folders: list, records: list, out: Path) -> list[Path]:
-    """Every figure for which there are runs -> the files."""
-    from dassl.report.figures import all_figures  # matplotlib
+def figures(args: argparse.Namespace, records: list, out: Path) -> list[Path]:
+    """The figures that `args` ask for -> the files. UserError for one of --figure without runs."""
+    if not (args.figure or args.figures or args.html):
+        return []
+    from dassl.report.figures import FIGURES, all_figures  # matplotlib
 
-    return all_figures(folders, records, out, METHODS)
+    drawn = all_figures(args.folders, records, out, METHODS, None if args.figures else args.figure)
+    if args.figures and not drawn:
+        get_logger().warning(f"Warning: no figure: no run has what one of {', '.join(FIGURES)} needs")
+    return drawn
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,8 +4,11 @@ from collections import defaultdict
 
 import pytest
 
+from condu.metrics import AccuracyMatrix
+from condu.results import write_matrix
 from dassl.report.against import Published, against_sheet, load_published
 from dassl.report.base2new import base2new_sheet
+from dassl.report.mtil_tables import mtil_sheet
 from dassl.report.results import load_results
 from dassl.report.stats import harmonic_mean
 from dassl.report.transfer import transfer_sheet
@@ -72,6 +75,70 @@ def test_the_edge_of_the_band_is_in_it(tmp_path):
     records = load_results(tmp_path)
     sheet = against_sheet(transfer_sheet(records, "cross", METHODS), records, METHODS)
     assert sheet.lines[0][5:8] == ["+1.00", "1.00", "in"]
+
+
+ORDERS = {
+    "I": [
+        "Aircraft",
+        "Caltech101",
+        "CIFAR100",
+        "DTD",
+        "EuroSAT",
+        "Flowers",
+        "Food",
+        "MNIST",
+        "OxfordPet",
+        "StanfordCars",
+        "SUN397",
+    ],
+    "II": [
+        "StanfordCars",
+        "Food",
+        "MNIST",
+        "OxfordPet",
+        "Flowers",
+        "SUN397",
+        "Aircraft",
+        "Caltech101",
+        "DTD",
+        "EuroSAT",
+        "CIFAR100",
+    ],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_published_zero_shot_row_as_a_stream_gives_the_published_means(tmp_path, order):
+    tasks, published = ORDERS[order], load_published()
+    row = [published["mtil", "ZeroshotCLIP", "", "ViT-B/16", f"Mtil{task}", ""].value for task in tasks]
+    facts = {
+        "trainer": "zero_shot", "preset": "", "protocol": "mtil", "order": order, "seed": 1, "shots": 0,
+        "backbone": CLIP, "wall_s": 1, "command": "",
+    }  # fmt: skip
+    write_matrix(tmp_path, AccuracyMatrix.from_accuracy(tasks, [row] * len(tasks)), facts)
+    records = load_results(tmp_path)
+    sheet = against_sheet(mtil_sheet(records, "mtil", METHODS), records, METHODS)
+    assert {line[7] for line in sheet.lines} == {"in"}
+    means = {line[2]: float(line[4]) for line in sheet.lines if line[1] == "average"}
+    first = {"I": 69.4, "II": 65.4}[order]
+    assert means == {f"transfer {order}": first, f"average {order}": 65.3, f"last {order}": 65.3}
+    assert len(sheet.lines) == 3 + 10 + 11 + 11  # the first task has no Transfer
+
+
+@pytest.mark.parametrize(
+    ("space", "shots", "wanted"), [("full", 0, 87.1), ("lora_factors", 0, 86.2), ("full", 5, 76.6)]
+)
+def test_what_is_fused_and_how_many_shots_decide_the_partner(tmp_path, space, shots, wanted):
+    tasks = ORDERS["I"]
+    facts = {
+        "trainer": "ConDU", "preset": "paper", "protocol": "mtil", "order": "I", "seed": 1, "shots": shots,
+        "backbone": CLIP, "wall_s": 1, "command": "", "vote": {"name": "paper", "k": 4}, "scale": "l1",
+        "space": {"kind": space},
+    }  # fmt: skip
+    write_matrix(tmp_path, AccuracyMatrix.from_accuracy(tasks, [[80.0] * 11] * 11), facts)
+    records = load_results(tmp_path)
+    sheet = against_sheet(mtil_sheet(records, "mtil", METHODS), records, METHODS)
+    assert {line[2]: line[4] for line in sheet.lines}["last I"] == f"{wanted:.2f}"
 
 
 def test_facts_that_differ_are_named(tmp_path):

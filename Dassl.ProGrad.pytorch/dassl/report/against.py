@@ -17,7 +17,7 @@ from dassl.utils import UserError
 FORMAT = 1
 ONE, AVERAGE = 1.0, 0.5  # half width of the band in points
 AVERAGES = ("average", "Avg-C", "Avg-D", "Transfer", "Average", "Last")
-NEEDED = {"trainer", "preset", "backbone", "dataset", "mean", "std"}  # columns of a sheet that can be compared
+NEEDED = {"trainer", "preset", "backbone", "mean", "std"}  # columns of a sheet that can be compared
 COLUMNS = ["method", "data set", "quantity", "ours", "published", "difference", "band", ""]
 RULE = (
     f"band: 2 x the published deviation where there is one, else {ONE:.1f} point for a data set and {AVERAGE:.1f} "
@@ -70,9 +70,10 @@ def against_sheet(sheet, records, methods, published=None):
     """
     published = load_published() if published is None else published
     rows, lines, notes, sources = [], [], [], {}
-    comparable = NEEDED <= set(sheet.columns)  # not a table of barriers, say
+    columns = set(sheet.columns)
+    comparable = columns >= NEEDED and columns & {"dataset", "task"}  # not a table of barriers, say
     for line in sheet.lines if comparable else []:
-        cell = dict(zip(sheet.columns, line, strict=True))
+        cell = _named(dict(zip(sheet.columns, line, strict=True)))
         partner = published.get(_key(sheet.name, cell, methods))
         if partner is None or cell["mean"] == "":
             continue
@@ -94,11 +95,24 @@ def against_sheet(sheet, records, methods, published=None):
     )
 
 
+def _named(cell):
+    """A CSV line with `dataset` and `quantity`; of streams these are the task and, say, "transfer I target"."""
+    if "task" not in cell:
+        return {"quantity": "", **cell}
+    words = [cell["quantity"], cell["order"], cell["labels"], cell["after"]]
+    return cell | {"dataset": cell["task"] or "average", "quantity": " ".join(filter(None, words))}
+
+
 def _key(protocol, cell, methods):
     """Where the published partner of a CSV line would stand."""
+    if "task" in cell:
+        space = next((name for name in ("LoRA", "FT") if f"({name}" in cell["method"]), "")
+        words = [space, f"{cell['shots']} shots" if int(cell["shots"] or 0) > 0 else ""]
+        made = ", ".join(filter(None, words))
+        return protocol, cell["trainer"], made, cell["backbone"], cell["dataset"], cell["quantity"]
     printed = cell["preset"].split(" + ")[-1]
     merge = next((key for key, name in methods.merges.items() if printed.startswith(f"{name} (")), "")
-    return protocol, cell["trainer"], merge, cell["backbone"], cell["dataset"], cell.get("quantity", "")
+    return protocol, cell["trainer"], merge, cell["backbone"], cell["dataset"], cell["quantity"]
 
 
 def _row(cell, partner):
@@ -106,7 +120,7 @@ def _row(cell, partner):
     difference = round(ours - partner.value, 2)
     verdict = "in" if abs(difference) <= band + 1e-9 else "out"
     shown = f"{ours:.2f}" + (f" ± {cell['std']}" if cell["std"] else "")
-    names = [cell["method"], cell["dataset"], cell.get("quantity", "")]
+    names = [cell["method"], cell["dataset"], cell["quantity"]]
     return [*names, shown, f"{partner.value:.2f}", f"{difference:+.2f}", f"{band:.2f}", verdict]
 
 

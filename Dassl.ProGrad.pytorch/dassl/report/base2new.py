@@ -9,10 +9,11 @@ Only evaluation runs count, so base and new come from the same checkpoint, loade
 
 from dataclasses import dataclass
 
-from dassl.report.grid import Grid, build, is_below, stamp_notes, with_accuracy
+from dassl.report.grid import Grid, build, is_below, with_accuracy
 from dassl.report.methods import CSV_HEAD, Methods, csv_head, row_names, row_of, shared_settings, zero_shot_row
 from dassl.report.results import select
 from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
+from dassl.report.stamps import stamp_notes
 from dassl.report.stats import Summary, harmonic_mean, summarise
 from dassl.report.tables import BELOW, Table, csv_numbers, show, show_n
 from dassl.utils import UserError

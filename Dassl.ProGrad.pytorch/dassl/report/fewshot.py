@@ -9,6 +9,7 @@ from dassl.report.grid import Grid, build, is_below, with_accuracy, without_repe
 from dassl.report.methods import CSV_HEAD, Methods, csv_head, row_names, row_of, sees_no_data, zero_shot_row
 from dassl.report.results import select
 from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
+from dassl.report.stamps import stamp_notes
 from dassl.report.tables import BELOW, Table, csv_numbers, show, show_n
 from dassl.utils import UserError
 
@@ -52,6 +53,7 @@ def fewshot(records, methods=None):
         return row_of(record, methods, shots=False)
 
     own = without_repeats(own, lent, lambda r: (row(r), r["dataset"], r["shots"], r["seed"]))
+    own = [{**r, "data_seen": _without_shots(r)} for r in own]
     grid = build(
         own,
         row_of=row,
@@ -59,6 +61,12 @@ def fewshot(records, methods=None):
         methods=methods,
     )
     return FewShot(grid, sorted(datasets, key=methods.dataset_rank), shots, methods)
+
+
+def _without_shots(record):
+    """The stamp `data_seen` without its number of shots, which is the column."""
+    seen = record.get("data_seen")
+    return seen.replace(f"{record['shots']} shots", "the shots") if isinstance(seen, str) else seen
 
 
 def _table(found, dataset=None):
@@ -76,6 +84,8 @@ def _table(found, dataset=None):
             notes += _notes(found, row, names[row], reference)
     count = len(found.datasets)
     title = dataset or f"Average over {count} data set{'s' if count > 1 else ''}"
+    if dataset is None:
+        notes += stamp_notes(found.grid, names)
     return Table(title, ["method", *map(_column, found.shots), "n"], rows, notes, files)
 
 

@@ -1,35 +1,56 @@
-"""Figures of runs: paths, planes, the few-shot curve, sweeps; see `drawing` for how they look."""
+"""Figures of runs, a name each: paths, planes, curves over shots, settings and epochs, streams of tasks.
 
+See `drawing` for how they look.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from dassl.report.curves import fewshot_figure, sweep_figures
 from dassl.report.drawing import AXIS_LABELS, SUBSET_STYLES, file_name, new_figure, plain_axes, save, wrapped
+from dassl.report.epochs import epoch_curves, epoch_figures
 from dassl.report.fewshot import fewshot
 from dassl.report.methods import Methods
-from dassl.report.paths import QUANTITIES, families, load_paths
+from dassl.report.mtil_figures import heatmaps, order_figures, scatter_figures
+from dassl.report.paths import PATH_FILE, QUANTITIES, families, load_paths
 from dassl.report.planes import load_planes, plane_figures
 from dassl.report.sweeps import sweeps
 from dassl.report.tables import to_csv
-from dassl.utils import UserError
+from dassl.report.tsne import SCATTER_FILE
+from dassl.utils import UserError, check_availability
 
 ARROW = " \N{RIGHTWARDS ARROW} "
 
 
-def all_figures(folders, records, out, methods=None):
-    """Every figure for which there are runs, into `out` -> Paths. records: of `load_results`."""
-    methods = methods or Methods()
-    written = card_figures(folders, out, methods)
-    for make, draw in (
-        (fewshot, lambda found: fewshot_figure(found, out)),
-        (sweeps, lambda found: sweep_figures(found, out, methods)),
-    ):
+class Figure(NamedTuple):
+    """needs: what a folder must hold; draw: (folders, records, out, methods) -> Paths, none or UserError without it."""
+
+    needs: str
+    draw: Callable
+
+
+def all_figures(folders, records, out, methods=None, names=None):
+    """The named figures (default: every one for which there are runs), into `out` -> Paths.
+
+    records: of `load_results`. UserError for a name that FIGURES lacks, or one for which the folders have nothing.
+    """
+    written = []
+    for name in names or ():
+        check_availability(name, FIGURES, "--figure")
+    for name, figure in FIGURES.items():
+        if names and name not in names:
+            continue
         try:
-            found = make(records, methods)
-        except UserError:
-            continue  # no such runs, as the tables say
-        written += draw(found)
+            found, reason = figure.draw(folders, records, out, methods or Methods()), ""
+        except UserError as error:
+            found, reason = [], f" ({error})"  # no such runs, as the tables say
+        if names and not found:
+            where = ", ".join(map(str, folders))
+            raise UserError(f"No figure {name!r}: it needs {figure.needs}; none below {where}{reason}")
+        written += found
     return written
 
 
@@ -44,6 +65,43 @@ def path_figures(folders, out, methods=None):
     for curves in families(load_paths(*folders), methods or Methods()):
         written += path_curve(curves, Path(out, f"{file_name(f'path_{curves.name}_{curves.space}')}.png"))
     return written
+
+
+# By name, in the order of drawing
+FIGURES = {
+    "path": Figure(
+        f"a {PATH_FILE} beside results.json, as stage-2 runs leave it",
+        lambda folders, records, out, methods: path_figures(folders, out, methods),
+    ),
+    "plane": Figure(
+        f"a {PATH_FILE} with the plane through its solutions",
+        lambda folders, records, out, methods: plane_figures(load_planes(*folders), out, methods),
+    ),
+    "fewshot": Figure(
+        "evaluations of the protocol 'fewshot'",
+        lambda folders, records, out, methods: fewshot_figure(fewshot(records, methods), out),
+    ),
+    "sweep": Figure(
+        "base-to-new evaluations of one method at several values of a single number among its settings",
+        lambda folders, records, out, methods: sweep_figures(sweeps(records, methods), out, methods),
+    ),
+    "epochs": Figure(
+        "training runs that recorded their epochs",
+        lambda folders, records, out, methods: epoch_figures(epoch_curves(records, methods), out),
+    ),
+    "heatmap": Figure(
+        "evaluated streams of tasks with their accuracy matrix",
+        lambda folders, records, out, methods: heatmaps(records, out, methods),
+    ),
+    "orders": Figure(
+        "evaluated streams of the same tasks in several orders",
+        lambda folders, records, out, methods: order_figures(records, out, methods),
+    ),
+    "tsne": Figure(
+        f"a {SCATTER_FILE}",
+        lambda folders, records, out, methods: scatter_figures(folders, out),
+    ),
+}
 
 
 def path_curve(curves, file):

@@ -7,12 +7,10 @@ that all cells come from checkpoints loaded in the same way.
 
 from dataclasses import dataclass, field
 
-from dassl.report.methods import sees_no_data, sort_rows
+from dassl.report.methods import sort_rows
 from dassl.report.results import newest_each, select
+from dassl.report.stamps import collect
 from dassl.report.stats import mean_by_seed, summarise, summarise_average
-
-# What makes rows unlike each other beside the method: field of results.json -> words before its value.
-STAMPS = {"data_seen": "Trained on", "chosen_on": "Checkpoint chosen on"}
 
 
 @dataclass
@@ -20,8 +18,8 @@ class Grid:
     """Numbers by row, column and seed.
 
     rows, columns: in printed order; scores: {(row, column): {seed: value}}; trained: the (row, column) of
-    training runs, which name a missing cell's likely reason; stamps: {row: {field of STAMPS: values}}; files:
-    {(row, column): paths of the results.json behind it}.
+    training runs, which name a missing cell's likely reason; stamps: of `stamps.collect`; files: {(row, column):
+    paths of the results.json behind it}.
     """
 
     rows: list
@@ -93,32 +91,14 @@ def without_repeats(own, lent, key):
 def build(records, row_of, column_of, methods, column_key=None):
     """Records -> Grid. row_of, column_of: functions of a record; column_key: sorts the columns."""
     cells = fill(records, row_of, column_of)
-    stamps = {}
-    for record in (r for r in select(records, kind="eval") if not sees_no_data(r)):
-        for name in (name for name in STAMPS if record.get(name)):
-            stamps.setdefault(row_of(record), {}).setdefault(name, set()).add(str(record[name]))
     return Grid(
         rows=sort_rows((row for row, _ in cells), methods),
         columns=sorted({column for _, column in cells}, key=column_key),
         scores={cell: {seed: r["metrics"]["accuracy"] for seed, r in runs.items()} for cell, runs in cells.items()},
         trained={(row_of(r), column_of(r)) for r in select(records, kind="train")},
-        stamps=stamps,
+        stamps=collect((r for runs in cells.values() for r in runs.values()), row_of, column_of),
         files={cell: [str(r["file"]) for r in runs.values()] for cell, runs in cells.items()},
     )
-
-
-def stamp_notes(grid, names):
-    """Where rows differ in a stamp, a line that says so -> list of str. names: {row: printed name}."""
-    notes = []
-    for field_name, words in STAMPS.items():
-        groups = {}
-        for row in grid.rows:
-            values = grid.stamps.get(row, {}).get(field_name)
-            if values:
-                groups.setdefault(", ".join(sorted(values)), []).append(names[row])
-        if len(groups) > 1:
-            notes.append(f"{words} " + "; ".join(f"{value}: {', '.join(rows)}" for value, rows in groups.items()) + ".")
-    return notes
 
 
 def is_below(summary, reference):

@@ -8,7 +8,7 @@ import json
 from importlib import resources
 from pathlib import Path
 
-from dassl.report.grid import STAMPS
+from dassl.report.stamps import STAMPS, stamp
 from dassl.utils import atomic_write
 
 _HIDDEN = ("file", "written")
@@ -97,7 +97,7 @@ def _row(table, number, line, runs):
 
 def _stamps(records):
     """What the stamps of a row's runs say, in words."""
-    return {f"{words}: {r[name]}" for r in records for name, words in STAMPS.items() if r.get(name)}
+    return {f"{head}: {words}" for r in records for name, head in STAMPS.items() if (words := stamp(r, name))}
 
 
 def _filters(sheets, runs):

@@ -7,7 +7,7 @@ classes of a column count in every table, whatever protocol they were made for.
 
 from dataclasses import dataclass, field
 
-from dassl.report.grid import Grid, build, is_below, stamp_notes, with_accuracy, without_repeats
+from dassl.report.grid import Grid, build, is_below, with_accuracy, without_repeats
 from dassl.report.methods import (
     CSV_HEAD,
     Methods,
@@ -22,6 +22,7 @@ from dassl.report.methods import (
 )
 from dassl.report.results import group_by, is_number, select
 from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
+from dassl.report.stamps import stamp_notes
 from dassl.report.tables import BELOW, MISSING, Table, csv_numbers, show, show_n
 from dassl.utils import UserError
 

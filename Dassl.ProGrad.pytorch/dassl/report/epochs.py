@@ -1,0 +1,189 @@
+"""Loss and accuracy over epochs, from `history` in the results.json of training runs.
+
+    "history": [{"epoch": 1, "loss": 2.31, "acc": 41.2, "val_accuracy": 38.0, ...}, ...]
+
+Means over an epoch's batches, as the run printed them; null stands for what was not finite. Letters: P epochs.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dassl.report.drawing import AXIS_LABELS, file_name, new_figure, plain_axes, save, style, wrapped
+from dassl.report.methods import CHANGED, Methods, row_names, row_of, shared_settings, sort_rows
+from dassl.report.results import group_by, is_number, newest_each, select
+from dassl.report.stats import summarise, summarise_average
+from dassl.report.tables import to_csv
+from dassl.utils import UserError, get_logger
+
+# Names in `history` -> (title, axis) of their panel, in drawn order.
+QUANTITIES = {
+    "loss": ("training loss", "loss that the method minimises"),
+    "acc": ("training accuracy", AXIS_LABELS["accuracy"]),
+    "val_accuracy": ("validation accuracy", AXIS_LABELS["accuracy"]),
+}
+
+
+@dataclass
+class Epochs:
+    """Training runs of one family (a stage-1 method and what continues it) in one protocol.
+
+    rows: in printed order; epochs: {row: (P,)}; runs: {(row, quantity): {data set: {seed: (P,)}}}.
+    """
+
+    protocol: str
+    family: str
+    rows: list
+    epochs: dict
+    runs: dict
+
+    @property
+    def datasets(self):
+        """Of all rows, sorted."""
+        return sorted({dataset for by_dataset in self.runs.values() for dataset in by_dataset})
+
+    @property
+    def quantities(self):
+        """Those that some run recorded, in drawn order."""
+        return [q for q in QUANTITIES if any(self.runs.get((row, q)) for row in self.rows)]
+
+    def lines(self, quantity):
+        """{row: Summary of the average over its data sets, mean (P,)}."""
+        found = {row: summarise_average(self.runs.get((row, quantity), {})) for row in self.rows}
+        return {row: summary for row, summary in found.items() if summary is not None}
+
+
+def epoch_curves(records, methods=None):
+    """Records of `load_results` -> list of Epochs, as they come. UserError if no training run has a record."""
+    methods = methods or Methods()
+    runs = [r for r in select(records, kind="train") if r.get("history") and _checked(r)]
+    if not runs:
+        raise UserError(
+            f"No epochs figure: of {len(records)} results, {len(select(records, kind='train'))} are training runs and "
+            "none of these recorded its epochs"
+        )
+    groups = group_by(runs, lambda r: (r["protocol"], _family(methods.trainer(r), methods)))
+    return [_one_family(protocol, family, group, methods) for (protocol, family), group in groups.items()]
+
+
+def _family(trainer, methods):
+    """The printed name of the stage-1 method that a trainer is or continues."""
+    return methods.label(methods.stage1.get(trainer, trainer))
+
+
+def _checked(record):
+    """True if the record can be drawn; else a warning."""
+    history = record["history"]
+    fine = isinstance(history, list) and all(isinstance(e, dict) and is_number(e.get("epoch")) for e in history)
+    if not fine:
+        get_logger().warning(
+            f"Warning: {record['file']}: history: expected a list of epochs, found {str(history)[:60]}"
+        )
+    return fine
+
+
+def _one_family(protocol, family, records, methods):
+    """Of each method the runs with the epochs that most of its runs have; the others share one warning."""
+    epochs, runs, others = {}, {}, []
+    for row, group in _by_row(records, methods).items():
+        newest = newest_each(group, key=lambda r: (r["dataset"], r["subset"], r["seed"]), what="training runs")
+        grids = group_by(newest, lambda r: tuple(entry["epoch"] for entry in r["history"]))
+        grid = max(grids, key=lambda numbers: len(grids[numbers]))
+        others += [str(r["file"]) for numbers, own in grids.items() if numbers != grid for r in own]
+        epochs[row] = np.array(grid)
+        for record in grids[grid]:
+            for quantity in QUANTITIES:
+                values = [entry.get(quantity) for entry in record["history"]]
+                if any(map(is_number, values)):
+                    own = runs.setdefault((row, quantity), {}).setdefault(record["dataset"], {})
+                    own[record["seed"]] = np.array([x if is_number(x) else np.nan for x in values], dtype=float)
+    if others:
+        get_logger().warning(f"Warning: {protocol}, {family}: left out for other epochs than most: {', '.join(others)}")
+    return Epochs(protocol, family, sort_rows(epochs, methods), epochs, runs)
+
+
+def _by_row(records, methods):
+    """{Row: records}; runs of one method that differ in settings (a sweep) are rows named by what differs."""
+
+    def method(record):
+        return row_of({**record, "preset": record["preset"].split(CHANGED)[0]}, methods)
+
+    found = {}
+    for plain, group in group_by(records, method).items():
+        settings = [r.get("lmc") if isinstance(r.get("lmc"), dict) else {} for r in group]
+        varied = [
+            k for k in dict.fromkeys(k for s in settings for k in s) if len({str(s.get(k)) for s in settings}) > 1
+        ]
+        for setting, record in zip(settings, group, strict=True):
+            row = row_of(record, methods)
+            changed = record["preset"].partition(CHANGED)[2].split(", ")
+            if all(key.rpartition(".")[2] in varied for key in changed):
+                row = row._replace(label=plain.label)  # the values themselves follow
+            words = [f"{methods.settings.get(key, key.lower())} {setting.get(key)}" for key in varied]
+            found.setdefault(row._replace(label=", ".join([row.label, *words])), []).append(record)
+    return found
+
+
+def epoch_figures(found, folder):
+    """A figure for each Epochs with a quantity to draw -> [PNG, CSV, ...]."""
+    return [file for one in found if one.quantities for file in epoch_figure(one, folder)]
+
+
+def epoch_figure(found, folder):
+    """A panel for each quantity, a line for each method: mean over data sets and seeds -> [PNG, CSV].
+
+    Band: one deviation over seeds.
+    """
+    quantities, names = found.quantities, row_names(found.rows)
+    width = 3.0 + 4.0 * len(quantities)
+    figure = new_figure(width, max(4.0, 1.4 + 0.5 * len(found.rows)), _title(found), _caption(found))
+    for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities, strict=True):
+        for row, (mean, std, _) in found.lines(quantity).items():
+            look, epochs = style(found.rows.index(row)), found.epochs[row]
+            if std is not None:
+                axes.fill_between(epochs, mean - std, mean + std, color=look["color"], alpha=0.15, lw=0)
+            every = max(1, len(epochs) // 8)
+            axes.plot(epochs, mean, **look, lw=1.8, ms=5, markevery=every, label=_label(found, row, quantity, names))
+        title, ylabel = QUANTITIES[quantity]
+        plain_axes(axes, ylabel, title)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    handles = [axes.get_legend_handles_labels() for axes in figure.axes]
+    by_label = {label: handle for own in handles for handle, label in zip(*own, strict=True)}
+    figure.legend(by_label.values(), by_label, loc="outside right upper", fontsize=8, frameon=False, handlelength=4)
+    stem = file_name(f"epochs_{found.protocol}_{found.family}")
+    return save(figure, Path(folder, f"{stem}.png"), epoch_numbers(found))
+
+
+def _title(found):
+    settings = shared_settings(found.rows)
+    return f"{found.family} over epochs, {found.protocol}" + (f" ({settings})" if settings else "")
+
+
+def _label(found, row, quantity, names):
+    """A method's name; with the number of its data sets where it lacks some."""
+    own = len(found.runs[row, quantity])
+    gaps = "" if own == len(found.datasets) else f" ({own} of {len(found.datasets)} data sets)"
+    return wrapped(names[row] + gaps, 28, 3)
+
+
+def _caption(found):
+    datasets = found.datasets
+    seeds = max((s.n for q in found.quantities for s in found.lines(q).values()), default=1)
+    parts = [f"mean over {len(datasets)} data sets" if len(datasets) > 1 else datasets[0]]
+    parts += [f"{seeds} seeds, band: one standard deviation"] if seeds > 1 else []
+    return "; ".join([*parts, "losses of different methods have different terms"])
+
+
+def epoch_numbers(found):
+    """The figure's numbers -> CSV text: a line per method, data set (or "average"), quantity and epoch."""
+    names, lines = row_names(found.rows), []
+    for quantity in found.quantities:
+        for row, average in found.lines(quantity).items():
+            summaries = {dataset: summarise(seeds) for dataset, seeds in sorted(found.runs[row, quantity].items())}
+            for dataset, (mean, std, n) in ({"average": average} | summaries).items():
+                for k, epoch in enumerate(found.epochs[row]):
+                    cells = ["" if x is None or np.isnan(x[k]) else f"{x[k]:.6f}" for x in (mean, std)]
+                    lines.append([names[row], dataset, quantity, epoch, *cells, n])
+    return to_csv(["method", "dataset", "quantity", "epoch", "mean", "std", "n"], lines)

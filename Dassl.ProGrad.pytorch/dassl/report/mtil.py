@@ -1,0 +1,248 @@
+"""Streams of tasks (MTIL, arXiv 2303.06628): what was measured, by method, order and label space.
+
+results.json of an evaluated stream holds, beside the fields of every run, `tasks` (T names in the order of
+learning), `order` (its name), `labels` (task-agnostic: "target" or "union"), `vote`, `scale`, `space`, the three
+numbers as metrics, `ablation` (what a run left out or replaced, if that is its point), and
+
+    "matrix": {"tasks": [T], "accuracy": [[T] * T], "transfer": [T], "average": [T], "last": [T]}
+
+in percent, rows after each task, columns tested on each, null where there is nothing; `known`, [[T] * T], is what the
+tasks' own experts reach where `matrix` is what the vote reaches. Training runs of single sessions have no matrix and
+are no part of these tables.
+
+Letters: T tasks.
+"""
+
+import re
+from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
+
+from dassl.report.grid import Grid, without_repeats
+from dassl.report.methods import Methods, row_of, sort_rows
+from dassl.report.results import group_by, is_number, newest_each, select
+from dassl.report.stats import summarise
+from dassl.utils import UserError, get_logger
+
+MTIL, AGNOSTIC = "mtil", "mtil_agnostic"
+PROTOCOLS = {
+    MTIL: "Streams of tasks (MTIL), accuracy in percent",
+    AGNOSTIC: "Streams of tasks, task unknown at test time, accuracy in percent",
+}
+METRICS = {"transfer": "Transfer", "average": "Average", "last": "Last"}
+KNOWN = "known"
+LABEL_SPACES = {"target": "classes of the tested task", "union": "all learned classes and the tested task's own"}
+SPACES = {"full": "FT", "lora_factors": "LoRA", "lora_product": "LoRA, product"}
+MANY = 2  # orders without a name, from which on their spread is shown and not each of them
+
+
+class Cell(NamedTuple):
+    """A column of the grid: a mean over tasks, one task's number, or (`after`) one cell of the matrix."""
+
+    quantity: str
+    task: str = ""
+    after: str = ""
+
+
+@dataclass
+class Stream:
+    """The runs of one order and label space.
+
+    tasks: in that order; order: its name, else its tasks, as `named` says; ablation: the rows are ablations of a
+    method, not methods; grid: columns are Cells.
+    """
+
+    labels: str | None
+    tasks: tuple
+    named: bool
+    ablation: bool
+    order: str
+    grid: Grid
+    methods: Methods
+
+    @property
+    def title(self):
+        """Such as "order II, all learned classes and the tested task's own"."""
+        return ", ".join(filter(None, [f"order {self.order}", LABEL_SPACES.get(self.labels, self.labels)]))
+
+
+def streams(records, protocol, methods=None):
+    """Records of `load_results` -> list of Stream, label spaces and orders as they come. UserError if there is none.
+
+    protocol: a key of PROTOCOLS. A run whose matrix is damaged costs one warning and is left out.
+    """
+    methods, runs = methods or Methods(), []
+    own = _with_matrix(records, protocol)
+    for record in own + _lent(own, records, protocol, methods):
+        try:
+            runs.append({**record, "cells": _cells(record)})
+        except ValueError as error:
+            get_logger().warning(f"Warning: {record['file']} is left out: {error}")
+    if not runs:
+        raise UserError(
+            f"No {protocol} table: of {len(records)} results, {len(own)} are evaluated streams of the protocol "
+            f"{protocol!r} with their accuracy matrix" + (", all damaged" if own else "")
+        )
+    groups = group_by(runs, key=lambda r: (r.get("labels"), tuple(r["tasks"]), _named(r), bool(r.get("ablation"))))
+    found = [Stream(*key, *_grid(key, group, methods), methods) for key, group in groups.items()]
+    return sorted(found, key=lambda one: (one.ablation, one.labels or "", len(one.order), one.order))
+
+
+def _with_matrix(records, protocol):
+    return [r for r in select(records, protocol=protocol, kind="eval") if "matrix" in r]
+
+
+def _lent(own, records, protocol, methods):
+    """Zero-shot CLIP knows no tasks: over a task's own classes it is the same whether the task is named or not."""
+    if protocol != AGNOSTIC:
+        return []
+    theirs = [{**r, "labels": "target"} for r in _with_matrix(records, MTIL) if methods.trainer(r) == methods.zero_shot]
+    orders = [r.get("tasks") for r in own if r.get("labels") == "target"]
+
+    def key(record):
+        return methods.trainer(record), record.get("labels"), str(record.get("tasks")), record["seed"]
+
+    return without_repeats(own, [r for r in theirs if r.get("tasks") in orders], key)[len(own) :]
+
+
+def _named(record):
+    """False for an order that is called by its tasks alone, as random ones are."""
+    return record.get("order") not in (None, ",".join(record["tasks"]))
+
+
+def _grid(key, runs, methods):
+    """Name of the order and Grid of a group of runs. key: label space, tasks, named or not, ablation or not."""
+    _, tasks, named, ablation = key
+    kept = newest_each(runs, key=lambda r: (method_of(r, methods), r["seed"]), what="evaluated streams")
+    scores, files = {}, {}
+    for run in kept:
+        row = method_of(run, methods)
+        for cell, value in run["cells"].items():
+            scores.setdefault((row, cell), {})[run["seed"]] = value
+            files.setdefault((row, cell), []).append(str(run["file"]))
+    rows = sort_rows((method_of(r, methods) for r in kept), methods)
+    if ablation:  # k = 2 before k = 10
+        rows.sort(key=lambda row: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", row.label)])
+    cells = [
+        *(Cell(metric) for metric in (*METRICS, KNOWN)),
+        *(Cell(metric, task) for metric in METRICS for task in tasks),
+        *(Cell(q, task, after) for q in ("accuracy", KNOWN) for after in tasks for task in tasks),
+    ]
+    taken = {cell for _, cell in scores}
+    order = str(runs[0]["order"]) if named else ", ".join(tasks)
+    return order, Grid(rows, [c for c in cells if c in taken], scores, files=files)
+
+
+def _cells(record):
+    """What a record measured -> {Cell: percent}. ValueError if its matrix is none of its tasks."""
+    tasks, matrix = record.get("tasks"), record["matrix"]
+    if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) for task in tasks):
+        raise ValueError(f"tasks: expected a list of names, found {tasks!r}")
+    if len(set(tasks)) < len(tasks) or not isinstance(matrix, dict) or matrix.get("tasks") != tasks:
+        raise ValueError("matrix: expected one of the run's own tasks, each once")
+    found = {Cell(metric): record["metrics"][metric] for metric in METRICS if metric in record["metrics"]}
+    for metric in METRICS:
+        found |= {Cell(metric, t): x for t, x in zip(tasks, _numbers(matrix, metric, len(tasks)), strict=True)}
+    squares = {"accuracy": matrix} | ({KNOWN: record} if record.get(KNOWN) is not None else {})
+    for quantity, holder in squares.items():
+        rows = holder.get(quantity)
+        if not isinstance(rows, list) or len(rows) != len(tasks):
+            raise ValueError(f"{quantity}: expected {len(tasks)} rows")
+        for i, after in enumerate(tasks):
+            row = _numbers(rows, i, len(tasks))
+            found |= {Cell(quantity, task, after): x for task, x in zip(tasks, row, strict=True)}
+    last = [found.get(Cell(KNOWN, task, tasks[-1])) for task in tasks]
+    if None not in last:
+        found[Cell(KNOWN)] = fmean(last)
+    return {cell: value for cell, value in found.items() if value is not None}
+
+
+def _numbers(holder, key, length):
+    """A list from a file: `length` finite numbers or nulls."""
+    values = holder.get(key) if isinstance(holder, dict) else holder[key]
+    if not isinstance(values, list) or len(values) != length or not all(x is None or is_number(x) for x in values):
+        raise ValueError(f"matrix, {key}: expected {length} numbers or null, found {str(values)[:60]}")
+    return values
+
+
+def method_of(record, methods):
+    """The Row of a record: its method with what is fused, how experts vote and how deltas are scaled.
+
+    "ConDU (LoRA, paper vote)"; a scale is named unless it is the paper's l1. An ablation is called what it says;
+    zero-shot CLIP has none of all that, nor shots or a preset.
+    """
+    row = row_of(record, methods)
+    if row.trainer == methods.zero_shot:
+        return row._replace(label=methods.label(row.trainer), preset="", shots=None)
+    space, vote, scale = (record.get(name) for name in ("space", "vote", "scale"))
+    space = space.get("kind") if isinstance(space, dict) else space
+    words = [SPACES.get(space, str(space))] if space else []
+    label = str(record.get("ablation") or row.label)
+    if not record.get("ablation"):
+        words += [_vote_words(vote)] if vote else []
+        words += [f"scale {scale}"] if scale and scale != "l1" else []
+    return row._replace(label=f"{label} ({', '.join(words)})" if words else label)
+
+
+def _vote_words(vote):
+    """A vote by its name, or by its parts."""
+    if not isinstance(vote, dict) or vote.get("name"):
+        return f"{vote['name'] if isinstance(vote, dict) else vote} vote"
+    with_clip = " and CLIP" if vote.get("include_pretrained") else ""
+    over = " of probabilities" if vote.get("space") == "probabilities" else ""
+    temp = f" {vote.get('temp', 1):g}" if vote.get("weighting") == "minmax" else ""
+    return f"k {vote.get('k')}{with_clip} by {vote.get('weighting')}{temp}{over}"
+
+
+class Orders(NamedTuple):
+    """Streams of the same tasks in several orders. values: {(row, metric): {order: mean over seeds}}."""
+
+    title: str
+    rows: list
+    values: dict
+
+    def spread(self, row, metric):
+        """Summary over the orders, n counting them; None if there is none."""
+        return summarise(self.values[row, metric])
+
+
+def orders(found):
+    """Streams -> list of Orders, one for each label space and set of tasks with two unnamed orders or more."""
+    result = []
+    for (labels, tasks), group in _by_tasks(one for one in found if not one.named).items():
+        rows = {row for one in group for row in one.grid.rows}
+        values = {
+            (row, metric): {
+                one.tasks: float(summary.mean) for one in group if (summary := one.grid.cell(row, Cell(metric)))
+            }
+            for row in rows
+            for metric in METRICS
+        }
+        rows = [row for row in rows if max(len(values[row, metric]) for metric in METRICS) >= MANY]
+        if rows:
+            title = ", ".join(filter(None, [f"{len(group)} orders of {len(tasks)} tasks", LABEL_SPACES.get(labels)]))
+            result.append(Orders(title, sort_rows(rows, group[0].methods), values))
+    return result
+
+
+def _by_tasks(found):
+    """Streams of methods by label space and tasks, whatever their order."""
+    return group_by([one for one in found if not one.ablation], lambda one: (one.labels, frozenset(one.tasks)))
+
+
+def shown_streams(found):
+    """The Streams with tables and figures of their own: those with a name, and the others if they are few.
+
+    Of many without a name, and none with one, it is the one with the most methods.
+    """
+    kept = []
+    for group in _by_tasks(found).values():
+        named = [one for one in group if one.named]
+        most = max(group, key=lambda one: len(one.grid.rows))
+        kept += group if len(group) - len(named) < MANY else named or [most]
+    return kept
+
+
+def trained_rows(stream):
+    """The methods whose matrix says something: all but zero-shot CLIP, whose rows are equal."""
+    return [row for row in stream.grid.rows if row.trainer != stream.methods.zero_shot]

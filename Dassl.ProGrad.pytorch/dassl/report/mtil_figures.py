@@ -1,0 +1,155 @@
+"""Figures of streams of tasks: the accuracy matrix, the spread over orders, experts beside their reconstructions."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dassl.report.drawing import COLOURS, MARKERS, file_name, new_figure, plain_axes, save, style, wrapped
+from dassl.report.methods import row_names
+from dassl.report.mtil import METRICS, PROTOCOLS, Cell, orders, shown_streams, streams, trained_rows
+from dassl.report.tables import csv_numbers, to_csv
+from dassl.report.tsne import KINDS, load_scatters
+from dassl.utils import UserError
+
+
+def heatmaps(records, out, methods):
+    """A heatmap for each stream's trained methods, into `out` -> Paths. records: of `load_results`."""
+    return [
+        file
+        for protocol, found in _protocols(records, methods)
+        for stream in shown_streams(found)
+        for row in trained_rows(stream)
+        for file in matrix_figure(stream, row, out, protocol)
+    ]
+
+
+def order_figures(records, out, methods):
+    """The spread over orders, a figure for each set of tasks, into `out` -> Paths. records: of `load_results`."""
+    return [
+        file
+        for protocol, found in _protocols(records, methods)
+        for one in orders(found)
+        for file in orders_figure(one, out, protocol)
+    ]
+
+
+def _protocols(records, methods):
+    """(protocol, its Streams) of those for which there are runs."""
+    for protocol in PROTOCOLS:
+        try:
+            found = streams(records, protocol, methods)
+        except UserError:
+            continue  # no such runs, as the tables say
+        yield protocol, found
+
+
+def scatter_figures(folders, out):
+    """A t-SNE for each tsne.json below `folders`, into `out` -> Paths."""
+    return [
+        path
+        for file, content in load_scatters(*folders)
+        for path in scatter_figure(content, Path(out, f"{file_name(f'tsne_{_place(file, folders)}')}.png"))
+    ]
+
+
+def _place(file, folders):
+    """Where a file lies below the folder that it was found in, as words."""
+    near = [file.parent.relative_to(f) for f in map(Path, folders) if file.is_relative_to(f)]
+    return "_".join(min(near, key=lambda path: len(path.parts)).parts)
+
+
+def matrix_figure(stream, row, folder, protocol):
+    """A method's accuracy after each task on each task, mean over seeds, as a heatmap -> [PNG, CSV].
+
+    Below the line: learned by then.
+    """
+    tasks, grid, name = stream.tasks, stream.grid, row_names(stream.grid.rows)[row]
+    cells = {(after, task): grid.cell(row, Cell("accuracy", task, after)) for after in tasks for task in tasks}
+    values = np.array([[np.nan if (s := cells[a, t]) is None else s.mean for t in tasks] for a in tasks])
+    sums = [f"{title} {s.mean:.1f}" for m, title in METRICS.items() if (s := grid.cell(row, Cell(m)))]
+    seeds = max((s.n for s in cells.values() if s), default=0)
+    caption = f"{stream.title}; {', '.join(sums)}; {seeds} seed{'s' if seeds > 1 else ''}; below the line: learned"
+    size = len(tasks)
+    width = max(6.0, 2.6 + 0.66 * size)
+    caption = wrapped(caption, int(14 * width), 4)  # 14 letters an inch
+    figure = new_figure(width, 1.9 + 0.42 * size, f"{name}: accuracy (%) after each task", caption)
+    axes = figure.subplots()
+    heatmap(figure, axes, values)
+    axes.set_xticks(range(size), tasks, rotation=35, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(size), tasks)
+    axes.set_xlabel("tested on")
+    axes.set_ylabel("after learning")
+    lines = [[after, task, *csv_numbers(cells[after, task])] for after in tasks for task in tasks]
+    stem = file_name("_".join(filter(None, ["matrix", protocol, name, stream.labels, stream.order])))
+    return save(figure, Path(folder, f"{stem}.png"), to_csv(["after", "task", "mean", "std", "n"], lines))
+
+
+def heatmap(figure, axes, values):
+    """Coloured cells with their numbers, and a stair between learned and unseen. values: (T, T), nan where missing."""
+    image = axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
+    figure.colorbar(image, ax=axes, label="accuracy (%)", pad=0.02)
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            colour = "white" if value < 48 else "black"  # on cividis a contrast of 4.5 or more everywhere
+            axes.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=9, color=colour)
+    size = len(values)
+    xs = [x - 0.5 for k in range(size) for x in (k, k + 1)]
+    ys = [k - 0.5 for k in range(size) for _ in (0, 1)]
+    axes.plot(xs, ys, color="white", lw=4, solid_joinstyle="miter")
+    axes.plot(xs, ys, color="#D55E00", lw=2, solid_joinstyle="miter")
+    axes.set_xlim(-0.5, size - 0.5)
+    axes.set_ylim(size - 0.5, -0.5)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def orders_figure(one, folder, protocol):
+    """Each order's Transfer, Average and Last, with their mean and deviation -> [PNG, CSV]. one: Orders."""
+    names, lines = row_names(one.rows), []
+    figure = new_figure(9.2, 1.7 + 0.55 * len(one.rows), one.title, "points: an order each; bar: mean ± deviation")
+    panels = figure.subplots(1, len(METRICS), sharey=True)
+    places = range(len(one.rows), 0, -1)  # the first method on top
+    for axes, (metric, title) in zip(panels, METRICS.items(), strict=True):
+        for y, row in zip(places, one.rows, strict=True):
+            values, look = list(one.values[row, metric].values()), style(one.rows.index(row))
+            lines += [[names[row], metric, k + 1, f"{value:.4f}"] for k, value in enumerate(values)]
+            if summary := one.spread(row, metric):
+                offsets = 0.22 * np.cos(2.4 * np.arange(len(values)))  # 2.4: no two neighbours alike
+                axes.plot(values, y + offsets, look["marker"], color=look["color"], ms=4.5, alpha=0.55, mew=0)
+                axes.errorbar(summary.mean, y, xerr=summary.std or 0, fmt="|", color="black", ms=16, mew=2, capsize=4)
+        plain_axes(axes, "", title)
+        axes.grid(axis="x", color="0.92", lw=0.8)
+        axes.set_xlabel("accuracy (%)")
+        axes.margins(x=0.12)
+    panels[0].set_yticks(list(places), [wrapped(names[row], 26, 3) for row in one.rows])
+    panels[0].set_ylim(0.4, len(one.rows) + 0.6)
+    stem = file_name(f"orders_{protocol}_{one.title}")
+    return save(figure, Path(folder, f"{stem}.png"), to_csv(["method", "metric", "order", "value"], lines))
+
+
+def scatter_figure(content, file):
+    """Image features by expert and by its reconstruction in one plane -> [PNG, CSV]. content: of `load_scatters`."""
+    tasks, points = content["tasks"], content["points"]
+    caption = "t-SNE of image features; filled: " + KINDS["expert"] + "; open: " + KINDS["reconstructed"]
+    figure = new_figure(7.6, 6.4, content.get("title") or "Experts and their reconstructions", caption)
+    axes = figure.subplots()
+    for k, task in enumerate(tasks):
+        colour = COLOURS[k % len(COLOURS)]
+        looks = {
+            "expert": {"color": colour, "lw": 0, "s": 18, "alpha": 0.75, "label": task},
+            "reconstructed": {"facecolors": "none", "edgecolors": colour, "lw": 0.8, "s": 40},
+        }
+        for kind in KINDS:
+            own = np.array([(p["x"], p["y"]) for p in points if (p["task"], p["kind"]) == (task, kind)]).reshape(-1, 2)
+            axes.scatter(own[:, 0], own[:, 1], marker=_marker(k), **looks[kind])
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=1.6)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.margins(0.05)
+    lines = [[p["task"], p["kind"], p["label"], f"{p['x']:.6g}", f"{p['y']:.6g}"] for p in points]
+    return save(figure, file, to_csv(["task", "kind", "label", "x", "y"], lines))
+
+
+def _marker(k):
+    """The k-th task's sign; with `COLOURS` no pair comes twice in 49 tasks."""
+    return MARKERS[(k + k // len(COLOURS)) % len(MARKERS)]

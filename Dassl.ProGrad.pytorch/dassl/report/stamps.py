@@ -1,0 +1,112 @@
+"""Fairness stamps: what makes rows unlike each other beside the method, and the footnotes that say so.
+
+A stamp is a field of results.json. Two rows differ in it if they do on a column that both have; a data set's own
+template, say, is no difference as long as every row uses it there.
+"""
+
+from collections import Counter
+
+from dassl.report.methods import sees_no_data
+
+# Field of results.json -> words before its value.
+STAMPS = {
+    "data_seen": "Trained on",
+    "chosen_on": "Checkpoint chosen on",
+    "alpha_chosen_on": "Weight of a merge chosen on",
+    "templates": "Prompts",
+}
+# Rows that a field says something of, where most of them agree.
+_MOST = {
+    "data_seen": "all other trained rows",
+    "chosen_on": "all other trained rows",
+    "alpha_chosen_on": "all other merges",
+    "templates": "all other rows",
+}
+MANY = 4  # rows that share a value, from which on they are not named one by one
+FEW = 3  # data sets that are named one by one
+EACH = "each data set's own"
+
+
+def stamp(record, name):
+    """What a record's field says, in words, or None. Nothing was chosen or trained in a zero-shot run."""
+    value = record.get(name)
+    if value in (None, "", "none", []) or (name != "templates" and sees_no_data(record)):
+        return None
+    if name == "alpha_chosen_on" and value == "given":
+        return "nothing (given)"
+    if isinstance(value, list):
+        return str(value[0]) if len(value) == 1 else f"mean of {value[0]!r} and {len(value) - 1} others"
+    return str(value)
+
+
+def collect(records, row_of, column_of):
+    """Stamps of records -> {row: {field: {column: set of words}}}."""
+    found = {}
+    for record in records:
+        for name in STAMPS:
+            if words := stamp(record, name):
+                columns = found.setdefault(row_of(record), {}).setdefault(name, {})
+                columns.setdefault(column_of(record), set()).add(words)
+    return found
+
+
+def stamp_notes(grid, names):
+    """A line for each stamp in which rows differ -> list of str. grid: with rows and stamps; names: {row: printed}."""
+    notes = []
+    for name, head in STAMPS.items():
+        groups = _groups(grid, name)
+        if len(groups) > 1:
+            most = max(groups, key=lambda group: len(group[1]))
+            groups.sort(key=lambda group: group is most and len(most[1]) >= MANY)  # "all others" stand last
+            shown, reference = [], None
+            for values, rows in groups:
+                words = _words(values, reference)
+                reference = values if reference is None and words == EACH else reference
+                many = values is most[0] and len(rows) >= MANY
+                shown.append(f"{words}: {_MOST[name] if many else ', '.join(names[row] for row in rows)}")
+            notes.append(f"{head} {'; '.join(shown)}.")
+    return notes
+
+
+def _groups(grid, name):
+    """Rows that agree in a stamp -> list of ({column: words}, rows)."""
+    groups = []
+    for row in grid.rows:
+        values = {c: " or ".join(sorted(v)) for c, v in grid.stamps.get(row, {}).get(name, {}).items()}
+        if not values:
+            continue
+        for known, rows in groups:
+            if _agree(known, values):
+                known.update(values)
+                rows.append(row)
+                break
+        else:
+            groups.append((values, [row]))
+    return groups
+
+
+def _agree(a, b):
+    """True if two rows say the same wherever both have a column; without such a column, if they say the same."""
+    shared = a.keys() & b.keys()
+    return all(a[c] == b[c] for c in shared) if shared else set(a.values()) == set(b.values())
+
+
+def _words(values, reference):
+    """{column: words} in short. reference: of an earlier group that has each data set's own, or None."""
+    by_dataset = {column if isinstance(column, str) else column[0]: words for column, words in values.items()}
+    (most, count), *others = Counter(by_dataset.values()).most_common()
+    if not others:
+        return most
+    if 2 * count > len(by_dataset):
+        return f"{most} ({_where(by_dataset, [d for d, words in by_dataset.items() if words != most])})"
+    if reference is None:
+        return EACH
+    theirs = {column if isinstance(column, str) else column[0]: words for column, words in reference.items()}
+    return f"{EACH}, but {_where(by_dataset, [d for d, words in by_dataset.items() if theirs.get(d) != words])}"
+
+
+def _where(by_dataset, datasets):
+    """ "on a: X, on b: Y", or how many they are."""
+    if len(datasets) > FEW:
+        return f"others on {len(datasets)} data sets"
+    return ", ".join(f"on {dataset}: {by_dataset[dataset]}" for dataset in sorted(datasets))

@@ -1,0 +1,72 @@
+"""Features of experts and of their reconstructions in two dimensions: making, writing and reading tsne.json.
+
+    {"format": 1, "title": "...", "tasks": [names],
+     "points": [{"task": name, "kind": "expert" | "reconstructed", "label": class, "x": number, "y": number}]}
+
+t-SNE (van der Maaten and Hinton, JMLR 2008) keeps neighbours, not distances: what it can show is whether the features
+of a picture by an expert and by its reconstruction lie side by side. Letters: D width, N feature vectors.
+"""
+
+import numpy as np
+
+from dassl.report.results import find_files, is_number, read_object
+from dassl.utils import get_logger, write_json
+
+FORMAT = 1
+SCATTER_FILE = "tsne.json"
+KINDS = {"expert": "the expert's own", "reconstructed": "its reconstruction's"}
+
+
+def tsne(features, seed=0):
+    """Features (N, D) of any kind that numpy reads -> (N, 2). The same for the same features and seed.
+
+    ValueError for fewer than four vectors, or any that is not finite.
+    """
+    features = np.asarray(features, dtype=np.float32)
+    if features.ndim != 2 or len(features) < 4 or not np.isfinite(features).all():
+        raise ValueError(f"t-SNE: expected four finite feature vectors or more, found {features.shape}")
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    return TSNE(n_components=2, init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
+
+
+def write_scatter(file, features, about, title=""):
+    """Project features (N, D) and write tsne.json -> its content.
+
+    about: N tuples (task, kind, label); tasks are listed as they come.
+    """
+    about = list(about)
+    if len(about) != len(features):
+        raise ValueError(f"t-SNE: {len(features)} feature vectors, but {len(about)} descriptions of them")
+    points = [
+        {"task": task, "kind": kind, "label": label, "x": float(x), "y": float(y)}
+        for (task, kind, label), (x, y) in zip(about, tsne(features), strict=True)
+    ]
+    content = {"format": FORMAT, "title": title, "tasks": list(dict.fromkeys(p["task"] for p in points))}
+    content["points"] = points
+    write_json(content, file)
+    return content
+
+
+def load_scatters(*folders):
+    """Every tsne.json below `folders` -> list of (Path, content); a damaged one costs a warning and is left out."""
+    found = []
+    for file in find_files(SCATTER_FILE, *folders):
+        try:
+            found.append((file, _checked(read_object(file, FORMAT))))
+        except (OSError, ValueError, RecursionError) as error:
+            get_logger().warning(f"Warning: {file} is left out: {error}")
+    return found
+
+
+def _checked(content):
+    """The file's content. ValueError if it has no tasks, or a point that is none."""
+    tasks, points = content.get("tasks"), content.get("points")
+    if not isinstance(tasks, list) or not tasks or not isinstance(points, list) or not points:
+        raise ValueError("expected lists of tasks and points")
+    for point in points:
+        fine = isinstance(point, dict) and point.get("task") in tasks and point.get("kind") in KINDS
+        if not fine or "label" not in point or not all(is_number(point.get(axis)) for axis in "xy"):
+            raise ValueError(f"points: expected a task, a kind of {', '.join(KINDS)}, a label, x and y; found {point}")
+    return content
