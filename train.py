@@ -4,6 +4,8 @@
         --config-file configs/trainers/CoOp/vit_b16_ep100_ctxv1.yaml --output-dir output/run \
         DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base
 
+Several processes that train one model: torchrun --nproc_per_node 4 train.py ... (BATCH_SIZE is that of all together)
+
 Later wins: engine defaults, trainers' own keys, data-set yaml, method yaml, flags, KEY VALUE pairs.
 """
 
@@ -15,6 +17,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
+# keys of ConDU that say where a run stands, not what it does
+CONDU_OWN = ("STREAM", "EXPERTS", "HISTORY", "SESSION", "ROUND", "TASK_AGNOSTIC", "LABELS", "RESIDENT", "CHUNK")
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 
@@ -26,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output-dir", default="", help="where log, checkpoints and results.json go")
     add("--resume", default="", help="another run's folder to resume from (an interrupted run needs none)")
     add("--resume-coop", default="", help="stage-1 folder that a stage-2 trainer continues from")
+    add("--subset", default="", help="an earlier run's subset.json: its few-shot draw instead of one by the seed")
     add("--seed", type=int, default=None, help="0 and above seed everything; -1 (default) nothing")
     add("--source-domains", nargs="+", help="source domains for DA/DG")
     add("--target-domains", nargs="+", help="target domains for DA/DG")
@@ -44,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--model-prefix", default="", help="how the name of such a file begins")
     add("--model-name", default="", help="the name of such a file, or of a folder of them in --model-dir")
     add("--no-train", action="store_true", help="build everything, train nothing")
+    add("--check", action="store_true", help="run nothing: check data, zero-shot anchor, time, memory and recipe")
     add("--overwrite", action="store_true", help="start a finished run again")
     add("--deterministic", action="store_true", help="bit-equal runs on a GPU, at some cost in speed")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys that win over all else")
@@ -52,6 +58,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 def setup_cfg(args: argparse.Namespace):
     """The frozen config of a command line."""
+    return read_cfg(args)[0]
+
+
+def read_cfg(args: argparse.Namespace):
+    """The frozen config of a command line, and that of its yaml files alone."""
+    import condu.trainer  # noqa: F401  registers them
     import datasets
     import mergetune.trainers  # noqa: F401  registers them
     from dassl.config import get_cfg_default, merge_pairs, merge_tree, merge_yaml
@@ -72,21 +84,7 @@ def setup_cfg(args: argparse.Namespace):
         merge_yaml(cfg, args.config_file, aliases)
     merge_tree(cfg, final, args.dataset_config_file, aliases)
     recipe = cfg.clone()
-    flags = {
-        "DATASET.ROOT": os.path.abspath(args.root) if args.root else None,
-        "OUTPUT_DIR": args.output_dir or None,
-        "RESUME": args.resume or None,
-        "RESUME_COOP": args.resume_coop or None,
-        "SEED": args.seed,
-        "DATASET.SOURCE_DOMAINS": args.source_domains,
-        "DATASET.TARGET_DOMAINS": args.target_domains,
-        "INPUT.TRANSFORMS": args.transforms,
-        "TRAINER.NAME": args.trainer or None,
-        "MODEL.BACKBONE.NAME": args.backbone or None,
-        "MODEL.HEAD.NAME": args.head or None,
-        "DETERMINISTIC": args.deterministic or None,
-    }
-    for key, value in flags.items():
+    for key, value in flags(args).items():
         if value is not None:
             merge_pairs(cfg, [key, value])
     merge_pairs(cfg, args.opts, aliases)
@@ -98,7 +96,26 @@ def setup_cfg(args: argparse.Namespace):
     if cfg.PRESET:
         cfg.PRESET = preset_name(recipe, cfg)
     cfg.freeze()
-    return cfg
+    return cfg, recipe
+
+
+def flags(args: argparse.Namespace) -> dict:
+    """Config keys that flags set -> their values, None where the flag was not given."""
+    return {
+        "DATASET.ROOT": os.path.abspath(args.root) if args.root else None,
+        "OUTPUT_DIR": args.output_dir or None,
+        "RESUME": args.resume or None,
+        "RESUME_COOP": args.resume_coop or None,
+        "SEED": args.seed,
+        "DATASET.SUBSET": os.path.abspath(args.subset) if args.subset else None,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer or None,
+        "MODEL.BACKBONE.NAME": args.backbone or None,
+        "MODEL.HEAD.NAME": args.head or None,
+        "DETERMINISTIC": args.deterministic or None,
+    }
 
 
 def preset_name(recipe, cfg) -> str:
@@ -106,7 +123,7 @@ def preset_name(recipe, cfg) -> str:
     from dassl.config import leaves
 
     # which trainer, in what precision and protocol, results.json says by itself; a folder is no value of a recipe
-    own = ("TRAINER.NAME", "PREC", "TRAINER.MODAL", "_DIR")
+    own = ("TRAINER.NAME", "PREC", "TRAINER.MODAL", "_DIR", *(f"CONDU.{key}" for key in CONDU_OWN))
     changed = [
         key
         for (key, old), (_, new) in zip(leaves(recipe), leaves(cfg), strict=True)
@@ -119,11 +136,47 @@ def main(argv: list[str] | None = None) -> dict:
     """Run one command line; returns what results.json holds."""
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_intermixed_args(argv)
-    cfg = setup_cfg(args)
-    from dassl.engine.launch import run
+    from dassl.utils.distributed import process_group
+
+    with process_group():  # torchrun's, if it started this process
+        cfg, recipe = read_cfg(args)
+        return run_config(args, cfg, recipe, argv)
+
+
+def check(cfg, recipe, evaluation) -> dict:
+    """The numbers that --check found. UserError if the run should not start."""
+    from dassl.engine.lint import lint
+    from dassl.engine.preflight import preflight
+    from dassl.utils import UserError
+
+    found = preflight(cfg, evaluation=evaluation, recipe=lint(recipe, cfg), data_check=check_public)
+    if found.problems:
+        raise UserError(f"--check found: {'; '.join(found.problems)}")
+    return found.values
+
+
+def check_public(cfg) -> tuple[list[str], list[str]]:
+    """Lines and problems of a data set that tables are made of: is it the one that others have?"""
+    from datasets.tools.check import check as check_dataset
+    from datasets.tools.known import KNOWN
+
+    if cfg.DATASET.NAME not in KNOWN:
+        return [], []
+    row = check_dataset(cfg.DATASET.NAME, cfg.DATASET.ROOT, decode="none")  # opened by us
+    return [f"not as published: {line}" for line in row.problems] + row.notes, []
+
+
+def run_config(args: argparse.Namespace, cfg, recipe, argv: list[str]) -> dict:
+    """Train, evaluate or check as the arguments say."""
+    from dassl.engine.launch import evaluates, run
 
     merged = args.eval_only_merge or args.eval_only_merge_dare
     with merged_folder(args, cfg.TRAINER.NAME) if merged else contextlib.nullcontext(args.model_dir) as model_dir:
+        if args.check:
+            from dassl.engine.preflight import Evaluation
+
+            alone = evaluates(cfg, args.eval_only or merged, model_dir)
+            return check(cfg, recipe, Evaluation(model_dir, args.load_epoch) if alone else None)
         return run(
             cfg,
             eval_only=args.eval_only or merged,

@@ -20,7 +20,7 @@ from scripts.commands import COMMANDS, Command, folder, run_folder  # noqa: E402
 from scripts.commands.command import CARRIED, Arguments  # noqa: E402
 
 STAGE1 = "STAGE1_"  # prefix of an argument that is stage 1's
-NUMBERS = ("SEED", "SHOTS", "LOADEP", "N")
+NUMBERS = ("SEED", "SHOTS", "LOADEP", "N", "GPUS")
 
 
 class Usage(Exception):
@@ -30,8 +30,9 @@ class Usage(Exception):
 def usage(name: str, problem: str = "") -> Usage:
     """The usage line of a script, with what is wrong behind it."""
     command = COMMANDS[name]
-    forms = ", or ".join(" ".join(form) for form in (command.arguments, *command.forms))
-    return Usage(f"usage: scripts/{name}.sh {forms} [-- KEY VALUE ...]{problem and f': {problem}'}")
+    forms = ", or ".join(" ".join(form) or "none" for form in (command.arguments, *command.forms))
+    flags = "".join(f" [{flag}]" for flag in command.flags)
+    return Usage(f"usage: scripts/{name}.sh {forms}{flags} [-- KEY VALUE ...]{problem and f': {problem}'}")
 
 
 def names(folder: Path) -> list[str]:
@@ -43,22 +44,28 @@ def parse(name: str, words: list[str]) -> tuple[list[Arguments], list[str]]:
     """The arguments by name, once for each seed that the script runs, and the KEY VALUE pairs behind `--`."""
     command = COMMANDS[name]
     cut = words.index("--") if "--" in words else len(words)
-    given, pairs = words[:cut], words[cut + 1 :]
-    form = next((form for form in (command.arguments, *command.forms) if len(form) == len(given)), None)
+    given, pairs = [word for word in words[:cut] if word not in command.flags], words[cut + 1 :]
+    flags = [word for word in words[:cut] if word in command.flags]
+    if command.free:
+        form, given = ("WORDS",), [shlex.join(given)]
+    else:
+        form = next((form for form in (command.arguments, *command.forms) if len(form) == len(given)), None)
     if form is None:
         raise usage(name, f"{len(given)} arguments" if given else "")
     if len(pairs) % 2:
         raise usage(name, f"{pairs[-1]} has no value")
-    named = dict(zip(form, given, strict=True))
+    named = command.from_environment() | dict(zip(form, given, strict=True))
+    named |= {"FLAGS": " ".join(flags)} if flags else {}
     named |= {key: os.path.abspath(named[key]) for key in command.folders if key in named}
-    seeds = [{}] if "SEED" in named else [{"SEED": seed} for seed in command.seeds]
+    seeds = [{}] if "SEED" in named else [{"SEED": seed} for seed in command.seeds_to_run()]
     runs = [command.complete(named | seed) for seed in seeds]
-    check(name, runs[0])
+    for run in runs:
+        check(name, run)
     return runs, pairs
 
 
 def check(name: str, arguments: Arguments) -> None:
-    """Refuse a number that is none, an unknown data set and an unknown CFG."""
+    """Refuse a number that is none, an unknown data set, order or CFG."""
     for key in NUMBERS:
         if not arguments.get(key, "").isdigit() and arguments.get(key):
             raise usage(name, f"{key} is {arguments[key]!r}, expected a whole number")
@@ -66,6 +73,8 @@ def check(name: str, arguments: Arguments) -> None:
         known = names(CONFIGS / "datasets")
         if arguments.get(key, known[0]) not in known:
             raise usage(name, f"unknown data set {arguments[key]}; known: {', '.join(known)}")
+    if problem := unknown_order(arguments.get("ORDER")):
+        raise usage(name, problem)
     evaluated = COMMANDS[name].evaluates.format(**arguments)
     if evaluated and evaluated not in COMMANDS:
         shape = re.escape(COMMANDS[name].evaluates)
@@ -75,6 +84,20 @@ def check(name: str, arguments: Arguments) -> None:
     config = CONFIGS / "trainers" / f"{COMMANDS[name].config.format(**arguments)}.yaml"
     if COMMANDS[name].config and not config.is_file():
         raise usage(name, f"unknown CFG {config.stem}; known: {', '.join(names(config.parent))}")
+
+
+def unknown_order(order: str | None) -> str:
+    """What is wrong with an ORDER of ConDU's scripts."""
+    if order is None:
+        return ""
+    from dassl.utils import UserError  # late: imports torch
+    from scripts.condu.orders import tasks_of
+
+    try:
+        tasks_of(order)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def script_line(name: str, arguments: Arguments) -> str:
@@ -195,11 +218,13 @@ def unknown_reader(arguments: Arguments) -> str:
 def run_one(name: str, arguments: Arguments, pairs: list[str]) -> int:
     """Exit status of one run of a script."""
     argv = ["python", *program(name, arguments, pairs)]
+    command = COMMANDS[name]
     if os.environ.get("DRY_RUN") == "1":
-        print(shlex.join(argv))
+        for line in command.lines(argv[3:]) if command.lines else [argv]:
+            print(shlex.join(line))
         return 0
-    out = run_folder(COMMANDS[name], arguments)
-    if (out / COMMANDS[name].marker).is_file():
+    out = run_folder(command, arguments)
+    if (out / command.marker).is_file():
         return skip(out, argv)
     if need := missing(name, arguments, pairs):
         print(f"error: {need}", file=sys.stderr)

@@ -10,6 +10,7 @@ from dassl.utils import UserError
 from scripts.commands import COMMANDS
 from scripts.commands.base2new import METHODS, kd_weight
 from scripts.commands.command import recipe, source_of
+from scripts.condu.orders import tasks_of
 from scripts.run import first_arguments, main, train_argv, trained_arguments
 from tests.conftest import ROOT
 
@@ -54,6 +55,7 @@ SAMPLES = {
     "COOP_LMC": ("True", "False"),
     "STUDENT_DIR": ("/a", "/b"),
     "N": ("5", "10"),
+    "ORDER": ("I", "toy_shapes,toy_digits"),
 }
 CFGS = {"MultiModalAdapter": ("vit_b16_ep5", "vit_b16_ep50"), "CoOp": ("siglip2_b16_ep100_ctxv1",) * 2}
 TRAINED_BY_TRAIN_PY = [name for name, command in COMMANDS.items() if not command.module]
@@ -113,7 +115,12 @@ def test_each_script_runs_the_command_of_its_name_and_its_example_holds(dry, pat
     example = re.search(r"^# bash scripts/(\S+)\.sh (.+)$", text, re.M)
     assert example[1] == name
     lines = dry(name, *example[2].split())
-    assert len(lines) == max(1, len(command.seeds))
+    assert len(lines) == max(1, len(command.seeds)) * sessions_of(command, example[2])
+
+
+def sessions_of(command, order):
+    """How many command lines a stream is."""
+    return len(tasks_of(order)) if command.lines else 1
 
 
 def test_every_command_has_its_script():
@@ -160,7 +167,8 @@ def test_no_two_commands_share_a_folder(tmp_path):
     arguments |= dict.fromkeys(["CLIP_WEIGHT", "W_LMC", "W", "KD_WEIGHT", "BETA"], "1.0") | {"CFG": PROMPTKD}
     folders = {}
     for name, command in COMMANDS.items():
-        folders.setdefault(command.output.format(**command.complete(arguments)), []).append(name)
+        own = command.complete(arguments | command.from_environment())
+        folders.setdefault(command.output.format(**own), []).append(name)
     shared = [names for names in folders.values() if len(names) > 1]
     assert all({name.removesuffix("_siglip2") for name in names} == {names[0]} for names in shared), shared
 

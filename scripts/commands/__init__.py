@@ -6,10 +6,11 @@ OUTPUT; where the released training and test scripts disagreed, the test reads w
 
 from .base2new import COMMANDS as BASE2NEW
 from .command import Command, folder, run_folder
+from .condu import COMMANDS as CONDU
 from .merge import COMMANDS as MERGE
 from .protocols import COMMANDS as PROTOCOLS
 from .robust import COMMANDS as ROBUST
 
-COMMANDS: dict[str, Command] = BASE2NEW | PROTOCOLS | ROBUST | MERGE
+COMMANDS: dict[str, Command] = BASE2NEW | PROTOCOLS | ROBUST | MERGE | CONDU
 
 __all__ = ["COMMANDS", "Command", "folder", "run_folder"]

@@ -31,10 +31,24 @@ class Command:
     defaults: Mapping[str, str | Callable[[Arguments], str]] = field(default_factory=dict)  # of arguments left out
     folders: tuple[str, ...] = ()  # arguments that are paths, relative to where the script was called
     seeds: tuple[str, ...] = ()  # looped over where SEED is no argument
+    environment: Mapping[str, str] = field(default_factory=dict)  # arguments from variables, SEEDS too; their defaults
+    flags: tuple[str, ...] = ()  # words that may stand anywhere before --: the argument FLAGS
+    free: bool = False  # all words before -- are the module's own: the argument WORDS
     eval_only: bool = False  # evaluates without a checkpoint of its own
     module: str = ""  # run this instead of train.py,
     words: Callable[[Arguments], list[str]] | None = None  # with these arguments before --root and --out
-    marker: str = "results.json"  # what a finished run has left in its folder
+    lines: Callable[[list[str]], list[list[str]]] | None = None  # what the module, given these words, runs itself
+    marker: str = "results.json"  # what a finished run has left in its folder; "": the module skips what is finished
+
+    def from_environment(self) -> Arguments:
+        """Arguments that the environment gives."""
+        return {name: os.environ.get(name) or value for name, value in self.environment.items()}
+
+    def seeds_to_run(self) -> tuple[str, ...]:
+        """The seeds to loop over: the declared ones, or SEEDS (or SEED) of the environment."""
+        if not self.environment:
+            return self.seeds
+        return tuple((os.environ.get("SEEDS") or os.environ.get("SEED") or "1").split())
 
     def complete(self, given: Arguments) -> Arguments:
         """All arguments: the given ones, and the defaults of the rest."""

@@ -8,7 +8,7 @@ from .backbone import (
     tensor_digest,
     text_classifier,
 )
-from .build import CLIP_REGISTRY, build_clip, build_clip_from_cfg, cached_clip, check_input
+from .build import CLIP_REGISTRY, build_clip, build_clip_from_cfg, cached_clip, check_input, is_clip
 
 __all__ = [
     "Block",
@@ -20,6 +20,7 @@ __all__ = [
     "cached_clip",
     "check_input",
     "cosine_logits",
+    "is_clip",
     "tensor_digest",
     "text_classifier",
 ]

@@ -65,13 +65,18 @@ def build_clip(name, *, path="", device="cpu", precision="fp32"):
     backend, _, model = name.partition(":")
     if backend in CLIP_REGISTRY:
         return CLIP_REGISTRY.get(backend)(model, path=path, device=device, precision=precision).freeze()
-    if not (path or os.path.exists(name) or name in openai_names()):
+    if not (path or is_clip(name)):
         available = [*openai_names(), "tiny", "open_clip:MODEL/TAG", "a weights file"]
         raise UserError(
             f'unknown CLIP "{name}" (nearest: {", ".join(closest(name, available[:-2]))}); '
             f"available: {', '.join(available)}"
         )
     return openai(name, path=path, device=device, precision=precision).freeze()
+
+
+def is_clip(name):
+    """Is it a name that `build_clip` knows, or a file?"""
+    return name.partition(":")[0] in CLIP_REGISTRY or os.path.exists(name) or name in openai_names()
 
 
 def openai_names():

@@ -1,0 +1,259 @@
+"""A minute before a night: data, zero-shot anchor, time and memory of a run, and what it changes in its recipe.
+
+Nothing is left behind, and nothing has to be there but what the run itself needs.
+"""
+
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from dassl.clip import build_clip_from_cfg, cosine_logits, is_clip, text_classifier
+from dassl.clip.rehearsal import stored_loader
+from dassl.data import build_data_loader
+from dassl.data.transforms import build_transform
+from dassl.report.against import load_published
+from dassl.utils import UserError, get_logger
+from dassl.utils.distributed import world_size
+
+from .results import FILE as RESULTS
+from .trial import trial
+
+ANCHOR_SECONDS = 40.0
+OPENED = 200  # pictures decoded to see whether they can be
+Z = 1.959964  # two-sided 95 %
+
+
+@dataclass
+class Findings:
+    """What a check found, logged as it comes. problems: why the run should not start; values: numbers by name."""
+
+    lines: list = field(default_factory=list)
+    problems: list = field(default_factory=list)
+    values: dict = field(default_factory=dict)
+
+    def say(self, line, **values):
+        self.lines.append(line)
+        self.values |= values
+        get_logger().info(line)
+
+    def problem(self, line):
+        self.problems.append(line)
+        self.say(f"PROBLEM: {line}")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What --eval-only evaluates."""
+
+    model_dir: str = ""
+    load_epoch: int | None = None
+
+
+def preflight(cfg, *, evaluation=None, recipe=(), data_check=None, seconds=ANCHOR_SECONDS):
+    """Check the run of a config -> Findings.
+
+    evaluation: an Evaluation instead of a training. recipe: lines on what differs from it. data_check: a function of
+    cfg in the place of our own look at the pictures -> (lines, problems). seconds: for the anchor.
+
+    Raises:
+        UserError: what the run itself would stop with: no data, no weights, no stage 1, bad config.
+    """
+    if world_size() > 1:
+        raise UserError("--check runs in one process; its estimate is that of one process")
+    found = Findings()
+    if os.path.isfile(os.path.join(cfg.OUTPUT_DIR, RESULTS)):
+        found.say(f'note: "{cfg.OUTPUT_DIR}" holds a finished run, which is only started again by --overwrite')
+    with trial(cfg) as made:
+        trainer = made.trainer
+        dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+        check_data(cfg, dataset, found, data_check)
+        if not found.problems:
+            estimate(made, evaluation, found)
+            if dataset is not None:
+                anchor(cfg, made, dataset, found, seconds)
+        for line in made.estimate.warnings:
+            found.say(f"warning: {line}")
+    for line in recipe or ["nothing changed"]:
+        found.say(f"recipe: {line}")
+    return found
+
+
+# the pictures
+
+
+def check_data(cfg, dataset, found, data_check=None):
+    """The sizes of the data set, and what is wrong with its pictures."""
+    if dataset is None:
+        found.say("data: the trainer's own, not looked at")
+        return
+    lists = {"train": dataset.train_x, "val": dataset.val or [], "test": dataset.test}
+    counts = ", ".join(f"{len(items):,} {name}" for name, items in lists.items())
+    tested = {item.label for item in dataset.test}
+    without = [name for label, name in sorted(dataset.lab2cname.items()) if label not in tested]
+    note = f"; no test picture of {len(without)} classes ({without[0]}, ...)" if without else ""
+    found.say(f"data: {cfg.DATASET.NAME}, {dataset.num_classes:,} classes, {counts} pictures{note}")
+    check_pictures([item for items in lists.values() for item in items], found)
+    for kind, lines in zip((found.say, found.problem), data_check(cfg) if data_check else ((), ()), strict=True):
+        for line in lines:
+            kind(f"data: {line}")
+
+
+def check_pictures(items, found):
+    """Every file is there; OPENED of them, evenly spaced, can be decoded."""
+    items = list({item.impath: item for item in items}.values())
+    missing = [item for item in items if not os.path.isfile(item.file)]
+    if missing:
+        found.problem(f"{len(missing):,} of {len(items):,} pictures are not there, the first is {missing[0].file}")
+    gone, broken = {item.impath for item in missing}, []
+    opened = [item for item in items[:: max(1, len(items) // OPENED)] if item.impath not in gone]
+    for item in opened:
+        try:
+            item.picture()
+        except (UserError, OSError) as error:
+            broken.append(error)
+    if broken:
+        found.problem(
+            f"{len(broken)} of {len(opened)} pictures that were opened cannot be read; the first: {broken[0]}"
+        )
+    found.values |= {"pictures": len(items), "missing": len(missing), "opened": len(opened), "broken": len(broken)}
+
+
+# time and memory
+
+
+def estimate(made, evaluation, found):
+    """What the run will take, from its beginning."""
+    try:
+        if evaluation is None:
+            what = made.rehearse()
+        else:
+            what = made.rehearse(True, evaluation.model_dir, evaluation.load_epoch)
+    except torch.OutOfMemoryError as error:
+        found.problem(f"the GPU's memory is too small for this batch size and model ({str(error).splitlines()[0]})")
+        return
+    parts = [f"{name} {clock(value)}" for name, value in what.phases.items() if value >= 0.05]
+    steps = f"{what.steps:,} steps of {1000 * what.step:.0f} ms; " if what.steps else ""
+    found.say(
+        f"estimate: {clock(what.seconds)} ({', '.join(parts)}); {steps}peak memory {what.peak_mb:,.0f} MiB",
+        seconds=what.seconds,
+        steps=what.steps,
+        step_s=what.step,
+        peak_mb=what.peak_mb,
+        phases=what.phases,
+    )
+    if what.pictures:
+        found.say(f"feature bank: {what.pictures:,} pictures to encode, {what.bank_bytes / 2**20:,.1f} MiB on disk")
+        check_space(what, found)
+
+
+def check_space(what, found):
+    """Is there room for the feature bank?"""
+    folder = next(iter(what.bank_folders)).resolve()
+    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < what.bank_bytes:
+        found.problem(f"{there} has {free / 2**20:,.0f} MiB left, the bank needs {what.bank_bytes / 2**20:,.0f} MiB")
+
+
+def clock(seconds):
+    """Seconds in words: 4.2 s, 3 min 05 s, 2 h 10 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+# the anchor
+
+
+@torch.no_grad()
+def anchor(cfg, made, dataset, found, seconds):
+    """Zero-shot accuracy on the test pictures, beside the published one: all from the bank, or those that fit.
+
+    seconds: for encoding; the pictures are drawn evenly, always the same ones first.
+    """
+    name = cfg.MODEL.BACKBONE.NAME
+    if not is_clip(name):
+        found.say(f"anchor: none, {name or 'no backbone'} is no CLIP")
+        return
+    precision = made.trainer.precision
+    half = "fp16" if precision.dtype == torch.float16 else "fp32"
+    clip = build_clip_from_cfg(cfg, half, device=precision.device, cached=True)
+    text = text_classifier(clip, dataset.classnames, zero_shot_prompts(dataset)).float()
+    with made.quiet():
+        loader = anchor_loader(cfg, dataset, clip, precision)
+    right = seen = 0
+    started = time.perf_counter()
+    for batch in loader:
+        features = batch.get("feature")
+        with precision.autocast():
+            features = clip.encode_image(batch["img"].to(clip.device)) if features is None else features.to(clip.device)
+        logits = cosine_logits(features.float(), text, clip.logit_scale.float())
+        right += int((logits.argmax(dim=-1).cpu() == batch["label"]).sum())
+        seen += len(logits)
+        if time.perf_counter() - started > seconds:
+            break
+    compare_anchor(cfg, right, seen, len(dataset.test), found)
+
+
+def anchor_loader(cfg, dataset, clip, precision):
+    """All test features where the bank has them, else the pictures in a random order that is always the same."""
+    keys = {
+        "batch_size": cfg.DATALOADER.TEST.BATCH_SIZE,
+        "tfm": build_transform(cfg, is_train=False),
+        "is_train": False,
+    }
+    stored = stored_loader(cfg, build_data_loader(cfg, data_source=dataset.test, **keys), clip, precision.autocast)
+    if stored is not None:
+        return stored
+    order = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0)).tolist()
+    return build_data_loader(cfg, data_source=[dataset.test[k] for k in order], **keys)
+
+
+def compare_anchor(cfg, right, seen, count, found):
+    """Say the accuracy; a problem where the published one is out of the band around its interval."""
+    accuracy = 100 * right / seen
+    low, high = (100 * bound for bound in wilson(right, seen)) if seen < count else (accuracy, accuracy)
+    words = f"anchor: zero-shot {accuracy:.2f} on {f'{seen:,} of' if seen < count else 'all'} {count:,} test pictures"
+    words += f" (95 %: {low:.1f} to {high:.1f})" if seen < count else ""
+    published = published_zero_shot(cfg)
+    beside = "nothing published for this data set, classes and backbone"
+    if published is not None:
+        beside = f"published {published.value:.2f} ({published.source})"
+    found.say(f"{words}; {beside}", anchor=accuracy, anchor_seen=seen)
+    if published is None:
+        return
+    band = published.band(cfg.DATASET.NAME)
+    if not low - band <= published.value <= high + band:
+        found.problem(
+            f"the zero-shot anchor is {accuracy:.2f}, published is {published.value:.2f}: look at weights, templates, "
+            "class names and the pictures' transform before training"
+        )
+
+
+def zero_shot_prompts(dataset):
+    """CoOp's zero-shot template of the data set, or its list of prompts, or the plain one."""
+    template = getattr(dataset, "templates", {}).get("coop") or getattr(dataset, "template", "a photo of a {}.")
+    return getattr(dataset, "prompts", None) or [template]
+
+
+def published_zero_shot(cfg):
+    """Published zero-shot accuracy of the data set, classes and backbone; None if there is none."""
+    key = ("ZeroshotCLIP", "", cfg.MODEL.BACKBONE.NAME, cfg.DATASET.NAME)
+    table, subset = load_published(), cfg.DATASET.SUBSAMPLE_CLASSES
+    if subset != "all":
+        return table.get(("base2new", *key, subset))
+    return next(filter(None, (table.get((name, *key, "")) for name in ("cross", "dg", "mtil"))), None)
+
+
+def wilson(right, seen):
+    """Wilson's 95 % interval of a binomial share -> (low, high)."""
+    share, z2 = right / seen, Z * Z
+    centre = (share + z2 / (2 * seen)) / (1 + z2 / seen)
+    half = Z / (1 + z2 / seen) * math.sqrt(share * (1 - share) / seen + z2 / (4 * seen * seen))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,293 @@
+"""Training one expert of a stream of tasks (ConDU, arXiv 2503.10705).
+
+An expert is CLIP fine-tuned on one task, both towers or LoRA in them, always from the pretrained weights: it
+does not depend on the tasks before it.
+Letters: B images, C classes, L tokens, D joint width.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode as CN
+
+from dassl.clip import build_clip_from_cfg, check_input, cosine_logits
+from dassl.config import leaves
+from dassl.data import build_data_loader
+from dassl.data.transforms import build_transform
+from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.metrics import compute_accuracy
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import UserError, digest, get_logger, hold_batch_norms, tensor_digest
+from dassl.utils.distributed import is_main, rank, world_size
+
+from .iterations import IterationSampler, iteration_loader
+from .settings import check_keys, default_keys, learning_rates
+from .snapshot import prototypes_of, text_vectors
+from .space import build_space
+from .store import SUFFIX, ExpertStore
+
+log = get_logger()
+
+
+@TRAINER_REGISTRY.register()
+class ConDU_Expert(TrainerX):
+    """Fine-tunes CLIP on one task and leaves the expert in the store.
+
+    An engine's epoch is a round of TRAINER.CONDU.ROUND optimiser steps. No checkpoints: until the expert is in
+    the store, resume.pt carries the run.
+
+    Attributes: pretrained (the shared CLIP, never written to), clip (an own copy, which trains), space.
+    """
+
+    CONFIG = "CONDU"
+    _classifier: Tensor | None = None  # class vectors (C, D), held while one evaluation runs
+    _stored = None  # (delta, prototypes) of an expert that was trained before
+
+    @classmethod
+    def default_config(cls) -> CN:
+        return default_keys()
+
+    def check_cfg(self, cfg: CN) -> None:
+        super().check_cfg(cfg)
+        check_keys(cfg)
+
+    # the task
+
+    @property
+    def own(self) -> CN:
+        """The node TRAINER.CONDU."""
+        return self.cfg.TRAINER.CONDU
+
+    @property
+    def task(self) -> str:
+        """The task's name in streams and stores."""
+        return getattr(self.dm.dataset, "task", self.cfg.DATASET.NAME)
+
+    @property
+    def classnames(self) -> list[str]:
+        """By label."""
+        return list(self.dm.dataset.classnames)
+
+    @property
+    def prompts(self) -> list[str]:
+        """Templates; the first one trains, evaluation averages over all."""
+        dataset = self.dm.dataset
+        return list(getattr(dataset, "prompts", None) or [dataset.template])
+
+    @property
+    def learning_rate(self) -> float:
+        """Of this task."""
+        return learning_rates(self.own.LR_OF).get(self.task, self.cfg.OPTIM.LR)
+
+    def recipe(self) -> dict:
+        """What the expert depends on, JSON-ready: equal recipes train equal experts."""
+        cfg, own = self.cfg, self.own
+        optim = cfg.OPTIM
+        return {
+            "task": self.task,
+            "classes": digest(self.classnames),
+            "prompts": self.prompts,
+            "backbone": self.pretrained.digest,
+            "space": self.space.facts(),
+            "start": self._start_digest,
+            "iterations": own.ITERATIONS,
+            "batch": [cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.TRAIN.ACCUMULATE],
+            "lr": self.learning_rate,
+            "optim": [optim.NAME, optim.ADAM_BETA1, optim.ADAM_BETA2, optim.WEIGHT_DECAY, optim.MOMENTUM],
+            "schedule": [optim.LR_SCHEDULER, optim.WARMUP_STEPS, optim.GRAD_CLIP],
+            "label_smoothing": own.LABEL_SMOOTHING,
+            "view": [list(cfg.INPUT.TRANSFORMS), list(cfg.INPUT.RRCROP_SCALE), digest(dict(leaves(cfg.INPUT)))],
+            "precision": self.precision.mode,
+            "images": getattr(self.dm.dataset, "split_digest", None),
+            "shots": cfg.DATASET.NUM_SHOTS,
+            "seed": cfg.SEED,
+        }
+
+    # building
+
+    def build_data_loader(self) -> None:
+        super().build_data_loader()
+        self.max_epoch = -(-self.own.ITERATIONS // self.own.ROUND)
+        batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+        self.sampler = IterationSampler(len(self.dm.dataset.train_x), batch, self.cfg.SEED, rank(), world_size())
+        self.train_loader_x = iteration_loader(self.train_loader_x, self.sampler)
+
+    def build_model(self) -> None:
+        self.pretrained = build_clip_from_cfg(self.cfg, device=self.device, cached=True)
+        self.clip = build_clip_from_cfg(self.cfg, device=self.device)
+        check_input(self.cfg, self.clip)
+        self.space = build_space(self.cfg, self.clip, dict(self.pretrained.module.named_parameters()))
+        self._start_digest = ""
+        if self.own.START:
+            self._start()
+        self.tokens = self._tokens()
+        optim = self.cfg.OPTIM.clone()
+        optim.defrost()
+        optim.LR, optim.MAX_EPOCH = self.learning_rate, 1
+        self.model = self.space.trained
+        self.optim = build_optimizer([p for p in self.model.parameters() if p.requires_grad], optim)
+        self.sched = build_lr_scheduler(self.optim, optim, self.own.ITERATIONS)
+        self.register_model("model", self.model, self.optim, self.sched)
+
+    def _tokens(self) -> Tensor:
+        """(C, L) of the training prompts. UserError: a prompt without a place for the name, or one too long."""
+        names = [name.replace("_", " ") for name in self.classnames]
+        broken = [prompt for prompt in self.prompts if "{}" not in prompt]
+        if broken:
+            raise UserError(f'{self.task}: the prompt "{broken[0]}" has no {{}} where the class name goes')
+        tokens = [self.clip.tokenise([prompt.format(name) for name in names]) for prompt in self.prompts]
+        return self.clip.shorten(tokens[0])  # once: it waits for the GPU
+
+    def _start(self) -> None:
+        path = Path(self.own.START)
+        found = ExpertStore(path.parent).load(path.name.removesuffix(SUFFIX))
+        if found is None:
+            raise UserError(f'TRAINER.CONDU.START: no expert "{path}"')
+        self.space.start_from(found[0])
+        self._start_digest = tensor_digest(found[0])
+
+    def set_model_mode(self, mode: str = "train", names=None) -> None:
+        """Batch norm keeps CLIP's statistics: they are no parameters, and a delta has only those."""
+        super().set_model_mode(mode, names)
+        hold_batch_norms(self.clip.module)
+
+    # training
+
+    def before_train(self) -> None:
+        if self.cfg.SEED < 0:
+            raise UserError("No seed: an expert is known by its recipe, so give --seed, 0 or above")
+        self.look_back()
+        super().before_train()
+        if self.trained_before():
+            log.info(f"The expert of {self.task} is trained already, by this recipe")
+            self.start_epoch = self.max_epoch
+
+    def look_back(self) -> None:
+        """What earlier runs have left; refuses what does not go together with it."""
+        self._stored = self.store.load(self.task, self.recipe()) if self.store else None
+
+    def trained_before(self) -> bool:
+        """Is there nothing left to train?"""
+        return self._stored is not None
+
+    @property
+    def store(self) -> ExpertStore | None:
+        """Where experts are kept."""
+        return ExpertStore(self.own.EXPERTS or os.path.join(self.output_dir, "experts"))
+
+    def epoch_batches(self):
+        accumulate = self.cfg.TRAIN.ACCUMULATE
+        done = self.epoch * self.own.ROUND
+        self.num_batches = min(self.own.ROUND, self.own.ITERATIONS - done) * accumulate
+        self.sampler.start(done * accumulate, self.num_batches)
+        return ((batch,) for batch in self.train_loader_x)
+
+    def parse_batch_train(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and labels (B,), on the device."""
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))
+
+    parse_batch_test = parse_batch_train
+
+    def logits(self, image: Tensor, text: Tensor) -> Tensor:
+        """(B, D), (C, D) -> (B, C), in fp32 whatever the towers ran in: half a logit of 100 is much."""
+        with torch.autocast(self.device.type, enabled=False):
+            return cosine_logits(image.float(), text.float(), self.clip.logit_scale.float())
+
+    def losses(self, batch: dict) -> dict[str, Tensor]:
+        """Cross-entropy over the task's classes; every class goes through the text tower."""
+        images, labels = self.parse_batch_train(batch)
+        logits = self.logits(self.clip.encode_image(images), self.clip.encode_text(self.tokens))
+        self.note(acc=compute_accuracy(logits.detach(), labels)[0])
+        return {"ce": F.cross_entropy(logits, labels, label_smoothing=self.own.LABEL_SMOOTHING)}
+
+    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
+        """Nothing: the store or the stream holds what comes out, and resume.pt what is on its way."""
+
+    def after_train(self) -> None:
+        if not is_main():  # the experts of all processes are equal
+            self.close_writer()
+            return
+        self.keep()
+        super().after_train()
+
+    def keep(self) -> None:
+        """Leave the expert on disk, and make it what is tested."""
+        delta, _ = self.expert()
+        self.deploy(lambda parameters: self.space.fill(delta, parameters))
+
+    def expert(self) -> tuple[dict[str, Tensor], Tensor]:
+        """Delta and prototypes (C, D) of this task, trained by this run or an earlier one; kept in the store."""
+        if self._stored is None:
+            with torch.no_grad():
+                delta = {name: value.cpu() for name, value in self.space.delta().items()}
+            self._stored = delta, self.prototypes()
+            if self.store:
+                self.store.save(self.task, *self._stored, self.recipe())
+        return self._stored[0], self._stored[1]
+
+    def pictures_besides(self) -> int:
+        """Those of the prototypes."""
+        return 0 if self.trained_before() else len(self.dm.dataset.train_x)
+
+    def prototypes(self) -> Tensor:
+        """(C, D) on the CPU: pretrained features of this run's training pictures without augmentation, and texts."""
+        loader = build_data_loader(
+            self.cfg,
+            data_source=self.dm.dataset.train_x,
+            batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
+            tfm=build_transform(self.cfg, is_train=False),
+            is_train=False,
+        )
+        return prototypes_of(self.pretrained, loader, self.classnames, self.prompts).cpu()
+
+    # evaluation
+
+    def deploy(self, fill) -> None:
+        """Make the own copy the plain CLIP that `fill(parameters)` writes."""
+        self.space.release()
+        fill(dict(self.clip.module.named_parameters()))
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """The task's expert, from a store of experts."""
+        found = ExpertStore(directory).load(self.task)
+        if found is None:
+            names = ", ".join(ExpertStore(directory).names()) or "none"
+            raise UserError(f'"{directory}" has no expert of {self.task}; there: {names}')
+        self.deploy(lambda parameters: self.space.fill(found[0], parameters))
+
+    def model_inference(self, images: Tensor) -> Tensor:
+        """Logits (B, C)."""
+        text = self.class_vectors() if self._classifier is None else self._classifier
+        with self.precision.autocast():
+            return self.logits(self.clip.encode_image(images), text)
+
+    @torch.no_grad()
+    def class_vectors(self) -> Tensor:
+        """(C, D): the mean over all prompts."""
+        with self.precision.autocast():
+            return text_vectors(self.clip, self.classnames, self.prompts)
+
+    def test(self, split: str | None = None) -> float:
+        """Accuracy in percent; the text tower runs once."""
+        self.set_model_mode("eval")
+        self._classifier = self.class_vectors()
+        try:
+            return super().test(split)
+        finally:
+            self._classifier = None
+
+    def facts(self) -> dict:
+        """What results.json records of the training."""
+        shots = self.cfg.DATASET.NUM_SHOTS
+        return {
+            "task": self.task,
+            "backbone": self.pretrained.facts(),
+            "data_seen": f"{shots} shots of all classes" if shots > 0 else "all images of all classes",
+            "max_epoch": self.max_epoch,
+            "epochs": self.max_epoch,
+            "condu": self.space.facts() | {"iterations": self.own.ITERATIONS, "lr": self.learning_rate},
+            "recipe": self.recipe(),
+        }

@@ -1,0 +1,138 @@
+"""Training a stream of tasks: `ConDU` is one session of it, `ConDU_Expert` an expert by itself (arXiv 2503.10705).
+
+A session adds the task's expert to the stream's state and forgets it; only the store of experts, if there is
+one, keeps it.
+"""
+
+import os
+
+from yacs.config import CfgNode as CN
+
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UserError, get_logger
+
+from .evaluation import Evaluator
+from .expert import ConDU_Expert
+from .settings import vote_rule
+from .slots import Slots
+from .snapshot import TestSet, snapshot_of
+from .store import ExpertStore
+from .stream import Stream, Task, exists
+
+__all__ = ["ConDU", "ConDU_Expert"]
+
+log = get_logger()
+
+
+@TRAINER_REGISTRY.register()
+class ConDU(ConDU_Expert):
+    """One session of a stream: trains the task's expert, or takes it from the store, and fuses it.
+
+    Tests the task through the decoupled expert. With --eval-only, --model-dir is the folder of a stream.
+    """
+
+    _evaluates = False  # a stream, in place of training a session of it
+    stream: Stream
+
+    def check_cfg(self, cfg: CN) -> None:
+        super().check_cfg(cfg)
+        if cfg.TRAINER.CONDU.START:
+            raise UserError("TRAINER.CONDU.START is for ConDU_Expert: a session starts from the pretrained weights")
+
+    @property
+    def store(self) -> ExpertStore | None:
+        return ExpertStore(self.own.EXPERTS) if self.own.EXPERTS else None
+
+    @property
+    def folder(self) -> str:
+        """Of the stream."""
+        return self.own.STREAM or os.path.join(self.output_dir, "stream")
+
+    def identity(self) -> dict:
+        """What all sessions of a stream share."""
+        backbone = {"name": self.pretrained.name, "digest": self.pretrained.digest}
+        return {"backbone": backbone, "space": self.space.facts(), "scale": self.own.SCALE}
+
+    def look_back(self) -> None:
+        identity = self.identity()
+        self.stream = Stream.load(self.folder, **identity) if exists(self.folder) else Stream.new(**identity)
+        names = self.stream.names()
+        self.learned = names[-1:] == [self.task]
+        if self.learned:
+            self._check_same_training(self.stream.tasks[-1])
+        elif self.task in names:
+            raise UserError(
+                f"{self.task} is session {names.index(self.task)} of the stream in {self.folder} already "
+                f"({', '.join(names)}); a task is learned once"
+            )
+        session = len(names) - self.learned
+        if self.own.SESSION not in (-1, session):
+            known = f"{len(names)} tasks ({', '.join(names)})" if names else "no task"
+            raise UserError(
+                f"TRAINER.CONDU.SESSION is {self.own.SESSION}, but the stream in {self.folder} has {known}: "
+                f"{self.task} would be session {session}"
+            )
+        if not self.learned:
+            super().look_back()
+
+    def _check_same_training(self, task: Task) -> None:
+        recipe = self.recipe()
+        differ = [f"{key} was {task.recipe.get(key)!r}, is {recipe[key]!r}" for key in recipe
+                  if task.recipe.get(key) != recipe[key]]  # fmt: skip
+        if differ:
+            raise UserError(
+                f"{self.task} is the last task of the stream in {self.folder}, by another training: {'; '.join(differ)}"
+            )
+
+    def trained_before(self) -> bool:
+        return self.learned or super().trained_before()
+
+    def keep(self) -> None:
+        """Fuse the expert, save the stream, and make the decoupled expert what is tested."""
+        if not self.learned:
+            delta, prototypes = self.expert()
+            self.stream.add(Task(self.task, self.classnames, self.prompts, self.recipe()), delta, prototypes)
+            self.stream.save(self.folder, self.own.HISTORY, self.own.HALF)
+            if self.own.HALF:
+                self.stream = Stream.load(self.folder)  # what is tested is what the next session finds
+        self.deploy(lambda parameters: self.space.fill_task(self.stream.fusion, self.task, parameters))
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """A stream's state: the last session, or SESSION where its state was kept."""
+        if epoch is not None:
+            raise UserError("A stream has sessions, not epochs: in place of --load-epoch give TRAINER.CONDU.SESSION")
+        session = None if self.own.SESSION < 0 else self.own.SESSION
+        self.stream = Stream.load(directory, session, **self.identity())
+        self._evaluates = True
+
+    def test(self, split: str | None = None) -> float:
+        if not self._evaluates:
+            return super().test(split)
+        self.space.release()
+        snapshot = snapshot_of(self.stream, self.space)
+        test = TestSet(self.task, self.classnames, self.prompts, self.test_loader)
+        slots = Slots(self.pretrained, capacity=self.own.RESIDENT)
+        evaluator = Evaluator(self.pretrained, slots, self.device, self.precision.autocast, self.own.CHUNK)
+        place = None if self.own.TASK_AGNOSTIC else snapshot.place(self.task)
+        self._by_vote = place is None
+        if self._by_vote:
+            rules, labels = {"": vote_rule(self.own.VOTE)}, (self.own.LABELS,)
+            correct = evaluator.votes(snapshot, test, rules, labels)[""][self.own.LABELS]
+        else:
+            correct = evaluator.known(snapshot.members[place], test)
+        results = {"accuracy": 100 * correct / len(test)}
+        log.info(f"Evaluating on {self.task}\nTop-1 accuracy: {results['accuracy']:.2f}")
+        self.evaluator.correct, self.evaluator.total, self.evaluator.results = correct, len(test), results
+        return results["accuracy"]
+
+    def facts(self) -> dict:
+        """Also the stream's, and how it answered; an evaluation tells the recipe that the task was learned by."""
+        facts, own, names = super().facts(), self.own, self.stream.names()
+        vote = {key.lower(): value for key, value in own.VOTE.items()}
+        condu = facts["condu"] | {"scale": own.SCALE, "half": own.HALF, "vote": vote}
+        facts |= {"session": self.stream.session, "stream_tasks": names}
+        if self._evaluates:
+            condu |= {"answer": "vote" if self._by_vote else "expert", "labels": own.LABELS}
+            learned = dict(zip(names, self.stream.tasks, strict=True)).get(self.task)
+            facts |= {"recipe": learned and learned.recipe, "data_seen": f"the tasks {', '.join(names)}"}
+        return facts | {"condu": condu}

@@ -1,0 +1,89 @@
+"""ConDU: whole MTIL streams, their evaluation, and the toy stream.
+
+Each seed is one process that runs what its folder has not finished. CFG chooses another recipe, for all scripts alike.
+"""
+
+import shlex
+
+from .command import Arguments, Command, run_folder
+
+# Script -> its CFG; eval_MTIL_FT evaluates whatever stream its ORDER, CFG and SEED name.
+TRAINING = {
+    "MTIL_FT": "mtil_ft",
+    "MTIL_LoRA": "mtil_lora",
+    "fewshot_MTIL_FT": "fewshot_mtil_ft",
+    "fewshot_MTIL_LoRA": "fewshot_mtil_lora",
+}
+EVALUATION = {
+    f"{prefix}MTIL_{kind}": (f"mtil_{kind.lower()}", protocol)
+    for prefix, protocol in (("eval_", "mtil"), ("eval_agnostic_", "agnostic"))
+    for kind in ("FT", "LoRA")
+}
+OUTPUT = "mtil/{CFG}/order_{LABEL}/seed{SEED}"
+DEFAULTS = {"ORDER": "I", "LABEL": lambda arguments: arguments["ORDER"].replace(",", "-")}
+
+
+def _common(arguments: Arguments) -> list[str]:
+    return ["--order", arguments["ORDER"], "--cfg", arguments["CFG"], "--seed", arguments["SEED"]]
+
+
+def _sessions(argv: list[str]) -> list[list[str]]:
+    """The train.py line of each session."""
+    from scripts.condu.stream import session_lines
+
+    return session_lines(argv)
+
+
+def training(cfg: str) -> Command:
+    return Command(
+        arguments=("ORDER",),
+        forms=((),),
+        flags=("--keep-experts",),
+        environment={"CFG": cfg, "GPUS": "1"},
+        defaults=DEFAULTS | {"FLAGS": ""},
+        config="ConDU/{CFG}",
+        output=OUTPUT,
+        protocol="mtil",
+        module="scripts.condu.stream",
+        words=lambda arguments: [
+            *("train", *_common(arguments), "--gpus", arguments["GPUS"]),
+            *arguments["FLAGS"].split(),
+        ],
+        lines=_sessions,
+        marker="",
+    )
+
+
+def evaluation(cfg: str, protocol: str) -> Command:
+    def words(arguments: Arguments) -> list[str]:
+        trained = run_folder(COMMANDS["condu/MTIL_FT"], arguments)  # the same folder for every CFG's script
+        return [f"eval-{protocol}", *_common(arguments), "--run", str(trained)]
+
+    return Command(
+        arguments=("ORDER",),
+        forms=((),),
+        environment={"CFG": cfg},
+        defaults=DEFAULTS,
+        config="ConDU/{CFG}",
+        output=f"{OUTPUT}/{protocol}",
+        protocol="mtil",
+        module="scripts.condu.stream",
+        words=words,
+        marker="",
+    )
+
+
+COMMANDS = {
+    **{f"condu/{name}": training(cfg) for name, cfg in TRAINING.items()},
+    **{f"condu/{name}": evaluation(*facts) for name, facts in EVALUATION.items()},
+    "condu/toy_stream": Command(
+        arguments=("[--orders N] [--tasks a,b,c] [--lora]",),
+        free=True,
+        environment={"SEED": "1"},
+        output="mtil",
+        protocol="mtil",
+        module="scripts.condu.toy_stream",
+        words=lambda arguments: [*shlex.split(arguments["WORDS"]), "--seed", arguments["SEED"]],
+        marker="",
+    ),
+}

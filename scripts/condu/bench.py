@@ -1,0 +1,149 @@
+"""What every evaluation of a stream shares in one process: the pretrained CLIP, test sets, an evaluator, its records.
+
+Letters: T tasks of the order.
+"""
+
+import copy
+import time
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+
+from condu.evaluation import Evaluator, Snapshot, TestSet, snapshot_of
+from condu.metrics import AccuracyMatrix
+from condu.results import write_matrix
+from condu.settings import vote_rule
+from condu.slots import Slots
+from condu.space import build_space
+from condu.stream import Stream, exists, sessions
+from condu.voting import PRESETS, Vote
+from dassl.clip import build_clip_from_cfg, check_input
+from dassl.data import build_data_loader
+from dassl.data.data_manager import build_dataset
+from dassl.data.transforms import build_transform
+from dassl.engine.precision import Precision
+from dassl.utils import MissingFile, UserError, read_json
+from scripts.condu.sessions import RESULTS, Run
+
+OWN = "own"  # name of a vote that is none of the presets
+
+
+def config(run: Run, task: str):
+    """The frozen config of one data set."""
+    import train
+
+    return train.setup_cfg(train.build_parser().parse_intermixed_args([*run.base_argv(task, run.out), *run.pairs]))
+
+
+class Bench:
+    """Evaluates models on the test sets of a run's tasks, in its order."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.cfgs = [config(run, task) for task in run.tasks]
+        self.cfg = self.cfgs[0]
+        self.clip = build_clip_from_cfg(self.cfg, cached=True)
+        check_input(self.cfg, self.clip)
+        weights = dict(self.clip.module.named_parameters())
+        self.space = build_space(self.cfg, copy.deepcopy(self.clip), weights)
+        self.space.release()
+        own = self.cfg.TRAINER.CONDU
+        self.autocast = Precision(own.PREC, self.clip.device).autocast
+        slots = Slots(self.clip, capacity=own.RESIDENT)
+        self.evaluator = Evaluator(self.clip, slots, autocast=self.autocast, chunk=own.CHUNK)
+
+    @cached_property
+    def datasets(self) -> list:
+        return [build_dataset(cfg) for cfg in self.cfgs]
+
+    @cached_property
+    def tests(self) -> list[TestSet]:
+        sets = zip(self.cfgs, self.datasets, strict=True)
+        return [TestSet(name_of(d), d.classnames, prompts_of(d), self.loader(cfg, d.test)) for cfg, d in sets]
+
+    @property
+    def names(self) -> list[str]:
+        """Task names in the order of learning."""
+        return [name_of(dataset) for dataset in self.datasets]
+
+    @property
+    def backbone(self) -> dict:
+        return {"name": self.clip.name, "digest": self.clip.digest}
+
+    def loader(self, cfg, items):
+        """Pictures under the test transform, in their order."""
+        transform = build_transform(cfg, is_train=False)
+        return build_data_loader(
+            cfg, data_source=items, batch_size=cfg.DATALOADER.TEST.BATCH_SIZE, tfm=transform, is_train=False
+        )
+
+    def stream(self, session: int | None = None) -> Stream:
+        """The run's stream after a session. UserError for that of another backbone, space or scale."""
+        asked = {"backbone": self.backbone, "space": self.space.facts(), "scale": self.cfg.TRAINER.CONDU.SCALE}
+        return Stream.load(self.run.stream, session, **asked)
+
+    def snapshots(self) -> list[Snapshot]:
+        """After each of the T sessions. UserError if some are not there, or are those of another order."""
+        folder, size = self.run.stream, len(self.names)
+        if not exists(folder):
+            raise MissingFile(f"no stream in {folder}; make it with:  {training_line(self.run)}")
+        missing = sorted(set(range(size)) - set(sessions(folder)))
+        if missing:
+            names = ", ".join(f"{index} ({self.names[index]})" for index in missing)
+            raise UserError(f"{folder} lacks session {names}; make it with:  {training_line(self.run)}")
+        streams = [self.stream(session) for session in range(size)]
+        if streams[-1].names() != self.names:
+            theirs = ", ".join(streams[-1].names())
+            raise UserError(f"{folder} learned {theirs}; expected {', '.join(self.names)}")
+        return [snapshot_of(stream, self.space) for stream in streams]
+
+    def rules(self) -> dict[str, Vote]:
+        """The presets, and the config's own vote if it is none of them."""
+        rule = vote_rule(self.cfg.TRAINER.CONDU.VOTE)
+        return PRESETS if rule in PRESETS.values() else {OWN: rule, **PRESETS}
+
+    def record(self, folder: Path, matrix: AccuracyMatrix, started: float, **facts) -> None:
+        """results.json of a matrix. facts: trainer, protocol, ... override what the config says."""
+        own = {
+            "trainer": "ConDU",
+            "preset": self.cfg.PRESET,
+            "protocol": "mtil",
+            "order": self.run.label,
+            "scale": self.cfg.TRAINER.CONDU.SCALE,
+            "space": self.space.facts(),
+            "seed": self.run.seed,
+            "shots": self.cfg.DATASET.NUM_SHOTS,
+            "backbone": self.backbone,
+            "wall_s": time.time() - started,
+        }
+        write_matrix(str(folder), matrix, own | facts, self.clip.device)
+
+
+def name_of(dataset) -> str:
+    """The task's name in the stream."""
+    return getattr(dataset, "task", "") or dataset.__class__.__name__
+
+
+def prompts_of(dataset) -> list[str]:
+    return list(getattr(dataset, "prompts", None) or [dataset.template])
+
+
+def training_line(run: Run) -> str:
+    """The command that trains a stream."""
+    script = {True: "MTIL_LoRA", False: "MTIL_FT"}["lora" in run.cfg]
+    return f"CFG={run.cfg} SEED={run.seed} bash scripts/condu/{script}.sh {run.order}"
+
+
+def vote_facts(name: str, rule: Vote) -> dict:
+    """What results.json says of a vote."""
+    return {"name": name, **asdict(rule)}
+
+
+def finished(folder: Path) -> bool:
+    """Is there a result?"""
+    return (folder / RESULTS).is_file()
+
+
+def read_matrix(folder: Path) -> AccuracyMatrix:
+    """The matrix of a result."""
+    return AccuracyMatrix.from_json(read_json(folder / RESULTS)["matrix"])

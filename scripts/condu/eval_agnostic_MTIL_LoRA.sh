@@ -1,0 +1,7 @@
+#!/bin/sh
+# ConDU: the same of a LoRA stream without telling the task.
+# Arguments: ORDER (I, II, or data sets of configs/datasets/mtil as a,b,c; default I)
+# Environment: CFG (default mtil_lora; a few-shot stream: CFG=fewshot_mtil_lora), SEEDS (default 1), DATA, OUTPUT.
+# Every data set after every session by the vote; labels: the data set's own classes, or all learned ones with them.
+# bash scripts/condu/eval_agnostic_MTIL_LoRA.sh I
+exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" condu/eval_agnostic_MTIL_LoRA "$@"

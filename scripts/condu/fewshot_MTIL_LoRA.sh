@@ -1,0 +1,8 @@
+#!/bin/sh
+# ConDU: an MTIL stream of five pictures a class, LoRA on both towers.
+# Arguments: ORDER (I, II, or data sets of configs/datasets/mtil as a,b,c; default I)
+#            --keep-experts: for fusing them in other orders, an analysis outside the continual-learning protocol
+# Environment: CFG (default fewshot_mtil_lora), SEEDS (default 1; "1 2 3" for several), GPUS (torchrun), DATA, OUTPUT.
+# Goes on where it was stopped. Every session's state is kept, for eval_MTIL_LoRA.sh and eval_agnostic_MTIL_LoRA.sh.
+# bash scripts/condu/fewshot_MTIL_LoRA.sh aircraft,dtd,eurosat
+exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" condu/fewshot_MTIL_LoRA "$@"

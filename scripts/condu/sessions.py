@@ -1,0 +1,124 @@
+"""Where a stream's runs lie, and the train.py line of each session.
+
+<out>/stream/                       the state (condu.stream)
+<out>/sessions/<t>_<data set>/      one run of train.py each
+<out>/../../experts/seed<k>/        the experts, if they are kept: shared by all orders of a CFG
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dassl.utils import UserError, get_logger
+from scripts.condu.orders import ROOT, dataset_config, label_of, tasks_of
+
+log = get_logger()
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A stream to train or to evaluate. pairs: KEY VALUE words for every session; experts: "" keeps none."""
+
+    out: Path
+    order: str
+    cfg: str
+    seed: int
+    root: str
+    experts: str = ""
+    pairs: Sequence[str] = field(default=())
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tasks_of(self.order)
+
+    @property
+    def label(self) -> str:
+        return label_of(self.order)
+
+    @property
+    def stream(self) -> Path:
+        return self.out / "stream"
+
+    def session(self, index: int) -> Path:
+        return self.out / "sessions" / f"{index}_{self.tasks[index]}"
+
+    @property
+    def baselines(self) -> Path:
+        return self.out / "baselines"
+
+    def finished(self, index: int) -> bool:
+        return (self.session(index) / RESULTS).is_file()
+
+    def base_argv(self, task: str, folder: str | Path, trainer: str = "ConDU") -> list[str]:
+        """Words of train.py for one data set, without the keys of a session."""
+        return [
+            *("--root", self.root, "--seed", str(self.seed), "--trainer", trainer),
+            *("--dataset-config-file", dataset_config(task)),
+            *("--config-file", f"configs/trainers/ConDU/{self.cfg}.yaml", "--output-dir", str(folder)),
+        ]
+
+    def argv(self, index: int) -> list[str]:
+        """Words of train.py for a session. Every session's state is kept, for evaluation afterwards."""
+        own = {"STREAM": str(self.stream), "EXPERTS": self.experts, "SESSION": str(index), "HISTORY": "True"}
+        return [*self.base_argv(self.tasks[index], self.session(index)), *keys(own), *self.pairs]
+
+
+def keys(values: Mapping[str, str]) -> list[str]:
+    """KEY VALUE words of the node TRAINER.CONDU."""
+    return [word for key, value in values.items() for word in (f"TRAINER.CONDU.{key}", value)]
+
+
+def check_config(cfg: str) -> None:
+    """Refuse an unknown CFG. UserError with the nearest."""
+    from dassl.utils import check_availability
+
+    folder = ROOT / "configs" / "trainers" / "ConDU"
+    known = sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
+    check_availability(cfg, known, "CFG")
+
+
+def program(argv: Sequence[str], gpus: int = 1) -> list[str]:
+    """The command line of a session: Python's train.py, under torchrun for several GPUs."""
+    if gpus <= 1:
+        return ["python", "train.py", *argv]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
+    return ["python", *launcher, "train.py", *argv]
+
+
+def train_stream(run: Run, gpus: int = 1) -> None:
+    """Every session that has no results yet, in order; each goes on where it was killed.
+
+    One process: all in this one, so that CLIP and start-up are paid once. Several: torchrun for each session.
+    UserError: a finished session is followed by an unfinished one that a later session has passed by.
+    """
+    done = [run.finished(index) for index in range(len(run.tasks))]
+    if done != sorted(done, reverse=True):
+        gap = done.index(False)
+        raise UserError(
+            f"{run.out}: session {gap} ({run.tasks[gap]}) is missing, a later one is finished; remove {run.out} "
+            "to train the stream again"
+        )
+    for index, task in enumerate(run.tasks):
+        if done[index]:
+            log.info(f"session {index} ({task}) is finished: skipped")
+            continue
+        log.info(f"session {index} of {len(run.tasks)}: {task}")
+        start(run.argv(index), gpus)
+
+
+def start(argv: Sequence[str], gpus: int = 1) -> None:
+    """One run of train.py, to its end. UserError if a run under torchrun fails."""
+    if gpus <= 1:
+        import train
+
+        train.main(list(argv))
+        return
+    words = program(argv, gpus)
+    status = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, env=os.environ).returncode
+    if status:
+        raise UserError(f"exit status {status} of: {shlex.join(words)}")

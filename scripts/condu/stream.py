@@ -1,0 +1,84 @@
+"""A whole ConDU stream (arXiv 2503.10705): its training, session by session, and the evaluation of all sessions.
+
+    python -m scripts.condu.stream train --order I --cfg mtil_ft --seed 1 --root data --out output/mtil/...
+    python -m scripts.condu.stream eval-mtil --order I --cfg mtil_ft --run output/mtil/... --out .../mtil
+
+scripts/condu/*.sh call it. Evaluation is one process for all sessions: every test picture is decoded once. It leaves
+OUT_<vote>/results.json, task-agnostic OUT_<labels>_<vote>/results.json.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
+
+from dassl.utils import UserError  # noqa: E402
+from scripts.condu.sessions import Run, check_config, program, train_stream  # noqa: E402
+
+PROTOCOLS = {"eval-mtil": False, "eval-agnostic": True}  # to: is the task unknown at test time?
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.condu.stream", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("action", choices=("train", *PROTOCOLS), help="train the stream, or evaluate all of its sessions")
+    add("--order", default="I", help="I, II, toy, or data sets of configs/datasets/mtil as a,b,c; default I")
+    add("--cfg", default="mtil_ft", help="a yaml of configs/trainers/ConDU, without its ending")
+    add("--seed", type=int, default=1)
+    add("--gpus", type=int, default=1, help="processes of a session, under torchrun if more than one")
+    add("--root", default="data", help="folder of all data sets")
+    add("--out", required=True, help="train: folder of the stream; eval: what the results' folders begin with")
+    add("--run", default="", help="eval: folder of the trained stream")
+    add(
+        "--keep-experts",
+        action="store_true",
+        help="keep every expert beside the stream, to fuse them in other orders: for analysis, outside the protocol",
+    )
+    add("--overwrite", action="store_true", help="eval: do it again")
+    add("opts", nargs="*", metavar="KEY VALUE", help="config keys that win over all else")
+    return parser
+
+
+def read(argv: list[str]) -> tuple[argparse.Namespace, Run]:
+    """A command line and the run it is about. UserError for an unknown order, data set or CFG."""
+    args = build_parser().parse_intermixed_args(argv)
+    check_config(args.cfg)
+    out = Path(args.out if args.action == "train" else args.run or Path(args.out).parent).absolute()
+    experts = str(out.parent.parent / "experts" / f"seed{args.seed}") if args.keep_experts else ""
+    run = Run(out, args.order, args.cfg, args.seed, os.path.abspath(args.root), experts, tuple(args.opts))
+    run.tasks  # noqa: B018  refuses unknown names
+    return args, run
+
+
+def session_lines(argv: list[str]) -> list[list[str]]:
+    """The command line of each session."""
+    args, run = read(argv)
+    return [program(run.argv(index), args.gpus) for index in range(len(run.tasks))]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command line."""
+    argv = sys.argv[1:] if argv is None else argv
+    args, run = read(argv)
+    if args.action == "train":
+        train_stream(run, args.gpus)
+        return
+    from scripts.condu.evaluate import evaluate_stream
+
+    command = shlex.join(["python", "-m", "scripts.condu.stream", *argv])
+    evaluate_stream(run, args.out, agnostic=PROTOCOLS[args.action], overwrite=args.overwrite, command=command)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyboardInterrupt:
+        sys.exit(130)

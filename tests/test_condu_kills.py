@@ -1,0 +1,115 @@
+"""A session that is killed anywhere goes on to the same bits, and trains nothing twice."""
+
+import shutil
+import signal
+
+import pytest
+import torch
+
+from condu.stream import Stream
+from condu.trainer import ConDU
+from dassl.clip import tensor_digest
+from dassl.engine import launch
+from tests.fixtures.condu_runs import Killed, Runs, runs, steps_counted, toy_root  # noqa: F401  fixtures
+
+pytestmark = pytest.mark.filterwarnings("error:resume.pt does not hold")
+
+
+# place -> (method, end before or after it, at which call)
+PLACES = {
+    "in a round": (ConDU, "losses", "before", 4),  # the second step of the second round
+    "after training": (ConDU, "keep", "before", 1),
+    "before the stream": (Stream, "save", "before", 1),
+    "after the stream": (Stream, "save", "after", 1),
+    "in the test": (ConDU, "model_inference", "before", 1),
+    "after resume.pt": (ConDU, "end_progress", "after", 1),
+    "before results.json": (launch, "write_results", "before", 1),
+}
+
+
+def kill_at(place, monkeypatch):
+    """End the next run there."""
+    owner, name, when, number = PLACES[place]
+    plain, calls = getattr(owner, name), []
+
+    def dying(*args, **kwargs):
+        calls.append(place)
+        if when == "before" and len(calls) == number:
+            raise Killed
+        result = plain(*args, **kwargs)
+        if when == "after" and len(calls) == number:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(owner, name, dying)
+
+
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [*(("toy_ft", place) for place in PLACES), ("toy_lora", "in a round"), ("toy_lora", "after the stream")],
+)
+def test_a_killed_session_goes_on_to_the_same_bits(config, place, whole, runs, monkeypatch):  # noqa: F811
+    state, results = whole(config, runs)
+    steps = steps_counted(monkeypatch)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at(place, patch)
+        runs.go("digits", config=config)
+    found = runs.go("digits", config=config)
+    # nothing is trained twice but the round that was broken off: one step, and the one of the kill itself
+    assert len(steps) == (5 + 2 if place == "in a round" else 5)
+    assert stream_state(runs) == state
+    assert {key: found[key] for key in results} == results
+    assert not (runs.folder / "digits" / "resume.pt").exists()
+    assert len(list(runs.stream.glob("session_*"))) == 1
+
+
+def stream_state(runs):  # noqa: F811
+    stream = Stream.load(runs.stream)
+    tensors, facts = stream.fusion.state()
+    return tensor_digest(tensors), facts, stream.tasks, [tensor_digest({"": p}) for p in stream.prototypes]
+
+
+@pytest.fixture(scope="module")
+def whole(toy_root, tmp_path_factory):  # noqa: F811
+    """`whole(config, runs)`: gives `runs` a first session; the state and results of a second that nobody killed."""
+    found = {}
+
+    def make(config, runs):  # noqa: F811
+        if config not in found:
+            first = Runs(toy_root, tmp_path_factory.mktemp("whole"))
+            first.go("colours", config=config)
+            second = first.other("second")
+            copy_state(first, second)
+            results = second.go("digits", config=config)
+            keys = ("correct", "total", "metrics", "recipe", "session", "stream_tasks", "condu")
+            found[config] = first, stream_state(second), {key: results[key] for key in keys}
+        first, state, results = found[config]
+        copy_state(first, runs)
+        return state, results
+
+    return make
+
+
+def copy_state(ours, theirs):
+    for name in ("stream", "experts"):
+        shutil.copytree(ours.folder / name, theirs.folder / name)
+
+
+def test_a_session_killed_by_the_system_goes_on_in_another_process(runs, whole):  # noqa: F811
+    code = """
+import os, signal
+from condu.trainer import ConDU
+plain, calls = ConDU.losses, []
+def losses(self, batch):
+    calls.append(batch)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plain(self, batch)
+ConDU.losses = losses
+"""
+    state, _ = whole("toy_ft", runs)
+    died = runs.process(code, *runs.argv("digits", "digits"))
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert torch.load(runs.folder / "digits" / "resume.pt", weights_only=True)["epoch"] == 1
+    runs.go("digits")
+    assert stream_state(runs) == state

@@ -1,0 +1,124 @@
+"""The toy stream, whole and small: three tasks, four steps each, two random orders."""
+
+import json
+
+import pytest
+
+from condu.metrics import AccuracyMatrix
+from scripts.condu.ablations import evaluate_ablations
+from scripts.condu.any_order import evaluate_orders
+from scripts.condu.baselines import TITLES, evaluate_baselines, mean_of
+from scripts.condu.bench import Bench
+from scripts.condu.orders import random_orders
+from scripts.condu.toy_stream import main, read
+
+TASKS = "toy_colours,toy_digits,toy_shapes"
+NAMES = ["ToyColours", "ToyDigits", "ToyShapes"]
+SMALL = ["TRAINER.CONDU.ITERATIONS", "4", "OPTIM.WARMUP_STEPS", "1", "TRAINER.CONDU.ROUND", "2", "OPTIM.LR", "1e-3"]
+SMALL += ["DATASET.NUM_SHOTS", "4"]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """(folder of the run, words that repeat it)."""
+    data, output = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("output")
+    words = ["--tasks", TASKS, "--orders", "2", "--root", str(data), "--out", str(output), *SMALL]
+    main(words)
+    return output / "toy_ft" / "order_toy_colours-toy_digits-toy_shapes" / "seed1", words
+
+
+def facts(folder, *parts):
+    return json.loads(folder.joinpath(*parts, "results.json").read_text())
+
+
+def cells(folder, *parts):
+    """Counts of a result, (T, T)."""
+    return AccuracyMatrix.from_json(facts(folder, *parts)["matrix"]).correct.tolist()
+
+
+def test_every_table_is_printed_and_kept(toy):
+    text = (toy[0] / "tables.txt").read_text()
+    for title in (
+        *TITLES.values(),
+        "ConDU, paper vote",
+        "task unknown, union labels",
+        "2 random orders, released vote",
+    ):
+        assert title in text
+    for title in ("scale none", "prototypes of the experts", "k = 3", "plain average", "unified without decoupling"):
+        assert title in text
+    assert "Transfer" in text and "±" in text and "materialise an expert" in text
+
+
+def test_baselines_are_what_their_names_say(toy):
+    out = toy[0]
+    zero_shot, experts, sequential = (cells(out, "baselines", kind) for kind in ("zero_shot", "experts", "sequential"))
+    assert zero_shot[0] == zero_shot[1] == zero_shot[2]
+    for i in range(3):
+        for j in range(3):
+            assert experts[i][j] == (experts[2][j] if j <= i else zero_shot[0][j])
+    assert sequential[0][0] == experts[0][0]  # the first task starts from the pretrained weights
+    assert sequential[1:] != experts[1:]
+    assert cells(out, "baselines", "average")[0] == sequential[0]  # the mean of one expert: the expert, on all tasks
+
+
+def test_the_stream_begins_with_its_expert_and_its_last_row_is_what_its_sessions_saw(toy):
+    out = toy[0]
+    own, experts = cells(out, "mtil_paper"), cells(out, "baselines", "experts")
+    assert own[0][0] == experts[0][0]  # one task is fused without loss
+    assert facts(out, "agnostic_target_paper")["known"][2] == facts(out, "mtil_paper")["matrix"]["accuracy"][2]
+
+
+def test_experts_fused_again_are_the_stream_on_disk(toy):
+    """The ablations' first row is fused in memory from the stored experts, the stream by sessions through files."""
+    out = toy[0]
+    assert cells(out, "ablations", "ConDU") == cells(out, "mtil_paper")
+    assert cells(out, "ablations", "k___3") == cells(out, "mtil_paper")  # three experts: k 4 is all of them
+    assert cells(out, "ablations", "plain_average") == cells(out, "baselines", "average")
+    assert facts(out, "ablations", "scale_none")["scale"] == "none"
+
+
+def test_each_order_is_a_stream_of_the_same_tasks(toy):
+    orders = [facts(toy[0], "orders", f"{number:02d}_paper")["tasks"] for number in range(2)]
+    assert orders[0] != orders[1] and all(sorted(order) == NAMES for order in orders)
+
+
+def test_figures_and_features_are_drawn(toy):
+    out = toy[0]
+    drawn = {path.name for path in (out / "figures").glob("*.png")}
+    assert "tsne.png" in drawn and any(name.startswith("matrix_mtil_ConDU") for name in drawn)
+    points = json.loads((out / "tsne.json").read_text())["points"]
+    assert {(point["task"], point["kind"]) for point in points} == {
+        (name, kind) for name in NAMES for kind in ("expert", "reconstructed")
+    }
+
+
+def test_stages_have_seconds_and_bytes(toy):
+    stages = {row["stage"]: row for row in json.loads((toy[0] / "stages.json").read_text())}
+    expert = stages["a session: the expert's delta"]["bytes"]
+    assert stages["absorb a task: its mask"]["bytes"] < expert / 31  # one bit of 32, and what fills up bytes
+    assert expert < stages["the state on disk"]["bytes"] < 1.2 * expert
+    assert all(row["seconds"] is None or row["seconds"] > 0 for row in stages.values())
+
+
+def test_what_is_finished_is_skipped(toy):
+    out, words = toy
+    bench = Bench(read(words)[1])
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
+    numbered = dict(enumerate(random_orders(NAMES, 2, seed=1)))
+    old = cells(out, "orders", "01_paper")
+    (out / "orders" / "01_paper" / "results.json").unlink()
+    evaluate_orders(bench, numbered)
+    evaluate_baselines(bench)
+    evaluate_ablations(bench)
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
+    assert after.keys() == before.keys()
+    assert {path.parent.name for path in after if after[path] != before[path]} == {"01_paper", "01_released"}
+    assert cells(out, "orders", "01_paper") == old
+
+
+def test_the_mean_of_deltas():
+    import torch
+
+    deltas = [{"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([3.0, 2.0])}]
+    assert mean_of(deltas)["w"].tolist() == [2.0, 0.0]
