@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dassl.clip import ClipBackbone, build_clip_from_cfg, check_input, cosine_logits
+from dassl.clip import build_clip_from_cfg, check_input, cosine_logits
 from dassl.clip.features import BankDataset, build_feature_loader
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy

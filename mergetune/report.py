@@ -11,6 +11,7 @@ from dassl.report.barriers import NAME as BARRIERS
 from dassl.report.barriers import barriers_sheet
 from dassl.report.base2new import base2new_sheet
 from dassl.report.fewshot import fewshot_sheet
+from dassl.report.figures import FIGURES, all_figures
 from dassl.report.methods import Methods
 from dassl.report.mtil import PROTOCOLS as STREAMS
 from dassl.report.mtil_tables import mtil_sheet
@@ -155,7 +156,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", help="where tables/ and figures/ go (default: the first DIR)")
     parser.add_argument("--figures", action="store_true", help="draw every figure for which there are runs")
     parser.add_argument(
-        "--figure", nargs="+", metavar="NAME", help="draw these alone, of path, plane, fewshot, sweep, epochs, ..."
+        "--figure", nargs="+", metavar="NAME", help=f"draw these alone, and no tables, of {', '.join(FIGURES)}"
     )
     parser.add_argument("--latex", action="store_true", help="write the tables as LaTeX too")
     parser.add_argument("--against", choices=["paper"], help="published numbers beside ours")
@@ -204,31 +205,27 @@ def report(args: argparse.Namespace) -> list[Path]:
         raise UserError(f"No finished run: no readable results.json below {', '.join(map(str, args.folders))}")
     log, out = get_logger(), args.out or args.folders[0]
     tables_too = not args.figure or args.figures or args.protocol or args.against or args.html or args.latex
-    found, written = [], []
-    if tables_too:
-        found = sheets(records, args.folders, args.protocol)
-        found += compared(found, records) if args.against else []
-    for sheet in found:
+    found = sheets(records, args.folders, args.protocol) if tables_too else []
+    beside = compared(found, records) if args.against else []
+    written = []
+    for sheet in found + beside:
         log.info(sheet.text() + "\n")
         written += sheet.write(Path(out, "tables"), args.latex)
-    drawn = figures(args, records, Path(out, "figures"))
+    drawn = []
+    if args.figure or args.figures or args.html:
+        drawn = figures(args.folders, records, Path(out, "figures"), None if args.figures else args.figure)
+    if args.figures and not drawn:
+        log.warning(f"Warning: no figure: no run has what one of {', '.join(FIGURES)} needs")
     written += drawn
     if args.html:
-        written.append(write_page(args.html, found, drawn, records))
+        written.append(write_page(args.html, found[::-1] + beside, drawn, records))  # what a terminal shows last
     log.info("Wrote " + "\n      ".join(map(str, written)))
     return written
 
 
-def figures(args: argparse.Namespace, records: list, out: Path) -> list[Path]:
-    """The figures that `args` ask for -> the files. UserError for one of --figure without runs."""
-    if not (args.figure or args.figures or args.html):
-        return []
-    from dassl.report.figures import FIGURES, all_figures  # matplotlib
-
-    drawn = all_figures(args.folders, records, out, METHODS, None if args.figures else args.figure)
-    if args.figures and not drawn:
-        get_logger().warning(f"Warning: no figure: no run has what one of {', '.join(FIGURES)} needs")
-    return drawn
+def figures(folders: list, records: list, out: Path, names: list[str] | None = None) -> list[Path]:
+    """The named figures, or every one for which there are runs -> the files. UserError for a name without runs."""
+    return all_figures(folders, records, out, METHODS, names)
 
 
 def main(argv: list[str] | None = None) -> None:

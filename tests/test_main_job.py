@@ -68,7 +68,8 @@ def test_each_run_records_the_toy_world(job):
 
 def test_a_figure_for_each_stage_2_family(job):
     figures = sorted(path.name for path in (job[0] / "figures").glob("*.png"))
-    assert len(figures) == 3 and all(name.startswith("path_CoOp") for name in figures)
+    assert figures[0] == "epochs_base2new_CoOp.png"
+    assert len(figures) == 4 and all(name.startswith("path_CoOp") for name in figures[1:])
 
 
 def test_the_path_ends_where_the_evaluations_are(job):

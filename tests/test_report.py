@@ -1,11 +1,13 @@
 """The report command: what it prints, writes and refuses."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from dassl.report.figures import FIGURES
 from mergetune.report import main
 from tests.fixtures.runs import straight_path, write_pairs, write_path, write_run
 
@@ -50,6 +52,53 @@ def test_every_table_with_runs_is_printed_and_written(tmp_path, capsys):
     assert [printed.index(heading) for heading in headings] == sorted(printed.index(h) for h in headings)
     names = {f"{name}.{end}" for name in ("base2new", "cross", "fewshot", "sweep") for end in ("md", "csv", "tex")}
     assert {p.name for p in (tmp_path / "out" / "tables").iterdir()} == names
+
+
+def test_one_figure_may_be_asked_for(tmp_path, capsys):
+    some_of_each(tmp_path / "runs")
+    write_path(tmp_path / "runs" / "train", straight_path(50, 70, 60), history=[{"epoch": 1, "loss": 2.0}])
+    for name in ("path", "fewshot", "sweep"):
+        main([str(tmp_path / "runs"), "--figure", name, "--out", str(tmp_path / name)])
+        assert [p.name for p in (tmp_path / name).iterdir()] == ["figures"]
+        written = {p.name for p in (tmp_path / name / "figures").iterdir()}
+        assert len(written) == 2 and all(file.startswith(name) for file in written)
+    main([str(tmp_path / "runs"), "--figure", "epochs", "path", "--out", str(tmp_path / "both")])
+    assert len(list((tmp_path / "both" / "figures").iterdir())) == 4
+    assert "Base-to-new" not in capsys.readouterr().out
+    main([str(tmp_path / "runs"), "--figure", "path", "--protocol", "cross", "--out", str(tmp_path / "too")])
+    assert "Cross-data-set" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_without_runs_is_refused_in_one_line(tmp_path, name):
+    write_pairs(tmp_path, {"toy_a": [(80, 60)]})
+    with pytest.raises(SystemExit, match=f"^error: No figure '{name}': it needs .+; none below {tmp_path}") as refused:
+        main([str(tmp_path), "--figure", name])
+    assert len(str(refused.value).splitlines()) == 1
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_figure_that_does_not_exist_is_named(tmp_path):
+    write_pairs(tmp_path, {"toy_a": [(80, 60)]})
+    with pytest.raises(SystemExit, match="^error: .*--figure.*heatmop.*heatmap"):
+        main([str(tmp_path), "--figure", "heatmop"])
+
+
+def test_streams_have_their_figures_by_name(tmp_path):
+    tasks = ["a", "b"]
+    for order in (tasks, tasks[::-1]):
+        rows = {"tasks": order, "accuracy": [[80, 30], [70, 90]], "transfer": [None, 30], "average": [75, 60]}
+        fields = {"matrix": rows | {"last": [70, 90]}, "tasks": order, "metrics": {"last": 80.0}}
+        write_run(tmp_path / "".join(order), "ConDU", "stream", "all", protocol="mtil", **fields)
+    (tmp_path / "tsne.json").write_text(
+        json.dumps({
+            "format": 1, "tasks": ["a"],
+            "points": [{"task": "a", "kind": "expert", "label": 0, "x": 0.0, "y": 1.0}],
+        })
+    )  # fmt: skip
+    for name, start in (("heatmap", "matrix"), ("orders", "orders"), ("tsne", "tsne")):
+        main([str(tmp_path), "--figure", name, "--out", str(tmp_path / name)])
+        assert {p.name.split("_")[0].split(".")[0] for p in (tmp_path / name / "figures").iterdir()} == {start}
 
 
 def test_one_table_may_be_asked_for(tmp_path, capsys):

@@ -183,3 +183,17 @@ def test_the_command_says_so_if_nothing_is_published(tmp_path):
     write_pairs(tmp_path, {"toy_a": [(80, 60)]})
     with pytest.raises(SystemExit, match="error: --against paper: none of the base2new results"):
         main([str(tmp_path), "--against", "paper"])
+
+
+def test_our_seeds_and_what_was_not_run_are_shown(tmp_path):
+    write_pairs(tmp_path, {"Caltech101": [(97.5, 90.0), (98.0, 90.5)], "OxfordPets": [(92.0, 95.0)]}, backbone=CLIP)
+    records = load_results(tmp_path)
+    sheet = against_sheet(base2new_sheet(records, METHODS), records, METHODS)
+    (table,) = sheet.tables
+    place = table.columns.index("n")
+    counts = {(row[1], row[2]): row[place] for row in table.rows}
+    assert counts["Caltech101", "base"] == "2" and counts["OxfordPets", "new"] == "1"
+    (gap,) = (note for note in table.notes if "not run here" in note)
+    assert gap.startswith("CoOp: published, but not run here: ") and "EuroSAT" in gap and "OxfordPets" not in gap
+    line = next(k for k, row in enumerate(table.rows) if row[1:3] == ["Caltech101", "base"])
+    assert len(table.files[line, table.columns.index("ours")]) == 2

@@ -45,6 +45,15 @@ def test_a_method_without_zero_shot_has_the_second_line_alone(tmp_path):
     assert rows[2] == ["PromptKD_LMC (paper)", "base", "—", "0.0000", "—", "—", "0.00", "—", "1"]
 
 
+def test_a_method_that_lacks_cards_is_averaged_over_the_others_and_says_so(tmp_path):
+    for dataset in ("toy_a", "toy_b"):
+        write_path(tmp_path / dataset, bumped(0.2), dataset=dataset)
+    write_path(tmp_path / "kg", bumped(0.1), trainer="KgCoOp_LMC")
+    (table,) = barriers_sheet([tmp_path], METHODS).tables
+    assert table.notes == ["KgCoOp_LMC (paper): average over 1 of them, no card on: toy_b."]
+    assert {str(tmp_path / name / "results.json") for name in ("toy_a", "toy_b")} == set(table.files[0, 2])
+
+
 def test_no_card_no_table(tmp_path):
     with pytest.raises(UserError, match=r"No barriers table: no path\.json"):
         barriers_sheet([tmp_path], METHODS)

@@ -137,6 +137,7 @@ def test_files_are_written_whole_with_two_decimals(tmp_path):
     assert rows[0] | {"mean": "", "std": ""} == {
         "method": "CoOp", "trainer": "CoOp", "preset": "", "backbone": "tiny", "shots": "16",
         "dataset": "average", "quantity": "base", "mean": "", "std": "", "n": "1",
+        "stamp_data_seen": "", "stamp_chosen_on": "", "stamp_alpha_chosen_on": "", "stamp_templates": "",
     }  # fmt: skip
 
 

@@ -1,16 +1,19 @@
 """The HTML page, opened and clicked through in a headless browser; and what must hold of its text."""
 
+import json
 import re
 import shutil
 
 import pytest
 
 from dassl.report.base2new import base2new_sheet
+from dassl.report.mtil_tables import mtil_sheet
 from dassl.report.page import write_page
 from dassl.report.results import load_results
+from dassl.report.transfer import transfer_sheet
 from mergetune.report import METHODS, main
 from tests.conftest import write_image
-from tests.fixtures.runs import write_pairs
+from tests.fixtures.runs import write_pairs, write_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -74,6 +77,100 @@ def test_filters_and_links_in_a_browser(browser, runs):
     assert not errors
     assert all(url.startswith(("file:", "data:")) for url in asked)
     page.close()
+
+
+def open_page(browser, file):
+    page = browser.new_page()
+    page.goto(file.as_uri())
+    return page
+
+
+def columns(page):
+    """Names of the columns that are shown, of all tables."""
+    return page.locator(".table thead th:visible").all_inner_texts()
+
+
+def test_a_data_set_is_a_table_or_a_column(browser, runs):
+    for target, accuracy in (("toy_a", 60), ("toy_b", 50), ("toy_c", 40)):
+        fields = {"dataset": target, "subset": "all", "protocol": "cross", "source": "toy_a"}
+        write_run(runs / "cross" / target, accuracy=accuracy, **fields)
+    records = load_results(runs)
+    sheets = [base2new_sheet(records, METHODS), transfer_sheet(records, "cross", METHODS)]
+    page = open_page(browser, write_page(runs / "page.html", sheets, [], records))
+    assert page.locator("#dataset option").all_inner_texts() == ["all", "toy_a", "toy_b", "toy_c"]
+    page.select_option("#dataset", "toy_b")
+    assert page.locator(".table h3:visible").all_inner_texts() == ["toy_b", "Trained on toy_a"]
+    assert columns(page) == ["method", "base", "new", "H", "n", "method", "toy_b", "Avg-C", "n"]
+    page.select_option("#dataset", "toy_c")
+    assert page.locator(".sheet h2:visible").all_inner_texts() == [sheets[1].heading]
+    page.click("text=Show all")
+    page.wait_for_function("document.querySelectorAll('.hidden').length === 0")
+    assert columns(page)[-6:] == ["method", "toy_a", "toy_b", "toy_c", "Avg-C", "n"]
+    page.close()
+
+
+def test_a_stream_is_filtered_by_method_and_task_and_its_cells_have_links(browser, tmp_path):
+    for trainer, plus in (("ConDU", 0), ("sequential", -5)):
+        rows = [[80 + plus, 30], [70, 90]]
+        matrix = {"tasks": ["a", "b"], "accuracy": rows, "transfer": [None, 30], "average": [75, 60], "last": rows[1]}
+        metrics = {"transfer": 30, "average": 67.5, "last": 80}
+        fields = {"protocol": "mtil", "tasks": ["a", "b"], "order": "I", "matrix": matrix, "metrics": metrics}
+        write_run(tmp_path / trainer, trainer, "stream I", "all", preset="", **fields)
+    records = load_results(tmp_path)
+    page = open_page(browser, write_page(tmp_path / "page.html", [mtil_sheet(records, "mtil", METHODS)], [], records))
+    assert page.locator("#dataset option").all_inner_texts() == ["all", "a", "b"]
+    page.select_option("#method", "ConDU")
+    titles = page.locator(".table h3:visible").all_inner_texts()
+    assert "ConDU, accuracy after each task: order I" in titles and not any("Sequential" in title for title in titles)
+    page.select_option("#dataset", "b")
+    table = page.locator(".table:visible", has_text="accuracy after each task")
+    assert table.locator("td:visible").all_inner_texts() == ["30.0", "90.0"]
+    table.locator("td a:visible").last.click()
+    opened = page.locator("#facts details[open]")
+    assert opened.count() == 1 and "ConDU" in opened.inner_text() and '"last": 80' in opened.inner_text()
+    page.close()
+
+
+def test_runs_open_beside_their_cell_and_close_again(browser, runs):
+    for seed in range(3, 9):
+        write_run(runs / f"more{seed}", dataset="toy_a", seed=seed, accuracy=80, chosen_on="last_step")
+    records = load_results(runs)
+    page = open_page(browser, write_page(runs / "page.html", [base2new_sheet(records, METHODS)], [], records))
+    page.locator(".table[data-dataset=toy_a] tbody a").first.click()
+    assert page.locator("#facts details:visible").count() == 8
+    assert page.locator("#facts details[open]").count() == 0  # many are listed
+    page.locator("#facts details:visible summary").nth(3).click()
+    page.wait_for_selector("#facts details[open] table")
+    assert "chosen_on" in page.locator("#facts details[open]").inner_text()
+    assert page.locator("#facts").bounding_box()["height"] < page.viewport_size["height"] / 2
+    page.keyboard.press("Escape")
+    assert page.locator("#facts details.behind").count() == page.locator("#facts details[open]").count() == 0
+    page.close()
+
+
+def test_a_page_of_500_runs_stays_small(tmp_path):
+    scores = {f"toy_{k}": [(80 + s / 7, 60 + s / 7) for s in range(5)] for k in range(10)}
+    versions = dict.fromkeys(("python", "torch", "torchvision", "numpy", "scipy"), "1.2.3")
+    for trainer in ("CoOp", "KgCoOp", "MultiModalAdapter", "PromptKD", "PromptSRC"):
+        write_pairs(tmp_path, scores, trainer=trainer)
+    for file in tmp_path.rglob("results.json"):
+        more = {"versions": versions, "command": f"python train.py --output-dir {file}", "history": [{"epoch": 1}] * 99}
+        file.write_text(json.dumps(json.loads(file.read_text()) | more))
+    records = load_results(tmp_path)
+    file = write_page(tmp_path / "page.html", [base2new_sheet(records, METHODS)], [], records)
+    assert len(records) == 500 and file.stat().st_size < 700_000
+    assert "history" not in file.read_text()
+
+
+def test_figures_have_captions_and_the_parts_have_links(runs):
+    write_image(runs / "path_CoOp.png", seed=1)
+    (runs / "path_CoOp.csv").write_text("t")
+    records = load_results(runs)
+    files = [runs / "path_CoOp.png", runs / "path_CoOp.csv"]
+    text = write_page(runs / "page.html", [base2new_sheet(records, METHODS)], files, records).read_text()
+    assert text.count("<figure>") == 1 and "path CoOp (numbers: path_CoOp.csv)" in text
+    targets = re.findall(r'<a href="#([\w-]+)">', text.split("<form")[0])
+    assert targets == ["sheet-base2new", "figures"] and all(f"id={target}" in text for target in targets)
 
 
 def test_the_text_of_a_page_refers_to_nothing_outside(runs):

@@ -76,3 +76,17 @@ def test_without_pairs_there_is_one_error(tmp_path):
     write_pairs(tmp_path, {"toy_a": [(80, 60)]})
     with pytest.raises(UserError, match="No paired table"):
         paired_sheet(load_results(tmp_path), METHODS)
+
+
+def test_a_pair_without_number_is_shown_with_its_reason(tmp_path):
+    write_pairs(tmp_path, {"toy_a": [(80, 60)], "toy_b": [(70, 50)]}, trainer="CoOp")
+    write_pairs(tmp_path, {"toy_a": [(80, 64)], "toy_b": [(70, 54)]}, trainer="CoOp_LMC", preset="paper")
+    write_pairs(tmp_path, {"toy_a": [(80, 64)]}, trainer="CoOp_LMC", preset="released")
+    sheet = paired_sheet(load_results(tmp_path), METHODS)
+    (table,) = sheet.tables
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["CoOp_LMC (released)"] == ["CoOp", "—", "—", "1 of 1", "0", "—"]
+    assert rows["CoOp_LMC (paper)"][4] == "1"
+    assert table.notes == ["CoOp_LMC (released) beside CoOp: CoOp_LMC (released) lacks toy_b (base and new)."]
+    assert all(form.count("(released)") == 3 for form in (sheet.markdown(), sheet.latex(), sheet.text()))
+    assert len(table.files[0, 2]) == 8 or len(table.files[1, 2]) == 8

@@ -46,6 +46,7 @@ def test_two_keys_make_a_matrix_and_one_a_list(tmp_path):
     assert matrix.columns == ["lambda", "beta 0.1", "beta 0.5"]
     h1, h16 = (f"{harmonic_mean(70 + lam, 60):.2f}" for lam in (1, 16))
     assert matrix.rows == [["1", h1, h1], ["8", "—", "68.57"], ["16", h16, h16]]
+    assert [note for note in matrix.notes if note.startswith("n: ")] == matrix.notes
 
 
 def test_the_cost_is_that_of_training_relative_to_stage_1(tmp_path):
@@ -73,6 +74,17 @@ def test_base_to_new_runs_fill_the_presets_own_place(tmp_path):
     (sweep,) = sweeps(load_results(tmp_path), METHODS)
     assert sweep.found.datasets == ["toy_a"]  # the sweep's own
     assert [sweep.average(row)["base"].mean for row in sweep.rows] == [80, 70]
+
+
+def test_a_missing_data_set_and_the_runs_behind_a_line_are_known(tmp_path):
+    for tau, datasets in ((0.3, ("toy_a", "toy_b")), (1.0, ("toy_a",))):
+        for dataset in datasets:
+            for subset in ("base", "new"):
+                fields = {"preset": "paper", "lmc": PAPER | {"TAU": tau}, "protocol": "sweep", "subset": subset}
+                write_run(tmp_path / f"{tau}{dataset}{subset}", "KgCoOp_LMC", dataset, **fields)
+    (table,) = sweeps_sheet(load_results(tmp_path), METHODS).tables
+    assert table.notes == ["tau 1: not averaged where a data set is missing: toy_b (base and new)."]
+    assert len(table.files[0, 1]) == 2 and len(table.files[0, 3]) == 4
 
 
 def test_presets_side_by_side_are_no_sweep(tmp_path):

@@ -18,7 +18,7 @@ FORMAT = 1
 ONE, AVERAGE = 1.0, 0.5  # half width of the band in points
 AVERAGES = ("average", "Avg-C", "Avg-D", "Transfer", "Average", "Last")
 NEEDED = {"trainer", "preset", "backbone", "mean", "std"}  # columns of a sheet that can be compared
-COLUMNS = ["method", "data set", "quantity", "ours", "published", "difference", "band", ""]
+COLUMNS = ["method", "data set", "quantity", "ours", "n", "published", "difference", "band", ""]
 RULE = (
     f"band: 2 x the published deviation where there is one, else {ONE:.1f} point for a data set and {AVERAGE:.1f} "
     "for an average"
@@ -69,18 +69,23 @@ def against_sheet(sheet, records, methods, published=None):
     records: those that the sheet was made of, for the facts that differ.
     """
     published = load_published() if published is None else published
-    rows, lines, notes, sources = [], [], [], {}
+    rows, lines, notes, sources, files, matched = [], [], [], {}, {}, {}
     columns = set(sheet.columns)
     comparable = columns >= NEEDED and columns & {"dataset", "task"}  # not a table of barriers, say
     for line in sheet.lines if comparable else []:
         cell = _named(dict(zip(sheet.columns, line, strict=True)))
-        partner = published.get(_key(sheet.name, cell, methods))
+        key = _key(sheet.name, cell, methods)
+        partner = published.get(key)
         if partner is None or cell["mean"] == "":
             continue
-        rows.append(_row(cell, partner))
-        lines.append([*rows[-1], partner.source])
+        own = [r for r in records if r["kind"] == "eval" and _is_row(r, cell, methods)]
+        line = _row(cell, partner)
+        files[len(rows), 3] = _files(own, sheet.name, cell)
+        rows.append([*line[:4], cell["n"], *line[4:]])
+        lines.append([*line, partner.source, cell["n"]])
         sources.setdefault(partner.source, None)
-        notes += [note for note in _differing(cell, partner, records, methods) if note not in notes]
+        matched.setdefault(cell["method"], set()).add(key)
+        notes += [note for note in _differing(cell, partner, own) if note not in notes]
     if not rows:
         raise UserError(f"--against paper: none of the {sheet.name} results has a published partner")
     out = sum(row[-1] == "out" for row in rows)
@@ -88,11 +93,31 @@ def against_sheet(sheet, records, methods, published=None):
     return Sheet(
         name=f"{sheet.name}_against_paper",
         heading=f"{sheet.heading}, against published numbers",
-        tables=[Table(title, COLUMNS, rows, notes)],
-        legend=[RULE, f"published: {'; '.join(sources)}"],
-        columns=["method", "dataset", "quantity", "ours", "published", "difference", "band", "verdict", "source"],
+        tables=[Table(title, COLUMNS, rows, notes + _missing(matched, published), files)],
+        legend=[RULE, "n: our seeds", f"published: {'; '.join(sources)}"],
+        columns=["method", "dataset", "quantity", "ours", "published", "difference", "band", "verdict", "source", "n"],
         lines=lines,
     )
+
+
+def _files(own, protocol, cell):
+    """The results.json behind one of our numbers, as far as its protocol, data set and subset tell."""
+    subsets = (cell["quantity"],) if cell["quantity"] in ("base", "new") else ("base", "new", "all")
+    of_dataset = [r for r in own if r["protocol"] == protocol and r["subset"] in subsets]
+    if cell["dataset"] not in AVERAGES:
+        of_dataset = [r for r in of_dataset if cell["dataset"] in (r["dataset"], *(r.get("tasks") or ()))]
+    return [str(r["file"]) for r in of_dataset]
+
+
+def _missing(matched, published):
+    """Data sets with a published number and no run here -> a line for each method. matched: {method: keys}."""
+    notes = []
+    for method, keys in matched.items():
+        ours = {key[4] for key in keys}
+        theirs = {key[4] for key in published if key[:4] in {own[:4] for own in keys}} - {*AVERAGES}
+        if gaps := sorted(theirs - ours):
+            notes.append(f"{method}: published, but not run here: {', '.join(gaps)}.")
+    return notes
 
 
 def _named(cell):
@@ -124,9 +149,8 @@ def _row(cell, partner):
     return [*names, shown, f"{partner.value:.2f}", f"{difference:+.2f}", f"{band:.2f}", verdict]
 
 
-def _differing(cell, partner, records, methods):
+def _differing(cell, partner, own):
     """Facts of our runs that are not those of the published one, and what our own runs disagree on -> lines."""
-    own = [r for r in records if r["kind"] == "eval" and _is_row(r, cell, methods)]
     notes = []
     for name, wanted in partner.facts.items():
         found = sorted({str(r[name]) for r in own if r.get(name) not in (None, wanted)})

@@ -47,18 +47,24 @@ def backbones_sheet(records, methods=None):
     """Records -> Sheet with one table, a line for each method and backbone."""
     found = backbones(records, methods)
     names = row_names([row._replace(backbone="") for _, row, _ in found])
-    rows, lines = [], []
+    rows, lines, notes, files = [], [], [], {}
     for own, row, cells in found:
+        for place, subsets in enumerate((("base",), ("new",), SUBSETS, SUBSETS), start=3):
+            files[len(rows), place] = own.grid.files_of(row, [column for s in subsets for column in own.columns(s)])
         name, stage2 = names[row._replace(backbone="")], row.trainer in own.methods.stage1
         shown = [show(cells[q]) for q in AVERAGES]
         risen = (_signed(cells[GAIN]) if cells[GAIN] else MISSING) if stage2 else ""
         count = str(len(own.datasets))
+        if gaps := own.missing(row):
+            notes.append(f"{name}, {row.backbone}: not averaged where a data set is missing: {', '.join(gaps)}.")
         rows.append([name, row.backbone, count, *shown, risen, show_n([cells[q] for q in AVERAGES])])
         lines += [[*csv_head(row, {row: name}), q, *csv_numbers(summary)] for q, summary in cells.items()]
     table = Table(
         "Average over the data sets of each backbone",
         ["method", "backbone", "data sets", *AVERAGES, GAIN, "n"],
         rows,
+        notes,
+        files,
     )
     return Sheet(
         name=NAME,

@@ -7,7 +7,7 @@ averaged over seeds and data sets: the barrier of an averaged curve would hide t
 from dassl.report.grid import Grid
 from dassl.report.methods import CSV_HEAD, Methods, csv_head, row_names, row_of, sort_rows
 from dassl.report.paths import QUANTITIES, SUBSETS, load_paths
-from dassl.report.results import group_by, newest_each
+from dassl.report.results import RESULTS_FILE, group_by, newest_each
 from dassl.report.sheet import SEEDS_LEGEND, Sheet
 from dassl.report.stats import barrier
 from dassl.report.tables import MISSING, Table, csv_numbers, show, show_n
@@ -64,13 +64,15 @@ def barriers_sheet(folders, methods=None):
 
 def _grid(records, methods):
     """Grid with columns (data set, line, subset, quantity), and the data sets."""
-    scores = {}
+    scores, files = {}, {}
     for r in newest_each(records, key=lambda r: (row_of(r, methods), r["dataset"], r["seed"]), what="paths"):
         for column, height in run_barriers(r["path"]).items():
-            scores.setdefault((row_of(r, methods), (r["dataset"], *column)), {})[r["seed"]] = height
+            cell = row_of(r, methods), (r["dataset"], *column)
+            scores.setdefault(cell, {})[r["seed"]] = height
+            files.setdefault(cell, []).append(str(r["file"].with_name(RESULTS_FILE)))
     rows = sort_rows((row for row, _ in scores), methods)
     datasets = sorted({column[0] for _, column in scores}, key=methods.dataset_rank)
-    return Grid(rows, list(dict.fromkeys(column for _, column in scores)), scores), datasets
+    return Grid(rows, list(dict.fromkeys(column for _, column in scores)), scores, files=files), datasets
 
 
 def _cells(grid, row, datasets, subset):
@@ -89,15 +91,24 @@ def _subsets(grid, row):
 
 
 def _table(grid, datasets, space):
-    names, rows = row_names(grid.rows), []
+    names, rows, files, notes = row_names(grid.rows), [], {}, []
     for row in grid.rows:
+        has = [d for d in datasets if any(c[0] == d and grid.by_seed(row, c) for c in grid.columns)]
+        if len(has) < len(datasets):
+            notes.append(
+                f"{names[row]}: average over {len(has)} of them, no card on: {', '.join(sorted({*datasets} - {*has}))}."
+            )
         for subset in _subsets(grid, row):
             cells = _cells(grid, row, datasets, subset)
+            for place, (quantity, line) in enumerate(cells, start=2):
+                files[len(rows), place] = grid.files_of(row, [(d, line, subset, quantity) for d in datasets])
             shown = [show(cell, digits=DIGITS[quantity]) for (quantity, _), cell in cells.items()]
             rows.append([names[row], subset, *shown, show_n(filter(None, cells.values()))])
     columns = ["method", "classes", *(f"{quantity} {line}" for quantity in QUANTITIES for line in LINES), "n"]
     count = len(datasets)
-    return Table(f"Space of {space}, average over {count} data set{'s' if count > 1 else ''}", columns, rows)
+    return Table(
+        f"Space of {space}, average over {count} data set{'s' if count > 1 else ''}", columns, rows, notes, files
+    )
 
 
 def _csv_lines(grid, datasets, space):

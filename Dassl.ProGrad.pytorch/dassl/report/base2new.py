@@ -13,7 +13,7 @@ from dassl.report.grid import Grid, build, is_below, with_accuracy
 from dassl.report.methods import CSV_HEAD, Methods, csv_head, row_names, row_of, shared_settings, zero_shot_row
 from dassl.report.results import select
 from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
-from dassl.report.stamps import stamp_notes
+from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
 from dassl.report.stats import Summary, harmonic_mean, summarise
 from dassl.report.tables import BELOW, Table, csv_numbers, show, show_n
 from dassl.utils import UserError
@@ -183,7 +183,7 @@ def sheet_of(found):
             f"{BELOW}: H or accuracy on new classes below zero-shot CLIP's on the same backbone",
             EVALUATIONS_LEGEND,
         ],
-        columns=[*CSV_HEAD, "dataset", "quantity", "mean", "std", "n"],
+        columns=[*CSV_HEAD, "dataset", "quantity", "mean", "std", "n", *STAMP_COLUMNS],
         lines=_csv_lines(found),
     )
 
@@ -194,7 +194,7 @@ def _csv_lines(found):
     lines = []
     for row in found.rows:
         cells = {"average": found.average(row), **{d: found.cell(row, d) for d in found.datasets}}
-        head = csv_head(row, names)
+        head, stamps = csv_head(row, names), stamp_cells(found.grid, row)
         for dataset, cell in cells.items():
-            lines += [[*head, dataset, q, *csv_numbers(summary)] for q, summary in cell.items()]
+            lines += [[*head, dataset, q, *csv_numbers(summary), *stamps] for q, summary in cell.items()]
     return lines

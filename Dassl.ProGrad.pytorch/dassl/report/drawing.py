@@ -40,6 +40,7 @@ def new_figure(width, height, title="", caption=""):
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(wrapped(title, 90, 2), fontsize=12, x=0.01, ha="left")
+    caption = "\n".join(wrapped(line, int(14 * width), 4) for line in caption.splitlines())  # 14 letters an inch
     figure.supxlabel(caption, fontsize=8, color="0.35", x=0.01, ha="left")
     return figure
 

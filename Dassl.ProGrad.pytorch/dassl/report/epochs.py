@@ -21,6 +21,7 @@ from dassl.utils import UserError, get_logger
 QUANTITIES = {
     "loss": ("training loss", "loss that the method minimises"),
     "acc": ("training accuracy", AXIS_LABELS["accuracy"]),
+    "agree": ("agreement with the teacher", "pictures (%)"),
     "val_accuracy": ("validation accuracy", AXIS_LABELS["accuracy"]),
 }
 
@@ -170,9 +171,10 @@ def _label(found, row, quantity, names):
 
 def _caption(found):
     datasets = found.datasets
-    seeds = max((s.n for q in found.quantities for s in found.lines(q).values()), default=1)
+    counts = sorted({s.n for q in found.quantities for s in found.lines(q).values()})
     parts = [f"mean over {len(datasets)} data sets" if len(datasets) > 1 else datasets[0]]
-    parts += [f"{seeds} seeds, band: one standard deviation"] if seeds > 1 else []
+    if counts[-1] > 1:
+        parts += [f"{' to '.join(map(str, counts[:: len(counts) - 1 or 1]))} seeds, band: one standard deviation"]
     return "; ".join([*parts, "losses of different methods have different terms"])
 
 

@@ -9,7 +9,7 @@ from dassl.report.grid import Grid, build, is_below, with_accuracy, without_repe
 from dassl.report.methods import CSV_HEAD, Methods, csv_head, row_names, row_of, sees_no_data, zero_shot_row
 from dassl.report.results import select
 from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
-from dassl.report.stamps import stamp_notes
+from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
 from dassl.report.tables import BELOW, Table, csv_numbers, show, show_n
 from dassl.utils import UserError
 
@@ -121,7 +121,7 @@ def fewshot_sheet(records, methods=None):
         heading="Accuracy in percent by shots" + (f" ({backbones.pop()})" if len(backbones) == 1 else ""),
         tables=[_table(found, dataset) for dataset in single],
         legend=[SEEDS_LEGEND, f"{BELOW}: below zero-shot CLIP on the same backbone", EVALUATIONS_LEGEND],
-        columns=[*CSV_HEAD[:-1], "dataset", "shots", "mean", "std", "n"],
+        columns=[*CSV_HEAD[:-1], "dataset", "shots", "mean", "std", "n", *STAMP_COLUMNS],
         lines=_csv_lines(found),
     )
 
@@ -130,6 +130,7 @@ def _csv_lines(found):
     names = row_names(found.grid.rows)
     return [
         [*csv_head(row, names)[:-1], dataset or "average", k, *csv_numbers(found.average(row, k, dataset))]
+        + stamp_cells(found.grid, row)
         for row in found.grid.rows
         for dataset in (None, *found.datasets)
         for k in found.shots

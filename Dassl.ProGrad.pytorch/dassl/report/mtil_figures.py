@@ -71,7 +71,6 @@ def matrix_figure(stream, row, folder, protocol):
     caption = f"{stream.title}; {', '.join(sums)}; {seeds} seed{'s' if seeds > 1 else ''}; below the line: learned"
     size = len(tasks)
     width = max(6.0, 2.6 + 0.66 * size)
-    caption = wrapped(caption, int(14 * width), 4)  # 14 letters an inch
     figure = new_figure(width, 1.9 + 0.42 * size, f"{name}: accuracy (%) after each task", caption)
     axes = figure.subplots()
     heatmap(figure, axes, values)

@@ -34,15 +34,28 @@ def _summary_table(stream):
 
 def _task_table(stream, metric):
     """One metric by task, as papers print it -> Table with columns method, each task, mean."""
-    grid, names, rows = stream.grid, row_names(stream.grid.rows), []
+    grid, names, rows, files = stream.grid, row_names(stream.grid.rows), [], {}
     for row in grid.rows:
-        rows.append(
-            [names[row], *(_one(stream, row, metric, task) for task in stream.tasks), _one(stream, row, metric)]
-        )
+        lines = {names[row]: [*(Cell(metric, task) for task in stream.tasks), Cell(metric)]}
         if metric == "last" and grid.by_seed(row, Cell(KNOWN)):
-            known = [_one(stream, row, KNOWN, task, stream.tasks[-1]) for task in stream.tasks]
-            rows.append([f"{names[row]}, task known", *known, _one(stream, row, KNOWN)])
-    return Table(f"{METRICS[metric]} by task: {stream.title}", ["method", *stream.tasks, "mean"], rows)
+            known = [Cell(KNOWN, task, stream.tasks[-1]) for task in stream.tasks]
+            lines[f"{names[row]}, task known"] = [*known, Cell(KNOWN)]
+        for name, cells in lines.items():
+            files |= {(len(rows), place): grid.files_of(row, [cell]) for place, cell in enumerate(cells, start=1)}
+            rows.append([name, *(_one(stream, row, *cell) for cell in cells)])
+    title = f"{METRICS[metric]} by task: {stream.title}"
+    return Table(title, ["method", *stream.tasks, "mean"], rows, _seeds_note(stream, grid.rows), files)
+
+
+def _seeds_note(stream, rows):
+    """How many seeds are behind means that are shown without deviation -> list of one line."""
+    counts = {
+        row: max((len(stream.grid.by_seed(row, cell)) for cell in stream.grid.columns), default=0) for row in rows
+    }
+    if len(set(counts.values())) == 1:
+        return [f"n: {counts[rows[0]]} seed{'s' if counts[rows[0]] != 1 else ''}."]
+    names = row_names(stream.grid.rows)
+    return [f"n: {', '.join(f'{names[row]} {count}' for row, count in counts.items())}."]
 
 
 def _matrix_table(stream, row):
@@ -54,9 +67,14 @@ def _matrix_table(stream, row):
         return f"{shown} / {_one(stream, row, KNOWN, task, after)}" if known else shown
 
     lines = [[after, *(cell(after, task) for task in stream.tasks)] for after in stream.tasks]
+    files = {
+        (i, j): stream.grid.files_of(row, [Cell("accuracy", task, after)])
+        for i, after in enumerate(stream.tasks)
+        for j, task in enumerate(stream.tasks, start=1)
+    }
     what = "vote / known expert" if stream.grid.by_seed(row, Cell(KNOWN)) else "accuracy"
-    name = row_names(stream.grid.rows)[row]
-    return Table(f"{name}, {what} after each task: {stream.title}", ["after", *stream.tasks], lines)
+    title = f"{row_names(stream.grid.rows)[row]}, {what} after each task: {stream.title}"
+    return Table(title, ["after", *stream.tasks], lines, _seeds_note(stream, [row]), files)
 
 
 def _orders_table(one):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dassl.report.base2new import base2new
+from dassl.report.base2new import SUBSETS, base2new
 from dassl.report.methods import row_names
 from dassl.report.sheet import Sheet
 from dassl.report.stats import summarise
@@ -73,21 +73,28 @@ def student(probability):
 def paired_sheet(records, methods=None):
     """Records -> Sheet. UserError if no stage-2 row has its stage-1 row beside it."""
     found = base2new(records, methods)
-    names, rows = row_names(found.rows), []
+    names, rows, notes, files, pairs = row_names(found.rows), [], [], {}, 0
+    every = [column for subset in SUBSETS for column in found.columns(subset)]
     for ours, theirs in _pairs(found):
         result = paired_difference(found.h_by_seed(ours), found.h_by_seed(theirs))
-        if result is not None:
-            rows.append([names[ours], names[theirs], *_cells(result, _wins(found, ours, theirs))])
-    if not rows:
+        pairs += result is not None
+        if result is None:
+            notes.append(_gap(found, ours, theirs, names))
+        files[len(rows), 2] = [file for row in (ours, theirs) for file in found.grid.files_of(row, every)]
+        rows.append([names[ours], names[theirs], *_cells(result, _wins(found, ours, theirs))])
+    if not pairs:
         raise UserError("No paired table: no stage-2 method has its stage-1 method on the same seeds and data sets")
+    count = len(found.datasets)
+    title = f"Difference in H of averages over {count} data set{'s' if count > 1 else ''}"
     return Sheet(
         name=NAME,
         heading="Base-to-new H, paired over seeds",
-        tables=[Table(f"Difference in H of averages over {len(found.datasets)} data sets", COLUMNS, rows)],
+        tables=[Table(title, COLUMNS, rows, notes, files)],
         legend=[
             "interval: 95 %, Student's t over the seeds' differences; wins: data sets with a higher mean H",
             "seeds needed: for 80 % power at 5 % if difference and spread are as seen; an estimate from few seeds "
             "is rough",
+            f"{MISSING}: no number, or no interval from a single seed",
         ],
         columns=[*COLUMNS],
         lines=rows,
@@ -122,7 +129,15 @@ def _wins(found, ours, theirs):
     return f"{points:g} of {both}"
 
 
+def _gap(found, ours, theirs, names):
+    """Why a pair has no number."""
+    gaps = [f"{names[row]} lacks {', '.join(missing)}" for row in (ours, theirs) if (missing := found.missing(row))]
+    return f"{names[ours]} beside {names[theirs]}: {'; '.join(gaps) or 'no seed that both have on all data sets'}."
+
+
 def _cells(result, wins):
+    if result is None:
+        return [MISSING, MISSING, wins, "0", MISSING]
     interval = MISSING if result.low is None else f"{result.low:+.2f} to {result.high:+.2f}"
     needed = MISSING if result.low is None else f"{result.needed}" if result.needed else f"over {MOST}"
     return [f"{result.mean:+.2f}", interval, wins, str(result.n), needed]

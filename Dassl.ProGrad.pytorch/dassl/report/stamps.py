@@ -22,6 +22,7 @@ _MOST = {
     "alpha_chosen_on": "all other merges",
     "templates": "all other rows",
 }
+STAMP_COLUMNS = [f"stamp_{name}" for name in STAMPS]  # of a CSV
 MANY = 4  # rows that share a value, from which on they are not named one by one
 FEW = 3  # data sets that are named one by one
 EACH = "each data set's own"
@@ -35,8 +36,11 @@ def stamp(record, name):
     if name == "alpha_chosen_on" and value == "given":
         return "nothing (given)"
     if isinstance(value, list):
-        return str(value[0]) if len(value) == 1 else f"mean of {value[0]!r} and {len(value) - 1} others"
-    return str(value)
+        if len(value) > 1:
+            return f"mean of {value[0]!r} and {len(value) - 1} others"
+        value = value[0]
+    value = str(value)
+    return repr(value) if name == "templates" and "{}" in value and "'" not in value else value
 
 
 def collect(records, row_of, column_of):
@@ -68,11 +72,22 @@ def stamp_notes(grid, names):
     return notes
 
 
+def stamp_cells(grid, row):
+    """A row's stamps for a CSV, in the order of STAMP_COLUMNS -> list of str, "" where there is none."""
+    own = grid.stamps.get(row, {})
+    return [_words(_joined(own[name]), None) if name in own else "" for name in STAMPS]
+
+
+def _joined(columns):
+    """{column: set of words} -> {column: words}."""
+    return {column: " or ".join(sorted(words)) for column, words in columns.items()}
+
+
 def _groups(grid, name):
     """Rows that agree in a stamp -> list of ({column: words}, rows)."""
     groups = []
     for row in grid.rows:
-        values = {c: " or ".join(sorted(v)) for c, v in grid.stamps.get(row, {}).get(name, {}).items()}
+        values = _joined(grid.stamps.get(row, {}).get(name, {}))
         if not values:
             continue
         for known, rows in groups:

@@ -179,15 +179,21 @@ def sweep_table(sweep, methods):
         return _matrix(sweep, names, where)
     costs = [sweep.costs.get(row.setting) for row in sweep.rows]
     head = ["train s", f"{MULTIPLY} stage 1", f"{MULTIPLY} stage 1 an epoch"] if any(costs) else []
-    rows = []
+    rows, notes, files = [], [], {}
     for row, cost in zip(sweep.rows, costs, strict=True):
         average = sweep.average(row)
+        for place, subsets in enumerate((("base",), ("new",), SUBSETS, SUBSETS), start=len(names)):
+            columns = [column for subset in subsets for column in sweep.found.columns(subset)]
+            files[len(rows), place] = sweep.found.grid.files_of(row, columns)
         values = [_value(dict(row.setting)[key]) for key in sweep.keys]
+        if gaps := sweep.found.missing(row):
+            shown = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+            notes.append(f"{shown}: not averaged where a data set is missing: {', '.join(gaps)}.")
         rows.append(
             [*values, *map(show, average.values()), *(_show_cost(cost) if head else []), show_n(average.values())]
         )
     title = f"{sweep.name}: {', '.join(names)} ({where})"
-    return Table(title, [*names, "base", "new", "H of averages", "mean of H", *head, "n"], rows)
+    return Table(title, [*names, "base", "new", "H of averages", "mean of H", *head, "n"], rows, notes, files)
 
 
 def _matrix(sweep, names, where):
@@ -198,7 +204,9 @@ def _matrix(sweep, names, where):
         [_value(a), *(show(cells[a, b]["H of averages"] if (a, b) in cells else None) for b in across)] for a in down
     ]
     title = f"{sweep.name}: H of averages by {names[0]} and {names[1]} ({where})"
-    return Table(title, [names[0], *(f"{names[1]} {_value(b)}" for b in across)], rows)
+    counts = sorted({average["H of averages"].n for average in cells.values() if average["H of averages"]})
+    notes = [f"n: {' to '.join(map(str, counts[:: len(counts) - 1 or 1]))}, seeds behind a cell."] if counts else []
+    return Table(title, [names[0], *(f"{names[1]} {_value(b)}" for b in across)], rows, notes)
 
 
 def _show_cost(cost):

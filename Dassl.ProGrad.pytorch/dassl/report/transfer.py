@@ -22,7 +22,7 @@ from dassl.report.methods import (
 )
 from dassl.report.results import group_by, is_number, select
 from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
-from dassl.report.stamps import stamp_notes
+from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
 from dassl.report.tables import BELOW, MISSING, Table, csv_numbers, show, show_n
 from dassl.utils import UserError
 
@@ -183,7 +183,7 @@ def transfer_sheet(records, protocol, methods=None):
             *(["alpha: weight of the fine-tuned model in the merge"] if any(one.alphas for one in found) else []),
             EVALUATIONS_LEGEND,
         ],
-        columns=[*CSV_HEAD, "alpha", "alpha_chosen_on", "source", "dataset", "mean", "std", "n"],
+        columns=[*CSV_HEAD, "alpha", "alpha_chosen_on", "source", "dataset", "mean", "std", "n", *STAMP_COLUMNS],
         lines=[line for one in found for line in _csv_lines(one, known.average)],
     )
 
@@ -194,7 +194,7 @@ def _csv_lines(found, average):
         alphas = _alpha_cells(found.alphas[row]) if row in found.alphas else ["", ""]
         cells = {name: grid.cell(row, name) for name in grid.columns} | {average: grid.average(row, found.targets)}
         lines += [
-            [*csv_head(row, names), *alphas, found.source, name, *csv_numbers(summary)]
+            [*csv_head(row, names), *alphas, found.source, name, *csv_numbers(summary), *stamp_cells(grid, row)]
             for name, summary in cells.items()
         ]
     return lines
