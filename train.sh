@@ -5,6 +5,7 @@
 #   bash train.sh --trainer NAME            another method pair: KgCoOp, MMA, PromptKD;  --all: every pair
 #   bash train.sh --protocol NAME           cross, dg, fewshot, or robust (pairs: LinearProbe, FineTune)
 #   bash train.sh --data DIR DATASET [SEED...]     public data below DIR, OpenAI weights (a GPU is advised)
+#   bash train.sh ... --check               a minute: looks at the data and says what all of it will take
 #   python scripts/sweep.py configs/sweeps/NAME.yaml     the paper's ablations and its table of backbones
 #
 # Sets itself up (.venv in the clone, unless a virtual environment is active), skips what is finished and goes on

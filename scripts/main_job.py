@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
+from scripts.check_job import check_job  # noqa: E402
 from scripts.commands import folder  # noqa: E402
 from scripts.jobs import PROTOCOLS, Step, cell_steps, sources  # noqa: E402
 from scripts.run import unknown_reader  # noqa: E402
@@ -35,6 +36,7 @@ def add_grid_flags(parser: argparse.ArgumentParser) -> None:
     """What the main job and a sweep share: which data, which seeds, how many processes."""
     parser.add_argument("--data", metavar="DIR", help="folder of public data sets; then name DATASET [SEED...]")
     parser.add_argument("--workers", type=int, default=0, help="processes; default 2 on the built-in benchmark, else 1")
+    parser.add_argument("--check", action="store_true", help="run nothing: check the data, estimate time and memory")
     parser.add_argument("words", nargs="*", metavar="DATASET [SEED...]", help="default: the toy data sets, seeds 1 2 3")
 
 
@@ -109,11 +111,14 @@ def run_job(args, plan, after=report) -> int:
     try:
         cells = plan(args)
         check_readers([step for cell in cells for step in cell])
+        workers = args.workers or (1 if args.data else 2)
+        if args.check:
+            return check_job(plan, args, workers)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     started = time.time()
-    failures = run_cells(cells, args.workers or (1 if args.data else 2))
+    failures = run_cells(cells, workers)
     after()
     print(f"{time.time() - started:.0f} s for {len(cells)} cells")
     for failure in failures:

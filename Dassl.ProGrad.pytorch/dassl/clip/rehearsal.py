@@ -18,18 +18,20 @@ from dassl.data import ViewIndex
 
 from .features import WORKERS_FROM, FeatureBank, bank_folder, feature_loader
 
-SECONDS = 3.0  # that a sample may take, once it is two batches
+SECONDS = 3.0  # that a sample may take, once it is a batch
 
 
 @dataclass
 class Rehearsal:
-    """pictures: that the real run would encode; seconds: that this would take; size: bytes of the missing rounds.
+    """pictures: that the real run would encode; seconds: that this would take, for training and for test features.
 
-    more: bytes of them that are not in memory now, and would be. spent: seconds that the samples took.
+    size: bytes of the missing rounds. more: bytes of them that are not in memory now, and would be. spent: seconds
+    that the samples took. known: {(folder, round): rows}, what has been counted.
     """
 
+    known: dict = field(default_factory=dict)
     pictures: int = 0
-    seconds: float = 0.0
+    seconds: dict = field(default_factory=dict)
     size: int = 0
     more: int = 0
     spent: float = 0.0
@@ -37,25 +39,31 @@ class Rehearsal:
 
     def fill(self, bank, numbers):
         """Stand-ins for the missing rounds of a bank."""
+        bank._rounds |= {n: self.known[bank.folder, n] for n in numbers if (bank.folder, n) in self.known}
+        numbers = [number for number in numbers if number not in bank._rounds]
+        if not numbers:
+            return
         started = time.perf_counter()
-        count = len(bank.pixels)
-        rows, picture = sample(bank, numbers[0], count * len(numbers))
-        places = torch.arange(count) % len(next(iter(rows.values())))
+        total = len(bank.pixels) * len(numbers)
+        rows, picture = sample(bank, numbers[0], total)
+        places = torch.arange(len(bank.pixels)) % len(next(iter(rows.values())))
         rows = {name: value[places] for name, value in rows.items()}
         size = sum(value.numel() * value.element_size() for value in rows.values())
-        self.pictures += count * len(numbers)
-        self.seconds += picture * count * len(numbers)
+        what = "training features" if bank.pixels.is_train else "test features"
+        self.seconds[what] = self.seconds.get(what, 0.0) + picture * total
+        self.pictures += total
         self.size += size * len(numbers)
         self.more += size * (len(numbers) - 1)
         self.folders.add(bank.folder)
-        self.spent += time.perf_counter() - started
         bank._rounds |= dict.fromkeys(numbers, rows)
+        self.known |= {(bank.folder, number): rows for number in numbers}
+        self.spent += time.perf_counter() - started
 
 
 @contextlib.contextmanager
-def rehearsed_banks():
-    """Within, no bank is built -> the Rehearsal that counts what would be."""
-    rehearsal = Rehearsal()
+def rehearsed_banks(known=None):
+    """Within, no bank is built -> the Rehearsal that counts what would be, but for what is known from another."""
+    rehearsal = Rehearsal({} if known is None else known)
     with _filled_by(lambda bank, numbers: rehearsal.fill(bank, numbers)):
         yield rehearsal
 
@@ -86,7 +94,7 @@ def sample(bank, number, total):
         done.append(bank._encode(images))
         read, encode = read - begun, time.perf_counter() - read
         times.append((max(read / workers, encode) if workers else read + encode) / len(chosen))
-        if len(done) > 1 and time.perf_counter() - started > SECONDS:
+        if time.perf_counter() - started > SECONDS:
             break
     rows = {name: torch.cat([part[name] for part in done]) for name in done[0]}
     return rows, median(times[1:] or times)  # the first warms up

@@ -3,6 +3,8 @@
 Nothing is left behind, and nothing has to be there but what the run itself needs.
 """
 
+import contextlib
+import io
 import math
 import os
 import shutil
@@ -20,7 +22,9 @@ from dassl.utils import UserError, get_logger
 from dassl.utils.distributed import world_size
 
 from .results import FILE as RESULTS
-from .trial import trial
+from .trial import Evaluation, trial
+
+__all__ = ["Evaluation", "Findings", "preflight"]
 
 ANCHOR_SECONDS = 40.0
 OPENED = 200  # pictures decoded to see whether they can be
@@ -45,14 +49,6 @@ class Findings:
         self.say(f"PROBLEM: {line}")
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What --eval-only evaluates."""
-
-    model_dir: str = ""
-    load_epoch: int | None = None
-
-
 def preflight(cfg, *, evaluation=None, recipe=(), data_check=None, seconds=ANCHOR_SECONDS):
     """Check the run of a config -> Findings.
 
@@ -74,7 +70,7 @@ def preflight(cfg, *, evaluation=None, recipe=(), data_check=None, seconds=ANCHO
         if not found.problems:
             estimate(made, evaluation, found)
             if dataset is not None:
-                anchor(cfg, made, dataset, found, seconds)
+                anchor(cfg, dataset, made.trainer.precision, found, seconds)
         for line in made.estimate.warnings:
             found.say(f"warning: {line}")
     for line in recipe or ["nothing changed"]:
@@ -116,9 +112,7 @@ def check_pictures(items, found):
         except (UserError, OSError) as error:
             broken.append(error)
     if broken:
-        found.problem(
-            f"{len(broken)} of {len(opened)} pictures that were opened cannot be read; the first: {broken[0]}"
-        )
+        found.problem(f"{len(broken)} of the {len(opened)} pictures opened cannot be read; the first: {broken[0]}")
     found.values |= {"pictures": len(items), "missing": len(missing), "opened": len(opened), "broken": len(broken)}
 
 
@@ -128,10 +122,7 @@ def check_pictures(items, found):
 def estimate(made, evaluation, found):
     """What the run will take, from its beginning."""
     try:
-        if evaluation is None:
-            what = made.rehearse()
-        else:
-            what = made.rehearse(True, evaluation.model_dir, evaluation.load_epoch)
+        what = made.rehearse(evaluation)
     except torch.OutOfMemoryError as error:
         found.problem(f"the GPU's memory is too small for this batch size and model ({str(error).splitlines()[0]})")
         return
@@ -172,7 +163,7 @@ def clock(seconds):
 
 
 @torch.no_grad()
-def anchor(cfg, made, dataset, found, seconds):
+def anchor(cfg, dataset, precision, found, seconds):
     """Zero-shot accuracy on the test pictures, beside the published one: all from the bank, or those that fit.
 
     seconds: for encoding; the pictures are drawn evenly, always the same ones first.
@@ -181,11 +172,10 @@ def anchor(cfg, made, dataset, found, seconds):
     if not is_clip(name):
         found.say(f"anchor: none, {name or 'no backbone'} is no CLIP")
         return
-    precision = made.trainer.precision
     half = "fp16" if precision.dtype == torch.float16 else "fp32"
     clip = build_clip_from_cfg(cfg, half, device=precision.device, cached=True)
     text = text_classifier(clip, dataset.classnames, zero_shot_prompts(dataset)).float()
-    with made.quiet():
+    with contextlib.redirect_stdout(io.StringIO()):  # the transform is logged
         loader = anchor_loader(cfg, dataset, clip, precision)
     right = seen = 0
     started = time.perf_counter()

@@ -19,7 +19,7 @@ from dassl.clip.rehearsal import rehearsed_banks
 from dassl.utils import get_logger
 
 from .launch import backend, build_run
-from .results import peak_mb
+from .results import peak_mb, write_results
 from .state import stop_workers
 
 TRAINING, EVALUATION = 8.0, 3.0  # seconds that training and one evaluation may take, once these batches are through:
@@ -54,7 +54,8 @@ class Watched:
             yield batch
             last, before = self.now(), last
             self.times.append(last - before)
-            if last - started > self.seconds and count >= min(needed, len(self.loader)):
+            slow = last - started > 2 * self.seconds and count > WARM
+            if slow or last - started > self.seconds and count >= min(needed, len(self.loader)):
                 if self.ends:
                     raise Enough
                 self.missed += (len(self.loader) - count) * typical(self.times[first:], self.loader.num_workers)
@@ -70,6 +71,14 @@ def typical(times, workers=0):
     """Seconds of a batch: the median; with workers, whose batches come in bursts, the mean."""
     counted = times[WARM + workers :] or times[-1:]
     return mean(counted) if workers else median(counted)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a run evaluates that trains nothing."""
+
+    model_dir: str = ""
+    load_epoch: int | None = None
 
 
 @dataclass
@@ -97,15 +106,20 @@ class Estimate:
 
 
 @contextlib.contextmanager
-def trial(cfg):
-    """The Trial of a config; its folder and its log are gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="preflight-") as folder:
+def trial(cfg, *, folder="", seconds=TRAINING, known=None):
+    """The Trial of a config; its folder and its log are gone afterwards.
+
+    folder: one that is kept, in place of a temporary one. seconds: that training may take. known: banks that earlier
+    trials have counted, which this one adds to.
+    """
+    with contextlib.nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="preflight-") as place:
+        os.makedirs(place, exist_ok=True)
         own = cfg.clone()
         own.defrost()
-        own.OUTPUT_DIR, own.RESUME, own.VERBOSE = folder, "", False
+        own.OUTPUT_DIR, own.RESUME, own.VERBOSE = place, "", False
         own.freeze()
-        with backend(own), rehearsed_banks() as banks:
-            made = Trial(own, banks)
+        with backend(own), rehearsed_banks(known) as banks:
+            made = Trial(own, banks, seconds)
             try:
                 yield made
             finally:
@@ -115,8 +129,9 @@ def trial(cfg):
 class Trial:
     """A trainer that has been built as a run would build it, and what came of timing it."""
 
-    def __init__(self, cfg, banks):
+    def __init__(self, cfg, banks, seconds):
         self.banks, self.estimate = banks, Estimate()
+        self.seconds, self.evaluation = seconds, min(seconds, EVALUATION)
         self.folder = cfg.OUTPUT_DIR
         with self.quiet(), self.phase("start"):
             self.trainer = build_run(cfg)
@@ -133,33 +148,38 @@ class Trial:
         yield
         self.estimate.add(name, time.perf_counter() - started - (self.banks.spent - spent))
 
-    def rehearse(self, eval_only=False, model_dir="", load_epoch=None):
+    def rehearse(self, evaluation=None):
         """Run the beginning of everything -> the Estimate. Raises what the run would raise."""
         with self.quiet():
-            self._rehearse(eval_only, model_dir, load_epoch)
+            if evaluation is not None:
+                with self.phase("start"):
+                    self.trainer.load_model(evaluation.model_dir, epoch=evaluation.load_epoch)
+            else:
+                with self.phase("start"):
+                    self.trainer.before_train()
+                self.train()
+            if evaluation is not None or not self.trainer.cfg.TEST.NO_TEST:
+                self.test(trained=evaluation is None)
         return self.finish()
 
-    def _rehearse(self, eval_only, model_dir, load_epoch):
+    def leave_results(self):
+        """Leave what a finished run leaves, for a trial that goes on from it; the weights are those of a few steps."""
         trainer = self.trainer
-        if eval_only:
-            with self.phase("start"):
-                trainer.load_model(model_dir, epoch=load_epoch)
-        else:
-            with self.phase("start"):
-                trainer.before_train()
-            self.train()
-        if eval_only or not trainer.cfg.TEST.NO_TEST:
-            self.test()
+        with self.quiet():
+            trainer.save_model(trainer.max_epoch - 1, self.folder)
+            write_results(self.folder, trainer, trainer.cfg, wall_s=0.0, command="")
 
     def train(self):
         """Epochs until the time is up, the last one broken off; then all of them at that pace."""
         trainer, estimate = self.trainer, self.estimate
         with self.phase("start"):
             trainer.start_progress()
-        watched = trainer.train_loader_x = Watched(trainer.train_loader_x, TRAINING, self.device, ends=True)
-        validation = Watched(trainer.val_loader, EVALUATION, self.device) if trainer.val_loader is not None else None
+        watched = trainer.train_loader_x = Watched(trainer.train_loader_x, self.seconds, self.device, ends=True)
+        validation = (
+            Watched(trainer.val_loader, self.evaluation, self.device) if trainer.val_loader is not None else None
+        )
         trainer.val_loader = validation
-        epochs, ends, until = [], [], time.perf_counter() + TRAINING
+        epochs, ends, until = [], [], time.perf_counter() + self.seconds
         for epoch in range(trainer.start_epoch, trainer.max_epoch):
             trainer.epoch = epoch
             watched.seconds, started = until - time.perf_counter(), time.perf_counter()
@@ -188,21 +208,21 @@ class Trial:
             trainer.epoch_batches()
         return getattr(trainer, "num_batches", None) or len(trainer.train_loader_x)
 
-    def test(self):
+    def test(self, trained):
         """The final test, and what else goes through the tower after training."""
         trainer = self.trainer
-        watched = trainer.test_loader = Watched(trainer.test_loader, EVALUATION, self.device)
+        watched = trainer.test_loader = Watched(trainer.test_loader, self.evaluation, self.device)
         with self.phase("test"):
             trainer.test()
         self.estimate.add("test", watched.missed)
-        if besides := trainer.pictures_besides():
+        if besides := trainer.pictures_besides() if trained else 0:
             picture = typical(watched.times, watched.num_workers) / watched.batch_size
             self.estimate.add("pictures after training", besides * picture)
 
     def finish(self):
         estimate, banks = self.estimate, self.banks
-        if banks.pictures:
-            estimate.add("feature bank", banks.seconds)
+        for name, seconds in banks.seconds.items():
+            estimate.add(name, seconds)
         estimate.pictures, estimate.bank_bytes, estimate.bank_folders = banks.pictures, banks.size, banks.folders
         estimate.peak_mb = peak_mb(self.device) + (banks.more / 2**20 if self.device.type == "cpu" else 0)
         return estimate
