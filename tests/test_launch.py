@@ -51,7 +51,8 @@ def test_a_training_run_leaves_its_record(trained):
     classes = json.loads((trained / "classes.json").read_text())
     assert classes["dataset"] == "StylePets" and len(classes["classnames"]) == 3
     results = json.loads((trained / "results.json").read_text())
-    assert set(results) == FIELDS
+    assert set(results) == FIELDS | {"history"}
+    assert [entry["epoch"] for entry in results["history"]] == [1, 2]
     expected = {
         "format": 1,
         "kind": "train",
