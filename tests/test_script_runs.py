@@ -98,7 +98,7 @@ def test_an_unknown_name_is_told_with_the_known_ones(clone, line, told):
         ("coop/xd_test dtd 1", "bash scripts/coop/xd_train.sh imagenet 1"),
         ("promptkd/base2new_train dtd 1", "no teacher in"),
         ("promptkd_LMC/base2new_train_promptkd dtd 1 /no/student 10.0", "/no/student"),
-        ("coop/dg_test imagenet_a 1", "[ImageNetA]"),
+        ("coop/dg_test imagenet_a 1", "bash scripts/coop/xd_train.sh imagenet 1"),
     ],
 )
 def test_what_is_missing_is_told_with_the_command_that_makes_it(monkeypatch, capsys, tmp_path, line, told):

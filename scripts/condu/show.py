@@ -30,11 +30,11 @@ def summary(matrices: Mapping[str, AccuracyMatrix], title: str = "") -> Iterator
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """Mean and standard deviation (of a sample)."""
+    """Mean and population deviation, as all tables have it."""
     known = [value for value in values if value is not None]
     if not known:
         return "—"
-    deviation = statistics.stdev(known) if len(known) > 1 else 0.0
+    deviation = statistics.pstdev(known) if len(known) > 1 else 0.0
     return f"{statistics.mean(known):.2f} ± {deviation:.2f}"
 
 

@@ -93,7 +93,7 @@ def report(run: Run, found: dict) -> Iterator[str]:
         yield ""
         yield show.head(f"{len(orders)} random orders, {rule} vote")
         columns = [[matrix.summary()[key] for matrix in orders] for key in show.METRICS]
-        yield show.row("mean ± standard deviation", [show.spread(values) for values in columns])
+        yield show.row("mean ± population deviation", [show.spread(values) for values in columns])
     yield ""
     yield from show.summary(found["ablations"], "Ablations")
     yield ""
