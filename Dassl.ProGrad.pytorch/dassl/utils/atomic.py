@@ -90,32 +90,25 @@ def _sync_folder(folder):
 
 
 def atomic_save(obj, path):
-    """`torch.save(obj)` into `path`, whole or not at all. Raises WriteFailed."""
+    """`torch.save(obj)` into `path`, whole or not at all. Raises WriteFailed.
+
+    The file goes to torch as it is: in a `write` of our own a signal's exception could be raised inside torch's
+    writer, which aborts the process.
+    """
     with atomic_write(path) as file:
-        sink = _Sink(file)
         try:
-            torch.save(obj, sink)
+            torch.save(obj, file)
         except RuntimeError as error:
-            # torch's archive writer reports a refused write as its own RuntimeError
-            raise (sink.error or error) from error
+            # torch's writer, closing, puts its own RuntimeError over a refused write or an interruption
+            raise _beneath(error) from error
 
 
-class _Sink:
-    """File object that remembers why a write failed."""
-
-    def __init__(self, file):
-        self.file = file
-        self.error = None
-
-    def write(self, data):
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-
-    def flush(self):
-        self.file.flush()
+def _beneath(error):
+    """The OSError, KeyboardInterrupt or SystemExit in whose handling `error` was raised, else `error`."""
+    cause = error
+    while cause is not None and not isinstance(cause, OSError | KeyboardInterrupt | SystemExit):
+        cause = cause.__context__
+    return cause or error
 
 
 def write_json(obj, fpath):
