@@ -1,6 +1,6 @@
 #!/bin/sh
 # ConDU on the built-in benchmark, whole: eight experts, their fusion, five baselines, the accuracy matrix and t-SNE as
-# figures, 20 random orders fused from the same experts, and the ablations. Two processes; under 20 minutes on 2 cores.
+# figures, 20 random orders fused from the same experts, and the ablations. Two processes; about 20 minutes on 2 cores.
 # Arguments: [--orders N] [--tasks a,b,c] [--lora]
 # Environment: SEEDS (default 1), DATA, OUTPUT. Goes on where it was stopped.
 # bash scripts/condu/toy_stream.sh --orders 20
