@@ -203,11 +203,7 @@ def merged_folder(args: argparse.Namespace, trainer: str):
 
 
 if __name__ == "__main__":
-    from dassl.utils import UserError
+    from dassl.utils import errors_in_one_line
 
-    try:
+    with errors_in_one_line():
         main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit(130)  # the log says how to go on

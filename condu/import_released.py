@@ -13,7 +13,6 @@ these is a pickled program and is never opened. The rescalers follow the rule "t
 import argparse
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from condu.packing import pack
 from condu.space import UNTRAINED
 from condu.stream import Stream, Task, exists
 from dassl.clip import ClipBackbone, build_clip
-from dassl.utils import MissingFile, UserError, get_logger, load_checkpoint, read_json, strip_module
+from dassl.utils import MissingFile, UserError, errors_in_one_line, get_logger, load_checkpoint, read_json, strip_module
 
 log = get_logger()
 
@@ -250,7 +249,5 @@ def main(argv: list[str] | None = None) -> Stream:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")

@@ -3,11 +3,8 @@
 import sys
 
 if __name__ == "__main__":
-    from dassl.utils import UserError
+    from dassl.utils import errors_in_one_line
     from datasets.tools.command import PROBLEMS, main
 
-    try:
+    with errors_in_one_line(PROBLEMS):
         sys.exit(main())
-    except (UserError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        sys.exit(PROBLEMS)

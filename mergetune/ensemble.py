@@ -23,7 +23,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer
 from dassl.engine.launch import AlreadyFinished
 from dassl.engine.results import write_results
-from dassl.utils import RunLock, UserError, check_availability, get_logger, write_json
+from dassl.utils import RunLock, UserError, check_availability, errors_in_one_line, get_logger, write_json
 from mergetune.family import run_config
 from mergetune.heads import rows_for
 from mergetune.merging import wise_ft
@@ -263,7 +263,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")

@@ -21,6 +21,7 @@ from dassl.utils import (
     RunLock,
     UserError,
     atomic_write,
+    errors_in_one_line,
     get_logger,
     load_checkpoint,
     save_checkpoint,
@@ -272,7 +273,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")

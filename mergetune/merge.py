@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dassl.engine.launch import run
 from dassl.engine.results import FILE as RESULTS
-from dassl.utils import RunLock, UserError, get_logger, write_json
+from dassl.utils import RunLock, UserError, errors_in_one_line, get_logger, write_json
 from mergetune.family import SPACES, Family, State, run_config
 from mergetune.merging import METHODS, check_method, merge
 from mergetune.parents import FILE, START, ZERO_SHOT, ZEROS
@@ -238,7 +238,5 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")

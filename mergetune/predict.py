@@ -12,7 +12,6 @@ import argparse
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -29,7 +28,7 @@ from dassl.data.datasets import Datum
 from dassl.data.transforms import build_transform
 from dassl.engine import add_trainer_nodes, trainer_class
 from dassl.engine.results import CLASSES
-from dassl.utils import MissingFile, UserError, atomic_write, get_logger, read_json
+from dassl.utils import MissingFile, UserError, atomic_write, errors_in_one_line, get_logger, read_json
 from mergetune.heads import HeadTrainer
 
 log = get_logger()
@@ -231,7 +230,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")

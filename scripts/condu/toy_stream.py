@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
-from dassl.utils import UserError, atomic_write  # noqa: E402
+from dassl.utils import UserError, atomic_write, errors_in_one_line  # noqa: E402
 from scripts.condu import toy_jobs as jobs  # noqa: E402
 from scripts.condu.orders import label_of, random_orders, tasks_of  # noqa: E402
 from scripts.condu.sessions import Run  # noqa: E402
@@ -118,9 +118,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with errors_in_one_line():
         main()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyboardInterrupt:
-        sys.exit(130)

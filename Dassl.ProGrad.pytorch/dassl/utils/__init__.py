@@ -1,7 +1,7 @@
 """Files, logs, checkpoints, registries and meters: what every other part of the engine stands on."""
 
 from .atomic import atomic_folder, atomic_path, atomic_save, atomic_write, write_json
-from .errors import MissingFile, UnknownName, UserError, WriteFailed, WrongType
+from .errors import MissingFile, UnknownName, UserError, WriteFailed, WrongType, errors_in_one_line
 from .lock import RunLock
 from .logger import Logger, get_logger, logging_to, setup_logger
 from .meters import AverageMeter, MetricMeter
@@ -61,6 +61,7 @@ __all__ = [
     "digest",
     "download_url",
     "drop_token_buffers",
+    "errors_in_one_line",
     "get_logger",
     "get_most_similar_str_to_a_from_b",
     "hold_batch_norms",

@@ -1,5 +1,8 @@
 """Errors that are the user's to mend: one class, so that an entry point can print them as one line."""
 
+import contextlib
+import sys
+
 
 class UserError(ValueError):
     """Bad input. The message names the thing, what was expected and what is available."""
@@ -24,3 +27,15 @@ class WrongType(UserError, TypeError):
 
 class UnknownName(UserError, KeyError):
     """A name that no registry knows."""
+
+
+@contextlib.contextmanager
+def errors_in_one_line(status=1):
+    """Around a command: UserError and OSError end the process with one line and `status`, an interrupt with 130."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(status)
+    except KeyboardInterrupt:
+        sys.exit(130)  # the log says how to go on
