@@ -136,9 +136,9 @@ def main(argv: list[str] | None = None) -> dict:
     """Run one command line; returns what results.json holds."""
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_intermixed_args(argv)
-    from dassl.utils.distributed import process_group
+    from dassl.utils.distributed import one_process, process_group
 
-    with process_group():  # torchrun's, if it started this process
+    with one_process() if args.check else process_group():  # torchrun's, if it started this process
         cfg, recipe = read_cfg(args)
         return run_config(args, cfg, recipe, argv)
 

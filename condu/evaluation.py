@@ -12,6 +12,7 @@ Letters: B images of a chunk, C classes of a label space, D joint width, T tasks
 
 import contextlib
 import functools
+import itertools
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -24,6 +25,7 @@ from condu.snapshot import LabelSpace, Member, Snapshot, TestSet, prototypes_of,
 from condu.voting import Vote, similarity, vote
 from dassl.clip import cosine_logits
 from dassl.utils import UserError, check_availability, get_logger
+from dassl.utils.distributed import all_reduce
 
 __all__ = [
     "Cell",
@@ -119,6 +121,12 @@ class _Job:
         """Similarities are made of the experts' own features."""
         return bool(self.rules) and self.snapshot.prototype_source == "expert"
 
+    def add_others(self):
+        """The counts of all processes, each of which has looked at a share."""
+        keys = ["known", *itertools.product(self.rules, self.labels)]
+        counts = all_reduce(torch.tensor([int(self.correct[key]) for key in keys]))
+        self.correct = Counter(dict(zip(keys, counts.tolist(), strict=True)))
+
     def cell(self, total):
         """The counts, brought to the CPU."""
         votes = {rule: {labels: int(self.correct[rule, labels]) for labels in self.labels} for rule in self.rules}
@@ -209,14 +217,18 @@ class Evaluator:
 
     @torch.no_grad()
     def _cells(self, test, jobs):
-        """One Cell a job. The pictures are decoded once for all of them."""
+        """One Cell a job. The pictures are decoded once for all of them, by one of several processes each."""
         for job in jobs:
             of = {"target": None, "union": job.snapshot}
             job.spaces = {labels: LabelSpace(test, of[labels], self.device) for labels in job.labels}
-        for number, (pixels, labels) in enumerate(test.chunks(self.chunk, self.device)):
+        share = test.share(self.chunk)
+        for number, (pixels, labels) in enumerate(test.chunks(self.chunk, self.device, share)):
             pretrained = functools.partial(self._pretrained, test, number, pixels)
             for job in jobs:
                 self._count_chunk(job, pixels, labels, pretrained)
+        if share is not None:
+            for job in jobs:
+                job.add_others()
         return [job.cell(len(test)) for job in jobs]
 
     def _count_chunk(self, job, pixels, labels, pretrained):

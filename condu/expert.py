@@ -207,9 +207,6 @@ class ConDU_Expert(TrainerX):
         """Nothing: the store or the stream holds what comes out, and resume.pt what is on its way."""
 
     def after_train(self) -> None:
-        if not is_main():  # the experts of all processes are equal
-            self.close_writer()
-            return
         self.keep()
         super().after_train()
 
@@ -219,12 +216,15 @@ class ConDU_Expert(TrainerX):
         self.deploy(lambda parameters: self.space.fill(delta, parameters))
 
     def expert(self) -> tuple[dict[str, Tensor], Tensor]:
-        """Delta and prototypes (C, D) of this task, trained by this run or an earlier one; kept in the store."""
+        """Delta and prototypes (C, D) of this task, trained by this run or an earlier one; kept in the store.
+
+        Equal in all processes of a run.
+        """
         if self._stored is None:
             with torch.no_grad():
                 delta = {name: value.cpu() for name, value in self.space.delta().items()}
             self._stored = delta, self.prototypes()
-            if self.store:
+            if self.store and is_main():
                 self.store.save(self.task, *self._stored, self.recipe())
         return self._stored[0], self._stored[1]
 

@@ -27,6 +27,7 @@ from condu.space import UNTRAINED
 from condu.stream import Stream, Task, exists
 from dassl.clip import ClipBackbone, build_clip
 from dassl.utils import MissingFile, UserError, errors_in_one_line, get_logger, load_checkpoint, read_json, strip_module
+from dassl.utils.distributed import one_process
 
 log = get_logger()
 
@@ -249,5 +250,5 @@ def main(argv: list[str] | None = None) -> Stream:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
+    with errors_in_one_line(), one_process():
         main()

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from dassl.data import ViewIndex
+from dassl.data.shards import loader_like
 from dassl.data.views import view_seed
 from dassl.utils import UserError
 
@@ -68,11 +69,4 @@ class IterationSampler(Sampler):
 
 def iteration_loader(loader: DataLoader, sampler: IterationSampler) -> DataLoader:
     """A loader like `loader`, of the same data set, that takes its batches from `sampler`."""
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=sampler,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        persistent_workers=loader.persistent_workers,
-    )
+    return loader_like(loader, sampler, loader.persistent_workers)

@@ -2,8 +2,10 @@
 
 import os
 
-from dassl.engine.results import FILE, FORMAT, device_name, peak_mb, versions
+from dassl.engine.results import FILE, FORMAT, device_name, versions
 from dassl.utils import UserError, write_json
+from dassl.utils.distributed import is_main
+from dassl.utils.memory import report_peak
 
 PROTOCOLS = ("mtil", "mtil_agnostic")
 REQUIRED = ("trainer", "protocol", "seed", "backbone", "wall_s", "command")
@@ -11,6 +13,8 @@ REQUIRED = ("trainer", "protocol", "seed", "backbone", "wall_s", "command")
 
 def write_matrix(folder, matrix, facts, device=None):
     """Write `folder`/results.json -> its content. Written last and whole, so its presence means finished.
+
+    Every process of the run calls it, the main one writes.
 
     matrix: AccuracyMatrix. facts: trainer (a method or a baseline), protocol ("mtil" or "mtil_agnostic"), seed,
     backbone ({"name", "digest"}), wall_s (seconds), command; and as far as they apply preset, labels (None,
@@ -49,8 +53,9 @@ def write_matrix(folder, matrix, facts, device=None):
         "metrics": metrics,
         "versions": versions(),
         "device": None if device is None else device_name(device),
-        "peak_mb": None if device is None else peak_mb(device),
+        "peak_mb": None if device is None else report_peak(device),
         "wall_s": round(facts["wall_s"], 3),
     }
-    write_json(results, os.path.join(folder, FILE))
+    if is_main():
+        write_json(results, os.path.join(folder, FILE))
     return results

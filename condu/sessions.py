@@ -21,6 +21,7 @@ from dassl.utils import (
     MissingFile,
     UserError,
     atomic_folder,
+    brief,
     digest,
     load_tensors,
     read_json,
@@ -31,6 +32,7 @@ from dassl.utils import (
 
 FORMAT = 1
 FILE = "stream.json"
+_POINTER = {"session": int, "sessions": dict, "leaving": list}
 LEFT_OVER = re.compile(r"\.(session_\d+(_\d+)?|stream\.json)\.\d+\.tmp")
 
 
@@ -54,7 +56,7 @@ class Sessions:
         self._leaving: list[str] = []
         self.current: int | None = None
         if exists(folder):
-            facts = unseal(self.folder / FILE)
+            facts = _formed(self.folder / FILE, unseal(self.folder / FILE), _POINTER)
             self.current, self._leaving = facts["session"], facts["leaving"]
             self._entries = {int(number): entry for number, entry in facts["sessions"].items()}
 
@@ -80,7 +82,7 @@ class Sessions:
             there = ", ".join(map(str, self.numbers))
             raise UserError(f'"{self.folder}" has no session {number}; there: {there} (others were not kept)')
         path = self.home(number) / FILE
-        facts = unseal(path)
+        facts = _formed(path, unseal(path), {"files": dict})
         if facts["check"] != self._entries[number]["check"] or facts.get("session") != number:
             raise UserError(f'"{path}" is not the session {number} that "{self.folder / FILE}" names')
         return facts
@@ -149,6 +151,27 @@ class Sessions:
             away = self.folder / f".{name}.{os.getpid()}.tmp"
             os.rename(self.folder / name, away)
             shutil.rmtree(away, ignore_errors=True)
+
+
+def _formed(path: Path, facts: dict, kinds: Mapping) -> dict:
+    """`facts`, in which these entries are of these kinds. UserError names the one that is not."""
+    for name, kind in kinds.items():
+        if not isinstance(facts.get(name), kind):
+            raise UserError(f'"{path}": {name} is {brief(facts.get(name))}, expected {kind.__name__}')
+    if not all(_is_name(name) for name in facts.get("leaving", ())):  # what is named there gets removed
+        raise UserError(f'"{path}": leaving is {brief(facts["leaving"])}, expected names of folders here')
+    for number, entry in facts.get("sessions", {}).items():
+        whole = isinstance(entry, dict) and _is_name(entry.get("folder")) and isinstance(entry.get("check"), str)
+        if not (number.isdecimal() and whole):
+            raise UserError(
+                f'"{path}": session {brief(number)} is {brief(entry)}, expected a folder here and its check'
+            )
+    return facts
+
+
+def _is_name(name: object) -> bool:
+    """Whether it names something in a folder, and nothing above or below it."""
+    return isinstance(name, str) and os.path.basename(name) == name and name not in ("", ".", "..")
 
 
 def seal(facts: Mapping) -> dict:

@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from condu.voting import prototypes
 from dassl.clip import tensor_digest, text_classifier
+from dassl.data.shards import share_of_batches
 from dassl.utils import UserError, digest
+from dassl.utils.distributed import gather_batches, side_by_side
 
 SOURCES = ("pretrained", "expert")
 
@@ -116,20 +118,24 @@ class TestSet:
     def __len__(self):
         return len(self.loader.dataset)
 
-    def chunks(self, size, device) -> Iterator[tuple[Tensor, Tensor]]:
-        """(pixels, labels) on `device`, at most `size` pictures or one batch at a time.
+    def share(self, size) -> DataLoader | None:
+        """Of several processes side by side: the batches of this one's chunks. None where all look at every picture."""
+        return share_of_batches(self.loader, max(1, size // (self.loader.batch_size or 1))) if side_by_side() else None
+
+    def chunks(self, size, device, share=None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(pixels, labels) on `device`, at most `size` pictures or one batch at a time; those of a `share`, or all.
 
         A set of one chunk is decoded by the first call alone and stays in memory.
         """
         if not self._kept:
-            yield from self._decode(size, device)
+            yield from self._decode(self.loader if share is None else share, size, device)
             return
         for pixels, labels in self._kept:
             yield pixels.to(device), labels.to(device)
 
-    def _decode(self, size, device):
+    def _decode(self, loader, size, device):
         pixels, labels, count = [], [], 0
-        for batch in self.loader:
+        for batch in loader:
             self._check(batch)
             if pixels and count + len(batch["label"]) > size:
                 yield torch.cat(pixels), torch.cat(labels)
@@ -137,6 +143,8 @@ class TestSet:
             pixels.append(batch["img"].to(device, non_blocking=True))
             labels.append(batch["label"].to(device, non_blocking=True))
             count += len(batch["label"])
+        if not count:  # a share without pictures
+            return
         chunk = torch.cat(pixels), torch.cat(labels)
         if count == len(self):
             self._kept = [chunk]
@@ -187,13 +195,17 @@ def prototypes_of(clip, loader, classnames, prompts, autocast=contextlib.nullcon
     """(C, D), unit rows: what the classes look like to `clip`, from the pictures of `loader` and all `prompts`.
 
     clip: the pretrained model (or, for the ablation, the expert). loader: each picture that the task may use
-    once, under the test transform; nothing else is looked at, so few-shot prototypes are few-shot.
+    once, under the test transform; nothing else is looked at, so few-shot prototypes are few-shot. Of several
+    processes side by side each encodes a share of them.
     """
+    share = share_of_batches(loader) if side_by_side() else None
     features, labels = [], []
-    for batch in loader:
+    for batch in loader if share is None else share:
         with autocast():
             features.append(clip.encode_image(batch["img"].to(clip.device, non_blocking=True)).float())
         labels.append(batch["label"].to(clip.device, non_blocking=True))
     with autocast():
         text = text_vectors(clip, classnames, prompts)
-    return prototypes(torch.cat(features), torch.cat(labels), text)
+    if share is not None:
+        features, labels = gather_batches(features), gather_batches(labels)
+    return prototypes(torch.cat(features).to(text.device), torch.cat(labels), text)

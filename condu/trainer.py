@@ -10,6 +10,7 @@ from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, get_logger
+from dassl.utils.distributed import barrier, is_main
 
 from .evaluation import Evaluator
 from .expert import ConDU_Expert
@@ -92,8 +93,10 @@ class ConDU(ConDU_Expert):
         if not self.learned:
             delta, prototypes = self.expert()
             self.stream.add(Task(self.task, self.classnames, self.prompts, self.recipe()), delta, prototypes)
-            self.stream.save(self.folder, self.own.HISTORY, self.own.HALF)
+            if is_main():
+                self.stream.save(self.folder, self.own.HISTORY, self.own.HALF)
             if self.own.HALF:
+                barrier()
                 self.stream = Stream.load(self.folder)  # what is tested is what the next session finds
         self.deploy(lambda parameters: self.space.fill_task(self.stream.fusion, self.task, parameters))
 

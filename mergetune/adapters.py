@@ -85,7 +85,8 @@ class MultiModalAdapters(nn.Module):
             for blocks, adapters in towers:
                 for i in self.numbers:
                     handles += self._hook(blocks[i - 1], adapters[str(i)], self.shared_adapter[str(i)])
-            yield
+            with backbone.hosting(self):
+                yield
         finally:
             for handle in handles:
                 handle.remove()

@@ -134,6 +134,8 @@ class Continued:
     def losses(self, batch: dict) -> dict[str, Tensor]:
         own = self.cfg.TRAINER.LMC
         images, labels = self.parse_batch_train(batch)
+        if self.frozen_image_tower:
+            images = self.raw_features(images)  # one pass for all points of the path
         image, text = self.image_features(images), self.text_features().float()
         losses = {"ce": self.cross_entropy(image, text, labels)}
         if own.LAMBDA:

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from dassl.clip import ClipBackbone, cosine_logits, tensor_digest, text_classifier
 from dassl.clip.features import FeatureBank, bank_folder
 from dassl.data.views import ViewIndex
+from dassl.modeling.ops import BatchNorm2d
 from dassl.utils import UserError, digest, get_logger
 from mergetune import stage1
 from mergetune.deep_prompts import DeepPromptedClip, ImagePrompts, keep_prompts, prompt_sizes
@@ -100,12 +101,15 @@ class Teacher:
 
 
 class Projection(nn.Module):
-    """(B, D) -> (B, E): two linear layers with a batch norm between, as 1x1 convolutions under `conv1`."""
+    """(B, D) -> (B, E): two linear layers with a batch norm between, as 1x1 convolutions under `conv1`.
+
+    The norm is over the batch of all processes.
+    """
 
     def __init__(self, dim: int, out: int):
         super().__init__()
         self.conv1 = nn.Sequential(
-            nn.Conv2d(dim, out, 1), nn.BatchNorm2d(out), nn.ReLU(inplace=True), nn.Conv2d(out, out, 1)
+            nn.Conv2d(dim, out, 1), BatchNorm2d(out), nn.ReLU(inplace=True), nn.Conv2d(out, out, 1)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from dassl.engine import build_trainer
 from dassl.engine.launch import AlreadyFinished
 from dassl.engine.results import write_results
 from dassl.utils import RunLock, UserError, check_availability, errors_in_one_line, get_logger, write_json
+from dassl.utils.distributed import one_process
 from mergetune.family import run_config
 from mergetune.heads import rows_for
 from mergetune.merging import wise_ft
@@ -171,7 +172,7 @@ def ensemble(
         if (out / FILE).is_file() and not overwrite:
             raise AlreadyFinished(f'"{out}" holds a finished ensemble; --overwrite starts it again')
         (out / FILE).unlink(missing_ok=True)
-        started = time.time()
+        started = time.monotonic()
         own = run_config(run, "--root", root).DATASET.NAME
         names = [own, *(name for name in map(data_set_name, tests) if name != own)]
         trainer, cfg = opened(run, root, out / own, own)
@@ -185,7 +186,7 @@ def ensemble(
                 trainer, cfg = opened(run, root, out / name, name)
             score, labels = both.scorer(trainer, "test")
             tested[name] = [accuracy(score(value), labels) for value in alphas]
-            record(trainer, cfg, score(alpha), labels, row, out / name, time.time() - started, command)
+            record(trainer, cfg, score(alpha), labels, row, out / name, time.monotonic() - started, command)
             log.info(f"{name}: {tested[name][list(alphas).index(alpha)]:.2f}% at alpha {alpha:g}")
         facts = {"format": 1, "run": str(run), "kind": kind, "alphas": list(alphas), "alpha": alpha, **row}
         facts |= {"validation": validation, "test": tested, "command": command}
@@ -263,5 +264,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
+    with errors_in_one_line(), one_process():
         main()

@@ -111,7 +111,8 @@ def _expect(found: Found) -> None:
     if "ctx" in method.once and isinstance(ctx, Tensor) and ctx.dim() == 3:
         found.expected["ctx"] = "C N W"
     for group in method.layers:
-        patterns = [re.escape(key).replace(r"\{\}", r"(\d+)") for key in group]
+        # three digits: towers have tens of layers, and every layer up to the last is expected below
+        patterns = [re.escape(key).replace(r"\{\}", r"(\d{1,3})") for key in group]
         numbers = {int(m[1]) for key in state for pattern in patterns if (m := re.fullmatch(pattern, key))}
         first = min(numbers, default=0) if method.first is None else method.first
         layers = range(first, max(numbers, default=first - 1) + 1)
@@ -165,8 +166,9 @@ def _solve_shapes(found: Found) -> None:
 
 
 def _unusable(value: object) -> str:
-    if not isinstance(value, Tensor) or value.layout != strided or value.is_meta:
+    if not isinstance(value, Tensor) or value.layout != strided or value.is_meta or value.is_quantized:
         return f"is no plain tensor but a {type(value).__name__}"
+    value = value.float() if value.element_size() == 1 else value  # 8-bit floats know little
     return "" if value.isfinite().all() else "holds infinite numbers or NaN"
 
 

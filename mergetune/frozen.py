@@ -115,11 +115,15 @@ class FrozenClipTrainer(TrainerX):
 
     parse_batch_test = parse_batch_train
 
-    def image_features(self, images: Tensor) -> Tensor:
-        """Unit-norm features (B, D) of images (B, 3, H, W), or of raw features (B, D) from the bank."""
+    def raw_features(self, images: Tensor) -> Tensor:
+        """What the frozen tower gives (B, D) of images (B, 3, H, W); what comes from the bank is that already."""
         with torch.no_grad(), self.precision.autocast():
-            raw = images if images.dim() == 2 else self.clip.encode_image(images)
-            return F.normalize(raw.float(), dim=-1)
+            return images if images.dim() == 2 else self.clip.encode_image(images)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Unit-norm features (B, D) of images (B, 3, H, W), or of raw features (B, D)."""
+        with torch.no_grad(), self.precision.autocast():
+            return F.normalize(self.raw_features(images).float(), dim=-1)
 
     def text_features(self) -> Tensor:
         """Raw class vectors (C, D)."""

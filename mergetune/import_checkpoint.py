@@ -28,6 +28,7 @@ from dassl.utils import (
     sha256_file,
     write_json,
 )
+from dassl.utils.distributed import one_process
 from mergetune import stage1
 from mergetune.foreign import Found, recognise, rows, to_text, weights
 
@@ -273,5 +274,5 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
+    with errors_in_one_line(), one_process():
         main()

@@ -10,6 +10,7 @@ from pathlib import Path
 from dassl.engine.launch import run
 from dassl.engine.results import FILE as RESULTS
 from dassl.utils import RunLock, UserError, errors_in_one_line, get_logger, write_json
+from dassl.utils.distributed import one_process
 from mergetune.family import SPACES, Family, State, run_config
 from mergetune.merging import METHODS, check_method, merge
 from mergetune.parents import FILE, START, ZERO_SHOT, ZEROS
@@ -238,5 +239,5 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
+    with errors_in_one_line(), one_process():
         main()

@@ -125,7 +125,7 @@ def read_state(file: Path) -> tuple[dict[str, Tensor], int | None]:
     for name, value in state.items():
         if not (isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"):
             raise UserError(f"{file}: {name} is no plain tensor")
-        if value.is_floating_point() and not value.isfinite().all():
+        if value.is_floating_point() and not value.float().isfinite().all():
             raise UserError(f"{file}: {name} is infinite or NaN, there is nothing to merge")
     return {name: value.detach() for name, value in state.items()}, epoch if isinstance(epoch, int) else None
 

@@ -26,6 +26,7 @@ from dassl.report.paths import PATH_FILE as FILE
 from dassl.report.stats import barrier, harmonic_mean
 from dassl.report.tables import Table
 from dassl.utils import UserError, get_logger, read_json, write_json
+from dassl.utils.distributed import one_process
 from mergetune.continued import Continued
 from mergetune.plane import add_plane
 from mergetune.scoring import Batches, score
@@ -245,4 +246,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_process():
+        main()

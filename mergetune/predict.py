@@ -29,6 +29,7 @@ from dassl.data.transforms import build_transform
 from dassl.engine import add_trainer_nodes, trainer_class
 from dassl.engine.results import CLASSES
 from dassl.utils import MissingFile, UserError, atomic_write, errors_in_one_line, get_logger, read_json
+from dassl.utils.distributed import one_process
 from mergetune.heads import HeadTrainer
 
 log = get_logger()
@@ -230,5 +231,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line():
+    with errors_in_one_line(), one_process():
         main()

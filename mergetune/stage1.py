@@ -63,10 +63,13 @@ def take_weights(path: Path, state: dict[str, Tensor], model: nn.Module) -> dict
             f"{' ...' if len(expected) > 8 else ''})"
         )
     for name, value in given.items():
-        if not (isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"):
+        if (
+            not (isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu")
+            or value.is_quantized
+        ):
             raise UserError(f"{path}: {name} is no plain tensor")
         check_shape(path, name, value, expected[name])
-        if not value.isfinite().all():
+        if not (value.float() if value.element_size() == 1 else value).isfinite().all():  # 8-bit floats know little
             raise UserError(f"{path}: {name} is infinite or NaN, there is nothing to continue")
     for name, buffer in model.named_buffers():
         if name in given:

@@ -7,7 +7,8 @@ import signal
 import pytest
 import torch
 
-from dassl.utils import atomic_save
+from dassl.utils import atomic_save, atomic_write
+from dassl.utils.atomic import atomic_folder, atomic_path
 
 VALUES = {str(i): torch.full((2000,), float(i)) for i in range(300)}
 
@@ -32,3 +33,25 @@ def test_a_signal_while_saving_is_no_error_of_the_file(tmp_path):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert os.listdir(tmp_path) == ["model.pt"]
+
+
+def test_what_a_killed_process_has_left_is_taken_over(tmp_path):
+    (tmp_path / ".file.0.tmp").write_bytes(b"half of it, and longer than the next")
+    (tmp_path / ".folder.0.tmp" / "deep").mkdir(parents=True)
+    (tmp_path / ".folder.0.tmp" / "deep" / "old").touch()
+    with atomic_write(tmp_path / "file") as file:
+        file.write(b"whole")
+    with atomic_folder(tmp_path / "folder") as folder:
+        open(os.path.join(folder, "new"), "w").close()
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")) == ["file", "folder", "folder/new"]
+    assert (tmp_path / "file").read_bytes() == b"whole"
+
+
+def test_two_who_write_one_file_do_not_meet(tmp_path):
+    with atomic_path(tmp_path / "file") as first, atomic_path(tmp_path / "file") as second:
+        assert first != second
+        for name in (first, second):
+            with open(name, "w") as file:
+                file.write(name)
+    assert (tmp_path / "file").read_text() == first  # the last to end
+    assert os.listdir(tmp_path) == ["file"]

@@ -3,7 +3,6 @@
 Gloo, two real processes. All that goes well happens in one launch of them, for starting costs seconds.
 """
 
-import fcntl
 import json
 import os
 import re
@@ -18,88 +17,16 @@ from dassl.engine import build_trainer
 from dassl.engine.processes import batch_share, start_epoch_together
 from dassl.utils import UserError, distributed
 from dassl.utils.distributed import average_gradients, broadcast, is_main, part, process_group, rank, world_size
+from tests.fixtures import distributed_jobs
 from tests.fixtures.command_line import ROOT
 from tests.fixtures.dassl_style_world import style_config, write_pictures
-from tests.fixtures.distributed_worker import launch, words
+from tests.fixtures.distributed_jobs import INTERRUPTED, TESTED, TRAINED, UNEVEN, largest_difference, seen
+from tests.fixtures.distributed_worker import words
 
-# of 54 pictures: 4 steps an epoch, 7 and 6 pictures for the two processes
-UNEVEN = ("DATALOADER.TRAIN_X.BATCH_SIZE", 13, "OPTIM.MAX_EPOCH", 3)
-SGD = ("OPTIM.NAME", "sgd", "OPTIM.LR", 1e-4)
-EXPERT = ("TRAINER.CONDU.ITERATIONS", 10, "TRAINER.CONDU.ROUND", 5, "DATALOADER.TRAIN_X.BATCH_SIZE", 16)
-EXPERT += (
-    "OPTIM.WARMUP_STEPS",
-    2,
-    "OPTIM.LR",
-    1e-5,
-)  # that of the paper: differences under AdamW are in its proportion
-JOBS = {
-    "uneven": ("CoOp", *UNEVEN),
-    # one picture a batch: a process without any
-    "single": ("CoOp", "DATALOADER.TRAIN_X.BATCH_SIZE", 1, "DATASET.NUM_SHOTS", 2, "OPTIM.MAX_EPOCH", 1),
-    "bank": ("CoOp", *UNEVEN, "FEATURES.VIEWS", 2, "TRAIN.ACCUMULATE", 3, "OPTIM.GRAD_CLIP", 0.1,
-             "TEST.FINAL_MODEL", "best_val"),
-    "path": ("CoOp_LMC", *UNEVEN, "OPTIM.MAX_EPOCH", 1),
-    "sgd": ("ConDU", *EXPERT, *SGD),
-    "adamw": ("ConDU_Expert", *EXPERT),
-    "lora": ("ConDU_Expert", *EXPERT, *SGD, "OPTIM.LR", 0.1, "TRAINER.CONDU.SPACE", "lora", "TRAINER.CONDU.RANK", 4),
-}  # fmt: skip
-# with augmentation from the global streams each process draws for its own pictures, so they would drift apart
-STREAMS = ("CoOp", *UNEVEN, "INPUT.VIEW_SEEDS", "False", "TEST.FINAL_MODEL", "best_val")
-INTERRUPTED = {"streams": STREAMS, "adamw": JOBS["adamw"]}
+folders = distributed_jobs.folders  # fixture
 
 
-def job(root, folder, name, trainer, *more, run=None, **keys):
-    return {"name": name, "argv": words(root, folder / "runs", run or name, trainer, *more), **keys}
-
-
-@pytest.fixture(scope="module")
-def folders(pets_root, tmp_path_factory):
-    """(folder of one process's jobs, folder of two processes' jobs); made once for all workers of a test run."""
-    home = tmp_path_factory.getbasetemp()
-    home = (home.parent if "PYTEST_XDIST_WORKER" in os.environ else home) / "distributed"
-    home.mkdir(exist_ok=True)
-    one, two = home / "one", home / "two"
-    with open(home / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (home / "done").exists():
-            work(pets_root, one, two)
-            (home / "done").touch()
-    return one, two
-
-
-def work(root, one, two):
-    """Do all jobs: with one process, and with two at the same time."""
-    started = launch(two, [*jobs_for_all(root, two), *jobs_for_two(root, two)])
-    started += launch(one, jobs_for_all(root, one), processes=1)
-    said = [process.communicate(timeout=600)[1] for process in started]
-    assert [process.returncode for process in started] == [0, -9, 0], said
-
-
-def jobs_for_all(root, folder):
-    jobs = [job(root, folder, name, *line) for name, line in JOBS.items()]
-    jobs[list(JOBS).index("path")]["argv"] += ["--resume-coop", str(folder / "runs" / "uneven")]
-    return jobs
-
-
-def jobs_for_two(root, folder):
-    jobs = [job(root, folder, "streams", *STREAMS)]
-    for name, line in INTERRUPTED.items():
-        jobs.append(job(root, folder, f"{name} begun", *line, run=f"{name} halves", stop=[1, 2]))
-        jobs.append(job(root, folder, f"{name} ended", *line, run=f"{name} halves"))
-    jobs.append(job(root, folder, "config", "CoOp", *UNEVEN, "OPTIM.NAME", "no such", fault="config"))
-    return jobs + [job(root, folder, fault, "CoOp", *UNEVEN, fault=fault) for fault in ("error", "killed")]
-
-
-def seen(folder, name, number=0):
-    return torch.load(folder / f"{name}-{number}.pt")
-
-
-def largest_difference(weights, others):
-    assert weights.keys() == others.keys()
-    return {name: float((weights[name] - others[name]).abs().max()) for name in weights}
-
-
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_two_processes_make_the_steps_of_one(name, folders):
     one, two = (seen(folder, name) for folder in folders)
     assert len(one["losses"]) == len(two["losses"]) >= 4
@@ -148,27 +75,20 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(name, folders):
     assert metrics[0] == metrics[1]
 
 
-@pytest.mark.parametrize("name", ["uneven", "bank", "sgd"])
+@pytest.mark.parametrize("name", TRAINED + TESTED)
 def test_one_set_of_files_the_main_process_s(name, folders):
     one, two = (
         sorted(str(p.relative_to(folder)) for p in (folder / "runs" / name).rglob("*") if "tfevents" not in p.name)
         for folder in folders
     )
     assert two == one
-    assert len(list((folders[1] / "runs" / name).rglob("*tfevents*"))) == 1
+    assert len(list((folders[1] / "runs" / name).rglob("*tfevents*"))) == (name in TRAINED)
     assert any(f"{name}/" in path for path in seen(folders[1], name, 0)["written"])
-    assert not [path for path in seen(folders[1], name, 1)["written"] if not path.startswith("features/")]
+    assert not seen(folders[1], name, 1)["written"]
     results = [json.loads((folder / "runs" / name / "results.json").read_text()) for folder in folders]
     assert results[1]["processes"] == 2 and "processes" not in results[0]
     for key in ("metrics", "correct", "total"):
         assert results[1][key] == results[0][key]
-
-
-def test_one_process_builds_a_feature_bank(folders):
-    built = [[path for number in range(count) for path in seen(folder, "bank", number)["written"]
-              if path.startswith("features/") and ".safetensors" in path]
-             for count, folder in ((1, folders[0]), (2, folders[1]))]  # fmt: skip
-    assert len(built[1]) == len(built[0]) > 0
 
 
 # Failures
@@ -273,6 +193,7 @@ def test_shares_follow_the_batches(monkeypatch):
 
 def test_what_cannot_be_divided_is_refused(monkeypatch, tmp_path):
     class Pair:
+        _models = {}
         train_loader_x, train_loader_u = (
             torch.utils.data.DataLoader(range(8), batch_sampler=ShardedBatches(None)) for _ in range(2)
         )

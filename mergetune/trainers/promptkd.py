@@ -91,6 +91,7 @@ class PromptKD(FrozenClipTrainer):
             precision="fp16" if self.precision.dtype == torch.float16 else "fp32",
         )
         check_input(self.cfg, teacher)
+        teacher = teacher.saving_memory(self.cfg.MODEL.TEXT_CHUNK)
         self.teacher = Teacher(teacher, self.classnames, template=self.template, folder=own.TEACHER_DIR)
         return self.new_student()
 

@@ -90,11 +90,11 @@ def evaluate_ablations(bench: Bench, command: str = "") -> dict[str, AccuracyMat
     ]
     found, folders = {}, {}
     for part in parts:
-        started = time.time()
+        started = time.monotonic()
         for title, matrix, own in part():
             folders[title] = "".join(c if c.isalnum() else "_" for c in title)
             facts = {"ablation": title, "vote": vote_facts("paper", PAPER), "command": command} | own
             bench.record(root / folders[title], matrix, started, **facts)
-            found[title], started = matrix, time.time()
+            found[title], started = matrix, time.monotonic()
     write_json(folders, marker)
     return found

@@ -62,7 +62,7 @@ def evaluate_orders(
     for number, order in orders.items():
         folders = {rule: folder_of(bench, number, rule) for rule in rules}
         if not all(map(finished, folders.values())):
-            started, experts = time.time(), experts or Experts.load(bench)
+            started, experts = time.monotonic(), experts or Experts.load(bench)
             snapshots = fuse(bench, experts, order)
             matrices = bench.evaluator.matrix(snapshots, [tests[name] for name in order], rules)
             for rule, folder in folders.items():

@@ -118,7 +118,7 @@ def evaluate_baselines(bench: Bench, command: str = "") -> dict[str, AccuracyMat
     """All of them, each with its results.json; what is finished is read."""
     found = {}
     for kind, title in TITLES.items():
-        folder, started = bench.run.baselines / kind, time.time()
+        folder, started = bench.run.baselines / kind, time.monotonic()
         if not finished(folder):
             bench.record(
                 folder, matrix_of(bench, kind), started, trainer=kind, title=title, scale=None, command=command

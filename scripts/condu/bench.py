@@ -114,7 +114,7 @@ class Bench:
             "seed": self.run.seed,
             "shots": self.cfg.DATASET.NUM_SHOTS,
             "backbone": self.backbone,
-            "wall_s": time.time() - started,
+            "wall_s": time.monotonic() - started,
         }
         write_matrix(str(folder), matrix, own | facts, self.clip.device)
 

@@ -3,7 +3,8 @@
     python -m scripts.condu.stream train --order I --cfg mtil_ft --seed 1 --root data --out output/mtil/...
     python -m scripts.condu.stream eval-mtil --order I --cfg mtil_ft --run output/mtil/... --out .../mtil
 
-scripts/condu/*.sh call it. Evaluation is one process for all sessions: every test picture is decoded once. It leaves
+scripts/condu/*.sh call it. Evaluation is one run for all sessions: every test picture is decoded once. Of several
+processes (torchrun --nproc_per_node N -m scripts.condu.stream eval-mtil ...) each looks at a share. It leaves
 OUT_<vote>/results.json, task-agnostic OUT_<labels>_<vote>/results.json.
 """
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from dassl.utils import errors_in_one_line  # noqa: E402
+from dassl.utils.distributed import one_process, own_device, process_group  # noqa: E402
 from scripts.condu.sessions import Run, check_config, program, train_stream  # noqa: E402
 
 PROTOCOLS = {"eval-mtil": False, "eval-agnostic": True}  # to: is the task unknown at test time?
@@ -66,13 +68,16 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command line."""
     argv = sys.argv[1:] if argv is None else argv
     args, run = read(argv)
-    if args.action == "train":
-        train_stream(run, args.gpus)
-        return
-    from scripts.condu.evaluate import evaluate_stream
+    with process_group() if args.gpus <= 1 else one_process():  # torchrun's, if it started this process
+        if args.action == "train":
+            train_stream(run, args.gpus)
+            return
+        from scripts.condu.bench import config
+        from scripts.condu.evaluate import evaluate_stream
 
-    command = shlex.join(["python", "-m", "scripts.condu.stream", *argv])
-    evaluate_stream(run, args.out, agnostic=PROTOCOLS[args.action], overwrite=args.overwrite, command=command)
+        command = shlex.join(["python", "-m", "scripts.condu.stream", *argv])
+        with own_device(config(run, run.tasks[0]).USE_CUDA):
+            evaluate_stream(run, args.out, agnostic=PROTOCOLS[args.action], overwrite=args.overwrite, command=command)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,10 @@ MODELS = {
         "embed_dim": 128, "image_resolution": 96, "vision_layers": 6, "vision_width": 192,
         "vision_patch_size": 16, "transformer_width": 128, "transformer_heads": 2, "transformer_layers": 4,
     },
+    "text_b16": {  # the text tower of vit_b16; the image tower next to nothing
+        "embed_dim": 512, "image_resolution": 32, "vision_layers": 1, "vision_width": 64,
+        "vision_patch_size": 16, "transformer_width": 512, "transformer_heads": 8, "transformer_layers": 12,
+    },
 }  # fmt: skip
 
 

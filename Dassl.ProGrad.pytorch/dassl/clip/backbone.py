@@ -8,8 +8,9 @@ Letters: B images, C texts or classes, L tokens (at most the context length), D 
 text tower.
 """
 
+import contextlib
+import copy
 import hashlib
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
@@ -17,6 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from dassl.utils import UserError
+
+from .recompute import recomputed, recomputed_blocks
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -54,17 +57,21 @@ class ClipBackbone:
     module. Attributes: name, digest (sha256 of the weights), module, preprocess, activation ("quickgelu" or
     "gelu"), causal (the text tower reads to the left only), start_tokens (tokens before the text),
     short_text (True: texts are cut behind the longest prompt of the call; False keeps all L positions),
-    no_embeddings (why the text tower cannot be fed embeddings; "" where it can).
+    no_embeddings (why the text tower cannot be fed embeddings; "" where it can), text_chunk and
+    checkpoint_blocks (see `saving_memory`).
     """
 
     causal = True
     start_tokens = 1
     no_embeddings = ""
+    text_chunk = 0
+    checkpoint_blocks = False
 
     def __init__(self, module, *, name, digest, preprocess, activation):
         self.module, self.name, self.digest = module, name, digest
         self.preprocess, self.activation = preprocess, activation
         self.short_text = self.causal
+        self._guests = []
 
     def __str__(self):
         return f"CLIP {self.name}: D {self.dim}, {self.image_size} px, {self.activation}, sha256 {self.digest[:12]}"
@@ -166,13 +173,12 @@ class ClipBackbone:
 
     def encode_image(self, images):
         """(B, 3, H, W) -> (B, D), not normalised."""
-        return self.module.encode_image(images.to(self.dtype))
+        with self._blocks_recomputed("image", _modules(self._guests)):
+            return self.module.encode_image(images.to(self.dtype))
 
     def encode_text(self, tokens):
         """(C, L) -> (C, D), not normalised."""
-        length = self._length_to_run(tokens)
-        with self._short_positions(length):
-            return self.module.encode_text(tokens[:, :length])
+        return self._in_chunks(tokens[:, : self._length_to_run(tokens)])
 
     def encode_text_from_embeddings(self, embeddings, tokens):
         """(C, L, W) embeddings in place of those of tokens (C, L) -> (C, D), not normalised.
@@ -186,12 +192,7 @@ class ClipBackbone:
                 f"expected {(*tokens.shape, self.width)} for these tokens and {self.name}"
             )
         length = self._length_to_run(tokens)
-        handle = self.text_tower.token_embedding.register_forward_hook(lambda *_: embeddings[:, :length])
-        try:
-            with self._short_positions(length):
-                return self.module.encode_text(tokens[:, :length])
-        finally:
-            handle.remove()
+        return self._in_chunks(tokens[:, :length], embeddings[:, :length])
 
     def to(self, device):
         """Move the weights; returns self."""
@@ -202,6 +203,59 @@ class ClipBackbone:
         """No gradients for the weights, evaluation mode; returns self."""
         self.module.requires_grad_(False).eval()
         return self
+
+    # memory
+    def saving_memory(self, text_chunk=0, checkpoint_blocks=False):
+        """This CLIP, on the same module, with other settings of what passes with gradients keep -> ClipBackbone.
+
+        text_chunk: texts that go through the text tower at once, and are kept until the backward pass, which
+        makes their activations again chunk by chunk; 0: all. checkpoint_blocks: each block of either tower keeps
+        its input alone, and is run again in the backward pass. Features and gradients are the same.
+        """
+        if text_chunk < 0:
+            raise UserError(f"MODEL.TEXT_CHUNK is {text_chunk}, expected a number of classes, or 0 for all at once")
+        if (text_chunk, checkpoint_blocks) == (self.text_chunk, self.checkpoint_blocks):
+            return self
+        twin = copy.copy(self)
+        twin.text_chunk, twin.checkpoint_blocks, twin._guests = text_chunk, checkpoint_blocks, []
+        return twin
+
+    @contextlib.contextmanager
+    def hosting(self, guest):
+        """Inside, hooks on the towers run the module `guest`: what is run again finds its weights as they are now."""
+        self._guests = [*self._guests, guest]
+        try:
+            yield
+        finally:
+            self._guests = [other for other in self._guests if other is not guest]
+
+    def _in_chunks(self, tokens, embeddings=None):
+        """(C, L) and maybe (C, L, W) -> (C, D), `text_chunk` texts at a time; with gradients, each run again."""
+        size, guests = self.text_chunk or len(tokens), _modules(self._guests)
+        if len(tokens) <= size:
+            return self._text_pass(guests, tokens, embeddings)
+        parts = [(part,) for part in tokens.split(size)]
+        if embeddings is not None:
+            parts = list(zip(tokens.split(size), embeddings.split(size), strict=True))
+        if not torch.is_grad_enabled():
+            return torch.cat([self._text_pass(guests, *part) for part in parts])
+        modules = [*self.text_tower.modules(), *guests]
+        return torch.cat([recomputed(self._text_pass, modules, guests, *part) for part in parts])
+
+    def _text_pass(self, guests, tokens, embeddings=None):
+        """(C, L), and embeddings in place of the tokens' own -> (C, D)."""
+        with contextlib.ExitStack() as within:
+            if embeddings is not None:
+                hook = self.text_tower.token_embedding.register_forward_hook(lambda *_: embeddings)
+                within.callback(hook.remove)
+            within.enter_context(self._short_positions(tokens.shape[1]))
+            within.enter_context(self._blocks_recomputed("text", guests))
+            return self.module.encode_text(tokens)
+
+    def _blocks_recomputed(self, tower, guests):
+        """Context in which the blocks of a tower keep nothing but their inputs, if `checkpoint_blocks`."""
+        blocks = getattr(self, f"{tower}_blocks") if self.checkpoint_blocks and torch.is_grad_enabled() else []
+        return recomputed_blocks([block.module for block in blocks], guests)
 
     # short text
     def _length_to_run(self, tokens):
@@ -217,7 +271,7 @@ class ClipBackbone:
             raise UserError(f"{self.name}: texts of {length} tokens, not {self.context_length}: {reason}")
         return length  # cut by the caller, who knows it once; looking again would wait for the GPU
 
-    @contextmanager
+    @contextlib.contextmanager
     def _short_positions(self, length):
         """Lend the text tower `length` positions for one call; some towers take exactly what they hold."""
         if length == self.context_length:
@@ -236,6 +290,10 @@ class ClipBackbone:
         finally:
             for slot, name, whole in lent:
                 slot[name] = whole
+
+
+def _modules(guests):
+    return [module for guest in guests for module in guest.modules()]
 
 
 def _lend(owner, name, length):

@@ -123,8 +123,17 @@ def _rounded(values):
 
 
 def build_clip_from_cfg(cfg, precision="fp32", *, device=None, cached=False):
-    """`build_clip` of MODEL.BACKBONE.NAME and PATH; on the GPU where USE_CUDA and there is one."""
+    """`build_clip` of MODEL.BACKBONE.NAME and PATH; on the GPU where USE_CUDA and there is one.
+
+    MODEL.TEXT_CHUNK and CHECKPOINT_BLOCKS are those of what is returned alone, also where the CLIP is shared.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu"
     build = cached_clip if cached else build_clip
-    return build(cfg.MODEL.BACKBONE.NAME, path=cfg.MODEL.BACKBONE.PATH, device=device, precision=precision)
+    clip = build(cfg.MODEL.BACKBONE.NAME, path=cfg.MODEL.BACKBONE.PATH, device=device, precision=precision)
+    for tower in ("image", "text") if cfg.MODEL.CHECKPOINT_BLOCKS else ():
+        if not getattr(clip, f"{tower}_blocks"):
+            get_logger().warning(
+                f"MODEL.CHECKPOINT_BLOCKS: {clip.name} has no blocks to run again in its {tower} tower"
+            )
+    return clip.saving_memory(cfg.MODEL.TEXT_CHUNK, cfg.MODEL.CHECKPOINT_BLOCKS)

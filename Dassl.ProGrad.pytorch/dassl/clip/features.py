@@ -19,8 +19,7 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -30,15 +29,15 @@ from dassl.utils import (
     MissingFile,
     UserError,
     WriteFailed,
-    atomic_write,
     digest,
     get_logger,
     sha256_file,
-    tensor_checksum,
     write_json,
 )
+from dassl.utils.distributed import barrier, broadcast, gather_rows, is_main, part, side_by_side, world_size
 
-FORMAT = 1
+from .rounds import FORMAT, read_round, write_round
+
 WORKERS_FROM = 512  # pictures to encode below which starting worker processes costs more than it saves
 
 
@@ -111,9 +110,9 @@ def feature_loader(
 class FeatureBank:
     """Features of the pictures of `pixels` (a DatasetWrapper) in `folder`/<key>, built where missing.
 
-    Two processes may ask for the same bank: one builds, the other waits. A damaged file is built again,
-    with a warning. `autocast` and `batch_size` are those in which the tower runs; `strict` keys by the
-    files' contents.
+    Two runs may ask for the same bank: one builds, the other waits. The processes of one run build it together,
+    in whole batches, and the main one writes. A damaged file is built again, with a warning. `autocast` and
+    `batch_size` are those in which the tower runs; `strict` keys by the files' contents.
     """
 
     def __init__(
@@ -174,16 +173,29 @@ class FeatureBank:
 
     def _ensure(self, numbers):
         missing = [number for number in numbers if not self._open(number)]
-        if missing:
+        if missing or side_by_side():
             self.fill(missing)
 
     def fill(self, missing):
         """Build rounds that are not there. A rehearsal (rehearsal.py) puts another way in its place."""
-        with _turn(self.folder):
-            missing = [number for number in missing if not self._open(number, warn=True)]
-            if missing:  # else another process was first
+        if side_by_side():
+            asked = broadcast(missing)  # by the main process: files may have come since another one looked
+            if asked:
+                self._fill(asked, shared=True)
+                barrier()  # they are written
+            missing = [number for number in missing if not self._open(number)]  # all, on a disk of its own
+        if missing:
+            self._fill(missing, shared=False)
+
+    def _fill(self, missing, shared):
+        writes = is_main() or not shared
+        with _turn(self.folder) if writes else contextlib.nullcontext():
+            missing = [number for number in missing if not self._open(number, warn=writes)]
+            missing = broadcast(missing) if shared else missing
+            if missing and writes:  # else another run was first
                 write_json({**self.header, "backbone": self.backbone.name}, self.folder / "bank.json")
-                self._build(missing)
+            if missing:
+                self._build(missing, shared)
                 get_logger().info(f"Feature bank {self.folder}: {len(self.pixels)} images x {len(missing)}")
 
     def _open(self, number, warn=False):
@@ -199,32 +211,40 @@ class FeatureBank:
             return False
         return True
 
-    def _build(self, numbers):
-        """Encode and write rounds. Batches end with their round, so none depends on its neighbours."""
+    def _build(self, numbers, shared):
+        """Encode and write rounds. Batches end with their round, so none depends on its neighbours.
+
+        shared: every process of this run encodes its part of each round's batches, and the main one writes.
+        """
         count = len(self.pixels)
-        starts = range(0, count, self.batch_size)
-        batches = [
-            [(number, index) for index in range(start, min(start + self.batch_size, count))]
-            for number in numbers
-            for start in starts
-        ]
+        batches = torch.arange(count).split(self.batch_size)
+        own = batches[part(len(batches))] if shared else batches
         loader = DataLoader(
             _Pictures(self.pixels),
-            batch_sampler=batches,
+            batch_sampler=[[(number, index) for index in batch.tolist()] for number in numbers for batch in own],
             generator=torch.Generator(),
             num_workers=self.workers if count * len(numbers) >= WORKERS_FROM else 0,
         )
         title = f"features of {count} images x {len(numbers)}"
-        done = []
-        for images in tqdm(loader, desc=title, delay=5, leave=False, disable=None):
+        done, numbers = [], iter(numbers)
+        for images in tqdm(loader, desc=title, delay=5, leave=False, disable=None if is_main() else True):
             done.append(self._encode(images))
-            if len(done) == len(starts):
-                number = numbers[0]
-                numbers = numbers[1:]
-                rows = {name: torch.cat([part[name] for part in done]) for name in done[0]}
-                write_round(self._file(number), rows, self.key, number)
-                self._rounds[number] = read_round(self._file(number), self.key, number)
+            if len(done) == len(own):
+                rows = {name: torch.cat([some[name] for some in done]) for name in done[0]}
+                self._write(next(numbers), self._join(rows, batches) if shared else rows)
                 done = []
+
+    def _join(self, rows, batches):
+        """All processes' rows of a round, in the main process; None in the others."""
+        parts = [batches[part(len(batches), number)] for number in range(world_size())]
+        counts = [sum(map(len, some)) for some in parts]
+        joined = {name: gather_rows(value, counts) for name, value in rows.items()}
+        return joined if is_main() else None
+
+    def _write(self, number, rows):
+        if rows is not None:
+            write_round(self._file(number), rows, self.key, number)
+            self._rounds[number] = read_round(self._file(number), self.key, number)
 
     @torch.inference_mode()
     def _encode(self, images):
@@ -281,27 +301,6 @@ class _Pictures(Dataset):
         number, index = place
         item = self.pixels[ViewIndex(index, number)]
         return {name: value for name, value in item.items() if name.startswith("img")}
-
-
-def write_round(file, tensors, key, number):
-    """Whole or not at all: tensors with the bank's key, the round's number and a checksum of the bytes."""
-    facts = {"format": str(FORMAT), "bank": key, "round": str(number), "crc32": tensor_checksum(tensors)}
-    with atomic_write(file) as target:
-        target.write(save(tensors, metadata=facts))
-
-
-def read_round(file, key, number):
-    """{name: tensor} mapped from the file. Raises SafetensorError or ValueError if it is not that round, or
-    damaged."""
-    with safe_open(file, framework="pt") as stored:
-        facts = stored.metadata() or {}
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
-    expected = {"format": str(FORMAT), "bank": key, "round": str(number)}
-    if {name: facts.get(name) for name in expected} != expected:
-        raise ValueError("it belongs to another bank")
-    if facts.get("crc32") != tensor_checksum(tensors):
-        raise ValueError("its checksum is wrong")
-    return tensors
 
 
 def _describe_file(path, strict):

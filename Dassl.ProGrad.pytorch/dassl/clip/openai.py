@@ -10,24 +10,32 @@ Three distributions provide the module: clip-anytorch, openai-clip and github.co
 is a clipboard manager.
 """
 
-import contextlib
 import hashlib
 import os
 import pickle
 import re
 import urllib.request
 import warnings
-import zipfile
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from dassl.utils import MissingFile, UserError, atomic_write, closest, get_logger, sha256_file
+from dassl.utils import (
+    MissingFile,
+    UserError,
+    atomic_write,
+    closest,
+    get_logger,
+    is_script_archive,
+    safe_load,
+    script_tensors,
+    sha256_file,
+)
 
 from .backbone import Block, ClipBackbone, Preprocess
 
-INSTALL = "pip install clip-anytorch==2.6.0 (or git+https://github.com/openai/CLIP)"
+INSTALL = "pip install clip-anytorch (or git+https://github.com/openai/CLIP)"
 CACHE = "~/.cache/clip"
 
 
@@ -193,6 +201,8 @@ def read_state_dict(file):
             f'cannot read weights from "{file}": not a torch file, or one with more than tensors '
             f"in it, which is never unpickled"
         ) from error
+    except UserError:
+        raise
     except Exception as error:  # the readers raise many kinds for a damaged file
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f'cannot read weights from "{file}": truncated or damaged ({reason})') from error
@@ -208,17 +218,7 @@ def _read(file):
         from safetensors.torch import load_file
 
         return load_file(file)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit is deprecated, but the published files are in it
-        if _is_torchscript(file):
-            return torch.jit.load(str(file), map_location="cpu").state_dict()
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _is_torchscript(file):
-    with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
-        return any(entry.split("/")[1:2] == ["constants.pkl"] for entry in archive.namelist())
-    return False
+    return script_tensors(file) if is_script_archive(file) else safe_load(file)
 
 
 def build_module(state, file="the state dict"):

@@ -96,6 +96,8 @@ _C.MODEL.BACKBONE = CN()
 _C.MODEL.BACKBONE.NAME = ""
 _C.MODEL.BACKBONE.PATH = ""  # weights file, or the folder that holds it
 _C.MODEL.BACKBONE.PRETRAINED = True
+_C.MODEL.TEXT_CHUNK = 0  # classes in CLIP's text tower at once, each chunk run again for its gradients; 0: all
+_C.MODEL.CHECKPOINT_BLOCKS = False  # blocks of CLIP's towers keep their inputs alone, run again for their gradients
 _C.MODEL.HEAD = CN()
 _C.MODEL.HEAD.NAME = ""
 _C.MODEL.HEAD.HIDDEN_LAYERS = ()
@@ -132,7 +134,7 @@ _C.TRAIN = CN()
 _C.TRAIN.CHECKPOINT_FREQ = 0  # epochs; 0: only the last
 _C.TRAIN.PRINT_FREQ = 10  # batches
 _C.TRAIN.COUNT_ITER = "train_x"  # train_x, train_u, smaller_one
-_C.TRAIN.ACCUMULATE = 1  # batches whose gradients make one step
+_C.TRAIN.ACCUMULATE = 1  # batches whose mean loss makes a step: that of one large batch, batch norms apart
 
 _C.TEST = CN()
 _C.TEST.EVALUATOR = "Classification"

@@ -6,47 +6,86 @@ backbone only says so there.
 """
 
 import ast
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
 from yacs.config import CfgNode as CN
 
-from dassl.utils import MissingFile, UserError, closest
+from dassl.utils import MissingFile, UserError, brief, closest, read_text
 
 # Keys that take a bool or any string. yacs knows one type a key, so the default gives way before its check.
 FLEXIBLE_KEYS = ("CTX_INIT",)
 
+MOST_VALUES, DEEPEST = 10_000, 20  # of a yaml file, aliases counted as what they stand for; ours have 40 and 4
+
 Aliases = Mapping[str, str]
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, whose own constructors raise all kinds for `!!int x` or a 13th month; these name the line."""
+
+    def construct_object(self, node, deep=False):
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise yaml.constructor.ConstructorError(None, None, f"no {node.tag}: {error}", node.start_mark) from None
+
+    def fetch_flow_collection_start(self, kind):  # the scanner's time is quadratic in the depth
+        if self.flow_level >= DEEPEST:
+            raise yaml.scanner.ScannerError(None, None, f"nested more than {DEEPEST} deep", self.get_mark())
+        super().fetch_flow_collection_start(kind)
 
 
 def read_yaml(path: str | Path, _chain: tuple = ()) -> dict:
     """The nested dictionary of a yaml file with its `_BASE_` files merged below it."""
     path = Path(path)
+    what = f"Config file {path}" + (f" (_BASE_ of {_chain[-1]})" if _chain else "")
     if path.suffix not in (".yaml", ".yml"):
-        raise UserError(f"Config file {path}: expected a .yaml file (a .py file would be executed and is refused)")
-    if not path.is_file():
-        near = closest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else []
-        raise MissingFile(f"Config file {path} does not exist" + (f"; nearest: {', '.join(near)}" if near else ""))
-    if path.resolve() in _chain:
-        raise UserError(f"Config file {path} is its own _BASE_")
+        raise UserError(f"{what}: expected a .yaml file (a .py file would be executed and is refused)")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(read_text(path), Loader=_Loader)
+    except MissingFile:
+        near = closest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if os.path.isdir(path.parent) else []
+        raise MissingFile(f"{what} does not exist" + (f"; nearest: {', '.join(near)}" if near else "")) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"Config file {path} is not valid yaml: {' '.join(str(error).split())}") from None
-    tree = {} if tree is None else tree
+        raise UserError(f"{what} is not valid yaml: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UserError(f"{what} is not valid yaml: nested more than {DEEPEST} deep") from None
+    if path.resolve() in _chain:
+        raise UserError(f"{what} is its own _BASE_")
+    return _with_bases({} if tree is None else tree, path, what, _chain)
+
+
+def _with_bases(tree: object, path: Path, what: str, chain: tuple) -> dict:
+    """A file's tree, checked, over those of its `_BASE_` files."""
+    _check_size(tree, what)
     if not isinstance(tree, dict):
-        raise UserError(f"Config file {path}: expected KEY: value lines, got {type(tree).__name__}")
+        raise UserError(f"{what}: expected KEY: value lines, got {type(tree).__name__}")
     bases = tree.pop("_BASE_", [])
     bases = [bases] if isinstance(bases, str) else bases
     if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
-        raise UserError(f"Config file {path}: _BASE_ is {bases!r}, expected a file name or a list of them")
+        raise UserError(f"{what}: _BASE_ is {brief(bases)}, expected a file name or a list of them")
     if not isinstance(tree.get("_FINAL_", {}), dict):
-        raise UserError(f"Config file {path}: _FINAL_ is {tree['_FINAL_']!r}, expected KEY: value lines")
+        raise UserError(f"{what}: _FINAL_ is {brief(tree['_FINAL_'])}, expected KEY: value lines")
     merged: dict = {}
     for base in bases:
-        _update(merged, read_yaml(path.parent / base, (*_chain, path.resolve())))
+        _update(merged, read_yaml(path.parent / base, (*chain, path.resolve())))
     return _update(merged, tree)
+
+
+def _check_size(tree: object, what: str) -> None:
+    """A few lines of aliases can stand for more values than any memory holds, or for themselves."""
+    stack, seen = [(tree, 0)], 0
+    while stack:
+        node, depth = stack.pop()
+        seen += 1
+        if seen > MOST_VALUES or depth > DEEPEST:
+            raise UserError(f"{what} holds more than {MOST_VALUES} values, or nests them more than {DEEPEST} deep")
+        if isinstance(node, dict | list | tuple | set):
+            inside = [*node, *node.values()] if isinstance(node, dict) else node
+            stack += [(child, depth + 1) for child in inside]
 
 
 def _update(tree: dict, new: dict) -> dict:
@@ -106,7 +145,7 @@ def _literal(text: object) -> object:
         return text
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # TypeError: {[]: 1}
         return text
 
 
@@ -125,10 +164,9 @@ def _set(cfg: CN, key: str, value: object, where: str) -> None:
         return
     try:
         node.merge_from_list([leaf, value])
-    except (ValueError, AssertionError, KeyError):
-        raise UserError(
-            f"{where}: {key} = {value!r} is a {type(value).__name__}, expected {type(old).__name__} (default {old!r})"
-        ) from None
+    except (ValueError, AssertionError, KeyError, TypeError, MemoryError, RecursionError):  # it parses texts again
+        kinds = f"is a {type(value).__name__}, expected {type(old).__name__}"
+        raise UserError(f"{where}: {key} = {brief(value)} {kinds} (default {old!r})") from None
 
 
 def _find(cfg: CN, key: str, where: str) -> tuple[CN, str]:

@@ -1,12 +1,15 @@
-"""A training loader's batches, divided between the processes of one run (dassl.utils.distributed).
+"""A loader's batches, divided between the processes of one run (dassl.utils.distributed).
 
-BATCH_SIZE is the batch of all processes together. Every process draws the order of the whole, from the same
-random states, and reads its part of each batch.
+Training: BATCH_SIZE is the batch of all processes together. Every process draws the order of the whole, from the
+same random states, and reads its part of each batch.
+
+Evaluation: a process reads whole batches, a contiguous share of all. A batch is then what it is in one process, so
+are its logits, to the last bit, and shares behind each other by rank are in the data set's order.
 """
 
 from collections import deque
 
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 
 from dassl.utils.distributed import part, world_size
 
@@ -44,13 +47,33 @@ def sharded_loader(loader):
     """
     if loader is None or world_size() == 1 or loader.batch_size is None:
         return loader
+    return loader_like(loader, ShardedBatches(loader.batch_sampler), loader.persistent_workers)
+
+
+def share_of_batches(loader, together=1):
+    """A loader of the whole batches that fall to this process, maybe none -> loader, None if it cannot be divided.
+
+    It can if its batches are those of an unshuffled data set: any other order may differ between processes.
+    together: batches behind each other of which none is parted from the others.
+    """
+    sampler = getattr(loader, "batch_sampler", None)
+    if type(sampler) is not BatchSampler or type(sampler.sampler) is not SequentialSampler:
+        return None
+    batches = list(sampler)
+    groups = [batches[first : first + together] for first in range(0, len(batches), together)]
+    return loader_like(loader, [batch for group in groups[part(len(groups))] for batch in group])
+
+
+def loader_like(loader, batches, persistent=False):
+    """A loader of the same data set in the same way, whose batches are the lists of indices `batches`."""
     return DataLoader(
         loader.dataset,
-        batch_sampler=ShardedBatches(loader.batch_sampler),
+        batch_sampler=batches,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
-        persistent_workers=loader.persistent_workers,
+        worker_init_fn=loader.worker_init_fn,
+        persistent_workers=persistent,
     )
 
 

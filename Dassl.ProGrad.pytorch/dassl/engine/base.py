@@ -4,6 +4,7 @@ Layout on disk, for each registered name: `<folder>/<name>/model.pth.tar-<N>` (N
 `<folder>/<name>/model-best.pth.tar`, and `<folder>/<name>/checkpoint`, the name of the file written last.
 """
 
+import contextlib
 import os
 import re
 from collections import OrderedDict
@@ -170,13 +171,17 @@ class TrainerBase:
 
     def close_writer(self):
         if self._writer is not None:
-            self._writer.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take
+                self._writer.close()
             self._writer = None
 
     def write_scalar(self, tag, value, global_step=None):
-        """One TensorBoard point; nothing without a writer."""
+        """One TensorBoard point; nothing without a writer, or once the disk is full."""
         if self._writer is not None:
-            self._writer.add_scalar(tag, value, global_step)
+            try:
+                self._writer.add_scalar(tag, value, global_step)
+            except OSError:
+                self.close_writer()
 
     # The loop
 

@@ -9,6 +9,7 @@ Under torchrun several processes make one run: the main one owns the folder and 
 import contextlib
 import glob
 import os
+import re
 import signal
 import threading
 import time
@@ -26,7 +27,17 @@ from dassl.utils import (
     set_random_seed,
     write_json,
 )
-from dassl.utils.distributed import Elsewhere, barrier, broadcast, is_main, own_device, process_group, world_size
+from dassl.utils.distributed import (
+    Elsewhere,
+    barrier,
+    broadcast,
+    in_turn,
+    is_main,
+    own_device,
+    process_group,
+    world_size,
+)
+from dassl.utils.memory import reset_peak
 
 from .build import build_trainer, trainer_class
 from .results import FILE as RESULTS
@@ -61,23 +72,26 @@ def run(cfg, *, eval_only=False, model_dir="", load_epoch=None, no_train=False, 
     """
     evaluates(cfg, eval_only, model_dir)
     folder = cfg.OUTPUT_DIR
-    started = time.time()
+    started = time.monotonic()  # a clock may be set back
     with process_group(), own_device(cfg.USE_CUDA), _sigterm_ends(), backend(cfg), _owned(folder, overwrite):
         trainer = build_run(cfg)
         if no_train:
             return {}
-        with _released(trainer):
+        with _released(trainer), _lost_workers(trainer):
             accuracy = _evaluate(trainer, model_dir, load_epoch) if eval_only else _train(trainer)
-        return write_results(
+        results = write_results(
             folder,
             trainer,
             cfg,
-            wall_s=time.time() - started + trainer.earlier_seconds(),
+            wall_s=time.monotonic() - started + trainer.earlier_seconds(),
             command=command,
             kind="eval" if eval_only else "train",
             load_epoch=load_epoch,
             accuracy=accuracy,
         )
+        if not eval_only:
+            trainer._progress.drop()  # not before: a run that is killed here would lose its history
+        return results
 
 
 def evaluates(cfg, eval_only, model_dir):
@@ -115,20 +129,11 @@ def build_run(cfg):
         set_random_seed(cfg.SEED)
     elif world_size() > 1:
         set_random_seed(broadcast(int.from_bytes(os.urandom(4), "big")))  # any, but one for all
-    trainer = _build_in_turn(cfg)
+    with in_turn():  # a data set may keep on disk what it draws
+        trainer = build_trainer(cfg)
     drawn = getattr(getattr(getattr(trainer, "dm", None), "dataset", None), "drawn", None)
     if drawn is not None and is_main():
         write_json(drawn, os.path.join(cfg.OUTPUT_DIR, "subset.json"))
-    return trainer
-
-
-def _build_in_turn(cfg):
-    """The main process first: a data set may keep on disk what it draws, and the others read it."""
-    if not is_main():
-        barrier()
-    trainer = build_trainer(cfg)
-    if is_main():
-        barrier()
     return trainer
 
 
@@ -142,6 +147,7 @@ def _train(trainer):
     data = getattr(getattr(trainer, "dm", None), "dataset", None)
     if getattr(data, "test_only", False) and trainer.get_model_names():
         raise UserError(f"{trainer.cfg.DATASET.NAME} is only tested on: its training images are its test images")
+    trainer._progress.hold = True
     try:
         trainer.train()
     except WriteFailed as error:
@@ -155,12 +161,39 @@ def _train(trainer):
 
 @contextlib.contextmanager
 def _released(trainer):
-    """Afterwards the trainer holds no open file and no process."""
+    """Afterwards the trainer holds no open file and no process. TensorBoard's thread ends in silence if the disk is
+    full: what counts says so itself."""
+    before = threading.excepthook
+
+    def hook(args):
+        if not (issubclass(args.exc_type, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            before(args)
+
+    threading.excepthook = hook
     try:
         yield
     finally:
         trainer.close_writer()
         stop_workers(trainer)
+        threading.excepthook = before
+
+
+@contextlib.contextmanager
+def _lost_workers(trainer):
+    """A worker of a loader that the system has killed, most often for its memory, is an error of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(
+            r"DataLoader worker \(pid\D* ([\d, ]+)\) (is killed by signal: \w+|exited unexpectedly)", str(error)
+        )
+        if not found:
+            raise
+        raise UserError(
+            f"A worker that loads pictures is gone (pid {found[1]} {found[2]}): is there enough memory for "
+            f"DATALOADER.NUM_WORKERS {trainer.cfg.DATALOADER.NUM_WORKERS}? "
+            f"(last good checkpoint: {trainer.last_checkpoint()})"
+        ) from error
 
 
 def _clear(folder):
@@ -171,14 +204,13 @@ def _clear(folder):
 
 @contextlib.contextmanager
 def backend(cfg):
-    """cuDNN's tuner, or deterministic algorithms where cfg asks for them; afterwards as before."""
+    """cuDNN's tuner, or deterministic algorithms where cfg asks for them; afterwards as before. Peaks start anew."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     if cfg.DETERMINISTIC:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
     cuda = cfg.USE_CUDA and torch.cuda.is_available()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
+    reset_peak(cuda)
     cudnn.benchmark = cuda and not cfg.DETERMINISTIC
     torch.use_deterministic_algorithms(cfg.DETERMINISTIC or before[1])
     try:

@@ -144,6 +144,12 @@ class TrainerX(EpochTrainer):
 class TrainerXU(EpochTrainer):
     """Trains on pairs of a labelled and an unlabelled batch; the shorter loader starts again when it ends."""
 
+    def before_train(self):
+        if self.train_loader_u is None:
+            name, data = type(self).__name__, self.cfg.DATASET.NAME
+            raise UserError(f"{name} trains on unlabelled pictures too, and data set {data} has none (train_u)")
+        super().before_train()
+
     def epoch_batches(self):
         lengths = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
         lengths["smaller_one"] = min(lengths.values())

@@ -20,6 +20,7 @@ from dassl.data.transforms import build_transform
 from dassl.report.against import load_published
 from dassl.utils import UserError, get_logger
 from dassl.utils.distributed import world_size
+from dassl.utils.memory import available_mb
 
 from .results import FILE as RESULTS
 from .trial import Evaluation, trial
@@ -125,6 +126,7 @@ def estimate(made, evaluation, found):
         what = made.rehearse(evaluation)
     except torch.OutOfMemoryError as error:
         found.problem(f"the GPU's memory is too small for this batch size and model ({str(error).splitlines()[0]})")
+        found.say(less_memory(made.trainer.cfg))
         return
     parts = [f"{name} {clock(value)}" for name, value in what.phases.items() if value >= 0.05]
     steps = f"{what.steps:,} steps of {1000 * what.step:.0f} ms; " if what.steps else ""
@@ -136,9 +138,22 @@ def estimate(made, evaluation, found):
         peak_mb=what.peak_mb,
         phases=what.phases,
     )
+    there = available_mb(made.device)
+    if what.peak_mb > there:
+        found.say(f"note: {there:,.0f} MiB are there. {less_memory(made.trainer.cfg)}")
     if what.pictures:
         found.say(f"feature bank: {what.pictures:,} pictures to encode, {what.bank_bytes / 2**20:,.1f} MiB on disk")
         check_space(what, found)
+
+
+def less_memory(cfg):
+    """What to set for less memory, of what is not set."""
+    ways = [
+        "TRAIN.ACCUMULATE with a smaller batch",
+        *([] if cfg.MODEL.TEXT_CHUNK else ["MODEL.TEXT_CHUNK 100 for many classes"]),
+        *([] if cfg.MODEL.CHECKPOINT_BLOCKS else ["MODEL.CHECKPOINT_BLOCKS True where towers carry gradients"]),
+    ]
+    return f"Less memory for the same steps: {', '.join(ways)}"
 
 
 def check_space(what, found):

@@ -1,20 +1,24 @@
 """What keeps the processes of one run in step (dassl.utils.distributed); nothing here acts in a single one.
 
 Each loss counts by the share of the batch that its process saw, so that gradients and printed numbers are those
-of the whole batch, also where it does not divide evenly. Batch norms in training mode are not covered: they
-take the statistics of their own part.
+of the whole batch, also where it does not divide evenly. Batch norms in training mode take the statistics of the
+whole batch if they are those of dassl.modeling.ops.batch_norm; torch's own take those of their part.
 """
 
-import torch
-from torch.nn.modules.batchnorm import _BatchNorm
+import weakref
 
-from dassl.data.shards import next_share, sharded_loader
+import torch
+
+from dassl.data.shards import next_share, sharded_loader, share_of_batches
+from dassl.evaluation import can_gather
+from dassl.modeling.ops.batch_norm import set_share, takes_own_part
 from dassl.utils import UserError, get_logger
-from dassl.utils.distributed import all_reduce, broadcast, broadcast_tensors, is_main, rank, world_size
+from dassl.utils.distributed import all_reduce, broadcast, broadcast_tensors, is_main, rank, side_by_side, world_size
 
 from .state import plain, rng_state, set_rng_state
 
 _LOADERS = ("train_loader_x", "train_loader_u")
+_told = weakref.WeakSet()  # trainers of which was said that all their processes evaluate every picture
 
 
 def start_together(trainer):
@@ -51,7 +55,7 @@ def start_epoch_together(trainer):
 
 
 def batch_share(trainer):
-    """Share (0 to 1) of the batch just drawn that falls to this process.
+    """Share (0 to 1) of the batch just drawn that falls to this process; the models' batch norms are told.
 
     Raises:
         UserError: it has unequal shares of a labelled and an unlabelled batch.
@@ -62,7 +66,29 @@ def batch_share(trainer):
             f"{world_size()} processes cannot divide pairs of batches unless both sizes, DATALOADER.TRAIN_X.BATCH_SIZE "
             "and TRAIN_U's, are multiples of their number"
         )
-    return found.pop() if found else 1 / world_size()
+    share = found.pop() if found else 1 / world_size()
+    for model in trainer._models.values():
+        set_share(model, share)
+    return share
+
+
+def evaluation_share(trainer, loader):
+    """A loader of the batches that this process evaluates; None for all of `loader`, as in a single process.
+
+    All of it too where the evaluator cannot gather or the loader has an order of its own; which is said once.
+    """
+    if not side_by_side():
+        return None
+    gathers, share = can_gather(trainer.evaluator), share_of_batches(loader)
+    if gathers and share is not None:
+        return share
+    if is_main() and trainer not in _told:
+        what = "the loader is not a plain one in the data set's order"
+        if not gathers:
+            what = f"the evaluator {type(trainer.evaluator).__name__} has no gather() for what it processes"
+        get_logger().warning(f"Each of the {world_size()} processes evaluates every picture: {what}")
+        _told.add(trainer)
+    return None
 
 
 def of_all(values, share):
@@ -75,8 +101,9 @@ def of_all(values, share):
 
 def _warn_of_batch_norms(trainer):
     for name, model in trainer._models.items():
-        if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
+        if any(module.training for module in model.modules() if takes_own_part(module)):
             get_logger().warning(
                 f"{name} has batch norms in training mode: each of the {world_size()} processes normalises by its "
-                "own part of a batch, so the result is not that of one process"
+                "own part of a batch, so the result is not that of one process; BatchNorm1d and BatchNorm2d of "
+                "dassl.modeling.ops take the whole batch"
             )

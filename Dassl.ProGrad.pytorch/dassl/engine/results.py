@@ -2,13 +2,13 @@
 
 import os
 import platform
-import resource
 from importlib import metadata
 
 import torch
 
 from dassl.utils import write_json
 from dassl.utils.distributed import is_main, world_size
+from dassl.utils.memory import report_peak
 
 from .base import BEST
 
@@ -20,7 +20,7 @@ _PROTOCOLS = {"base2novel": "base2new"}  # cfg.TRAINER.MODAL -> name of the prot
 
 
 def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_epoch=None, accuracy=None):
-    """Write `folder`/results.json -> its content.
+    """Log the peak memory and write `folder`/results.json -> its content. Every process of the run calls it.
 
     kind: "train" or "eval". wall_s: seconds, earlier sessions of a resumed run included. accuracy: what
     `test` returned, for a trainer whose own test passes the evaluator by. The `facts()` of the data
@@ -52,7 +52,7 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
         "device": device_name(trainer.device),
         "precision": _precision(trainer, cfg),
         "wall_s": round(wall_s, 3),
-        "peak_mb": peak_mb(trainer.device),
+        "peak_mb": report_peak(trainer.device),
         "command": command,
         "max_epoch": cfg.OPTIM.MAX_EPOCH,
         "epochs": _epochs(trainer, cfg, kind, load_epoch),
@@ -125,10 +125,3 @@ def _precision(trainer, cfg):
 
 def device_name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
-
-
-def peak_mb(device):
-    """Peak memory in MiB: of this run on a GPU, of the whole process so far on a CPU."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10, 1)  # KiB on Linux

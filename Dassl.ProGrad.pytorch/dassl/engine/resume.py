@@ -1,10 +1,12 @@
 """resume.pt: all that a run needs to go on as if it had never been interrupted.
 
-Written whole after each epoch, removed at the end of training. It holds the registered models with their
-optimizers and schedulers, the random states (Python, NumPy, torch, CUDA), the epoch, the best result so far,
-what was printed by epoch, and every attribute of the trainer with `state_dict` and `load_state_dict` (a gradient
-scaler, an unregistered optimizer, a teacher network); of a module, only the tensors that training has changed.
-Other attributes are the trainer's own affair: the first that changes costs one warning.
+Written whole after each epoch, removed at the end of training, by launch.run once results.json is there. It holds the
+registered models with their optimizers and schedulers, the random states (Python, NumPy, torch, CUDA), the epoch, the
+best result so far, what was printed by epoch, and every attribute of the trainer with `state_dict` and
+`load_state_dict` (a gradient scaler, an unregistered optimizer, a teacher network); of a module, only the tensors that
+training has changed. Other attributes are the trainer's own affair: the first that changes costs one warning.
+
+In the first epoch it holds nothing but the number 0: checkpoints beside it are of a run that has to start again.
 """
 
 import os
@@ -52,8 +54,10 @@ class Progress:
     def __init__(self, trainer):
         self.trainer = trainer
         self.seconds = 0.0  # that earlier sessions of this run took
+        self.epochs = 0  # that the run's own resume.pt holds
+        self.hold = False  # does `end` leave it, for the caller to `drop`?
         self._rng = None  # of the interrupted run, until the first epoch begins
-        self._started = time.time()
+        self._started = time.monotonic()
         self._iterated = []  # loaders that the interrupted run had iterated
         self._kept = {}  # attribute -> keys that resume.pt held
         self._skipped = set()  # what cannot be saved
@@ -64,12 +68,17 @@ class Progress:
         return os.path.join(self.trainer.output_dir, FILE)
 
     def resume(self):
-        """Restore from cfg.RESUME, or else from the output folder -> epoch to go on with.
+        """Restore from the output folder, or else from cfg.RESUME -> epoch to go on with.
 
         resume.pt counts most; a folder without one is resumed by Dassl's pointer files, which hold neither
-        random states nor the best result. Raises UserError if cfg.RESUME has neither.
+        random states nor the best result, and so are not for a run that was broken off in its first epoch.
+        Raises UserError if cfg.RESUME has neither.
         """
         cfg, trainer = self.trainer.cfg, self.trainer
+        if os.path.isfile(self.path):
+            self.epochs = self.load(self.path)
+            if self.epochs or not cfg.RESUME:
+                return self.epochs
         folder = cfg.RESUME or trainer.output_dir
         path = os.path.join(folder, FILE)
         if os.path.isfile(path):
@@ -94,6 +103,8 @@ class Progress:
         if self._rng is not None:
             set_rng_state(self._rng)
             self._rng = None
+        if is_main() and self.trainer.start_epoch < self.trainer.max_epoch and not os.path.isfile(self.path):
+            atomic_save({"format": FORMAT, "epoch": 0}, self.path)
 
     def save(self):
         """Rewrite resume.pt after the epoch `trainer.epoch`. Raises WriteFailed; the old one stays whole.
@@ -110,7 +121,7 @@ class Progress:
             "epoch": trainer.epoch + 1,
             "best_result": float(trainer.best_result),
             "history": trainer._history.epochs,
-            "seconds": self.seconds + time.time() - self._started,
+            "seconds": self.seconds + time.monotonic() - self._started,
             "config": plain(dict(leaves(trainer.cfg))),
             "models": {
                 name: {
@@ -125,11 +136,17 @@ class Progress:
             "loaders": list(running_loaders(trainer)),
         }
         atomic_save(state, self.path)
+        self.epochs = trainer.epoch + 1
         self._warn()
 
     def end(self):
         """Training is over: end persistent workers, remove resume.pt."""
         stop_workers(self.trainer)
+        if not self.hold:
+            self.drop()
+
+    def drop(self):
+        """Remove resume.pt, if it is there."""
         if is_main() and os.path.isfile(self.path):
             os.unlink(self.path)
 
@@ -143,6 +160,9 @@ class Progress:
         state = load_checkpoint(path)
         if state.get("format") != FORMAT:
             raise UserError(f"{path}: expected resume format {FORMAT}, found {state.get('format')!r}")
+        if not state["epoch"]:
+            log.info("An earlier run was broken off in its first epoch: train from scratch")
+            return 0
         self._check_config(path, state["config"])
         if list(state["models"]) != list(trainer._models):
             theirs, ours = list(state["models"]), list(trainer._models)

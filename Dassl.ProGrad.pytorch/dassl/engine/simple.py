@@ -13,12 +13,13 @@ from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import check_availability, count_num_param, get_logger, load_pretrained_weights, write_json
-from dassl.utils.distributed import barrier, is_main
+from dassl.utils.distributed import barrier, gather, is_main
 
 from .base import BEST, TrainerBase
 from .history import History
 from .network import SimpleNet
 from .precision import Precision
+from .processes import evaluation_share
 from .resume import Progress
 
 log = get_logger()
@@ -197,7 +198,7 @@ class SimpleTrainer(TrainerBase):
 
     def last_checkpoint(self):
         """Path of the newest file that training can go on from, or "none" -> str."""
-        candidates = [self._progress.path]
+        candidates = [self._progress.path] if self._progress.epochs else []
         for name in self._models:
             pointer = os.path.join(self.output_dir, name, "checkpoint")
             if os.path.isfile(pointer):
@@ -220,13 +221,14 @@ class SimpleTrainer(TrainerBase):
                 rows[path] = {"predict": logits, "gt": truth}
 
         result = self._evaluate(split, keep)
+        rows = {path: row for part in gather(rows) for path, row in part.items()}
         if is_main():
             write_json(rows, os.path.join(self.output_dir, "output.json"))
         return result
 
     @torch.no_grad()
     def _evaluate(self, split, observe=None):
-        """One pass over a split; `observe(batch, output, label)` sees each batch. Every process makes all of it."""
+        """One pass over a split; `observe(batch, output, label)` sees each batch that this process evaluates."""
         split = split or self.cfg.TEST.SPLIT
         check_availability(split, SPLITS, "A split to evaluate on")
         self.set_model_mode("eval")
@@ -235,12 +237,16 @@ class SimpleTrainer(TrainerBase):
             split = "test"
         log.info(f"Evaluate on the *{split}* set")
         loader = self.val_loader if split == "val" else self.test_loader
-        for batch in tqdm(loader, disable=None if is_main() else True, delay=2, leave=False):
+        share = evaluation_share(self, loader)
+        batches = loader if share is None else share
+        for batch in tqdm(batches, disable=None if is_main() else True, delay=2, leave=False):
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
             self.evaluator.process(output, label)
             if observe is not None:
                 observe(batch, output, label)
+        if share is not None:
+            self.evaluator.gather()
         results = self.evaluator.evaluate()
         self.evaluator.results = results
         for name, value in results.items():

@@ -17,9 +17,10 @@ import torch
 
 from dassl.clip.rehearsal import rehearsed_banks
 from dassl.utils import get_logger
+from dassl.utils.memory import peak_mb
 
 from .launch import backend, build_run
-from .results import peak_mb, write_results
+from .results import write_results
 from .state import stop_workers
 
 TRAINING, EVALUATION = 8.0, 3.0  # seconds that training and one evaluation may take, once these batches are through:

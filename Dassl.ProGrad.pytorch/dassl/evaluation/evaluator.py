@@ -7,13 +7,17 @@ import numpy as np
 import torch
 
 from dassl.utils import UserError, atomic_save, get_logger
-from dassl.utils.distributed import is_main
+from dassl.utils.distributed import gather_batches, is_main
 
 from .build import EVALUATOR_REGISTRY
 
 
 class EvaluatorBase:
-    """Takes outputs batch by batch, then gives named results."""
+    """Takes outputs batch by batch, then gives named results.
+
+    One that also has `gather()`, beside or below its `process`, can be given a share of the batches in each of
+    several processes: `gather`, before `evaluate`, brings together what all of them processed, in order of rank.
+    """
 
     def __init__(self, cfg):
         self.cfg = cfg
@@ -26,6 +30,13 @@ class EvaluatorBase:
 
     def evaluate(self):
         raise NotImplementedError
+
+
+def can_gather(evaluator):
+    """Does its `gather` know of all that its `process` keeps? Not if a subclass has a `process` of its own alone."""
+    kinds = type(evaluator).__mro__
+    places = [next((i for i, kind in enumerate(kinds) if name in vars(kind)), None) for name in ("gather", "process")]
+    return None not in places and places[0] <= places[1]
 
 
 class ClassCounts:
@@ -76,6 +87,10 @@ class Classification(EvaluatorBase):
         """Add a batch: logits `mo` (B, C), labels `gt` (B,). Nothing is copied off the device yet."""
         self._truth.append(gt.detach())
         self._predicted.append(mo.detach().argmax(1))
+
+    def gather(self):
+        """Of several processes: have the batches of all, each processed by one of them, in order of rank."""
+        self._truth, self._predicted = gather_batches(self._truth), gather_batches(self._predicted)
 
     def evaluate(self):
         """Results in percent: accuracy, error_rate, macro_f1 and, if asked for, perclass_accuracy.

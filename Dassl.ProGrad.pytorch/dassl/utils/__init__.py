@@ -7,9 +7,12 @@ from .logger import Logger, get_logger, logging_to, setup_logger
 from .meters import AverageMeter, MetricMeter
 from .plain_pickle import PlainArray, load_plain_pickle
 from .registry import Registry, check_availability, closest, get_most_similar_str_to_a_from_b
-from .restricted import Inert, restricted_load
+from .restricted import Inert, restricted_load, safe_load
+from .script_archive import is_script_archive, script_tensors
 from .tensorfile import load_tensors, read_facts, save_tensors, tensor_checksum, tensor_digest
 from .tools import (
+    brief,
+    check_file,
     check_isfile,
     collect_env_info,
     digest,
@@ -18,6 +21,7 @@ from .tools import (
     mkdir_if_missing,
     read_image,
     read_json,
+    read_text,
     set_random_seed,
     sha256_file,
     tolist_if_not,
@@ -53,7 +57,9 @@ __all__ = [
     "atomic_path",
     "atomic_save",
     "atomic_write",
+    "brief",
     "check_availability",
+    "check_file",
     "check_isfile",
     "closest",
     "collect_env_info",
@@ -67,6 +73,7 @@ __all__ = [
     "hold_batch_norms",
     "init_network_weights",
     "listdir_nohidden",
+    "is_script_archive",
     "load_checkpoint",
     "load_plain_pickle",
     "load_pretrained_weights",
@@ -78,10 +85,13 @@ __all__ = [
     "read_facts",
     "read_image",
     "read_json",
+    "read_text",
     "resume_from_checkpoint",
     "restricted_load",
+    "safe_load",
     "save_checkpoint",
     "save_tensors",
+    "script_tensors",
     "set_random_seed",
     "setup_logger",
     "sha256_file",

@@ -27,6 +27,7 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FAILURE = "failure"  # key in the store of the first failure
 _groups = itertools.count()
 _stores = []  # of the open group: at most one
+_turns = []  # not empty while one process after the other does the same
 
 
 class Elsewhere(SystemExit):
@@ -52,10 +53,32 @@ def is_main():
     return rank() == 0
 
 
-def part(count):
-    """Slice of `count` things that falls to this process: contiguous, of equal size or one apart, maybe empty."""
-    size = world_size()
-    return slice(-(-count * rank() // size), -(-count * (rank() + 1) // size))
+def part(count, number=None):
+    """Slice of `count` things that falls to process `number`: contiguous, of equal size or one apart, maybe empty.
+
+    Default: this process. The main one has the largest.
+    """
+    size, number = world_size(), rank() if number is None else number
+    return slice(-(-count * number // size), -(-count * (number + 1) // size))
+
+
+def side_by_side():
+    """Do several processes run the same lines now? Then they can do parts of one work, and must exchange alike."""
+    return world_size() > 1 and not _turns
+
+
+@contextlib.contextmanager
+def in_turn():
+    """The main process does the block first, then the others: it may keep on disk what they find there."""
+    if not is_main():
+        barrier()
+    _turns.append(True)
+    try:
+        yield
+    finally:
+        _turns.pop()
+    if is_main():
+        barrier()
 
 
 # The group
@@ -92,6 +115,18 @@ def process_group():
         log.setLevel(level)
         _stores.clear()
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def one_process():
+    """Around a command that one process does: of several that torchrun started the first does it, the others end."""
+    if _launched() and os.environ["RANK"] != "0":
+        raise SystemExit(0)
+    hidden = {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @contextlib.contextmanager
@@ -195,21 +230,54 @@ def barrier():
     all_reduce(torch.zeros(1))
 
 
-def broadcast(value):
-    """The main process's `value`: numbers, text, tensors, and containers of them. Nothing that runs code."""
+def broadcast(value, source=0):
+    """The `value` of process `source`: numbers, text, tensors, and containers of them. Nothing that runs code."""
     if world_size() == 1:
         return value
     buffer = io.BytesIO()
-    if is_main():
+    if rank() == source:
         torch.save(value, buffer)
     octets = torch.frombuffer(bytearray(buffer.getvalue() or b"\0"), dtype=torch.uint8)
     size = torch.tensor([len(octets)])
     with _peers():
-        dist.broadcast(size, 0)
-        if not is_main():
+        dist.broadcast(size, source)
+        if rank() != source:
             octets = torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(octets, 0)
+        dist.broadcast(octets, source)
     return torch.load(io.BytesIO(octets.numpy().tobytes()), weights_only=True)
+
+
+def gather(value):
+    """Every process's `value`, each as `broadcast` takes it -> a list by rank, the same everywhere."""
+    return [broadcast(value, source) for source in range(world_size())]
+
+
+def gather_batches(batches):
+    """Every process's list of tensors (b, ...), maybe empty -> one list of them, on the CPU, in order of rank."""
+    mine = torch.cat(batches).cpu() if batches else None
+    return [rows for rows in gather(mine) if rows is not None]
+
+
+def gather_rows(rows, counts):
+    """All processes' `rows` (counts[rank], ...), CPU, one behind the other by rank; None but in the main process.
+
+    A process without rows may give any tensor of length 0, unless it is the main one.
+    """
+    if world_size() == 1:
+        return rows
+    if not is_main():
+        if len(rows):
+            with _peers():
+                dist.send(rows.contiguous(), 0)
+        return None
+    whole = rows.new_empty(sum(counts), *rows.shape[1:])
+    for source, place in enumerate(whole.split(counts)):
+        if source == 0:
+            place.copy_(rows)
+        elif len(place):
+            with _peers():
+                dist.recv(place, source)
+    return whole
 
 
 @torch.no_grad()

@@ -3,14 +3,25 @@
 import contextlib
 import sys
 
+LONGEST = 1500  # characters of a message: what it quotes of a file may be of any length
+
 
 class UserError(ValueError):
-    """Bad input. The message names the thing, what was expected and what is available."""
+    """Bad input. The message names the thing, what was expected and what is available. What it quotes is shown as
+    printable characters, and cut in the middle if it is long."""
 
     def __str__(self):
         text = str(self.args[0]) if self.args else ""
-        # torch raises a loader worker's error again with the worker's traceback before its own words
-        return text.rpartition(f".{type(self).__name__}: ")[2].rstrip() if "Original Traceback" in text else text
+        if "Original Traceback" in text:
+            # torch raises a loader worker's error again with the worker's traceback before its own words
+            text = text.rpartition(f".{type(self).__name__}: ")[2].rstrip()
+        if len(text) > LONGEST:
+            text = f"{text[: LONGEST - 300]} ... {text[-290:]}"
+        return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character):
+    return character if character.isprintable() or character in "\n\t" else repr(character)[1:-1]
 
 
 class MissingFile(UserError, FileNotFoundError):

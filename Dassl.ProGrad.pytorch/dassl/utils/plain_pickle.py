@@ -5,12 +5,14 @@ that the caller names as what the caller gives in their place. Any other global 
 """
 
 import math
+import mmap
 import os
 import pickle
 
 import numpy as np
 
 from .errors import MissingFile, UserError
+from .pickle_scan import scan_pickle
 
 
 class PlainArray:
@@ -84,6 +86,9 @@ def load_plain_pickle(path, classes=None):
 
     try:
         with open(path, "rb") as file:
+            if os.path.getsize(path):  # an empty one cannot be mapped; the unpickler says that it ends too soon
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    scan_pickle(content)
             return Unpickler(file, encoding="latin1").load()
     except UserError:
         raise

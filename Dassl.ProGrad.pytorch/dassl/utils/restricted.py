@@ -5,8 +5,12 @@ saved attributes; tensors and plain containers come back as they are; any other 
 """
 
 import collections
+import contextlib
+import io
+import mmap
 import os
 import pickle
+import re
 import tarfile
 import types
 import warnings
@@ -15,9 +19,12 @@ import zipfile
 import torch
 
 from .errors import MissingFile, UserError
+from .pickle_scan import scan_pickle
+from .tools import brief
 
 # torch stores its records uncompressed; an archive that grows by more than this on reading is an attack
 _MAX_GROWTH = 20
+_SMALL = 1 << 24  # bytes of tensors that any file may hold
 
 
 class Inert:
@@ -66,9 +73,23 @@ _PLAIN = {
 }
 
 
+# What torch's own safe reader would make of any size that a file names
+_GROWING = re.compile(r"(torch|torch\.\w+) \w*Tensor|(builtins|__builtin__) bytearray|by .*")
+
+
 def _restricted_pickle(path):
     """A stand-in for the pickle module, as `torch.load` takes it, that admits the names above only."""
-    inert = {}
+    inert, most = {}, os.path.getsize(path)
+
+    def checked(load):
+        def persistent_load(claim):
+            if isinstance(claim, tuple) and any(type(part) is int and not 0 <= part <= most for part in claim):
+                raise UserError(
+                    f'"{path}" is refused: it has {most} bytes and says it holds the storage {brief(claim)}'
+                )
+            return load(claim)
+
+        return persistent_load
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module, name):
@@ -79,6 +100,9 @@ def _restricted_pickle(path):
                 return inert.setdefault(origin, type(name, (Inert,), {"origin": origin}))
             raise UserError(f'"{path}" is refused: it asks for "{module}.{name}", which no checkpoint needs')
 
+        def __setattr__(self, name, value):  # torch sets it; storages are given memory by what they claim
+            super().__setattr__(name, checked(value) if name == "persistent_load" else value)
+
     def load(file, **kwargs):
         return Unpickler(file, **kwargs).load()
 
@@ -88,7 +112,7 @@ def _restricted_pickle(path):
 
 
 def check_archive(path):
-    """Raise before `torch.load` sees a file that is absent or an archive of another kind.
+    """Raise before `torch.load` sees a file that is absent or an archive of another kind -> the globals it asks for.
 
     Raises:
         MissingFile: no such file.
@@ -96,27 +120,84 @@ def check_archive(path):
     """
     if not os.path.isfile(path):
         raise MissingFile(f'File is not found at "{path}"')
-    if not zipfile.is_zipfile(path):
-        if tarfile.is_tarfile(path):
-            raise UserError(f'"{path}" is refused: a tar archive is no checkpoint')
-        return
-    packed = os.path.getsize(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > _MAX_GROWTH * packed:
-            raise UserError(f'"{path}" is refused: {packed} bytes would unpack to {unpacked}')
+        if not zipfile.is_zipfile(path):
+            if tarfile.is_tarfile(path):
+                raise UserError(f'"{path}" is refused: a tar archive is no checkpoint')
+            return _scan_old(path)
+        check_sizes(path)
         if "constants.pkl" in torch._C.PyTorchFileReader(path).get_all_records():
             raise UserError(f'"{path}" is a TorchScript program, not a checkpoint')
+        with zipfile.ZipFile(path) as archive:
+            programs = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
+            return set().union(*(scan_pickle(io.BytesIO(archive.read(name))) for name in programs))
     except UserError:
         raise
     except Exception as error:  # a damaged directory can make the readers fail in any way
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _damaged(path, error):
+def check_sizes(path):
+    """Raise UserError for a zip archive that would fill the memory; whatever zipfile raises for a damaged one."""
+    packed = os.path.getsize(path)
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > _MAX_GROWTH * packed:
+        raise UserError(f'"{path}" is refused: {packed} bytes would unpack to {unpacked}')
+
+
+def _scan_old(path):
+    """The globals of the pickles that the older format begins with: magic number, version, system, content, keys."""
+    if not os.path.getsize(path):
+        raise ValueError("it is empty")
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return set().union(*(scan_pickle(content) for _ in range(5)))
+
+
+def check_tensors(tree, path):
+    """Raise UserError for tensors of `tree` that are larger than their file by far, as those of stride 0 can be."""
+    most, stack, seen, total = max(_MAX_GROWTH * os.path.getsize(path), _SMALL), [tree], set(), 0
+    while stack:
+        value = stack.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            total += 0 if value.is_meta or value.layout != torch.strided else value.numel() * value.element_size()
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, list | tuple | set):
+            stack += value
+        elif isinstance(value, Inert):
+            stack += vars(value).values()
+    if total > most:
+        raise UserError(f'"{path}" is refused: {os.path.getsize(path)} bytes hold tensors of {total}')
+
+
+def damaged(path, error):
+    """The UserError for a file that a reader failed on."""
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(f'"{path}" is damaged or no checkpoint: {reason}')
+
+
+def safe_load(path, map_location="cpu"):
+    """The object in a checkpoint by torch's own safe reader: tensors, plain containers and nothing that runs.
+
+    Raises:
+        MissingFile: no such file.
+        UserError: damaged, foreign, or out of proportion.
+        Exception: whatever that reader raises for all else.
+    """
+    path = os.fspath(path)
+    names = check_archive(path)
+    if not zipfile.is_zipfile(path):
+        raise pickle.UnpicklingError("the older format names sizes that this reader believes")
+    if odd := sorted(filter(_GROWING.fullmatch, names)):
+        raise pickle.UnpicklingError(f"{odd[0]} can be of any size")
+    with _quiet():
+        found = torch.load(path, map_location=map_location, weights_only=True)
+    check_tensors(found, path)
+    return found
 
 
 def restricted_load(path, map_location="cpu"):
@@ -129,12 +210,21 @@ def restricted_load(path, map_location="cpu"):
     path = os.fspath(path)
     check_archive(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(
+        with _quiet():
+            found = torch.load(
                 path, map_location=map_location, pickle_module=_restricted_pickle(path), weights_only=False
             )
+        check_tensors(found, path)
+        return found
     except UserError:
         raise
     except Exception as error:  # a damaged file can make the reader fail in any way
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without warnings of other people's pickle protocols and tensor layouts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,11 +1,15 @@
 """Files, seeds and the environment."""
 
+import errno
 import functools
 import hashlib
 import json
+import math
 import os
 import random
+import reprlib
 import shutil
+import stat
 import urllib.request
 import warnings
 
@@ -14,8 +18,19 @@ import PIL
 import torch
 from PIL import Image
 
-from .atomic import atomic_write
+from .atomic import atomic_write, write_json  # noqa: F401  imported from here by trainers written for Dassl
 from .errors import MissingFile, UserError
+from .registry import check_availability, get_most_similar_str_to_a_from_b  # noqa: F401  likewise
+
+MOST_TEXT = 1 << 30  # bytes; a table of a million pictures has a tenth of it
+MOST_IMAGE = 1 << 30
+IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS, PIXELS_PER_BYTE = 1 << 24, 100  # of an image: more than both is a bomb; photographs have 1 to 20 a byte
+# what Pillow's decoders raise for a damaged file
+_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 
 
 def mkdir_if_missing(dirname):
@@ -37,26 +52,69 @@ def listdir_nohidden(path, sort=False):
     return sorted(names) if sort else names
 
 
+def brief(value, most=200):
+    """The repr of what a file brought, for an error: of at most `most` characters, and made without walking all of
+    it, since a few bytes can stand for more than any memory holds."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def read_text(fpath, encoding="utf-8"):
+    """Content of a text file.
+
+    Raises:
+        MissingFile: no such file.
+        UserError: no plain file, or more than MOST_TEXT bytes.
+        UnicodeDecodeError: other bytes than the encoding has.
+    """
+    check_file(fpath, MOST_TEXT)
+    with open(fpath, encoding=encoding, newline="") as file:
+        return file.read()
+
+
+def check_file(fpath, most):
+    """Raise MissingFile unless `fpath` is there, UserError unless it is a plain file of at most `most` bytes."""
+    try:
+        state = os.stat(fpath)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name for a file
+        raise MissingFile(f'File is not found at "{fpath}"') from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise MissingFile(f'File is not found at "{fpath}": {error.strerror}') from None
+    if not stat.S_ISREG(state.st_mode):
+        raise UserError(f'"{fpath}" is no plain file')
+    if state.st_size > most:
+        raise UserError(f'"{fpath}" has {state.st_size} bytes, expected at most {most}')
+
+
 def read_json(fpath):
     """Parsed JSON file. Raises MissingFile, or UserError if it is not JSON."""
     try:
-        with open(fpath, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        raise MissingFile(f'File is not found at "{fpath}"') from None
+        return json.loads(read_text(fpath))
+    except (MissingFile, UserError):
+        raise
     except ValueError as error:
         raise UserError(f'"{fpath}" is not a JSON file: {error}') from error
+    except RecursionError:
+        raise UserError(f'"{fpath}" is not a JSON file that can be read: nested too deep') from None
 
 
 def read_image(path):
-    """RGB PIL image, fully decoded. Raises MissingFile, or UserError naming a file that is no whole image."""
-    if not os.path.isfile(path):
-        raise MissingFile(f'No file exists at "{path}"')
+    """RGB PIL image, fully decoded. Raises MissingFile, or UserError naming a file that is no whole image, is of
+    another format than data sets come in (Pillow would start a program for some), or would unpack to too much."""
+    check_file(path, MOST_IMAGE)
+    size = os.path.getsize(path)
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        size = os.path.getsize(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata
+            warnings.simplefilter("error", Image.DecompressionBombWarning)  # 90 million pixels
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
+                pixels = math.prod(image.size)
+                if pixels > MOST_PIXELS and pixels > PIXELS_PER_BYTE * size:
+                    raise ValueError(f"{image.size[0]} x {image.size[1]} pixels, a decompression bomb")
+                return image.convert("RGB")
+    except _IMAGE_ERRORS as error:
         raise UserError(f'Image "{path}" cannot be read ({size} bytes): {error}') from error
 
 

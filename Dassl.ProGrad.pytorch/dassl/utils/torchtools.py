@@ -11,7 +11,7 @@ from torch.nn import init
 from .atomic import atomic_save, atomic_write
 from .errors import MissingFile, UserError
 from .logger import get_logger
-from .restricted import check_archive, restricted_load
+from .restricted import restricted_load, safe_load
 from .tools import tolist_if_not
 
 _TOKEN_BUFFERS = {
@@ -73,11 +73,10 @@ def load_checkpoint(fpath, map_location="cpu"):
     if fpath is None:
         raise UserError("File path is None")
     fpath = os.fspath(fpath)
-    check_archive(fpath)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other people's pickle protocols and tensor layouts
-            checkpoint = torch.load(fpath, map_location=map_location, weights_only=True)
+        checkpoint = safe_load(fpath, map_location)
+    except UserError:
+        raise
     except Exception:  # old or damaged: the restricted reader decides, and says why if it refuses
         checkpoint = restricted_load(fpath, map_location)
     if not isinstance(checkpoint, dict):
