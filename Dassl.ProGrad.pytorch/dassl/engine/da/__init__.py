@@ -1,0 +1,5 @@
+"""Trainers of domain adaptation: labelled source domains, unlabelled pictures of the target domains."""
+
+from .source_only import SourceOnly
+
+__all__ = ["SourceOnly"]

@@ -1,0 +1,20 @@
+"""SupBaseline: the labelled pictures alone, with as many steps as the methods that use the others."""
+
+from ..build import TRAINER_REGISTRY
+from ..classify import Classifies
+from ..loops import TrainerXU
+
+
+class LabelledOnly(Classifies, TrainerXU):
+    """Cross-entropy on the labelled batch of each pair."""
+
+    def losses(self, batch_x, batch_u):
+        image, label, _ = self.parse_batch_train(batch_x, batch_u)
+        return {"ce": self.supervised(self.model(image), label)}
+
+
+@TRAINER_REGISTRY.register()
+class SupBaseline(LabelledOnly):
+    """The baseline of every semi-supervised method."""
+
+    CONFIG = "SUPBASELINE"
