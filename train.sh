@@ -2,10 +2,12 @@
 # The main job, from a fresh clone to the table and the path figures:
 #
 #   bash train.sh                           CoOp -> CoOp_LMC on the built-in benchmark (2 CPU cores: 7 minutes)
-#   bash train.sh --trainer NAME            another method pair: KgCoOp, MMA, PromptKD;  --all: every pair
+#   bash train.sh --trainer NAME            another method pair: KgCoOp, MMA, PromptKD;  --all: every pair, as a
+#                                           workflow (scripts/flow.py) if snakemake is installed
 #   bash train.sh --protocol NAME           cross, dg, fewshot, or robust (pairs: LinearProbe, FineTune)
 #   bash train.sh --data DIR DATASET [SEED...]     public data below DIR, OpenAI weights (a GPU is advised)
 #   bash train.sh ... --check               a minute: looks at the data and says what all of it will take
+#   python scripts/flow.py configs/tables/NAME.yaml      a table of the paper, on many processes, GPUs or machines
 #   python scripts/sweep.py configs/sweeps/NAME.yaml     the paper's ablations and its table of backbones
 #
 # Sets itself up (.venv in the clone, unless a virtual environment is active), skips what is finished and goes on

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from scripts.commands import COMMANDS, run_folder
 from scripts.commands.base2new import METHODS, TESTS
 from scripts.commands.command import Arguments, recipe
+from scripts.commands.condu import TRAINING
 from scripts.commands.robust import shifts
 
 SHOTS = ("1", "2", "4", "8", "16")
@@ -31,12 +32,17 @@ class Step:
     @property
     def finished(self) -> bool:
         """Has it left its results, and its path card where one belongs to it?"""
-        out = self.folder
-        made = (out / COMMANDS[self.command].marker).is_file()
-        return made and (not self.card or (out / "path.json").is_file())
+        marks = COMMANDS[self.command].marks(dict(self.arguments))
+        marks += [self.folder / "path.json"] if self.card else []
+        return bool(marks) and all(mark.is_file() for mark in marks)
+
+    @property
+    def subject(self) -> str:
+        """Its data set, or the order of its stream."""
+        return self.arguments.get("DATASET") or self.arguments["LABEL"]
 
     def __str__(self) -> str:
-        return f"{self.arguments['DATASET']} seed {self.arguments['SEED']}: {self.command}"
+        return f"{self.subject} seed {self.arguments['SEED']}: {self.command}"
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,18 @@ class Pair:
     merges: tuple[str, ...] = ()  # of weights; WiSE-FT at alpha 0.5 is the average
     card: bool = True
 
+    def only(self, names: Iterable[str]) -> "Pair":
+        """With these presets alone, in the order of PRESETS."""
+        chosen = [place for place, name in enumerate(PRESETS) if name in names]
+        return replace(self, presets=pick(self.presets, chosen), toy=pick(self.toy, chosen))
 
+
+def pick(values: tuple, places: list[int]) -> tuple:
+    """The values at these places, none of none."""
+    return tuple(values[place] for place in places) if values else ()
+
+
+PRESETS = ("released", "paper", "continued")  # what a pair's `presets` and `toy` stand for
 _PROMPT = ("vit_b16_ep100_ctxv1", "paper", "continued")
 PAIRS: dict[str, Pair] = {
     "CoOp": Pair("CoOp", "CoOp_LMC", _PROMPT, average=True, merges=("ties", "dare")),
@@ -73,6 +90,8 @@ PAIRS: dict[str, Pair] = {
         before=("PromptSRC",),
     ),
 }
+STREAMS = {"mtil": "MTIL", "fewshot_mtil": "fewshot_MTIL"}  # ConDU's protocols -> how their training scripts begin
+TUNINGS = ("FT", "LoRA")  # how these end
 ROBUST = {"LinearProbe": "linear_probe", "FineTune": "finetune"}
 _SHOT_PAIRS = ("CoOp", "KgCoOp", "MMA")
 # Protocol -> the pairs that have it, the default first.
@@ -138,11 +157,11 @@ def fewshot(pair: Pair, cell: Arguments) -> Iterator[Step]:
                     yield step(METHODS[name].script(what), cell | arguments | {"SHOTS": shots})
 
 
-def robust(name: str, cell: Arguments) -> Iterator[Step]:
-    """Robust fine-tuning: the source's own test and its shifted ones."""
+def robust(name: str, cell: Arguments, names: Iterable[str] = PRESETS) -> Iterator[Step]:
+    """Robust fine-tuning: the source's own test and its shifted ones. names: presets, of which it has two."""
     places = [*on_targets(cell, targets("robust", cell["DATASET"]))]
     yield from (step("zsclip/robust_test", place) for place in places)
-    presets = [{"CFG": f"{preset}_toy" if is_toy(cell) else preset} for preset in ("paper", "continued")]
+    presets = [{"CFG": f"{preset}_toy" if is_toy(cell) else preset} for preset in PRESETS[1:] if preset in names]
     for script, sets in ((ROBUST[name], [{}]), (f"{ROBUST[name]}_LMC", presets)):
         for arguments in sets:
             yield step(f"robust/{script}_train", cell | arguments)
@@ -152,6 +171,18 @@ def robust(name: str, cell: Arguments) -> Iterator[Step]:
                 for kind in ("weight", "output")
                 if kind == "weight" or not arguments  # output ensembles are a baseline of stage 1
             )
+
+
+def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[str] = ()) -> list[Step]:
+    """ConDU: a stream, its evaluation with the task known, and without. Toy orders have recipes of their own.
+
+    pairs: KEY VALUE of each.
+    """
+    script = f"{STREAMS[protocol]}_{tuning}"
+    given = {"CFG": f"toy_{tuning.lower()}" if order.startswith("toy") else TRAINING[script]}
+    given |= {"ORDER": order, "SEED": str(seed)}
+    names = [f"condu/{name}" for name in (script, f"eval_MTIL_{tuning}", f"eval_agnostic_MTIL_{tuning}")]
+    return [step(name, COMMANDS[name].from_environment() | given, pairs=tuple(pairs)) for name in names]
 
 
 def on_targets(cell: Arguments, names: Iterable[str]) -> Iterator[Arguments]:
@@ -184,15 +215,20 @@ def targets(protocol: str, source: str) -> list[str]:
     return [name for name in shifts(source) if protocol == "robust" or name != "objectnet"]
 
 
-def cell_steps(name: str, protocol: str, dataset: str, seed: int, pairs: Iterable[str] = ()) -> list[Step]:
-    """All steps of one pair, protocol, data set (the source, where there is one) and seed. pairs: KEY VALUE of each."""
+def cell_steps(
+    name: str, protocol: str, dataset: str, seed: int, pairs: Iterable[str] = (), presets: Iterable[str] = PRESETS
+) -> list[Step]:
+    """All steps of one pair, protocol, data set (the source, where there is one) and seed.
+
+    pairs: KEY VALUE of each; presets: of stage 2.
+    """
     cell = {"DATASET": dataset, "SEED": str(seed)}
     if protocol == "base2new":
-        steps = base2new(PAIRS[name], cell)
+        steps = base2new(PAIRS[name].only(presets), cell)
     elif protocol == "fewshot":
-        steps = fewshot(PAIRS[name], cell)
+        steps = fewshot(PAIRS[name].only(presets), cell)
     elif protocol == "robust":
-        steps = robust(name, cell)
+        steps = robust(name, cell, presets)
     else:
-        steps = transfer(PAIRS[name], cell, protocol)
+        steps = transfer(PAIRS[name].only(presets), cell, protocol)
     return [replace(each, pairs=tuple(pairs) * (not COMMANDS[each.command].module)) for each in steps]

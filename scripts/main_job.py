@@ -9,6 +9,7 @@ is skipped; what was killed continues.
 """
 
 import argparse
+import importlib.metadata
 import os
 import sys
 import time
@@ -57,7 +58,7 @@ def check_readers(steps: list[Step]) -> None:
     """Refuse data sets that have no reader, before anything runs."""
     from dassl.utils import UserError
 
-    for dataset in dict.fromkeys(step.arguments["DATASET"] for step in steps):
+    for dataset in dict.fromkeys(step.arguments["DATASET"] for step in steps if "DATASET" in step.arguments):
         if problem := unknown_reader({"DATASET": dataset}):
             raise UserError(problem)
 
@@ -89,16 +90,37 @@ def without_repeats(cells: list[list[Step]]) -> list[list[Step]]:
     return [[step for step in cell if not (step.folder in seen or seen.add(step.folder))] for cell in cells]
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def build_parser(description: str = __doc__) -> argparse.ArgumentParser:
+    """What names a grid, for the workflow too."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     pairs = "; ".join(f"{protocol}: {', '.join(names)}" for protocol, names in PROTOCOLS.items())
     parser.add_argument("--trainer", help=f"method pair, by protocol: {pairs}; default the first")
     parser.add_argument("--protocol", help=f"one of {', '.join(PROTOCOLS)}; default the trainer's first")
     parser.add_argument("--all", action="store_true", help="every pair that has the protocol")
     add_grid_flags(parser)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys for every run")
-    args = parser.parse_intermixed_args()
-    return run_job(args, plan)
+    return parser
+
+
+def has_workflow() -> bool:
+    """Is a snakemake here that `scripts/flow.py` works with?"""
+    try:
+        return int(importlib.metadata.version("snakemake").split(".")[0]) >= 9
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def main() -> int:
+    parser = build_parser()
+    args, _ = parser.parse_known_intermixed_args()  # --all takes the words of the workflow too
+    if args.all and has_workflow():
+        print("snakemake is installed: all pairs run as its workflow, as by scripts/flow.py", flush=True)
+        from dassl.utils import errors_in_one_line
+        from scripts.flow import main as flow
+
+        with errors_in_one_line():
+            return flow(sys.argv[1:])
+    return run_job(parser.parse_intermixed_args(), plan)
 
 
 def run_job(args, plan, after=report) -> int:

@@ -1,5 +1,6 @@
-"""Run one command of `commands/`:  python scripts/run.py NAME ARGUMENT... [-- KEY VALUE ...]
+"""Run one command of `commands/`:  python scripts/run.py NAME ARGUMENT... [ARGUMENT=VALUE ...] [-- KEY VALUE ...]
 
+ARGUMENT=VALUE gives one that has a default by its name: CFG=paper, SHOTS=4, SWEEP=sweeps/tau/TAU_0.3.
 From the environment: DATA (default data/ in the clone), OUTPUT (default output/), DRY_RUN=1 to print only.
 A finished run is skipped; a killed one continues.
 """
@@ -10,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,6 +23,9 @@ from scripts.commands.command import CARRIED, Arguments  # noqa: E402
 
 STAGE1 = "STAGE1_"  # prefix of an argument that is stage 1's
 NUMBERS = ("SEED", "SHOTS", "LOADEP", "N", "GPUS")
+STREAM = "trained stream"
+PLACES = ("OUTPUT", "SWEEP")  # arguments of every command: where its folder lies
+NAMED = re.compile(r"[A-Z][A-Z0-9_]*=")
 
 
 class Usage(Exception):
@@ -46,6 +51,10 @@ def parse(name: str, words: list[str]) -> tuple[list[Arguments], list[str]]:
     cut = words.index("--") if "--" in words else len(words)
     given, pairs = [word for word in words[:cut] if word not in command.flags], words[cut + 1 :]
     flags = [word for word in words[:cut] if word in command.flags]
+    by_name = {} if command.free else dict(word.split("=", 1) for word in given if NAMED.match(word))
+    if wrong := by_name.keys() - known_arguments(command):
+        raise usage(name, f"no argument {', '.join(sorted(wrong))}; known: {', '.join(known_arguments(command))}")
+    given = [word for word in given if command.free or not NAMED.match(word)]
     if command.free:
         form, given = ("WORDS",), [shlex.join(given)]
     else:
@@ -54,7 +63,7 @@ def parse(name: str, words: list[str]) -> tuple[list[Arguments], list[str]]:
         raise usage(name, f"{len(given)} arguments" if given else "")
     if len(pairs) % 2:
         raise usage(name, f"{pairs[-1]} has no value")
-    named = command.from_environment() | dict(zip(form, given, strict=True))
+    named = command.from_environment() | by_name | dict(zip(form, given, strict=True))
     named |= {"FLAGS": " ".join(flags)} if flags else {}
     named |= {key: os.path.abspath(named[key]) for key in command.folders if key in named}
     seeds = [{}] if "SEED" in named else [{"SEED": seed} for seed in command.seeds_to_run()]
@@ -100,9 +109,27 @@ def unknown_order(order: str | None) -> str:
     return ""
 
 
-def script_line(name: str, arguments: Arguments) -> str:
-    """The shell line of a command with these arguments."""
-    return shlex.join(["bash", f"scripts/{name}.sh", *(arguments[key] for key in COMMANDS[name].arguments)])
+def known_arguments(command: Command) -> list[str]:
+    """The arguments of a command by name: of all its forms, with a default or from the environment; STAGE1_X: X of
+    the stage 1 that it continues."""
+    every = [*command.arguments, *sum(command.forms, ()), *command.defaults, *command.environment, *PLACES]
+    if command.stage1:
+        every += [STAGE1 + key for key in COMMANDS[command.stage1].defaults]
+    return [*dict.fromkeys(["SEED", *every])]
+
+
+def script_line(name: str, arguments: Arguments, pairs: Sequence[str] = ()) -> str:
+    """The shell line of a command with these arguments: by place, then by name those that differ from the default."""
+    command = COMMANDS[name]
+    placed = {key: arguments[key] for key in command.arguments}
+    usual = command.complete(placed)
+    named = [
+        f"{key}={value}"
+        for key, value in arguments.items()
+        if key in known_arguments(command) and usual.get(key) != value
+    ]
+    tail = ["--", *pairs] if pairs else []
+    return shlex.join(["bash", f"scripts/{name}.sh", *placed.values(), *named, *tail])
 
 
 def first_arguments(name: str, arguments: Arguments) -> Arguments:
@@ -185,14 +212,18 @@ def needs(name: str, arguments: Arguments) -> list[tuple[str, str, str, Argument
         trained = command.evaluates.format(**arguments)
         own = COMMANDS[trained].complete(trained_arguments(arguments))
         found.append(("trained model", str(run_folder(COMMANDS[trained], own)), trained, own))
+    if command.follows:
+        trained = command.follows(arguments)
+        found.append((STREAM, str(run_folder(COMMANDS[trained], arguments)), trained, arguments))
     return found
 
 
 def missing(name: str, arguments: Arguments, pairs: list[str]) -> str:
     """What has to run first, if it has not: the line that says so."""
+    # a stream's evaluation says itself which sessions it lacks
     given = {"teacher": "TRAINER.PROMPTKD.TEACHER_DIR", "stage-1 checkpoint": "RESUME_COOP"}
     for what, run, other, own in needs(name, arguments):
-        if not ready(run) and given.get(what) not in pairs:
+        if what != STREAM and not ready(run) and given.get(what) not in pairs:
             return unknown_reader(arguments) or f"no {what} in {run}; make it with:  {script_line(other, own)}"
     return ""
 

@@ -23,12 +23,17 @@ def start_worker(threads: int, queue) -> None:
     start_worker.queue = queue
 
 
-def run_cell(cell: list[Step]) -> str:
+def tell_bar(what: str, text: str) -> None:
+    """To the progress bar: a step starts, or is done."""
+    start_worker.queue.put((what, text))
+
+
+def run_cell(cell: list[Step], tell=tell_bar) -> str:
     """Run what is missing of one cell; returns the traceback's text if a step failed."""
     from dassl.utils import UserError
 
     for step in cell:
-        start_worker.queue.put(("start", str(step)))
+        tell("start", str(step))
         try:
             with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):  # each run keeps its own log
                 run_step(step)
@@ -36,7 +41,7 @@ def run_cell(cell: list[Step]) -> str:
             return f"{step}: {str(error).removeprefix('error: ')}"
         except Exception:
             return f"{step}\n{traceback.format_exc()}"
-        start_worker.queue.put(("done", ""))
+        tell("done", "")
     return ""
 
 
@@ -52,7 +57,7 @@ def run_step(step: Step) -> None:
             importlib.import_module(command.module).main(module_argv(*words))
         else:
             train.main(train_argv(*words))
-    if not step.finished:
+    if step.card and not step.finished:
         path_card(step.folder)
 
 

@@ -39,6 +39,8 @@ class Command:
     words: Callable[[Arguments], list[str]] | None = None  # with these arguments before --root and --out
     lines: Callable[[list[str]], list[list[str]]] | None = None  # what the module, given these words, runs itself
     marker: str = "results.json"  # what a finished run has left in its folder; "": the module skips what is finished
+    left: Callable[[Arguments], list[Path]] | None = None  # in the marker's place, where that is ""
+    follows: Callable[[Arguments], str] | None = None  # name of the command whose stream this one evaluates
 
     def from_environment(self) -> Arguments:
         """Arguments that the environment gives."""
@@ -49,6 +51,12 @@ class Command:
         if not self.environment:
             return self.seeds
         return tuple((os.environ.get("SEEDS") or os.environ.get("SEED") or "1").split())
+
+    def marks(self, arguments: Arguments) -> list[Path]:
+        """The files that a finished run has left."""
+        if self.left:
+            return self.left(arguments)
+        return [run_folder(self, arguments) / self.marker] if self.marker else []
 
     def complete(self, given: Arguments) -> Arguments:
         """All arguments: the given ones, and the defaults of the rest."""

@@ -4,6 +4,7 @@ Each seed is one process that runs what its folder has not finished. CFG chooses
 """
 
 import shlex
+from pathlib import Path
 
 from .command import Arguments, Command, run_folder
 
@@ -34,6 +35,20 @@ def _sessions(argv: list[str]) -> list[list[str]]:
     return session_lines(argv)
 
 
+def _trained(arguments: Arguments) -> list[Path]:
+    """The results of every session."""
+    from scripts.condu.orders import tasks_of
+
+    home = run_folder(COMMANDS["condu/MTIL_FT"], arguments) / "sessions"
+    return [home / f"{index}_{task}" / "results.json" for index, task in enumerate(tasks_of(arguments["ORDER"]))]
+
+
+def _trains(arguments: Arguments) -> str:
+    """The command whose stream an evaluation reads: the one of its CFG."""
+    script = next((script for script, cfg in TRAINING.items() if cfg == arguments["CFG"]), "MTIL_FT")
+    return f"condu/{script}"
+
+
 def training(cfg: str) -> Command:
     return Command(
         arguments=("ORDER",),
@@ -51,6 +66,7 @@ def training(cfg: str) -> Command:
         ],
         lines=_sessions,
         marker="",
+        left=_trained,
     )
 
 
@@ -58,6 +74,15 @@ def evaluation(cfg: str, protocol: str) -> Command:
     def words(arguments: Arguments) -> list[str]:
         trained = run_folder(COMMANDS["condu/MTIL_FT"], arguments)  # the same folder for every CFG's script
         return [f"eval-{protocol}", *_common(arguments), "--run", str(trained)]
+
+    def evaluated(arguments: Arguments) -> list[Path]:
+        """The results of every vote, and of every label space where the task is unknown."""
+        from condu.evaluation import LABELS
+        from condu.voting import PRESETS
+
+        out = run_folder(COMMANDS["condu/MTIL_FT"], arguments)
+        middles = [f"_{labels}" for labels in LABELS] if protocol == "agnostic" else [""]
+        return [out / f"{protocol}{middle}_{vote}" / "results.json" for middle in middles for vote in PRESETS]
 
     return Command(
         arguments=("ORDER",),
@@ -70,6 +95,8 @@ def evaluation(cfg: str, protocol: str) -> Command:
         module="scripts.condu.stream",
         words=words,
         marker="",
+        left=evaluated,
+        follows=_trains,
     )
 
 

@@ -1,0 +1,173 @@
+"""A grid of runs as a workflow of snakemake: many processes, GPUs or machines; nothing finished is repeated.
+
+    python scripts/flow.py configs/tables/base2new.yaml --dry-run      how much is finished, to do, waiting; how long
+    python scripts/flow.py configs/tables/base2new.yaml --workers 2    the built-in benchmark
+    python scripts/flow.py configs/tables/cross.yaml --data DIR --gpus 4
+    python scripts/flow.py configs/tables/dg.yaml --data DIR --slurm --partition gpu --gpus 1 --workers 50
+    python scripts/flow.py --trainer MMA --protocol fewshot toy_shapes 1     words of train.sh in the table's place
+
+Needs snakemake 9 and Python 3.11 (pip install snakemake; for --slurm snakemake-executor-plugin-slurm too). A job that
+fails stops no other; run the same line again and it continues. What stands behind `--` goes to snakemake. Logs, flags
+and lock: $OUTPUT/flow.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
+
+from scripts.check_job import check_job  # noqa: E402
+from scripts.main_job import build_parser, check_readers, has_workflow, plan, report  # noqa: E402
+from scripts.workflow.grid import UNITS, Grid, home, unit_of  # noqa: E402
+from scripts.workflow.lock import clear_dead_lock  # noqa: E402
+from scripts.workflow.status import status, unfinished  # noqa: E402
+from scripts.workflow.tables import read_table, table_plan  # noqa: E402
+
+SNAKEFILE = ROOT / "scripts" / "Snakefile"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The main job's words, and where and how the jobs run."""
+    found = build_parser(__doc__)
+    add = found.add_argument
+    add("--gpus", type=int, default=0, help="local: GPUs, one a job; with --slurm: GPUs of each job")
+    add("--by", choices=UNITS, default="", help="what one job is; default: cell on the built-in benchmark, else run")
+    add("--retries", type=int, default=1, help="of a job that fails; default 1")
+    add("--dry-run", action="store_true", help="write nothing: print the grid and an estimate; --check: a better one")
+    add("--slurm", action="store_true", help="submit the jobs to Slurm; --workers: at most so many at once")
+    add("--threads", type=int, default=0, help="cores of a job; default: local, an equal share; with --slurm 4")
+    for name, kind in (("partition", str), ("account", str), ("runtime", int), ("mem_mb", int)):
+        minutes = " in minutes" if name == "runtime" else ""
+        add(f"--{name.replace('_', '-')}", type=kind, help=f"of a Slurm job{minutes}")
+    return found
+
+
+def read(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """A command line, and the words behind `--`. args.table: a yaml, taken from its words."""
+    cut = words.index("--") if "--" in words else len(words)
+    args = parser().parse_intermixed_args(words[:cut])
+    tables = [word for word in args.words if word.endswith((".yaml", ".yml"))]
+    args.words = [word for word in args.words if word not in tables]
+    args.table = tables[0] if tables else ""
+    if args.data:
+        os.environ["DATA"] = os.path.abspath(args.data)
+    return args, words[cut + 1 :]
+
+
+def planner(args):
+    """`plan(args)` -> cells. UserError for what a table decides itself, and for numbers out of range."""
+    from dassl.utils import UserError
+
+    for name in ("workers", "gpus", "retries", "threads"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} is {getattr(args, name)}, expected 0 or more")
+    if not args.table:
+        return plan
+    if args.trainer or args.protocol or args.all:
+        raise UserError(f"{args.table} says which methods and protocol: leave out --trainer, --protocol and --all")
+    return table_plan(read_table(args.table))
+
+
+def workers_of(args) -> int:
+    """Jobs at once."""
+    return args.workers or (100 if args.slurm else args.gpus or (1 if args.data else 2))
+
+
+def grid_of(args, cells, words: list[str]) -> Grid:
+    """The grid of a command line."""
+    share = max(1, (os.cpu_count() or 1) // workers_of(args))
+    return Grid(
+        cells,
+        unit_of(cells, args.by),
+        words,
+        threads=args.threads or (4 if args.slurm else share),
+        gpus=args.gpus if args.slurm else min(1, args.gpus),
+        slots=0 if args.slurm else args.gpus,
+        retries=args.retries,
+    )
+
+
+def read_grid(words: list[str]) -> Grid:
+    """The grid that a command line stands for; the Snakefile and its jobs, each in its own folder, ask for it."""
+    args, _ = read(words)
+    return grid_of(args, planner(args)(args), words)
+
+
+def from_anywhere(words: list[str], args) -> list[str]:
+    """A command line with whole paths in the place of those relative to this folder."""
+    data = {f"--data={args.data}": f"--data={os.environ.get('DATA')}", args.data: os.environ.get("DATA")}
+    return [data.get(word) or (os.path.abspath(word) if word == args.table else word) for word in words]
+
+
+def snakemake_argv(args, grid: Grid, more: list[str]) -> list[str]:
+    """The words of snakemake's command line."""
+    workers = workers_of(args)
+    argv = ["--snakefile", str(SNAKEFILE), "--directory", str(home())]
+    argv += ["--config", f"words={json.dumps(shlex.join(grid.words))}", "--rerun-incomplete"]
+    argv += ["--rerun-triggers", "mtime", "--keep-going", "--scheduler", "greedy"]
+    if not args.slurm:
+        argv += ["--cores", str(workers * grid.threads), "--quiet", "rules", "host"]
+        return argv + (["--resources", f"gpu={args.gpus}"] if args.gpus else []) + more
+    argv += ["--executor", "slurm", "--jobs", str(workers), "--latency-wait", "60"]
+    argv += ["--slurm-logdir", str(home() / "slurm")]
+    own = {"slurm_partition": args.partition, "slurm_account": args.account}
+    own |= {"runtime": args.runtime, "mem_mb": args.mem_mb}
+    given = [f"{key}={value}" for key, value in own.items() if value]
+    argv += ["--default-resources", *given] if given else []
+    return argv + ([] if args.account else ["--slurm-no-account"]) + more
+
+
+def run(args, grid: Grid, more: list[str]) -> int:
+    """The workflow, then the tables; the exit status."""
+    from dassl.utils import RunLock, UserError
+
+    if not has_workflow():
+        raise UserError("the workflow needs snakemake 9 or later: pip install snakemake; bash train.sh runs without it")
+    from snakemake.cli import main as snakemake
+
+    if sys.prefix != sys.base_prefix:
+        os.environ["VIRTUAL_ENV"] = sys.prefix  # the bash scripts use this Python too
+    started = time.time()
+    with RunLock(home()):
+        clear_dead_lock(home())
+        os.chdir(home())  # snakemake's logs go below it
+        try:
+            snakemake(snakemake_argv(args, grid, more))
+        except SystemExit as done:
+            failed = done.code
+    os.chdir(ROOT)
+    if any(step.finished for job in grid.jobs.values() for step in job.steps):
+        report()
+    print(f"{time.time() - started:.0f} s for {len(grid.jobs)} jobs")
+    left = [*unfinished(grid)]
+    for line in left:
+        print(line, file=sys.stderr)
+    return 1 if left or failed else 0
+
+
+def main(words: list[str]) -> int:
+    """Exit status: 1 if a job is not finished. UserError for a wrong command line, before anything runs."""
+    args, more = read(words)
+    plan = planner(args)
+    cells = plan(args)
+    check_readers([step for cell in cells for step in cell])
+    own = words[: words.index("--")] if "--" in words else words
+    grid = grid_of(args, cells, from_anywhere(own, args))
+    os.chdir(ROOT)
+    if args.dry_run or args.check:
+        status(grid, cells, workers_of(args))
+        return check_job(plan, args, workers_of(args)) if args.check else 0
+    return run(args, grid, more)
+
+
+if __name__ == "__main__":
+    from dassl.utils import errors_in_one_line
+
+    with errors_in_one_line():
+        sys.exit(main(sys.argv[1:]))

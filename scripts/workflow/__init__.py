@@ -1,0 +1,1 @@
+"""Parts of flow.py, which runs a grid as a workflow of snakemake."""

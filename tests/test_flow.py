@@ -1,0 +1,273 @@
+"""The workflow: a killed grid ends with its table and repeats nothing, a dry run writes nothing, locks, tables."""
+
+import csv
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dassl.utils import RunLock, UserError
+from scripts import flow
+from scripts.commands import COMMANDS
+from scripts.run import parse, program
+from scripts.workflow.grid import Grid, home
+from scripts.workflow.lock import clear_dead_lock
+from scripts.workflow.tables import names, read_table, table_plan
+from tests.conftest import ROOT
+
+ONE_EPOCH = ["--set", "OPTIM.MAX_EPOCH", "1"]
+SMALL = """
+protocol: base2new
+methods: [CoOp]
+presets: [paper]
+datasets: {toy: [toy_shapes]}
+seeds: [1, 2]
+"""
+RUNS = 12  # of a seed: zero-shot 2, CoOp 3, its average 2, merges 2, CoOp_LMC 3
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Folders of data and output of a workflow in this process."""
+    monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("OUTPUT", str(tmp_path / "output"))
+    return tmp_path / "output"
+
+
+def grid_of(words):
+    return flow.read_grid([str(word) for word in words])
+
+
+# A grid that is killed
+
+
+def finished(output):
+    """Of each finished run: which file its results and its log are, when they were written, and what they say."""
+    files = [file for mark in output.rglob("results.json") for file in (mark, *mark.parent.glob("log*.txt*"))]
+    return {file: (file.stat().st_ino, file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+def start(table, data, output, *more):
+    env = os.environ | {"DATA": str(data), "OUTPUT": str(output), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "scripts/flow.py", str(table), "--workers", "2", *ONE_EPOCH, *more]
+    return subprocess.Popen(
+        words, cwd=ROOT, env=env, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, toy_data):
+    """(table, output, what was finished at the kill, what the second start printed), two processes at once."""
+    output = tmp_path_factory.mktemp("output")
+    table = output.parent / "small.yaml"
+    table.write_text(SMALL)
+    first = start(table, toy_data, output)
+    while len(list(output.rglob("results.json"))) < 5 and first.poll() is None:
+        time.sleep(0.02)
+    assert first.poll() is None, first.communicate()[0]
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    before = finished(output)
+    second = start(table, toy_data, output)
+    printed, _ = second.communicate()
+    assert second.returncode == 0, printed
+    return table, output, before, printed
+
+
+def test_a_killed_grid_ends_with_its_table_and_repeats_nothing(killed):
+    _, output, before, printed = killed
+    after = finished(output)
+    assert 5 <= len([file for file in before if file.name == "results.json"]) < 2 * RUNS
+    assert {file: after[file] for file in before} == before
+    assert "removed the lock of a workflow that was killed" in printed
+    with open(output / "tables" / "base2new.csv") as file:
+        rows = [row for row in csv.DictReader(file) if row["method"].startswith("CoOp_LMC (paper")]
+    assert rows and all(row["n"] == "2" for row in rows)
+
+
+def test_what_is_finished_is_judged_by_its_results_not_by_times_or_flags(killed, monkeypatch, toy_data):
+    """An older result is as good as a new one; a removed one is made again, alone, by its bash script."""
+    table, output, _, _ = killed
+    gone = next(output.glob("output_zsclip/**/test_new/**/seed2/results.json"))
+    shutil.rmtree(gone.parent)
+    stage1 = next(output.glob("output_coop/train_base/**/seed1/results.json"))
+    os.utime(stage1)  # newer than all that was made of it
+    before = finished(output)
+    monkeypatch.setenv("OUTPUT", str(output))
+    assert [job.finished for job in grid_of([table, *ONE_EPOCH]).jobs.values()] == [True, False]
+    again = start(table, toy_data, output, "--by", "run")
+    printed, _ = again.communicate()
+    assert again.returncode == 0, printed
+    after = finished(output)
+    assert gone in after and {file: after[file] for file in before} == before
+    (log,) = (output / "flow" / "logs").glob("zsclip_base2new_test/*.log")
+    assert "toy_shapes" in log.read_text()
+
+
+# A dry run
+
+
+def test_a_dry_run_counts_and_writes_nothing(table, place, capsys):
+    assert flow.main([str(table), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert f"toy_shapes  0/{RUNS}    0/{RUNS}" in printed
+    assert f"{2 * RUNS} runs in 2 jobs: 0 finished, 6 to do, 18 waiting" in printed  # zero-shot and CoOp need nothing
+    assert not place.exists()
+
+
+def test_a_dry_run_estimates_by_what_finished_runs_of_a_kind_took(table, place, capsys):
+    """Two kinds have taken 10 and 4 s: what is left of them, on two workers."""
+    grid = grid_of([table, "--by", "run"])
+    for command, seconds in (("coop/base2new_train", 10), ("coop/base2new_test", 4)):
+        step = next(job.steps[0] for job in grid.jobs.values() if job.steps[0].command == command)
+        step.folder.mkdir(parents=True)
+        (step.folder / "results.json").write_text(f'{{"wall_s": {seconds}}}')
+    assert flow.main([str(table), "--dry-run", "--workers", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 finished, 11 to do, 11 waiting" in printed
+    assert "estimate: 14.0 s; about 7.0 s in 2 at once" in printed
+    assert "20 runs are of kinds of which none is finished" in printed
+
+
+def test_all_pairs_of_the_main_job_are_a_workflow(clone, tmp_path):
+    words = ["scripts/main_job.py", "--all", "--protocol", "robust", "toy_objects", "1", "--dry-run"]
+    done = clone(sys.executable, *words, output=tmp_path / "output")
+    assert done.stdout.startswith("snakemake is installed: all pairs run as its workflow")
+    assert "runs in 1 jobs: 0 finished" in done.stdout
+    assert not (tmp_path / "output").exists()
+
+
+# Jobs
+
+
+TABLES = [(name, world) for name in names() for world in ("toy", "public") if (name, world) != ("fewshot_mtil", "toy")]
+
+
+@pytest.mark.parametrize(("name", "world"), TABLES)
+def test_every_run_of_every_table_is_a_line_of_its_bash_script(name, world, place):
+    """The line means the same run; what a run needs is made by a job before it, or by nobody."""
+    table = read_table(ROOT / "configs" / "tables" / f"{name}.yaml")
+    subject = [] if table.orders else ["toy_objects" if world == "toy" else "imagenet"]
+    args, _ = flow.read([*subject, "1", *(["--data", "/data"] if world == "public" else [])])
+    cells = table_plan(table)(args)
+    grid = Grid(cells, "run", [])
+    known = set()
+    for job in grid.jobs.values():
+        (step,) = job.steps
+        line = grid.line(job.name).split("(", 1)[1].split(" && ")[0].split(") >> ")[0]
+        bash, script, *words = shlex.split(line)
+        assert (bash, ROOT / script) == ("bash", ROOT / f"scripts/{step.command}.sh") and (ROOT / script).is_file()
+        ((arguments,), pairs) = parse(step.command, words)
+        assert program(step.command, arguments, pairs) == program(step.command, dict(step.arguments), list(step.pairs))
+        assert known.issuperset(job.needs)
+        if COMMANDS[step.command].evaluates or COMMANDS[step.command].follows:
+            assert job.needs
+        known.add(job.name)
+
+
+def test_each_job_gets_one_free_gpu(tmp_path):
+    """Three at once on GPUs 2, 5 and 7, then one more: each is given out again once it is free."""
+    words = [sys.executable, ROOT / "scripts" / "workflow" / "gpu.py", "3", tmp_path, "sh", "-c"]
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": "2,5,7"}
+    held = [
+        subprocess.Popen([*words, "echo $CUDA_VISIBLE_DEVICES; read end"], env=env, text=True, stdin=-1, stdout=-1)
+        for _ in range(3)
+    ]
+    said = [process.stdout.readline().strip() for process in held]
+    assert sorted(said) == ["2", "5", "7"]
+    held[1].communicate("\n")
+    done = subprocess.run([*words, "echo $CUDA_VISIBLE_DEVICES"], env=env, text=True, capture_output=True)
+    assert done.stdout.strip() == said[1]
+    for process in (held[0], held[2]):
+        process.communicate("\n")
+
+
+# Locks
+
+
+def locked(place):
+    """The files that snakemake locks a folder with."""
+    lock = place / "flow" / ".snakemake" / "locks" / "0.output.lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("done/x\n")
+    return lock
+
+
+def test_a_dead_lock_is_removed_and_a_living_one_refused(place, tmp_path):
+    lock = locked(place)
+    fake = tmp_path / "snakemake"
+    fake.write_text("print(flush=True)\ninput()\n")
+    living = subprocess.Popen([sys.executable, fake], cwd=home(), stdin=-1, stdout=-1)
+    living.stdout.readline()
+    with pytest.raises(UserError, match=rf"running snakemake \(pid {living.pid}\)"):
+        clear_dead_lock(home())
+    assert lock.exists()
+    living.kill()
+    living.communicate()
+    clear_dead_lock(home())
+    assert not lock.exists()
+
+
+def test_a_lock_of_another_machine_stays(place):
+    lock = locked(place)
+    (home() / "host").write_text("elsewhere\n")
+    with pytest.raises(UserError, match="locked on elsewhere"):
+        clear_dead_lock(home())
+    assert lock.exists()
+
+
+def test_a_second_workflow_in_a_folder_is_refused(table, place):
+    with RunLock(home()), pytest.raises(UserError, match=rf"pid {os.getpid()}"):
+        flow.main([str(table)])
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("seeds", "seed", "seeds"),
+        ("[CoOp]", "[CoOpp]", "CoOp"),
+        ("[paper]", "[papers]", "paper"),
+        ("[toy_shapes]", "[toy_shape]", "toy_shapes"),
+        ("[toy_shapes]", "some", "expected a list or all"),
+        ("base2new", "base2old", "base2new"),
+        ("base2new", "mtil", "orders"),
+        ("seeds: [1, 2]", "", "seeds missing"),
+        ("seeds: [1, 2]", "seeds: [one]", "whole number"),
+        ("toy:", "toys:", "toy"),
+        ("protocol: base2new", "sweeps: [tau]", "methods"),
+    ],
+)
+def test_a_table_names_what_is_wrong_with_it(table, old, new, told):
+    table.write_text(SMALL.replace(old, new))
+    with pytest.raises(UserError, match=told):
+        read_table(table)
+
+
+def test_a_wrong_command_line_is_refused(table, place):
+    for words, told in (
+        ([Path("none.yaml")], "configs/tables has ablations"),
+        ([table, "--trainer", "MMA"], "leave out --trainer"),
+        ([table, "--workers", "-1"], "--workers is -1"),
+        ([table, "toy_shape"], "toy_shapes"),
+        ([ROOT / "configs/tables/backbones.yaml"], "no toy form"),
+        ([ROOT / "configs/tables/fewshot_mtil.yaml"], "no toy form"),
+    ):
+        with pytest.raises(UserError, match=told):
+            flow.main([str(word) for word in words])
+    assert not place.exists()
