@@ -1,0 +1,210 @@
+"""The process that does a job. It has imported everything once, and forks for each: a start costs milliseconds.
+
+    python -m tests.faults.child
+
+A line of JSON on standard input is a job; the answer is the pid of the fork that does it. `wait PID` is answered by
+its status. A job: lines (see `go`), said (named pipe for what it prints), and what may be added: events (file where it
+announces phases and steps), env, full (the phase from whose first beginning on no file may grow), uid, counts (pictures
+a class of a toy task), nan ([epoch, batch] before which a weight becomes NaN).
+
+Nothing of the product is changed: public functions are wrapped by others that say when they begin and end.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import resource
+import runpy
+import sys
+import time
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PHASES = ("training", "saving", "bank", "fusing", "evaluating", "reporting")
+_job = {}
+_open = []  # phases begun and not ended
+
+
+def announce(*words):
+    """One line of the job's events, written at once: it outlives a SIGKILL."""
+    if "events" in _job:
+        with contextlib.suppress(OSError):  # no file may grow
+            os.write(_job["events"], (" ".join(map(str, words)) + f" {time.monotonic():.6f}\n").encode())
+    if words == ("+", _job.get("full")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))  # the kernel refuses every byte beyond: EFBIG
+
+
+def told(owner, name, phase):
+    """Make `owner.name` say when it begins and ends; a call inside another of its phase is part of that."""
+    plain = getattr(owner, name)
+
+    @functools.wraps(plain)
+    def telling(*args, **kwargs):
+        if phase in _open:
+            return plain(*args, **kwargs)
+        _open.append(phase)
+        announce("+", phase)
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            announce("-", phase)
+            _open.remove(phase)
+
+    setattr(owner, name, telling)
+
+
+def counted(owner):
+    """Make `owner.forward_backward` name its steps: run folder, epoch and batch, from 0."""
+    plain = owner.forward_backward
+
+    @functools.wraps(plain)
+    def counting(self, *batch):
+        if "step" in _open:  # the one of a base class
+            return plain(self, *batch)
+        announce("step", self.output_dir, self.epoch, self.batch_idx)
+        _open.append("step")
+        try:
+            if [self.epoch, self.batch_idx] == _job.get("nan"):
+                spoil(self)
+            return plain(self, *batch)
+        finally:
+            _open.remove("step")
+
+    owner.forward_backward = counting
+
+
+def spoil(trainer):
+    """One NaN among the weights, as a fault of the memory would leave it."""
+    next(p for p in trainer.optimizers()[0].param_groups[0]["params"] if p.requires_grad).data.view(-1)[0] = float(
+        "nan"
+    )
+
+
+def listen():
+    """Wrap what the phases are made of."""
+    import condu.evaluation
+    import condu.store
+    import condu.stream
+    import dassl.clip.features
+    import mergetune.report
+    from dassl.engine import TRAINER_REGISTRY
+    from dassl.engine.base import TrainerBase
+    from dassl.engine.loops import EpochTrainer
+    from dassl.engine.resume import Progress
+
+    told(EpochTrainer, "run_epoch", "training")
+    told(Progress, "save", "saving")
+    told(TrainerBase, "save_model", "saving")
+    told(condu.store.ExpertStore, "save", "saving")
+    told(dassl.clip.features.FeatureBank, "fill", "bank")
+    told(condu.stream.Stream, "add", "fusing")
+    told(condu.stream.Stream, "save", "fusing")
+    told(condu.evaluation.Evaluator, "sweep", "evaluating")
+    told(mergetune.report, "report", "reporting")
+    classes = {base for name in TRAINER_REGISTRY.registered_names() for base in TRAINER_REGISTRY.get(name).__mro__}
+    for owner in classes:
+        if "test" in vars(owner) and issubclass(owner, TrainerBase):
+            told(owner, "test", "evaluating")
+        if "forward_backward" in vars(owner) and issubclass(owner, EpochTrainer):
+            counted(owner)
+
+
+def go(line):
+    """One command line: ["train.py", ...], or ["-m", module, ...]. Of train.py a finished run is passed by, as the
+    scripts do."""
+    program, *argv = line
+    if program == "-m":
+        sys.argv = [argv[0], *argv[1:]]
+        module = sys.modules.get(argv[0])
+        if module is not None:  # with its functions wrapped
+            module.main(argv[1:])
+        else:
+            runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
+        return
+    out = Path(argv[argv.index("--output-dir") + 1])
+    if (out / "results.json").is_file():
+        print(f"{out} is finished: skipped")
+        return
+    sys.argv = line
+    runpy.run_path(str(ROOT / program), run_name="__main__")
+
+
+def work(job):
+    """The fork's life: do the job -> exit status."""
+    said = os.open(job["said"], os.O_WRONLY)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(job.get("env", {}))
+    _job.update(job)
+    if "events" in job:
+        _job["events"] = os.open(job["events"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    if "counts" in job:
+        from datasets.toy_mtil import MtilToy
+
+        MtilToy.counts = tuple(job["counts"])
+    if "uid" in job:
+        os.setgroups([])
+        os.setgid(job["uid"])
+        os.setuid(job["uid"])
+    try:
+        for line in job["lines"]:
+            go(line)
+    except SystemExit as error:
+        if not isinstance(error.code, int | None):
+            print(error.code, file=sys.stderr)
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def serve():
+    """Answer until standard input ends."""
+    answers = os.dup(1)
+    for text in iter(sys.stdin.readline, ""):
+        if text.startswith("wait "):
+            status = os.waitstatus_to_exitcode(os.waitpid(int(text.split()[1]), 0)[1])
+            os.write(answers, f"{status}\n".encode())
+            continue
+        pid = os.fork()
+        if pid == 0:
+            os.close(answers)
+            status = 70
+            try:
+                status = work(json.loads(text))
+                sys.stdout.flush()
+                sys.stderr.flush()
+            finally:
+                os._exit(status)
+        os.write(answers, f"{pid}\n".encode())
+
+
+def main():
+    """Import, wrap, serve."""
+    os.chdir(ROOT)
+    import torch
+    import torch.utils.tensorboard
+
+    import datasets
+    import train  # noqa: F401  all of it once, not once a job
+    from dassl.clip.build import cached_clip
+    from dassl.utils import collect_env_info
+
+    datasets.register_all()
+    torch.set_num_threads(1)
+    collect_env_info()  # seconds, as it asks pip
+    cached_clip("tiny")
+    listen()
+    threads = os.listdir("/proc/self/task")
+    if len(threads) > 1:
+        sys.exit(f"{len(threads)} threads: this process cannot fork")
+    print("ready", flush=True)
+    serve()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What the harness runs: two small worlds of pictures, and the command lines of a whole project on them."""
+
+from pathlib import Path
+
+from tests.fixtures.image_folders import write_pets
+
+BREEDS = ("abyssinian", "beagle", "bengal", "boxer", "great_pyrenees", "pug")
+COUNTS = (2, 1, 2)  # pictures a class of a toy task
+TASKS = "toy_digits,toy_shapes"
+SMALL = [
+    *("MODEL.BACKBONE.NAME", "tiny", "INPUT.SIZE", "(32,32)", "DATALOADER.NUM_WORKERS", "0"),
+    *("DATASET.NUM_SHOTS", "4", "DATALOADER.TRAIN_X.BATCH_SIZE", "4", "OPTIM.MAX_EPOCH", "3"),
+    *("TRAINER.COOP.PREC", "fp32", "TEST.FINAL_MODEL", "best_val", "FEATURES.VIEWS", "2"),
+]
+SHORT = [
+    *("TRAINER.CONDU.ITERATIONS", "6", "TRAINER.CONDU.ROUND", "2", "OPTIM.WARMUP_STEPS", "2"),
+    *("DATALOADER.TRAIN_X.BATCH_SIZE", "4", "OPTIM.LR", "1e-3"),
+]
+CONFIG = {"CoOp": "CoOp/vit_b16_ep100_ctxv1", "CoOp_LMC": "CoOp_LMC/released"}
+
+
+class World:
+    """Pictures and runs below `folder`: data/ is written once, out/ by the jobs. small: fewer jobs, one task."""
+
+    def __init__(self, folder, small=False):
+        self.small, self.tasks = small, TASKS.split(",")[1] if small else TASKS
+        self.folder = Path(folder).absolute()
+        self.data, self.out = self.folder / "data", self.folder / "out"
+        if not self.data.is_dir():
+            write_pets(str(self.data), classes=BREEDS, counts=(6, 2, 4))
+
+    def train(self, name, *more, trainer="CoOp", subset="base"):
+        """The line of a run into out/`name`."""
+        return [
+            *("train.py", "--root", self.data, "--seed", "1", "--trainer", trainer, "--output-dir", self.out / name),
+            *("--dataset-config-file", "configs/datasets/oxford_pets.yaml"),
+            *("--config-file", f"configs/trainers/{CONFIG[trainer]}.yaml", "DATASET.SUBSAMPLE_CLASSES", subset),
+            *(*SMALL, "TRAINER.MODAL", "base2novel", "FEATURES.DIR", self.out / "features", *more),
+        ]
+
+    def tests(self, name, **keys):
+        """Lines that evaluate out/`name` on both halves of the classes."""
+        flags = ("--eval-only", "--model-dir", self.out / name)
+        return [self.train(f"{name}_{half}", *flags, subset=half, **keys) for half in ("base", "new")]
+
+    def stream(self, action="train", out="", config="toy_ft"):
+        """The line that trains, or evaluates, a stream of two tasks."""
+        run = self.out / "mtil" / config / "order" / "seed1"
+        place = ["--run", run, "--out", run / out] if out else ["--out", run]
+        words = ["--order", self.tasks, "--cfg", config, "--root", self.data, *place, *SHORT]
+        return ["-m", "scripts.condu.stream", action, *words]
+
+    def report(self):
+        """The line that writes tables, figures and the page."""
+        files = ("--out", self.out, "--html", self.out / "report.html")
+        return ["-m", "mergetune.report", self.out, *files, *([] if self.small else ["--figures"]), "--latex"]
+
+    def jobs(self):
+        """{name: lines}: each starts with all that those before it have done."""
+        continued = {"trainer": "CoOp_LMC"}
+        own = {
+            "stage 1": [self.train("coop"), *self.tests("coop")],
+            "stage 2": [self.train("lmc", "--resume-coop", self.out / "coop", **continued)],
+            "stage 2 tests": self.tests("lmc", **continued),
+            "stream": [self.stream()],
+            "stream test": [self.stream("eval-agnostic", "agnostic")],
+            "report": [self.report()],
+        }
+        if self.small:
+            own = {
+                "stage 1": [self.train("coop"), self.tests("coop")[0]],
+                "stream": own["stream"],
+                "report": own["report"],
+            }
+        jobs, before = {}, []
+        for name, lines in own.items():
+            jobs[name] = before + lines
+            before = before + lines if name != "report" else before
+        return jobs
