@@ -1,20 +1,22 @@
 """The fusion benchmark runs and its two ways agree; the script that breaks lines still finds them. No timing."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.benchmarks import fusion, mutants
+from tests.fixtures.interpreter import Python
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_benchmark_runs_and_its_ways_agree(clone, tmp_path):
+def test_benchmark_runs_and_its_ways_agree(tmp_path):
     out = tmp_path / "fusion.json"
     words = ("--model", "tiny", "--tasks", "3", "--repeats", "1", "--threads", "1", "--out", out)
-    clone(sys.executable, "tests/benchmarks/fusion.py", *words)
+    process = Python(["tests/benchmarks/fusion.py", *words])
+    said = process.communicate()
+    assert process.returncode == 0, said
     found = json.loads(out.read_text())
     assert [row["tasks"] for row in found["rows"]] == [2, 3] and found["faults"] == [] and found["met"] == {}
     for row in found["rows"]:

@@ -1,13 +1,13 @@
 """The benchmark runs, its versions agree, and our steps do no more tower passes than they need. No timing."""
 
 import json
-import sys
 
 import pytest
 
 from tests.benchmarks import step
 from tests.benchmarks.task import Task, Version, all_tasks, count_passes
 from tests.benchmarks.world import World
+from tests.fixtures.interpreter import Python
 
 TASKS = all_tasks()
 SMALL = "--model small --batch 4 --classes 3 --test-batch 6 --steps 1 --threads 1"
@@ -18,9 +18,11 @@ def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("bench"), "small", batch=4, classes=3, test_batch=6).write()
 
 
-def test_benchmark_runs_and_its_versions_agree(clone, tmp_path):
+def test_benchmark_runs_and_its_versions_agree(tmp_path):
     out = tmp_path / "results" / "step.json"
-    done = clone(sys.executable, "tests/benchmarks/step.py", *SMALL.split(), "--out", out)
+    process = Python(["tests/benchmarks/step.py", *SMALL.split(), "--out", out])
+    said, errors = process.communicate()
+    assert process.returncode == 0, said + errors
     found = json.loads(out.read_text())
     measured = {(task, v): row for task, versions in found["tasks"].items() for v, row in versions.items()}
     expected = {(name, v): own.passes for name, task in TASKS.items() for v, own in task.versions.items()}
@@ -39,13 +41,13 @@ def test_benchmark_runs_and_its_versions_agree(clone, tmp_path):
     for row in measured.values():
         assert 0 < row["matrix_share"] < 1
         assert row["peak_mb"] > 0
-    assert "CoOp_LMC bank" in done.stdout
+    assert "CoOp_LMC bank" in said
 
 
-def test_an_unknown_task_is_refused_by_name(clone, tmp_path):
-    words = ("--tasks", "MMA_LNC", "--out", tmp_path / "step.json")
-    done = clone(sys.executable, "tests/benchmarks/step.py", *words, check=False)
-    assert done.returncode and "MMA_LNC" in done.stderr and "MMA_LMC" in done.stderr
+def test_an_unknown_task_is_refused_by_name(tmp_path):
+    process = Python(["tests/benchmarks/step.py", "--tasks", "MMA_LNC", "--out", tmp_path / "step.json"])
+    said = process.communicate()[1]
+    assert process.returncode and "MMA_LNC" in said and "MMA_LMC" in said
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ sys.path[:0] = PATH
 
 LIMIT = 1e-5  # relative difference allowed
 FULL = {"model": "vit_b16", "classes": 20, "threads": 2}  # besides each task's own batch
+QUICK = ("--model", "small", "--batch", "4", "--classes", "5", "--test-batch", "10", "--steps", "1")
 CALLS = {"plain": 1, "pixels": 1, "bank": 5}  # timed in each round: short ones more often
 COLUMNS = "{:14}{:8}{:26}{:>10}{:>10}{:>8}{:>9}"
 LEGEND = """
@@ -60,6 +61,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print, write; the exit status."""
+    return 1 if run(argv)["faults"] else 0
+
+
+def gather(quick: bool, folder: Path) -> tuple[list, list[str]]:
+    """(rows of table.py, faults): time of every version of ours, memory where something is expected of it."""
+    from tests.benchmarks.table import Row
+    from tests.benchmarks.worker import TASKS
+
+    found = run([*(QUICK if quick else ()), "--out", str(folder / "step.json")])
+    rows = []
+    for pair in found["comparisons"]:
+        task, version = pair["task"], pair["version"]
+        plain, ours = (found["tasks"][task][which] for which in ("plain", version))
+        for key, field, unit, what in (("faster", "wall_s", "s", ""), ("smaller", "peak_mb", "MB", ", peak memory")):
+            if key == "faster" or getattr(TASKS[task].versions[version], key):
+                rows.append(Row(f"{task} {version}{what}", unit, ours[field], plain[field], pair["expected"][key]))
+    return rows, found["faults"]
+
+
+def run(argv: list[str] | None) -> dict:
+    """Measure, print, write; what the JSON holds."""
     args = parse(argv)
     path = os.pathsep.join([*PATH, *filter(None, [os.environ.get("PYTHONPATH")])])  # the fork server's
     # before torch loads, here and in the workers; the profiler says aloud that it finds no GPU, unless hushed
@@ -86,11 +108,12 @@ def main(argv: list[str] | None = None) -> int:
             comparisons += [compare(name, v, measured[name], task, full) for v in list(task.versions)[1:]]
     print_comparisons(comparisons)
     faults = [*wrong_passes(measured), *(fault for row in comparisons for fault in row["faults"])]
-    write_json(report(argv, args, measured, comparisons, faults), str(args.out))
+    found = report(argv, args, measured, comparisons, faults)
+    write_json(found, str(args.out))
     print(f"\n{args.out}")
     for fault in faults:
         print(f"error: {fault}")
-    return 1 if faults else 0
+    return found
 
 
 def measure(world, name: str, task, args: argparse.Namespace) -> dict[str, dict]:
