@@ -13,6 +13,24 @@ from PIL import Image
 from tests.fixtures.command_line import argv, refused  # noqa: F401  fixtures of several modules
 
 ROOT = Path(__file__).resolve().parent.parent
+# modules that build much, before the many short tests: so the test processes end together, and share few fixtures
+LONG = (
+    "toy_stream",
+    "main_job",
+    "script_runs",
+    "distributed",
+    "faults",
+    "flow",
+    "benchmarks",
+    "sweep",
+    "condu_scripts",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Long modules first."""
+    order = {f"test_{name}": place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
 
 
 def write_image(path, seed, size=32):
@@ -53,6 +71,15 @@ def imagenet_root(tmp_path_factory):
             write_image(root / "imagenet" / "images" / part / wnid / f"{wnid}_{i}.JPEG", 100 * label + i)
     lines = "".join(f"{wnid} {name}\n" for wnid, name in names.items())
     (root / "imagenet" / "classnames.txt").write_text(lines)
+    return root
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory):
+    """One data root for all test processes: the first run that wants a toy data set draws it, in its full size."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "toy_data"
+    root.mkdir(exist_ok=True)
     return root
 
 

@@ -13,4 +13,4 @@ if ! command -v chromium chromium-browser google-chrome google-chrome-stable chr
 fi
 "$python" -m ruff check .
 # one thread a process: two test processes share the cores
-OMP_NUM_THREADS=1 exec "$python" -m pytest -q -n "${WORKERS:-2}" "$@"
+OMP_NUM_THREADS=1 exec "$python" -m pytest -q -n "${WORKERS:-2}" --dist worksteal "$@"

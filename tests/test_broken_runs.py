@@ -1,7 +1,6 @@
 """Runs of train.py that break off, are told to stop or find their folder taken; what is left, and how it goes on."""
 
 import json
-import resource
 import signal
 from pathlib import Path
 
@@ -111,8 +110,7 @@ def test_a_folder_in_use_sigterm_and_a_full_disk(argv, tmp_path):
     path = tmp_path / "out" / "resume.pt"
     before = path.read_bytes()
     size = 9000  # bytes: room for the config, but neither for resume.pt nor for the log
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # noqa: E731
-    error = one_error(start(line, preexec_fn=limit))
+    error = one_error(start(line, file_size=size))
     assert error == f'Cannot write "{path}": File too large (last good checkpoint: {path})'
     assert path.read_bytes() == before
     assert not list((tmp_path / "out").rglob("*.tmp"))

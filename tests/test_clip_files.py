@@ -3,8 +3,6 @@
 import hashlib
 import os
 import pickle
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from dassl.clip import build_clip, openai
 from dassl.utils import UserError, sha256_file
 from tests.fixtures.clip_files import cast, random_module, write_archive, write_file
+from tests.fixtures.interpreter import python
 
 TEXTS = ["a photo of a cat", "a red star"]
 
@@ -309,12 +308,7 @@ def test_a_prompt_checkpoint_in_safetensors_is_no_clip(tmp_path):
 
 def load_with(folder, code="from dassl.clip import build_clip; build_clip('RN50')"):
     """Last line of the error of a process that finds modules in `folder` first."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
-    )
+    done = python(f"import sys; sys.path.insert(0, sys.argv[1]); {code}", folder)
     assert done.returncode != 0
     return done.stderr.strip().splitlines()[-1]
 

@@ -115,10 +115,10 @@ def test_kept_experts_are_shared_by_all_orders(tmp_path, dry):
 
 
 @pytest.fixture(scope="module", params=["toy_ft", "toy_lora"])
-def trained(request, tmp_path_factory):
+def trained(request, toy_data, tmp_path_factory):
     """Words of a trained stream of two tasks, and its folder."""
-    data, out = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("out") / "run"
-    words = ["--cfg", request.param, "--root", str(data), *SMALL]
+    out = tmp_path_factory.mktemp("out") / "run"
+    words = ["--cfg", request.param, "--root", str(toy_data), *SMALL]
     stream.main(["train", "--order", TASKS, "--out", str(out), *words])
     return words, out
 

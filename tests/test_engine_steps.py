@@ -9,17 +9,10 @@ from torch import nn
 
 from dassl.engine import SimpleTrainer, TrainerBase, TrainerX, build_trainer
 from dassl.utils import MissingFile, UserError, load_checkpoint, read_json, set_random_seed
-from tests.fixtures.dassl_style_world import style_config, write_pictures
+from tests.fixtures import dassl_style_world
+from tests.fixtures.dassl_style_world import build, style_config
 
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
-
-
-def build(root, output, name="ShortLosses", **keys):
-    set_random_seed(1)
-    return build_trainer(style_config(root, output, name, **keys))
+root = dassl_style_world.root  # a fixture
 
 
 # Steps

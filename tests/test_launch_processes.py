@@ -1,7 +1,6 @@
 """Runs in processes of their own: two on one folder, one that is told to stop, one without space on its disk."""
 
 import re
-import resource
 import signal
 
 import pytest
@@ -56,8 +55,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(root, tmp_path):
     before = (tmp_path / "resume.pt").read_bytes()
 
     size = len(before) - 2000
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))  # noqa: E731
-    process = victim(root, tmp_path, "ShortLosses", 99, THREE, limit=limit)
+    process = victim(root, tmp_path, "ShortLosses", 99, THREE, file_size=size)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 1
     path = tmp_path / "resume.pt"

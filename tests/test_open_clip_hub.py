@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -14,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from dassl.clip import build_clip
 from dassl.utils import UserError, sha256_file
+from tests.fixtures.interpreter import python
 from tests.fixtures.open_clip_models import MODELS, open_clip_folder  # noqa: F401  a fixture
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -178,20 +177,18 @@ except Exception as error:
 """
 
 
-def test_what_is_in_the_cache_is_read_without_asking_the_hub(open_clip_folder, hub, tmp_path):  # noqa: F811
+def test_what_is_in_the_cache_is_read_without_asking_the_hub(open_clip_folder, hub, tmp_path, monkeypatch):  # noqa: F811
     address, asked = hub
     snapshot = write_cache(tmp_path, "someone/small", open_clip_folder("siglip2"))
     config = json.loads((snapshot / "open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "someone/small"
     (snapshot / "open_clip_config.json").write_text(json.dumps(config))
     digest = sha256_file(snapshot / WEIGHTS)
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(snapshot), str(tmp_path / "Small-SigLIP2.json")],
-        capture_output=True,
-        text=True,
-        env=env | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": address, "OMP_NUM_THREADS": "1"},
-    )
+    for key in [key for key in os.environ if key.startswith(("HF_", "TRANSFORMERS_"))]:
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    done = python(LOAD, snapshot, tmp_path / "Small-SigLIP2.json")  # where nothing has imported the hub's client yet
     lines = [line for line in done.stdout.splitlines() if line.startswith(("loaded", "after", "refused"))]
     assert lines[:3] == [f"loaded {digest} squash [2]"] * 2 + ["after None False"], done.stdout + done.stderr
     assert "Not in the Hugging Face cache: someone/small/open_clip_model.safetensors" in lines[3]
@@ -208,12 +205,8 @@ def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch):
 
 def test_without_open_clip_the_error_says_what_to_install(tmp_path):
     (tmp_path / "open_clip.py").write_text("raise ModuleNotFoundError(\"No module named 'open_clip'\")\n")
-    code = "from dassl.clip import build_clip; build_clip('open_clip:ViT-B-16/openai')"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
-    )
+    code = "import sys; sys.path.insert(0, sys.argv[1])\n"
+    code += "from dassl.clip import build_clip; build_clip('open_clip:ViT-B-16/openai')"
+    done = python(code, tmp_path)
     assert "UserError: open_clip is not installed" in done.stderr
     assert "pip install open_clip_torch" in done.stderr

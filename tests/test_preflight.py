@@ -1,11 +1,7 @@
 """train.py --check: what it says of good and bad runs, that it leaves nothing, and its peak memory beside the run's."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +18,7 @@ from tests.fixtures.any_trainer import line
 from tests.fixtures.condu_runs import runs as stream_runs  # noqa: F401  a fixture
 from tests.fixtures.condu_runs import toy_root  # noqa: F401  a fixture
 from tests.fixtures.dassl_style_world import style_config, write_pictures
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.fixtures.interpreter import python
 
 
 @pytest.fixture
@@ -241,14 +236,11 @@ def test_the_peak_is_that_of_the_run(pets_root, tmp_path):
     """Separate processes, so that each peak is its own."""
     code = "import json, sys, train; print(json.dumps(train.main(sys.argv[1:])['peak_mb']))"
     keys = {"FEATURES__DIR": tmp_path / "bank", "FEATURES__VIEWS": 2, "OPTIM__MAX_EPOCH": 4}
-    path = os.pathsep.join([str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")])
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     peaks = {}
     for words in (("--check",), ()):
         argv = line("MultiModalAdapter", pets_root, tmp_path / "out", *words, **keys)
-        done = subprocess.run(
-            [sys.executable, "-c", code, *argv], cwd=ROOT, env=env, capture_output=True, text=True, check=True
-        )
+        done = python(code, *argv)
+        assert done.returncode == 0, done.stderr
         peaks[words] = float(done.stdout.splitlines()[-1])
     assert json.loads((tmp_path / "out" / "results.json").read_text())["peak_mb"] == peaks[()]
     assert 1 / 1.5 < peaks["--check",] / peaks[()] < 1.5

@@ -4,8 +4,6 @@ import collections
 import io
 import os
 import pickle
-import subprocess
-import sys
 import tarfile
 import warnings
 import zipfile
@@ -16,6 +14,7 @@ import torch
 from dassl.config import get_cfg_default
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import Inert, MissingFile, UserError, load_checkpoint, restricted_load
+from tests.fixtures.interpreter import python
 
 # what older engines leave: the state of a warm-up scheduler with its live successor, bound to the optimizer
 OLD_RUN = """
@@ -66,7 +65,7 @@ for container in ("zip", "legacy"):
 def old_runs(tmp_path_factory):
     """Folder with the same old checkpoint in both containers, written by another process."""
     folder = tmp_path_factory.mktemp("old")
-    subprocess.run([sys.executable, "-c", OLD_RUN, str(folder)], check=True, capture_output=True)
+    assert python(OLD_RUN, folder).returncode == 0
     return folder
 
 

@@ -1,14 +1,17 @@
-"""The commands run for real, through the shell: small data, one epoch."""
+"""The commands run for real, the first of each chain through the shell: small data, one epoch."""
 
 import json
 
 import pytest
 
 from scripts.commands import COMMANDS, run_folder
-from scripts.run import main, parse
+from scripts.jobs import Step
+from scripts.run import main, missing, parse
+from scripts.workers import run_step
 from tests.conftest import ROOT
 
 LMC = ["10.0", "cosine", "True", "1.0", "1", "vit_b16_ep100_ctxv1"]
+THROUGH_THE_SHELL = ("coop/base2new_train", "coop_LMC/base2new_train_coop", "coop_LMC/base2new_test_coop")
 COOP = {
     "coop/base2new_train": ["1"],
     "coop/base2new_test": ["1"],
@@ -20,7 +23,7 @@ COOP = {
 # the tiny CLIP in the place of ViT-B/16, one epoch
 SMALL = ["MODEL.BACKBONE.NAME", "tiny", "INPUT.SIZE", "(32,32)", "OPTIM.MAX_EPOCH", "1"]
 SMALL += ["DATALOADER.NUM_WORKERS", "0", "TRAINER.COOP.PREC", "fp32"]
-ONE_EPOCH = ["OPTIM.MAX_EPOCH", "1"]
+ONE_EPOCH = ["OPTIM.MAX_EPOCH", "1", "FEATURES.VIEWS", "1", "DATASET.NUM_SHOTS", "2"]
 PROMPTKD = "vit_b16_c2_ep20_batch8_4+4ctx"
 # one chain a method: stage 1, stage 2, and a test of it
 CHAINS = {
@@ -48,13 +51,26 @@ CHAINS = {
 }
 
 
-@pytest.fixture(scope="module")
-def toy_data(tmp_path_factory):
-    return tmp_path_factory.mktemp("toy_data")
-
-
 def script(name):
     return ROOT / "scripts" / f"{name}.sh"
+
+
+@pytest.fixture
+def command(clone, tmp_path, monkeypatch):
+    """`command(name, words, pairs, data, shell)`: a script's run, in a process of its own or in this one."""
+
+    def run(name, words, pairs, data, shell):
+        if shell:
+            clone("bash", script(name), *words, *(["--", *pairs] if pairs else []), data=data, output=tmp_path)
+            return
+        monkeypatch.setenv("DATA", str(data))
+        (arguments, *_), _ = parse(name, words)
+        assert not missing(name, arguments, pairs)
+        run_step(Step(name, arguments, tuple(pairs)))
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OUTPUT", str(tmp_path))
+    return run
 
 
 def test_commands_run_from_mergetune_and_from_anywhere(clone, tmp_path):
@@ -109,10 +125,9 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(monkeypatch, cap
     assert not any(tmp_path.iterdir())
 
 
-def test_the_sequence_runs_on_a_small_imagenet(clone, imagenet_root, tmp_path, monkeypatch):
-    monkeypatch.setenv("OUTPUT", str(tmp_path))
+def test_the_sequence_runs_on_a_small_imagenet(clone, command, imagenet_root, tmp_path):
     for name, words in COOP.items():
-        clone("bash", script(name), "imagenet", *words, "--", *SMALL, data=imagenet_root, output=tmp_path)
+        command(name, ["imagenet", *words], SMALL, imagenet_root, shell=name in THROUGH_THE_SHELL)
         results = results_of(name, "imagenet", *words)
         assert results["dataset"] == "ImageNet"
         assert results["subset"] == ("new" if "new_test" in name else "base")
@@ -137,20 +152,19 @@ def results_of(name, *words):
 
 
 @pytest.mark.parametrize("chain", CHAINS)
-def test_each_method_runs_from_its_first_command_to_its_test(clone, toy_data, tmp_path, monkeypatch, chain):
-    monkeypatch.setenv("OUTPUT", str(tmp_path))
+def test_each_method_runs_from_its_first_command_to_its_test(command, toy_data, chain):
     student = folder_of("promptkd/base2new_train", "toy_digits", "1")
     for line in CHAINS[chain]:
         name, *words = line.format(STUDENT=student).split()
-        pairs = [] if COMMANDS[name].module else ["--", *ONE_EPOCH]
-        clone("bash", script(name), *words, *pairs, data=toy_data, output=tmp_path)
+        declared = COMMANDS[name]
+        pairs = [] if declared.module else ONE_EPOCH
+        command(name, words, pairs, toy_data, shell=line == CHAINS[chain][0])
         results = results_of(name, *words)
-        command = COMMANDS[name]
         assert 0 <= results["metrics"]["accuracy"] <= 100
-        if not command.module:
-            assert results["subset"] == command.subset
-            assert results["kind"] == ("eval" if command.evaluates else "train")
-            assert results["protocol"] == command.protocol.replace("base2novel", "base2new")
+        if not declared.module:
+            assert results["subset"] == declared.subset
+            assert results["kind"] == ("eval" if declared.evaluates else "train")
+            assert results["protocol"] == declared.protocol.replace("base2novel", "base2new")
 
 
 def test_a_folder_that_holds_another_recipe_is_not_taken_for_ones_own(clone, tmp_path, monkeypatch):

@@ -85,9 +85,9 @@ def test_a_wrong_yaml_is_refused_by_name(small, old, new, told):
         read_sweep(small)
 
 
-def test_a_sweep_runs_to_its_table(clone, small, tmp_path, monkeypatch):
+def test_a_sweep_runs_to_its_table(clone, small, toy_data, tmp_path, monkeypatch):
     words = [sys.executable, "scripts/sweep.py", small, "--workers", "1", "--set", "OPTIM.MAX_EPOCH", "1"]
-    printed = clone(*words, data=tmp_path / "data", output=tmp_path / "out").stdout
+    printed = clone(*words, "FEATURES.VIEWS", "1", data=toy_data, output=tmp_path / "out").stdout
     assert "tau" in printed and (tmp_path / "out" / "tables" / "sweep.md").is_file()
     monkeypatch.setenv("OUTPUT", str(tmp_path / "out"))
     runs = steps(read_sweep(small), "toy_digits", 1, ())

@@ -19,10 +19,10 @@ SMALL += ["DATASET.NUM_SHOTS", "4"]
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
+def toy(toy_data, tmp_path_factory):
     """(folder of the run, words that repeat it)."""
-    data, output = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("output")
-    words = ["--tasks", TASKS, "--orders", "2", "--root", str(data), "--out", str(output), *SMALL]
+    output = tmp_path_factory.mktemp("output")
+    words = ["--tasks", TASKS, "--orders", "2", "--root", str(toy_data), "--out", str(output), *SMALL]
     main(words)
     return output / "toy_ft" / "order_toy_colours-toy_digits-toy_shapes" / "seed1", words
 
