@@ -2,16 +2,18 @@
 
 import gzip
 import os
+import zlib
 
 import numpy as np
 from PIL import Image
 
 from dassl.data.datasets import Datum
-from dassl.utils import MissingFile, PlainArray, UserError, load_plain_pickle
+from dassl.utils import MissingFile, PlainArray, UserError, brief, check_file, load_plain_pickle
 
 from .official import words
 from .readers import Lists
 
+MOST_BYTES = 1 << 26  # of an idx file; MNIST's largest has 47 million
 CIFAR_SHAPE = (3, 32, 32)
 IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049  # idx files of bytes: 3 dimensions, 1 dimension
 
@@ -36,12 +38,15 @@ class ArrayDatum(Datum):
 
 def cifar100(folder: str) -> Lists:
     """train and test (bytes (N, 3072) as `data`, `fine_labels`), meta (`fine_label_names`): the Python version."""
-    names = _entries(os.path.join(folder, "meta"), fine_label_names=list)[0]
+    meta = os.path.join(folder, "meta")
+    names = _entries(meta, fine_label_names=list)[0]
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{meta}: fine_label_names is {brief(names)}, expected a list of texts")
     parts = []
     for part in ("train", "test"):
         path = os.path.join(folder, part)
         data, labels = _entries(path, data=PlainArray, fine_labels=list)
-        pictures = data.array
+        pictures = getattr(data, "array", np.empty(0))  # a pickle may name an array and give it nothing
         if pictures.ndim != 2 or pictures.shape[1] != np.prod(CIFAR_SHAPE) or len(pictures) != len(labels):
             raise UserError(f"{path}: pictures of shape {pictures.shape} for {len(labels)} labels; expected (N, 3072)")
         parts.append(_items(pictures.reshape(-1, *CIFAR_SHAPE), labels, [words(n) for n in names], path))
@@ -75,10 +80,13 @@ def _idx(folder: str, name: str, magic: int) -> tuple[str, np.ndarray]:
     if path is None:
         raise MissingFile(f"no file {os.path.join(folder, name)} (or .gz)")
     dims = magic % 256
+    check_file(path, MOST_BYTES)
     try:
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
-            content = file.read()
-    except (OSError, EOFError) as error:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise OSError(f"more than {MOST_BYTES} bytes")
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     head, body = content[: 4 + 4 * dims], content[4 + 4 * dims :]
     numbers = np.frombuffer(head[: len(head) // 4 * 4], dtype=">u4").tolist()
@@ -88,7 +96,7 @@ def _idx(folder: str, name: str, magic: int) -> tuple[str, np.ndarray]:
 
 
 def _items(pictures: np.ndarray, labels: list[int], names: list[str], path: str) -> list[Datum]:
-    for label in set(labels):
+    for label in labels:
         if type(label) is not int or not 0 <= label < len(names):
-            raise UserError(f"{path}: label {label!r}; expected 0 ... {len(names) - 1}")
+            raise UserError(f"{path}: label {brief(label)}; expected 0 ... {len(names) - 1}")
     return [ArrayDatum.of(pictures, i, path, label, names[label]) for i, label in enumerate(labels)]

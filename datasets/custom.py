@@ -6,6 +6,7 @@ are trained on, as there is no validation there.
 """
 
 import csv
+import io
 import json
 import os
 import random
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 
 from dassl.data import group_indices
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import MissingFile, UserError, closest, read_json
+from dassl.utils import MissingFile, UserError, brief, closest, read_json, read_text
 
 from .mtil import MtilDataset
 from .official import words
@@ -67,7 +68,10 @@ class CustomDataset(MtilDataset):
             raise UserError(f"no pictures in {self.own.PATH}")
         names = self.names({kind for _, kind, _ in rows})
         label_of = {kind: label for label, kind in enumerate(names)}
-        rows = with_parts(rows, self.own.SPLIT)
+        try:
+            rows = with_parts(rows, self.own.SPLIT)
+        except UserError as error:
+            raise UserError(f"{self.own.PATH}: {error}") from None
         train, val, test = (
             listed(self.image_dir, [(p, label_of[k], names[k]) for p, k, own in rows if own == part], self.own.PATH)
             for part in PARTS
@@ -142,7 +146,7 @@ class Manifest(CustomDataset):
             path, kind, part = (str(record.get(key) if record.get(key) is not None else "").strip() for key in COLUMNS)
             where = f"{self.table}, {where}"
             if not path or not kind:
-                raise UserError(f"{where}: expected a path and a label, got {record}")
+                raise UserError(f"{where}: expected a path and a label, got {brief(record)}")
             path = os.path.normpath(path)
             if os.path.isabs(path) or path.startswith(".."):
                 raise UserError(f"{where}: {path} leaves {self.image_dir} (DATASET.CUSTOM.IMAGES)")
@@ -162,10 +166,9 @@ def table_records(path: str) -> Iterable[tuple[str, dict]]:
             raise UserError(f'{path}: expected a list of objects {{"path": ..., "label": ..., "split": ...}}')
         return [(f"item {i}", record) for i, record in enumerate(tree)]
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = reader.fieldnames or []
-            records = [(f"line {reader.line_num}", record) for record in reader]
+        reader = csv.DictReader(io.StringIO(read_text(path, "utf-8-sig"), newline=""), skipinitialspace=True)
+        columns = reader.fieldnames or []
+        records = [(f"line {reader.line_num}", record) for record in reader]
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is no CSV file in UTF-8: {error}") from error
     missing = [key for key in COLUMNS[:2] if key not in columns]

@@ -4,12 +4,12 @@ Each looks at a folder once, by one listing, and never at single files. Listings
 are skipped, so that the lists are the same on every machine.
 """
 
-import contextlib
+import errno
 import os
 from collections.abc import Container, Iterable
 
 from dassl.data.datasets import Datum
-from dassl.utils import MissingFile, UserError, read_json
+from dassl.utils import MissingFile, UserError, brief, read_json, read_text
 
 PARTS = ("train", "val", "test")
 IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif")
@@ -56,7 +56,7 @@ def _check_item(item: object, names: dict[int, str], where: str) -> None:
         and isinstance(item[2], str)
     )
     if not well_formed:
-        raise UserError(f"{where} is {item!r}; expected [relative path, label, class name]")
+        raise UserError(f"{where} is {brief(item)}; expected [relative path, label, class name]")
     path, label, name = item
     if os.path.isabs(path) or ".." in path.split("/"):
         raise UserError(f"{where}: path {path!r} leaves the image folder")
@@ -77,8 +77,7 @@ def check_files(image_dir: str, paths: Iterable[str], source: str) -> None:
     total = sum(map(len, folders.values()))
     missing = []
     for folder, wanted in folders.items():
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # then all of it is missing
-            wanted = wanted.difference(os.listdir(os.path.join(image_dir, folder)))
+        wanted = wanted.difference(_names_in(os.path.join(image_dir, folder)))
         missing += [os.path.join(folder, name) for name in wanted]
     if missing:
         raise MissingImages(
@@ -86,6 +85,18 @@ def check_files(image_dir: str, paths: Iterable[str], source: str) -> None:
             f"{len(missing)} of the {total} images that {source} names are not below {image_dir}: "
             f"{min(missing)}{', ...' if len(missing) > 1 else ''}",
         )
+
+
+def _names_in(folder: str) -> list[str]:
+    """What lies in a folder; nothing in one that is not there, or has a name that no folder can have."""
+    try:
+        return os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, or no text for the file system
+        return []
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return []
+        raise
 
 
 def listed(image_dir: str, items: Iterable[tuple[str, int, str]], source: str) -> list[Datum]:
@@ -155,7 +166,8 @@ def _is_image(name: str) -> bool:
 
 def read_lines(path: str) -> list[str]:
     """The lines of a text file that are not blank."""
-    if not os.path.isfile(path):
-        raise MissingFile(f"no file {path}")
-    with open(path, encoding="utf-8") as file:
-        return [line.rstrip("\n") for line in file if line.strip()]
+    try:
+        lines = read_text(path).splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8: {error}") from None
+    return [line for line in lines if line.strip()]

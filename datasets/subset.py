@@ -7,7 +7,7 @@ instead of a list "all", and for val "test" or "none", where nothing was drawn.
 from collections.abc import Callable
 
 from dassl.data.datasets import Datum
-from dassl.utils import UserError, read_json
+from dassl.utils import UserError, brief, read_json
 
 FORMAT = 1
 KEYS = ("format", "dataset", "shots", "seed", "sampler", "split", "train", "val")
@@ -26,8 +26,9 @@ def read_subset(path: str, dataset: str, split: str, shots: int) -> dict:
         if own != asked:
             raise UserError(f"{path} was drawn for {what} {own}, but this run has {asked}")
     for part in ("train", "val"):
-        if not isinstance(drawn[part], str | list):
-            raise UserError(f"{path}: {part} is {type(drawn[part]).__name__}, expected a list of paths")
+        paths = drawn[part]
+        if not isinstance(paths, str | list) or not all(isinstance(item, str) for item in paths):
+            raise UserError(f"{path}: {part} is {brief(paths)}, expected a list of paths")
     return drawn
 
 

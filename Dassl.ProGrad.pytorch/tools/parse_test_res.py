@@ -17,6 +17,9 @@ import sys
 import warnings
 from pathlib import Path
 
+MOST_BYTES = 1 << 30
+LARGEST = 1e9  # a damaged log may hold any number, and means of infinite ones are none
+
 
 class NothingFound(Exception):
     """There is no result where one was asked for."""
@@ -34,13 +37,13 @@ def starts_result(line):
 
 def read_result(lines, keyword, is_signal):
     """Last number of `* KEYWORD: NUMBER%` behind a line for which `is_signal`; None if there is none."""
-    pattern = re.compile(rf"\* {re.escape(keyword)}: ([-+.\deE]+)%")
+    pattern = re.compile(rf"\* {re.escape(keyword)}: ([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)%", re.ASCII)
     armed, found = False, None
     for line in map(str.strip, lines):
         armed = armed or is_signal(line)
         match = pattern.search(line)
-        if armed and match:
-            found = float(match.group(1))
+        if armed and match and abs(number := float(match.group(1))) < LARGEST:
+            found = number
     return found
 
 
@@ -50,7 +53,9 @@ def read_run(folder, keyword, is_signal):
     if not log.is_file():
         raise NothingFound(f'No file found at "{log}"')
     found = None
-    for path in [log, *sorted(folder.glob("log.txt-*"))]:
+    for path in [log, *sorted(later for later in folder.glob("log.txt-*") if later.is_file())]:
+        if path.stat().st_size > MOST_BYTES:
+            raise NothingFound(f'"{path}" has {path.stat().st_size} bytes, expected a log of at most {MOST_BYTES}')
         later = read_result(path.read_text(errors="replace").splitlines(), keyword, is_signal)
         found = found if later is None else later
     return found

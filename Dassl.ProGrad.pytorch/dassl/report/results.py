@@ -10,11 +10,13 @@ import math
 import os
 from pathlib import Path
 
-from dassl.utils import MissingFile, get_logger
+from dassl.utils import MissingFile, brief, get_logger, read_text
 
 FORMAT = 1
 RESULTS_FILE = "results.json"
 _FIELDS = {"trainer": str, "dataset": str, "protocol": str, "subset": str, "seed": int, "metrics": dict}
+_OPTIONAL = {"preset": str, "kind": str, "shots": int, "command": str | list, "merge": dict, "alpha_chosen_on": str,
+             "data_seen": str}  # fmt: skip
 
 
 def load_results(*folders):
@@ -41,7 +43,7 @@ def find_files(name, *folders):
         for parent, _, names in os.walk(folder):
             if name in names:
                 file = Path(parent, name)
-                found.setdefault(file.resolve(), file)
+                found.setdefault(os.path.realpath(file), file)
     return sorted(found.values())
 
 
@@ -52,10 +54,16 @@ def read_result(file):
     for field, kind in _FIELDS.items():
         value = record.get(field)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"field {field!r}: expected {kind.__name__}, found {value!r}")
+            raise ValueError(f"field {field!r}: expected {kind.__name__}, found {brief(value)}")
+    for field, kind in _OPTIONAL.items():
+        value = record.get(field)
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise ValueError(f"field {field!r}: expected {getattr(kind, '__name__', kind)}, found {brief(value)}")
+    if record.get("merge") and not isinstance(record["merge"].get("method", ""), str):
+        raise ValueError(f"field 'merge': expected a method's name, found {brief(record['merge'])}")
     for name, value in record["metrics"].items():
         if not is_number(value):
-            raise ValueError(f"metric {name!r}: expected a finite number, found {value!r}")
+            raise ValueError(f"metric {name!r}: expected a finite number, found {brief(value)}")
     return {
         **record,
         "preset": record.get("preset") or "",
@@ -68,7 +76,7 @@ def read_result(file):
 def read_object(file, format):
     """A JSON file that holds an object of this `format` -> dict. ValueError says what it holds instead."""
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(content, dict):
