@@ -29,7 +29,8 @@ class MtilDataset(FewShotDataset):
         classes = max(trained | tested) + 1
         if missing := set(range(classes)) - trained:
             raise UserError(
-                f"{type(self).__name__}: label {min(missing)} of 0 ... {classes - 1} has no training images"
+                f"{type(self).__name__}: label {min(missing)} of 0 ... {classes - 1} has no training images "
+                f"({self.dataset_dir})"
             )
 
     def facts(self) -> dict:

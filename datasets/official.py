@@ -1,16 +1,18 @@
 """Readers of official lists and of folders that are split by a seed: what the tasks of MTIL are made of.
 
 Layouts are those that torchvision's data sets expect. Each reader gives (training, [], test); names have
-blanks for underscores. `scipy` reads the .mat files and is imported only there.
+blanks for underscores.
 """
 
 import os
+import re
 
 import numpy as np
 
 from dassl.data.datasets import Datum
 from dassl.utils import MissingFile, UserError, read_json
 
+from .matlab import mat_variable
 from .readers import Lists, listed, read_lines
 
 SPLIT_SEED = 42
@@ -67,7 +69,7 @@ def pet_lists(folder: str, image_dir: str) -> Lists:
         items = []
         for line in read_lines(source):
             fields = line.split()
-            if len(fields) != 4 or not fields[1].isdecimal() or fields[1] == "0":
+            if len(fields) != 4 or not re.fullmatch("[1-9][0-9]{0,3}", fields[1]):
                 raise UserError(f"{source}: line {line!r}; expected image, class (from 1), species and breed")
             name = words(fields[0].rpartition("_")[0]).title()
             items.append((f"{fields[0]}.jpg", int(fields[1]) - 1, name))
@@ -97,11 +99,12 @@ def flower_lists(folder: str, image_dir: str, names: tuple[str, ...]) -> Lists:
     source = os.path.join(folder, "setid.mat")
     parts = []
     for key in ("trnid", "tstid"):
-        numbers = mat_variable(source, key).reshape(-1).tolist()
-        kinds = labels.reshape(-1)[np.asarray(numbers, dtype=int) - 1].astype(int) - 1
-        if kinds.min(initial=0) < 0 or kinds.max(initial=0) >= len(names):
-            raise UserError(f"{folder}: imagelabels.mat has classes outside 1 ... {len(names)}")
-        items = [(f"image_{i:05d}.jpg", k, words(names[k])) for i, k in zip(numbers, kinds.tolist(), strict=True)]
+        items = []
+        for number in mat_variable(source, key):
+            kind = labels[int(number) - 1] if number in range(1, len(labels) + 1) else 0
+            if kind not in range(1, len(names) + 1):
+                raise UserError(f"{source}: for {key} {number} imagelabels.mat has classes outside 1 ... {len(names)}")
+            items.append((f"image_{int(number):05d}.jpg", int(kind) - 1, words(names[int(kind) - 1])))
         parts.append(listed(image_dir, items, source))
     return parts[0], [], parts[1]
 
@@ -111,9 +114,7 @@ def car_lists(folder: str) -> Lists:
 
     Images in cars_train and cars_test, or in a folder of the same name inside, as one mirror has them.
     """
-    names = [
-        str(name) for name in mat_variable(os.path.join(folder, "devkit", "cars_meta.mat"), "class_names").reshape(-1)
-    ]
+    names = [str(name) for name in mat_variable(os.path.join(folder, "devkit", "cars_meta.mat"), "class_names")]
     test = os.path.join(folder, "cars_test_annos_withlabels.mat")
     if not os.path.isfile(test) and os.path.isfile(inner := os.path.join(folder, "devkit", os.path.basename(test))):
         test = inner
@@ -121,10 +122,11 @@ def car_lists(folder: str) -> Lists:
     for part, source in (("cars_train", os.path.join(folder, "devkit", "cars_train_annos.mat")), ("cars_test", test)):
         images = f"{part}/{part}" if os.path.isdir(os.path.join(folder, part, part)) else part
         items = []
-        for record in mat_variable(source, "annotations").reshape(-1):
-            name, label = os.path.basename(str(record["fname"])), int(record["class"]) - 1
-            if not 0 <= label < len(names):
-                raise UserError(f"{source}: {name} has class {label + 1}; cars_meta.mat names {len(names)}")
+        for record in mat_variable(source, "annotations", ("fname", "class")):
+            name, kind = os.path.basename(str(record["fname"])), record["class"]
+            if kind not in range(1, len(names) + 1):
+                raise UserError(f"{source}: {name} has class {kind}; cars_meta.mat names {len(names)}")
+            label = int(kind) - 1
             items.append((f"{images}/{name}", label, words(names[label])))
         parts.append(listed(folder, items, source))
     return parts[0], [], parts[1]
@@ -144,18 +146,3 @@ def place_folders(image_dir: str, names_file: str) -> list[Datum]:
         images = [name for name in os.listdir(path) if name.startswith("sun_") and name.endswith(".jpg")]
         items += [(f"{place}/{name}", label, words(place.partition("/")[2])) for name in images]
     return [Datum.listed(f"{image_dir}/{path}", label=label, classname=name) for path, label, name in sorted(items)]
-
-
-def mat_variable(path: str, key: str) -> np.ndarray:
-    """A variable of a MATLAB file. MissingFile, or UserError if it is none or lacks the variable."""
-    if not os.path.isfile(path):
-        raise MissingFile(f"no file {path}")
-    from scipy.io import loadmat
-
-    try:
-        found = loadmat(path, squeeze_me=True)
-    except Exception as error:  # a damaged file can make the reader fail in any way
-        raise UserError(f"{path} is damaged or no MATLAB file: {error}") from error
-    if key not in found:
-        raise UserError(f"{path} has no variable {key}")
-    return np.atleast_1d(found[key])

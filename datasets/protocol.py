@@ -185,5 +185,6 @@ class FewShotDataset(DatasetBase):
         content = hashlib.sha256()
         for part, items in zip(("train", "val", "test"), lists, strict=True):
             for item in items:
-                content.update(f"{part}\t{self.relative(item)}\t{item.label}\t{item.classname}\n".encode())
+                line = f"{part}\t{self.relative(item)}\t{item.label}\t{item.classname}\n"
+                content.update(line.encode(errors="surrogatepass"))  # names of files need not be Unicode
         return content.hexdigest()[:16]

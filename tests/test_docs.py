@@ -27,6 +27,12 @@ ELSEWHERE = {
     "python -m mergetune.import_checkpoint": "tests/test_import_checkpoint.py",
     "python -m condu.import_released": "tests/test_import_released.py",
     "bash scripts/condu/toy_stream.sh": "tests/test_toy_stream.py",
+    "python -m tests.benchmarks": "tests/test_benchmark_table.py",
+    "python tests/faults/run.py": "tests/test_faults.py",
+    "python tests/fuzz/run.py": "tests/test_fuzz.py",
+    "bash train.sh --all": "tests/test_flow.py",
+    "bash scripts/try_slurm.sh": "tests/test_flow.py",  # its grid; a Slurm needs root
+    "bash scripts/release_check.sh": "tests/test_packaging.py",
 }
 datasets.register_all()
 PRESETS = ("released", "paper", "continued")

@@ -15,9 +15,9 @@ class UserError(ValueError):
         if "Original Traceback" in text:
             # torch raises a loader worker's error again with the worker's traceback before its own words
             text = text.rpartition(f".{type(self).__name__}: ")[2].rstrip()
-        if len(text) > LONGEST:
-            text = f"{text[: LONGEST - 300]} ... {text[-290:]}"
-        return text if text.isprintable() else "".join(map(_printable, text))
+        if not text.isprintable():
+            text = "".join(map(_printable, text))
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} ... {text[-290:]}"
 
 
 def _printable(character):

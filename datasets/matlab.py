@@ -1,0 +1,63 @@
+"""Variables of MATLAB files, read in a process of their own: a damaged file can crash SciPy's reader, not only fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+SECONDS, MEMORY = 60, 2 << 30  # what reading one may take; the largest file that is known has 0.7 MB
+
+
+def mat_variable(path: str, key: str, fields: tuple[str, ...] = ()) -> list:
+    """The elements of a variable: numbers and texts, or {field: number or text} of records with these `fields`.
+
+    MissingFile, or UserError for a file that is damaged or lacks the variable.
+    """
+    from dassl.utils import MissingFile, UserError
+
+    if not os.path.isfile(path):
+        raise MissingFile(f"no file {path}")
+    line = [sys.executable, "-W", "ignore", os.path.abspath(__file__), path, key, *fields]
+    try:
+        child = subprocess.run(line, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"{path} is damaged or no MATLAB file: reading it took over {SECONDS} seconds") from error
+    except ValueError as error:  # a NUL in the path
+        raise UserError(f"{path!r} names no file: {error}") from error
+    if child.returncode < 0:
+        raise UserError(f"{path} is damaged: its reader ended by {signal.Signals(-child.returncode).name}")
+    if child.returncode:
+        why = (child.stderr.strip().splitlines() or ["no reason was given"])[-1]
+        raise UserError(f"{path} is damaged or no MATLAB file: {why}")
+    found = json.loads(child.stdout)
+    if found is None:
+        raise UserError(f"{path} has no variable {key}")
+    return found
+
+
+def main(path, key, *fields):
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    import numpy as np
+    from scipy.io import loadmat
+
+    found = loadmat(path, squeeze_me=True)
+    rows = None
+    if key in found:
+        rows = [
+            {name: plain(row[name]) for name in fields} if fields else plain(row)
+            for row in np.atleast_1d(found[key]).reshape(-1)
+        ]
+    sys.stdout.write(json.dumps(rows))
+
+
+def plain(value):
+    """A NumPy scalar or text as JSON has it."""
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, int | float) else str(value)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
