@@ -46,9 +46,10 @@ def signals_in_phases(bench):
     places = [("stage 1", "bank", 1), ("stage 1", "saving", 2), ("stage 1", "evaluating", 4), ("stream", "saving", 2),
               ("stream", "fusing", 2), ("report", "reporting", 1)]  # fmt: skip
     for job, phase, number in places:
+        status = -TERM[0] if phase == "reporting" else TERM[1]  # a report has no log to close
         lines = jobs[job]
         whole = bench.whole(job, *lines)
-        running = bench.stopped(job, lines, phase, number, *TERM)
+        running = bench.stopped(job, lines, phase, number, TERM[0], status)
         quiet(running)
         assert not [line for line in left_over(bench.out) if ".tmp" in line], left_over(bench.out)
         bench.goes_on(whole, *lines)
@@ -60,7 +61,7 @@ def two_processes(bench):
     said = []
     for name, lines, phase in (("coop", [bench.world.train("coop")], "training"),
                                ("stream", [bench.world.stream()], "training")):  # fmt: skip
-        whole = bench.whole(name, *lines)
+        whole = bench.whole(f"{name} alone", *lines)
         first = bench.start(*lines)
         assert first.wait_for("+", phase, 2), first.text()
         first.kill(signal.SIGSTOP)
