@@ -26,7 +26,16 @@ from condu.packing import pack
 from condu.space import UNTRAINED
 from condu.stream import Stream, Task, exists
 from dassl.clip import ClipBackbone, build_clip
-from dassl.utils import MissingFile, UserError, errors_in_one_line, get_logger, load_checkpoint, read_json, strip_module
+from dassl.utils import (
+    MissingFile,
+    UserError,
+    errors_in_one_line,
+    get_logger,
+    is_plain_tensor,
+    load_checkpoint,
+    read_json,
+    strip_module,
+)
 from dassl.utils.distributed import one_process
 
 log = get_logger()
@@ -70,7 +79,10 @@ def stream_of(folder: str | Path, order: Sequence[str], classes: Mapping, clip: 
     unified, space = trained(folder / UNIFIED, unified, clip)
     fusion = fused(folder, names, unified)
     backbone = {"name": clip.name, "digest": clip.digest}
-    return Stream.of(fusion, tasks, rows, backbone=backbone, space=space)
+    try:
+        return Stream.of(fusion, tasks, rows, backbone=backbone, space=space)
+    except UserError as error:
+        raise UserError(f'"{folder}": {error}') from error
 
 
 def count_tasks(folder: Path) -> int:
@@ -158,9 +170,11 @@ def _trigger(path: Path, unified: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
     wrong = [name for name in unified if name not in masks or masks[name].shape != unified[name].shape]
     if wrong:
         raise UserError(f'"{path}" has no mask that fits {len(wrong)} tensors of {UNIFIED} ({_few(wrong)})')
-    scale = content["rescalers"].item() if content["rescalers"].numel() == 1 else math.nan
+    rescalers = content["rescalers"]
+    whole = is_plain_tensor(rescalers) and rescalers.numel() == 1 and not rescalers.is_complex()
+    scale = rescalers.item() if whole else math.nan
     if not 0 < scale < math.inf:
-        raise UserError(f'"{path}" has the rescaler {content["rescalers"].tolist()}, expected one positive number')
+        raise UserError(f'"{path}" has the rescaler {rescalers}, expected one positive number')
     return masks, scale
 
 
@@ -181,6 +195,8 @@ def _task(folder: Path, name: str, count: int, classes: Mapping) -> Task:
 def _rows(path: Path, name: str, rows: Sequence) -> Tensor:
     """A task's prototypes as one (C, D) tensor."""
     try:
+        if not all(map(is_plain_tensor, rows)):
+            raise TypeError("they are no plain tensors")
         return torch.stack([row.detach().float().reshape(-1) for row in rows])
     except (AttributeError, RuntimeError, TypeError) as error:
         raise UserError(f'"{path}": the prototypes of {name} are not vectors of one length: {error}') from error
@@ -191,6 +207,8 @@ def _tensors(path: Path, content: Mapping, dtype: torch.dtype) -> dict[str, Tens
     for name, value in content.items():
         if not isinstance(value, Tensor) or value.dtype != dtype:
             raise UserError(f'"{path}": {name} is {getattr(value, "dtype", type(value).__name__)}, expected {dtype}')
+        if not is_plain_tensor(value):
+            raise UserError(f'"{path}": {name} is no plain tensor')
     return {name: value.detach().contiguous() for name, value in content.items()}
 
 

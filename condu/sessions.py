@@ -56,7 +56,7 @@ class Sessions:
         self._leaving: list[str] = []
         self.current: int | None = None
         if exists(folder):
-            facts = _formed(self.folder / FILE, unseal(self.folder / FILE), _POINTER)
+            facts = formed(self.folder / FILE, unseal(self.folder / FILE), _POINTER)
             self.current, self._leaving = facts["session"], facts["leaving"]
             self._entries = {int(number): entry for number, entry in facts["sessions"].items()}
 
@@ -82,7 +82,7 @@ class Sessions:
             there = ", ".join(map(str, self.numbers))
             raise UserError(f'"{self.folder}" has no session {number}; there: {there} (others were not kept)')
         path = self.home(number) / FILE
-        facts = _formed(path, unseal(path), {"files": dict})
+        facts = formed(path, unseal(path), {"files": dict})
         if facts["check"] != self._entries[number]["check"] or facts.get("session") != number:
             raise UserError(f'"{path}" is not the session {number} that "{self.folder / FILE}" names')
         return facts
@@ -153,7 +153,7 @@ class Sessions:
             shutil.rmtree(away, ignore_errors=True)
 
 
-def _formed(path: Path, facts: dict, kinds: Mapping) -> dict:
+def formed(path: Path, facts: dict, kinds: Mapping) -> dict:
     """`facts`, in which these entries are of these kinds. UserError names the one that is not."""
     for name, kind in kinds.items():
         if not isinstance(facts.get(name), kind):

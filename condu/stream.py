@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from condu.fusion import Fusion
-from condu.sessions import Sessions, exists
+from condu.sessions import FILE, Sessions, exists, formed
 from dassl.utils import MissingFile, RunLock, UserError, tensor_digest
 
 __all__ = ["Stream", "Task", "exists", "sessions"]
 
 FUSION, PROTOTYPES = "fusion.safetensors", "prototypes.safetensors"
+_KINDS = {"backbone": dict, "space": dict, "scale": str, "tasks": list, "fusion": dict}
 
 
 @dataclass
@@ -133,7 +134,7 @@ class Stream:
         with RunLock(folder):
             there = Sessions(folder)
             if there.current is not None:
-                self._check_continues(there.folder, there.manifest())
+                self._check_continues(there.folder, _facts(there))
             tensors, fused = self.fusion.state()
             if half:
                 tensors = {
@@ -180,7 +181,7 @@ class Stream:
 
     @classmethod
     def _read(cls, there: Sessions, session: int | None, asked: Mapping) -> "Stream":
-        facts = there.manifest(session)
+        facts = _facts(there, session)
         _check_same(there.folder, facts, asked)
         tensors, prototypes = there.tensors(facts, FUSION), there.tensors(facts, PROTOTYPES)
         try:
@@ -188,7 +189,7 @@ class Stream:
             tasks = [Task(**told) for told in facts["tasks"]]
             rows = [prototypes[str(number)] for number in range(len(tasks))]
             stream = cls.of(fusion, tasks, rows, backbone=facts["backbone"], space=facts["space"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(f'"{there.home(facts["session"])}" holds no stream: {error}') from error
         return stream
 
@@ -219,6 +220,19 @@ def _check(task: Task, prototypes: Tensor, earlier: list[Tensor]) -> None:
         )
     if not torch.isfinite(prototypes).all():
         raise UserError(f"Task {task.name}: some prototypes are not finite")
+
+
+def _facts(there: Sessions, session: int | None = None) -> dict:
+    """The facts of a session, which a stream has and of its kinds. Raises as `Sessions.manifest`."""
+    facts = there.manifest(session)
+    path = there.home(facts["session"]) / FILE
+    formed(path, facts, _KINDS)
+    known = [facts["backbone"].get("digest")]
+    for task in facts["tasks"]:
+        known += [task.get(name) for name in ("name", "expert")] if isinstance(task, dict) else [None]
+    if not all(isinstance(value, str) for value in known):
+        raise UserError(f'"{path}": the digest of the backbone, or the name or expert of a task, is no text')
+    return facts
 
 
 def _check_same(folder: Path, facts: Mapping, asked: Mapping) -> None:

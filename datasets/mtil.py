@@ -15,10 +15,12 @@ class MtilDataset(FewShotDataset):
     """A task of a stream. Class attributes to declare, beside those of FewShotDataset:
 
     `task`: its name in the stream. `prompts`: templates; the first one trains, evaluation averages all.
+    `table`: the file that lists the images, if errors are to name it rather than their folder.
     A subclass overrides `read` and returns ([training], [], [test]); labels are 0, 1, ... in class order.
     """
 
     task = ""
+    table = ""
     prompts: tuple[str, ...] | list[str] = ("a photo of a {}.",)
 
     def __init__(self, cfg):
@@ -30,7 +32,7 @@ class MtilDataset(FewShotDataset):
         if missing := set(range(classes)) - trained:
             raise UserError(
                 f"{type(self).__name__}: label {min(missing)} of 0 ... {classes - 1} has no training images "
-                f"({self.dataset_dir})"
+                f"({self.table or self.dataset_dir})"
             )
 
     def facts(self) -> dict:

@@ -71,6 +71,8 @@ def recognise(state: dict[str, Tensor], folder: str = "") -> Found:
 
     Raises UserError for a file of no known method, or of one that cannot be used, with the reason.
     """
+    if not all(isinstance(key, str) for key in state):
+        raise UserError("the file has keys that are no names")
     state = strip_module(state)
     if not state:
         raise UserError("the file holds no weights")

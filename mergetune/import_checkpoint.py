@@ -23,6 +23,7 @@ from dassl.utils import (
     atomic_write,
     errors_in_one_line,
     get_logger,
+    is_plain_tensor,
     load_checkpoint,
     save_checkpoint,
     sha256_file,
@@ -158,8 +159,10 @@ def check_fit(source: Source, trainer) -> None:
     own = {} if visual is None else visual.state_dict()
     for key, theirs in found.state.items():
         ours = own.get(key.removeprefix("image_encoder.")) if key in found.ignored else None
-        if ours is None or not isinstance(theirs, Tensor):
+        if ours is None:
             continue
+        if not is_plain_tensor(theirs):
+            raise UserError(f"{path}: {key} is no plain tensor")
         # fp16 storage rounds by 5e-4 of the value
         if ours.shape != theirs.shape or not theirs.float().allclose(ours.float().cpu(), rtol=1e-3, atol=1e-4):
             raise UserError(f"{path} was trained on another backbone than {trainer.clip.name}: {key} differs")
@@ -167,6 +170,8 @@ def check_fit(source: Source, trainer) -> None:
 
 def check_tokens(path: Path, theirs: Tensor, ours: Tensor) -> None:
     """Refuse other texts. ours (C, L) may be cut behind the longest."""
+    if not is_plain_tensor(theirs) or theirs.dim() != 2 or theirs.shape[1] < ours.shape[1]:
+        raise UserError(f"{path}: tokenized_prompts is no plain tensor of texts of {ours.shape[1]} tokens or more")
     if len(theirs) != len(ours):
         raise UserError(f"{path} was trained on {len(theirs)} classes, this run has {len(ours)}")
     differ = (theirs[:, : ours.shape[1]] != ours.cpu()).any(1).sum().item()

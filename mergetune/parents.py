@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 import mergetune.trainers  # noqa: F401  registers them
@@ -17,6 +16,7 @@ from dassl.utils import (
     MissingFile,
     UserError,
     drop_token_buffers,
+    is_plain_tensor,
     load_checkpoint,
     read_json,
     sha256_file,
@@ -123,7 +123,7 @@ def read_state(file: Path) -> tuple[dict[str, Tensor], int | None]:
         raise UserError(f"{file} holds no weights")
     state = drop_token_buffers({name.removeprefix("prompts."): v for name, v in strip_module(state).items()})
     for name, value in state.items():
-        if not (isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"):
+        if not is_plain_tensor(value):
             raise UserError(f"{file}: {name} is no plain tensor")
         if value.is_floating_point() and not value.float().isfinite().all():
             raise UserError(f"{file}: {name} is infinite or NaN, there is nothing to merge")

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dassl.utils import MissingFile, UserError, drop_token_buffers, load_checkpoint, read_json
+from dassl.utils import MissingFile, UserError, drop_token_buffers, is_plain_tensor, load_checkpoint, read_json
 from mergetune.weights import trainable
 
 NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
@@ -63,10 +63,7 @@ def take_weights(path: Path, state: dict[str, Tensor], model: nn.Module) -> dict
             f"{' ...' if len(expected) > 8 else ''})"
         )
     for name, value in given.items():
-        if (
-            not (isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu")
-            or value.is_quantized
-        ):
+        if not is_plain_tensor(value):
             raise UserError(f"{path}: {name} is no plain tensor")
         check_shape(path, name, value, expected[name])
         if not (value.float() if value.element_size() == 1 else value).isfinite().all():  # 8-bit floats know little
@@ -100,6 +97,8 @@ def check_buffers(path: Path, buffers: dict[str, Tensor], embeddings: Tensor, n_
     suffix = buffers.get("token_suffix")
     if suffix is None:
         return
+    if not is_plain_tensor(suffix) or suffix.dim() != 3:
+        raise UserError(f"{path}: token_suffix is no plain tensor with 3 axes")
     if len(suffix) != len(embeddings):
         raise UserError(f"{path} was trained on {len(suffix)} classes, this run has {len(embeddings)}")
     ours = embeddings[:, start + n_ctx :].float().cpu()

@@ -20,7 +20,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # each target is a forked process, which a 
 
 from tests.fuzz.campaign import Report, campaign  # noqa: E402
 from tests.fuzz.lines import function_lines, ranges  # noqa: E402
-from tests.fuzz.targets import ALL, TARGETS  # noqa: E402
+from tests.fuzz.oracle import Target  # noqa: E402
+from tests.fuzz.targets import TARGETS  # noqa: E402
+
+FEWEST = 20  # inputs of a target that starts a process for each
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--inputs", type=int, default=100_000, help="of all targets together (default: %(default)s)")
     add("--seed", type=int, default=0)
-    add("--only", nargs="+", default=[], metavar="TARGET", choices=list(ALL), help=", ".join(ALL))
+    add("--only", nargs="+", default=[], metavar="TARGET", choices=list(TARGETS), help=", ".join(TARGETS))
     add("--out", default="", metavar="FILE", help="all of it as JSON")
     add("--saved", default=str(ROOT / "output" / "fuzz"), metavar="DIR", help="where failing inputs go")
     return parser
@@ -52,6 +55,13 @@ def coverage(reports: list[Report]) -> dict[str, dict]:
             "not_entered": [name for name in functions if name not in entered],
         }
     return found
+
+
+def shares(chosen: list[Target], inputs: int) -> dict[str, int]:
+    """How many of the inputs each target gets. One that starts a process for each gets few, and beside the others."""
+    whole = sum(target.weight for target in chosen if not target.child)
+    few = max(FEWEST, inputs // 1000)
+    return {target.name: few if target.child else -(-inputs * target.weight // whole) for target in chosen}
 
 
 def show(reports: list[Report], covered: dict[str, dict]) -> None:
@@ -78,11 +88,11 @@ def show(reports: list[Report], covered: dict[str, dict]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
-    chosen = [ALL[name] for name in args.only or TARGETS]
-    share = sum(target.weight for target in chosen)
+    chosen = [TARGETS[name] for name in args.only or TARGETS]
+    share = shares(chosen, args.inputs)
     reports = []
     for target in chosen:
-        inputs = -(-args.inputs * target.weight // share)
+        inputs = share[target.name]
         reports.append(campaign(target, inputs, args.seed, Path(args.saved)))
         print(f"{target.name}: {inputs} inputs, {len(reports[-1].failures)} kinds of failure", flush=True)
     covered = coverage(reports)

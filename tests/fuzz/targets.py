@@ -1,7 +1,7 @@
 """All targets by name."""
 
+from tests.fuzz.array_targets import ARRAYS
 from tests.fuzz.text_targets import TEXTS
-from tests.fuzz.weight_targets import APART, WEIGHTS
+from tests.fuzz.weight_targets import WEIGHTS
 
-TARGETS = {target.name: target for target in (*TEXTS, *WEIGHTS)}
-ALL = TARGETS | {target.name: target for target in APART}
+TARGETS = {target.name: target for target in (*TEXTS, *WEIGHTS, *ARRAYS)}

@@ -1,11 +1,9 @@
-"""Readers of weights and arrays: checkpoints, safetensors, streams, released sessions, CLIPs, CIFAR, MNIST, .mat, pictures."""  # noqa: E501
+"""Readers of weights: checkpoints, safetensors, streams, released sessions, CLIPs."""
 
 import contextlib
-import gzip
 import io
 import json
 import pickle
-import struct
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -13,9 +11,7 @@ from random import Random
 from types import SimpleNamespace
 
 import clip.model
-import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import save
 
 from condu import fusion, import_released, sessions, stream
@@ -24,17 +20,13 @@ from dassl.clip import openai
 from dassl.utils import (
     load_checkpoint,
     load_tensors,
-    plain_pickle,
     read_facts,
-    read_image,
     restricted,
     restricted_load,
     save_tensors,
     tensorfile,
-    tools,
     torchtools,
 )  # fmt: skip
-from datasets import arrays, official
 from mergetune import foreign, import_checkpoint, parents, stage1
 from tests.fixtures import foreign_checkpoints as theirs
 from tests.fixtures.released_condu import random_deltas, write_session
@@ -43,7 +35,6 @@ from tests.fuzz import hostile
 from tests.fuzz.lines import relative
 from tests.fuzz.mutate import mutated, tree, value
 from tests.fuzz.oracle import Files, Target
-from tests.fuzz.text_targets import images, picked
 
 
 def saved(content, old: bool = False) -> bytes:
@@ -292,95 +283,6 @@ def read_clip(folder: Path):
     return openai.build_module(openai.read_state_dict(file), file)
 
 
-# arrays and pictures
-
-
-@cache
-def cifar() -> Files:
-    def part(n):
-        data = np.zeros((n, 3072), dtype=np.uint8)
-        return pickle.dumps({"data": data, "fine_labels": list(range(n))}, 2)
-
-    return {"meta": pickle.dumps({"fine_label_names": ["a", "b"]}, 2), "train": part(2), "test": part(1)}
-
-
-@cache
-def mnist() -> Files:
-    files = {}
-    for part, n in (("train", 2), ("t10k", 1)):
-        files[f"{part}-images-idx3-ubyte"] = struct.pack(">IIII", 2051, n, 2, 2) + bytes(4 * n)
-        files[f"{part}-labels-idx1-ubyte.gz"] = gzip.compress(struct.pack(">II", 2049, n) + bytes(n), mtime=0)
-    return files
-
-
-@cache
-def mats() -> Files:
-    from scipy.io import savemat
-
-    def write(folder):
-        (folder / "devkit").mkdir()
-        savemat(folder / "imagelabels.mat", {"labels": [[1, 2]]})
-        savemat(folder / "setid.mat", {"trnid": [[1]], "tstid": [[2]]}, do_compression=True)
-        kind = [("fname", "O"), ("class", "O")]
-        for name in ("devkit/cars_train_annos.mat", "cars_test_annos_withlabels.mat"):
-            savemat(folder / name, {"annotations": np.array([[("a.jpg", 1), ("b.jpg", 1)]], dtype=kind)})
-        savemat(folder / "devkit/cars_meta.mat", {"class_names": np.array([["Audi", "BMW"]], dtype=object)})
-
-    return folder_files(write)
-
-
-def make_arrays(rng: Random) -> Files:
-    files = dict(rng.choice((cifar, mnist))())
-    name = rng.choice(list(files))
-    if name in cifar() and rng.random() < 0.5:
-        odd = rng.choice(hostile.pickles()) if rng.random() < 0.5 else pickle.dumps(
-            tree(rng, {"data": np.zeros((1, 3072), rng.choice((np.uint8, np.float32))), "fine_labels": [0]}), 2)  # fmt: skip  # noqa: E501
-        files[name] = odd
-    elif name.endswith(".gz") and rng.random() < 0.2:
-        files[name] = hostile.gzip_bomb()
-    elif rng.random() < 0.9:
-        files[name] = mutated(rng, name, files[name])
-    return files
-
-
-def read_arrays(folder: Path):
-    if (folder / "meta").exists():
-        return arrays.cifar100(str(folder))
-    return arrays.mnist(str(folder), ("zero", "one"))
-
-
-def make_mats(rng: Random) -> Files:
-    files = dict(mats())
-    name = rng.choice(list(files))
-    return files | {name: mutated(rng, name, files[name])}
-
-
-def read_mats(folder: Path):
-    official.flower_lists(str(folder), picked(folder), ("x", "y"))
-    return official.car_lists(str(folder))
-
-
-@cache
-def pictures() -> list[bytes]:
-    found = []
-    for mode, kind, options in (
-        ("RGB", "PNG", {}), ("L", "PNG", {}), ("P", "PNG", {}), ("RGBA", "PNG", {}), ("1", "PNG", {}), ("I;16", "PNG", {}),  # noqa: E501
-        ("RGB", "JPEG", {}), ("CMYK", "JPEG", {}), ("L", "JPEG", {"progressive": True}), ("RGB", "BMP", {}),
-        ("RGB", "GIF", {}), ("RGBA", "WEBP", {}), ("RGB", "WEBP", {"lossless": True}), ("RGB", "PPM", {}), ("L", "TIFF", {}),  # noqa: E501
-        ("RGB", "TIFF", {"compression": "tiff_lzw"}), ("RGB", "TIFF", {"compression": "jpeg"}), ("RGB", "ICO", {}),
-        ("RGB", "PDF", {}), ("RGB", "EPS", {}), ("RGB", "TGA", {}), ("RGB", "MPO", {}), ("RGB", "JPEG2000", {}),
-    ):  # fmt: skip
-        buffer = io.BytesIO()
-        Image.frombytes("RGB", (9, 7), bytes(range(189))).convert(mode).save(buffer, kind, **options)
-        found.append(buffer.getvalue())
-    return found
-
-
-def make_picture(rng: Random) -> Files:
-    data = hostile.images(rng) if rng.random() < 0.3 else rng.choice(pictures())
-    return {"a.jpg": mutated(rng, "a.jpg", data, rng.choice(pictures())) if rng.random() < 0.6 else data}
-
-
 WEIGHTS = [
     CHECKPOINT,
     IMPORT,
@@ -389,15 +291,4 @@ WEIGHTS = [
     Target("stream", make_stream, read_stream, (relative(stream), relative(sessions), relative(fusion)), weight=3),
     Target("released", make_session, read_session, (relative(import_released),), weight=2),
     Target("clip", make_clip, read_clip, (relative(openai),), weight=1),
-    Target(
-        "arrays",
-        make_arrays,
-        read_arrays,
-        (relative(arrays), relative(plain_pickle)),
-        prepare=images,
-        weight=3,
-    ),  # fmt: skip
-    Target("image", make_picture, lambda folder: read_image(str(folder / "a.jpg")), (relative(tools),), weight=6),
 ]
-# SciPy's reader of .mat files crashes on some (SIGSEGV), so this one is for `--only mat`
-APART = [Target("mat", make_mats, read_mats, (relative(official),), prepare=images)]

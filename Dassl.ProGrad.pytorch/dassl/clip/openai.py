@@ -236,7 +236,7 @@ def build_module(state, file="the state dict"):
         with torch.device("meta"):
             module = model.CLIP(**_dimensions(weights))
         module.load_state_dict(weights, assign=True)
-    except (KeyError, IndexError, RuntimeError, ZeroDivisionError) as error:
+    except (KeyError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f'"{file}" holds no CLIP in OpenAI\'s layout ({reason})') from error
     mask = module.build_attention_mask()  # a plain attribute of the text blocks, not among the weights
@@ -246,28 +246,34 @@ def build_module(state, file="the state dict"):
 
 
 def _dimensions(weights):
-    """Arguments of `clip.model.CLIP`, from the shapes of {name: tensor}."""
+    """Arguments of `clip.model.CLIP`, from the shapes of {name: tensor}. ValueError, KeyError for what is none."""
+
+    def shape(key, axes):
+        found = tuple(weights[key].shape)
+        if len(found) != axes:
+            raise ValueError(f"{key} has the shape {found}, expected {axes} axes")
+        return found
 
     def count(prefix, part):
         return len({key.split(".")[part] for key in weights if key.startswith(prefix)})
 
     if "visual.proj" in weights:
-        vision_width, _, patch, _ = weights["visual.conv1.weight"].shape
-        side = round((weights["visual.positional_embedding"].shape[0] - 1) ** 0.5) * patch
+        vision_width, _, patch, _ = shape("visual.conv1.weight", 4)
+        side = round((shape("visual.positional_embedding", 2)[0] - 1) ** 0.5) * patch
         layers = count("visual.transformer.resblocks.", 3)
     else:
-        vision_width, patch = weights["visual.layer1.0.conv1.weight"].shape[0], None
-        side = round((weights["visual.attnpool.positional_embedding"].shape[0] - 1) ** 0.5) * 32
+        vision_width, patch = shape("visual.layer1.0.conv1.weight", 4)[0], None
+        side = round((shape("visual.attnpool.positional_embedding", 2)[0] - 1) ** 0.5) * 32
         layers = tuple(count(f"visual.layer{stage}.", 2) for stage in (1, 2, 3, 4))
-    context_length, width = weights["positional_embedding"].shape
+    context_length, width = shape("positional_embedding", 2)
     return {
-        "embed_dim": weights["text_projection"].shape[1],
+        "embed_dim": shape("text_projection", 2)[1],
         "image_resolution": side,
         "vision_layers": layers,
         "vision_width": vision_width,
         "vision_patch_size": patch,
         "context_length": context_length,
-        "vocab_size": weights["token_embedding.weight"].shape[0],
+        "vocab_size": shape("token_embedding.weight", 2)[0],
         "transformer_width": width,
         "transformer_heads": width // 64,
         "transformer_layers": count("transformer.resblocks.", 2),

@@ -17,16 +17,18 @@ _MARK = None
 def scan_pickle(file):
     """The globals, as "module name", that the pickle from where `file` stands asks for; `file` stands behind it then.
 
-    file: with read and readline that give what is there, however much is asked for (BytesIO, mmap).
+    file: with tell, and read and readline that give what is there, however much is asked for (BytesIO, mmap).
 
     Raises:
         ValueError: cut short, or it would not be one, or take memory out of all proportion.
     """
-    stack, memo, names = [], {}, set()
+    stack, memo, names, framed = [], {}, set(), 0
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(file), start=1):
             if opcode.name in _PUTS and argument > count:
                 raise ValueError(f"a memo of {argument} places after {count} instructions")
+            if opcode.name == "FRAME":
+                framed = max(framed, file.tell() + argument)
             if opcode.name == "GLOBAL":
                 names.add(argument)
             elif opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
@@ -34,6 +36,8 @@ def scan_pickle(file):
             _step(opcode, argument, stack, memo)
     except (IndexError, KeyError, TypeError, struct.error, OverflowError) as error:
         raise ValueError(f"no pickle: {error}") from error
+    if framed > file.tell():
+        raise ValueError(f"a frame ends at byte {framed}, the pickle at {file.tell()}")
     return names
 
 
@@ -69,5 +73,5 @@ def _taken(opcode, stack):
     before = opcode.stack_before
     if pickletools.markobject not in before:
         return len(before)
-    inside = next(i for i, item in enumerate(reversed(stack)) if item is _MARK) if _MARK in stack else len(stack)
+    inside = next((i for i, item in enumerate(reversed(stack)) if item is _MARK), len(stack))
     return inside + 1 + before.index(pickletools.markobject)

@@ -122,26 +122,40 @@ def check_archive(path):
         raise MissingFile(f'File is not found at "{path}"')
     try:
         if not zipfile.is_zipfile(path):
-            if tarfile.is_tarfile(path):
+            if _is_tar(path):
                 raise UserError(f'"{path}" is refused: a tar archive is no checkpoint')
             return _scan_old(path)
         check_sizes(path)
-        if "constants.pkl" in torch._C.PyTorchFileReader(path).get_all_records():
+        reader = torch._C.PyTorchFileReader(path)
+        if "constants.pkl" in reader.get_all_records():
             raise UserError(f'"{path}" is a TorchScript program, not a checkpoint')
-        with zipfile.ZipFile(path) as archive:
-            programs = [name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl"]
-            return set().union(*(scan_pickle(io.BytesIO(archive.read(name))) for name in programs))
+        # torch's own reader: of entries that have one name, zipfile takes the last and torch another
+        return scan_pickle(io.BytesIO(reader.get_record("data.pkl")))
     except UserError:
         raise
     except Exception as error:  # a damaged directory can make the readers fail in any way
         raise damaged(path, error) from error
 
 
+def _is_tar(path):
+    """Whether `torch.load` would take a file for a tar archive. Never unpacks: `tarfile.is_tarfile` reads all of it."""
+    try:
+        tarfile.open(path, "r:").close()
+    except tarfile.TarError:
+        return False
+    return True
+
+
 def check_sizes(path):
-    """Raise UserError for a zip archive that would fill the memory; whatever zipfile raises for a damaged one."""
+    """Raise UserError for a zip archive that would fill the memory or has two entries of one name; whatever zipfile
+    raises for a damaged one."""
     packed = os.path.getsize(path)
     with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
         unpacked = sum(entry.file_size for entry in archive.infolist())
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f'"{path}" is refused: it has more than one entry {brief(twice)}')
     if unpacked > _MAX_GROWTH * packed:
         raise UserError(f'"{path}" is refused: {packed} bytes would unpack to {unpacked}')
 

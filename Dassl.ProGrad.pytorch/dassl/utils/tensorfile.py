@@ -68,7 +68,7 @@ def _opened(path):
             if not isinstance(about, dict) or about.keys() != {"crc32", "facts"}:
                 raise ValueError("its header has no facts and checksum of this code")
             yield stored, about
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:  # the last: too large to be mapped
         raise UserError(f'"{path}" is damaged or was written by something else: {error}') from error
 
 

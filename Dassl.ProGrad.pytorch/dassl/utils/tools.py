@@ -3,6 +3,7 @@
 import errno
 import functools
 import hashlib
+import io
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import warnings
 import numpy as np
 import PIL
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .atomic import atomic_write, write_json  # noqa: F401  imported from here by trainers written for Dassl
 from .errors import MissingFile, UserError
@@ -100,20 +101,44 @@ def read_json(fpath):
         raise UserError(f'"{fpath}" is not a JSON file that can be read: nested too deep') from None
 
 
+def _webp_pixels(head):
+    """Pixels that the header of a WebP file names, which Pillow makes room for on opening; 0 of another file."""
+    if len(head) < 30 or head[:4] + head[8:12] != b"RIFFWEBP":
+        return 0
+    if head[12:16] == b"VP8X":
+        return math.prod(1 + int.from_bytes(head[i : i + 3], "little") for i in (24, 27))
+    if head[12:16] == b"VP8L":
+        both = int.from_bytes(head[21:25], "little")
+        return (1 + (both & 0x3FFF)) * (1 + (both >> 14 & 0x3FFF))
+    return math.prod(int.from_bytes(head[i : i + 2], "little") & 0x3FFF for i in (26, 28))
+
+
+def _bomb(pixels, size):
+    """Whether so many pixels are out of proportion to a file's bytes."""
+    return pixels > MOST_PIXELS and pixels > PIXELS_PER_BYTE * size
+
+
 def read_image(path):
     """RGB PIL image, fully decoded. Raises MissingFile, or UserError naming a file that is no whole image, is of
     another format than data sets come in (Pillow would start a program for some), or would unpack to too much."""
     check_file(path, MOST_IMAGE)
-    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        content = file.read()  # a file's own read makes room for whatever length a chunk names
+    size = len(content)
     try:
+        if _bomb(pixels := _webp_pixels(content[:30]), size):
+            raise ValueError(f"{pixels} pixels, a decompression bomb")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # 90 million pixels
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
-                pixels = math.prod(image.size)
-                if pixels > MOST_PIXELS and pixels > PIXELS_PER_BYTE * size:
+            with Image.open(io.BytesIO(content), formats=IMAGE_FORMATS) as image:
+                if _bomb(math.prod(image.size), size):
                     raise ValueError(f"{image.size[0]} x {image.size[1]} pixels, a decompression bomb")
                 return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f'Image "{path}" cannot be read ({size} bytes): it is none of {", ".join(IMAGE_FORMATS)}'
+        ) from error
     except _IMAGE_ERRORS as error:
         raise UserError(f'Image "{path}" cannot be read ({size} bytes): {error}') from error
 

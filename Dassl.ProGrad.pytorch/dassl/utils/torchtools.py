@@ -30,6 +30,12 @@ def strip_module(state_dict):
     return OrderedDict((key.removeprefix("module."), value) for key, value in state_dict.items())
 
 
+def is_plain_tensor(value):
+    """Whether it is a tensor with its numbers in memory: dense, on the CPU, not quantized."""
+    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
+    return plain and not value.is_quantized
+
+
 def drop_token_buffers(state_dict):
     """Remove, in place, what depends on the class names and not on training; returns `state_dict`."""
     for key in list(state_dict):
