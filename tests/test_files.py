@@ -153,8 +153,8 @@ def test_images(tmp_path):
     Image.effect_noise((64, 64), 50).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
     (tmp_path / "empty.jpg").touch()
-    for name, words in (("cut.png", "900 bytes"), ("empty.jpg", "0 bytes"), ("none.jpg", "No file exists")):
-        with pytest.raises(UserError, match=rf"{words}|{name}.*{words}") as caught:
+    for name, words in (("cut.png", "900 bytes"), ("empty.jpg", "0 bytes"), ("none.jpg", "File is not found")):
+        with pytest.raises(UserError, match=words) as caught:
             read_image(tmp_path / name)
         assert name in str(caught.value)
 

@@ -13,7 +13,8 @@ from dassl.data import group_indices
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError, read_json, write_json
 
-from ..official import car_lists, mat_variable, pet_lists
+from ..matlab import mat_variable
+from ..official import car_lists, pet_lists
 from ..readers import class_folders, folder_images, listed, read_lines
 
 TRAIN, VAL = 0.5, 0.2
@@ -46,7 +47,7 @@ def folders(names: dict[str, str], skip: tuple[str, ...] = ()) -> Callable[[str,
 
 def flowers(folder: str, images: str) -> Parts:
     names = read_json(os.path.join(folder, "cat_to_name.json"))
-    labels = mat_variable(os.path.join(folder, "imagelabels.mat"), "labels").reshape(-1).tolist()
+    labels = mat_variable(os.path.join(folder, "imagelabels.mat"), "labels")
     items = [(f"image_{i:05d}.jpg", int(k) - 1, names[str(int(k))]) for i, k in enumerate(labels, start=1)]
     return listed(images, items, "imagelabels.mat"), None
 
