@@ -42,7 +42,8 @@ def test_sigterm_is_a_clean_exit(root, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in said
     assert "Interrupted (last good checkpoint:" in (tmp_path / "log.txt").read_text()
-    assert torch.load(tmp_path / "resume.pt")["epoch"] == 1
+    state = torch.load(tmp_path / "resume.pt")
+    assert (state["epoch"], state["within"]["batches"]) == (1, 2)
     assert not (tmp_path / "results.json").exists()
 
 

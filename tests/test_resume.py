@@ -17,6 +17,17 @@ from dassl.utils import UserError, load_checkpoint, set_random_seed
 from tests.fixtures.dassl_style_world import style_config, until_waiting, victim, write_pictures
 
 BEST_VAL = ["TEST.FINAL_MODEL", "best_val"]
+PAIRS = ["DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler", "DATALOADER.TRAIN_X.N_INS", "2"]
+PERSISTENT = ["DATALOADER.NUM_WORKERS", "1", "DATALOADER.PERSISTENT", "True", *BEST_VAL]
+CASES = [  # trainer, keys and values, what they are about
+    ("ShortLosses", ["INPUT.VIEW_SEEDS", "False"], "global augmentation"),
+    ("ShortLosses", PERSISTENT, "persistent"),
+    ("ShortLosses", ["OPTIM.WARMUP_EPOCH", "3", "OPTIM.NAME", "radam"], "in warm-up"),
+    ("ShortLosses", ["TRAIN.ACCUMULATE", "2", "TRAIN.CHECKPOINT_FREQ", "2"], "accumulation"),
+    ("ShortPairs", PAIRS, "pairs"),
+    ("ShortTeacher", ["OPTIM.LR_SCHEDULER", "multi_step", "OPTIM.STEPSIZE", "(1, 3)"], "teacher"),
+    ("StyleTwoLosses", BEST_VAL, "prograd"),
+]
 
 pytestmark = pytest.mark.filterwarnings("ignore:resume.pt does not hold what training changes in (count|step|odd)")
 
@@ -127,19 +138,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(name, pairs, root, tmp_path):
     assert not (tmp_path / "halves" / "resume.pt").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "pairs"),
-    [
-        ("ShortLosses", ["INPUT.VIEW_SEEDS", "False"]),
-        ("ShortLosses", ["DATALOADER.NUM_WORKERS", "1", "DATALOADER.PERSISTENT", "True", *BEST_VAL]),
-        ("ShortLosses", ["OPTIM.WARMUP_EPOCH", "3", "OPTIM.NAME", "radam"]),
-        ("ShortLosses", ["TRAIN.ACCUMULATE", "2", "TRAIN.CHECKPOINT_FREQ", "2"]),
-        ("ShortPairs", ["DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler", "DATALOADER.TRAIN_X.N_INS", "2"]),
-        ("ShortTeacher", ["OPTIM.LR_SCHEDULER", "multi_step", "OPTIM.STEPSIZE", "(1, 3)"]),
-        ("StyleTwoLosses", BEST_VAL),
-    ],
-    ids=["global augmentation", "persistent", "in warm-up", "accumulation", "pairs", "teacher", "prograd"],
-)
+@pytest.mark.parametrize(("name", "pairs"), [case[:2] for case in CASES], ids=[case[2] for case in CASES])
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_an_interrupted_run_goes_on_to_the_same_bits(name, pairs, epoch, root, tmp_path):
     whole = build(root, tmp_path / "whole", name, pairs)

@@ -96,6 +96,7 @@ def listen():
 
     told(EpochTrainer, "run_epoch", "training")
     told(Progress, "save", "saving")
+    told(Progress, "save_within", "saving")
     told(TrainerBase, "save_model", "saving")
     told(condu.store.ExpertStore, "save", "saving")
     told(dassl.clip.features.FeatureBank, "fill", "bank")

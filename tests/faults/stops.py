@@ -15,29 +15,42 @@ WORKER = ("DATALOADER.NUM_WORKERS", "1", "FEATURES.VIEWS", "0")
 
 
 def sigterm(bench):
-    """SIGTERM in the second epoch: resume.pt is left and named, exit status 143."""
-    return _told_to_stop(bench, *TERM)
+    """SIGTERM in a step of the second epoch, or round: it ends and is saved, exit status 143; none is taken twice."""
+    jobs = bench.world.jobs()
+    for job, number in {"stage 1": 5, "stage 2": 5, "stream": 4}.items():  # epochs of 3 steps, rounds of 2
+        if job not in jobs:
+            continue
+        whole = bench.whole(job, *jobs[job])
+        runs = {"stage 1": [Path("coop")], "stage 2": [Path("lmc")]}.get(job)
+        runs = runs or sorted(path.relative_to(whole) for path in whole.rglob("sessions/*"))
+        running = bench.start(*jobs[job])
+        assert running.wait_for("step", str(bench.out / runs[-1]), number), running.text()
+        again = _told(bench, running, bench.out / runs[-1], whole, jobs[job], *TERM)
+        taken = running.steps() + again.steps()
+        assert set(taken.values()) == {1}, f"{job}: {taken}"
+    return "goes on to the same bits, and no step is taken twice"
 
 
 def sigint(bench):
-    """Ctrl-C, the same with 130."""
-    return _told_to_stop(bench, *INT)
-
-
-def _told_to_stop(bench, signum, status):
+    """Ctrl-C in the second epoch, which is begun anew: exit status 130."""
     lines = [bench.world.train("coop")]
     whole = bench.whole("coop", *lines)
-    running = bench.stopped("coop", lines, "training", 2, signum, status)
-    quiet(running)
-    resume = bench.out / "coop" / "resume.pt"
-    assert f"Interrupted (last good checkpoint: {resume}); the same command goes on" in running.text(), running.text()
-    assert torch.load(resume, weights_only=True)["epoch"] == 1
-    assert bench.goes_on(whole, *lines).steps() == _steps(bench.out / "coop", range(1, 3))
+    running = bench.start(*lines)
+    assert running.wait_for("+", "training", 2), running.text()
+    again = _told(bench, running, bench.out / "coop", whole, lines, *INT)
+    assert again.steps() == {(str(bench.out / "coop"), epoch, batch): 1 for epoch in (1, 2) for batch in range(3)}
     return "goes on to the same bits"
 
 
-def _steps(folder, epochs):
-    return {(str(folder), epoch, batch): 1 for epoch in epochs for batch in range(3)}
+def _told(bench, running, folder, whole, lines, signum, status):
+    """Send the signal: resume.pt is named, and the same lines go on -> their Running."""
+    running.kill(signum)
+    found = running.end()
+    assert found == status, f"exit status {found}, expected {status}\n{running.text()}"
+    quiet(running)
+    assert f"Interrupted (last good checkpoint: {folder / 'resume.pt'}); the same command" in running.text()
+    torch.load(folder / "resume.pt", weights_only=True)
+    return bench.goes_on(whole, *lines)
 
 
 def signals_in_phases(bench):

@@ -10,7 +10,6 @@ import contextlib
 import glob
 import os
 import re
-import signal
 import threading
 import time
 
@@ -43,6 +42,7 @@ from .build import build_trainer, trainer_class
 from .results import FILE as RESULTS
 from .results import write_results
 from .state import stop_workers
+from .stopping import sigterm_ends
 
 log = get_logger()
 
@@ -73,7 +73,7 @@ def run(cfg, *, eval_only=False, model_dir="", load_epoch=None, no_train=False, 
     evaluates(cfg, eval_only, model_dir)
     folder = cfg.OUTPUT_DIR
     started = time.monotonic()  # a clock may be set back
-    with process_group(), own_device(cfg.USE_CUDA), _sigterm_ends(), backend(cfg), _owned(folder, overwrite):
+    with process_group(), own_device(cfg.USE_CUDA), sigterm_ends(), backend(cfg), _owned(folder, overwrite):
         trainer = build_run(cfg)
         if no_train:
             return {}
@@ -218,20 +218,3 @@ def backend(cfg):
     finally:
         cudnn.benchmark = before[0]
         torch.use_deterministic_algorithms(before[1])
-
-
-@contextlib.contextmanager
-def _sigterm_ends():
-    """SIGTERM ends the run as Ctrl-C does: files closed, lock released, resume.pt left."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum, frame):
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

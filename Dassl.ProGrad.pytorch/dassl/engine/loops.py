@@ -15,6 +15,7 @@ from dassl.utils.distributed import average_gradients, world_size
 
 from .processes import batch_share, of_all, start_epoch_together, start_together
 from .simple import SimpleTrainer
+from .stopping import steps_end_first, stop, told_to_stop
 
 log = get_logger()
 
@@ -55,21 +56,28 @@ class EpochTrainer(SimpleTrainer):
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(self.epoch)  # the augmented view of this epoch
 
+        batches = enumerate(self.epoch_batches())
+        resumed = self._progress.pass_over(batches, losses)
         end = time.time()
-        for batch_idx, batch in enumerate(self.epoch_batches()):
-            self.batch_idx = batch_idx
-            self._share = batch_share(self)
-            data_time.update(time.time() - end)
-            losses.update(self.forward_backward(*batch))
-            batch_time.update(time.time() - end)
-            every = self.cfg.TRAIN.PRINT_FREQ
-            if (batch_idx + 1) % every == 0 or self.num_batches < every:
-                self._print_batch(losses, batch_time, data_time)
-            self._write_batch(losses)
-            end = time.time()
+        with steps_end_first():
+            for batch_idx, batch in batches:
+                self.batch_idx = batch_idx
+                self._share = batch_share(self)
+                data_time.update(time.time() - end)
+                losses.update(self.forward_backward(*batch))
+                batch_time.update(time.time() - end)
+                every = self.cfg.TRAIN.PRINT_FREQ
+                if (batch_idx + 1) % every == 0 or self.num_batches < every:
+                    self._print_batch(losses, batch_time, data_time)
+                self._write_batch(losses)
+                stepped = (batch_idx + 1) % self.cfg.TRAIN.ACCUMULATE == 0 or batch_idx + 1 == self.num_batches
+                if stepped and told_to_stop():
+                    self._progress.save_within(losses)
+                    stop()
+                end = time.time()
 
         self._history.add(self.epoch + 1, {name: meter.avg for name, meter in losses.meters.items()})
-        if self.epoch == 0 and clocks and clocks == self._scheduler_clocks():
+        if self.epoch == 0 and not resumed and clocks and clocks == self._scheduler_clocks():
             warnings.warn(
                 "No scheduler was stepped in the first epoch: call self.update_lr() after its last batch, "
                 "or the learning rate never changes",

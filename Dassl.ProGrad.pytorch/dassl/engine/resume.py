@@ -1,14 +1,18 @@
 """resume.pt: all that a run needs to go on as if it had never been interrupted.
 
-Written whole after each epoch, removed at the end of training, by launch.run once results.json is there. It holds the
-registered models with their optimizers and schedulers, the random states (Python, NumPy, torch, CUDA), the epoch, the
-best result so far, what was printed by epoch, and every attribute of the trainer with `state_dict` and
-`load_state_dict` (a gradient scaler, an unregistered optimizer, a teacher network); of a module, only the tensors that
-training has changed. Other attributes are the trainer's own affair: the first that changes costs one warning.
+Written whole after each epoch, and after the step at which SIGTERM stops one; removed at the end of training, by
+launch.run once results.json is there. It holds the registered models with their optimizers and schedulers, the random
+states (Python, NumPy, torch, CUDA), the epoch, the best result so far, what was printed by epoch, and every attribute
+of the trainer with `state_dict` and `load_state_dict` (a gradient scaler, an unregistered optimizer, a teacher
+network); of a module, only the tensors that training has changed. Other attributes are the trainer's own affair: the
+first that changes costs one warning.
 
-In the first epoch it holds nothing but the number 0: checkpoints beside it are of a run that has to start again.
+An epoch that SIGTERM broke off is `within`: its batches so far, their losses, the random states after them; the
+others are those before the epoch, whose batches are drawn again and passed over. In the first epoch, killed, it holds
+nothing but the number 0: checkpoints beside it are of a run that has to start again.
 """
 
+import itertools
 import os
 import time
 import warnings
@@ -18,8 +22,10 @@ from torch import nn
 
 from dassl.config import leaves
 from dassl.utils import UserError, atomic_save, get_logger, load_checkpoint
-from dassl.utils.distributed import is_main
+from dassl.utils.distributed import gather, is_main, rank, world_size
 
+from .base import TrainerBase
+from .processes import batch_share
 from .state import (
     fingerprint,
     memory,
@@ -54,9 +60,11 @@ class Progress:
     def __init__(self, trainer):
         self.trainer = trainer
         self.seconds = 0.0  # that earlier sessions of this run took
-        self.epochs = 0  # that the run's own resume.pt holds
+        self.holds = False  # does the run's own resume.pt hold more than the number 0?
         self.hold = False  # does `end` leave it, for the caller to `drop`?
         self._rng = None  # of the interrupted run, until the first epoch begins
+        self._within = None  # what it had done of an epoch, until that epoch takes it up
+        self._start = {}  # random states and running loaders before the epoch
         self._started = time.monotonic()
         self._iterated = []  # loaders that the interrupted run had iterated
         self._kept = {}  # attribute -> keys that resume.pt held
@@ -76,9 +84,10 @@ class Progress:
         """
         cfg, trainer = self.trainer.cfg, self.trainer
         if os.path.isfile(self.path):
-            self.epochs = self.load(self.path)
-            if self.epochs or not cfg.RESUME:
-                return self.epochs
+            epoch = self.load(self.path)
+            self.holds = bool(epoch or self._within)
+            if self.holds or not cfg.RESUME:
+                return epoch
         folder = cfg.RESUME or trainer.output_dir
         path = os.path.join(folder, FILE)
         if os.path.isfile(path):
@@ -103,6 +112,7 @@ class Progress:
         if self._rng is not None:
             set_rng_state(self._rng)
             self._rng = None
+        self._start = self._generators()
         if is_main() and self.trainer.start_epoch < self.trainer.max_epoch and not os.path.isfile(self.path):
             atomic_save({"format": FORMAT, "epoch": 0}, self.path)
 
@@ -115,10 +125,51 @@ class Progress:
         trainer.check_finite()
         if not is_main():
             return
-        self._skipped = set()
-        state = {
+        self._start = self._generators()
+        atomic_save(self._content(trainer.epoch + 1), self.path)
+        self.holds = True
+        self._warn()
+
+    def save_within(self, losses):
+        """Rewrite resume.pt after the batch `trainer.batch_idx`. Raises WriteFailed; the old one stays whole.
+
+        Not if the epoch has changed what resume.pt does not hold, or begins with a hook: it is done again whole then.
+        All processes take part. losses: the epoch's MetricMeter.
+        """
+        trainer = self.trainer
+        trainer.check_finite()
+        states = gather(rng_state())
+        if not is_main():
+            return
+        state = self._content(trainer.epoch)
+        if self._lost() or type(trainer).before_epoch is not TrainerBase.before_epoch:
+            return
+        within = {"batches": trainer.batch_idx + 1, "losses": losses.state_dict(), "rng": states}
+        atomic_save(state | {"within": plain(within)}, self.path)
+        self.holds = True
+        log.info(f"Told to stop: saved after batch {trainer.batch_idx + 1} of epoch {trainer.epoch + 1}")
+
+    def pass_over(self, batches, losses):
+        """In the epoch that was broken off: draw its first batches again, take up its losses -> were there any?
+
+        batches: iterator of the epoch; each one drawn is told to `batch_share`.
+        """
+        within, self._within = self._within, None
+        if within is None:
+            return False
+        for _ in itertools.islice(batches, within["batches"]):
+            batch_share(self.trainer)
+        losses.load_state_dict(within["losses"])
+        states = within["rng"]
+        set_rng_state(states[rank() if len(states) == world_size() else 0])
+        return True
+
+    def _content(self, epochs):
+        """What resume.pt holds of a run that has finished so many epochs."""
+        trainer, self._skipped = self.trainer, set()
+        return {
             "format": FORMAT,
-            "epoch": trainer.epoch + 1,
+            "epoch": epochs,
             "best_result": float(trainer.best_result),
             "history": trainer._history.epochs,
             "seconds": self.seconds + time.monotonic() - self._started,
@@ -132,12 +183,11 @@ class Progress:
                 for name, model in trainer._models.items()
             },
             "attributes": self._attributes(),
-            "rng": rng_state(),
-            "loaders": list(running_loaders(trainer)),
+            **self._start,
         }
-        atomic_save(state, self.path)
-        self.epochs = trainer.epoch + 1
-        self._warn()
+
+    def _generators(self):
+        return {"rng": rng_state(), "loaders": list(running_loaders(self.trainer))}
 
     def end(self):
         """Training is over: end persistent workers, remove resume.pt."""
@@ -160,7 +210,8 @@ class Progress:
         state = load_checkpoint(path)
         if state.get("format") != FORMAT:
             raise UserError(f"{path}: expected resume format {FORMAT}, found {state.get('format')!r}")
-        if not state["epoch"]:
+        self._within = state.get("within")
+        if not state["epoch"] and self._within is None:
             log.info("An earlier run was broken off in its first epoch: train from scratch")
             return 0
         self._check_config(path, state["config"])
@@ -181,7 +232,8 @@ class Progress:
         trainer.epoch = state["epoch"] - 1  # for what runs before the first epoch, or if none is left
         self.seconds = state["seconds"]
         self._rng, self._iterated = state["rng"], state["loaders"]
-        log.info(f"Resuming from {path}: {state['epoch']} epochs are done")
+        more = f" and {self._within['batches']} batches of the next" if self._within else ""
+        log.info(f"Resuming from {path}: {state['epoch']} epochs are done{more}")
         if trainer.cfg.SEED < 0:
             log.info("This run has no seed, so its data may be drawn anew: the result can differ")
         return state["epoch"]
@@ -247,12 +299,15 @@ class Progress:
     def _trace(self):
         return {name: trace(value) for name, value in vars(self.trainer).items() if name not in _OWN}
 
+    def _lost(self):
+        """Names of what has changed since `begin`, and that resume.pt does not hold."""
+        now = self._trace()
+        return {name for name in now if now[name] != self._traces.get(name)} | self._skipped
+
     def _warn(self):
         if self._warned:
             return
-        now = self._trace()
-        lost = {name for name in now if now[name] != self._traces.get(name)} | self._skipped
-        if lost:
+        if lost := self._lost():
             self._warned = True
             warnings.warn(
                 f"{FILE} does not hold what training changes in {', '.join(sorted(lost))}: a resumed run "

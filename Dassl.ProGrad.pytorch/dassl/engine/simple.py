@@ -198,7 +198,7 @@ class SimpleTrainer(TrainerBase):
 
     def last_checkpoint(self):
         """Path of the newest file that training can go on from, or "none" -> str."""
-        candidates = [self._progress.path] if self._progress.epochs else []
+        candidates = [self._progress.path] if self._progress.holds else []
         for name in self._models:
             pointer = os.path.join(self.output_dir, name, "checkpoint")
             if os.path.isfile(pointer):

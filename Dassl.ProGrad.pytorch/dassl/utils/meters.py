@@ -67,3 +67,13 @@ class MetricMeter:
     def __str__(self):
         parts = (f"{name} {meter.val:.4f} ({meter.avg:.4f})" for name, meter in self.meters.items())
         return self.delimiter.join(parts)
+
+    def state_dict(self):
+        """{name: [last, sum, exponential average, count]}, in order."""
+        return {name: [m.val, m.sum, float(m._ema), m.count] for name, m in self.meters.items()}
+
+    def load_state_dict(self, state):
+        """Go on from what `state_dict` gave."""
+        for name, numbers in state.items():
+            meter = self.meters[name]
+            meter._val, meter._sum, meter._ema, meter.count = numbers

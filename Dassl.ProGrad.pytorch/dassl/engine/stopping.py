@@ -1,0 +1,63 @@
+"""SIGTERM, which batch systems send some time before they kill (Slurm and torchrun: 30 seconds).
+
+An epoch of training ends after the step under way, in all processes of a run after the same one, and is saved there.
+Everything else ends at once: it is saved already, or is done again.
+"""
+
+import contextlib
+import signal
+import threading
+import time
+
+import torch
+
+from dassl.utils.distributed import all_reduce, world_size
+
+PATIENCE = 5.0  # seconds: who sends the signal again after them does not want to wait; torchrun repeats it sooner
+_asked = []  # time of the signal that an epoch has yet to hear of
+_epochs = []  # not empty while an epoch listens
+
+
+@contextlib.contextmanager
+def sigterm_ends():
+    """SIGTERM ends the block with SystemExit(143), as Ctrl-C does: files closed, lock released, resume.pt left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _received)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        _asked.clear()
+
+
+def _received(signum, frame):
+    if not _epochs or (_asked and time.monotonic() - _asked[0] > PATIENCE):
+        raise SystemExit(128 + signum)
+    if not _asked:
+        _asked.append(time.monotonic())
+
+
+@contextlib.contextmanager
+def steps_end_first():
+    """In the block SIGTERM waits for `told_to_stop`; one that nobody asked for ends the block."""
+    _epochs.append(True)
+    try:
+        yield
+    finally:
+        _epochs.pop()
+    if _asked:
+        stop()
+
+
+def told_to_stop():
+    """Has any process of this run got SIGTERM? All ask after the same steps."""
+    if world_size() == 1:
+        return bool(_asked)
+    return bool(all_reduce(torch.tensor([float(len(_asked))])).item())
+
+
+def stop():
+    """End as the signal asks: SystemExit(143)."""
+    raise SystemExit(128 + signal.SIGTERM)

@@ -1,0 +1,168 @@
+"""SIGTERM in an epoch of training: saved after the step under way, and no step of it is taken again."""
+
+import os
+import signal
+import time
+import warnings
+
+import pytest
+import torch
+
+from dassl.engine import build_trainer, stopping
+from dassl.engine.launch import run
+from dassl.engine.state import stop_workers
+from dassl.engine.stopping import sigterm_ends, steps_end_first, told_to_stop
+from dassl.utils import MetricMeter
+from tests.fixtures.dassl_style_world import style_config
+from tests.test_resume import CASES, assert_same_run, build, configure, losses_of, root  # noqa: F401  (fixture)
+
+pytestmark = pytest.mark.filterwarnings("ignore:resume.pt does not hold what training changes in (count|step|odd)")
+
+
+def told_at(trainer, epoch, batch):
+    """Train; in that step (both from 0) SIGTERM comes -> the steps that were taken, as (epoch, batch)."""
+    step, taken = trainer.forward_backward, []
+
+    def telling(*args):
+        taken.append((trainer.epoch, trainer.batch_idx))
+        if taken[-1] == (epoch, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*args)
+
+    trainer.forward_backward = telling
+    with sigterm_ends(), pytest.raises(SystemExit) as ended:
+        trainer.train()
+    assert ended.value.code == 143
+    trainer.close_writer()
+    stop_workers(trainer)
+    return taken
+
+
+def watched(trainer):
+    """Train to the end -> the steps that were taken."""
+    step, taken = trainer.forward_backward, []
+    trainer.forward_backward = lambda *args: (taken.append((trainer.epoch, trainer.batch_idx)), step(*args))[1]
+    trainer.train()
+    return taken
+
+
+SAVED = [case for case in CASES if case[0] in ("ShortLosses", "ShortPairs")]
+PLACES = [(0, 0), (0, -1), (3, 1)]  # -1: the last batch
+CHOSEN = [(case, place) for case in SAVED for place in (PLACES if case is SAVED[0] else PLACES[-1:])]
+
+
+@pytest.mark.parametrize(("case", "place"), CHOSEN, ids=[f"{case[2]} {place}" for case, place in CHOSEN])
+def test_the_step_under_way_is_the_last_and_none_is_repeated(case, place, root, tmp_path):  # noqa: F811
+    name, pairs, _ = case
+    whole = build(root, tmp_path / "whole", name, pairs)
+    steps = watched(whole)
+    epoch, batch = place[0], place[1] % whole.num_batches
+    taken = told_at(build(root, tmp_path / "halves", name, pairs), epoch, batch)
+    assert taken == steps[: steps.index((epoch, batch)) + 1]  # with ACCUMULATE 2, batch 1 ends a step
+    state = torch.load(tmp_path / "halves" / "resume.pt", weights_only=True)
+    assert (state["epoch"], state["within"]["batches"]) == (epoch, batch + 1)
+    halves = build(root, tmp_path / "halves", name, pairs)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="No scheduler was stepped")
+        assert taken + watched(halves) == steps
+    assert_same_run(whole, halves)
+
+
+def test_a_step_of_several_batches_is_ended_first(root, tmp_path):  # noqa: F811
+    pairs = ["TRAIN.ACCUMULATE", "2"]
+    for batch, last in ((0, 1), (2, 2)):  # the third batch of the epoch is a step of its own
+        assert told_at(build(root, tmp_path / str(batch), "ShortLosses", pairs), 0, batch)[-1] == (0, last)
+
+
+def test_told_again_and_again(root, tmp_path):  # noqa: F811
+    """Twice in one epoch, once before its first step; the log tells of each batch once, and what it told otherwise."""
+    keys = {"OPTIM__MAX_EPOCH": 3}
+    whole = run(style_config(root, tmp_path / "whole", "ShortLosses", **keys))
+    cfg = style_config(root, tmp_path / "halves", "ShortLosses", **keys)
+    for place in ((1, 0), (1, 1), (2, 2)):
+        _told_run(cfg, *place)
+    halves = run(cfg)
+    assert halves["history"] == whole["history"] and halves["metrics"] == whole["metrics"]
+    assert losses_of(tmp_path / "halves") == losses_of(tmp_path / "whole")
+    said = "".join(path.read_text() for path in sorted((tmp_path / "halves").glob("log.txt*")))
+    assert said.count("Told to stop: saved after batch 2 of epoch 2") == 1
+    assert said.count("1 epochs are done and 2 batches of the next") == 1
+    assert said.count(f"last good checkpoint: {tmp_path}/halves/resume.pt); the same command goes on") == 3
+
+
+def _told_run(cfg, epoch, batch):
+    """launch.run with a trainer to which SIGTERM comes in that step."""
+    from dassl.engine import TRAINER_REGISTRY
+
+    cls = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    plain = cls.losses
+
+    def telling(self, *args):
+        if (self.epoch, self.batch_idx) == (epoch, batch):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, *args)
+
+    cls.losses = telling
+    try:
+        with pytest.raises(SystemExit):
+            run(cfg)
+    finally:
+        cls.losses = plain
+
+
+@pytest.mark.parametrize("name", ["ShortTeacher", "StyleTwoLosses", "hook"])
+def test_an_epoch_that_cannot_be_saved_halfway_is_done_again(name, root, tmp_path):  # noqa: F811
+    """Two trainers count in a plain attribute, one has a hook before the epoch that would be called twice."""
+
+    def prepare(folder):
+        trainer = build(root, folder, "ShortLosses" if name == "hook" else name)
+        if name == "hook":
+            trainer.__class__ = type("Hooked", (type(trainer),), {"before_epoch": lambda self: None})
+        return trainer
+
+    whole, halves = prepare(tmp_path / "whole"), tmp_path / "halves"
+    steps = watched(whole)
+    told_at(prepare(halves), 2, 1)
+    state = torch.load(halves / "resume.pt", weights_only=True)
+    assert state["epoch"] == 2 and "within" not in state
+    again = prepare(halves)
+    assert watched(again) == steps[6:]
+    assert_same_run(whole, again)
+
+
+def test_outside_an_epoch_it_ends_at_once(root, tmp_path):  # noqa: F811
+    trainer = build_trainer(configure(root, tmp_path, "ShortLosses"))
+    trainer.after_epoch = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with sigterm_ends(), pytest.raises(SystemExit, match="143"):
+        trainer.train()
+    assert torch.load(tmp_path / "resume.pt", weights_only=True)["epoch"] == 0
+    trainer.close_writer()
+
+
+def test_a_second_signal_is_heard_at_once_unless_it_is_an_echo(monkeypatch):
+    def tell_twice(between):
+        with sigterm_ends(), pytest.raises(SystemExit, match="143"), steps_end_first():
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(between)
+            heard.append(told_to_stop())
+
+    heard = []
+    tell_twice(0)
+    assert heard == [True]
+    monkeypatch.setattr(stopping, "PATIENCE", 0.01)
+    tell_twice(0.02)
+    assert heard == [True]
+    with sigterm_ends():
+        assert not told_to_stop()  # forgotten with the run that was told
+
+
+def test_a_meter_goes_on_where_it_stopped():
+    whole, first, rest = MetricMeter(), MetricMeter(), MetricMeter()
+    for meter, values in ((whole, (0.1, 0.7, 0.3)), (first, (0.1, 0.7))):
+        for value in values:
+            meter.update({"loss": value, "acc": torch.tensor(100 * value)})
+    rest.load_state_dict(first.state_dict())
+    assert str(rest) == str(first)
+    rest.update({"loss": 0.3, "acc": torch.tensor(30.0)})
+    assert rest.state_dict() == whole.state_dict()
