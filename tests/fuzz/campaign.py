@@ -187,6 +187,11 @@ class Worker:
         if self.lines.count > before:
             self.corpus[KEPT - 1 :] = []
             self.corpus.append(files)
+        self.note(number, files, verdict)
+
+    def note(self, number: int, files: Files, verdict: Verdict) -> None:
+        """Count a verdict; keep the input of a failure."""
+        _, *tally = self.counts.get()
         tally[2 if verdict.failed else 1 if verdict.kind == "refused" else 0] += 1
         self.counts.set(number + 1, *tally)
         if verdict.failed:
@@ -231,7 +236,7 @@ def _wait(pid: int, counts: Counts) -> str:
         time.sleep(0.02)
 
 
-def campaign(target: Target, inputs: int, seed: int, saved: Path) -> Report:
+def campaign(target: Target, inputs: int, seed: int, saved: Path, make: type[Worker] = Worker) -> Report:
     """Fuzz a target with so many inputs. Failing ones are saved below `saved`, each as a folder."""
     report, counts, began = Report(target.name), Counts(), time.monotonic()
     found: dict[tuple, Failure] = {}
@@ -243,7 +248,7 @@ def campaign(target: Target, inputs: int, seed: int, saved: Path) -> Report:
         if target.prepare:
             target.prepare(work)
         while start < inputs:
-            died = _in_process(Worker(target, seed, work, saved, counts), start, inputs)
+            died = _in_process(make(target, seed, work, saved, counts), start, inputs)
             state = json.loads((work / "state.json").read_text()) if (work / "state.json").is_file() else {}
             (work / "state.json").unlink(missing_ok=True)
             new = [Failure(**failure) for failure in state.get("failures", ())]

@@ -64,7 +64,7 @@ def shares(chosen: list[Target], inputs: int) -> dict[str, int]:
     return {target.name: few if target.child else -(-inputs * target.weight // whole) for target in chosen}
 
 
-def show(reports: list[Report], covered: dict[str, dict]) -> None:
+def show(reports: list[Report], covered: dict[str, dict] | None = None) -> None:
     print(f"{'target':14} {'inputs':>8} {'read':>8} {'refused':>8} {'failed':>7} {'kinds':>6} {'s':>6} {'a second':>9}")
     for r in reports:
         failed = r.inputs - r.read - r.refused
@@ -74,8 +74,9 @@ def show(reports: list[Report], covered: dict[str, dict]) -> None:
         )
     total = [sum(getattr(r, name) for r in reports) for name in ("inputs", "read", "refused")]
     print(f"{'all':14} {total[0]:8} {total[1]:8} {total[2]:8} {total[0] - total[1] - total[2]:7}")
-    print("\nlines run of the readers' functions that were entered")
-    for module, c in covered.items():
+    if covered:
+        print("\nlines run of the readers' functions that were entered")
+    for module, c in (covered or {}).items():
         print(f"{c['run']:5} of {c['lines']:4}  {100 * c['run'] / max(c['lines'], 1):5.1f} %  {module}")
         if c["never"]:
             print(f"{'':22}never: {c['never']}")
