@@ -31,9 +31,9 @@ BATCH = 32
 # version: chunks or not, blocks run again or not, and how many times smaller the process's peak is in the full setting
 VERSIONS = {
     "whole": (False, False, None),
-    "chunks": (True, False, 3.0),
-    "chunks, blocks": (True, True, 3.0),
-    "blocks": (False, True, 2.0),
+    "chunks": (True, False, 2.5),
+    "chunks, blocks": (True, True, 2.6),
+    "blocks": (False, True, 1.9),
 }
 COLUMNS = "{:18}{:>12}{:>12}{:>12}{:>10}{:>10}   {}"
 
