@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-COLUMNS = "{:11}{:46}{:>12}{:>12}{:>9}{:>12}"
+COLUMNS = "{:11}{:50}{:>12}{:>12}{:>10}{:>14}"
 TITLES = ("", "", "ours", "plain way", "ratio", "expected")
 
 
