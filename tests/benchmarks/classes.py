@@ -2,7 +2,7 @@
 
     python tests/benchmarks/classes.py
 
-The text tower of a random ViT-B/16, batch 32, image features from the bank, 2 threads, fp32: about 5 minutes on two
+The text tower of a random ViT-B/16, batch 32, image features from the bank, 2 threads, fp32: about 12 minutes on two
 quiet cores, and 8 GiB for the whole pass; `--model small` is a matter of seconds. Each version is a process of its own.
 Fails where loss or gradient of a version differ from the whole pass by more than 1e-5.
 """
