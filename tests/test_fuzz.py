@@ -161,6 +161,13 @@ def test_json_that_is_too_deep_or_too_large(tmp_path, content):
         read_json(path)
 
 
+@pytest.mark.parametrize("read", [read_state_dict, load_checkpoint, read_json, load_plain_pickle, read_image])
+def test_a_pipe_is_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="pipe"):
+        read(tmp_path / "pipe")
+
+
 @pytest.mark.parametrize("name", ["a\0b/c.jpg", "\ud800/c.jpg", f"{'a' * 300}/c.jpg"])
 def test_pictures_in_folders_that_cannot_be(tmp_path, name):
     items = [[name, 0, "cat"]]

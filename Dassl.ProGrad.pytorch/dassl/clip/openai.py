@@ -25,6 +25,7 @@ from dassl.utils import (
     MissingFile,
     UserError,
     atomic_write,
+    check_file,
     closest,
     get_logger,
     is_script_archive,
@@ -192,8 +193,9 @@ def read_state_dict(file):
     containers. A state dict may lie under "state_dict", its names may begin with "module.".
 
     Raises:
-        UserError: truncated, not one of the three, or a checkpoint that holds more than tensors.
+        UserError: no file, truncated, not one of the three, or a checkpoint that holds more than tensors.
     """
+    check_file(file)
     try:
         state = _read(file)
     except pickle.UnpicklingError as error:

@@ -73,8 +73,11 @@ def read_text(fpath, encoding="utf-8"):
         return file.read()
 
 
-def check_file(fpath, most):
-    """Raise MissingFile unless `fpath` is there, UserError unless it is a plain file of at most `most` bytes."""
+def check_file(fpath, most=float("inf")):
+    """Raise MissingFile unless `fpath` is there, UserError unless it is a plain file of at most `most` bytes.
+
+    A pipe would be waited for without end.
+    """
     try:
         state = os.stat(fpath)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no name for a file
