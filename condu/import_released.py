@@ -134,7 +134,8 @@ def trained(path: Path, unified: Mapping[str, Tensor], clip: ClipBackbone) -> tu
     if moved:
         what = "which LoRA leaves as they are" if adapters else "which this code does not train"
         raise UserError(f'"{path}" changes {_few(moved)}, {what}')
-    log.info(f"{path}: {len(fixed)} entries of untrained parameters are dropped ({_few(fixed)})")
+    if fixed:
+        log.info(f"{path}: {len(fixed)} entries of untrained parameters are dropped ({_few(fixed)})")
     kept = {name: value for name, value in unified.items() if name not in fixed}
     if not adapters:
         return kept, {"kind": "full"}

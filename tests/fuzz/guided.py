@@ -55,7 +55,8 @@ class Guided(Worker):
         import atheris
 
         os.chdir(self.folder.parent)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libFuzzer's own words
+        for stream in (1, 2):  # what readers and libFuzzer say
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
         for function in [found for found in gc.get_objects() if isinstance(found, FunctionType)]:
             if function.__code__.co_filename.startswith(tuple(str(ROOT / module) for module in self.target.covers)):
                 atheris.instrument_func(function)

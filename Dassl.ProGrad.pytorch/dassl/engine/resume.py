@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from dassl.config import leaves
-from dassl.utils import UserError, atomic_save, get_logger, load_checkpoint
+from dassl.utils import UserError, atomic_save, brief, get_logger, load_checkpoint
 from dassl.utils.distributed import gather, is_main, rank, world_size
 
 from .base import TrainerBase
@@ -209,7 +209,7 @@ class Progress:
         trainer = self.trainer
         state = load_checkpoint(path)
         if state.get("format") != FORMAT:
-            raise UserError(f"{path}: expected resume format {FORMAT}, found {state.get('format')!r}")
+            raise UserError(f"{path}: expected resume format {FORMAT}, found {brief(state.get('format'))}")
         self._within = state.get("within")
         if not state["epoch"] and self._within is None:
             log.info("An earlier run was broken off in its first epoch: train from scratch")

@@ -82,7 +82,7 @@ def read_object(file, format):
     if not isinstance(content, dict):
         raise ValueError(f"expected a JSON object, found {type(content).__name__}")
     if content.get("format") != format:
-        raise ValueError(f"expected format {format}, found {content.get('format')!r}")
+        raise ValueError(f"expected format {format}, found {brief(content.get('format'))}")
     return content
 
 
