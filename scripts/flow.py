@@ -133,7 +133,7 @@ def run(args, grid: Grid, more: list[str]) -> int:
 
     if sys.prefix != sys.base_prefix:
         os.environ["VIRTUAL_ENV"] = sys.prefix  # the bash scripts use this Python too
-    started = time.time()
+    started, failed = time.time(), 0
     with RunLock(home()):
         clear_dead_lock(home())
         os.chdir(home())  # snakemake's logs go below it

@@ -8,12 +8,17 @@ setup() { # requirement files, below $root
         echo "Making a virtual environment in $venv"
         "${PYTHON:-python3}" -m venv "$venv" || return 1
     fi
+    new=
     for file in "$@"; do
         mark="$root/$file $(cat "$root/$file" "$root/Dassl.ProGrad.pytorch/pyproject.toml" | cksum)"
         if ! grep -qsxF "$mark" "$venv/.installed"; then
             echo "Installing $file (PyTorch is large: some minutes)"
-            (cd "$root" && "$python" -m pip install --quiet --disable-pip-version-check -r "$file") || return 1
+            (cd "$root" && "$python" -m pip install --quiet --disable-pip-version-check --no-compile -r "$file") || return 1
             echo "$mark" >> "$venv/.installed"
+            new=1
         fi
     done
+    if [ "$new" ]; then # to byte code on all cores: pip takes one, and PyTorch more than a minute
+        "$python" -m compileall -qq -j 0 "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
+    fi
 }

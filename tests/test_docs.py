@@ -30,6 +30,7 @@ ELSEWHERE = {
     "python -m tests.benchmarks": "tests/test_benchmark_table.py",
     "python tests/faults/run.py": "tests/test_faults.py",
     "python tests/fuzz/run.py": "tests/test_fuzz.py",
+    "python tests/fuzz/guided.py": "tests/test_fuzz.py",
     "bash train.sh --all": "tests/test_flow.py",
     "bash scripts/try_slurm.sh": "tests/test_flow.py",  # its grid; a Slurm needs root
     "bash scripts/release_check.sh": "tests/test_packaging.py",

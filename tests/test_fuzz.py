@@ -115,6 +115,29 @@ def test_the_oracle_notices(tmp_path, monkeypatch, reader, kind):
         assert json.loads(Path(failure.saved, "verdict.json").read_text())["kind"] == kind
 
 
+def python(*words):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")])}
+    words = [sys.executable, *map(str, words)]
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_libfuzzer_reads_the_same_targets(tmp_path):
+    said = python("tests/fuzz/guided.py", "--only", "split", "tensors", "--inputs", "300", "--saved", tmp_path)
+    rows = {line.split()[0]: line.split()[1:5] for line in said.splitlines() if line}
+    for name in ("split", "tensors"):
+        inputs, read, refused, failed = map(int, rows[name])
+        assert inputs >= 300 and read + refused == inputs and failed == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_libfuzzer_sees_what_a_reader_compares(tmp_path):
+    assert python("-m", "tests.fixtures.planted", tmp_path) == "exception KeyError\n"
+    saved = [path.read_bytes() for path in tmp_path.glob("planted_*/input/file")]
+    assert saved and all(content.startswith(b"FUZ!") for content in saved)
+
+
 # what it found
 
 

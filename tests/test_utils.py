@@ -1,6 +1,7 @@
 """Registries, nearest names, meters, seeds, the environment's report."""
 
 import random
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -86,4 +87,5 @@ def test_environment_report_ends_with_pillow():
     report = collect_env_info()
     assert f"PyTorch version: {torch.__version__}" in report
     assert report.splitlines()[-1] == f"        Pillow ({Image.__version__})"
+    assert f"[pip3] torch=={metadata.version('torch')}" in report
     assert collect_env_info() is report

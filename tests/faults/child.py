@@ -198,7 +198,7 @@ def main():
 
     datasets.register_all()
     torch.set_num_threads(1)
-    collect_env_info()  # seconds, as it asks pip
+    collect_env_info()  # it asks a dozen programs
     cached_clip("tiny")
     for toy in WORLD.values():
         toy.picture(toy.classnames[0], "test", 0)  # imports what an ordinary user may not read

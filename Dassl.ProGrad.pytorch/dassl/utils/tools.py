@@ -13,6 +13,7 @@ import shutil
 import stat
 import urllib.request
 import warnings
+from importlib import metadata
 
 import numpy as np
 import PIL
@@ -175,9 +176,21 @@ def set_random_seed(seed):
 @functools.cache
 def collect_env_info():
     """torch's report of the environment, with the version of Pillow as its last line; made once a process."""
-    from torch.utils.collect_env import get_pretty_env_info
+    from torch.utils import collect_env
 
-    return f"{get_pretty_env_info()}\n        Pillow ({PIL.__version__})"
+    asking = collect_env.get_pip_packages
+    collect_env.get_pip_packages = lambda run, *rest: asking(_pip_list, *rest)  # pip itself needs a second
+    try:
+        return f"{collect_env.get_pretty_env_info()}\n        Pillow ({PIL.__version__})"
+    finally:
+        collect_env.get_pip_packages = asking
+
+
+def _pip_list(command):
+    """What `pip list --format=freeze` prints, as collect_env's runner of commands answers: (status, output, errors)."""
+    named = ((found.metadata["Name"], found) for found in metadata.distributions())
+    lines = {f"{name}=={found.version}" for name, found in named if name}
+    return 0, "\n".join(sorted(lines, key=str.lower)), ""
 
 
 def tolist_if_not(x):
