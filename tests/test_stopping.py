@@ -8,13 +8,13 @@ import warnings
 import pytest
 import torch
 
-from dassl.engine import build_trainer, stopping
+from dassl.engine import stopping
 from dassl.engine.launch import run
 from dassl.engine.state import stop_workers
 from dassl.engine.stopping import sigterm_ends, steps_end_first, told_to_stop
 from dassl.utils import MetricMeter
 from tests.fixtures.dassl_style_world import style_config
-from tests.test_resume import CASES, assert_same_run, build, configure, losses_of, root  # noqa: F401  (fixture)
+from tests.test_resume import CASES, assert_same_run, build, losses_of, root  # noqa: F401  (fixture)
 
 pytestmark = pytest.mark.filterwarnings("ignore:resume.pt does not hold what training changes in (count|step|odd)")
 
@@ -130,13 +130,25 @@ def test_an_epoch_that_cannot_be_saved_halfway_is_done_again(name, root, tmp_pat
     assert_same_run(whole, again)
 
 
-def test_outside_an_epoch_it_ends_at_once(root, tmp_path):  # noqa: F811
-    trainer = build_trainer(configure(root, tmp_path, "ShortLosses"))
-    trainer.after_epoch = lambda: os.kill(os.getpid(), signal.SIGTERM)
+@pytest.mark.parametrize(("hook", "epochs"), [("after_epoch", 1), ("before_epoch", 0), ("test", 5)])
+def test_what_follows_an_epoch_is_saved_first_and_all_else_ends_at_once(hook, epochs, root, tmp_path):  # noqa: F811
+    whole = build(root, tmp_path / "whole")
+    whole.train()
+    trainer, reached = build(root, tmp_path / "halves"), []
+
+    def told():
+        os.kill(os.getpid(), signal.SIGTERM)
+        reached.append(True)
+
+    setattr(trainer, hook, told)
     with sigterm_ends(), pytest.raises(SystemExit, match="143"):
         trainer.train()
-    assert torch.load(tmp_path / "resume.pt", weights_only=True)["epoch"] == 0
+    assert reached == [True] * (hook == "after_epoch")
+    assert torch.load(tmp_path / "halves" / "resume.pt", weights_only=True)["epoch"] == epochs
     trainer.close_writer()
+    halves = build(root, tmp_path / "halves")
+    assert len(watched(halves)) == 3 * (5 - epochs)
+    assert_same_run(whole, halves)
 
 
 def test_a_second_signal_is_heard_at_once_unless_it_is_an_echo(monkeypatch):

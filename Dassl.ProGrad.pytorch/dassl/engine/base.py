@@ -25,6 +25,7 @@ from dassl.utils import (
 from dassl.utils.distributed import is_main
 
 from .prograd import project_conflicting
+from .stopping import steps_end_first
 
 log = get_logger()
 
@@ -195,8 +196,9 @@ class TrainerBase:
             self.epoch = epoch
             self.before_epoch()
             self.run_epoch()
-            self.after_epoch()
-            self.save_progress()
+            with steps_end_first():
+                self.after_epoch()
+                self.save_progress()
         self.after_train()
         self.end_progress()
 

@@ -1,7 +1,7 @@
 """SIGTERM, which batch systems send some time before they kill (Slurm and torchrun: 30 seconds).
 
-An epoch of training ends after the step under way, in all processes of a run after the same one, and is saved there.
-Everything else ends at once: it is saved already, or is done again.
+An epoch of training ends after the step under way, in all processes of a run after the same one, and is saved there;
+what follows an epoch (validation, checkpoints) is ended and saved. Everything else ends at once: it is done again.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ import torch
 from dassl.utils.distributed import all_reduce, world_size
 
 PATIENCE = 5.0  # seconds: who sends the signal again after them does not want to wait; torchrun repeats it sooner
-_asked = []  # time of the signal that an epoch has yet to hear of
-_epochs = []  # not empty while an epoch listens
+_asked = []  # time of the signal that is yet to be heard
+_listening = []  # not empty in `steps_end_first`
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def sigterm_ends():
 
 
 def _received(signum, frame):
-    if not _epochs or (_asked and time.monotonic() - _asked[0] > PATIENCE):
+    if not _listening or (_asked and time.monotonic() - _asked[0] > PATIENCE):
         raise SystemExit(128 + signum)
     if not _asked:
         _asked.append(time.monotonic())
@@ -41,13 +41,13 @@ def _received(signum, frame):
 
 @contextlib.contextmanager
 def steps_end_first():
-    """In the block SIGTERM waits for `told_to_stop`; one that nobody asked for ends the block."""
-    _epochs.append(True)
+    """In the block SIGTERM waits for `told_to_stop`, and for the end of the block. All processes come through it."""
+    _listening.append(True)
     try:
         yield
     finally:
-        _epochs.pop()
-    if _asked:
+        _listening.pop()
+    if told_to_stop():
         stop()
 
 
