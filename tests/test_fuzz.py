@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ from tests.fuzz.scripts import Writer
 
 ROOT = Path(__file__).parent.parent
 INPUTS = 2000
+ENV = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")])}
+WITH_LIBFUZZER = pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is built for Linux on x86-64 only")
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +119,19 @@ def test_the_oracle_notices(tmp_path, monkeypatch, reader, kind):
 
 
 def python(*words):
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")])}
     words = [sys.executable, *map(str, words)]
-    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words, cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
+def test_libfuzzer_is_asked_for_where_it_is_missing(tmp_path):
+    lines = "import sys; sys.modules['atheris'] = None; from tests.fuzz.guided import main; main([])"
+    done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].endswith("(built for Linux on x86-64)")
+
+
+@WITH_LIBFUZZER
 def test_libfuzzer_reads_the_same_targets(tmp_path):
     said = python("tests/fuzz/guided.py", "--only", "split", "tensors", "--inputs", "300", "--saved", tmp_path)
     rows = {line.split()[0]: line.split()[1:5] for line in said.splitlines() if line}
@@ -132,6 +141,7 @@ def test_libfuzzer_reads_the_same_targets(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@WITH_LIBFUZZER
 def test_libfuzzer_sees_what_a_reader_compares(tmp_path):
     assert python("-m", "tests.fixtures.planted", tmp_path) == "exception KeyError\n"
     saved = [path.read_bytes() for path in tmp_path.glob("planted_*/input/file")]

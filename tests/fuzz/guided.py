@@ -11,6 +11,7 @@ that are ours: a reader that starts a process is left out. Prints and exits as r
 
 import argparse
 import gc
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -90,6 +91,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--only", nargs="+", default=able, metavar="TARGET", choices=able, help=", ".join(able))
     add("--saved", default=str(ROOT / "output" / "fuzz"), metavar="DIR", help="where failing inputs go")
     args = parser.parse_args(argv)
+    if importlib.util.find_spec("atheris") is None:
+        parser.error("it needs atheris: pip install atheris (built for Linux on x86-64)")
     reports: list[Report] = []
     for name in args.only:
         reports.append(campaign(TARGETS[name], args.inputs, args.seed, Path(args.saved), Guided))
