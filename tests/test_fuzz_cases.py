@@ -1,5 +1,6 @@
 """Hostile and broken input: what long runs of the fuzzer found after the short ones had nothing to say."""
 
+import contextlib
 import io
 import json
 import os
@@ -157,16 +158,22 @@ def test_sessions_of_the_released_code(tmp_path, name, change, match):
     assert str(path.parent) in str(caught.value)
 
 
-def test_tensors_that_cannot_be_mapped_are_refused(tmp_path):
-    path = written(tmp_path, "a", b"")
-    os.truncate(path, 1 << 40)
+@contextlib.contextmanager
+def one_gigabyte_more():
+    """The process may take so much address space, and no more."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (address_space("VmSize:") + (1 << 30), before[1]))
     try:
-        with pytest.raises(UserError, match="a.* is damaged .*: Cannot allocate memory"):
-            load_tensors(path)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_tensors_that_cannot_be_mapped_are_refused(tmp_path):
+    path = written(tmp_path, "a", b"")
+    os.truncate(path, 1 << 40)
+    with one_gigabyte_more(), pytest.raises(UserError, match="a.* is damaged .*: Cannot allocate memory"):
+        load_tensors(path)
 
 
 # pictures, lists, tables
@@ -190,13 +197,8 @@ def test_a_chunk_that_claims_four_gigabytes(tmp_path):
     head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 9, 7, 1, 0, 0, 0, 0)
     head += struct.pack(">I", zlib.crc32(head[12:]))
     path = written(tmp_path, "a.png", head + b"\xff\xff\xff\xffIDATx")
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (address_space("VmSize:") + (1 << 30), before[1]))
-    try:
-        with pytest.raises(UserError, match="a.png.* cannot be read"):
-            read_image(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+    with one_gigabyte_more(), pytest.raises(UserError, match="a.png.* cannot be read"):
+        read_image(path)
 
 
 @pytest.mark.parametrize("number", ["9" * 5001, "0", "-1", "x"])
