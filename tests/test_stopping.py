@@ -12,7 +12,7 @@ from dassl.engine import stopping
 from dassl.engine.launch import run
 from dassl.engine.state import stop_workers
 from dassl.engine.stopping import sigterm_ends, steps_end_first, told_to_stop
-from dassl.utils import MetricMeter
+from dassl.utils import MetricMeter, UserError
 from tests.fixtures.dassl_style_world import style_config
 from tests.test_resume import CASES, assert_same_run, build, losses_of, root  # noqa: F401  (fixture)
 
@@ -128,6 +128,24 @@ def test_an_epoch_that_cannot_be_saved_halfway_is_done_again(name, root, tmp_pat
     again = prepare(halves)
     assert watched(again) == steps[6:]
     assert_same_run(whole, again)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"config": None}, "resume.pt is damaged: config should be of type dict, but is None"),
+        ({"within": "x"}, "resume.pt is damaged: batches should be of type int, but is None"),
+        ({"models": {"head": 3}}, "resume.pt does not fit this run"),
+        ({"rng": {"python": 3}}, "resume.pt is damaged: its random states cannot be set"),
+        ({"epoch": "2"}, "resume.pt is damaged: epoch should be of type int, but is '2'"),
+    ],
+)
+def test_a_damaged_file_is_refused(change, match, root, tmp_path):  # noqa: F811
+    told_at(build(root, tmp_path), 0, 1)
+    path = tmp_path / "resume.pt"
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    with pytest.raises(UserError, match=match):
+        build(root, tmp_path).train()
 
 
 @pytest.mark.parametrize(("hook", "epochs"), [("after_epoch", 1), ("before_epoch", 0), ("test", 5)])

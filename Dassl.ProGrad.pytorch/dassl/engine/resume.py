@@ -27,6 +27,7 @@ from dassl.utils.distributed import gather, is_main, rank, world_size
 from .base import TrainerBase
 from .processes import batch_share
 from .state import (
+    check_parts,
     fingerprint,
     memory,
     plain,
@@ -52,6 +53,11 @@ _FREE = (
     "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "TEST.SPLIT", "MODEL.BACKBONE.PATH", "FEATURES.",
     "TRAINER.CONDU.STREAM", "TRAINER.CONDU.EXPERTS", "TRAINER.CONDU.HISTORY",
 )  # fmt: skip
+
+_PARTS = {"epoch": int, "best_result": float, "seconds": float, "config": dict, "models": dict, "attributes": dict,
+          "rng": dict, "loaders": list}  # fmt: skip
+_WITHIN = {"batches": int, "losses": dict, "rng": list}
+_UNFIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
 class Progress:
@@ -110,7 +116,7 @@ class Progress:
         for name in self._iterated:
             _start_workers(getattr(self.trainer, name, None))
         if self._rng is not None:
-            set_rng_state(self._rng)
+            _take_up(self._rng)
             self._rng = None
         self._start = self._generators()
         if is_main() and self.trainer.start_epoch < self.trainer.max_epoch and not os.path.isfile(self.path):
@@ -161,7 +167,7 @@ class Progress:
             batch_share(self.trainer)
         losses.load_state_dict(within["losses"])
         states = within["rng"]
-        set_rng_state(states[rank() if len(states) == world_size() else 0])
+        _take_up(states[rank() if len(states) == world_size() else 0])
         return True
 
     def _content(self, epochs):
@@ -211,9 +217,12 @@ class Progress:
         if state.get("format") != FORMAT:
             raise UserError(f"{path}: expected resume format {FORMAT}, found {brief(state.get('format'))}")
         self._within = state.get("within")
-        if not state["epoch"] and self._within is None:
+        if state.get("epoch") == 0 and self._within is None:
             log.info("An earlier run was broken off in its first epoch: train from scratch")
             return 0
+        check_parts(path, state, _PARTS)
+        if self._within is not None:
+            check_parts(path, self._within, _WITHIN)
         self._check_config(path, state["config"])
         if list(state["models"]) != list(trainer._models):
             theirs, ours = list(state["models"]), list(trainer._models)
@@ -225,7 +234,7 @@ class Progress:
                 _restore(trainer._scheds[name], saved["sched"])
             for name, part in stateful(trainer):
                 self._restore_attribute(part, state["attributes"].get(name), name)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except _UNFIT as error:
             raise UserError(f"{path} does not fit this run: {error}") from error
         trainer.best_result = state["best_result"]
         trainer._history.epochs = state.get("history", [])  # older files have none
@@ -319,6 +328,14 @@ class Progress:
 def _restore(part, state):
     if part is not None and state is not None:
         part.load_state_dict(state)
+
+
+def _take_up(states):
+    """Set the random states that resume.pt holds. UserError if they are none."""
+    try:
+        set_rng_state(states)
+    except _UNFIT as error:
+        raise UserError(f"{FILE} is damaged: its random states cannot be set ({error})") from error
 
 
 def _start_workers(loader):
