@@ -45,8 +45,8 @@ class Bench:
 
     def stopped(self, name, lines, phase, number, signum, status):
         """Start `lines`, send a signal when that phase begins for the `number`th time, wait for the end -> Running."""
-        running = self.start(*lines)
-        assert running.wait_for("+", phase, number), f"{name} ends before {phase} {number}\n{running.text()}"
+        running = self.start(*lines, hold=[["+", phase, number]])
+        assert running.held(), f"{name} ends before {phase} {number}\n{running.text()}"
         running.kill(signum)
         found = running.end()
         assert found == status, f"exit status {found}, expected {status}\n{running.text()}"

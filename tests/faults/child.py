@@ -4,7 +4,8 @@
 
 A line of JSON on standard input is a job; the answer is the pid of the fork that does it. `wait PID` is answered by
 its status. A job: lines (see `go`), said (named pipe for what it prints), and what may be added: events (file where it
-announces phases and steps), env, full (the phase from whose first beginning on no file may grow), uid, counts (pictures
+announces phases and steps), hold (list of [kind, word, number]: where it stops itself until SIGCONT; kind "tick" has a
+fourth item, a function call of that phase, counted from 1), ticks (count those calls), env, full (the phase from whose first beginning on no file may grow), uid, counts (pictures
 a class of a toy task), nan ([epoch, batch] before which a weight becomes NaN).
 
 Nothing of the product is changed: public functions are wrapped by others that say when they begin and end.
@@ -16,24 +17,66 @@ import json
 import os
 import resource
 import runpy
+import signal
 import sys
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PHASES = ("training", "saving", "bank", "fusing", "evaluating", "reporting")
 _job = {}
 _open = []  # phases begun and not ended
+_seen = Counter()  # announcements so far, by their first two words
+_ticks = Counter()  # function calls of the phases that are open
 
 
 def announce(*words):
-    """One line of the job's events, written at once: it outlives a SIGKILL."""
+    """One line of the job's events, written at once: it outlives a SIGKILL. The job stops there if it is to hold."""
     if "events" in _job:
         with contextlib.suppress(OSError):  # no file may grow
             os.write(_job["events"], (" ".join(map(str, words)) + f" {time.monotonic():.6f}\n").encode())
     if words == ("+", _job.get("full")):
         resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))  # the kernel refuses every byte beyond: EFBIG
+    _seen[words[:2]] += 1
+    if [*words[:2], _seen[words[:2]]] in _job.get("hold", ()):
+        hold()
+
+
+def hold():
+    """Stop until SIGCONT."""
+    announce("hold")
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def holding_tick(phase):
+    """The call at which the phase that is open now is to be held, None if it is not."""
+    holds = (hold for hold in _job.get("hold", ()) if hold[:3] == ["tick", phase, _seen["+", phase]])
+    return next((hold[3] for hold in holds), None)
+
+
+def tick(frame, event, argument):
+    """Profile function: counts the calls of the innermost phase, and stops the process at the one to hold."""
+    if event in ("call", "c_call"):
+        phase = next((phase for phase in reversed(_open) if phase in PHASES), None)
+        _ticks[phase] += 1
+        if _ticks[phase] == holding_tick(phase):
+            hold()
+
+
+def close(phase):
+    """The end of a phase. One that was to be held at a later call than it had this time is held here."""
+    sys.setprofile(None)
+    if _ticks[phase] < (holding_tick(phase) or 0):
+        hold()
+    announce("-", phase, _ticks.pop(phase, 0))
+    _open.remove(phase)
+    sys.setprofile(tick if _open and counts_ticks() else None)
+
+
+def counts_ticks():
+    return _job.get("ticks") or any(hold[0] == "tick" for hold in _job.get("hold", ()))
 
 
 def told(owner, name, phase):
@@ -44,13 +87,14 @@ def told(owner, name, phase):
     def telling(*args, **kwargs):
         if phase in _open:
             return plain(*args, **kwargs)
+        sys.setprofile(None)
         _open.append(phase)
         announce("+", phase)
+        sys.setprofile(tick if counts_ticks() else None)
         try:
             return plain(*args, **kwargs)
         finally:
-            announce("-", phase)
-            _open.remove(phase)
+            close(phase)
 
     setattr(owner, name, telling)
 

@@ -1,8 +1,7 @@
-"""SIGKILLs at random moments inside a chosen phase, and the same command again: what comes of it."""
+"""SIGKILLs at random function calls inside a chosen phase, and the same command again: what comes of it."""
 
 import json
 import random
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tests.faults.world import COUNTS
 class Campaign:
     """Kills jobs of a world. jobs: {name: lines}, each adding to out/ what the one before has left.
 
-    Attributes: spans, {phase: [(job, which time it is begun, seconds)]} of uninterrupted jobs; kills, list of dicts.
+    Attributes: spans, {phase: [(job, which time it is begun, function calls)]} of uninterrupted jobs; kills, list of dicts.
     """
 
     def __init__(self, world, warm, jobs, seed=0):
@@ -33,34 +32,29 @@ class Campaign:
         return self.world.folder / "after" / job
 
     def prepare(self):
-        """Do every job once, without harm: what it leaves, how long its phases take, which steps it trains."""
+        """Do every job once, without harm: what it leaves, how many calls its phases make, which steps it trains."""
         for name, lines in self.jobs.items():
             place(self.world.out, self.before(name))
-            running = self.warm.run(*lines, counts=COUNTS)
+            running = self.warm.run(*lines, counts=COUNTS, ticks=True)
             if running.status:
                 raise AssertionError(f"{name} fails by itself\n{running.text()}")
             place(self.world.out, self.after(name))
             self._steps[name] = running.steps()
-            begun, times = {}, Counter()
-            for event in running.events():
-                if event.kind == "+":
-                    times[event.words[0]] += 1
-                    begun[event.words[0]] = event.at
-                elif event.kind == "-":
-                    phase = event.words[0]
-                    self.spans[phase].append((name, times[phase], event.at - begun[phase]))
+            times = Counter()
+            for phase, ticks in [event.words for event in running.events() if event.kind == "-"]:
+                times[phase] += 1
+                self.spans[phase].append((name, times[phase], int(ticks)))
 
     def strike(self, phase):
-        """Kill inside a phase, or close to it -> facts of the kill, with the problems that it made."""
-        job, number, seconds = self.random.choice(self.spans[phase])
-        delay = self.random.random() * seconds
+        """Kill inside a phase -> facts of the kill, with the problems that it made."""
+        job, number, calls = self.random.choice(self.spans[phase])
+        call = self.random.randint(1, calls)
         place(self.before(job), self.world.out)
-        running = self.warm.start(*self.jobs[job], counts=COUNTS)
-        running.wait_for("+", phase, number)
-        time.sleep(delay)
+        running = self.warm.start(*self.jobs[job], counts=COUNTS, hold=[["tick", phase, number, call]])
+        running.held()
         running.kill()
         status = running.end()
-        kill = {"job": job, "aimed": phase, "number": number, "delay": round(delay, 4), "status": status}
+        kill = {"job": job, "aimed": phase, "number": number, "call": call, "status": status}
         kill |= {"phase": running.phase() if status == -9 else "", "steps": sum(running.steps().values())}
         kill["problems"] = unreadable(self.world.out) + self._again(job, running, kill)
         self.kills.append(kill)

@@ -124,10 +124,11 @@ def clock_runs_backwards(bench):
     clock.write_text("+0d\n")
     env = {"LD_PRELOAD": FAKETIME, "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1"}
     with Warm(bench.world.folder / "faketime", **env, DONT_FAKE_MONOTONIC="1") as warm:
-        running = warm.start(*lines)
-        assert running.wait_for("+", "training", 2), running.text()
+        running = warm.start(*lines, hold=[["+", "training", 2], ["+", "training", 5]])
+        assert running.held(), running.text()
         clock.write_text("-1d\n")
-        assert running.wait_for("+", "training", 5), running.text()
+        running.kill(signal.SIGCONT)
+        assert running.held(times=2), running.text()
         running.kill()
         running.end()
         clock.write_text("-2d\n")

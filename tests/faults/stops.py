@@ -23,8 +23,8 @@ def sigterm(bench):
         whole = bench.whole(job, *jobs[job])
         runs = {"stage 1": [Path("coop")], "stage 2": [Path("lmc")]}.get(job)
         runs = runs or sorted(path.relative_to(whole) for path in whole.rglob("sessions/*"))
-        running = bench.start(*jobs[job])
-        assert running.wait_for("step", str(bench.out / runs[-1]), number), running.text()
+        running = bench.start(*jobs[job], hold=[["step", str(bench.out / runs[-1]), number]])
+        assert running.held(), running.text()
         again = _told(bench, running, bench.out / runs[-1], whole, jobs[job], *TERM)
         taken = running.steps() + again.steps()
         assert set(taken.values()) == {1}, f"{job}: {taken}"
@@ -35,8 +35,8 @@ def sigint(bench):
     """Ctrl-C in the second epoch, which is begun anew: exit status 130."""
     lines = [bench.world.train("coop")]
     whole = bench.whole("coop", *lines)
-    running = bench.start(*lines)
-    assert running.wait_for("+", "training", 2), running.text()
+    running = bench.start(*lines, hold=[["+", "training", 2]])
+    assert running.held(), running.text()
     again = _told(bench, running, bench.out / "coop", whole, lines, *INT)
     assert again.steps() == {(str(bench.out / "coop"), epoch, batch): 1 for epoch in (1, 2) for batch in range(3)}
     return "goes on to the same bits"
@@ -75,9 +75,8 @@ def two_processes(bench):
     for name, lines, phase in (("coop", [bench.world.train("coop")], "training"),
                                ("stream", [bench.world.stream()], "training")):  # fmt: skip
         whole = bench.whole(f"{name} alone", *lines)
-        first = bench.start(*lines)
-        assert first.wait_for("+", phase, 2), first.text()
-        first.kill(signal.SIGSTOP)
+        first = bench.start(*lines, hold=[["+", phase, 2]])
+        assert first.held(), first.text()
         said.append(one_error(bench.run(*lines, status=1), "in use by a running process", f"pid {first.pid}"))
         first.kill(signal.SIGCONT)
         assert first.end() == 0, first.text()
@@ -89,12 +88,13 @@ def worker_killed(bench):
     """A DataLoader's worker is killed by the system: one line, no hang, and the next run goes on."""
     lines = [bench.world.train("workers", *WORKER)]
     whole = bench.whole("workers", *lines)
-    running = bench.start(*lines)
-    assert running.wait_for("step", str(bench.out / "workers"), 4), running.text()
+    running = bench.start(*lines, hold=[["step", str(bench.out / "workers"), 4]])
+    assert running.held(), running.text()
     workers = _children(running.pid)
     assert workers, "no worker is there"
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
+    running.kill(signal.SIGCONT)
     assert running.end() == 1, running.text()
     resume = bench.out / "workers" / "resume.pt"
     said = one_error(running, "A worker that loads pictures is gone", "NUM_WORKERS 1", f"checkpoint: {resume}")
@@ -131,8 +131,8 @@ def one_of_two(bench):
     place(bench.out, whole)
     for lost in (1, 0):
         bench.clear()
-        pair = _pair(bench, lines)
-        assert pair[lost].wait_for("+", "training", 2), pair[lost].text()
+        pair = _pair(bench, lines, {lost: [["+", "training", 2]]})
+        assert pair[lost].held(), pair[lost].text()
         pair[lost].kill()
         assert pair[lost].end() == -signal.SIGKILL
         other = pair[1 - lost]
@@ -145,10 +145,11 @@ def one_of_two(bench):
     return "; ".join(said)
 
 
-def _pair(bench, lines):
-    """Two processes that make one run, as torchrun would start them."""
+def _pair(bench, lines, holds=None):
+    """Two processes that make one run, as torchrun would start them. holds: {rank: where it is to hold}."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [bench.start(*lines, env=env | {"RANK": str(rank)}) for rank in (0, 1)]
+    holds = holds or {}
+    return [bench.start(*lines, env=env | {"RANK": str(rank)}, hold=holds.get(rank, [])) for rank in (0, 1)]

@@ -50,31 +50,33 @@ class Running:
 
     def alive(self):
         """Has it not ended yet? A zombie has."""
+        return self._state() not in "ZX"
+
+    def _state(self):
+        """The system's letter for what it does: T stopped, Z ended."""
         try:
             stat = Path(f"/proc/{self.pid}/stat").read_text()
         except (OSError, ProcessLookupError):
-            return False
-        return stat.rpartition(")")[2].split()[0] not in "ZX"
+            return "X"
+        return stat.rpartition(")")[2].split()[0]
 
-    def wait_for(self, kind, word, number=1):
-        """Return once it has announced that for the `number`th time, or ended -> whether it has announced it."""
-        deadline, size = time.monotonic() + PATIENCE, -1
+    def held(self, times=1):
+        """Return once it has stopped itself that often where it was to hold, or ended -> whether it has stopped."""
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            running = self.alive()
-            now = self._events.stat().st_size if self._events.is_file() else 0
-            if now != size:
-                size = now
-                if sum(e.kind == kind and e.words[0] == word for e in self.events()) >= number:
-                    return True
-            if not running:
+            if (state := self._state()) in "ZX":
                 return False
-            time.sleep(0.0002)
-        raise Hangs(f"no {kind} {word} within {PATIENCE} s\n{self.text()}")
+            if state == "T" and sum(event.kind == "hold" for event in self.events()) >= times:
+                return True
+            time.sleep(0.001)
+        raise Hangs(f"not held within {PATIENCE} s\n{self.text()}")
 
     def kill(self, signum=signal.SIGKILL):
-        """Send a signal, unless it has ended."""
+        """Send a signal, unless it has ended; where it holds it goes on with that."""
         if self.alive():
             os.kill(self.pid, signum)
+            if signum != signal.SIGSTOP:
+                os.kill(self.pid, signal.SIGCONT)
 
     def phase(self):
         """The innermost phase that it has begun and not ended, "" between phases."""
