@@ -54,14 +54,18 @@ def prototypes(features: Tensor, labels: Tensor, text: Tensor) -> Tensor:
 def similarity(features: Tensor, prototypes: Sequence[Tensor]) -> Tensor:
     """Cosine of each image and the nearest prototype of each task -> (B, T), float32.
 
-    features: (B, D), any length of rows; prototypes: T tensors (C_i, D), on any device.
+    features: (B, D), any length of rows; prototypes: T tensors (C_i, D), on any device. Tasks that share a prototype
+    have equal cosines with it, on any processor.
     """
     if not prototypes or any(p.ndim != 2 or p.shape[1] != features.shape[-1] or not len(p) for p in prototypes):
         found = ", ".join(map(_shape, prototypes)) or "none"
         raise ValueError(f"expected prototypes (C_i, {features.shape[-1]}) of one task or more, found {found}")
-    known = normalize(torch.cat([p.to(features.device, torch.float32) for p in prototypes]), dim=-1)
-    cosines = normalize(features.float(), dim=-1) @ known.T
-    return torch.stack([own.amax(1) for own in cosines.split([len(p) for p in prototypes], dim=1)], dim=1)
+    rows = torch.cat([p.to(features.device, torch.float32) for p in prototypes])
+    distinct, places = rows.unique(dim=0, return_inverse=True)
+    if len(distinct) == len(rows):
+        distinct, places = rows, slice(None)  # as they come
+    cosines = (normalize(features.float(), dim=-1) @ normalize(distinct, dim=-1).T)[:, places]  # equal rows: once
+    return torch.stack([part.amax(1) for part in cosines.split([len(p) for p in prototypes], dim=1)], dim=1)
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,17 @@ def test_the_nearest_prototype_counts_and_lengths_do_not():
     torch.testing.assert_close(similarity(images * 7, [p * 3 for p in groups]), torch.tensor(slow), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [8, 64, 512])
+def test_equal_prototypes_are_equally_near_whatever_the_kernel(width):
+    """One product of all rows sums equal ones in different orders on some processors, by their place in a block."""
+    for classes in (1, 2, 3, 5):
+        shared, other = rand(classes, width, seed=classes), rand(4, width, seed=9)
+        for images in (rand(1, width), rand(33, width)):
+            near = similarity(images, [shared, other, shared, torch.cat([other, shared]), shared.flip(0)])
+            assert torch.equal(near[:, 0], near[:, 2]) and torch.equal(near[:, 0], near[:, 4])
+            assert torch.equal(near[:, 3], near[:, :2].amax(1))
+
+
 def test_a_prototype_is_the_middle_of_images_and_text():
     features, labels, text = rand(20, 8), torch.tensor([0, 2] * 10), rand(3, 8, seed=1) / 3
     found = prototypes(features, labels, text)
