@@ -5,8 +5,9 @@
 A line of JSON on standard input is a job; the answer is the pid of the fork that does it. `wait PID` is answered by
 its status. A job: lines (see `go`), said (named pipe for what it prints), and what may be added: events (file where it
 announces phases and steps), hold (list of [kind, word, number]: where it stops itself until SIGCONT; kind "tick" has a
-fourth item, a function call of that phase, counted from 1), ticks (count those calls), env, full (the phase from whose first beginning on no file may grow), uid, counts (pictures
-a class of a toy task), nan ([epoch, batch] before which a weight becomes NaN).
+fourth item, which function call of that phase, from 1), ticks (count those calls), env, full (the phase from whose
+first beginning on no file may grow), uid, counts (pictures a class of a toy task), nan ([epoch, batch] before which a
+weight becomes NaN).
 
 Nothing of the product is changed: public functions are wrapped by others that say when they begin and end.
 """
