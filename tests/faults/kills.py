@@ -15,7 +15,7 @@ from tests.faults.world import COUNTS
 class Campaign:
     """Kills jobs of a world. jobs: {name: lines}, each adding to out/ what the one before has left.
 
-    Attributes: spans, {phase: [(job, which time it is begun, function calls)]} of undisturbed jobs; kills, list of dicts.
+    Attributes: spans, {phase: [(job, which time it is begun, function calls)]} of undisturbed jobs; kills, a list.
     """
 
     def __init__(self, world, warm, jobs, seed=0):
