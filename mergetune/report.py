@@ -23,7 +23,7 @@ from dassl.report.sweeps import sweeps_sheet
 from dassl.report.transfer import PROTOCOLS as TRANSFERS
 from dassl.report.transfer import transfer_sheet
 from dassl.utils import UserError, check_availability, get_logger
-from dassl.utils.distributed import one_process
+from dassl.utils.torchrun import one_process
 
 PRESETS = ("released", "paper")
 # Stage 2 -> stage 1, in printed order.

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from dassl.utils import errors_in_one_line  # noqa: E402
-from dassl.utils.distributed import one_process, own_device, process_group  # noqa: E402
+from dassl.utils.torchrun import one_process  # noqa: E402
 from scripts.condu.sessions import Run, check_config, program, train_stream  # noqa: E402
 
 PROTOCOLS = {"eval-mtil": False, "eval-agnostic": True}  # to: is the task unknown at test time?
@@ -68,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command line."""
     argv = sys.argv[1:] if argv is None else argv
     args, run = read(argv)
+    from dassl.utils.distributed import own_device, process_group
+
     with process_group() if args.gpus <= 1 else one_process():  # torchrun's, if it started this process
         if args.action == "train":
             train_stream(run, args.gpus)

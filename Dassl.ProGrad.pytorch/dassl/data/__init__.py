@@ -1,20 +1,10 @@
 """Data: from image lists to batches."""
 
-from .data_manager import DataManager, DatasetWrapper, build_data_loader
-from .fewshot import few_shot, few_shot_indices, group_indices, subsample_classes
-from .views import ViewIndex, ViewSampler, relative_key, seeded_view, view_seed
+from dassl.utils.late import late_imports
 
-__all__ = [
-    "DataManager",
-    "DatasetWrapper",
-    "ViewIndex",
-    "ViewSampler",
-    "build_data_loader",
-    "few_shot",
-    "few_shot_indices",
-    "group_indices",
-    "relative_key",
-    "seeded_view",
-    "subsample_classes",
-    "view_seed",
-]
+__getattr__, __dir__, __all__ = late_imports(
+    __name__,
+    data_manager="DataManager DatasetWrapper build_data_loader",
+    fewshot="few_shot few_shot_indices group_indices subsample_classes",
+    views="ViewIndex ViewSampler relative_key seeded_view view_seed",
+)

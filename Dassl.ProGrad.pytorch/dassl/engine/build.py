@@ -4,7 +4,7 @@ from yacs.config import CfgNode as CN
 
 from dassl.utils import Registry, check_availability, get_logger
 
-TRAINER_REGISTRY = Registry("TRAINER")
+TRAINER_REGISTRY = Registry("TRAINER", built_in=("dassl.engine.da", "dassl.engine.dg", "dassl.engine.ssl"))
 """Trainer classes by `__name__`.
 
 A member is called as `Trainer(cfg)` and derives from SimpleTrainer (see simple.py), mostly through TrainerX.

@@ -9,8 +9,6 @@ import shutil
 import signal
 import threading
 
-import torch
-
 from .errors import UserError, WriteFailed
 
 
@@ -150,6 +148,8 @@ def atomic_save(obj, path):
     The file goes to torch as it is, and signals wait until torch is done: an exception of theirs raised inside
     torch's writer would abort the process.
     """
+    import torch
+
     with atomic_write(path) as file, _signals_wait():
         try:
             torch.save(obj, file)

@@ -20,10 +20,10 @@ import torch.distributed as dist
 
 from .errors import UserError
 from .logger import get_logger
+from .torchrun import launched, one_process  # noqa: F401  imported from here by commands
 
 BUCKET = 1 << 25  # bytes of gradients sent at once: beyond 32 MB no faster, and this much memory is needed again
 TIMEOUT = timedelta(hours=12)  # one process may write or evaluate for long while the others wait
-_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _FAILURE = "failure"  # key in the store of the first failure
 _groups = itertools.count()
 _stores = []  # of the open group: at most one
@@ -93,7 +93,7 @@ def process_group():
     Raises:
         UserError: torchrun's environment is incomplete, or a process was lost without a word.
     """
-    if not _launched() or _open():
+    if not launched() or _open():
         yield
         return
     _join()
@@ -118,18 +118,6 @@ def process_group():
 
 
 @contextlib.contextmanager
-def one_process():
-    """Around a command that one process does: of several that torchrun started the first does it, the others end."""
-    if _launched() and os.environ["RANK"] != "0":
-        raise SystemExit(0)
-    hidden = {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
-
-
-@contextlib.contextmanager
 def own_device(cuda):
     """With `cuda`, "cuda" means the GPU of this process. UserError if there are fewer GPUs than processes here."""
     if world_size() == 1 or not cuda or not torch.cuda.is_available():
@@ -148,17 +136,6 @@ def own_device(cuda):
 
 def _open():
     return dist.is_available() and dist.is_initialized()
-
-
-def _launched():
-    """Did torchrun start more than this process? UserError for an environment that says so only in part."""
-    said = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
-    if len(said) < len(_VARIABLES):  # some clusters set one or two of them for their own use
-        return False
-    numbers = [said[name] for name in _VARIABLES if name != "MASTER_ADDR"]
-    if not all(text.isdigit() for text in numbers):
-        raise UserError(f"torchrun's environment is damaged, expected numbers: {said}")
-    return int(said["WORLD_SIZE"]) > 1
 
 
 @functools.cache

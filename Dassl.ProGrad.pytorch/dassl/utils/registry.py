@@ -1,6 +1,7 @@
 """Names to classes, and messages that help when a name is misspelt."""
 
 import difflib
+from importlib import import_module
 
 from .errors import UnknownName, UserError
 
@@ -37,16 +38,26 @@ class Registry:
     ... class Mine: ...
     >>> TRAINERS.get("Mine") is Mine
     True
+
+    built_in: modules that register the first members, imported when the registry is first used.
     """
 
-    def __init__(self, name):
+    def __init__(self, name, built_in=()):
         self._name = name
         self._obj_map = {}
+        self._built_in = built_in
+
+    def _load(self):
+        modules, self._built_in = self._built_in, ()
+        for module in modules:
+            import_module(module)
 
     def __contains__(self, name):
+        self._load()
         return name in self._obj_map
 
     def _add(self, obj, force):
+        self._load()
         name = obj.__name__
         if name in self._obj_map and not force:
             raise KeyError(f'An object named "{name}" was already registered in "{self._name}" registry')
@@ -70,7 +81,7 @@ class Registry:
 
     def get(self, name):
         """The object of that name. Raises UnknownName (a KeyError) with the nearest names."""
-        if name not in self._obj_map:
+        if name not in self:
             message = f'Object name "{name}" does not exist in "{self._name}" registry'
             near = ", ".join(closest(name, self._obj_map))
             raise UnknownName(f"{message} (nearest: {near})" if near else f"{message}, which is empty")
@@ -78,4 +89,5 @@ class Registry:
 
     def registered_names(self):
         """All names, in order of registration."""
+        self._load()
         return list(self._obj_map)

@@ -17,7 +17,6 @@ from importlib import metadata
 
 import numpy as np
 import PIL
-import torch
 from PIL import Image, UnidentifiedImageError
 
 from .atomic import atomic_write, write_json  # noqa: F401  imported from here by trainers written for Dassl
@@ -167,6 +166,8 @@ def digest(*parts):
 
 def set_random_seed(seed):
     """Seed Python, numpy and torch (every device)."""
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

@@ -1,5 +1,5 @@
 """The built-in tiny CLIP: architecture, word list, weights, and the script that made them (see README.md)."""
 
-from .load import TinyBackbone, load_tiny, random_tiny
+from dassl.utils.late import late_imports
 
-__all__ = ["TinyBackbone", "load_tiny", "random_tiny"]
+__getattr__, __dir__, __all__ = late_imports(__name__, load="TinyBackbone load_tiny random_tiny")

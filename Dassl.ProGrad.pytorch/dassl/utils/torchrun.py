@@ -1,0 +1,31 @@
+"""What torchrun left in the environment. Imports no torch: commands ask before they do."""
+
+import contextlib
+import os
+
+from .errors import UserError
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@contextlib.contextmanager
+def one_process():
+    """Around a command that one process does: of several that torchrun started the first does it, the others end."""
+    if launched() and os.environ["RANK"] != "0":
+        raise SystemExit(0)
+    hidden = {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def launched():
+    """Did torchrun start more than this process? UserError for an environment that says so only in part."""
+    said = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
+    if len(said) < len(_VARIABLES):  # some clusters set one or two of them for their own use
+        return False
+    numbers = [said[name] for name in _VARIABLES if name != "MASTER_ADDR"]
+    if not all(text.isdigit() for text in numbers):
+        raise UserError(f"torchrun's environment is damaged, expected numbers: {said}")
+    return int(said["WORLD_SIZE"]) > 1
