@@ -32,12 +32,16 @@ NAMES = {
     "SequentialSampler",
     "dassl.data.transforms": "build_transform INTERPOLATION_MODES",
     "dassl.data.transforms.transforms": "build_transform INTERPOLATION_MODES",
-    "dassl.engine": "TRAINER_REGISTRY TrainerX TrainerXU TrainerBase SimpleTrainer SimpleNet build_trainer",
+    "dassl.engine": "TRAINER_REGISTRY TrainerX TrainerXU TrainerBase SimpleTrainer SimpleNet build_trainer Vanilla "
+    "SourceOnly SupBaseline FixMatch",
     "dassl.engine.build": "TRAINER_REGISTRY build_trainer",
     "dassl.engine.da": "SourceOnly",
     "dassl.engine.dg": "Vanilla",
     "dassl.engine.ssl": "FixMatch SupBaseline",
-    "dassl.engine.trainer": "TrainerX TrainerXU TrainerBase SimpleTrainer SimpleNet",
+    "dassl.engine.trainer": "TrainerX TrainerXU TrainerBase SimpleTrainer SimpleNet time datetime osp np torch nn tqdm "
+    "OrderedDict SummaryWriter DataManager build_optimizer build_lr_scheduler build_evaluator build_head "
+    "build_backbone MetricMeter AverageMeter tolist_if_not count_num_param load_checkpoint save_checkpoint "
+    "mkdir_if_missing resume_from_checkpoint load_pretrained_weights",
     "dassl.evaluation": "build_evaluator EVALUATOR_REGISTRY EvaluatorBase Classification",
     "dassl.evaluation.build": "build_evaluator EVALUATOR_REGISTRY",
     "dassl.evaluation.evaluator": "EvaluatorBase Classification",

@@ -5,6 +5,9 @@ from dassl.utils.late import late_imports
 __getattr__, __dir__, __all__ = late_imports(
     __name__,
     build="TRAINER_REGISTRY add_trainer_nodes build_trainer trainer_class",
+    da="SourceOnly",
+    dg="Vanilla",
     precision="Precision",
+    ssl="FixMatch SupBaseline",
     trainer="SimpleNet SimpleTrainer TrainerBase TrainerX TrainerXU",
 )

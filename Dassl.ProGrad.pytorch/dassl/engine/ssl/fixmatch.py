@@ -29,12 +29,19 @@ def pseudo_label_loss(logits, label, counts):
 
 @TRAINER_REGISTRY.register()
 class FixMatch(Classifies, TrainerXU):
-    """Two views of each unlabelled picture: by INPUT.TRANSFORMS and by STRONG_TRANSFORMS.
+    """Two views of each image: by INPUT.TRANSFORMS (weak) and by STRONG_TRANSFORMS.
 
-    Keys: WEIGHT_U of the unlabelled loss, CONF_THRE of a pseudo-label, STRONG_TRANSFORMS (names).
+    As in Dassl, the labelled images take part in the unlabelled loss too. Keys, and the attributes that hold
+    them: WEIGHT_U of the unlabelled loss (weight_u), CONF_THRE of a pseudo-label (conf_thre); STRONG_TRANSFORMS
+    (names).
     """
 
     CONFIG = "FIXMATCH"
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.weight_u = cfg.TRAINER.FIXMATCH.WEIGHT_U
+        self.conf_thre = cfg.TRAINER.FIXMATCH.CONF_THRE
 
     def check_cfg(self, cfg):
         node = cfg.TRAINER.FIXMATCH
@@ -52,18 +59,37 @@ class FixMatch(Classifies, TrainerXU):
         return DataManager(self.cfg, custom_tfm_train=[weak, strong])
 
     def parse_batch_train(self, batch_x, batch_u):
-        """Weak images and labels of the labelled batch, weak and strong images of the other, on the device."""
-        images = batch_x["img"], batch_x["label"], batch_u["img"], batch_u["img2"]
-        return tuple(item.to(self.device) for item in images)
+        """On the device: weak view, strong view and labels of the labelled batch, and of the unlabelled one."""
+        keys = ("img", "img2", "label")
+        return tuple(batch[key].to(self.device) for batch in (batch_x, batch_u) for key in keys)
+
+    def assess_y_pred_quality(self, y_pred, y_true, mask):
+        """Hook: how good pseudo-labels (B,) are, where `mask` (B,) is 1 for those that count -> scalars.
+
+        acc_thre: the share of those that count that is right; acc_raw: of all; keep_rate: how many count.
+        """
+        right = y_pred.eq(y_true).float()
+        return {
+            "acc_thre": (right * mask).sum() / (mask.sum() + 1e-5),
+            "acc_raw": right.mean(),
+            "keep_rate": mask.mean(),
+        }
 
     def losses(self, batch_x, batch_u):
-        node = self.cfg.TRAINER.FIXMATCH
-        image, label, weak, strong = self.parse_batch_train(batch_x, batch_u)
+        parsed = self.parse_batch_train(batch_x, batch_u)
+        first, label_u = 0, []
+        if len(parsed) == 4:  # a subclass that leaves out the labelled batch's strong view and the other's labels
+            image, label, weak, strong = parsed
+        else:
+            image, image2, label, weak, strong, *label_u = parsed
+            weak, strong, first = torch.cat([image, weak]), torch.cat([image2, strong]), len(image)
         with torch.no_grad():
-            target, counts = pseudo_labels(self.model(weak), node.CONF_THRE)
-        labelled, unlabelled = self.model(torch.cat([image, strong])).split([len(image), len(strong)])
-        self.note(kept=100.0 * counts.float().mean())
+            target, counts = pseudo_labels(self.model(weak), self.conf_thre)
+        self.note(kept=100.0 * counts[first:].float().mean())
+        for truth in label_u:
+            quality = self.assess_y_pred_quality(target[first:], truth, counts[first:].float())
+            self.note(acc_raw=100.0 * quality["acc_raw"], acc_thre=100.0 * quality["acc_thre"])
         return {
-            "ce": self.supervised(labelled, label),
-            "pseudo": node.WEIGHT_U * pseudo_label_loss(unlabelled, target, counts),
+            "ce": self.supervised(self.model(image), label),
+            "pseudo": self.weight_u * pseudo_label_loss(self.model(strong), target, counts),
         }
