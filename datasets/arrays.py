@@ -31,7 +31,7 @@ class ArrayDatum(Datum):
     def file(self) -> str:
         return os.path.dirname(self._impath)
 
-    def picture(self) -> Image.Image:
+    def picture(self, **reading) -> Image.Image:
         pixels = self._pictures[self._number]
         return Image.fromarray(pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels).convert("RGB")
 

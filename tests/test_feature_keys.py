@@ -4,9 +4,12 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from dassl.clip import features
 from dassl.clip.features import feature_loader
 from tests.fixtures import banks
 from tests.fixtures.banks import CLASSES, EACH, bank_loader, images, key, pixel_loader
@@ -60,6 +63,28 @@ def test_a_changed_picture_is_never_served_from_the_old_bank(cfg, backbone):
     assert changed.key != bank.key
     assert not torch.equal(changed.round()["feature"][0], bank.round()["feature"][0])
     assert torch.equal(changed.round()["feature"][1], bank.round()["feature"][1])
+
+
+def key_of_clipping(cfg, backbone, monkeypatch):
+    """The key of versions that clipped images of more than 8 bits: by size and time alone."""
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "is_deep_image", lambda path: False)
+        return key(cfg, backbone)
+
+
+def test_a_bank_of_clipped_images_is_not_found(cfg, backbone, monkeypatch):
+    assert key(cfg, backbone) == key_of_clipping(cfg, backbone, monkeypatch)  # ordinary images keep theirs
+    pixels = np.random.default_rng(0).integers(0, 2**16, (36, 40))
+    Image.fromarray(pixels.astype("u2")).save(images(cfg)[0].impath)
+    assert key(cfg, backbone) != key_of_clipping(cfg, backbone, monkeypatch)
+
+
+def test_turned_images_have_a_bank_of_their_own(cfg, backbone):
+    before = key(cfg, backbone)
+    cfg.INPUT.MAX_PIXELS = 10_000
+    assert key(cfg, backbone) == before
+    cfg.INPUT.EXIF_ORIENTATION = True
+    assert key(cfg, backbone) != before
 
 
 def test_strict_goes_by_contents(cfg, backbone):

@@ -8,7 +8,6 @@ import threading
 
 import pytest
 import torch
-from PIL import Image
 
 from dassl.utils import (
     MissingFile,
@@ -22,7 +21,6 @@ from dassl.utils import (
     download_url,
     listdir_nohidden,
     mkdir_if_missing,
-    read_image,
     read_json,
     sha256_file,
     tolist_if_not,
@@ -144,19 +142,6 @@ def test_folders_and_files(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="No file found at"):
         assert not check_isfile(tmp_path / "none")
     assert (tolist_if_not(3), tolist_if_not([3])) == ([3], [3])
-
-
-def test_images(tmp_path):
-    Image.new("LA", (4, 3), (10, 255)).save(tmp_path / "grey.png")
-    image = read_image(tmp_path / "grey.png")
-    assert (image.mode, image.size, image.getpixel((0, 0))) == ("RGB", (4, 3), (10, 10, 10))
-    Image.effect_noise((64, 64), 50).save(tmp_path / "cut.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:900])
-    (tmp_path / "empty.jpg").touch()
-    for name, words in (("cut.png", "900 bytes"), ("empty.jpg", "0 bytes"), ("none.jpg", "File is not found")):
-        with pytest.raises(UserError, match=words) as caught:
-            read_image(tmp_path / name)
-        assert name in str(caught.value)
 
 
 def test_digests(tmp_path):

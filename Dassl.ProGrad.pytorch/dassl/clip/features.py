@@ -31,6 +31,7 @@ from dassl.utils import (
     WriteFailed,
     digest,
     get_logger,
+    is_deep_image,
     sha256_file,
     write_json,
 )
@@ -166,6 +167,7 @@ class FeatureBank:
             "seed": pixels.seed if pixels.is_train else None,
             "images": len(files),
             "files": digest(files),
+            **({"exif_orientation": True} if getattr(pixels, "reading", {}).get("exif_orientation") else {}),
         }
 
     def _file(self, number):
@@ -308,7 +310,8 @@ def _describe_file(path, strict):
         facts = os.stat(path)
     except OSError as error:
         raise MissingFile(f'feature bank: image "{path}" cannot be read ({error.strerror})') from error
-    return [sha256_file(path)] if strict else [facts.st_size, facts.st_mtime_ns]
+    found = [sha256_file(path)] if strict else [facts.st_size, facts.st_mtime_ns]
+    return [*found, "scaled"] if is_deep_image(path) else found  # earlier versions clipped such an image
 
 
 @contextlib.contextmanager

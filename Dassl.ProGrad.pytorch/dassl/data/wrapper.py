@@ -14,6 +14,12 @@ from .transforms import INTERPOLATION_MODES, draws_from_torch_only
 from .views import relative_key, seeded_view, view_seed
 
 
+def image_reading(cfg):
+    """What cfg.INPUT says of how image files are read, as arguments of Datum.picture; {} where it is as ever."""
+    reading = {"max_pixels": cfg.INPUT.MAX_PIXELS, "exif_orientation": cfg.INPUT.EXIF_ORIENTATION}
+    return {name: value for name, value in reading.items() if value}
+
+
 class DatasetWrapper(Dataset):
     """Item i of `data_source` as a dict: label, domain, impath, index, and the picture.
 
@@ -33,6 +39,7 @@ class DatasetWrapper(Dataset):
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         self.root = cfg.DATASET.ROOT
+        self.reading = image_reading(cfg)
         self.seed = cfg.SEED if is_train and cfg.INPUT.VIEW_SEEDS else None  # None: the global streams
         if self.k_tfm > 1 and transform is None:
             raise UserError("Cannot augment the image K times because transform is None")
@@ -53,7 +60,7 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx):
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx)}
-        picture = item.picture()
+        picture = item.picture(**self.reading)
         view = getattr(idx, "view", None) if self.seed is not None else None
         key = None if view is None else relative_key(item.impath, self.root)
         if self.transform is None:

@@ -17,6 +17,7 @@ from dassl.clip import build_clip_from_cfg, cosine_logits, is_clip, text_classif
 from dassl.clip.rehearsal import stored_loader
 from dassl.data import build_data_loader
 from dassl.data.transforms import build_transform
+from dassl.data.wrapper import image_reading
 from dassl.report.against import load_published
 from dassl.utils import UserError, get_logger
 from dassl.utils.distributed import world_size
@@ -93,14 +94,14 @@ def check_data(cfg, dataset, found, data_check=None):
     without = [name for label, name in sorted(dataset.lab2cname.items()) if label not in tested]
     note = f"; no test picture of {len(without)} classes ({without[0]}, ...)" if without else ""
     found.say(f"data: {cfg.DATASET.NAME}, {dataset.num_classes:,} classes, {counts} pictures{note}")
-    check_pictures([item for items in lists.values() for item in items], found)
+    check_pictures([item for items in lists.values() for item in items], found, **image_reading(cfg))
     for kind, lines in zip((found.say, found.problem), data_check(cfg) if data_check else ((), ()), strict=True):
         for line in lines:
             kind(f"data: {line}")
 
 
-def check_pictures(items, found):
-    """Every file is there; OPENED of them, evenly spaced, can be decoded."""
+def check_pictures(items, found, **reading):
+    """Every file is there; OPENED of them, evenly spaced, can be decoded. reading: as of Datum.picture."""
     items = list({item.impath: item for item in items}.values())
     missing = [item for item in items if not os.path.isfile(item.file)]
     if missing:
@@ -109,7 +110,7 @@ def check_pictures(items, found):
     opened = [item for item in items[:: max(1, len(items) // OPENED)] if item.impath not in gone]
     for item in opened:
         try:
-            item.picture()
+            item.picture(**reading)
         except (UserError, OSError) as error:
             broken.append(error)
     if broken:

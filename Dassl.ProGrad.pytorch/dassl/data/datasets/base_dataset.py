@@ -43,9 +43,9 @@ class Datum:
         self._domain = domain
         self._classname = classname
 
-    def picture(self):
-        """The RGB PIL image, fully decoded; as `read_image`."""
-        return read_image(self._impath)
+    def picture(self, **reading):
+        """The RGB PIL image, fully decoded; as `read_image`, whose further arguments are taken."""
+        return read_image(self._impath, **reading)
 
     @property
     def file(self):
