@@ -56,23 +56,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def setup_cfg(args: argparse.Namespace):
-    """The frozen config of a command line."""
-    return read_cfg(args)[0]
+def setup_cfg(args: argparse.Namespace, folder: str | Path = ""):
+    """The frozen config of a command line, or of a run folder with what a command line changes."""
+    return read_cfg(args, folder)[0]
 
 
-def read_cfg(args: argparse.Namespace):
-    """The frozen config of a command line, and that of its yaml files alone."""
+def read_cfg(args: argparse.Namespace, folder: str | Path = ""):
+    """The frozen config of a command line, or of a run folder, and that of its yaml files alone."""
     import condu.trainer  # noqa: F401  registers them
     import datasets
     import mergetune.trainers  # noqa: F401  registers them
     from dassl.config import get_cfg_default, merge_pairs, merge_tree, merge_yaml
     from dassl.data.datasets import DATASET_REGISTRY
-    from dassl.engine import TRAINER_REGISTRY, add_trainer_nodes
+    from dassl.engine import TRAINER_REGISTRY, add_trainer_nodes, read_run_cfg
     from dassl.utils import UserError, check_availability
 
     datasets.register_all()
-    cfg = get_cfg_default()
+    cfg = read_run_cfg(folder) if folder else get_cfg_default()
     add_trainer_nodes(cfg)
     if args.trainer:
         check_availability(args.trainer, TRAINER_REGISTRY.registered_names(), "--trainer")

@@ -28,10 +28,7 @@ def run_config(folder: str | Path, *words: str) -> CfgNode:
     """The frozen config of a run folder, with flags and KEY VALUE pairs of train.py; stage 1 is not read again."""
     import train  # the command line is the one place that knows the data sets
 
-    if not Path(folder, "config.yaml").is_file():
-        raise UserError(f"{folder} is no run folder: it holds no config.yaml")
-    argv = ["--config-file", str(Path(folder, "config.yaml")), *words, "RESUME_COOP", ""]
-    return train.setup_cfg(train.build_parser().parse_intermixed_args(argv))
+    return train.setup_cfg(train.build_parser().parse_intermixed_args([*words, "RESUME_COOP", ""]), folder)
 
 
 @dataclass

@@ -89,11 +89,8 @@ def read_cfg(run: Path, subset: str = ""):
     """The frozen config of a stage-2 run, on another subset of the classes if one is named."""
     import train  # the command line is the one place that knows the data sets
 
-    if not (run / "config.yaml").is_file():
-        raise UserError(f"{run} is no run folder: it holds no config.yaml")
-    words = ["--config-file", str(run / "config.yaml"), "VERBOSE", "False"]
-    words += ["DATASET.SUBSAMPLE_CLASSES", subset] if subset else []
-    cfg = train.setup_cfg(train.build_parser().parse_intermixed_args(words))
+    words = ["VERBOSE", "False", *(["DATASET.SUBSAMPLE_CLASSES", subset] if subset else [])]
+    cfg = train.setup_cfg(train.build_parser().parse_intermixed_args(words), run)
     if not (cfg.RESUME_COOP and issubclass(trainer_class(cfg.TRAINER.NAME), Continued)):
         raise UserError(f"{run} is no stage-2 run: {cfg.TRAINER.NAME} continues no stage 1")
     return cfg

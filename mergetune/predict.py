@@ -22,11 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mergetune.trainers  # noqa: F401  registers them
-from dassl.config import get_cfg_default, merge_yaml
 from dassl.data import DatasetWrapper
 from dassl.data.datasets import Datum
 from dassl.data.transforms import build_transform
-from dassl.engine import add_trainer_nodes, trainer_class
+from dassl.engine import read_run_cfg, trainer_class
 from dassl.engine.results import CLASSES
 from dassl.utils import MissingFile, UserError, atomic_write, errors_in_one_line, get_logger, read_json
 from dassl.utils.distributed import one_process
@@ -65,15 +64,11 @@ class WithoutData:
 
 def read_cfg(run: Path):
     """The config of a run folder, ready for a trainer that only predicts."""
-    if not (run / "config.yaml").is_file():
-        raise MissingFile(f"{run} is no run folder: it holds no config.yaml")
-    cfg = get_cfg_default()
-    add_trainer_nodes(cfg)
-    merge_yaml(cfg, run / "config.yaml")
+    cfg = read_run_cfg(run)
     cfg.VERBOSE, cfg.OUTPUT_DIR = False, str(run)
     cls = trainer_class(cfg.TRAINER.NAME)
     if cls.needs_checkpoint:
-        cfg.RESUME_COOP = ""  # the weights hold all that stage 1 gave
+        cfg.RESUME_COOP = cfg.MODEL.INIT_WEIGHTS = ""  # the run's weights hold all that these gave
     cfg.freeze()
     return cfg, cls
 
@@ -109,7 +104,8 @@ class Predictor:
         data = read_classes(run, classes)
         with torch.random.fork_rng():  # initial weights are drawn, and then loaded
             self.trainer = type(cls.__name__, (WithoutData, cls), {"classes": data})(cfg)
-        reason = getattr(self.trainer, "bound_to_classes", "")
+        outputs = "" if hasattr(cls, "class_vectors") else "its classifier has one output a class"
+        reason = getattr(self.trainer, "bound_to_classes", outputs)
         if reason and data.own and data.classnames != data.own:
             raise UserError(f"{run} knows only its own {len(data.own)} classes: {reason}")
         if cls.needs_checkpoint:
@@ -146,7 +142,9 @@ class Predictor:
 
     @torch.no_grad()
     def class_embeddings(self) -> Tensor:
-        """(C, D) fp32 on the CPU: of unit norm, but a trained head as it is."""
+        """(C, D) fp32 on the CPU: of unit norm, but a trained head as it is. UserError where there are none."""
+        if not hasattr(self.trainer, "class_vectors"):
+            raise UserError(f"{self.cfg.TRAINER.NAME} has no class embeddings to export: its classifier is a network's")
         with self.trainer.precision.autocast():
             vectors = self.trainer.class_vectors().float().cpu()
         return vectors if isinstance(self.trainer, HeadTrainer) else F.normalize(vectors, dim=-1)
@@ -155,6 +153,7 @@ class Predictor:
         """Class embeddings as safetensors, see the command's help."""
         from safetensors.torch import save
 
+        vectors = self.class_embeddings().contiguous()
         trainer, head = self.trainer, isinstance(self.trainer, HeadTrainer)
         facts = trainer.facts()
         metadata = {
@@ -167,7 +166,7 @@ class Predictor:
             "image_tower": "the backbone's own" if trainer.frozen_image_tower else "changed in training",
         }
         with atomic_write(str(path)) as file:
-            file.write(save({"class_embeddings": self.class_embeddings().contiguous()}, metadata))
+            file.write(save({"class_embeddings": vectors}, metadata))
 
 
 def build_parser() -> argparse.ArgumentParser:

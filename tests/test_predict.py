@@ -2,10 +2,14 @@
 
 import json
 import shutil
+import sys
+from functools import reduce
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from safetensors import safe_open
 
@@ -13,6 +17,8 @@ import train
 from dassl.clip import build_clip
 from dassl.engine import build_trainer
 from dassl.utils import UserError, set_random_seed
+from mergetune import path_card
+from mergetune.family import run_config
 from mergetune.predict import Predictor, main
 from tests.fixtures.any_trainer import line
 
@@ -165,6 +171,53 @@ def test_bad_input_is_one_error_that_names_it(world, picture, tmp_path):
         with pytest.raises(UserError, match=match):
             main(words)
     assert Predictor(old, BASE).classnames == BASE
+
+
+def test_the_command_works_in_a_process_of_its_own(world, picture, clone):
+    """Nothing has imported the trainers, the data sets or train.py before it."""
+    done = clone(sys.executable, "-m", "mergetune.predict", world / "CoOp_LMC", picture, "--top", "1")
+    assert done.stderr == "" and done.stdout.split()[0] == picture and len(done.stdout.splitlines()) == 2
+
+
+@pytest.fixture
+def changed(world, tmp_path):
+    """`changed(run, KEY=value)`: a copy of a run in whose config.yaml those keys have those values."""
+
+    def go(name, **keys):
+        folder = Path(shutil.copytree(world / name, tmp_path / f"{name}{len(list(tmp_path.iterdir()))}"))
+        tree = yaml.safe_load((folder / "config.yaml").read_text())
+        for key, value in keys.items():
+            *parents, leaf = key.split("__")
+            reduce(lambda node, part: node.setdefault(part, {}), parents, tree)[leaf] = value
+        (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+        return folder
+
+    return go
+
+
+READERS = {"predict": lambda run: Predictor(run).cfg, "path_card": path_card.read_cfg, "train.py": run_config}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_run_is_read_though_other_trainers_have_changed_since(changed, reader):
+    gone = {"TRAINER__GONE__DEEP__KEY": 1, "TRAINER__PROMPTKD__GONE": [1], "TRAINER__HEAD__PREC": {"A": 2}}
+    run = changed("CoOp_LMC", **gone, TRAINER__MMADAPTER__ADAPTER_DIM="wide", TRAINER__LMC__TAU=0.7)
+    cfg = READERS[reader](run)
+    assert cfg.TRAINER.LMC.TAU == 0.7 and "GONE" not in cfg.TRAINER
+    assert cfg.TRAINER.MMADAPTER.ADAPTER_DIM == 32 and isinstance(cfg.TRAINER.HEAD.PREC, str)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_run_of_a_trainer_that_is_gone_or_has_lost_a_key_is_refused(changed, reader):
+    for keys, match in (
+        ({"TRAINER__NAME": "CoOp_Gone"}, r"config.yaml: TRAINER.NAME is 'CoOp_Gone', expected one of .*CoOp_LMC"),
+        ({"TRAINER__NAME": ["CoOp"]}, r"TRAINER.NAME is \['CoOp'\]"),
+        ({"TRAINER__COOP__GONE": 1}, "unknown config key TRAINER.COOP.GONE"),  # of its base class
+        ({"TRAINER__LMC__TAU": "much"}, "TRAINER.LMC.TAU = 'much'"),
+        ({"INPUT__GONE": 1}, "unknown config key INPUT.GONE"),
+    ):
+        with pytest.raises(UserError, match=match):
+            READERS[reader](changed("CoOp_LMC", **keys))
 
 
 def test_an_evaluation_folder_holds_no_model(world, picture, tmp_path):

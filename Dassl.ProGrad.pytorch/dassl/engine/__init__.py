@@ -4,7 +4,7 @@ from dassl.utils.late import late_imports
 
 __getattr__, __dir__, __all__ = late_imports(
     __name__,
-    build="TRAINER_REGISTRY add_trainer_nodes build_trainer trainer_class",
+    build="TRAINER_REGISTRY add_trainer_nodes build_trainer read_run_cfg trainer_class",
     da="SourceOnly",
     dg="Vanilla",
     precision="Precision",

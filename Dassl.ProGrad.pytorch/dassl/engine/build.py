@@ -1,8 +1,11 @@
 """Trainers by name, and the config keys that they bring along."""
 
+import os
+
 from yacs.config import CfgNode as CN
 
-from dassl.utils import Registry, check_availability, get_logger
+from dassl.config import get_cfg_default, leaves, merge_tree, read_yaml
+from dassl.utils import MissingFile, Registry, UserError, brief, check_availability, get_logger
 
 TRAINER_REGISTRY = Registry("TRAINER", built_in=("dassl.engine.da", "dassl.engine.dg", "dassl.engine.ssl"))
 """Trainer classes by `__name__`.
@@ -46,3 +49,37 @@ def _add_missing(node, defaults):
             _add_missing(node.setdefault(key, CN()), value)
         else:
             node.setdefault(key, value)
+
+
+def read_run_cfg(folder):
+    """The config that a run folder holds -> CfgNode, not frozen, with the nodes of all registered trainers.
+
+    It records every trainer's keys. What it says of other trainers than its own gives way to the defaults where they
+    have no such key, or take no such value, any more: their code may have changed since.
+
+    Raises:
+        MissingFile: no config.yaml.
+        UserError: of another trainer than the registered ones, or a key of that trainer or of the engine is unknown.
+    """
+    path = os.path.join(folder, "config.yaml")
+    if not os.path.isfile(path):
+        raise MissingFile(f"{folder} is no run folder: it holds no config.yaml")
+    tree = read_yaml(path)
+    trainers = tree.pop("TRAINER", None)
+    name = trainers.get("NAME") if isinstance(trainers, dict) else None
+    if name not in TRAINER_REGISTRY.registered_names():
+        known = ", ".join(TRAINER_REGISTRY.registered_names())
+        raise UserError(f"{path}: TRAINER.NAME is {brief(name)}, expected one of {known}")
+    cls = TRAINER_REGISTRY.get(name)
+    aliases = getattr(cls, "ALIASES", {})
+    cfg = get_cfg_default()
+    add_trainer_nodes(cfg)
+    own = {base.__dict__.get("CONFIG") for base in cls.__mro__}
+    merge_tree(cfg, tree, path)
+    for key, value in leaves(trainers, "TRAINER."):
+        try:
+            merge_tree(cfg, {key: value}, path, aliases)
+        except UserError:
+            if key.split(".")[1] in own or key.count(".") == 1:
+                raise
+    return cfg
