@@ -166,11 +166,11 @@ def table_records(path: str) -> Iterable[tuple[str, dict]]:
             raise UserError(f'{path}: expected a list of objects {{"path": ..., "label": ..., "split": ...}}')
         return [(f"item {i}", record) for i, record in enumerate(tree)]
     try:
-        reader = csv.DictReader(io.StringIO(read_text(path, "utf-8-sig"), newline=""), skipinitialspace=True)
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
         columns = reader.fieldnames or []
         records = [(f"line {reader.line_num}", record) for record in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no CSV file in UTF-8: {error}") from error
+    except csv.Error as error:
+        raise UserError(f"{path} is no CSV file: {error}") from error
     missing = [key for key in COLUMNS[:2] if key not in columns]
     if missing:
         raise UserError(

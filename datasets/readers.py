@@ -126,11 +126,19 @@ def variant_lists(folder: str, image_dir: str) -> Lists:
 
 
 def wordnet_names(path: str) -> dict[str, str]:
-    """classnames.txt: "n01440764 tench" a line, as {folder: class name}."""
-    names = {}
-    for line in read_lines(path):
-        folder, _, name = line.partition(" ")
-        names[folder] = name.strip()
+    """classnames.txt: "n01440764 tench" a line, with blanks or a tab between, as {folder: class name}.
+
+    UserError: a line without a name, or a folder that has two lines.
+    """
+    names, lines = {}, {}
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        folder, name = [*line.split(None, 1), "", ""][:2]
+        if folder and not name.strip():
+            raise UserError(f"{path}, line {number}: {brief(line)} has no name; expected a folder and its class name")
+        if folder in names:
+            raise UserError(f"{path}: {folder} stands in line {lines[folder]} and in line {number}")
+        if folder:
+            names[folder], lines[folder] = name.strip(), number
     return names
 
 
@@ -166,8 +174,4 @@ def _is_image(name: str) -> bool:
 
 def read_lines(path: str) -> list[str]:
     """The lines of a text file that are not blank."""
-    try:
-        lines = read_text(path).splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8: {error}") from None
-    return [line for line in lines if line.strip()]
+    return [line for line in read_text(path).splitlines() if line.strip()]

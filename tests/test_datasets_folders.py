@@ -85,8 +85,26 @@ def test_imagenet_mistakes(tmp_path):
     expect(tmp_path, UserError, "1 folders are not in classnames.txt: n04", name="ImageNet")
     (images / "val").rename(folder / "validation")
     expect(tmp_path, MissingFile, "no folder val", "image-net.org", name="ImageNet")
+    for content, words in (
+        ("n01 tench\nn02\n", "line 2: 'n02' has no name"),
+        ("n01 tench\n\nn02 hen\nn01 hen\n", "n01 stands in line 1 and in line 4"),
+        ("n01 tench\n".encode("utf-16"), "classnames.txt\" is no text in UTF-8"),
+    ):
+        (folder / "classnames.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+        expect(tmp_path, UserError, words, name="ImageNet")
     (folder / "classnames.txt").unlink()
     expect(tmp_path, MissingFile, "classnames.txt", "drive.google.com", name="ImageNet")
+
+
+@pytest.mark.parametrize(
+    "lines", ["n01 tench\\nn02 great shark\\n", "n01\\ttench\\n\\nn02\\tgreat shark", "n01  tench \\nn02 great shark"]
+)
+@pytest.mark.parametrize(("mark", "end"), [("", "\n"), ("\ufeff", "\r\n")])
+def test_class_names_as_editors_save_them(tmp_path, lines, mark, end):
+    write_imagenet(tmp_path, classes=(("n01", ""), ("n02", "")))
+    names = tmp_path / "imagenet" / "classnames.txt"
+    names.write_bytes((mark + lines.replace("\n", end)).encode())
+    assert build_dataset(config(tmp_path, "ImageNet")).classnames == ["tench", "great shark"]
 
 
 # --- FGVC Aircraft

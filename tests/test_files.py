@@ -87,9 +87,12 @@ def test_json_format_and_errors(tmp_path, monkeypatch):
     write_json({"b": [1, 2]}, "bare.json")
     assert (tmp_path / "bare.json").read_text() == '{\n    "b": [\n        1,\n        2\n    ]\n}'
     assert read_json("bare.json") == {"b": [1, 2]}
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(UserError, match="bad.json"):
-        read_json("bad.json")
+    for content in (b"{", b"\xff\xfe{\0}\0"):
+        (tmp_path / "bad.json").write_bytes(content)
+        with pytest.raises(UserError, match="bad.json"):
+            read_json("bad.json")
+    (tmp_path / "marked.json").write_bytes(b'\xef\xbb\xbf{"b": "\xc3\xa4"}\r\n')  # with a byte order mark
+    assert read_json("marked.json") == {"b": "ä"}
     with pytest.raises(MissingFile, match="none.json"):
         read_json("none.json")
 

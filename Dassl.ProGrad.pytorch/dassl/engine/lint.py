@@ -1,9 +1,9 @@
 """What a run changes in its recipe, the yaml files, and what of that will have no effect or makes it another run."""
 
-import json
 import os
 
 from dassl.config import leaves
+from dassl.utils import read_json
 
 from .build import trainer_class
 from .results import FILE as RESULTS
@@ -50,8 +50,7 @@ def stage1_differs(cfg):
     file = os.path.join(cfg.RESUME_COOP, RESULTS)
     if not cfg.RESUME_COOP or not os.path.isfile(file):
         return []
-    with open(file, encoding="utf-8") as content:
-        theirs = json.load(content)
+    theirs = read_json(file)
     ours = {
         "dataset": cfg.DATASET.NAME,
         "subset": cfg.DATASET.SUBSAMPLE_CLASSES,

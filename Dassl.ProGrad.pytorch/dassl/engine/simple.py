@@ -12,7 +12,14 @@ from yacs.config import CfgNode as CN
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import check_availability, count_num_param, get_logger, load_pretrained_weights, write_json
+from dassl.utils import (
+    check_availability,
+    count_num_param,
+    get_logger,
+    load_pretrained_weights,
+    read_text,
+    write_json,
+)
 from dassl.utils.distributed import barrier, gather, is_main
 
 from .base import BEST, TrainerBase
@@ -202,8 +209,7 @@ class SimpleTrainer(TrainerBase):
         for name in self._models:
             pointer = os.path.join(self.output_dir, name, "checkpoint")
             if os.path.isfile(pointer):
-                with open(pointer, encoding="utf-8") as file:
-                    candidates.append(os.path.join(self.output_dir, name, file.readline().strip()))
+                candidates.append(os.path.join(self.output_dir, name, read_text(pointer).partition("\n")[0].strip()))
         return next((path for path in candidates if os.path.isfile(path)), "none")
 
     # Evaluation

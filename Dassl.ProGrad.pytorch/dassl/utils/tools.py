@@ -64,17 +64,19 @@ def brief(value, most=200):
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def read_text(fpath, encoding="utf-8"):
-    """Content of a text file.
+def read_text(fpath):
+    """Content of a text file in UTF-8, without the byte order mark that Windows' programs put before it.
 
     Raises:
         MissingFile: no such file.
-        UserError: no plain file, or more than MOST_TEXT bytes.
-        UnicodeDecodeError: other bytes than the encoding has.
+        UserError: no plain file, more than MOST_TEXT bytes, or not UTF-8.
     """
     check_file(fpath, MOST_TEXT)
-    with open(fpath, encoding=encoding, newline="") as file:
-        return file.read()
+    try:
+        with open(fpath, encoding="utf-8-sig", newline="") as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f'"{fpath}" is no text in UTF-8: {error}') from None
 
 
 def check_file(fpath, most=float("inf")):

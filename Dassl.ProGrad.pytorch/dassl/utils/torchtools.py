@@ -12,7 +12,7 @@ from .atomic import atomic_save, atomic_write
 from .errors import MissingFile, UserError
 from .logger import get_logger
 from .restricted import restricted_load, safe_load
-from .tools import tolist_if_not
+from .tools import read_text, tolist_if_not
 
 _TOKEN_BUFFERS = {
     "token_prefix",
@@ -106,8 +106,7 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     pointer = os.path.join(fdir, "checkpoint")
     if not os.path.isfile(pointer):
         raise MissingFile(f'No file "checkpoint" in "{fdir}" says which model to resume from')
-    with open(pointer, encoding="utf-8", errors="replace") as file:
-        fpath = os.path.join(fdir, os.path.basename(file.readline().strip()))
+    fpath = os.path.join(fdir, os.path.basename(read_text(pointer).partition("\n")[0].strip()))
     logger = get_logger()
     logger.info(f'Loading checkpoint from "{fpath}"')
     checkpoint = load_checkpoint(fpath)
