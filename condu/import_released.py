@@ -1,49 +1,20 @@
-"""Session folders of the released ConDU code as a stream: `python -m condu.import_released FOLDER ... --to STREAM`.
+"""Session folders of the released ConDU code as a stream: `python -m condu.import_released FOLDER ... --to STREAM`."""
 
-After session t that code (arXiv 2503.10705) leaves a folder session_<t>, mostly written from a CUDA device:
-
-    unified.pth      {parameter: unified delta, fp32}
-    <Task>.pth       {"masks": {parameter: bool}, "rescalers": 0-d}, a file for each of the t + 1 tasks
-    prototypes.pth   {task: [vector (D,) a class]}
-
-It does not say in what order the tasks were learned, nor what their classes are called. A pretrained.pth beside
-these is a pickled program and is never opened. The rescalers follow the rule "tensor_mean".
-"""
+from __future__ import annotations
 
 import argparse
-import math
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from condu.delta import size
-from condu.fusion import Fusion
 from condu.orders import ORDERS
-from condu.packing import pack
-from condu.space import UNTRAINED
-from condu.stream import Stream, Task, exists
-from dassl.clip import ClipBackbone, build_clip
-from dassl.utils import (
-    MissingFile,
-    UserError,
-    errors_in_one_line,
-    get_logger,
-    is_plain_tensor,
-    load_checkpoint,
-    read_json,
-    strip_module,
-)
-from dassl.utils.distributed import one_process
+from dassl.utils import UserError, errors_in_one_line, get_logger, read_json
+from dassl.utils.late import late_imports
+from dassl.utils.torchrun import one_process
 
+if TYPE_CHECKING:
+    from condu.stream import Stream
+
+__getattr__, *_ = late_imports("condu", released="fused import_released stream_of trained")
 log = get_logger()
-
-UNIFIED, PROTOTYPES = "unified.pth", "prototypes.pth"
-NO_TASKS = {UNIFIED, PROTOTYPES, "pretrained.pth"}
-SCALE = "tensor_mean"
-PROMPTS = ["a photo of a {}."]
 
 EPILOG = """\
 FILE of --classes is JSON: {"DTD": ["banded", ...], ...} or {"DTD": {"classnames": [...], "prompts": [...]}, ...},
@@ -55,186 +26,6 @@ values that only pretrained.pth has.
 example:
   python -m condu.import_released ckpt/session_10 --to output/released/stream --order I --classes classes.json
 """
-
-
-def stream_of(folder: str | Path, order: Sequence[str], classes: Mapping, clip: ClipBackbone) -> Stream:
-    """The state that a session folder holds.
-
-    order: all task names from the first on, also those of later sessions; case and "_" do not matter. classes:
-    {task: class names, or {"classnames", "prompts"}}. clip: the pretrained model that it was trained from.
-
-    Raises:
-        MissingFile: no session there.
-        UserError: tasks that are missing or left over, class names that do not fit the prototypes, another
-        model, a damaged or hostile file (named).
-    """
-    folder = Path(folder)
-    count = count_tasks(folder)
-    prototypes = {str(name): value for name, value in load_checkpoint(folder / PROTOTYPES).items()}
-    names = tasks_of(folder, order, count, prototypes)
-    vectors = {_fold(name): value for name, value in prototypes.items()}
-    rows = [_rows(folder / PROTOTYPES, name, vectors[_fold(name)]) for name in names]
-    tasks = [_task(folder, name, len(own), classes) for name, own in zip(names, rows, strict=True)]
-    unified = _tensors(folder / UNIFIED, load_checkpoint(folder / UNIFIED), torch.float32)
-    unified, space = trained(folder / UNIFIED, unified, clip)
-    fusion = fused(folder, names, unified)
-    backbone = {"name": clip.name, "digest": clip.digest}
-    try:
-        return Stream.of(fusion, tasks, rows, backbone=backbone, space=space)
-    except UserError as error:
-        raise UserError(f'"{folder}": {error}') from error
-
-
-def count_tasks(folder: Path) -> int:
-    """How many tasks a session folder is of: by its name, or else by its prototypes. Raises MissingFile."""
-    if not (folder / UNIFIED).is_file():
-        inside = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{UNIFIED}")))
-        raise MissingFile(f'No {UNIFIED} in "{folder}"' + (f"; there is one in {inside}" if inside else ""))
-    found = re.fullmatch(r"session_(\d+)", folder.resolve().name)
-    return int(found[1]) + 1 if found else len(load_checkpoint(folder / PROTOTYPES))
-
-
-def tasks_of(folder: Path, order: Sequence[str], count: int, prototypes: Mapping) -> list[str]:
-    """The first `count` tasks of the order, as the files call them. UserError names what is missing or surplus."""
-    files = {path.stem for path in folder.glob("*.pth") if path.name not in NO_TASKS}
-    expected = list(order[:count])
-    wrong = []
-    if len(expected) < count:
-        wrong.append(f"the order has {len(expected)} tasks, expected {count}")
-    for what, names in (("file", files), (f"entry of {PROTOTYPES}", set(prototypes))):
-        by_fold = {_fold(name): name for name in names}
-        missing = [name for name in expected if _fold(name) not in by_fold]
-        surplus = sorted(names - {by_fold.get(_fold(name)) for name in expected})
-        wrong += [
-            f"{kind} {what}: {', '.join(them)}" for kind, them in (("missing", missing), ("surplus", surplus)) if them
-        ]
-    if wrong:
-        raise UserError(
-            f'"{folder}" does not hold the first {count} tasks of the order {", ".join(order)}: {"; ".join(wrong)}'
-        )
-    stems = {_fold(name): name for name in files}
-    return [stems[_fold(name)] for name in expected]
-
-
-def trained(path: Path, unified: Mapping[str, Tensor], clip: ClipBackbone) -> tuple[dict[str, Tensor], dict]:
-    """(what was trained of a unified delta, the facts of its space). Parameters that the model does not have are
-    the released LoRA's. UserError if names or shapes are not the model's."""
-    own = dict(clip.module.named_parameters())
-    adapters = [name for name in unified if name not in own]
-    missing = [name for name in own if name not in unified]
-    wrong = [name for name in own if name in unified and unified[name].shape != own[name].shape]
-    strange = [name for name in adapters if unified[name].ndim != 2]
-    if missing or wrong or strange:
-        raise UserError(
-            f'"{path}" is not of {clip.name}: {len(missing)} names missing, {len(wrong)} other shapes, '
-            f"{len(strange)} unknown ({_few([*missing, *wrong, *strange])})"
-        )
-    fixed = [name for name in own if adapters or name in UNTRAINED]
-    moved = [name for name in fixed if unified[name].any()]
-    if moved:
-        what = "which LoRA leaves as they are" if adapters else "which this code does not train"
-        raise UserError(f'"{path}" changes {_few(moved)}, {what}')
-    if fixed:
-        log.info(f"{path}: {len(fixed)} entries of untrained parameters are dropped ({_few(fixed)})")
-    kept = {name: value for name, value in unified.items() if name not in fixed}
-    if not adapters:
-        return kept, {"kind": "full"}
-    rank = min(min(kept[name].shape) for name in adapters)
-    return kept, {"kind": "lora_factors_released", "rank": rank, "layers": len(adapters) // 2}
-
-
-def fused(folder: Path, names: Sequence[str], unified: dict[str, Tensor]) -> Fusion:
-    """The fusion of a session's trigger files. A task's norm, which they lack, is its scale times what the mask
-    leaves of the unified delta's."""
-    fusion = Fusion(SCALE)
-    fusion.shapes = {name: tuple(value.shape) for name, value in unified.items()}
-    fusion.unified = unified
-    for task in names:
-        path = folder / f"{task}.pth"
-        masks, scale = _trigger(path, unified)
-        left = sum(size(value * masks[name], SCALE) for name, value in unified.items())
-        fusion.tasks.append(task)
-        fusion.masks.append({name: pack(masks[name].reshape(-1)) for name in unified})
-        fusion.scales.append(scale)
-        fusion.norms.append(scale * left)
-    try:
-        return Fusion.from_state(*fusion.state())
-    except ValueError as error:
-        raise UserError(f'"{folder}": {error}') from error
-
-
-def _trigger(path: Path, unified: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
-    content = load_checkpoint(path)
-    if not isinstance(content.get("masks"), dict) or not isinstance(content.get("rescalers"), Tensor):
-        raise UserError(f'"{path}" holds {", ".join(map(str, content))}, expected masks and rescalers')
-    masks = _tensors(path, content["masks"], torch.bool)
-    wrong = [name for name in unified if name not in masks or masks[name].shape != unified[name].shape]
-    if wrong:
-        raise UserError(f'"{path}" has no mask that fits {len(wrong)} tensors of {UNIFIED} ({_few(wrong)})')
-    rescalers = content["rescalers"]
-    whole = is_plain_tensor(rescalers) and rescalers.numel() == 1 and not rescalers.is_complex()
-    scale = rescalers.item() if whole else math.nan
-    if not 0 < scale < math.inf:
-        raise UserError(f'"{path}" has the rescaler {rescalers}, expected one positive number')
-    return masks, scale
-
-
-def _task(folder: Path, name: str, count: int, classes: Mapping) -> Task:
-    told = {_fold(key): value for key, value in classes.items()}.get(_fold(name))
-    if told is None:
-        raise UserError(f"No class names of {name} were given; given: {', '.join(classes) or 'none'}")
-    names, prompts = (
-        (told.get("classnames"), told.get("prompts", PROMPTS)) if isinstance(told, dict) else (told, PROMPTS)
-    )
-    if not isinstance(names, list) or not isinstance(prompts, list) or not prompts:
-        raise UserError(f"{name}: class names and prompts must be lists of texts, but got {told!r}")
-    if len(names) != count:
-        raise UserError(f'{name} has {len(names)} class names, but {count} prototypes in "{folder / PROTOTYPES}"')
-    return Task(name, names, prompts, {"imported": "released ConDU"})
-
-
-def _rows(path: Path, name: str, rows: Sequence) -> Tensor:
-    """A task's prototypes as one (C, D) tensor."""
-    try:
-        if not all(map(is_plain_tensor, rows)):
-            raise TypeError("they are no plain tensors")
-        return torch.stack([row.detach().float().reshape(-1) for row in rows])
-    except (AttributeError, RuntimeError, TypeError) as error:
-        raise UserError(f'"{path}": the prototypes of {name} are not vectors of one length: {error}') from error
-
-
-def _tensors(path: Path, content: Mapping, dtype: torch.dtype) -> dict[str, Tensor]:
-    content = strip_module({str(name): value for name, value in content.items()})
-    for name, value in content.items():
-        if not isinstance(value, Tensor) or value.dtype != dtype:
-            raise UserError(f'"{path}": {name} is {getattr(value, "dtype", type(value).__name__)}, expected {dtype}')
-        if not is_plain_tensor(value):
-            raise UserError(f'"{path}": {name} is no plain tensor')
-    return {name: value.detach().contiguous() for name, value in content.items()}
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
-
-
-def _fold(name: str) -> str:
-    return name.replace("_", "").lower()
-
-
-def import_released(
-    folders: Sequence, to, order: Sequence[str], classes: Mapping, clip: ClipBackbone, half: bool = False
-) -> Stream:
-    """Write the folders' sessions into a new stream `to`, all kept -> the last one. Raises as `stream_of` and
-    `Stream.save`; UserError for two folders of one session, and where `to` holds a stream."""
-    if exists(to):
-        raise UserError(f'"{to}" holds a stream already: give another folder')
-    counts = {Path(folder): count_tasks(Path(folder)) for folder in folders}
-    if len(set(counts.values())) < len(folders):
-        raise UserError(f"Two folders are of one session: {', '.join(f'{f} has {n} tasks' for f, n in counts.items())}")
-    for folder in sorted(counts, key=counts.get):
-        stream = stream_of(folder, order, classes, clip)
-        stream.save(to, history=True, half=half)
-    return stream
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -258,6 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> Stream:
     """Entry point; bad input ends with one line on stderr and exit code 1."""
     args = build_parser().parse_args(argv)
+    from condu.released import import_released
+    from dassl.clip import build_clip
+
     order = ORDERS.get(args.order) or args.order.split(",")
     classes = read_json(args.classes)
     if not isinstance(classes, dict):

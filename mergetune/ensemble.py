@@ -7,6 +7,8 @@ Alpha is chosen by accuracy on the run's own validation images; shifted data set
 Letters: N images, C classes.
 """
 
+from __future__ import annotations
+
 import argparse
 import shlex
 import sys
@@ -14,21 +16,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dassl.config import read_yaml
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer
-from dassl.engine.launch import AlreadyFinished
-from dassl.engine.results import write_results
 from dassl.utils import RunLock, UserError, check_availability, errors_in_one_line, get_logger, write_json
-from dassl.utils.distributed import one_process
-from mergetune.family import run_config
-from mergetune.heads import rows_for
+from dassl.utils.torchrun import one_process
 from mergetune.merging import wise_ft
-from mergetune.weights import at, trainable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = get_logger()
 
@@ -83,12 +81,15 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
     return 100 * (scores.argmax(1) == labels).double().mean().item()
 
 
-@torch.no_grad()
 def logits_at(trainer, split: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and labels (N,) of a trainer's "val" or "test" images with these trainable weights."""
+    import torch
+
+    from mergetune.weights import at
+
     trainer.route_split(split)
     loader = trainer.val_loader if split == "val" else trainer.test_loader
-    with at(trainer.model, weights), trainer.classifier_held():
+    with torch.no_grad(), at(trainer.model, weights), trainer.classifier_held():
         pairs = [
             (trainer.model_inference(images).float(), labels)
             for images, labels in map(trainer.parse_batch_test, loader)
@@ -107,8 +108,10 @@ class Ensemble:
     outputs: str = "probabilities"
 
     @classmethod
-    def of(cls, trainer, kind: str, outputs: str) -> "Ensemble":
+    def of(cls, trainer, kind: str, outputs: str) -> Ensemble:
         """Of a trainer that has loaded its run."""
+        from mergetune.weights import trainable
+
         weights = {name: value.detach().clone() for name, value in trainable(trainer.model).items()}
         zero_shot = {name: value.detach().clone() for name, value in trainer.zero_shot_weights().items()}
         return cls(zero_shot, weights, list(trainer.classnames), kind, outputs)
@@ -128,6 +131,8 @@ class Ensemble:
 
     def on(self, trainer, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weights for a trainer's classes: of a head, the rows with their names."""
+        from mergetune.heads import rows_for
+
         key = getattr(trainer, "head_key", None)
         if key is None or list(trainer.classnames) == self.classnames:
             return weights
@@ -144,6 +149,8 @@ def data_set_name(word: str) -> str:
 
 def opened(run: Path, root: str, out: Path, dataset: str):
     """The trainer of a run with its weights, on a data set, and its config."""
+    from mergetune.family import run_config
+
     cfg = run_config(run, "--root", root, "--output-dir", str(out), "DATASET.NAME", dataset)
     trainer = build_trainer(cfg)
     trainer.load_model(str(run))
@@ -166,6 +173,9 @@ def ensemble(
 
     One alpha alone is taken as it is. UserError: several, and the run's data set has no validation images.
     """
+    from dassl.engine.launch import AlreadyFinished
+    from mergetune.family import run_config
+
     check_availability(kind, list(KINDS), "--kind")
     run, out = Path(run), Path(out or Path(run, f"ensemble_{kind}"))
     with RunLock(str(out)):
@@ -220,6 +230,8 @@ def describe(cfg, kind: str, outputs: str, alpha: float, chosen_on: str) -> dict
 
 def record(trainer, cfg, scores: Tensor, labels: Tensor, row: dict, folder: Path, wall_s: float, command: str) -> None:
     """results.json of the scores (N, C), as of any evaluation."""
+    from dassl.engine.results import write_results
+
     trainer.evaluator.reset()
     trainer.evaluator.process(scores, labels)
     trainer.evaluator.results = trainer.evaluator.evaluate()

@@ -16,11 +16,10 @@ from dassl.engine.results import CLASSES
 from dassl.engine.state import rng_state, set_rng_state
 from dassl.utils import UserError, atomic_write, save_checkpoint, set_random_seed, write_json
 from mergetune import lora, stage1
-from mergetune.merging import check_alike, is_weight
-from mergetune.parents import PEFT_CONFIG, PEFT_FILES, START, ZERO_SHOT, ZEROS, Parent, check_origin, read_parent
+from mergetune.merging import SPACES, START, ZERO_SHOT, ZEROS, check_alike, is_weight
+from mergetune.parents import PEFT_CONFIG, PEFT_FILES, Parent, check_origin, read_parent
 
 State = dict[str, Tensor]
-SPACES = ("factors", "product")
 JOINED = ("source", "source_subset", "data_seen")  # facts of which the merge has all
 
 

@@ -1,5 +1,7 @@
 """Other people's checkpoints as stage-1 folders of ours: `python -m mergetune.import_checkpoint FOLDER --out RUN`."""
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import io
@@ -8,14 +10,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
-from yacs.config import CfgNode
+from typing import TYPE_CHECKING
 
 from dassl.engine import build_trainer
-from dassl.engine.launch import run
-from dassl.engine.results import FILE as RESULTS
-from dassl.engine.results import write_classes
 from dassl.utils import (
     MissingFile,
     RunLock,
@@ -23,15 +20,16 @@ from dassl.utils import (
     atomic_write,
     errors_in_one_line,
     get_logger,
-    is_plain_tensor,
-    load_checkpoint,
-    save_checkpoint,
     sha256_file,
     write_json,
 )
-from dassl.utils.distributed import one_process
-from mergetune import stage1
-from mergetune.foreign import Found, recognise, rows, to_text, weights
+from dassl.utils.torchrun import one_process
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from yacs.config import CfgNode
+
+    from mergetune.foreign import Found
 
 log = get_logger()
 
@@ -85,6 +83,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def find_source(source: str | Path) -> tuple[Path, str]:
     """The checkpoint of a run folder, a model folder or a file, and the name of its model folder."""
+    from mergetune import stage1
+
     source = Path(source)
     if not source.is_dir():
         if not source.is_file():
@@ -115,6 +115,9 @@ class Source:
 
 def read(path: Path, folder: str) -> Source:
     """Recognise a file that lay in a model folder of that name. UserError names the file."""
+    from dassl.utils import load_checkpoint
+    from mergetune.foreign import recognise
+
     checkpoint = load_checkpoint(str(path))
     try:
         found = recognise(checkpoint.get("state_dict", checkpoint), folder)
@@ -147,6 +150,9 @@ def build_cfg(args: argparse.Namespace, trainer: str, pairs: dict) -> CfgNode:
 
 def check_fit(source: Source, trainer) -> None:
     """Hold a file against the backbone and the class names of a built trainer, by the untrained tensors in it."""
+    from dassl.utils import is_plain_tensor
+    from mergetune import stage1
+
     path, found = source.path, source.found
     prompts = getattr(trainer.model, "prompt_learner", trainer.model)
     suffix = next((value for key, value in found.state.items() if key.rpartition(".")[2] == "token_suffix"), None)
@@ -170,6 +176,8 @@ def check_fit(source: Source, trainer) -> None:
 
 def check_tokens(path: Path, theirs: Tensor, ours: Tensor) -> None:
     """Refuse other texts. ours (C, L) may be cut behind the longest."""
+    from dassl.utils import is_plain_tensor
+
     if not is_plain_tensor(theirs) or theirs.dim() != 2 or theirs.shape[1] < ours.shape[1]:
         raise UserError(f"{path}: tokenized_prompts is no plain tensor of texts of {ours.shape[1]} tokens or more")
     if len(theirs) != len(ours):
@@ -181,6 +189,9 @@ def check_tokens(path: Path, theirs: Tensor, ours: Tensor) -> None:
 
 def write_model(folder: Path, source: Source) -> None:
     """The checkpoint in our layout: trained weights, and the class names' embeddings to check against."""
+    from dassl.utils import save_checkpoint
+    from mergetune.foreign import weights
+
     found, epoch = source.found, source.epoch
     state = weights(found) | {key: found.state[key] for key in KEPT if key in found.state}
     content = {"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None, "val_result": None}
@@ -189,6 +200,8 @@ def write_model(folder: Path, source: Source) -> None:
 
 def score(cfg: CfgNode, subsets: Sequence[str], out: Path, command: str) -> dict[str, dict[str, float]]:
     """Accuracy in percent of the imported model and of zero-shot CLIP -> {subset: {trainer: accuracy}}."""
+    from dassl.engine.launch import run
+
     found: dict[str, dict[str, float]] = {}
     for name in subsets:
         for trainer in (cfg.TRAINER.NAME, "ZeroshotCLIP"):
@@ -205,8 +218,12 @@ def score(cfg: CfgNode, subsets: Sequence[str], out: Path, command: str) -> dict
 
 def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
     """Do what the command line says -> the content of import.json."""
+    from dassl.engine.results import FILE as RESULTS
+    from mergetune.foreign import rows, to_text, weights
+    from mergetune.stage1 import run_fact
+
     out = Path(args.out)
-    begun = stage1.run_fact(out / "model", "kind", str) == "import" and not (out / FACTS).is_file()
+    begun = run_fact(out / "model", "kind", str) == "import" and not (out / FACTS).is_file()
     if (out / RESULTS).is_file() and not begun:
         raise UserError(f"{out} holds a finished run: choose another --out")
     if args.opts and not args.config_file:
@@ -245,6 +262,9 @@ def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
 
 def write_run(args: argparse.Namespace, source: Source, facts: dict, command: str) -> None:
     """The folder: checkpoint, config, results.json, scores, and last import.json with `facts` and the scores."""
+    from dassl.engine.results import FILE as RESULTS
+    from dassl.engine.results import write_classes
+
     out, found, trainer = Path(args.out), source.found, facts["trainer"]
     results = {"format": 1, "kind": "import", "trainer": trainer, "preset": "", "dataset": "", "protocol": "",
                "subset": "", "seed": -1, "metrics": {}, "command": command}  # fmt: skip

@@ -1,19 +1,21 @@
 """Merge trained weights without training: `python -m mergetune.merge --method ties PARENT... --out FOLDER`."""
 
+from __future__ import annotations
+
 import argparse
 import itertools
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dassl.engine.launch import run
-from dassl.engine.results import FILE as RESULTS
 from dassl.utils import RunLock, UserError, errors_in_one_line, get_logger, write_json
-from dassl.utils.distributed import one_process
-from mergetune.family import SPACES, Family, State, run_config
-from mergetune.merging import METHODS, check_method, merge
-from mergetune.parents import FILE, START, ZERO_SHOT, ZEROS
+from dassl.utils.torchrun import one_process
+from mergetune.merging import FILE, METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method, merge
+
+if TYPE_CHECKING:
+    from mergetune.family import Family, State
 
 log = get_logger()
 
@@ -63,6 +65,8 @@ def merge_run(
     the first parent's, 0 leaves the product. root: where the data sets lie, if they have moved.
     UserError for parents that do not fit together, values that do not exist, and a folder that holds another run.
     """
+    from mergetune.family import Family
+
     out, choices = Path(out), candidates(values)
     try:
         own = check_method(method, len(parents), values)
@@ -151,6 +155,8 @@ def row_name(method: str, values: dict, others: Sequence[str] = (), base: str = 
 
 def _clear(out: Path) -> None:
     """Remove what an earlier merge left; its evaluations are of other weights."""
+    from dassl.engine.results import FILE as RESULTS
+
     if (out / "config.yaml").exists() and not (out / FILE).exists():
         raise UserError(f"{out} holds a run that is no merge: choose another folder")
     for path in (out / RESULTS, *out.glob(f"eval_*/{RESULTS}"), out / FILE):
@@ -164,6 +170,9 @@ def evaluate(
 
     out: default FOLDER/eval_SUBSET. AlreadyFinished if that holds results, unless `overwrite`.
     """
+    from dassl.engine.launch import run
+    from mergetune.family import run_config
+
     out = out or Path(folder, f"eval_{subset}")
     cfg = run_config(folder, "--output-dir", str(out), "--root", root, "DATASET.SUBSAMPLE_CLASSES", subset)
     return run(cfg, eval_only=True, model_dir=str(folder), overwrite=overwrite, command=command)

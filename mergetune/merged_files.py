@@ -9,7 +9,8 @@ from pathlib import Path
 from dassl.engine import trainer_class
 from dassl.engine.base import BEST
 from dassl.utils import MissingFile, UserError, get_logger, save_checkpoint, sha256_file, write_json
-from mergetune.parents import FILE, read_state
+from mergetune.merging import FILE
+from mergetune.parents import read_state
 
 log = get_logger()
 

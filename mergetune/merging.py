@@ -11,15 +11,23 @@ All functions raise ValueError for states or values that do not fit.
 Letters: n parents, d values of all merged tensors together.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # METHODS is read without torch
+    from torch import Tensor
 
-State = Mapping[str, Tensor]
-Rule = Callable[[str, Tensor], Tensor]  # (name, task vectors (n, *shape)) -> (*shape)
+State = Mapping[str, "Tensor"]
+Rule = Callable[[str, "Tensor"], "Tensor"]  # (name, task vectors (n, *shape)) -> (*shape)
+
+FILE = "merge.json"  # in the folder of a merge
+# words in place of weights to start from, and what of LoRA is merged
+ZERO_SHOT, START, ZEROS = "zero-shot", "start", "zeros"
+SPACES = ("factors", "product")
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 PARALLEL = 0.9995  # from this cosine on the arc is taken for its chord, which differs by less than 2e-4
@@ -81,6 +89,7 @@ def _combine(states: Sequence[State], rule: Callable[[str, list[Tensor]], Tensor
 
 def _on_tasks(base: State, parents: Sequence[State], rule: Rule, scale: float, keep: Collection[str]) -> dict:
     """base + scale * rule(task vectors)."""
+    import torch
 
     def apply(name: str, values: list[Tensor]) -> Tensor:
         *tuned, start = values
@@ -121,6 +130,8 @@ def ties(
     The magnitudes compete over the whole vector, not within a tensor. Values as large as the smallest one kept are
     kept too, so that the order of names does not matter.
     """
+    import torch
+
     names = check_alike([*parents, base], keep=keep)
     floors = [_trim_floor(base, parent, names, density) for parent in parents]
 
@@ -138,6 +149,8 @@ def _size(task: Tensor) -> Tensor:
 
 def _trim_floor(base: State, parent: State, names: Sequence[str], density: float) -> float:
     """The smallest magnitude among the `density` * d largest of a task vector."""
+    import torch
+
     _in_range("density", density, 0, 1)
     sizes = [_size(parent[name].double() - base[name].double()).flatten() for name in names]
     sizes = torch.cat(sizes) if sizes else torch.zeros(1)
@@ -149,11 +162,13 @@ def _trim_floor(base: State, parent: State, names: Sequence[str], density: float
 
 def _elected_mean(tasks: Tensor) -> Tensor:
     """Mean over the parents whose value has the sign of the sum; 0 where the sum is. (n, *shape) -> (*shape)."""
+    import torch
+
     agrees = (tasks.sign() == tasks.sum(0).sign()) & (tasks != 0)
     return torch.where(agrees, tasks, 0.0).sum(0) / agrees.sum(0).clamp_min(1)
 
 
-THEN: dict[str, Callable[[Tensor], Tensor]] = {
+THEN: dict[str, Callable] = {  # (n, *shape) -> (*shape)
     "average": lambda tasks: tasks.mean(0),
     "sum": lambda tasks: tasks.sum(0),
     "ties": _elected_mean,
@@ -175,6 +190,8 @@ def dare(
     then: average, sum (task arithmetic), or ties (sign election and mean of those that agree, without trimming).
     The draw is made on the CPU in order of names, parent after parent: device and order of names do not matter.
     """
+    import torch
+
     if not 0 < density <= 1:
         raise ValueError(f"density is {density}, expected above 0, up to 1")
     if then not in THEN:
@@ -233,6 +250,8 @@ def emr(base: State, parents: Sequence[State], *, keep: Collection[str] = ()) ->
 
     Where the sum is 0 the negative sign is taken.
     """
+    import torch
+
     names = check_alike([*parents, base], keep=keep)
     unified, masks = {}, [{} for _ in parents]
     own, left = [[0.0] for _ in parents], [[0.0] for _ in parents]

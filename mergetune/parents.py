@@ -23,10 +23,9 @@ from dassl.utils import (
     strip_module,
 )
 from mergetune.lora import ranks
+from mergetune.merging import ZERO_SHOT
 from mergetune.stage1 import run_facts
 
-ZERO_SHOT, START, ZEROS = "zero-shot", "start", "zeros"  # words that stand for weights
-FILE = "merge.json"
 # what results.json and merge.json say of that run alone, and not of its weights
 OF_THE_RUN = {"format", "kind", "metrics", "correct", "total", "command", "wall_s", "peak_mb", "versions", "device"}
 OF_THE_RUN |= {"merge", "row", "method", "title", "values", "base", "merge_space", "parents", "tried"}

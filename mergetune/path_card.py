@@ -10,15 +10,15 @@ seconds; in the space of weights the model runs anew at every point. t runs from
 Letters: B images, C classes, D joint width, S line points.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dassl.engine import build_trainer, trainer_class
 from dassl.report.paths import FORMAT, QUANTITIES, SOLUTIONS, SPACES, SUBSETS
@@ -26,10 +26,12 @@ from dassl.report.paths import PATH_FILE as FILE
 from dassl.report.stats import barrier, harmonic_mean
 from dassl.report.tables import Table
 from dassl.utils import UserError, get_logger, read_json, write_json
-from dassl.utils.distributed import one_process
-from mergetune.continued import Continued
-from mergetune.plane import add_plane
-from mergetune.scoring import Batches, score
+from dassl.utils.torchrun import one_process
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mergetune.scoring import Batches
 
 log = get_logger()
 
@@ -40,6 +42,10 @@ HALVES, WHOLE = SUBSETS[:2], SUBSETS[2:]
 
 def walk(trainer, space: str, solutions: dict, batches: Batches) -> dict:
     """Every straight line of one subset -> {"t", "loss", "accuracy", "direct": {...}, "barrier": {line: {...}}}."""
+    import torch
+
+    from mergetune.scoring import score
+
     points = torch.linspace(0, 1, LEG_POINTS, device=trainer.device)
     ts = [round(t, 6) for t in points.tolist()]
     names = list(solutions)
@@ -61,12 +67,13 @@ def walk(trainer, space: str, solutions: dict, batches: Batches) -> dict:
     return path
 
 
-@torch.no_grad()
 def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"]) -> Batches:
     """The test split as `path_logits` takes it; features from the bank in parts of `chunk`.
 
     images: take so many, evenly spaced over the split, instead of all.
     """
+    import torch
+
     trainer.route_split("test")
     total = len(trainer.test_loader.dataset)
     wanted = total if images is None else min(images, total)
@@ -88,6 +95,7 @@ def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"
 def read_cfg(run: Path, subset: str = ""):
     """The frozen config of a stage-2 run, on another subset of the classes if one is named."""
     import train  # the command line is the one place that knows the data sets
+    from mergetune.continued import Continued
 
     words = ["VERBOSE", "False", *(["DATASET.SUBSAMPLE_CLASSES", subset] if subset else [])]
     cfg = train.setup_cfg(train.build_parser().parse_intermixed_args(words), run)
@@ -99,6 +107,8 @@ def read_cfg(run: Path, subset: str = ""):
 @contextmanager
 def loaded(run: Path, subset: str) -> Iterator:
     """The trainer of a run with its weights, as an evaluation of this subset would have it."""
+    import torch
+
     trainer = build_trainer(read_cfg(run, subset))
     trainer.load_model(str(run))
     trainer.set_model_mode("eval")
@@ -141,6 +151,8 @@ def path_card(
     three solutions, in the last of `spaces`. images: of each subset, evenly spaced, instead of all. What an earlier
     call found and this one leaves out is kept.
     """
+    from mergetune.plane import add_plane
+
     run = Path(run)
     cfg = read_cfg(run)
     subsets = subsets_of(cfg)
@@ -220,13 +232,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point; bad input ends with one line on stderr and exit code 1."""
-    from mergetune.predict import quiet
-
     args = parse_args(argv)
     try:
         if args.images is not None and args.images < 1:
             raise UserError(f"--images is {args.images}, expected at least 1")
         spaces = SPACES if args.space == "both" else (args.space,)
+        from mergetune.predict import quiet
+
         with quiet():
             card = path_card(args.run, spaces, args.plane, args.images)
         tables = [card_table(card if space == SPACES[0] else card[space]).text() for space in spaces]

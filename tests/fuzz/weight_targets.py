@@ -14,7 +14,7 @@ import clip.model
 import torch
 from safetensors.torch import save
 
-from condu import fusion, import_released, sessions, stream
+from condu import fusion, released, sessions, stream
 from condu.sessions import seal
 from dassl.clip import openai
 from dassl.utils import (
@@ -231,7 +231,7 @@ def small_clip() -> SimpleNamespace:
 
 
 def read_session(folder: Path):
-    return import_released.stream_of(folder / "session_1", list(CLASSES), CLASSES, small_clip())
+    return released.stream_of(folder / "session_1", list(CLASSES), CLASSES, small_clip())
 
 
 # CLIPs
@@ -291,6 +291,6 @@ WEIGHTS = [
     STAGE1,
     Target("tensors", make_tensors, read_tensors, (relative(tensorfile),), weight=6),
     Target("stream", make_stream, read_stream, (relative(stream), relative(sessions), relative(fusion)), weight=3),
-    Target("released", make_session, read_session, (relative(import_released),), weight=2),
+    Target("released", make_session, read_session, (relative(released),), weight=2),
     Target("clip", make_clip, read_clip, (relative(openai), relative(script_archive), relative(pickle_scan)), weight=1),
 ]

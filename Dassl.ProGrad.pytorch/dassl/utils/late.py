@@ -1,4 +1,4 @@
-"""Late imports of a package (PEP 562): what a name needs, torch above all, is imported when it is first used."""
+"""Late imports (PEP 562): what a name needs, torch above all, is imported when the name is first used."""
 
 import sys
 from collections.abc import Callable
