@@ -97,7 +97,7 @@ def test_imagenet_mistakes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lines", ["n01 tench\\nn02 great shark\\n", "n01\\ttench\\n\\nn02\\tgreat shark", "n01  tench \\nn02 great shark"]
+    "lines", ["n01 tench\nn02 great shark\n", "n01\ttench\n\nn02\tgreat shark", "n01  tench \nn02 great shark"]
 )
 @pytest.mark.parametrize(("mark", "end"), [("", "\n"), ("\ufeff", "\r\n")])
 def test_class_names_as_editors_save_them(tmp_path, lines, mark, end):
