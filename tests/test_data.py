@@ -214,10 +214,15 @@ def test_seeded_view_leaves_the_streams_where_they_were():
     assert streams() == before
 
 
-def test_a_view_leaves_the_global_streams_alone(cfg):
-    cfg.INPUT.TRANSFORMS = ("random_translation", "random_flip", "colorjitter", "cutout", "gaussian_noise")
+OURS = ("random_translation", "random_flip", "colorjitter", "cutout", "gaussian_noise")
+
+
+@pytest.mark.parametrize("names", [OURS, ("randaugment", "randaugment2", "randaugment_fixmatch")])
+def test_a_view_leaves_the_global_streams_alone(cfg, names):
+    cfg.INPUT.TRANSFORMS = names
     cfg.INPUT.CUTOUT_LEN = 4
     data = wrapper(cfg, build_transform(cfg))
+    set_random_seed(1)
     before = streams()
     first = data[ViewIndex(1, 0)]["img"]
     assert not torch.equal(data[ViewIndex(1, 1)]["img"], first)

@@ -16,6 +16,7 @@ from dassl.data.transforms import (
     draws_from_torch_only,
 )
 from dassl.data.transforms.augment import Cutout, GaussianNoise, InstanceNormalization, Random2DTranslation
+from dassl.data.transforms.randaugment import FILL, OPERATIONS, RandAugment, RandAugment2, RandAugmentFixMatch
 from dassl.utils import UserError
 from tests.fixtures.image_folders import config
 
@@ -124,6 +125,114 @@ def test_gaussian_noise_has_its_mean_and_deviation():
 def test_translation_without_luck_is_a_plain_resize():
     shifted = Random2DTranslation(16, 12, p=0.0)(picture(40, 40))
     assert shifted.tobytes() == picture(40, 40).resize((12, 16), Image.BILINEAR).tobytes()
+
+
+# RandAugment
+
+
+def gradient(side=64):
+    """Red grows to the right, green downwards, blue along the diagonal."""
+    right = np.tile(np.linspace(0, 255, side), (side, 1))
+    return np.stack([right, right.T, (right + right.T) / 2], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("policy", "change", "inverted"), [(RandAugment, 0.223, 0.059), (RandAugment2, 0.108, 0.058)])
+def test_policies_change_an_image_as_much_as_dassls(policy, change, inverted, draws=1500):
+    """Within four standard errors of that many draws; torchvision's change it by 0.112 and invert nothing."""
+    random.seed(1)
+    np.random.seed(1)
+    before, augment = gradient(), policy()
+    after = [np.asarray(augment(Image.fromarray(before))).astype(float) for _ in range(draws)]
+    changes = np.array([np.abs(image - before).mean() / 255 for image in after])
+    assert abs(changes.mean() - change) < 4 * changes.std() / draws**0.5
+    with np.errstate(invalid="ignore"):  # an image of one colour has no correlation
+        turned = sum(np.corrcoef(image.ravel(), before.ravel())[0, 1] < -0.95 for image in after)
+    assert abs(turned / draws - inverted) < 4 * (inverted * (1 - inverted) / draws) ** 0.5
+
+
+def test_policies_have_dassls_operations_values_and_draws():
+    """Lists and ranges: 16 at a third of the range, 15 of which 60 % act, 14; by Python's generator alone."""
+    sizes = [len(policy.operations) for policy in (RandAugment, RandAugment2, RandAugmentFixMatch)]
+    assert sizes == [16, 15, 14]
+    values = {name: low + RandAugment().magnitude() * (high - low) for name, low, high in RandAugment.operations}
+    assert values["Rotate"] == pytest.approx(10) and values["Color"] == pytest.approx(0.7)
+    assert values["Cutout"] == pytest.approx(40 / 3) and values["Solarize"] == pytest.approx(256 / 3)
+    random.seed(3)
+    shares = [RandAugment2().magnitude() for _ in range(2000)]
+    acting = [share for share in shares if share is not None]
+    assert abs(len(acting) / 2000 - 0.6) < 4 * (0.6 * 0.4 / 2000) ** 0.5
+    assert abs(np.mean(acting) - 0.5) < 4 * (len(acting) * 12) ** -0.5
+    signed = {"Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"}
+    for seed in range(20):  # n of the list at once, then for each: whether, where in the range, and the sign
+        random.seed(seed)
+        for name, *_ in random.choices(RandAugment2.operations, k=2):
+            if random.random() <= 0.6:
+                random.random()
+                _ = random.random() if name in signed else None
+        after = random.getstate()
+        random.seed(seed)
+        RandAugment2()(picture())
+        assert random.getstate() == after
+
+
+def plain(name, pixels, v):
+    """What an operation without a draw makes of one channel's value, in 0..255."""
+    if name == "SolarizeAdd":
+        pixels = min(255, int(pixels + v))
+        return 255 - pixels if pixels >= 128 else pixels
+    if name == "Solarize":
+        return 255 - pixels if pixels >= v else pixels
+    return {"Invert": 255 - pixels, "Identity": pixels, "Posterize": pixels >> (8 - int(v)) << (8 - int(v))}[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "v"), [("SolarizeAdd", 110 / 3), ("Solarize", 85.3), ("Invert", 0), ("Identity", 0), ("Posterize", 5.33)]
+)
+def test_operations_on_single_values(name, v):
+    found = np.asarray(OPERATIONS[name](Image.fromarray(gradient()), v))
+    assert found.dtype == np.uint8
+    assert (found == np.vectorize(lambda value: plain(name, int(value), v))(gradient())).all()
+
+
+@pytest.mark.parametrize("axis", ["X", "Y"])
+def test_shifts_go_either_way(axis):
+    """By whole pixels, or by a share of the side; what was outside is black."""
+    random.seed(0)
+    before = gradient() if axis == "X" else gradient().transpose(1, 0, 2)
+    shifts = {5: np.zeros_like(before), -5: np.zeros_like(before)}
+    shifts[5][:, :-5], shifts[-5][:, 5:] = before[:, 5:], before[:, :-5]
+    counts = {5: 0, -5: 0}
+    image = Image.fromarray(before if axis == "X" else before.transpose(1, 0, 2))
+    for name, v in [(f"Translate{axis}abs", 5), (f"Translate{axis}", 5 / 64)] * 100:
+        found = np.asarray(OPERATIONS[name](image, v))
+        found = found if axis == "X" else found.transpose(1, 0, 2)
+        for shift, expected in shifts.items():
+            counts[shift] += (found == expected).all()
+    assert sum(counts.values()) == 200
+    assert abs(counts[5] - 100) < 4 * 50**0.5
+
+
+def test_a_square_is_cut_out_where_numpy_draws_it():
+    for seed in range(10):
+        np.random.seed(seed)
+        x, y = 40 - 39 * np.random.random(), 30 - 29 * np.random.random()  # from the far end down to 1
+        left, top = int(max(x, 5) - 5), int(max(y, 5) - 5)
+        np.random.seed(seed)
+        found = np.asarray(OPERATIONS["Cutout"](Image.new("RGB", (40, 30)), 10))
+        expected = np.zeros((30, 40, 3), dtype=np.uint8)
+        expected[top : top + 11, left : left + 11] = FILL
+        assert (found == expected).all()
+
+
+def test_keys_of_randaugment_reach_it():
+    cfg = config("", "", INPUT__RANDAUGMENT_N=3, INPUT__RANDAUGMENT_M=7)
+    steps = build_transform(cfg, choices=["randaugment", "randaugment2", "randaugment_fixmatch"]).transforms[1:4]
+    assert [type(step).__name__ for step in steps] == ["RandAugment", "RandAugmentFixMatch", "RandAugment2"]
+    assert [step.n for step in steps] == [3, 3, 3] and steps[0].m == 7
+    assert repr(steps[0]) == "RandAugment(n=3, m=7)"
+    cfg.INPUT.RANDAUGMENT_M = 31
+    with pytest.raises(UserError, match="RANDAUGMENT_M is 31"):
+        build_transform(cfg, choices=["randaugment"])
 
 
 class Unprintable:

@@ -4,7 +4,6 @@ import random
 
 import numpy as np
 import torch
-import torchvision.transforms as T
 import torchvision.transforms.functional as F
 from torchvision.transforms import InterpolationMode
 
@@ -80,26 +79,3 @@ class InstanceNormalization:
 
     def __repr__(self):
         return f"InstanceNormalization(eps={self.eps})"
-
-
-class RandomMagnitudeAugment:
-    """n times, with probability p: one operation of torchvision's RandAugment at a random magnitude.
-
-    The variant of RandAugment that FixMatch uses (Sohn et al. 2020, arXiv 2001.07685).
-    """
-
-    BINS = 31
-
-    def __init__(self, n=2, p=1.0):
-        self.n = n
-        self.p = p
-
-    def __call__(self, img):
-        for _ in range(self.n):
-            if torch.rand(1).item() < self.p:
-                magnitude = int(torch.randint(1, self.BINS, (1,)))
-                img = T.RandAugment(1, magnitude, self.BINS)(img)
-        return img
-
-    def __repr__(self):
-        return f"RandomMagnitudeAugment(n={self.n}, p={self.p})"

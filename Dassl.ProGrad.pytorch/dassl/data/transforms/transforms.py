@@ -1,8 +1,8 @@
 """build_transform: the names of cfg.INPUT.TRANSFORMS as one torchvision pipeline.
 
 The order of the names has no effect; the order of the steps is fixed, and is that of the two tables below.
-The policies and RandAugment use torchvision's operation tables, whose ranges differ a little from those of
-the first papers' code.
+The RandAugment policies are Dassl's; those of AutoAugment use torchvision's operation tables, whose ranges
+differ a little from Dassl's.
 """
 
 import re
@@ -12,7 +12,8 @@ from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 
 from dassl.utils import UserError, check_availability, get_logger
 
-from .augment import Cutout, GaussianNoise, InstanceNormalization, Random2DTranslation, RandomMagnitudeAugment
+from .augment import Cutout, GaussianNoise, InstanceNormalization, Random2DTranslation
+from .randaugment import RandAugment, RandAugment2, RandAugmentFixMatch
 
 INTERPOLATION_MODES = {
     "bilinear": InterpolationMode.BILINEAR,
@@ -35,9 +36,9 @@ PICTURE_STEPS = {
     "imagenet_policy": lambda inp, mode: T.AutoAugment(AutoAugmentPolicy.IMAGENET),
     "cifar10_policy": lambda inp, mode: T.AutoAugment(AutoAugmentPolicy.CIFAR10),
     "svhn_policy": lambda inp, mode: T.AutoAugment(AutoAugmentPolicy.SVHN),
-    "randaugment": lambda inp, mode: T.RandAugment(inp.RANDAUGMENT_N, inp.RANDAUGMENT_M),
-    "randaugment_fixmatch": lambda inp, mode: RandomMagnitudeAugment(inp.RANDAUGMENT_N),
-    "randaugment2": lambda inp, mode: RandomMagnitudeAugment(inp.RANDAUGMENT_N, p=0.6),
+    "randaugment": lambda inp, mode: RandAugment(inp.RANDAUGMENT_N, inp.RANDAUGMENT_M),
+    "randaugment_fixmatch": lambda inp, mode: RandAugmentFixMatch(inp.RANDAUGMENT_N),
+    "randaugment2": lambda inp, mode: RandAugment2(inp.RANDAUGMENT_N),
     "colorjitter": _jitter,
     "randomgrayscale": lambda inp, mode: T.RandomGrayscale(p=inp.RGS_P),
     "gaussian_blur": lambda inp, mode: T.RandomApply([T.GaussianBlur(inp.GB_K)], p=inp.GB_P),
@@ -49,7 +50,7 @@ TENSOR_STEPS = {
     "gaussian_noise": lambda inp: GaussianNoise(inp.GN_MEAN, inp.GN_STD),
     "instance_norm": lambda inp: InstanceNormalization(),
 }
-TRANSFORMS = (*PICTURE_STEPS, *TENSOR_STEPS)
+AVAI_CHOICES = TRANSFORMS = (*PICTURE_STEPS, *TENSOR_STEPS)  # the first is Dassl's name
 TEST_STEPS = ("normalize", "instance_norm")  # the only names that act at test time
 RESIZE_MODES = ("shortest", "squash")
 
