@@ -24,7 +24,7 @@ from dassl.utils import UserError, digest, get_logger, hold_batch_norms, tensor_
 from dassl.utils.distributed import is_main, rank, world_size
 
 from .iterations import IterationSampler, iteration_loader
-from .settings import check_keys, default_keys, learning_rates
+from .settings import KEYS, check_keys, learning_rates
 from .snapshot import prototypes_of, text_vectors
 from .space import build_space
 from .store import SUFFIX, ExpertStore
@@ -46,9 +46,7 @@ class ConDU_Expert(TrainerX):
     _classifier: Tensor | None = None  # class vectors (C, D), held while one evaluation runs
     _stored = None  # (delta, prototypes) of an expert that was trained before
 
-    @classmethod
-    def default_config(cls) -> CN:
-        return default_keys()
+    KEYS = KEYS
 
     def check_cfg(self, cfg: CN) -> None:
         super().check_cfg(cfg)

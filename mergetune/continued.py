@@ -14,7 +14,8 @@ from torch import Tensor
 from yacs.config import CfgNode as CN
 
 from dassl.clip import text_classifier
-from dassl.utils import UserError, check_availability, get_logger
+from dassl.config import Key
+from dassl.utils import UserError, get_logger
 from mergetune import stage1
 from mergetune.lmc import (
     FEATURE_DISTANCES,
@@ -42,29 +43,24 @@ class Continued:
     path_note = ""  # what a reader of the path between class vectors must know
     stage1_name = ""  # model folder of the stage-1 run; default: as this trainer's own
 
-    @classmethod
-    def default_config(cls) -> CN:
-        return CN(
-            {
-                "SPACE": "features",  # features (class vectors) or weights (trainable parameters)
-                "DISTANCE": "cosine",  # features: cosine, l2, l2sq; weights: l2sq
-                "LAMBDA": 10.0,  # of the distance to zero-shot CLIP
-                "BETA": 1.0,  # of the loss along the path to the stage-1 solution
-                "ENABLED": True,  # False: BETA is 0
-                "TAU": 1.0,  # start at (1 - TAU) zero-shot + TAU stage 1
-                "NUM_SAMPLES": 5,  # points on the path
-                "GRID": "released",  # released: 0.1, 0.1 + 1/N, ...; uniform: i/N
-                "PATH_TO": "stage1",  # the path's other end; zero_shot: the one-sided form released for MMA
-            }
-        )
+    KEYS = {
+        "SPACE": Key(
+            "features", "features (class vectors) or weights (trainable parameters)", choices=tuple(DISTANCES)
+        ),
+        "DISTANCE": Key("cosine", "features: cosine, l2, l2sq; weights: l2sq", choices=FEATURE_DISTANCES),
+        "LAMBDA": Key(10.0, "of the distance to zero-shot CLIP", ge=0),
+        "BETA": Key(1.0, "of the loss along the path to the stage-1 solution", ge=0),
+        "ENABLED": Key(True, "False: BETA is 0"),
+        "TAU": Key(1.0, "start at (1 - TAU) zero-shot + TAU stage 1", ge=0, le=1),
+        "NUM_SAMPLES": Key(5, "points on the path", ge=1),
+        "GRID": Key("released", "released: 0.1, 0.1 + 1/N, ...; uniform: i/N", choices=GRIDS),
+        "PATH_TO": Key("stage1", "the path's other end; zero_shot: the one-sided form released for MMA", choices=PATHS),
+    }
 
     def check_cfg(self, cfg: CN) -> None:
         """Refuse values that do not go together, before anything is loaded."""
         super().check_cfg(cfg)
         own = cfg.TRAINER.LMC
-        check_availability(own.SPACE, list(DISTANCES), "TRAINER.LMC.SPACE")
-        check_availability(own.GRID, GRIDS, "TRAINER.LMC.GRID")
-        check_availability(own.PATH_TO, PATHS, "TRAINER.LMC.PATH_TO")
         if own.DISTANCE not in DISTANCES[own.SPACE]:
             raise UserError(
                 f"TRAINER.LMC.DISTANCE is {own.DISTANCE!r}, expected one of {', '.join(DISTANCES[own.SPACE])} "
@@ -72,10 +68,6 @@ class Continued:
             )
         if own.PATH_TO == "zero_shot" and own.SPACE != "features":
             raise UserError("TRAINER.LMC.PATH_TO zero_shot is a path between class vectors: set SPACE to features")
-        if not 0 <= own.TAU <= 1:
-            raise UserError(f"TRAINER.LMC.TAU is {own.TAU}, expected 0 (zero-shot) to 1 (stage 1)")
-        if own.NUM_SAMPLES < 1:
-            raise UserError(f"TRAINER.LMC.NUM_SAMPLES is {own.NUM_SAMPLES}, expected at least 1")
 
     def build_model(self) -> None:
         super().build_model()

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from yacs.config import CfgNode as CN
 
 from dassl.clip import ClipBackbone, text_classifier
+from dassl.config import Key
+from dassl.engine.precision import precision_key
 from dassl.engine.results import CLASSES
 from dassl.metrics import compute_accuracy
-from dassl.utils import UserError, check_availability, read_json
+from dassl.utils import UserError, read_json
 from mergetune.frozen import FrozenClipTrainer
 from mergetune.templates import LISTS, OWN, templates
 
@@ -76,18 +77,12 @@ class HeadTrainer(FrozenClipTrainer):
     CONFIG = "HEAD"
     head_key = "weight"
 
-    @classmethod
-    def default_config(cls) -> CN:
-        return CN(
-            {
-                "TEMPLATES": OWN,  # of the zero-shot head: dataset (the data set's own), imagenet (80), select (7)
-                "PREC": "amp",  # fp32, fp16, amp, bf16
-            }
-        )
-
-    def check_cfg(self, cfg: CN) -> None:
-        super().check_cfg(cfg)
-        check_availability(cfg.TRAINER.HEAD.TEMPLATES, [OWN, *LISTS], "TRAINER.HEAD.TEMPLATES")
+    KEYS = {
+        "TEMPLATES": Key(
+            OWN, "of the zero-shot head: dataset (the data set's own), imagenet (80), select (7)", choices=(OWN, *LISTS)
+        ),
+        "PREC": precision_key("amp"),
+    }
 
     def precision_mode(self) -> str:
         return self.cfg.TRAINER.HEAD.PREC

@@ -1,12 +1,13 @@
 """CoOp (Zhou et al., arXiv 2109.01134): the words around the class name are learned, all else is frozen."""
 
 from torch import Tensor
-from yacs.config import CfgNode as CN
 
+from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.precision import precision_key
 from dassl.utils import UserError
 from mergetune.frozen import FrozenClipTrainer
-from mergetune.prompts import PromptLearner, context_words, word_context
+from mergetune.prompts import POSITIONS, PromptLearner, context_words, word_context
 
 
 @TRAINER_REGISTRY.register()
@@ -23,18 +24,14 @@ class CoOp(FrozenClipTrainer):
         "TRAINER.COOP.COOP_LMC": "TRAINER.LMC.ENABLED",
     }
 
-    @classmethod
-    def default_config(cls) -> CN:
-        return CN(
-            {
-                "N_CTX": 16,  # context vectors
-                "CSC": False,  # one context a class
-                "CTX_INIT": False,  # False: random; True: "a photo of a"; or any words, which set N_CTX
-                "CLASS_TOKEN_POSITION": "end",  # end, middle, front
-                "PREC": "amp",  # fp32, fp16, amp, bf16
-                "W": 8.0,  # KgCoOp: weight of the distance to zero-shot CLIP
-            }
-        )
+    KEYS = {
+        "N_CTX": Key(16, "context vectors", ge=1),
+        "CSC": Key(False, "one context a class"),
+        "CTX_INIT": Key(False, 'False: random; True: "a photo of a"; or any words, which set N_CTX', also=str),
+        "CLASS_TOKEN_POSITION": Key("end", "of the class name among the words", choices=POSITIONS),
+        "PREC": precision_key("amp"),
+        "W": Key(8.0, "KgCoOp: weight of the distance to zero-shot CLIP", ge=0),
+    }
 
     def precision_mode(self) -> str:
         return self.cfg.TRAINER.COOP.PREC

@@ -2,9 +2,10 @@
 
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode as CN
 
+from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.precision import precision_key
 from mergetune.adapters import MultiModalAdapters
 from mergetune.frozen import FrozenClipTrainer
 
@@ -17,18 +18,14 @@ class MultiModalAdapter(FrozenClipTrainer):
     model_name = "adapter_learner"
     frozen_image_tower = False
 
-    @classmethod
-    def default_config(cls) -> CN:
-        return CN(
-            {
-                "TEXT_CTX_INIT": "a photo of a",  # words before the class name
-                "PREC": "amp",  # fp32, fp16, amp, bf16
-                "ADAPTER_START": 5,  # first block with an adapter, counted from 1
-                "ADAPTER_END": 12,  # last one
-                "ADAPTER_DIM": 32,  # width of an adapter
-                "ADAPTER_SCALE": 0.001,  # of what it adds
-            }
-        )
+    KEYS = {
+        "TEXT_CTX_INIT": Key("a photo of a", "words before the class name"),
+        "PREC": precision_key("amp"),
+        "ADAPTER_START": Key(5, "first block with an adapter, counted from 1", ge=1),
+        "ADAPTER_END": Key(12, "last one", ge=1),
+        "ADAPTER_DIM": Key(32, "width of an adapter", ge=1),
+        "ADAPTER_SCALE": Key(0.001, "of what it adds"),
+    }
 
     def precision_mode(self) -> str:
         return self.cfg.TRAINER.MMADAPTER.PREC

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode as CN
 
 from dassl.clip import cached_clip, check_input, cosine_logits
+from dassl.config import Key
 from dassl.data import build_data_loader, subsample_classes
 from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.precision import precision_key
 from dassl.utils import UserError
 from mergetune.deep_prompts import keep_prompts
 from mergetune.distil import Student, Teacher, distil_loader, distillation
@@ -34,37 +35,21 @@ class PromptKD(FrozenClipTrainer):
     base_classes: int | None = None  # classes that validation is about; None: all
     _columns: int | None = None  # classes of the evaluation that runs
 
-    @classmethod
-    def default_config(cls) -> CN:
-        return CN(
-            {
-                "N_CTX_VISION": 4,  # the student's vectors a block
-                "PROMPT_DEPTH_VISION": 9,  # its blocks with prompts, from the first
-                "N_CTX_TEXT": 4,  # the teacher's: read off its file, accepted for other people's yamls, as the next two
-                "CTX_INIT": "a photo of a",
-                "PROMPT_DEPTH_TEXT": 9,
-                "PROJECT_LAYER": 2,  # layers of the projection; there is no other form
-                "CE_WEIGHT": 0.0,  # of the labels: none are used
-                "KD_WEIGHT": 1.0,
-                "TEMPERATURE": 1.0,
-                "TEACHER_NAME": "ViT-B/16",  # its CLIP, named as MODEL.BACKBONE.NAME
-                "TEACHER_PATH": "",  # its weights file, as MODEL.BACKBONE.PATH
-                "TEACHER_DIR": "",  # run folder or file of PromptSRC; empty: plain CLIP teaches
-                "PREC": "amp",  # fp32, fp16, amp, bf16
-            }
-        )
-
-    def check_cfg(self, cfg: CN) -> None:
-        super().check_cfg(cfg)
-        own = cfg.TRAINER.PROMPTKD
-        if own.CE_WEIGHT:
-            raise UserError(
-                f"TRAINER.PROMPTKD.CE_WEIGHT is {own.CE_WEIGHT}, expected 0: new classes have no labels here"
-            )
-        if own.PROJECT_LAYER != 2:
-            raise UserError(f"TRAINER.PROMPTKD.PROJECT_LAYER is {own.PROJECT_LAYER}, expected 2")
-        if own.TEMPERATURE <= 0:
-            raise UserError(f"TRAINER.PROMPTKD.TEMPERATURE is {own.TEMPERATURE}, expected above 0")
+    KEYS = {
+        "N_CTX_VISION": Key(4, "the student's vectors a block", ge=1),
+        "PROMPT_DEPTH_VISION": Key(9, "its blocks with prompts, from the first", ge=1),
+        "N_CTX_TEXT": Key(4, "the teacher's: read off its file, accepted for other people's yamls", ge=0),
+        "CTX_INIT": Key("a photo of a", "as N_CTX_TEXT", also=bool),
+        "PROMPT_DEPTH_TEXT": Key(9, "as N_CTX_TEXT", ge=0),
+        "PROJECT_LAYER": Key(2, "layers of the projection; there is no other form", ge=2, le=2),
+        "CE_WEIGHT": Key(0.0, "of the labels: none are used, for new classes have none here", ge=0, le=0),
+        "KD_WEIGHT": Key(1.0, "of the distillation", ge=0),
+        "TEMPERATURE": Key(1.0, "of both models' logits", gt=0),
+        "TEACHER_NAME": Key("ViT-B/16", "its CLIP, named as MODEL.BACKBONE.NAME", path=True),
+        "TEACHER_PATH": Key("", "its weights file, as MODEL.BACKBONE.PATH", path=True),
+        "TEACHER_DIR": Key("", "run folder or file of PromptSRC; empty: plain CLIP teaches", path=True),
+        "PREC": precision_key("amp"),
+    }
 
     def precision_mode(self) -> str:
         return self.cfg.TRAINER.PROMPTKD.PREC

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from yacs.config import CfgNode as CN
 
 from dassl.clip import cosine_logits, text_classifier
+from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.precision import precision_key
 from mergetune.deep_prompts import DeepPromptedClip, keep_prompts
 from mergetune.distil import PROMPTSRC_FOLDER, distil_loader, distillation
 from mergetune.frozen import FrozenClipTrainer
@@ -33,23 +34,19 @@ class PromptSRC(FrozenClipTrainer):
     model_name = PROMPTSRC_FOLDER
     frozen_image_tower = False  # its prompts train
 
-    @classmethod
-    def default_config(cls) -> CN:
-        return CN(
-            {
-                "N_CTX_VISION": 4,  # image vectors a block
-                "N_CTX_TEXT": 4,  # context vectors; CTX_INIT's words set it
-                "CTX_INIT": "a photo of a",
-                "PROMPT_DEPTH_VISION": 9,  # blocks with prompts, from the first
-                "PROMPT_DEPTH_TEXT": 9,
-                "TEXT_LOSS_WEIGHT": 25.0,  # of mean|t - t0|
-                "IMAGE_LOSS_WEIGHT": 10.0,  # of mean|x - x0|
-                "LOGIT_LOSS_WEIGHT": 1.0,  # of the divergence from zero-shot logits
-                "GPA_MEAN": 15.0,  # of the normal density over epochs, counted from 1, that weights the sum
-                "GPA_STD": 1.0,
-                "PREC": "amp",  # fp32, fp16, amp, bf16
-            }
-        )
+    KEYS = {
+        "N_CTX_VISION": Key(4, "image vectors a block", ge=1),
+        "N_CTX_TEXT": Key(4, "context vectors; CTX_INIT's words set it", ge=1),
+        "CTX_INIT": Key("a photo of a", "as CoOp's", also=bool),
+        "PROMPT_DEPTH_VISION": Key(9, "blocks with prompts, from the first", ge=1),
+        "PROMPT_DEPTH_TEXT": Key(9, "likewise", ge=1),
+        "TEXT_LOSS_WEIGHT": Key(25.0, "of mean|t - t0|", ge=0),
+        "IMAGE_LOSS_WEIGHT": Key(10.0, "of mean|x - x0|", ge=0),
+        "LOGIT_LOSS_WEIGHT": Key(1.0, "of the divergence from zero-shot logits", ge=0),
+        "GPA_MEAN": Key(15.0, "of the normal density over epochs, counted from 1, that weights the sum"),
+        "GPA_STD": Key(1.0, "of that density", gt=0),
+        "PREC": precision_key("amp"),
+    }
 
     def build_trained(self) -> DeepPromptedClip:
         own = self.cfg.TRAINER.PROMPTSRC

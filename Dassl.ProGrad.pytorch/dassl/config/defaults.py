@@ -1,196 +1,252 @@
-"""Every engine key with its default: the union of upstream Dassl and its ProGrad fork, and our own.
+"""Every engine key with its default, meaning and range: the union of upstream Dassl and its ProGrad fork, and our own.
 
-The type of a default matters: yacs refuses a value of another type.
+A key is a row here (see keys.py for what a row may say); docs/config.md is made of them.
 """
 
 from yacs.config import CfgNode as CN
 
-_C = CN()
+from .keys import Key, Keys, add_missing, build_node, is_ascending, is_odd
 
-_C.VERSION = 1
-_C.OUTPUT_DIR = "./output"
-_C.RESUME = ""  # another run's folder to resume from
-_C.RESUME_COOP = ""  # stage-1 folder that a stage-2 trainer continues from (--resume-coop)
-_C.PRESET = ""  # name of a published recipe, set by its yaml and recorded in results.json
-_C.SEED = -1  # negative: nothing is seeded
-_C.DETERMINISTIC = False  # torch's deterministic algorithms, cuDNN's tuner off
-_C.USE_CUDA = True
-_C.VERBOSE = True
+SAMPLERS = "dassl.data.samplers:SAMPLERS"
+TRANSFORMS = "dassl.data.transforms:TRANSFORMS"
+PROTOCOLS = ("base2novel", "cross", "domain", "fewshot", "robust", "sweep", "mtil")
 
-_C.INPUT = CN()
-_C.INPUT.SIZE = (224, 224)  # height, width
-_C.INPUT.INTERPOLATION = "bilinear"  # bilinear, bicubic, nearest
-_C.INPUT.RESIZE = "shortest"  # test pictures: shortest side, then centre crop; squash: both sides at once (SigLIP)
-_C.INPUT.TRANSFORMS = ()
-_C.INPUT.NO_TRANSFORM = False
-_C.INPUT.MAX_PIXELS = 0  # of an image file; 0: 89 million, and fewer where the file has few bytes
-_C.INPUT.EXIF_ORIENTATION = False  # turn images as their EXIF data say; Dassl and torchvision do not
-_C.INPUT.PIXEL_MEAN = [0.485, 0.456, 0.406]
-_C.INPUT.PIXEL_STD = [0.229, 0.224, 0.225]
-_C.INPUT.VIEW_SEEDS = True  # augmentation drawn per (seed, view, image); False: from the global streams
-_C.INPUT.CROP_PADDING = 4
-_C.INPUT.RRCROP_SCALE = (0.08, 1.0)
-_C.INPUT.CUTOUT_N = 1
-_C.INPUT.CUTOUT_LEN = 16
-_C.INPUT.GN_MEAN = 0.0
-_C.INPUT.GN_STD = 0.15
-_C.INPUT.RANDAUGMENT_N = 2
-_C.INPUT.RANDAUGMENT_M = 10  # 0 to 30
-_C.INPUT.COLORJITTER_B = 0.4
-_C.INPUT.COLORJITTER_C = 0.4
-_C.INPUT.COLORJITTER_S = 0.4
-_C.INPUT.COLORJITTER_H = 0.1
-_C.INPUT.RGS_P = 0.2  # probability of random greyscale
-_C.INPUT.GB_P = 0.5  # probability of Gaussian blur
-_C.INPUT.GB_K = 21  # its kernel, pixels
+_CONFIDENCE = Key(0.95, "probability of a label that counts", ge=0, le=1)
+_EMA = Key(0.999, "of the moving average", ge=0, le=1)
+_STRONG = Key((), "of the strong view, as INPUT.TRANSFORMS", item=str, choices=TRANSFORMS)
 
-_C.DATASET = CN()
-_C.DATASET.ROOT = ""
-_C.DATASET.NAME = ""
-_C.DATASET.SOURCE_DOMAINS = ()
-_C.DATASET.TARGET_DOMAINS = ()
-_C.DATASET.NUM_LABELED = -1
-_C.DATASET.NUM_SHOTS = -1  # images a class; below 1: all
-_C.DATASET.SUBSET = ""  # an earlier run's subset.json: its few-shot draw instead of one by SEED
-_C.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base (first half of the labels), new (the rest)
-_C.DATASET.VAL_PERCENT = 0.1
-_C.DATASET.STL10_FOLD = -1
-_C.DATASET.CIFAR_C_TYPE = ""
-_C.DATASET.CIFAR_C_LEVEL = 1
-_C.DATASET.ALL_AS_UNLABELED = False
-_C.DATASET.CUSTOM = CN()  # your own pictures: DATASET.NAME ImageFolder or Manifest
-_C.DATASET.CUSTOM.PATH = ""  # the folder of class folders, or the .csv or .json file; below ROOT, or absolute
-_C.DATASET.CUSTOM.IMAGES = ""  # Manifest: the folder its paths start from; empty: where the file lies
-_C.DATASET.CUSTOM.NAMES = ""  # a JSON file among the pictures, {class folder or label: name}, in label order
-_C.DATASET.CUSTOM.PROMPTS = ["a photo of a {}."]  # the first one trains; a stream is evaluated with all
-_C.DATASET.CUSTOM.TASK = ""  # its name in tables and streams; empty: that of the folder or file
-_C.DATASET.CUSTOM.SPLIT = [0.5, 0.2, 0.3]  # train, val, test: parts of each class, for pictures that have none
-
-_C.FEATURES = CN()
-_C.FEATURES.VIEWS = 0  # augmented views an image in the feature bank; 0: pixels every step
-_C.FEATURES.TEST = True  # frozen image towers: validation and test features from the bank
-_C.FEATURES.DIR = ""  # empty: $OUTPUT/features, else output/features
-_C.FEATURES.STRICT = False  # key the bank by the files' contents, not by size and time
-
-_C.DATALOADER = CN()
-_C.DATALOADER.NUM_WORKERS = 4
-_C.DATALOADER.PERSISTENT = False  # keep workers between epochs
-_C.DATALOADER.K_TRANSFORMS = 1
-_C.DATALOADER.RETURN_IMG0 = False
-_C.DATALOADER.TRAIN_X = CN()
-_C.DATALOADER.TRAIN_X.SAMPLER = "RandomSampler"
-_C.DATALOADER.TRAIN_X.BATCH_SIZE = 32
-_C.DATALOADER.TRAIN_X.N_DOMAIN = 0
-_C.DATALOADER.TRAIN_X.N_INS = 16
-_C.DATALOADER.TRAIN_U = CN()
-_C.DATALOADER.TRAIN_U.SAME_AS_X = True
-_C.DATALOADER.TRAIN_U.SAMPLER = "RandomSampler"
-_C.DATALOADER.TRAIN_U.BATCH_SIZE = 32
-_C.DATALOADER.TRAIN_U.N_DOMAIN = 0
-_C.DATALOADER.TRAIN_U.N_INS = 16
-_C.DATALOADER.TEST = CN()
-_C.DATALOADER.TEST.SAMPLER = "SequentialSampler"
-_C.DATALOADER.TEST.BATCH_SIZE = 32
-
-_C.MODEL = CN()
-_C.MODEL.INIT_WEIGHTS = ""
-_C.MODEL.BACKBONE = CN()
-_C.MODEL.BACKBONE.NAME = ""
-_C.MODEL.BACKBONE.PATH = ""  # weights file, or the folder that holds it
-_C.MODEL.BACKBONE.PRETRAINED = True
-_C.MODEL.TEXT_CHUNK = 0  # classes in CLIP's text tower at once, each chunk run again for its gradients; 0: all
-_C.MODEL.CHECKPOINT_BLOCKS = False  # blocks of CLIP's towers keep their inputs alone, run again for their gradients
-_C.MODEL.HEAD = CN()
-_C.MODEL.HEAD.NAME = ""
-_C.MODEL.HEAD.HIDDEN_LAYERS = ()
-_C.MODEL.HEAD.ACTIVATION = "relu"
-_C.MODEL.HEAD.BN = True
-_C.MODEL.HEAD.DROPOUT = 0.0
-
-_C.OPTIM = CN()
-_C.OPTIM.NAME = "adam"
-_C.OPTIM.LR = 0.0003
-_C.OPTIM.WEIGHT_DECAY = 5e-4
-_C.OPTIM.MOMENTUM = 0.9
-_C.OPTIM.SGD_DAMPNING = 0  # the key is spelt so in Dassl
-_C.OPTIM.SGD_NESTEROV = False
-_C.OPTIM.RMSPROP_ALPHA = 0.99
-_C.OPTIM.ADAM_BETA1 = 0.9
-_C.OPTIM.ADAM_BETA2 = 0.999
-_C.OPTIM.STAGED_LR = False
-_C.OPTIM.NEW_LAYERS = ()
-_C.OPTIM.BASE_LR_MULT = 0.1
-_C.OPTIM.LR_SCHEDULER = "single_step"
-_C.OPTIM.STEPSIZE = (-1,)
-_C.OPTIM.GAMMA = 0.1
-_C.OPTIM.MAX_EPOCH = 10
-_C.OPTIM.GRAD_CLIP = 0.0  # largest norm of all gradients together; 0: not clipped
-_C.OPTIM.WARMUP_EPOCH = -1
-_C.OPTIM.WARMUP_STEPS = 0  # cosine_steps: optimiser steps from 0 to LR
-_C.OPTIM.WARMUP_TYPE = "linear"
-_C.OPTIM.WARMUP_CONS_LR = 1e-5
-_C.OPTIM.WARMUP_MIN_LR = 1e-5
-_C.OPTIM.WARMUP_RECOUNT = True
-
-_C.TRAIN = CN()
-_C.TRAIN.CHECKPOINT_FREQ = 0  # epochs; 0: only the last
-_C.TRAIN.PRINT_FREQ = 10  # batches
-_C.TRAIN.COUNT_ITER = "train_x"  # train_x, train_u, smaller_one
-_C.TRAIN.ACCUMULATE = 1  # batches whose mean loss makes a step: that of one large batch, batch norms apart
-
-_C.TEST = CN()
-_C.TEST.EVALUATOR = "Classification"
-_C.TEST.PER_CLASS_RESULT = False
-_C.TEST.COMPUTE_CMAT = False
-_C.TEST.NO_TEST = False
-_C.TEST.SPLIT = "test"
-_C.TEST.FINAL_MODEL = "last_step"  # or best_val
-
-# Keys of Dassl's own trainers: other people's yaml files set them.
-_DASSL_TRAINERS = {
-    "MCD": {"N_STEP_F": 4},
-    "MME": {"LMDA": 0.1},
-    "CDAC": {
-        "CLASS_LR_MULTI": 10,
-        "RAMPUP_COEF": 30,
-        "RAMPUP_ITRS": 1000,
-        "TOPK_MATCH": 5,
-        "P_THRESH": 0.95,
-        "STRONG_TRANSFORMS": (),
+KEYS: dict[str, Key] = {
+    "VERSION": Key(1, "of the form of the config"),
+    "OUTPUT_DIR": Key("./output", "where log, checkpoints and results.json go", path=True),
+    "RESUME": Key("", "another run's folder to resume from", path=True),
+    "RESUME_COOP": Key("", "stage-1 folder that a stage-2 trainer continues from (--resume-coop)", path=True),
+    "PRESET": Key("", "name of a published recipe, set by its yaml and recorded in results.json"),
+    "SEED": Key(-1, "seeds Python, numpy and torch; negative: nothing is seeded", le=2**32 - 1),
+    "DETERMINISTIC": Key(False, "torch's deterministic algorithms, cuDNN's tuner off"),
+    "USE_CUDA": Key(True, "the GPU, if there is one"),
+    "VERBOSE": Key(True, "log what is built"),
+    "INPUT.SIZE": Key((224, 224), "height, width", ge=1, length=2),
+    "INPUT.INTERPOLATION": Key("bilinear", "of every resize", choices="dassl.data.transforms:INTERPOLATION_MODES"),
+    "INPUT.RESIZE": Key(
+        "shortest",
+        "test images: shortest side, then centre crop; squash: both sides at once (SigLIP)",
+        choices=("shortest", "squash"),
+    ),
+    "INPUT.TRANSFORMS": Key((), "augmentations and normalisation, by name", item=str, choices=TRANSFORMS),
+    "INPUT.NO_TRANSFORM": Key(False, "images as they are opened"),
+    "INPUT.MAX_PIXELS": Key(0, "of an image file; 0: 89 million, and fewer where the file has few bytes", ge=0),
+    "INPUT.EXIF_ORIENTATION": Key(False, "turn images as their EXIF data say; Dassl and torchvision do not"),
+    "INPUT.PIXEL_MEAN": Key([0.485, 0.456, 0.406], "of the channels, for normalize", ge=0, length=3),
+    "INPUT.PIXEL_STD": Key([0.229, 0.224, 0.225], "of the channels, for normalize", gt=0, length=3),
+    "INPUT.VIEW_SEEDS": Key(True, "augmentation drawn per (seed, view, image); False: from the global streams"),
+    "INPUT.CROP_PADDING": Key(4, "pixels, for random_crop", ge=0),
+    "INPUT.RRCROP_SCALE": Key(
+        (0.08, 1.0), "share of the area, for random_resized_crop", ge=0, length=2, test=is_ascending
+    ),
+    "INPUT.CUTOUT_N": Key(1, "squares, for cutout", ge=0),
+    "INPUT.CUTOUT_LEN": Key(16, "their side, pixels", ge=0),
+    "INPUT.GN_MEAN": Key(0.0, "for gaussian_noise"),
+    "INPUT.GN_STD": Key(0.15, "for gaussian_noise", ge=0),
+    "INPUT.RANDAUGMENT_N": Key(2, "operations an image", ge=0),
+    "INPUT.RANDAUGMENT_M": Key(10, "their magnitude", ge=0, le=30),
+    "INPUT.COLORJITTER_B": Key(0.4, "brightness", ge=0),
+    "INPUT.COLORJITTER_C": Key(0.4, "contrast", ge=0),
+    "INPUT.COLORJITTER_S": Key(0.4, "saturation", ge=0),
+    "INPUT.COLORJITTER_H": Key(0.1, "hue", ge=0, le=0.5),
+    "INPUT.RGS_P": Key(0.2, "probability of randomgrayscale", ge=0, le=1),
+    "INPUT.GB_P": Key(0.5, "probability of gaussian_blur", ge=0, le=1),
+    "INPUT.GB_K": Key(21, "its kernel, pixels", ge=1, test=is_odd),
+    "DATASET.ROOT": Key("", "folder of all data sets", path=True),
+    "DATASET.NAME": Key("", "registered name"),
+    "DATASET.SOURCE_DOMAINS": Key((), "for domain adaptation and generalisation", item=str),
+    "DATASET.TARGET_DOMAINS": Key((), "for domain adaptation and generalisation", item=str),
+    "DATASET.NUM_LABELED": Key(-1, "semi-supervised: labelled images of all classes together; below 1: by NUM_SHOTS"),
+    "DATASET.NUM_SHOTS": Key(-1, "images a class; below 1: all"),
+    "DATASET.SUBSET": Key("", "an earlier run's subset.json: its few-shot draw instead of one by SEED", path=True),
+    "DATASET.SUBSAMPLE_CLASSES": Key(
+        "all", "base: first half of the labels, new: the rest", choices="dassl.data.fewshot:SUBSETS"
+    ),
+    "DATASET.VAL_PERCENT": Key(0.1, "share of the training images that validates", ge=0, le=1),
+    "DATASET.STL10_FOLD": Key(-1, "of STL-10; negative: all", le=9),
+    "DATASET.CIFAR_C_TYPE": Key("", "corruption"),
+    "DATASET.CIFAR_C_LEVEL": Key(1, "its strength", ge=1, le=5),
+    "DATASET.ALL_AS_UNLABELED": Key(False, "semi-supervised: labelled images are among the unlabelled too"),
+    "DATASET.CUSTOM.PATH": Key(
+        "",
+        "your own images: the folder of class folders, or the .csv or .json file; below ROOT, or absolute",
+        path=True,
+    ),
+    "DATASET.CUSTOM.IMAGES": Key(
+        "", "Manifest: the folder its paths start from; empty: where the file lies", path=True
+    ),
+    "DATASET.CUSTOM.NAMES": Key(
+        "", "a JSON file among the images, {class folder or label: name}, in label order", path=True
+    ),
+    "DATASET.CUSTOM.PROMPTS": Key(
+        ["a photo of a {}."], "the first one trains; a stream is evaluated with all", nonempty=True, also=str
+    ),
+    "DATASET.CUSTOM.TASK": Key("", "its name in tables and streams; empty: that of the folder or file"),
+    "DATASET.CUSTOM.SPLIT": Key(
+        [0.5, 0.2, 0.3], "train, val, test: parts of each class, for images that have none", ge=0, le=1, length=3
+    ),
+    "FEATURES.VIEWS": Key(0, "augmented views an image in the feature bank; 0: pixels every step", ge=0),
+    "FEATURES.TEST": Key(True, "frozen image towers: validation and test features from the bank"),
+    "FEATURES.DIR": Key("", "folder of the banks; empty: $OUTPUT/features, else output/features", path=True),
+    "FEATURES.STRICT": Key(False, "key the bank by the files' contents, not by size and time"),
+    "DATALOADER.NUM_WORKERS": Key(4, "processes a loader", ge=0),
+    "DATALOADER.PERSISTENT": Key(False, "keep workers between epochs"),
+    "DATALOADER.K_TRANSFORMS": Key(1, "augmented views a training image", ge=1),
+    "DATALOADER.RETURN_IMG0": Key(False, "the image without augmentation too"),
+    "DATALOADER.TRAIN_X.SAMPLER": Key("RandomSampler", "of labelled images", choices=SAMPLERS),
+    "DATALOADER.TRAIN_X.BATCH_SIZE": Key(32, "of all processes together", ge=1),
+    "DATALOADER.TRAIN_X.N_DOMAIN": Key(0, "RandomDomainSampler: domains a batch; below 1: all"),
+    "DATALOADER.TRAIN_X.N_INS": Key(16, "RandomClassSampler: images of a class in a batch", ge=1),
+    "DATALOADER.TRAIN_U.SAME_AS_X": Key(True, "the four keys of TRAIN_X for unlabelled images too"),
+    "DATALOADER.TRAIN_U.SAMPLER": Key("RandomSampler", "of unlabelled images", choices=SAMPLERS),
+    "DATALOADER.TRAIN_U.BATCH_SIZE": Key(32, "as TRAIN_X", ge=1),
+    "DATALOADER.TRAIN_U.N_DOMAIN": Key(0, "as TRAIN_X"),
+    "DATALOADER.TRAIN_U.N_INS": Key(16, "as TRAIN_X", ge=1),
+    "DATALOADER.TEST.SAMPLER": Key("SequentialSampler", "of validation and test images", choices=SAMPLERS),
+    "DATALOADER.TEST.BATCH_SIZE": Key(32, "of validation and test images", ge=1),
+    "MODEL.INIT_WEIGHTS": Key("", "checkpoint that the model starts from", path=True),
+    "MODEL.BACKBONE.NAME": Key("", "registered name, a CLIP's name, or its file", path=True),
+    "MODEL.BACKBONE.PATH": Key("", "weights file, or the folder that holds it", path=True),
+    "MODEL.BACKBONE.PRETRAINED": Key(True, "torchvision's weights, for backbones without text"),
+    "MODEL.TEXT_CHUNK": Key(
+        0, "classes in CLIP's text tower at once, each chunk run again for its gradients; 0: all", ge=0
+    ),
+    "MODEL.CHECKPOINT_BLOCKS": Key(
+        False, "blocks of CLIP's towers keep their inputs alone, run again for their gradients"
+    ),
+    "MODEL.HEAD.NAME": Key("", "empty: none", choices="dassl.modeling.head:HEAD_REGISTRY"),
+    "MODEL.HEAD.HIDDEN_LAYERS": Key((), "widths", item=int, ge=1, also=int),
+    "MODEL.HEAD.ACTIVATION": Key("relu", "relu, leaky_relu"),
+    "MODEL.HEAD.BN": Key(True, "batch norms"),
+    "MODEL.HEAD.DROPOUT": Key(0.0, "probability", ge=0, le=1),
+    "OPTIM.NAME": Key("adam", "optimiser", choices="dassl.optim.optimizer:AVAI_OPTIMS"),
+    "OPTIM.LR": Key(0.0003, "learning rate", ge=0),
+    "OPTIM.WEIGHT_DECAY": Key(5e-4, "L2 penalty; adamw: decoupled", ge=0),
+    "OPTIM.MOMENTUM": Key(0.9, "sgd, rmsprop", ge=0, le=1),
+    "OPTIM.SGD_DAMPNING": Key(0, "the key is spelt so in Dassl", ge=0, le=1, also=float),
+    "OPTIM.SGD_NESTEROV": Key(False, "Nesterov's momentum"),
+    "OPTIM.RMSPROP_ALPHA": Key(0.99, "its moving average", ge=0, le=1),
+    "OPTIM.ADAM_BETA1": Key(0.9, "of all Adam kinds", ge=0, lt=1),
+    "OPTIM.ADAM_BETA2": Key(0.999, "of all Adam kinds", ge=0, lt=1),
+    "OPTIM.STAGED_LR": Key(False, "NEW_LAYERS train at LR, all else at BASE_LR_MULT * LR"),
+    "OPTIM.NEW_LAYERS": Key((), "names of layers", item=str, also=str),
+    "OPTIM.BASE_LR_MULT": Key(0.1, "for STAGED_LR", ge=0),
+    "OPTIM.LR_SCHEDULER": Key("single_step", "schedule", choices="dassl.optim.lr_scheduler:available_schedules"),
+    "OPTIM.STEPSIZE": Key(
+        (-1,),
+        "epochs; single_step: between steps, below 1: MAX_EPOCH; multi_step: of each step",
+        nonempty=True,
+        also=int,
+    ),
+    "OPTIM.GAMMA": Key(0.1, "factor of a step", ge=0),
+    "OPTIM.MAX_EPOCH": Key(10, "epochs", ge=0),
+    "OPTIM.GRAD_CLIP": Key(0.0, "largest norm of all gradients together; 0: not clipped", ge=0),
+    "OPTIM.WARMUP_EPOCH": Key(-1, "epochs of warm-up; below 1: none"),
+    "OPTIM.WARMUP_STEPS": Key(0, "cosine_steps: optimiser steps from 0 to LR", ge=0),
+    "OPTIM.WARMUP_TYPE": Key("linear", "of WARMUP_EPOCH", choices=("linear", "constant")),
+    "OPTIM.WARMUP_CONS_LR": Key(1e-5, "rate of a constant warm-up", ge=0),
+    "OPTIM.WARMUP_MIN_LR": Key(1e-5, "first rate of a linear warm-up", ge=0),
+    "OPTIM.WARMUP_RECOUNT": Key(True, "the schedule counts from 0 behind the warm-up"),
+    "TRAIN.CHECKPOINT_FREQ": Key(0, "epochs; below 1: only the last"),
+    "TRAIN.PRINT_FREQ": Key(10, "batches", ge=1),
+    "TRAIN.COUNT_ITER": Key(
+        "train_x", "which loader's length an epoch has", choices=("train_x", "train_u", "smaller_one")
+    ),
+    "TRAIN.ACCUMULATE": Key(
+        1, "batches whose mean loss makes a step: that of one large batch, batch norms apart", ge=1
+    ),
+    "TEST.EVALUATOR": Key("Classification", "registered name", choices="dassl.evaluation.build:EVALUATOR_REGISTRY"),
+    "TEST.PER_CLASS_RESULT": Key(False, "accuracy of each class"),
+    "TEST.COMPUTE_CMAT": Key(False, "confusion matrix, as cmat.pt"),
+    "TEST.NO_TEST": Key(False, "no test after training"),
+    "TEST.SPLIT": Key("test", "of the final test", choices=("val", "test")),
+    "TEST.FINAL_MODEL": Key("last_step", "that is tested", choices=("last_step", "best_val")),
+    "TRAINER.NAME": Key("", "registered name"),
+    "TRAINER.MODAL": Key("base2novel", "protocol, by which some data sets split", choices=PROTOCOLS),
+    # Keys of Dassl's own trainers: other people's yaml files set them
+    "TRAINER.MCD.N_STEP_F": Key(4, "steps of the features a batch", ge=1),
+    "TRAINER.MME.LMDA": Key(0.1, "of the entropy", ge=0),
+    "TRAINER.CDAC.CLASS_LR_MULTI": Key(10, "of the classifier's rate", ge=0),
+    "TRAINER.CDAC.RAMPUP_COEF": Key(30, "largest weight of the consistency", ge=0),
+    "TRAINER.CDAC.RAMPUP_ITRS": Key(1000, "steps to it", ge=0),
+    "TRAINER.CDAC.TOPK_MATCH": Key(5, "largest features that two images share", ge=1),
+    "TRAINER.CDAC.P_THRESH": _CONFIDENCE,
+    "TRAINER.CDAC.STRONG_TRANSFORMS": _STRONG,
+    "TRAINER.SE.EMA_ALPHA": _EMA,
+    "TRAINER.SE.CONF_THRE": _CONFIDENCE,
+    "TRAINER.SE.RAMPUP": Key(300, "steps to the whole weight", ge=0),
+    "TRAINER.M3SDA.LMDA": Key(0.5, "of the distance of moments", ge=0),
+    "TRAINER.M3SDA.N_STEP_F": Key(4, "steps of the features a batch", ge=1),
+    "TRAINER.DAEL.WEIGHT_U": Key(0.5, "of the unlabelled loss", ge=0),
+    "TRAINER.DAEL.CONF_THRE": _CONFIDENCE,
+    "TRAINER.DAEL.STRONG_TRANSFORMS": _STRONG,
+    **{
+        f"TRAINER.{name}.{key}_{of}": row
+        for name in ("CROSSGRAD", "CG")  # upstream's and the fork's name, as of MEANTEACHER
+        for of in "FD"
+        for key, row in {
+            "EPS": Key(1.0, "step of the perturbation", ge=0),
+            "ALPHA": Key(0.5, "of the perturbed images' loss", ge=0, le=1),
+        }.items()
     },
-    "SE": {"EMA_ALPHA": 0.999, "CONF_THRE": 0.95, "RAMPUP": 300},
-    "M3SDA": {"LMDA": 0.5, "N_STEP_F": 4},
-    "DAEL": {"WEIGHT_U": 0.5, "CONF_THRE": 0.95, "STRONG_TRANSFORMS": ()},
-    "CROSSGRAD": {"EPS_F": 1.0, "EPS_D": 1.0, "ALPHA_F": 0.5, "ALPHA_D": 0.5},
-    "CG": {"EPS_F": 1.0, "EPS_D": 1.0, "ALPHA_F": 0.5, "ALPHA_D": 0.5},
-    "DDAIG": {
-        "G_ARCH": "",
-        "LMDA": 0.3,
-        "CLAMP": False,
-        "CLAMP_MIN": -1.0,
-        "CLAMP_MAX": 1.0,
-        "WARMUP": 0,
-        "ALPHA": 0.5,
+    "TRAINER.DDAIG.G_ARCH": Key("", "generator"),
+    "TRAINER.DDAIG.LMDA": Key(0.3, "of what it adds", ge=0),
+    "TRAINER.DDAIG.CLAMP": Key(False, "hold its images within CLAMP_MIN and CLAMP_MAX"),
+    "TRAINER.DDAIG.CLAMP_MIN": Key(-1.0, "for CLAMP"),
+    "TRAINER.DDAIG.CLAMP_MAX": Key(1.0, "for CLAMP"),
+    "TRAINER.DDAIG.WARMUP": Key(0, "epochs without its images"),
+    "TRAINER.DDAIG.ALPHA": Key(0.5, "of their loss", ge=0, le=1),
+    "TRAINER.DAELDG.WEIGHT_U": Key(0.5, "of the unlabelled loss", ge=0),
+    "TRAINER.DAELDG.CONF_THRE": _CONFIDENCE,
+    "TRAINER.DAELDG.STRONG_TRANSFORMS": _STRONG,
+    "TRAINER.DOMAINMIX.TYPE": Key("crossdomain", "what is mixed"),
+    "TRAINER.DOMAINMIX.ALPHA": Key(1.0, "of the beta distribution", gt=0),
+    "TRAINER.DOMAINMIX.BETA": Key(1.0, "of the beta distribution", gt=0),
+    "TRAINER.ENTMIN.LMDA": Key(1e-3, "of the entropy", ge=0),
+    **{
+        f"TRAINER.{name}.{key}": row
+        for name in ("MEANTEACHER", "MEANTEA")
+        for key, row in {
+            "WEIGHT_U": Key(1.0, "of the unlabelled loss", ge=0),
+            "EMA_ALPHA": _EMA,
+            "RAMPUP": Key(5, "epochs to the whole weight", ge=0),
+        }.items()
     },
-    "DAELDG": {"WEIGHT_U": 0.5, "CONF_THRE": 0.95, "STRONG_TRANSFORMS": ()},
-    "DOMAINMIX": {"TYPE": "crossdomain", "ALPHA": 1.0, "BETA": 1.0},
-    "ENTMIN": {"LMDA": 1e-3},
-    "MEANTEACHER": {"WEIGHT_U": 1.0, "EMA_ALPHA": 0.999, "RAMPUP": 5},
-    "MEANTEA": {"WEIGHT_U": 1.0, "EMA_ALPHA": 0.999, "RAMPUP": 5},
-    "MIXMATCH": {"WEIGHT_U": 100.0, "TEMP": 2.0, "MIXUP_BETA": 0.75, "RAMPUP": 20000},
-    "FIXMATCH": {"WEIGHT_U": 1.0, "CONF_THRE": 0.95, "STRONG_TRANSFORMS": ()},
+    "TRAINER.MIXMATCH.WEIGHT_U": Key(100.0, "of the unlabelled loss", ge=0),
+    "TRAINER.MIXMATCH.TEMP": Key(2.0, "that sharpens labels", gt=0),
+    "TRAINER.MIXMATCH.MIXUP_BETA": Key(0.75, "of the beta distribution", gt=0),
+    "TRAINER.MIXMATCH.RAMPUP": Key(20000, "steps to the whole weight", ge=0),
+    "TRAINER.FIXMATCH.WEIGHT_U": Key(1.0, "of the unlabelled loss", ge=0),
+    "TRAINER.FIXMATCH.CONF_THRE": _CONFIDENCE,
+    "TRAINER.FIXMATCH.STRONG_TRANSFORMS": _STRONG,
 }
-
-_C.TRAINER = CN()
-_C.TRAINER.NAME = ""
-_C.TRAINER.MODAL = "base2novel"  # or cross: how PromptKD-style data sets split
-for _name, _keys in _DASSL_TRAINERS.items():
-    _C.TRAINER[_name] = CN(_keys)
+RULES: dict[str, Key] = dict(KEYS)  # and the keys of the trainers that are known
+_C = build_node(KEYS)
 
 
 def get_cfg_default() -> CN:
     """A fresh, unfrozen copy of the default tree."""
     return _C.clone()
+
+
+def declare(keys: Keys) -> None:
+    """Let values that are set from now on be held against `keys`; a key that is known stays as it is."""
+    for name, key in keys.items():
+        RULES.setdefault(name, key)
+
+
+def complete(cfg: CN) -> CN:
+    """Give a cfg that was made from another copy of Dassl's defaults the engine keys it lacks, in place -> cfg."""
+    trainers = [node for node, keys in _C.TRAINER.items() if isinstance(keys, CN)]
+    tree = get_cfg_default()
+    for node in trainers:
+        tree.TRAINER.pop(node)
+    add_missing(cfg, tree)
+    return cfg
 
 
 def clean_cfg(cfg: CN, trainer: str) -> None:

@@ -5,8 +5,8 @@ A yaml file may say `_BASE_: other.yaml` (or a list; relative to its own folder;
 backbone only says so there.
 """
 
-import ast
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from yacs.config import CfgNode as CN
 
 from dassl.utils import MissingFile, UserError, brief, closest, read_text
 
-# Keys that take a bool or any string. yacs knows one type a key, so the default gives way before its check.
-FLEXIBLE_KEYS = ("CTX_INIT",)
+from .defaults import RULES
+from .keys import Key, Typed, literal
+
+FLEXIBLE_KEYS = ("CTX_INIT",)  # a bool or any text, whoever declares them
 
 MOST_VALUES, DEEPEST = 10_000, 20  # of a yaml file, aliases counted as what they stand for; ours have 40 and 4
 
@@ -24,13 +26,24 @@ Aliases = Mapping[str, str]
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, whose own constructors raise all kinds for `!!int x` or a 13th month; these name the line."""
+    """The safe loader: what is no text keeps the text that stands there, a key stands once in a mapping. Its own
+    constructors raise all kinds for `!!int x` or a 13th month; these name the line."""
 
     def construct_object(self, node, deep=False):
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise yaml.constructor.ConstructorError(None, None, f"no {node.tag}: {error}", node.start_mark) from None
+        return Typed(value, node.value) if isinstance(node, yaml.ScalarNode) and not isinstance(value, str) else value
+
+    def construct_mapping(self, node, deep=False):
+        lines: dict[str, int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+                both = f"{key.value} stands twice, in lines {lines[key.value]} and {line}"
+                raise yaml.constructor.ConstructorError(None, None, both, key.start_mark)
+        return super().construct_mapping(node, deep)
 
     def fetch_flow_collection_start(self, kind):  # the scanner's time is quadratic in the depth
         if self.flow_level >= DEEPEST:
@@ -38,8 +51,20 @@ class _Loader(yaml.SafeLoader):
         super().fetch_flow_collection_start(kind)
 
 
-def read_yaml(path: str | Path, _chain: tuple = ()) -> dict:
+def read_yaml(path: str | Path) -> dict:
     """The nested dictionary of a yaml file with its `_BASE_` files merged below it."""
+    return _plain(_read(path))
+
+
+def _plain(tree: object) -> object:
+    if isinstance(tree, dict):
+        return {_plain(key): _plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(map(_plain, tree))
+    return tree.value if isinstance(tree, Typed) else tree
+
+
+def _read(path: str | Path, _chain: tuple = ()) -> dict:
     path = Path(path)
     what = f"Config file {path}" + (f" (_BASE_ of {_chain[-1]})" if _chain else "")
     if path.suffix not in (".yaml", ".yml"):
@@ -55,7 +80,7 @@ def read_yaml(path: str | Path, _chain: tuple = ()) -> dict:
         raise UserError(f"{what} is not valid yaml: nested more than {DEEPEST} deep") from None
     if path.resolve() in _chain:
         raise UserError(f"{what} is its own _BASE_")
-    return _with_bases({} if tree is None else tree, path, what, _chain)
+    return _with_bases({} if getattr(tree, "value", tree) is None else tree, path, what, _chain)
 
 
 def _with_bases(tree: object, path: Path, what: str, chain: tuple) -> dict:
@@ -71,7 +96,7 @@ def _with_bases(tree: object, path: Path, what: str, chain: tuple) -> dict:
         raise UserError(f"{what}: _FINAL_ is {brief(tree['_FINAL_'])}, expected KEY: value lines")
     merged: dict = {}
     for base in bases:
-        _update(merged, read_yaml(path.parent / base, (*chain, path.resolve())))
+        _update(merged, _read(path.parent / base, (*chain, path.resolve())))
     return _update(merged, tree)
 
 
@@ -119,7 +144,7 @@ def aliased(pairs: Iterable[tuple[str, object]], aliases: Aliases, where: str) -
 
 def merge_yaml(cfg: CN, path: str | Path, aliases: Aliases | None = None) -> dict:
     """Merge a yaml file (with its bases) into cfg. Returns its `_FINAL_` section, not yet applied."""
-    tree = read_yaml(path)
+    tree = _read(path)
     final = tree.pop("_FINAL_", {})
     merge_tree(cfg, tree, str(path), aliases)
     return final
@@ -127,46 +152,40 @@ def merge_yaml(cfg: CN, path: str | Path, aliases: Aliases | None = None) -> dic
 
 def merge_tree(cfg: CN, tree: Mapping, where: str, aliases: Aliases | None = None) -> None:
     """Merge a nested dictionary into cfg; `where` names its origin in errors."""
-    for key, value in aliased(leaves(tree), aliases or {}, where):
+    pairs = list(leaves(tree))
+    names = [key for key, _ in pairs]
+    if len(set(names)) < len(names):  # one of them with dots
+        raise UserError(f"{where}: {next(key for key in names if names.count(key) > 1)} stands twice")
+    for key, value in aliased(pairs, aliases or {}, where):
         _set(cfg, key, value, where)
 
 
 def merge_pairs(cfg: CN, pairs: list[str], aliases: Aliases | None = None) -> None:
-    """Merge ["KEY", "VALUE", ...] of a command line into cfg."""
-    if len(pairs) % 2:
-        raise UserError(f"KEY VALUE pairs: {pairs[-1]} has no value (got: {' '.join(pairs)})")
-    given = zip(pairs[::2], (_literal(value) for value in pairs[1::2]), strict=True)
+    """Merge ["KEY", "VALUE", "KEY=VALUE", ...] of a command line into cfg."""
+    words, given = iter(pairs), []
+    for word in words:
+        joined = re.fullmatch(r"([A-Z][\w.]*)=(.*)", str(word), re.DOTALL)
+        key, value = joined.groups() if joined else (word, next(words, None))
+        if value is None:
+            raise UserError(f"KEY VALUE pairs: {pairs[-1]} has no value (got: {' '.join(map(str, pairs))})")
+        read = literal(value)
+        given.append((key, read if isinstance(read, str) else value))  # a quoted text is that text
     for key, value in aliased(given, aliases or {}, "KEY VALUE pairs"):
         _set(cfg, key, value, "KEY VALUE pairs")
 
 
-def _literal(text: object) -> object:
-    if not isinstance(text, str):
-        return text
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # TypeError: {[]: 1}
-        return text
-
-
-def _set(cfg: CN, key: str, value: object, where: str) -> None:
-    node, leaf = _find(cfg, key, where)
+def _set(cfg: CN, name: str, value: object, where: str) -> None:
+    node, leaf = _find(cfg, name, where)
     old = node[leaf]
     if isinstance(old, CN):
-        raise UserError(f"{where}: {key} is a group of keys ({', '.join(old)}), not a value")
-    if leaf in FLEXIBLE_KEYS and isinstance(value, (bool, str)):
-        node[leaf] = value
-        return
-    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(old, str) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-        node[leaf] = str(value)
-        return
-    try:
-        node.merge_from_list([leaf, value])
-    except (ValueError, AssertionError, KeyError, TypeError, MemoryError, RecursionError):  # it parses texts again
-        kinds = f"is a {type(value).__name__}, expected {type(old).__name__}"
-        raise UserError(f"{where}: {key} = {brief(value)} {kinds} (default {old!r})") from None
+        raise UserError(f"{where}: {name} is a group of keys ({', '.join(old)}), not a value")
+    key = RULES.get(name)
+    if key is None or type(key.default) is not type(old) and not (key.also and isinstance(old, key.also)):
+        also = str if isinstance(old, bool) else bool  # of another copy of the defaults: its value says the type
+        key = Key(old, also=also if leaf in FLEXIBLE_KEYS else None)
+    value = key.parse(value)
+    key.check(name, value, where, choices=False)
+    node[leaf] = value
 
 
 def _find(cfg: CN, key: str, where: str) -> tuple[CN, str]:

@@ -1,17 +1,29 @@
 """Trainers by name, and the config keys that they bring along."""
 
 import os
+import re
 
 from yacs.config import CfgNode as CN
 
-from dassl.config import get_cfg_default, leaves, merge_tree, read_yaml
+from dassl.config import (
+    KEYS,
+    add_missing,
+    build_node,
+    check_values,
+    complete,
+    declare,
+    get_cfg_default,
+    leaves,
+    merge_tree,
+    read_yaml,
+)
 from dassl.utils import MissingFile, Registry, UserError, brief, check_availability, get_logger
 
 TRAINER_REGISTRY = Registry("TRAINER", built_in=("dassl.engine.da", "dassl.engine.dg", "dassl.engine.ssl"))
 """Trainer classes by `__name__`.
 
 A member is called as `Trainer(cfg)` and derives from SimpleTrainer (see simple.py), mostly through TrainerX.
-Class attributes that the engine reads: CONFIG and `default_config()` (its own keys), `needs_checkpoint`
+Class attributes that the engine reads: CONFIG and KEYS or `default_config()` (its own keys), `needs_checkpoint`
 (False: `--eval-only` works without a trained model).
 """
 
@@ -22,33 +34,58 @@ def trainer_class(name):
     return TRAINER_REGISTRY.get(name)
 
 
+def checked_class(cfg):
+    """The class that cfg.TRAINER.NAME names. What cfg lacks of the engine's keys gets its default.
+
+    UserError: a value that its key does not take. A class that declares no KEYS, as one written for Dassl, may know
+    other names than our choices, and reads its node of cfg.TRAINER as it likes.
+    """
+    cls = trainer_class(complete(cfg).TRAINER.NAME)
+    mine, theirs = trainer_keys(cls), tuple(f"TRAINER.{node}." for node, _ in config_nodes(cls))
+    engine = {n: key for n, key in KEYS.items() if not re.match(r"TRAINER\.\w+\.", n) or mine and n.startswith(theirs)}
+    check_values(cfg, engine | mine, choices=bool(mine))
+    return cls
+
+
 def build_trainer(cfg):
     """The trainer that cfg.TRAINER.NAME names, with its data, model and evaluator built."""
-    cls = trainer_class(cfg.TRAINER.NAME)
+    cls = checked_class(cfg)
     if cfg.VERBOSE:
         get_logger().info(f"Loading trainer: {cfg.TRAINER.NAME}")
     return cls(cfg)
 
 
+def config_nodes(cls):
+    """[(node below cfg.TRAINER, class that brings it)], base classes first."""
+    return [(base.__dict__["CONFIG"], base) for base in reversed(cls.__mro__) if base.__dict__.get("CONFIG")]
+
+
+def trainer_keys(cls):
+    """{"TRAINER.NODE.KEY": Key} of what a class and its base classes declare and give a default."""
+    keys = {}
+    for node, base in config_nodes(cls):
+        defaults = dict(leaves(_defaults(base)))
+        declared = {name: key for name, key in getattr(base, "KEYS", {}).items() if defaults.get(name) == key.default}
+        keys = {f"TRAINER.{node}.{name}": key for name, key in declared.items()} | keys
+    return keys
+
+
+def _defaults(base):
+    """The keys that a trainer or a mixin brings along, as a tree."""
+    return base.default_config() if hasattr(base, "default_config") else build_node(base.KEYS)
+
+
 def add_trainer_nodes(cfg):
     """Give `cfg` the nodes of all registered trainers and of their base classes, in place.
 
-    Each class that defines CONFIG brings `default_config()` to cfg.TRAINER.<CONFIG>. Two classes may share a
+    Each class that defines CONFIG brings KEYS or `default_config()` to cfg.TRAINER.<CONFIG>. Two classes may share a
     node: it gets the union of their keys, and what is there already stays.
     """
     for name in TRAINER_REGISTRY.registered_names():
-        for cls in reversed(TRAINER_REGISTRY.get(name).__mro__):
-            node = cls.__dict__.get("CONFIG")
-            if node:
-                _add_missing(cfg.TRAINER.setdefault(node, CN()), cls.default_config())
-
-
-def _add_missing(node, defaults):
-    for key, value in defaults.items():
-        if isinstance(value, CN):
-            _add_missing(node.setdefault(key, CN()), value)
-        else:
-            node.setdefault(key, value)
+        cls = TRAINER_REGISTRY.get(name)
+        for node, base in config_nodes(cls):
+            add_missing(cfg.TRAINER.setdefault(node, CN()), _defaults(base))
+        declare(trainer_keys(cls))
 
 
 def read_run_cfg(folder):
@@ -74,7 +111,7 @@ def read_run_cfg(folder):
     aliases = getattr(cls, "ALIASES", {})
     cfg = get_cfg_default()
     add_trainer_nodes(cfg)
-    own = {base.__dict__.get("CONFIG") for base in cls.__mro__}
+    own = {node for node, _ in config_nodes(cls)}
     merge_tree(cfg, tree, path)
     for key, value in leaves(trainers, "TRAINER."):
         try:

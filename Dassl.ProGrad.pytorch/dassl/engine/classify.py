@@ -4,17 +4,16 @@ Letters: B images, C classes.
 """
 
 import torch.nn.functional as F
-from yacs.config import CfgNode as CN
 
 from dassl.metrics import compute_accuracy
+
+from .precision import precision_key
 
 
 class Classifies:
     """Mixed into TrainerX or TrainerXU; the model is what their default `build_model` makes."""
 
-    @classmethod
-    def default_config(cls):
-        return CN({"PREC": "fp32"})  # fp32, amp, bf16
+    KEYS = {"PREC": precision_key("fp32")}
 
     def supervised(self, logits, label):
         """Cross-entropy of (B, C) and (B,), a scalar; notes the accuracy for the log line."""

@@ -38,7 +38,7 @@ from dassl.utils.distributed import (
 )
 from dassl.utils.memory import reset_peak
 
-from .build import build_trainer, trainer_class
+from .build import build_trainer, checked_class
 from .results import FILE as RESULTS
 from .results import write_results
 from .state import stop_workers
@@ -95,8 +95,8 @@ def run(cfg, *, eval_only=False, model_dir="", load_epoch=None, no_train=False, 
 
 
 def evaluates(cfg, eval_only, model_dir):
-    """`eval_only`. UserError for a trainer that needs a model to evaluate, where none is named."""
-    cls = trainer_class(cfg.TRAINER.NAME)
+    """`eval_only`. UserError for a trainer that needs a model to evaluate, where none is named, or for a bad config."""
+    cls = checked_class(cfg)
     if eval_only and not model_dir and cls.needs_checkpoint:
         raise UserError(f"Nothing to evaluate: --model-dir names the folder of a trained {cls.__name__}")
     return eval_only

@@ -5,7 +5,7 @@ import os
 from dassl.config import leaves
 from dassl.utils import read_json
 
-from .build import trainer_class
+from .build import config_nodes, trainer_class
 from .results import FILE as RESULTS
 
 # what a recipe does not say: where a run stands, its seed, how fast it goes
@@ -34,7 +34,7 @@ def changed_keys(recipe, cfg):
 
 def own_nodes(cfg):
     """Nodes of cfg.TRAINER that the run's trainer reads; empty for one in Dassl's style, which reads what it likes."""
-    return {cls.__dict__["CONFIG"] for cls in trainer_class(cfg.TRAINER.NAME).__mro__ if cls.__dict__.get("CONFIG")}
+    return {node for node, _ in config_nodes(trainer_class(cfg.TRAINER.NAME))}
 
 
 def idle(key, nodes):

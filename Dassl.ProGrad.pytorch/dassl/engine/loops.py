@@ -35,8 +35,6 @@ class EpochTrainer(SimpleTrainer):
         elif self.cfg.TRAIN.ACCUMULATE != 1 or world_size() > 1:
             name, what = type(self).__name__, "TRAIN.ACCUMULATE" if world_size() == 1 else "torchrun"
             raise UserError(f"{what} needs a trainer with losses(); {name} steps by itself")
-        if self.cfg.TRAIN.ACCUMULATE < 1:
-            raise UserError(f"TRAIN.ACCUMULATE is {self.cfg.TRAIN.ACCUMULATE}, expected 1 or more batches")
         if self.max_epoch < 1:
             raise UserError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, expected 1 or more")
         super().before_train()

@@ -11,9 +11,15 @@ import contextlib
 
 import torch
 
+from dassl.config import Key
 from dassl.utils import UserError, check_availability, get_logger
 
 MODES = ("fp32", "fp16", "amp", "bf16")
+
+
+def precision_key(default, choices=MODES):
+    """The key PREC of a trainer's node."""
+    return Key(default, "precision", choices=choices)
 
 
 class Precision:

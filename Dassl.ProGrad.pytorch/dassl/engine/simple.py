@@ -7,8 +7,8 @@ from datetime import timedelta
 import numpy as np
 import torch
 from tqdm import tqdm
-from yacs.config import CfgNode as CN
 
+from dassl.config import Keys, build_node
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -43,6 +43,7 @@ class SimpleTrainer(TrainerBase):
     """
 
     CONFIG = ""  # name of this class's node below cfg.TRAINER
+    KEYS: Keys = {}  # that node's keys: {"NAME": Key(default, meaning, ...)}
     needs_checkpoint = True  # False: can be evaluated without a trained model
 
     def __init__(self, cfg):
@@ -68,8 +69,8 @@ class SimpleTrainer(TrainerBase):
 
     @classmethod
     def default_config(cls):
-        """Hook: the keys of cfg.TRAINER.<CONFIG> with their defaults -> CfgNode."""
-        return CN()
+        """Hook: the keys of cfg.TRAINER.<CONFIG> with their defaults -> CfgNode. By default those of KEYS."""
+        return build_node(cls.KEYS)
 
     def check_cfg(self, cfg):
         """Hook: refuse values that do not go together; `self.cfg` is not set yet."""

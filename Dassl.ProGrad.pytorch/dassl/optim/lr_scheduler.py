@@ -13,6 +13,11 @@ AVAI_SCHEDS = ["single_step", "multi_step", "cosine", "constant"]
 STEP_SCHEDS = ["cosine_steps"]
 
 
+def available_schedules():
+    """All names."""
+    return AVAI_SCHEDS + STEP_SCHEDS
+
+
 class _WarmupScheduler(LRScheduler):
     """Own rates in epochs 0 .. w - 1, the base rates in epoch w, from then on those of `successor`."""
 
@@ -126,7 +131,7 @@ def build_lr_scheduler(optimizer, optim_cfg, steps_per_epoch=None):
         without `steps_per_epoch`.
         WrongType: STEPSIZE does not fit the schedule.
     """
-    check_availability(optim_cfg.LR_SCHEDULER, AVAI_SCHEDS + STEP_SCHEDS, "OPTIM.LR_SCHEDULER")
+    check_availability(optim_cfg.LR_SCHEDULER, available_schedules(), "OPTIM.LR_SCHEDULER")
     warmup = optim_cfg.WARMUP_EPOCH
     if optim_cfg.LR_SCHEDULER in STEP_SCHEDS:
         if warmup > 0:

@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = late_imports(
     lock="RunLock",
     logger="Logger get_logger logging_to setup_logger",
     meters="AverageMeter MetricMeter",
+    paths="expand_user",
     plain_pickle="PlainArray load_plain_pickle",
     registry="Registry check_availability closest get_most_similar_str_to_a_from_b",
     restricted="Inert restricted_load safe_load",

@@ -50,8 +50,6 @@ class FixMatch(Classifies, TrainerXU):
                 "TRAINER.FIXMATCH.STRONG_TRANSFORMS is empty, expected names such as "
                 '["random_flip", "random_crop", "randaugment_fixmatch", "normalize"]'
             )
-        if not 0 <= node.CONF_THRE <= 1:
-            raise UserError(f"TRAINER.FIXMATCH.CONF_THRE is {node.CONF_THRE}, expected a probability")
 
     def build_data_manager(self):
         weak = build_transform(self.cfg, is_train=True)
