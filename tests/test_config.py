@@ -2,7 +2,7 @@
 
 import pytest
 
-from dassl.config import aliased, clean_cfg, get_cfg_default, merge_pairs, merge_tree, merge_yaml
+from dassl.config import KEYS, aliased, clean_cfg, get_cfg_default, merge_pairs, merge_tree, merge_yaml
 from dassl.utils import UserError
 
 
@@ -118,3 +118,9 @@ def test_clean_cfg_keeps_the_trainers_own_node():
     cfg = get_cfg_default()
     clean_cfg(cfg, "FixMatch")
     assert set(cfg.TRAINER) == {"NAME", "FIXMATCH"}
+
+
+def test_every_script_of_ours_names_a_protocol_that_the_key_takes():
+    from scripts.commands import COMMANDS
+
+    assert {command.protocol for command in COMMANDS.values()} <= set(KEYS["TRAINER.MODAL"].choices)

@@ -9,7 +9,7 @@ from .keys import Key, Keys, add_missing, build_node, is_ascending, is_odd
 
 SAMPLERS = "dassl.data.samplers:SAMPLERS"
 TRANSFORMS = "dassl.data.transforms:TRANSFORMS"
-PROTOCOLS = ("base2novel", "cross", "domain", "fewshot", "robust", "sweep", "mtil")
+PROTOCOLS = ("base2novel", "cross", "dg", "fewshot", "robust", "sweep", "mtil")
 
 _CONFIDENCE = Key(0.95, "probability of a label that counts", ge=0, le=1)
 _EMA = Key(0.999, "of the moving average", ge=0, le=1)
