@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from scripts.check_job import check_job  # noqa: E402
-from scripts.main_job import build_parser, check_readers, has_workflow, plan, report  # noqa: E402
+from scripts.main_job import build_parser, check_readers, has_workflow, plan, report, report_if_any  # noqa: E402
 from scripts.workflow.grid import UNITS, Grid, home, unit_of  # noqa: E402
 from scripts.workflow.lock import clear_dead_lock  # noqa: E402
 from scripts.workflow.status import status, unfinished  # noqa: E402
@@ -142,12 +142,11 @@ def run(args, grid: Grid, more: list[str]) -> int:
         except SystemExit as done:
             failed = done.code
     os.chdir(ROOT)
-    if any(step.finished for job in grid.jobs.values() for step in job.steps):
-        report()
-    print(f"{time.time() - started:.0f} s for {len(grid.jobs)} jobs")
     left = [*unfinished(grid)]
     for line in left:
-        print(line, file=sys.stderr)
+        print(line, file=sys.stderr, flush=True)
+    failed = report_if_any([job.steps for job in grid.jobs.values()], report) or failed
+    print(f"{time.time() - started:.0f} s for {len(grid.jobs)} jobs")
     return 1 if left or failed else 0
 
 

@@ -115,38 +115,43 @@ def main() -> int:
     args, _ = parser.parse_known_intermixed_args()  # --all takes the words of the workflow too
     if args.all and has_workflow():
         print("snakemake is installed: all pairs run as its workflow, as by scripts/flow.py", flush=True)
-        from dassl.utils import errors_in_one_line
         from scripts.flow import main as flow
 
-        with errors_in_one_line():
-            return flow(sys.argv[1:])
+        return flow(sys.argv[1:])
     return run_job(parser.parse_intermixed_args(), plan)
 
 
 def run_job(args, plan, after=report) -> int:
-    """Plan, run and report; the exit status."""
+    """Plan, run and report; the exit status. UserError before anything runs."""
     if args.data:
         os.environ["DATA"] = os.path.abspath(args.data)
-    from dassl.utils import UserError
-
     os.chdir(ROOT)
-    try:
-        cells = plan(args)
-        check_readers([step for cell in cells for step in cell])
-        workers = args.workers or (1 if args.data else 2)
-        if args.check:
-            return check_job(plan, args, workers)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    cells = plan(args)
+    check_readers([step for cell in cells for step in cell])
+    workers = args.workers or (1 if args.data else 2)
+    if args.check:
+        return check_job(plan, args, workers)
     started = time.time()
     failures = run_cells(cells, workers)
-    after()
-    print(f"{time.time() - started:.0f} s for {len(cells)} cells")
-    for failure in failures:
-        print(failure, file=sys.stderr)
-    return 1 if failures else 0
+    left = report_if_any(cells, after)
+    print(f"{time.time() - started:.0f} s for {len(cells)} cells" + (f", {len(failures)} failed" if failures else ""))
+    return 1 if failures or left else 0
+
+
+def report_if_any(cells, after) -> int:
+    """The tables, where a run is finished; the exit status. One that fails says why, and ends nothing."""
+    if not any(step.finished for cell in cells for step in cell):
+        return 0
+    try:
+        after()
+    except SystemExit as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from dassl.utils import errors_in_one_line
+
+    with errors_in_one_line():
+        sys.exit(main())

@@ -5,10 +5,12 @@ From the environment: DATA (default data/ in the clone), OUTPUT (default output/
 A finished run is skipped; a killed one continues.
 """
 
+import contextlib
 import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -260,7 +262,20 @@ def run_one(name: str, arguments: Arguments, pairs: list[str]) -> int:
     if need := missing(name, arguments, pairs):
         print(f"error: {need}", file=sys.stderr)
         return 1
-    return subprocess.run([sys.executable, *argv[1:]], cwd=ROOT).returncode
+    return call(argv[1:])
+
+
+def call(words: Sequence[str]) -> int:
+    """Exit status of Python with these words, run in the clone. Ctrl-C and SIGTERM end it first, this process then."""
+    child = subprocess.Popen([sys.executable, *words], cwd=ROOT)
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        while child.returncode is None:
+            with contextlib.suppress(KeyboardInterrupt):
+                child.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 128 - child.returncode if child.returncode < 0 else child.returncode
 
 
 def skip(out: Path, argv: list[str]) -> int:

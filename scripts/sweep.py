@@ -137,11 +137,7 @@ def main() -> int:
     from dassl.utils import UserError
 
     path = args.sweep.absolute()
-    try:
-        sweep = read_sweep(path)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    sweep = read_sweep(path)
 
     def plan(args) -> list[list[Step]]:
         here = "public" if args.data else "toy"
@@ -154,4 +150,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from dassl.utils import errors_in_one_line
+
+    with errors_in_one_line():
+        sys.exit(main())

@@ -7,38 +7,116 @@ import contextlib
 import importlib
 import multiprocessing
 import os
+import signal
+import sys
+import threading
+import time
 import traceback
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for
 
 from scripts.commands import COMMANDS
 from scripts.jobs import Step
 from scripts.run import module_argv, train_argv
 
+PATIENCE = 30.0  # seconds for the step under way, once a process is to end: what Slurm and torchrun give
+STOPPED = 128 + signal.SIGTERM  # exit status
+GONE = "a process of the job was killed, most often for its memory: fewer --workers; the same command goes on"
+
 
 def start_worker(threads: int, queue) -> None:
-    """Once a worker process: its share of the cores, and the way back to the progress bar."""
+    """Once a worker process: its share of the cores, and the way back to the progress bar. It ends with its parent,
+    which alone hears Ctrl-C."""
     import torch
 
+    from dassl.utils.progress import report_bars
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
+    report_bars(lambda done: tell_bar("part", done))
     start_worker.queue = queue
 
 
-def tell_bar(what: str, text: str) -> None:
-    """To the progress bar: a step starts, or is done."""
-    start_worker.queue.put((what, text))
+def _end_with_parent() -> None:
+    wait_for([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(PATIENCE)
+    os._exit(STOPPED)
+
+
+@contextlib.contextmanager
+def pool(workers: int, threads: int) -> Iterator[tuple]:
+    """(executor, queue to this process) of worker processes. SIGTERM and Ctrl-C end them too, after a line that says
+    how to go on: SystemExit(143), KeyboardInterrupt."""
+    from dassl.engine.stopping import sigterm_ends
+
+    context = multiprocessing.get_context("spawn")
+    queue = context.SimpleQueue()
+    executor = ProcessPoolExecutor(workers, context, start_worker, (threads, queue))
+    with sigterm_ends():
+        try:
+            yield executor, queue
+        except (KeyboardInterrupt, SystemExit) as error:
+            if isinstance(error, KeyboardInterrupt) or error.code == STOPPED:
+                print("stopping; the same command goes on where this one ends", file=sys.stderr, flush=True)
+                executor.shutdown(wait=False, cancel_futures=True)
+                _end_workers()
+            raise
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+
+def _end_workers() -> None:
+    """SIGTERM; what has not ended by then, or at a second Ctrl-C, is killed."""
+    workers = multiprocessing.active_children()
+    deadline = time.monotonic() + PATIENCE
+    try:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def quietly(function: Callable, *arguments):
+    """A worker's job: each run keeps its own log. A process that SIGTERM ended takes no other job."""
+    try:
+        with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+            return function(*arguments)
+    except SystemExit as error:
+        if error.code == STOPPED:
+            signal.raise_signal(signal.SIGTERM)
+        raise
+
+
+def failure_of(future: Future) -> str:
+    """What a cell came to, "" if all is well."""
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return GONE
+
+
+def tell_bar(what: str, value) -> None:
+    """To the progress bar: a step starts (its name), is done, or the part of it that is done."""
+    start_worker.queue.put((what, value))
 
 
 def run_cell(cell: list[Step], tell=tell_bar) -> str:
-    """Run what is missing of one cell; returns the traceback's text if a step failed."""
+    """Run what is missing of one cell; returns the line of the step that failed, with a traceback if it is a bug."""
     from dassl.utils import UserError
 
     for step in cell:
         tell("start", str(step))
         try:
-            with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):  # each run keeps its own log
-                run_step(step)
-        except (UserError, SystemExit) as error:  # a module's command line ends with its one line
-            return f"{step}: {str(error).removeprefix('error: ')}"
+            quietly(run_step, step)
+        except (UserError, OSError, SystemExit) as error:  # a module's command line ends with its one line
+            return f"{step}: {' '.join(str(error).split()).removeprefix('error: ')}"
         except Exception:
             return f"{step}\n{traceback.format_exc()}"
         tell("done", "")
@@ -62,24 +140,25 @@ def run_step(step: Step) -> None:
 
 
 def run_cells(cells: list[list[Step]], workers: int) -> list[str]:
-    """All cells in `workers` processes; returns what failed."""
-    from tqdm import tqdm
+    """All cells in `workers` processes; returns what failed, each said at once."""
+    from dassl.utils.progress import progress
 
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        queue = manager.Queue()
-        bar = tqdm(total=sum(map(len, cells)), unit="run", smoothing=0.05, dynamic_ncols=True)
-        threads = max(1, (os.cpu_count() or 1) // workers)
-        with ProcessPoolExecutor(workers, context, start_worker, (threads, queue)) as pool:
-            waiting = {pool.submit(run_cell, cell) for cell in cells}
-            failures = []
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                failures += [future.result() for future in done if future.result()]
-                while not queue.empty():
-                    kind, text = queue.get()
-                    bar.update(kind == "done")
-                    if text:
-                        bar.set_description_str(text)
-        bar.close()
-    return failures
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    failures: dict[str, None] = {}
+    with (
+        pool(workers, threads) as (executor, queue),
+        progress(total=sum(map(len, cells)), unit="run", smoothing=0.05, delay=0, leave=True) as bar,
+    ):
+        waiting = {executor.submit(run_cell, cell) for cell in cells}
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            for failure in filter(None, map(failure_of, done)):
+                if failure not in failures:
+                    bar.write(f"failed: {failure}", file=sys.stderr)
+                failures[failure] = None
+            while not queue.empty():
+                what, value = queue.get()
+                bar.update(what == "done")
+                if what == "start":
+                    bar.set_description_str(value, refresh=not bar.delay)
+    return list(failures)

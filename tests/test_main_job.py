@@ -1,17 +1,21 @@
 """The main job: a table and figures, finished work never repeated, a killed job continued."""
 
+import contextlib
 import csv
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
 from datasets.toy.build import world_digest
 from mergetune.path_card import LEG_POINTS
+from scripts.main_job import build_parser, plan, report_if_any, run_job
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python
 
@@ -28,33 +32,83 @@ def marks(output):
     return {path: path.stat().st_mtime_ns for path in output.rglob("results.json")}
 
 
+def group(leader):
+    """The live processes of a session, by number."""
+    stats = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            stats[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
+    return [pid for pid, stat in stats.items() if int(stat[2]) == leader and stat[0] != "Z"]
+
+
 @pytest.fixture(scope="module")
 def job(toy_data, tmp_path_factory):
-    """The job on one data set and seed, killed once in the middle: (output folder, marks at the kill, printed)."""
+    """The job on one data set and seed, ended twice in the middle, by signals to its main process alone:
+    (output folder, marks when it was ended, printed, {signal: (exit status, standard error, processes left)})."""
     output = tmp_path_factory.mktemp("output")
     env = os.environ | {"DATA": str(toy_data), "OUTPUT": str(output), "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(WORDS, cwd=ROOT, env=env, start_new_session=True, stderr=subprocess.DEVNULL)
-    try:
-        while len(marks(output)) < 3 and first.poll() is None:
-            time.sleep(0.05)
-    finally:
-        os.killpg(first.pid, signal.SIGKILL)
-        first.wait()
+    ends = {}
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        finished = len(marks(output))
+        with tempfile.TemporaryFile("w+") as said:
+            process = subprocess.Popen(WORDS, cwd=ROOT, env=env, start_new_session=True, stderr=said)
+            while len(marks(output)) < finished + 2 and process.poll() is None:
+                time.sleep(0.05)
+            process.send_signal(number)
+            status = process.wait()
+            for _ in range(600):  # at most a minute, if one of them does not end
+                if not (left := group(process.pid)):
+                    break
+                time.sleep(0.1)
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            said.seek(0)
+            ends[number] = status, said.read(), left
     before = marks(output)
-    second = subprocess.run(WORDS, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert second.returncode == 0, second.stdout + second.stderr
-    return output, before, second.stdout
+    last = subprocess.run(WORDS, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert last.returncode == 0, last.stdout + last.stderr
+    return output, before, last.stdout, ends
+
+
+def test_workers_end_with_their_job_which_says_how_to_go_on(job):
+    (killed, _, left), (stopped, said, left_too) = (job[3][number] for number in (signal.SIGKILL, signal.SIGTERM))
+    assert (killed, stopped) == (-signal.SIGKILL, 128 + signal.SIGTERM)
+    assert "the same command goes on" in said and "Traceback" not in said
+    assert left == left_too == []
+
+
+def test_failures_are_said_first_and_no_report_is_made_of_nothing(toy_data, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("DATA", str(toy_data))
+    monkeypatch.setenv("OUTPUT", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    words = ["caltech101", "toy_digits", "1", "--workers", "1", "--set", "DATASET.NUM_SHOTS", "999"]
+    assert run_job(build_parser().parse_args(words), plan) == 1
+    said = capfd.readouterr()
+    failed = [line for line in said.err.splitlines() if line.startswith("failed: ")]
+    assert [line.split()[1] for line in failed] == ["caltech101", "toy_digits"]
+    assert "no folder" in failed[0] or "caltech-101" in failed[0]
+    assert "999 shots asked for" in failed[1]
+    assert "No finished run" not in said.out + said.err and not (tmp_path / "tables").exists()
+    assert "2 failed" in said.out
+
+
+def test_a_report_that_fails_is_said_and_changes_the_exit_status(job, monkeypatch, capsys):
+    monkeypatch.setenv("OUTPUT", str(job[0]))
+    cells = plan(build_parser().parse_args(["toy_shapes", "1"]))
+    assert report_if_any(cells, lambda: sys.exit("error: no space")) == 1
+    assert capsys.readouterr().err == "error: no space\n"
+    assert report_if_any(cells, lambda: None) == 0
 
 
 def test_what_was_finished_is_not_repeated(job):
-    output, before, _ = job
+    output, before, *_ = job
     after = marks(output)
     assert 3 <= len(before) < len(after)
     assert all(after[path] == when for path, when in before.items())
 
 
 def test_every_row_of_the_table_is_there(job):
-    output, _, printed = job
+    output, _, printed, _ = job
     with open(output / "tables" / "base2new.csv") as file:
         rows = list(csv.DictReader(file))
     assert {row["method"] for row in rows} == set(ROWS)

@@ -122,3 +122,11 @@ def test_the_mean_of_deltas():
 
     deltas = [{"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([3.0, 2.0])}]
     assert mean_of(deltas)["w"].tolist() == [2.0, 0.0]
+
+
+def test_what_fails_in_a_stage_is_one_line(tmp_path, capfd):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--tasks", "toy_digits", "--root", "/proc/nowhere", "--out", str(tmp_path)])
+    said = capfd.readouterr().err
+    assert stopped.value.code == 1
+    assert [line[:29] for line in said.splitlines()] == ["error: Drawing the pictures: "]

@@ -5,16 +5,14 @@
 <out>/../../experts/seed<k>/        the experts, if they are kept: shared by all orders of a CFG
 """
 
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dassl.utils import UserError, get_logger
 from scripts.condu.orders import ROOT, dataset_config, label_of, tasks_of
+from scripts.run import call
 
 log = get_logger()
 RESULTS = "results.json"
@@ -119,6 +117,5 @@ def start(argv: Sequence[str], gpus: int = 1) -> None:
         train.main(list(argv))
         return
     words = program(argv, gpus)
-    status = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, env=os.environ).returncode
-    if status:
+    if status := call(words[1:]):
         raise UserError(f"exit status {status} of: {shlex.join(words)}")

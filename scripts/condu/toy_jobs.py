@@ -1,50 +1,64 @@
 """The parts of the toy stream, each run in one of two long-lived processes, and the pool that runs them."""
 
-import contextlib
-import multiprocessing
-import os
+import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
 
+from dassl.utils import UserError
+from dassl.utils.progress import progress
 from scripts.condu.sessions import Run, train_stream
+from scripts.workers import GONE, quietly, tell_bar
 
 WORKERS = 2
 
 
-def _start_worker() -> None:
-    """Once a process: one thread, since the processes share the cores."""
-    import torch
+def together(workers: tuple, what: str, *jobs: tuple) -> list:
+    """Run (function, *arguments) at the same time under one bar, and say how long it took -> their results.
 
-    torch.set_num_threads(1)
-
-
-@contextlib.contextmanager
-def pool():
-    """A pool of WORKERS processes."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(WORKERS, context, _start_worker) as executor:
-        yield executor
-
-
-def together(executor, what: str, *jobs: tuple) -> list:
-    """Run (function, *arguments) at the same time, quietly, and say how long it took -> their results."""
+    workers: what `scripts.workers.pool` gives. Each failure is said when it happens; SystemExit after all.
+    """
+    executor, queue = workers
     print(f"{what} ...", flush=True)
     started = time.time()
-    futures = [executor.submit(_quiet, *job) for job in jobs]
-    try:
-        found = [future.result() for future in futures]
-    finally:
-        for future in futures:
-            future.cancel()
+    futures = [executor.submit(_job, number, *job) for number, job in enumerate(jobs)]
+    waiting, parts = set(futures), [0.0] * len(jobs)
+    form = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+    with progress(what=what, total=len(jobs), bar_format=form) as bar:
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in done:
+                _say_failure(what, future)
+            while not queue.empty():
+                number, part = queue.get()[1]
+                parts[number] = max(parts[number], part)
+            bar.update(sum(parts) - bar.n)
+    if any(future.exception() for future in futures):
+        sys.exit(1)
     print(f"{what}: {time.time() - started:.0f} s", flush=True)
-    return found
+    return [future.result() for future in futures]
 
 
-def _quiet(function: Callable, *arguments):
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # each run keeps its own log
-        return function(*arguments)
+def _say_failure(what: str, future: Future) -> None:
+    """One line for bad input and for a lost process, a traceback for a bug."""
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        error = UserError(GONE)
+    if isinstance(error, UserError | OSError | SystemExit):
+        print(f"error: {what}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    elif error:
+        traceback.print_exception(error)
+
+
+def _job(number: int, function: Callable, *arguments):
+    """In a worker."""
+    from dassl.utils.progress import report_bars
+
+    report_bars(lambda part: tell_bar("part", (number, part)))
+    return quietly(function, *arguments)
 
 
 @lru_cache(maxsize=1)

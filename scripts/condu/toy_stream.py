@@ -20,7 +20,8 @@ from dassl.utils import UserError, atomic_write, errors_in_one_line  # noqa: E40
 from scripts.condu import toy_jobs as jobs  # noqa: E402
 from scripts.condu.orders import label_of, random_orders, tasks_of  # noqa: E402
 from scripts.condu.sessions import Run  # noqa: E402
-from scripts.condu.toy_jobs import WORKERS, pool, together  # noqa: E402
+from scripts.condu.toy_jobs import WORKERS, together  # noqa: E402
+from scripts.workers import pool  # noqa: E402
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,26 +54,26 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, Run]:
 def run_all(run: Run, count: int, command: str) -> dict:
     """Everything, in stages; what is finished is skipped -> the tables' content."""
     found = {}
-    with pool() as executor:
-        names, _ = together(executor, "Drawing the pictures", (jobs.draw, run), (jobs.warm_up,))
+    with pool(WORKERS, threads=1) as workers:
+        names, _ = together(workers, "Drawing the pictures", (jobs.draw, run), (jobs.warm_up,))
         sequential = (jobs.learn_in_sequence, run, names)
-        together(executor, "Training experts, and one model in sequence", (jobs.learn, run), sequential)
+        together(workers, "Training experts, and one model in sequence", (jobs.learn, run), sequential)
         known = (jobs.evaluate, run, False, command)
         found["known"], found["baselines"] = together(
-            executor, "Evaluating the stream and the baselines", known, (jobs.baselines, run, command)
+            workers, "Evaluating the stream and the baselines", known, (jobs.baselines, run, command)
         )
         unknown = (jobs.evaluate, run, True, command)
         found["agnostic"], found["ablations"] = together(
-            executor, "Evaluating without task names, and the ablations", unknown, (jobs.ablations, run, command)
+            workers, "Evaluating without task names, and the ablations", unknown, (jobs.ablations, run, command)
         )
         numbered = dict(enumerate(random_orders(names, count, run.seed)))
         shares = [{n: order for n, order in numbered.items() if n % WORKERS == k} for k in range(WORKERS)]
         halves = together(
-            executor, f"Fusing {len(numbered)} random orders", *((jobs.orders, run, share, command) for share in shares)
+            workers, f"Fusing {len(numbered)} random orders", *((jobs.orders, run, share, command) for share in shares)
         )
         found["orders"] = {rule: [m for half in halves for m in half.get(rule, {}).values()] for rule in halves[0]}
-        (found["stages"],) = together(executor, "Timing the stages", (jobs.stages, run))
-        (found["figures"],) = together(executor, "Drawing the figures", (jobs.figures, run))
+        (found["stages"],) = together(workers, "Timing the stages", (jobs.stages, run))
+        (found["figures"],) = together(workers, "Drawing the figures", (jobs.figures, run))
     return found
 
 
