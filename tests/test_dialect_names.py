@@ -8,7 +8,16 @@ from torch import nn
 
 from dassl.config import get_cfg_default
 from dassl.data.samplers import RandomDomainSampler, RandomSampler, SequentialSampler
-from dassl.modeling.ops import MixStyle, crossdomain_mixstyle, run_with_mixstyle, run_without_mixstyle
+from dassl.modeling.ops import (
+    EFDMix,
+    MixStyle,
+    crossdomain_efdmix,
+    crossdomain_mixstyle,
+    run_with_efdmix,
+    run_with_mixstyle,
+    run_without_efdmix,
+    run_without_mixstyle,
+)
 from dassl.optim import build_optimizer
 from dassl.utils import UserError
 from tests.test_samplers import SIXTY
@@ -19,7 +28,11 @@ TORCHTOOLS = """save_checkpoint load_checkpoint resume_from_checkpoint open_all_
     count_num_param load_pretrained_weights init_network_weights"""
 MANAGER = "DataManager DatasetWrapper build_data_loader"
 BUILDERS = "build_backbone build_head build_network Backbone BACKBONE_REGISTRY HEAD_REGISTRY NETWORK_REGISTRY"
-OPERATIONS = "create_onehot sharpen_prob sigmoid_rampup linear_rampup ema_model_update"
+OPERATIONS = "reverse_index shuffle_index create_onehot sharpen_prob sigmoid_rampup linear_rampup ema_model_update"
+MIXSTYLE = """run_with_mixstyle run_without_mixstyle random_mixstyle crossdomain_mixstyle activate_mixstyle
+    deactivate_mixstyle"""
+EFDMIX = MIXSTYLE.replace("mixstyle", "efdmix")
+RESNETS = "resnet18 resnet34 resnet50 resnet101 resnet152"
 NAMES = {
     "dassl": "__version__",
     "dassl.config": "get_cfg_default clean_cfg",
@@ -31,7 +44,9 @@ NAMES = {
     "dassl.data.samplers": "build_sampler RandomDomainSampler SeqDomainSampler RandomClassSampler RandomSampler "
     "SequentialSampler",
     "dassl.data.transforms": "build_transform INTERPOLATION_MODES",
-    "dassl.data.transforms.transforms": "build_transform INTERPOLATION_MODES",
+    "dassl.data.transforms.randaugment": "RandAugment RandAugment2 RandAugmentFixMatch",
+    "dassl.data.transforms.transforms": "build_transform INTERPOLATION_MODES AVAI_CHOICES Random2DTranslation Cutout "
+    "InstanceNormalization GaussianNoise RandAugment RandAugment2 RandAugmentFixMatch",
     "dassl.engine": "TRAINER_REGISTRY TrainerX TrainerXU TrainerBase SimpleTrainer SimpleNet build_trainer Vanilla "
     "SourceOnly SupBaseline FixMatch",
     "dassl.engine.build": "TRAINER_REGISTRY build_trainer",
@@ -49,14 +64,18 @@ NAMES = {
     "dassl.metrics.accuracy": "compute_accuracy",
     "dassl.metrics.distance": "compute_distance_matrix cosine_distance euclidean_squared_distance",
     "dassl.modeling": BUILDERS,
-    "dassl.modeling.backbone": "build_backbone BACKBONE_REGISTRY Backbone",
+    "dassl.modeling.backbone": f"build_backbone BACKBONE_REGISTRY Backbone {RESNETS}",
     "dassl.modeling.backbone.backbone": "Backbone",
+    "dassl.modeling.backbone.resnet": RESNETS,
     "dassl.modeling.backbone.build": "build_backbone BACKBONE_REGISTRY",
     "dassl.modeling.head": "build_head HEAD_REGISTRY",
     "dassl.modeling.network": "build_network NETWORK_REGISTRY",
-    "dassl.modeling.ops": "ReverseGrad MixStyle run_with_mixstyle run_without_mixstyle random_mixstyle "
-    f"crossdomain_mixstyle activate_mixstyle deactivate_mixstyle {OPERATIONS}",
-    "dassl.modeling.ops.mixstyle": "MixStyle run_with_mixstyle run_without_mixstyle",
+    "dassl.modeling.head.mlp": "MLP mlp",
+    "dassl.modeling.ops": f"ReverseGrad MixStyle {MIXSTYLE} EFDMix {EFDMIX} mixup {OPERATIONS}",
+    "dassl.modeling.ops.efdmix": f"EFDMix {EFDMIX}",
+    "dassl.modeling.ops.mixstyle": f"MixStyle {MIXSTYLE}",
+    "dassl.modeling.ops.mixup": "mixup",
+    "dassl.modeling.ops.reverse_grad": "ReverseGrad",
     "dassl.modeling.ops.utils": OPERATIONS,
     "dassl.optim": "build_optimizer build_lr_scheduler",
     "dassl.optim.lr_scheduler": "build_lr_scheduler AVAI_SCHEDS ConstantWarmupScheduler LinearWarmupScheduler",
@@ -67,7 +86,7 @@ NAMES = {
     "dassl.utils.meters": "MetricMeter AverageMeter",
     "dassl.utils.registry": "Registry",
     "dassl.utils.tools": TOOLS,
-    "dassl.utils.torchtools": TORCHTOOLS,
+    "dassl.utils.torchtools": f"{TORCHTOOLS} set_bn_to_eval adjust_learning_rate",
 }
 
 
@@ -104,37 +123,65 @@ def statistics(x):
     return x.mean((2, 3)), x.var((2, 3)).sqrt()
 
 
+@pytest.mark.parametrize("size", [6, 5])
 @pytest.mark.parametrize("mix", ["random", "crossdomain"])
-def test_mixed_statistics_lie_between_those_of_two_pictures(mix):
+@pytest.mark.parametrize("kind", [MixStyle, EFDMix])
+def test_statistics_are_mixed_with_those_of_the_image_that_dassl_draws(kind, mix, size):
+    """The share first, then the partners: across domains the halves change places, each in an order of its own."""
     torch.manual_seed(0)
-    x = torch.randn(6, 2, 7, 5) * torch.arange(1, 7)[:, None, None, None] + 3
-    layer = MixStyle(p=1.0, alpha=0.5, mix=mix)
+    x = torch.randn(size, 2, 7, 5) * torch.arange(1, size + 1)[:, None, None, None] + 3
+    layer = kind(p=1.0, alpha=0.5, mix=mix)
     torch.manual_seed(1)
     mixed = layer(x)
     torch.manual_seed(1)
-    own = layer.beta.sample((6, 1, 1, 1)).flatten()
-    other = layer._others(6)
-    for before, after in zip(statistics(x), statistics(mixed), strict=True):
-        for i in range(6):
-            expected = own[i] * before[i] + (1 - own[i]) * before[other[i]]
+    share = torch.distributions.Beta(0.5, 0.5).sample((size,))
+    if mix == "random":
+        other = torch.randperm(size).tolist()
+    else:
+        later, earlier = torch.arange(size - 1, -1, -1).chunk(2)
+        other = [int(later[i]) for i in torch.randperm(len(later))]
+        other += [int(earlier[i]) for i in torch.randperm(len(earlier))]
+    # a moment of EFDMix's map is not the mean of two deviations: there the sorted values are what is mixed
+    read = statistics if kind is MixStyle else lambda x: [x.flatten(2).sort(-1).values]
+    for before, after in zip(read(x), read(mixed), strict=True):
+        for i in range(size):
+            expected = share[i] * before[i] + (1 - share[i]) * before[other[i]]
             torch.testing.assert_close(after[i], expected, rtol=1e-4, atol=1e-4)
-    if mix == "crossdomain":
-        assert all((i < 3) != (int(j) < 3) for i, j in enumerate(other))
+    if kind is EFDMix:  # the order of the values in a map stays
+        assert torch.equal(mixed.flatten(2).argsort(-1), x.flatten(2).argsort(-1))
 
 
-def test_mixstyle_acts_in_training_alone_and_where_it_is_on():
+def test_efdmix_takes_the_statistics_for_given():
+    """The gradient of a map mixed with itself is that of the plain map, plus the share's part of its sorted copy."""
+    x = torch.randn(1, 2, 3, 3, requires_grad=True)
+    mixed = EFDMix(p=1.0)(x)
+    torch.testing.assert_close(mixed, x)
+    mixed.sum().backward()
+    assert (x.grad >= 1).all() and (x.grad <= 2).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "without", "within", "across"),
+    [
+        (MixStyle, run_without_mixstyle, run_with_mixstyle, crossdomain_mixstyle),
+        (EFDMix, run_without_efdmix, run_with_efdmix, crossdomain_efdmix),
+    ],
+)
+def test_mixing_acts_in_training_alone_and_where_it_is_on(kind, without, within, across):
     torch.manual_seed(0)
-    model, x = nn.Sequential(MixStyle(p=1.0, alpha=1.0)), torch.randn(4, 3, 5, 5)
+    model, x = nn.Sequential(kind(p=1.0, alpha=1.0)), torch.randn(4, 3, 5, 5)
     assert not torch.equal(model(x), x)
     assert torch.equal(model.eval()(x), x)
     model.train()
-    with run_without_mixstyle(model):
+    with without(model):
         assert torch.equal(model(x), x)
     assert not torch.equal(model(x), x)
-    with run_with_mixstyle(model, mix="crossdomain"):
+    with within(model, mix="crossdomain"):
         assert not torch.equal(model(x), x)
         assert model[0].mix == "crossdomain"
     assert torch.equal(model(x), x)  # off afterwards
-    model.apply(crossdomain_mixstyle)
+    model[0].update_mix_method("random")
+    model.apply(across)
+    assert model[0].mix == "crossdomain"
     with pytest.raises(UserError, match="crossdomain"):
-        MixStyle(mix="domain")
+        kind(mix="domain")

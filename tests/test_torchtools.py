@@ -10,6 +10,7 @@ from torch import nn
 from dassl.utils import (
     MissingFile,
     UserError,
+    adjust_learning_rate,
     count_num_param,
     drop_token_buffers,
     init_network_weights,
@@ -19,6 +20,7 @@ from dassl.utils import (
     open_specified_layers,
     resume_from_checkpoint,
     save_checkpoint,
+    set_bn_to_eval,
     strip_module,
 )
 
@@ -177,3 +179,27 @@ def test_initialisation(init_type):
         assert torch.allclose(model[0].weight @ model[0].weight.t(), 0.0004 * torch.eye(64), atol=1e-6)
     with pytest.raises(UserError, match="kaiming"):
         init_network_weights(model, init_type="uniform")
+
+
+def test_batch_norms_keep_their_statistics_and_train():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Sequential(nn.SyncBatchNorm(3), nn.Dropout()))
+    model.train().apply(set_bn_to_eval)
+    assert [layer.training for layer in (model, model[0], model[1], model[2][0], model[2][1])] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert all(param.requires_grad for param in model.parameters())
+
+
+def test_rates_set_by_hand():
+    optimizer = torch.optim.SGD([{"params": [nn.Parameter(torch.zeros(1))]}, {"params": [nn.Parameter(torch.ones(1))]}])
+    rates = []
+    for epoch in (0, 19, 20, 45):
+        adjust_learning_rate(optimizer, 0.1, epoch)
+        rates.append([group["lr"] for group in optimizer.param_groups])
+    assert rates == [pytest.approx([rate, rate]) for rate in (0.1, 0.1, 0.01, 0.001)]
+    adjust_learning_rate(optimizer, 0.1, 25, linear_decay=True, final_lr=0.02, max_epoch=100)
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.08)

@@ -21,6 +21,7 @@ from dassl.utils import (
     save_checkpoint,
     strip_module,
     tolist_if_not,
+    upgrade_keys,
 )
 from dassl.utils.distributed import is_main
 
@@ -140,7 +141,7 @@ class TrainerBase:
 
     def _load_weights(self, name, path, given):
         wanted = set(self.drop_keys(OrderedDict(self._models[name].state_dict())))
-        given = self.drop_keys(strip_module(given))
+        given = self.drop_keys(upgrade_keys(strip_module(given), self._models[name]))
         if wanted != set(given):
             lacks = ", ".join(sorted(wanted - set(given))) or "nothing"
             surplus = ", ".join(sorted(set(given) - wanted)) or "nothing"

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from dassl.config import leaves
-from dassl.utils import UserError, atomic_save, brief, get_logger, load_checkpoint
+from dassl.utils import UserError, atomic_save, brief, get_logger, load_checkpoint, upgrade_keys
 from dassl.utils.distributed import gather, is_main, rank, world_size
 
 from .base import TrainerBase
@@ -229,7 +229,8 @@ class Progress:
             raise UserError(f"{path} holds the models {theirs}, this run has {ours}")
         try:
             for name, saved in state["models"].items():
-                trainer._models[name].load_state_dict(saved["model"])
+                model = trainer._models[name]
+                model.load_state_dict(upgrade_keys(saved["model"], model))
                 _restore(trainer._optims[name], saved["optim"])
                 _restore(trainer._scheds[name], saved["sched"])
             for name, part in stateful(trainer):

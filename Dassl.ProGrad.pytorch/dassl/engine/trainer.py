@@ -2,6 +2,7 @@
 
 # ruff: noqa: F401  the names that Dassl's own module imports are imported from it by others
 import datetime
+import json
 import os.path as osp
 import time
 from collections import OrderedDict

@@ -30,6 +30,17 @@ def strip_module(state_dict):
     return OrderedDict((key.removeprefix("module."), value) for key, value in state_dict.items())
 
 
+def upgrade_keys(state_dict, model):
+    """Rename, in place, what modules of `model` were called in earlier versions; returns `state_dict`.
+
+    A module that was says how: `upgrade_keys(state_dict, prefix)`.
+    """
+    for name, module in model.named_modules():
+        if hasattr(module, "upgrade_keys"):
+            module.upgrade_keys(state_dict, f"{name}." if name else "")
+    return state_dict
+
+
 def is_plain_tensor(value):
     """Whether it is a tensor with its numbers in memory: dense, on the CPU, not quantized."""
     plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
@@ -111,7 +122,7 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     logger.info(f'Loading checkpoint from "{fpath}"')
     checkpoint = load_checkpoint(fpath)
     try:
-        model.load_state_dict(checkpoint["state_dict"])
+        model.load_state_dict(upgrade_keys(checkpoint["state_dict"], model))
         logger.info("Loaded model weights")
         if optimizer is not None and checkpoint.get("optimizer") is not None:
             optimizer.load_state_dict(checkpoint["optimizer"])
@@ -129,7 +140,7 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
 def load_pretrained_weights(model, weight_path):
     """Copy into `model` every tensor of the file whose name and shape fit; warns if none does."""
     checkpoint = load_checkpoint(weight_path)
-    given = strip_module(checkpoint.get("state_dict", checkpoint))
+    given = upgrade_keys(strip_module(checkpoint.get("state_dict", checkpoint)), model)
     own = model.state_dict()
     fits = {
         key: value
@@ -210,8 +221,22 @@ def init_network_weights(model, init_type="normal", gain=0.02):
     model.apply(initialise)
 
 
+def set_bn_to_eval(m):
+    """For `model.apply`: a batch norm keeps its running statistics, also in training; its weights still train."""
+    if "BatchNorm" in type(m).__name__:
+        m.eval()
+
+
 def hold_batch_norms(model):
     """Keep the running statistics of the batch norms in `model` as they are, also in training."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-            module.eval()
+    model.apply(set_bn_to_eval)
+
+
+def adjust_learning_rate(
+    optimizer, base_lr, epoch, stepsize=20, gamma=0.1, linear_decay=False, final_lr=0, max_epoch=100
+):
+    """Set the rate of every parameter group: times gamma each `stepsize` epochs, or in a line to `final_lr`."""
+    done = epoch / max_epoch
+    lr = done * final_lr + (1 - done) * base_lr if linear_decay else base_lr * gamma ** (epoch // stepsize)
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -3,7 +3,6 @@
 import os
 
 import torch
-from torch import nn
 
 from dassl.utils import MissingFile, UserError, load_checkpoint, sha256_file
 
@@ -12,16 +11,28 @@ from .build import BACKBONE_REGISTRY
 
 
 class _ResNet(Backbone):
-    """torchvision's network up to and with the global average pool: (B, 3, H, W) -> (B, D)."""
+    """torchvision's layers up to and with the global average pool, under Dassl's keys: (B, 3, H, W) -> (B, D)."""
 
     def __init__(self, network):
         super().__init__()
         self._out_features = network.fc.in_features
-        network.fc = nn.Identity()
-        self.network = network
+        for name, layer in network.named_children():
+            if name != "fc":
+                self.add_module(name, layer)
+
+    def featuremaps(self, x):
+        """(B, 3, H, W) -> (B, D, H / 32, W / 32), rounded up."""
+        for name, layer in self.named_children():
+            x = x if name == "avgpool" else layer(x)
+        return x
 
     def forward(self, x):
-        return self.network(x)
+        return self.avgpool(self.featuremaps(x)).flatten(1)
+
+    def upgrade_keys(self, state_dict: dict, prefix: str) -> None:
+        """Take "network." out of keys, where this backbone once had it."""
+        for key in [key for key in state_dict if key.startswith(f"{prefix}network.")]:
+            state_dict[prefix + key.removeprefix(f"{prefix}network.")] = state_dict.pop(key)
 
 
 def cached_weights(url):
@@ -59,6 +70,24 @@ def resnet18(pretrained=True, **kwargs):
 
 
 @BACKBONE_REGISTRY.register()
+def resnet34(pretrained=True, **kwargs):
+    """D = 512. Raises MissingFile if `pretrained` and torch's cache does not hold the ImageNet weights."""
+    return _build("resnet34", pretrained)
+
+
+@BACKBONE_REGISTRY.register()
 def resnet50(pretrained=True, **kwargs):
     """D = 2048. Raises MissingFile if `pretrained` and torch's cache does not hold the ImageNet weights."""
     return _build("resnet50", pretrained)
+
+
+@BACKBONE_REGISTRY.register()
+def resnet101(pretrained=True, **kwargs):
+    """D = 2048. Raises MissingFile if `pretrained` and torch's cache does not hold the ImageNet weights."""
+    return _build("resnet101", pretrained)
+
+
+@BACKBONE_REGISTRY.register()
+def resnet152(pretrained=True, **kwargs):
+    """D = 2048. Raises MissingFile if `pretrained` and torch's cache does not hold the ImageNet weights."""
+    return _build("resnet152", pretrained)

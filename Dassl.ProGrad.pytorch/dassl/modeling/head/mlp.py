@@ -1,6 +1,6 @@
 """Multi-layer perceptron. D: width of the last hidden layer."""
 
-import functools
+import re
 
 from torch import nn
 
@@ -8,13 +8,14 @@ from dassl.utils import UserError, check_availability
 
 from .build import HEAD_REGISTRY
 
-_ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": functools.partial(nn.LeakyReLU, negative_slope=0.1)}
+_ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 
 
-class MLP(nn.Sequential):
+class MLP(nn.Module):
     """Linear, batch norm, activation, dropout for each hidden width: (B, in_features) -> (B, D)."""
 
-    def __init__(self, in_features, hidden_layers, activation="relu", bn=True, dropout=0.0):
+    def __init__(self, in_features=2048, hidden_layers=(), activation="relu", bn=True, dropout=0.0):
+        super().__init__()
         check_availability(activation, _ACTIVATIONS, "MODEL.HEAD.ACTIVATION")
         widths = [hidden_layers] if isinstance(hidden_layers, int) else list(hidden_layers)
         if not widths:
@@ -27,8 +28,21 @@ class MLP(nn.Sequential):
             layers.append(_ACTIVATIONS[activation]())
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))
-        super().__init__(*layers)
+        self.mlp = nn.Sequential(*layers)
+        self.activation = activation
         self.out_features = widths[-1]
+
+    def forward(self, x):
+        return self.mlp(x)
+
+    def upgrade_keys(self, state_dict: dict, prefix: str) -> None:
+        """Name "0.weight" and the like, as this head once did, "mlp.0.weight". UserError for its other leaky_relu."""
+        for key in [key for key in state_dict if re.match(rf"{re.escape(prefix)}\d+\.", key)]:
+            if self.activation == "leaky_relu":
+                raise UserError(
+                    f"{key} is of an earlier version, whose leaky_relu had slope 0.1, not 0.01: train again"
+                )
+            state_dict[f"{prefix}mlp.{key.removeprefix(prefix)}"] = state_dict.pop(key)
 
 
 @HEAD_REGISTRY.register()

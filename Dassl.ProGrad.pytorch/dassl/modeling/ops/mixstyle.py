@@ -1,4 +1,4 @@
-"""MixStyle (Zhou et al. 2021, arXiv 2104.02008): feature statistics of two pictures mixed, in training.
+"""MixStyle (Zhou et al. 2021, arXiv 2104.02008): feature statistics of two images mixed, in training.
 
 Letters: B batch, C channels, H and W height and width.
 """
@@ -14,11 +14,11 @@ from dassl.utils import check_availability
 MIXES = ("random", "crossdomain")
 
 
-class MixStyle(nn.Module):
-    """With probability p, each map takes mean and deviation part-way to those of another one in the batch.
+class FeatureMixing(nn.Module):
+    """With probability p, each map of a batch takes on part of the statistics of another; in training alone.
 
-    alpha: of the Beta(alpha, alpha) that draws each map's own part. mix: the other one is any (random), or one
-    of the other half of the batch, where the halves are two domains (crossdomain). Identity in evaluation.
+    alpha: of the Beta(alpha, alpha) that draws how much each map keeps. mix: the other one is any (random), or one
+    of the other half of the batch, where the halves are two domains (crossdomain). A subclass says how: `mixed`.
     """
 
     def __init__(self, p=0.5, alpha=0.1, eps=1e-6, mix="random"):
@@ -39,63 +39,82 @@ class MixStyle(nn.Module):
 
     def update_mix_method(self, mix="random"):
         """Raises UserError for an unknown one."""
-        check_availability(mix, MIXES, "MixStyle's mix")
+        check_availability(mix, MIXES, f"{type(self).__name__}'s mix")
         self.mix = mix
 
     def forward(self, x):
-        """(B, C, H, W) -> the same shape. Gradients do not pass through the statistics."""
+        """(B, C, H, W) -> the same shape."""
         if not self.training or not self._activated or random.random() > self.p:
             return x
-        mean = x.mean((2, 3), keepdim=True).detach()
-        deviation = (x.var((2, 3), keepdim=True) + self.eps).sqrt().detach()
-        own = self.beta.sample((len(x), 1, 1, 1)).to(x)
-        other = self._others(len(x)).to(x.device)
-        mean_mixed = own * mean + (1 - own) * mean[other]
-        deviation_mixed = own * deviation + (1 - own) * deviation[other]
-        return (x - mean) / deviation * deviation_mixed + mean_mixed
+        share = self.beta.sample((len(x), 1, 1, 1)).to(x)
+        return self.mixed(x, share, self._others(len(x)).to(x.device))
+
+    def mixed(self, x, share, other):
+        """Hook: x with `share` (B, 1, 1, 1) of its statistics, and the rest those of the maps `other` (B,)."""
+        raise NotImplementedError
 
     def _others(self, size):
         """Whose statistics each of `size` maps is mixed with."""
         if self.mix == "random":
             return torch.randperm(size)
-        half = size // 2
-        return torch.cat([half + torch.randperm(size - half), torch.randperm(half)])
+        half = size // 2  # counted from the end, as Dassl does
+        return torch.cat([size - 1 - torch.randperm(size - half), half - 1 - torch.randperm(half)])
 
 
-def _on_each(change):
-    """A function for `model.apply` that changes MixStyle layers alone."""
+class MixStyle(FeatureMixing):
+    """Mixes mean and deviation of each channel. Gradients do not pass through them."""
 
-    def visit(module):
-        if type(module) is MixStyle:
-            change(module)
-
-    return visit
-
-
-activate_mixstyle = _on_each(lambda layer: layer.set_activation_status(True))
-deactivate_mixstyle = _on_each(lambda layer: layer.set_activation_status(False))
-random_mixstyle = _on_each(lambda layer: layer.update_mix_method("random"))
-crossdomain_mixstyle = _on_each(lambda layer: layer.update_mix_method("crossdomain"))
+    def mixed(self, x, share, other):
+        mean = x.mean((2, 3), keepdim=True).detach()
+        deviation = (x.var((2, 3), keepdim=True) + self.eps).sqrt().detach()
+        mean_mixed = share * mean + (1 - share) * mean[other]
+        deviation_mixed = share * deviation + (1 - share) * deviation[other]
+        return (x - mean) / deviation * deviation_mixed + mean_mixed
 
 
-@contextlib.contextmanager
-def run_without_mixstyle(model):
-    """No mixing inside; on again afterwards."""
-    model.apply(deactivate_mixstyle)
-    try:
-        yield
-    finally:
-        model.apply(activate_mixstyle)
+def mixing_controls(kind):
+    """What steers the layers of class `kind` in a model.
+
+    Four functions for `model.apply` (activate, deactivate, random, crossdomain), and two contexts (run_with,
+    run_without).
+    """
+
+    def on_each(change):
+        return lambda module: change(module) if type(module) is kind else None
+
+    activate = on_each(lambda layer: layer.set_activation_status(True))
+    deactivate = on_each(lambda layer: layer.set_activation_status(False))
+    mixes = {mix: on_each(lambda layer, mix=mix: layer.update_mix_method(mix)) for mix in MIXES}
+
+    @contextlib.contextmanager
+    def run_with(model, mix=None):
+        """Mixing inside, by `mix` if given; off afterwards."""
+        if mix is not None:
+            check_availability(mix, MIXES, f"{kind.__name__}'s mix")
+            model.apply(mixes[mix])
+        model.apply(activate)
+        try:
+            yield
+        finally:
+            model.apply(deactivate)
+
+    @contextlib.contextmanager
+    def run_without(model):
+        """No mixing inside; on again afterwards."""
+        model.apply(deactivate)
+        try:
+            yield
+        finally:
+            model.apply(activate)
+
+    return activate, deactivate, mixes["random"], mixes["crossdomain"], run_with, run_without
 
 
-@contextlib.contextmanager
-def run_with_mixstyle(model, mix=None):
-    """Mixing inside, by `mix` if given; off afterwards."""
-    if mix is not None:
-        check_availability(mix, MIXES, "MixStyle's mix")
-        model.apply(random_mixstyle if mix == "random" else crossdomain_mixstyle)
-    model.apply(activate_mixstyle)
-    try:
-        yield
-    finally:
-        model.apply(deactivate_mixstyle)
+(
+    activate_mixstyle,
+    deactivate_mixstyle,
+    random_mixstyle,
+    crossdomain_mixstyle,
+    run_with_mixstyle,
+    run_without_mixstyle,
+) = mixing_controls(MixStyle)

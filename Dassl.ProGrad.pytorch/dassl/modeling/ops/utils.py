@@ -14,6 +14,17 @@ def sharpen_prob(p, temperature=2):
     return powered / powered.sum(1, keepdim=True)
 
 
+def reverse_index(data, label):
+    """Both from their last row to the first."""
+    return data.flip(0), label.flip(0)
+
+
+def shuffle_index(data, label):
+    """Both in one random order of their rows."""
+    order = torch.randperm(len(data))
+    return data[order], label[order]
+
+
 def create_onehot(label, num_classes):
     """Labels (B,) -> (B, C) floats, on the device of the labels."""
     return F.one_hot(label.long(), num_classes).float()

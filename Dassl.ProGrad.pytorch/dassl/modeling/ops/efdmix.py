@@ -1,0 +1,23 @@
+"""EFDMix (Zhang et al. 2022, arXiv 2203.07740): MixStyle with whole distributions instead of two moments."""
+
+from .mixstyle import FeatureMixing, mixing_controls
+
+
+class EFDMix(FeatureMixing):
+    """Each value moves towards the other map's value of the same rank in its channel."""
+
+    def mixed(self, x, share, other):
+        flat = x.flatten(2)  # (B, C, H*W)
+        ordered, places = flat.sort(-1)
+        matched = ordered[other].gather(-1, places.argsort(-1))
+        return (flat + (matched - flat.detach()) * (1 - share[..., 0])).view_as(x)
+
+
+(
+    activate_efdmix,
+    deactivate_efdmix,
+    random_efdmix,
+    crossdomain_efdmix,
+    run_with_efdmix,
+    run_without_efdmix,
+) = mixing_controls(EFDMix)
