@@ -6,8 +6,6 @@ this project; the original takes the first k met in a shuffled pass instead, whi
 splits are not CoOp's: a model trained on one must not be tested on the other.
 """
 
-from dassl.utils import UserError
-
 from .protocol import FewShotDataset
 
 
@@ -15,25 +13,16 @@ class MtilDataset(FewShotDataset):
     """A task of a stream. Class attributes to declare, beside those of FewShotDataset:
 
     `task`: its name in the stream. `prompts`: templates; the first one trains, evaluation averages all.
-    `table`: the file that lists the images, if errors are to name it rather than their folder.
     A subclass overrides `read` and returns ([training], [], [test]); labels are 0, 1, ... in class order.
     """
 
     task = ""
-    table = ""
     prompts: tuple[str, ...] | list[str] = ("a photo of a {}.",)
 
     def __init__(self, cfg):
         self.prompts = list(self.prompts)
         self.templates = dict.fromkeys(self.templates, self.prompts[0])
         super().__init__(cfg)
-        trained, tested = ({item.label for item in items} for items in (self.train_x, self.test))
-        classes = max(trained | tested) + 1
-        if missing := set(range(classes)) - trained:
-            raise UserError(
-                f"{type(self).__name__}: label {min(missing)} of 0 ... {classes - 1} has no training images "
-                f"({self.table or self.dataset_dir})"
-            )
 
     def facts(self) -> dict:
         """What results.json records of it."""

@@ -10,7 +10,7 @@ import os
 import random
 
 from dassl.data import few_shot, subsample_classes
-from dassl.data.datasets import DatasetBase, Datum
+from dassl.data.datasets import DatasetBase, Datum, check_items
 from dassl.utils import MissingFile, UserError, closest, get_logger
 
 from .readers import Lists, split_json
@@ -48,6 +48,8 @@ class FewShotDataset(DatasetBase):
     link = ""
     templates = same_template("a photo of a {}.")
     split_used = ""
+    table = ""  # the file that lists the images, if errors are to name it rather than their folder
+    says_oddities = False
     test_only = False  # nothing is drawn; train_x carries the class names
 
     def __init__(self, cfg):
@@ -57,6 +59,8 @@ class FewShotDataset(DatasetBase):
             if not items:
                 raise UserError(f"{type(self).__name__}: no {part} images in {self.image_dir}")
         self.has_val = bool(val) and val is not test
+        check_items(f"{type(self).__name__}: {self.table or self.dataset_dir}", train, (), val, test)
+        self.say_oddities(train, val, test)
         self.split_digest = self._digest(train, val if self.has_val else (), test)
         train, val = self._draw(train, val, cfg)
         subset = cfg.DATASET.SUBSAMPLE_CLASSES
@@ -151,7 +155,10 @@ class FewShotDataset(DatasetBase):
         if cfg.DATASET.SUBSET and not self.test_only:
             path = cfg.DATASET.SUBSET
             self.drawn = read_subset(path, name, self.split_digest, shots)
+            names = {item.label: item.classname for item in train}
             train = picked(train, self.drawn["train"], self.relative, path)
+            if absent := names.keys() - {item.label for item in train}:
+                raise UserError(f"{path} has no training images of {len(absent)} classes: {names[min(absent)]}, ...")
             return train, picked(val, self.drawn["val"], self.relative, path)
         drawn = {
             "format": FORMAT,

@@ -103,7 +103,7 @@ def test_pickles_of_other_people_keep_working():
 
 def test_base_counts_and_names_classes_by_training_labels():
     items = [
-        Datum.listed("x", label, classname=name) for label, name in [(2, "emu"), (0, "cat"), (2, "EMU"), (1, "dog")]
+        Datum.listed("x", label, classname=name) for label, name in [(2, "emu"), (0, "cat"), (2, "emu"), (1, "dog")]
     ]
     base = DatasetBase(train_x=items, test=items)
     assert base.num_classes == 3

@@ -230,3 +230,5 @@ def test_all_leaves_the_lists_alone_and_other_words_are_refused():
     assert subsample_classes(train, subset="all") is train
     with pytest.raises(UserError, match="all, base, new.*'novel'"):
         subsample_classes(train, subset="novel")
+    with pytest.raises(UserError, match="SUBSAMPLE_CLASSES new: there are 1 classes, this half has none"):
+        subsample_classes([item for item in train if item.label == train[0].label], subset="new")

@@ -227,7 +227,7 @@ def test_a_class_name_that_is_half_a_character(tmp_path):
 
 
 def test_a_class_without_training_images_names_the_table(tmp_path):
-    with pytest.raises(UserError, match=r"label 1 of 0 \.\.\. 1 has no training images .*table.csv"):
+    with pytest.raises(UserError, match=r"table.csv.*label 1 has no training images"):
         manifest(tmp_path, "a.jpg,0,train\nb.jpg,1,test\n", {"0": "cat", "1": "dog"})
 
 

@@ -69,6 +69,8 @@ def test_a_hand_made_draw_keeps_its_order(tmp_path, drawn):
         ({"shots": 4}, r"was drawn for DATASET\.NUM_SHOTS 4, but this run has 2"),
         ({"format": 2}, "is no subset: expected format 1"),
         ({"train": None}, "train is None, expected a list of paths"),
+        ({"train": []}, "no training images of 3 classes: cat"),
+        ({"train": ["cat_0.png"]}, "no training images of 2 classes: dog"),
         ({"train": ["cat_0.png", "cat_99.png"]}, "1 of 2 paths are not in the split's list: cat_99.png"),
     ],
 )

@@ -77,6 +77,8 @@ def subsample_classes(*sources: list, subset: str = "all") -> list | tuple[list,
         labels = sorted({item.label for item in sources[0]})
         half = (len(labels) + 1) // 2
         chosen = labels[:half] if subset == "base" else labels[half:]
+        if not chosen:
+            raise UserError(f"DATASET.SUBSAMPLE_CLASSES {subset}: there are {len(labels)} classes, this half has none")
         new_label = {label: i for i, label in enumerate(chosen)}
         sources = tuple(
             [item.relabelled(new_label[item.label]) for item in source if item.label in new_label] for source in sources

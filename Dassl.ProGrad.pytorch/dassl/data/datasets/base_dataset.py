@@ -1,10 +1,15 @@
 """The record of one image (Datum) and the base class of data sets (DatasetBase)."""
 
+import contextlib
 import copy
+import itertools
 import os
 import random
 import tarfile
 import zipfile
+from collections.abc import Iterator, Sequence
+from numbers import Integral
+from operator import attrgetter
 
 from dassl.utils import MissingFile, UserError, download_url, get_logger, read_image
 
@@ -39,7 +44,7 @@ class Datum:
 
     def _set(self, impath, label, domain, classname):
         self._impath = impath
-        self._label = label
+        self._label = int(label) if isinstance(label, Integral) else label  # numpy's small ones overflow
         self._domain = domain
         self._classname = classname
 
@@ -82,23 +87,134 @@ def _what_exists(path):
     return f"only {folder} exists; is the data root right?"
 
 
+def check_items(name: str, train_x: Sequence, train_u: Sequence = (), val: Sequence = (), test: Sequence = ()) -> None:
+    """Refuse lists of Datum that are no data set; the error names the label, the class and the file.
+
+    Labels are whole numbers: in train_x 0, 1, ... without gaps, in val and test some of these, in train_u any, such as
+    -1. Within a list a label has one name, a text; all names of train_x may be empty, which CLIP's trainers cannot
+    use. In val and test a label has the name it has in train_x, unless the list is the new half of
+    the classes, relabelled 0, 1, ... .
+
+    Raises:
+        UserError
+    """
+    if not train_x:
+        raise UserError(f"{name}: no training images")
+    parts = {"train_x": train_x, "train_u": train_u or (), "val": val or (), "test": test or ()}
+    pairs = {part: _check_types(f"{name}: {part}", items) for part, items in parts.items()}
+    trained = {}
+    for part in ("train_x", "val", "test"):
+        names = {}
+        for label, classname in sorted(pairs[part]):
+            if names.setdefault(label, classname) != classname:
+                where = _place(parts[part], lambda item, pair=(label, classname): (item.label, item.classname) == pair)
+                raise UserError(f"{name}: {part}{where}: label {label} is {classname!r} here, else {names[label]!r}")
+        trained = trained or names
+        _check_labels(name, part, parts[part], names, trained)
+
+
+def _check_types(where: str, items: Sequence) -> set:
+    """The distinct (label, class name)s."""
+    fields = ("impath", "label", "domain", "classname")
+    for kind in set(map(type, items)):
+        position = next(i for i, item in enumerate(items) if type(item) is kind)
+        if not all(hasattr(items[position], field) for field in fields):
+            raise UserError(f"{where}[{position}] is a {kind.__name__}, expected a Datum")
+    for kind in set(map(type, map(attrgetter("label"), items))):
+        if kind is bool or not issubclass(kind, Integral):
+            place = _place(items, lambda item, kind=kind: type(item.label) is kind)
+            raise UserError(f"{where}{place}: its label is a {kind.__name__}, expected a whole number: 0, 1, ...")
+    pairs = list(map(attrgetter("label", "classname"), items))
+    with contextlib.suppress(TypeError):  # a name of a type that cannot be in a set, found below
+        pairs = set(pairs)
+    for pair in pairs:
+        if not isinstance(pair[1], str):
+            place = _place(items, lambda item, pair=pair: (item.label, item.classname) == pair)
+            raise UserError(f"{where}{place}: its class name is a {type(pair[1]).__name__}, expected a text")
+    return pairs
+
+
+def _check_labels(name: str, part: str, items: Sequence, names: dict, trained: dict) -> None:
+    """names: {label: class name} of the part; trained: that of train_x."""
+    classes = max(trained) + 1
+    odd = sorted(set(names) - set(trained)) if names is not trained else [label for label in trained if label < 0]
+    if odd:
+        what = "expected 0, 1, ..." if odd[0] < 0 else f"label {odd[0]} has no training images"
+        raise UserError(f"{name}: {part}{_place(items, lambda item: item.label == odd[0])}: {what}")
+    if names is trained and len(trained) < classes:
+        gap = next(label for label in itertools.count() if label not in trained)
+        place = _place(items, lambda item: item.label == classes - 1)
+        raise UserError(f"{name}: label {gap} has no training images, but train_x{place} has label {classes - 1}")
+    if names is trained and "" in trained.values() and any(trained.values()):
+        label = min(label for label, classname in trained.items() if not classname)
+        raise UserError(f"{name}: train_x{_place(items, lambda item: item.label == label)}: no class name")
+    new = list(trained.values())[(classes + 1) // 2 :]
+    if names == dict(enumerate(new)):
+        return
+    for label, classname in names.items():
+        if classname and trained[label] and classname != trained[label]:
+            place = _place(items, lambda item, label=label: item.label == label)
+            raise UserError(f"{name}: {part}{place}: label {label} is {trained[label]!r} in train_x")
+
+
+def _place(items: Sequence, wanted) -> str:
+    """The first item that is `wanted`, for an error."""
+    position, item = next((i, item) for i, item in enumerate(items) if wanted(item))
+    return f"[{position}] (label {item.label!r}, class {item.classname!r}, {item.impath})"
+
+
+def odd_items(train_x: Sequence, val: Sequence = (), test: Sequence = ()) -> Iterator[str]:
+    """Lines on what a data set may have but seldom means: classes of one name, images that are shared or repeated."""
+    first: dict[str, int] = {}
+    pairs = sorted(set(map(attrgetter("label", "classname"), train_x)))
+    alike = [(first[name], label, name) for label, name in pairs if name and first.setdefault(name, label) != label]
+    if alike:
+        yield "no prompt tells apart classes of one name: " + "; ".join("labels {} and {}, {!r}".format(*a) for a in alike)
+    val = None if val is test else val
+    for part, items, others in (
+        ("test", test, {"training": train_x, "validation": val}),
+        ("validation", val, {"training": train_x}),
+    ):
+        paths = set(map(attrgetter("impath"), items or ()))
+        if len(paths) < len(items or ()):
+            yield f"{len(items) - len(paths)} of {len(items):,} {part} images stand in the list more than once"
+        for other, theirs in others.items():
+            if paths and theirs is not items and (shared := paths.intersection(map(attrgetter("impath"), theirs or ()))):
+                yield f"{len(shared):,} images are in both the {other} and the {part} list: {min(shared)}"
+
+
 class DatasetBase:
     """Base class of data sets: four lists of Datum, and what follows from them.
 
     Methods may be used before __init__ is called: subclasses read, draw and cut first, then hand over the
     lists.
+
+    Raises:
+        UserError: the lists are no data set (`check_items`). What is only odd (`odd_items`) is a warning.
     """
 
     dataset_dir = ""  # folder below cfg.DATASET.ROOT
     domains = []  # names of all domains, where there are any
+    says_oddities = True  # of the lists handed over; False: a subclass says those of whole lists before it cuts them
 
     def __init__(self, train_x=None, train_u=None, val=None, test=None):
+        check_items(type(self).__name__, train_x, train_u, val, test)
+        if self.says_oddities:
+            self.say_oddities(train_x, val, test)
         self._train_x = train_x  # labelled
         self._train_u = train_u  # unlabelled, optional
         self._val = val  # optional
         self._test = test
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
+
+    def say_oddities(self, train_x, val, test):
+        for line in self.oddities(train_x, val, test):
+            get_logger().warning(f"{type(self).__name__}: {line}")
+
+    def oddities(self, train_x, val, test):
+        """Lines to warn of."""
+        return odd_items(train_x, val, test)
 
     @property
     def train_x(self):
@@ -131,7 +247,7 @@ class DatasetBase:
     @staticmethod
     def get_num_classes(data_source):
         """Largest label + 1."""
-        return max(item.label for item in data_source) + 1
+        return int(max(item.label for item in data_source)) + 1
 
     @staticmethod
     def get_lab2cname(data_source):
@@ -139,7 +255,7 @@ class DatasetBase:
         names = {}
         for item in data_source:
             names.setdefault(item.label, item.classname)
-        mapping = {label: names[label] for label in sorted(names)}
+        mapping = {int(label): names[label] for label in sorted(names)}
         return mapping, list(mapping.values())
 
     def check_input_domains(self, source_domains, target_domains):
