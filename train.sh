@@ -33,5 +33,5 @@
 set -eu
 root=$(cd "$(dirname "$0")" && pwd -P)
 . "$root/scripts/setup.sh"
-setup requirements.txt
+asks_help "$@" || setup requirements.txt
 exec "$python" "$root/scripts/main_job.py" "$@"

@@ -8,6 +8,8 @@
 Letters: B images, C classes, D joint width.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import logging
@@ -16,20 +18,15 @@ from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-import mergetune.trainers  # noqa: F401  registers them
-from dassl.data import DatasetWrapper
 from dassl.data.datasets import Datum
-from dassl.data.transforms import build_transform
 from dassl.engine import read_run_cfg, trainer_class
-from dassl.engine.results import CLASSES
 from dassl.utils import MissingFile, UserError, atomic_write, errors_in_one_line, get_logger, read_json
-from dassl.utils.distributed import one_process
-from mergetune.heads import HeadTrainer
+from dassl.utils.torchrun import one_process
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = get_logger()
 
@@ -64,6 +61,8 @@ class WithoutData:
 
 def read_cfg(run: Path):
     """The config of a run folder, ready for a trainer that only predicts."""
+    import mergetune.trainers  # noqa: F401  registers them
+
     cfg = read_run_cfg(run)
     cfg.VERBOSE, cfg.OUTPUT_DIR = False, str(run)
     cls = trainer_class(cfg.TRAINER.NAME)
@@ -75,6 +74,8 @@ def read_cfg(run: Path):
 
 def read_classes(run: Path, classes: Sequence[str]) -> SimpleNamespace:
     """The run's classes and templates, with other class names if some are given."""
+    from dassl.engine.results import CLASSES
+
     path = run / CLASSES
     if not path.is_file() and not classes:
         raise MissingFile(
@@ -99,6 +100,10 @@ class Predictor:
     """
 
     def __init__(self, run: str | Path, classes: Sequence[str] = ()):
+        import torch
+
+        from dassl.data.transforms import build_transform
+
         run = Path(run)
         cfg, cls = read_cfg(run)
         data = read_classes(run, classes)
@@ -126,9 +131,12 @@ class Predictor:
             for labels, values in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
         ]
 
-    @torch.no_grad()
     def logits(self, images: Sequence[str | Path]) -> Tensor:
         """(B, C) fp32 on the CPU. MissingFile or UserError names a picture that cannot be read."""
+        import torch
+
+        from dassl.data import DatasetWrapper
+
         items = [Datum(str(path)) for path in images]
         pictures = DatasetWrapper(self.cfg, items, transform=self.transform)
         size = self.cfg.DATALOADER.TEST.BATCH_SIZE
@@ -137,21 +145,27 @@ class Predictor:
             batch = [pictures[i] for i in range(start, min(start + size, len(items)))]
             img, label = torch.stack([item["img"] for item in batch]), torch.zeros(len(batch), dtype=torch.long)
             given, _ = self.trainer.parse_batch_test({"img": img, "label": label})
-            rows.append(self.trainer.model_inference(given).float().cpu())
+            with torch.no_grad():
+                rows.append(self.trainer.model_inference(given).float().cpu())
         return torch.cat(rows)
 
-    @torch.no_grad()
     def class_embeddings(self) -> Tensor:
         """(C, D) fp32 on the CPU: of unit norm, but a trained head as it is. UserError where there are none."""
         if not hasattr(self.trainer, "class_vectors"):
             raise UserError(f"{self.cfg.TRAINER.NAME} has no class embeddings to export: its classifier is a network's")
-        with self.trainer.precision.autocast():
+        import torch
+
+        from mergetune.heads import HeadTrainer
+
+        with torch.no_grad(), self.trainer.precision.autocast():
             vectors = self.trainer.class_vectors().float().cpu()
-        return vectors if isinstance(self.trainer, HeadTrainer) else F.normalize(vectors, dim=-1)
+        return vectors if isinstance(self.trainer, HeadTrainer) else torch.nn.functional.normalize(vectors, dim=-1)
 
     def export(self, path: str | Path) -> None:
         """Class embeddings as safetensors, see the command's help."""
         from safetensors.torch import save
+
+        from mergetune.heads import HeadTrainer
 
         vectors = self.class_embeddings().contiguous()
         trainer, head = self.trainer, isinstance(self.trainer, HeadTrainer)

@@ -5,6 +5,7 @@
 The trainer and the data set below are written as anybody's for Dassl: a linear head on the built-in CLIP.
 """
 
+import argparse
 import importlib
 import json
 import pkgutil
@@ -122,4 +123,6 @@ def main(packages: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("packages", nargs="*", metavar="PACKAGE", help="whose modules are imported; default: dassl")
+    main(parser.parse_args().packages)

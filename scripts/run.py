@@ -42,6 +42,14 @@ def usage(name: str, problem: str = "") -> Usage:
     return Usage(f"usage: scripts/{name}.sh {forms}{flags} [-- KEY VALUE ...]{problem and f': {problem}'}")
 
 
+def help_of(name: str) -> str:
+    """What the head of a script says, and its usage line; of no script, what this program says."""
+    if name not in COMMANDS:
+        return f"{__doc__}\nNAME: {', '.join(COMMANDS)}"
+    lines = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8").splitlines()[1:]
+    return "\n".join([str(usage(name)), "", *(line[2:] for line in lines if line.startswith("#"))])
+
+
 def names(folder: Path) -> list[str]:
     """The yaml files of a folder, without their ending."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
@@ -293,6 +301,9 @@ def skip(out: Path, argv: list[str]) -> int:
 
 def main(words: list[str]) -> int:
     """Exit status of one script: of its first run that fails."""
+    if {"-h", "--help"} & set(words) and not (words[0] in COMMANDS and COMMANDS[words[0]].free):
+        print(help_of(words[0]))
+        return 0
     try:
         if not words or words[0] not in COMMANDS:
             raise Usage(f"usage: scripts/run.py NAME ARGUMENT... [-- KEY VALUE ...]; NAME: {', '.join(COMMANDS)}")

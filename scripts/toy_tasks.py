@@ -7,6 +7,7 @@ base-to-new if zero-shot lies between 1.5 x chance and 85 % on both halves and C
 Whether CoOp loses on the new classes is no criterion: choosing by it would flatter any second training.
 """
 
+import argparse
 import contextlib
 import os
 import statistics
@@ -72,7 +73,9 @@ def measure(name: str, seed: int, data: str) -> dict:
 def main() -> None:
     from datasets.toy.world import STRENGTHS, WORLD
 
-    names = sys.argv[1:] or [name for name, toy in WORLD.items() if toy.base_to_new]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", choices=WORLD, metavar="ToyName", help="default: the base-to-new ones")
+    names = parser.parse_args().names or [name for name, toy in WORLD.items() if toy.base_to_new]
     print("| task | classes | strength | zero-shot base | new | CoOp base | new | serves |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
     with tempfile.TemporaryDirectory() as data, ProcessPoolExecutor(2, get_context("spawn")) as pool:

@@ -10,6 +10,11 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 unit=${1:-run}
+case $unit in
+    run | cell) ;;
+    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;;
+    *) echo "error: $unit is no job of try_slurm.sh, expected run or cell" >&2; exit 1 ;;
+esac
 [ "$(id -u)" = 0 ] || { echo "error: try_slurm.sh needs root, for apt-get and slurmd" >&2; exit 1; }
 conf=/etc/slurm/slurm.conf
 [ ! -e $conf ] || { echo "error: $conf is there: use scripts/flow.py --slurm on this cluster" >&2; exit 1; }

@@ -5,5 +5,6 @@
 # Environment: SEEDS (default 1), DATA, OUTPUT. Goes on where it was stopped.
 # bash scripts/condu/toy_stream.sh --orders 20
 root=$(cd "$(dirname "$0")/../.." && pwd -P)
-[ "${DRY_RUN:-}" = 1 ] || { . "$root/scripts/setup.sh" && setup requirements.txt; } || exit 1
+. "$root/scripts/setup.sh"
+[ "${DRY_RUN:-}" = 1 ] || asks_help "$@" || setup requirements.txt || exit 1
 exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" condu/toy_stream "$@"

@@ -4,6 +4,7 @@ The command sees that GPU alone. A GPU is taken by a lock on FOLDER/gpu<k>, whic
 Those that CUDA_VISIBLE_DEVICES names are shared out, if it is set.
 """
 
+import argparse
 import fcntl
 import os
 import sys
@@ -27,8 +28,12 @@ def take(count: int, folder: str) -> int:
 
 
 def main(words: list[str]) -> None:
-    count, folder, *command = words
-    number = take(int(count), folder)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("count", type=int, metavar="N", help="GPUs that are shared out")
+    parser.add_argument("folder", metavar="FOLDER", help="where their locks lie")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+    args = parser.parse_args(words)
+    number, command = take(args.count, args.folder), args.command
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     device = visible.split(",")[number] if visible else str(number)
     os.execvpe(command[0], command, os.environ | {"CUDA_VISIBLE_DEVICES": device})

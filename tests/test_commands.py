@@ -1,0 +1,82 @@
+"""Every command answers --help, in a process of its own, without PyTorch; late imports are as good as early ones."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from scripts import run
+from tests.conftest import ROOT
+
+ENGINE = ROOT / "Dassl.ProGrad.pytorch"
+HEAVY = {"torch", "torchvision", "clip", "open_clip", "matplotlib", "sklearn", "tensorboard", "transformers"}
+WORKERS = {"datasets/matlab.py"}  # started by a function of its own module only
+
+
+def python_commands():
+    """The words behind `python` of each file that can be run: train.py, python -m PACKAGE.NAME, a path."""
+    for path in sorted(ROOT.rglob("*.py")):
+        place = path.relative_to(ROOT)
+        if place.parts[0] in ("tests", ".venv", "build") or str(place) in WORKERS:
+            continue
+        if '\nif __name__ == "__main__":' not in path.read_text(encoding="utf-8"):
+            continue
+        home = ENGINE if ENGINE in path.parents else ROOT
+        module = ".".join(path.relative_to(home).with_suffix("").parts).removesuffix(".__main__")
+        yield ("-m", module) if (path.parent / "__init__.py").is_file() and path.parent != ROOT else (str(place),)
+
+
+def shell_commands():
+    """Scripts that are run, not sourced, by what they do: most hand their name to scripts/run.sh."""
+    kinds = {}
+    for path in (ROOT / "train.sh", *sorted((ROOT / "scripts").rglob("*.sh"))):
+        name = str(path.relative_to(ROOT))
+        first, *lines = path.read_text(encoding="utf-8").splitlines()
+        code = "\n".join(line for line in lines if not line.startswith("#"))
+        if first.startswith("#!"):
+            kinds.setdefault(code.replace(name.removeprefix("scripts/").removesuffix(".sh"), "NAME"), []).append(name)
+    return list(kinds.values())
+
+
+def help_of(*words):
+    """What a command prints with --help; the modules that it imports are watched by Python itself."""
+    env = {"PYTHONPROFILEIMPORTTIME": "1", "PYTHONPATH": str(ENGINE), "VIRTUAL_ENV": sys.prefix}
+    done = subprocess.run([*words, "--help"], cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 0 and not said, done.stderr[-2000:]
+    assert "encodings" in imported or words[0] == "bash"
+    assert not {name.split(".")[0] for name in imported} & HEAVY
+    return done.stdout
+
+
+@pytest.mark.parametrize("words", [*python_commands()], ids=" ".join)
+def test_python_help_needs_no_torch(words):
+    assert help_of(sys.executable, *words).lower().startswith(("usage: ", "run one command"))
+
+
+@pytest.mark.parametrize("names", shell_commands(), ids=lambda names: names[0])
+def test_shell_help_needs_no_torch(names, capsys):
+    assert any(word in help_of("bash", names[0]) for word in ("usage: ", "bash ", "python "))
+    for name in names[1:]:
+        assert run.main([name.removeprefix("scripts/").removesuffix(".sh"), "--help"]) == 0
+        assert capsys.readouterr().out.startswith(f"usage: {name} ")
+
+
+def test_errors_and_registries_need_no_torch():
+    code = """
+import sys, pickle
+from dassl.utils import UserError, errors_in_one_line, read_json
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
+import dassl.engine
+assert "torch" not in sys.modules
+assert {"Vanilla", "SourceOnly", "SupBaseline", "FixMatch"} <= {*TRAINER_REGISTRY.registered_names()}
+assert dassl.engine.trainer.TrainerX is dassl.engine.TrainerX
+assert {"TrainerX", "trainer", "loops", "da"} <= {*dir(dassl.engine)}
+exec("from dassl.engine import *; from dassl.utils import *; from dassl.data import *; from dassl.clip import *")
+assert TrainerX is dassl.engine.TrainerX and DataManager and build_clip and load_checkpoint
+assert pickle.loads(pickle.dumps(AverageMeter)) is AverageMeter
+"""
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ENGINE)}, check=True)
