@@ -93,7 +93,7 @@ def read_cfg(args: argparse.Namespace, folder: str | Path = ""):
     if not cfg.TRAINER.NAME:
         known = ", ".join(TRAINER_REGISTRY.registered_names())
         raise UserError(f"No trainer: give --trainer, one of {known}")
-    if cfg.PRESET:
+    if args.config_file:
         cfg.PRESET = preset_name(recipe, cfg)
     cfg.freeze()
     return cfg, recipe
@@ -121,15 +121,20 @@ def flags(args: argparse.Namespace) -> dict:
 def preset_name(recipe, cfg) -> str:
     """The preset's name, with the keys that a command line changed, so no table calls it the recipe."""
     from dassl.config import leaves
+    from dassl.engine.results import with_changes
 
-    # which trainer, in what precision and protocol, results.json says by itself; a folder is no value of a recipe
+    # which trainer, in what precision, protocol and by what vote, results.json says by itself; a folder is no value
+    # of a recipe
     own = ("TRAINER.NAME", "PREC", "TRAINER.MODAL", "_DIR", *(f"CONDU.{key}" for key in CONDU_OWN))
     changed = [
         key
         for (key, old), (_, new) in zip(leaves(recipe), leaves(cfg), strict=True)
-        if old != new and key.startswith(("TRAINER.", "OPTIM.")) and not key.endswith(own)
+        if old != new
+        and key.startswith(("TRAINER.", "OPTIM."))
+        and not key.endswith(own)
+        and not key.startswith("TRAINER.CONDU.VOTE.")
     ]
-    return f"{cfg.PRESET}, changed: {', '.join(changed)}" if changed else cfg.PRESET
+    return with_changes(cfg.PRESET, changed)
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -29,14 +29,15 @@ _KINDS = {"backbone": dict, "space": dict, "scale": str, "tasks": list, "fusion"
 
 @dataclass
 class Task:
-    """A learned task: class names, prompt templates, the facts of its training (JSON), and the digest of its
-    expert's delta, which `Stream.add` fills in."""
+    """A learned task: class names, prompt templates, the facts of its training (JSON), the digest of its expert's
+    delta, which `Stream.add` fills in, and the preset that it was trained by, None in older streams."""
 
     name: str
     classnames: list[str]
     prompts: list[str]
     recipe: dict = field(default_factory=dict)
     expert: str = ""
+    preset: str | None = None
 
 
 class Stream:
@@ -88,6 +89,19 @@ class Stream:
     def names(self) -> list[str]:
         """Task names, in the order of learning."""
         return [task.name for task in self.tasks]
+
+    def trained_facts(self, presets=()) -> dict:
+        """What results.json says of the stream that is evaluated: preset, shots and seed of its training.
+
+        presets: of an older stream's sessions, as their own results say.
+        """
+        known = [task.preset for task in self.tasks if task.preset is not None] or presets
+        names = list(dict.fromkeys(name or "" for name in known))
+        facts: dict = {"preset": " and ".join(names), "shots": None}
+        for name in ("shots", "seed"):
+            values = {task.recipe[name] for task in self.tasks if name in task.recipe}
+            facts |= {name: values.pop()} if len(values) == 1 else {}
+        return facts
 
     def add(self, task: Task, delta: Mapping[str, Tensor], prototypes: Tensor) -> bool:
         """Learn a task from its expert's delta and prototypes (C, D).

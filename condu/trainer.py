@@ -92,13 +92,18 @@ class ConDU(ConDU_Expert):
         """Fuse the expert, save the stream, and make the decoupled expert what is tested."""
         if not self.learned:
             delta, prototypes = self.expert()
-            self.stream.add(Task(self.task, self.classnames, self.prompts, self.recipe()), delta, prototypes)
+            task = Task(self.task, self.classnames, self.prompts, self.recipe(), preset=self.cfg.PRESET)
+            self.stream.add(task, delta, prototypes)
             if is_main():
                 self.stream.save(self.folder, self.own.HISTORY, self.own.HALF)
             if self.own.HALF:
                 barrier()
                 self.stream = Stream.load(self.folder)  # what is tested is what the next session finds
         self.deploy(lambda parameters: self.space.fill_task(self.stream.fusion, self.task, parameters))
+
+    def trained_facts(self, folder: str) -> dict:
+        """Nothing: a stream says itself, once it is loaded, what it was trained by."""
+        return {}
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """A stream's state: the last session, or SESSION where its state was kept."""
@@ -138,4 +143,5 @@ class ConDU(ConDU_Expert):
             condu |= {"answer": "vote" if self._by_vote else "expert", "labels": own.LABELS}
             learned = dict(zip(names, self.stream.tasks, strict=True)).get(self.task)
             facts |= {"recipe": learned and learned.recipe, "data_seen": f"the tasks {', '.join(names)}"}
+            facts |= self.stream.trained_facts()
         return facts | {"condu": condu}

@@ -15,6 +15,7 @@ from yacs.config import CfgNode as CN
 
 from dassl.clip import text_classifier
 from dassl.config import Key
+from dassl.engine.results import check_classes
 from dassl.utils import UserError, get_logger
 from mergetune import stage1
 from mergetune.lmc import (
@@ -111,6 +112,8 @@ class Continued:
         self.stage1_file = stage1.find_checkpoint(self.cfg.RESUME_COOP, self.stage1_name or self.model_name)
         state = self.fit_classes(self.stage1_file, stage1.load_state(self.stage1_file))
         stage1.check_backbone(self.stage1_file, self.facts())
+        if self.bound_to_classes:
+            check_classes(self.stage1_file, self.classnames, self.bound_to_classes)
         own = self.drop_keys(dict(state))
         weights = stage1.take_weights(self.stage1_file, own, self.model)
         self.stage1_beside = {name: value for name, value in state.items() if name not in own}
@@ -119,7 +122,7 @@ class Continued:
 
     def check_stage1(self) -> None:
         """Training goes on with stage 1's own classes only; an evaluation may have others."""
-        stage1.check_classes(self.stage1_file, self.facts())
+        check_classes(self.stage1_file, self.classnames)
 
     # The loss
 

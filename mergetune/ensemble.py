@@ -149,11 +149,12 @@ def data_set_name(word: str) -> str:
 
 def opened(run: Path, root: str, out: Path, dataset: str):
     """The trainer of a run with its weights, on a data set, and its config."""
+    from dassl.engine.launch import load_trained
     from mergetune.family import run_config
 
     cfg = run_config(run, "--root", root, "--output-dir", str(out), "DATASET.NAME", dataset)
     trainer = build_trainer(cfg)
-    trainer.load_model(str(run))
+    load_trained(trainer, str(run))
     return trainer, cfg
 
 
@@ -189,7 +190,7 @@ def ensemble(
         both = Ensemble.of(trainer, kind, outputs)
         validation = validate(both, trainer, alphas) if len(alphas) > 1 else None
         alpha = alphas[0] if validation is None else choose(alphas, validation)
-        row = describe(cfg, kind, outputs, alpha, "given" if validation is None else "validation")
+        row = describe(trainer.trained["preset"], kind, outputs, alpha, "given" if validation is None else "validation")
         tested = {}
         for name in names:
             if name != own:
@@ -215,14 +216,14 @@ def validate(both: Ensemble, trainer, alphas: Sequence[float]) -> list[float]:
     return [accuracy(score(alpha), labels) for alpha in alphas]
 
 
-def describe(cfg, kind: str, outputs: str, alpha: float, chosen_on: str) -> dict:
+def describe(preset: str, kind: str, outputs: str, alpha: float, chosen_on: str) -> dict:
     """What results.json says of the ensemble."""
     title = f"{kind} ens."
-    merge = {"method": KINDS[kind], "title": title, "alpha": alpha, "preset": cfg.PRESET}
+    merge = {"method": KINDS[kind], "title": title, "alpha": alpha, "preset": preset}
     if kind == "output":
         merge["outputs"] = outputs
     return {
-        "preset": f"{cfg.PRESET} + {title}" if cfg.PRESET else title,
+        "preset": f"{preset} + {title}" if preset else title,
         "merge": merge,
         "alpha_chosen_on": chosen_on,
     }
@@ -235,7 +236,7 @@ def record(trainer, cfg, scores: Tensor, labels: Tensor, row: dict, folder: Path
     trainer.evaluator.reset()
     trainer.evaluator.process(scores, labels)
     trainer.evaluator.results = trainer.evaluator.evaluate()
-    trainer._merged = row
+    trainer.trained = trainer.trained | row
     write_results(str(folder), trainer, cfg, wall_s=wall_s, command=command, kind="eval")
 
 

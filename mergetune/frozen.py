@@ -5,7 +5,6 @@ so, and from the tower otherwise. The text tower runs once per evaluation.
 Letters: B images, C classes, D joint width.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +16,11 @@ from torch import Tensor, nn
 from dassl.clip import build_clip_from_cfg, check_input, cosine_logits
 from dassl.clip.features import BankDataset, build_feature_loader
 from dassl.engine import TrainerX
+from dassl.engine.results import classes_fact
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, digest
-from mergetune.stage1 import data_seen, run_fact
-
-SOURCE = ("source", "source_subset")  # the data set and classes that the weights were trained on
+from dassl.utils import UserError
+from mergetune.stage1 import check_backbone
 
 
 class FrozenClipTrainer(TrainerX):
@@ -30,12 +28,9 @@ class FrozenClipTrainer(TrainerX):
 
     model_name = "model"  # the checkpoint's folder
     frozen_image_tower = True
-    bound_to_classes = ""  # why the model knows no class names but its own; empty: it takes any
     template_family = ""  # whose zero-shot template, where a data set has several
     _classifier: Tensor | None = None  # class vectors, held while one evaluation runs
-    _seen = ""  # what another run's weights were trained on, once they are loaded
-    _source: dict[str, str] = {}  # and on which data set
-    _merged: dict = {}  # how they were merged, if they were: merge, preset, alpha_chosen_on
+    learns_prompts = False  # `templates` say what training started from
 
     @property
     def classnames(self) -> list[str]:
@@ -95,14 +90,8 @@ class FrozenClipTrainer(TrainerX):
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         super().load_model(directory, epoch)
-        if directory and os.path.abspath(directory) != os.path.abspath(self.output_dir):
-            self.remember(Path(directory, "model"))
-            self._merged = run_fact(Path(directory, "model"), "row")
-
-    def remember(self, checkpoint: Path) -> None:
-        """Record what another run's weights were trained on, as that run says."""
-        self._seen = data_seen(checkpoint)
-        self._source = {name: run_fact(checkpoint, name, str) for name in SOURCE}
+        if directory:
+            check_backbone(Path(directory), self.facts())
 
     def fit_classes(self, path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Hook: what of a checkpoint's state belongs to this run's classes; most methods store nothing a class."""
@@ -178,24 +167,11 @@ class FrozenClipTrainer(TrainerX):
         """What results.json records of the model and its data."""
         data = self.cfg.DATASET
         shots = f"{data.NUM_SHOTS} shots" if data.NUM_SHOTS > 0 else "all images"
-        source = {"source": data.NAME, "source_subset": data.SUBSAMPLE_CLASSES} | self._source
-        return (
-            source
-            | self._merged
-            | {
-                "templates": self.template,
-                "classes": classes_fact(self.classnames),
-                "backbone": self.clip.facts(),
-                "data_seen": self._seen or f"{shots} of {data.SUBSAMPLE_CLASSES} classes",
-            }
-        )
-
-
-def classes_fact(classnames: list[str]) -> dict:
-    """A class list in short: enough to compare two and to name the difference."""
-    return {
-        "count": len(classnames),
-        "first": classnames[0],
-        "last": classnames[-1],
-        "digest": digest(list(classnames)),
-    }
+        return {
+            "source": data.NAME,
+            "source_subset": data.SUBSAMPLE_CLASSES,
+            "templates": self.template,
+            "classes": classes_fact(self.classnames),
+            "backbone": self.clip.facts(),
+            "data_seen": f"{shots} of {data.SUBSAMPLE_CLASSES} classes",
+        }

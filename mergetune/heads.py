@@ -75,6 +75,7 @@ class HeadTrainer(FrozenClipTrainer):
     """What LinearProbe and FineTune share. `model` holds the head under the name `head_key`."""
 
     CONFIG = "HEAD"
+    learns_prompts = True
     head_key = "weight"
 
     KEYS = {

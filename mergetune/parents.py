@@ -12,6 +12,7 @@ import mergetune.trainers  # noqa: F401  registers them
 from dassl.config import read_yaml
 from dassl.engine import TRAINER_REGISTRY, trainer_class
 from dassl.engine.base import find_model
+from dassl.engine.results import run_facts
 from dassl.utils import (
     MissingFile,
     UserError,
@@ -24,7 +25,6 @@ from dassl.utils import (
 )
 from mergetune.lora import ranks
 from mergetune.merging import ZERO_SHOT
-from mergetune.stage1 import run_facts
 
 # what results.json and merge.json say of that run alone, and not of its weights
 OF_THE_RUN = {"format", "kind", "metrics", "correct", "total", "command", "wall_s", "peak_mb", "versions", "device"}

@@ -117,7 +117,9 @@ def loaded(run: Path, subset: str) -> Iterator:
 
 
 def subsets_of(cfg) -> tuple[str, ...]:
-    """base and new where classes were split for the run, else all of them."""
+    """base and new where classes were split for the run, else all of them; class-specific prompts have one half."""
+    if cfg.DATASET.SUBSAMPLE_CLASSES in HALVES and cfg.TRAINER.COOP.CSC:
+        return (cfg.DATASET.SUBSAMPLE_CLASSES,)
     split = cfg.DATASET.SUBSAMPLE_CLASSES in HALVES or cfg.TRAINER.MODAL == "base2novel"
     return HALVES if split else WHOLE
 

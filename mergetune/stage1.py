@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dassl.utils import MissingFile, UserError, drop_token_buffers, is_plain_tensor, load_checkpoint, read_json
+from dassl.engine.results import run_facts
+from dassl.utils import MissingFile, UserError, drop_token_buffers, is_plain_tensor, load_checkpoint
 from mergetune.weights import trainable
 
 NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
@@ -116,16 +117,6 @@ def check_buffers(path: Path, buffers: dict[str, Tensor], embeddings: Tensor, n_
         )
 
 
-def run_facts(checkpoint: Path) -> dict:
-    """What results.json, or merge.json, of the run that a checkpoint belongs to says; empty if there is neither."""
-    for folder in checkpoint.parents[:2]:
-        files = [folder / name for name in ("merge.json", "results.json") if (folder / name).is_file()]
-        if files:
-            found = [facts for facts in map(read_json, files) if isinstance(facts, dict)]
-            return {name: value for facts in found for name, value in facts.items()}
-    return {}
-
-
 def run_fact(checkpoint: Path, name: str, kind: type = dict) -> dict | str:
     """One of `run_facts`; an empty one where there is none of that kind."""
     fact = run_facts(checkpoint).get(name)
@@ -144,14 +135,4 @@ def check_backbone(checkpoint: Path, facts: dict) -> None:
         raise UserError(
             f"{checkpoint} was trained on {theirs['name']} ({theirs['digest'][:12]}), "
             f"this run uses {ours['name']} ({ours['digest'][:12]})"
-        )
-
-
-def check_classes(checkpoint: Path, facts: dict) -> None:
-    """Refuse a stage-1 run of ours on another class list, naming both."""
-    theirs, ours = run_fact(checkpoint, "classes"), facts["classes"]
-    if theirs.get("digest") and theirs["digest"] != ours["digest"]:
-        raise UserError(
-            f"{checkpoint} was trained on {theirs['count']} classes ({theirs['first']} .. {theirs['last']}), "
-            f"this run has {ours['count']} ({ours['first']} .. {ours['last']})"
         )

@@ -6,6 +6,7 @@ SPACE features: mean of the zero-shot and the stage-1 class vectors; weights: me
 from torch import Tensor
 
 from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.results import run_facts, trained_facts
 from dassl.utils import UserError
 from mergetune.lmc import interpolate
 from mergetune.trainers.coop_lmc import CoOp_LMC
@@ -24,7 +25,9 @@ class CoOp_Average(CoOp_LMC):
 
     def set_endpoints(self) -> None:
         super().set_endpoints()
-        self.remember(self.stage1_file)
+        stage1 = run_facts(self.stage1_file).get("trainer", "")
+        self.trained = trained_facts(self.stage1_file, self, by=stage1)
+        del self.trained["lmc"]  # of the average itself
         if self.cfg.TRAINER.LMC.SPACE == "weights":
             self.start_at(interpolate(self.w1, self.w2, 0.5))
             self._average = self.class_vectors()

@@ -16,6 +16,8 @@ class CoOp(FrozenClipTrainer):
 
     CONFIG = "COOP"
     model_name = "prompt_learner"  # the checkpoint's folder
+    held_keys = ("TRAINER.COOP.CLASS_TOKEN_POSITION",)
+    learns_prompts = True
     # keys of the released yamls that only stage 2 reads
     ALIASES = {
         "TRAINER.COOP.LOSS_TYPE": "TRAINER.LMC.DISTANCE",

@@ -16,6 +16,7 @@ class MultiModalAdapter(FrozenClipTrainer):
 
     CONFIG = "MMADAPTER"
     model_name = "adapter_learner"
+    held_keys = ("TRAINER.MMADAPTER.TEXT_CTX_INIT", "TRAINER.MMADAPTER.ADAPTER_SCALE")
     frozen_image_tower = False
 
     KEYS = {

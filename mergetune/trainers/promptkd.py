@@ -168,5 +168,5 @@ class PromptKD(FrozenClipTrainer):
         return super().facts() | {
             "templates": "the teacher's prompts" if self.teacher.file else self.template,
             "teacher": self.teacher.fact(),
-            "data_seen": self._seen or seen,
+            "data_seen": seen,
         }

@@ -32,6 +32,7 @@ class PromptSRC(FrozenClipTrainer):
 
     CONFIG = "PROMPTSRC"
     model_name = PROMPTSRC_FOLDER
+    learns_prompts = True
     frozen_image_tower = False  # its prompts train
 
     KEYS = {

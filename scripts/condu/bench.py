@@ -102,21 +102,26 @@ class Bench:
         rule = vote_rule(self.cfg.TRAINER.CONDU.VOTE)
         return PRESETS if rule in PRESETS.values() else {OWN: rule, **PRESETS}
 
+    @cached_property
+    def trained(self) -> dict:
+        """What results.json says of the stream that is evaluated; of an older one, what its sessions say."""
+        files = [self.run.session(i) / RESULTS for i in range(len(self.run.tasks))]
+        presets = [read_json(file).get("preset") for file in files if file.is_file()]
+        return Stream.load(self.run.stream).trained_facts(presets) if exists(self.run.stream) else {}
+
     def record(self, folder: Path, matrix: AccuracyMatrix, started: float, **facts) -> None:
-        """results.json of a matrix. facts: trainer, protocol, ... override what the config says."""
+        """results.json of a matrix. facts: trainer, protocol, ... override what the config and the stream say."""
         own = {
             "trainer": "ConDU",
-            "preset": self.cfg.PRESET,
             "protocol": "mtil",
             "order": self.run.label,
             "scale": self.cfg.TRAINER.CONDU.SCALE,
             "space": self.space.facts(),
             "seed": self.run.seed,
-            "shots": self.cfg.DATASET.NUM_SHOTS,
             "backbone": self.backbone,
             "wall_s": time.monotonic() - started,
         }
-        write_matrix(str(folder), matrix, own | facts, self.clip.device)
+        write_matrix(str(folder), matrix, own | self.trained | facts, self.clip.device)
 
 
 def name_of(dataset) -> str:

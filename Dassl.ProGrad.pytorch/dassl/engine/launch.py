@@ -40,7 +40,7 @@ from dassl.utils.memory import reset_peak
 
 from .build import build_trainer, checked_class
 from .results import FILE as RESULTS
-from .results import write_results
+from .results import check_classes, write_results
 from .state import stop_workers
 from .stopping import sigterm_ends
 
@@ -138,8 +138,21 @@ def build_run(cfg):
 
 
 def _evaluate(trainer, model_dir, load_epoch):
-    trainer.load_model(model_dir, epoch=load_epoch)
+    load_trained(trainer, model_dir, load_epoch)
     return trainer.test()
+
+
+def load_trained(trainer, folder, epoch=None):
+    """Load a trained model, and take from its folder what describes it, for results.json.
+
+    UserError for one that knows its own classes only, and has others to score.
+    """
+    if folder:
+        names = getattr(getattr(getattr(trainer, "dm", None), "dataset", None), "classnames", None)
+        if names and (reason := getattr(trainer, "bound_to_classes", "")):
+            check_classes(folder, names, reason)
+        trainer.trained = trainer.trained_facts(folder)
+    trainer.load_model(folder, epoch=epoch)
 
 
 def _train(trainer):

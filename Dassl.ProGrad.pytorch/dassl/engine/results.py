@@ -3,10 +3,13 @@
 import os
 import platform
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
-from dassl.utils import write_json
+from dassl.config import leaves, read_yaml
+from dassl.report.methods import CHANGED
+from dassl.utils import UserError, digest, get_logger, read_json, write_json
 from dassl.utils.distributed import is_main, world_size
 from dassl.utils.memory import report_peak
 
@@ -14,7 +17,16 @@ from .base import BEST
 
 FILE = "results.json"
 CLASSES = "classes.json"
+MERGE = "merge.json"  # in its place where weights were merged
 FORMAT = 1
+# what describes a trained model, and not the run that evaluates it; the same in a config; what an evaluation says of it
+# where nobody knows
+_OF_MODEL = ("preset", "shots", "seed", "max_epoch", "lmc", "data_seen", "source", "source_subset", "merge",
+             "alpha_chosen_on")  # fmt: skip
+_IN_CONFIG = {"preset": "PRESET", "shots": "DATASET.NUM_SHOTS", "seed": "SEED", "max_epoch": "OPTIM.MAX_EPOCH",
+              "source": "DATASET.NAME", "source_subset": "DATASET.SUBSAMPLE_CLASSES"}  # fmt: skip
+_UNKNOWN = {"preset": "", "shots": None, "max_epoch": None, "lmc": None, "source": "", "source_subset": "",
+            "data_seen": "unknown: no results.json beside the checkpoint"}  # fmt: skip
 _PACKAGES = ("dassl", "torch", "torchvision", "numpy", "pillow")
 _PROTOCOLS = {"base2novel": "base2new"}  # cfg.TRAINER.MODAL -> name of the protocol; others as they are
 
@@ -24,7 +36,8 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
 
     kind: "train" or "eval". wall_s: seconds, earlier sessions of a resumed run included. accuracy: what
     `test` returned, for a trainer whose own test passes the evaluator by. The `facts()` of the data
-    set, if it has any, and of the trainer override the engine's fields.
+    set, if it has any, and of the trainer override the engine's fields; what the trained model's own folder says of
+    it (`trained_facts`) overrides both.
     """
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
     evaluator = trainer.evaluator
@@ -60,6 +73,7 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
     if hasattr(dataset, "facts"):
         results |= dataset.facts()
     results |= trainer.facts()
+    results |= {name: value for name, value in trainer.trained.items() if value or name in results}
     if kind == "train":
         results["history"] = trainer._history.epochs
     if world_size() > 1:
@@ -68,6 +82,81 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
         write_classes(folder, trainer)
         write_json(results, os.path.join(folder, FILE))
     return results
+
+
+def run_folders(place):
+    """The folders that may be the run of a checkpoint, of its model folder, or of a run folder, innermost first."""
+    place = Path(place).absolute()
+    levels = 2 if not place.is_dir() else 1 if any(place.glob("model*.pth.tar*")) else 0
+    return [place, *place.parents[:levels]]
+
+
+def run_facts(place):
+    """What results.json, or merge.json, says of the run that `place` belongs to; empty where there is neither."""
+    for folder in run_folders(place):
+        files = [folder / name for name in (MERGE, FILE) if (folder / name).is_file()]
+        if files:
+            found = [facts for facts in map(read_json, files) if isinstance(facts, dict)]
+            return {name: value for facts in found for name, value in facts.items()}
+    return {}
+
+
+def trained_facts(place, trainer, by=""):
+    """Fields of results.json that describe the trained model at `place`, as its own folder says; an evaluation's.
+
+    by: the trainer that is expected to have trained it, default the one that evaluates it; another is marked behind
+    the preset, and so is a key of `trainer.held_keys` that differs from the model's own config. What nobody knows is
+    None, and said: nothing comes from the command line that evaluates.
+    """
+    facts, by = run_facts(place), by or trainer.cfg.TRAINER.NAME
+    file = next((path for folder in run_folders(place) if (path := folder / "config.yaml").is_file()), None)
+    config = {} if file is None else dict(leaves(read_yaml(file)))
+    ours = dict(leaves(trainer.cfg))
+    changes = [key for key in getattr(trainer, "held_keys", ()) if config.get(key, ours[key]) != ours[key]]
+    if facts:
+        names = _OF_MODEL + (("templates",) if getattr(trainer, "learns_prompts", False) else ())
+        known = {name: facts[name] for name in names if name in facts} | facts.get("row", {})
+        changes += [f"trained by {facts['trainer']}"] if facts.get("trainer", by) != by else []
+    else:
+        known = {name: config[key] for name, key in _IN_CONFIG.items() if key in config}
+        changes += ["unfinished"] if known else []
+        what = "its training is not finished" if known else "preset, shots and epochs of its training are unknown"
+        get_logger().info(f"{place} has no {FILE}: {what}")
+    known = _UNKNOWN | known
+    if not isinstance(known.get("seed"), int) or known["seed"] < 0:
+        known.pop("seed", None)
+    return known | {"preset": with_changes(known["preset"] or "", changes)}
+
+
+def classes_fact(classnames):
+    """A class list in short: enough to compare two and to name the difference."""
+    names = list(classnames)
+    return {"count": len(names), "first": names[0], "last": names[-1], "digest": digest(names)}
+
+
+def check_classes(place, classnames, reason=""):
+    """UserError unless the model at `place` was trained on these classes, as far as its own folder says.
+
+    reason: why the model knows no others; then it is said where nobody knows.
+    """
+    file = next((path for folder in run_folders(place) if (path := folder / CLASSES).is_file()), None)
+    names = None if file is None else read_json(file).get("classnames")
+    theirs, ours = classes_fact(names) if names else run_facts(place).get("classes"), classes_fact(classnames)
+    if not theirs and reason:
+        get_logger().info(f"{place} does not say what its classes are called, only their number is compared: {reason}")
+    if theirs and theirs["digest"] != ours["digest"]:
+        raise UserError(
+            f"{place} was trained on {theirs['count']} classes ({theirs['first']} .. {theirs['last']}), "
+            f"this run has {ours['count']} ({ours['first']} .. {ours['last']})" + (reason and f": {reason}")
+        )
+
+
+def with_changes(preset, changes):
+    """A preset's name, and behind it what differs from the recipe."""
+    if not changes:
+        return preset
+    words = ", ".join(changes) if CHANGED in preset else f"{CHANGED}{', '.join(changes)}"
+    return ", ".join(filter(None, [preset, words]))
 
 
 def write_classes(folder, trainer):

@@ -27,6 +27,7 @@ from .history import History
 from .network import SimpleNet
 from .precision import Precision
 from .processes import evaluation_share
+from .results import trained_facts
 from .resume import Progress
 
 log = get_logger()
@@ -45,6 +46,9 @@ class SimpleTrainer(TrainerBase):
     CONFIG = ""  # name of this class's node below cfg.TRAINER
     KEYS: Keys = {}  # that node's keys: {"NAME": Key(default, meaning, ...)}
     needs_checkpoint = True  # False: can be evaluated without a trained model
+    bound_to_classes = ""  # why the model knows no class names but its own; empty: it takes any
+    held_keys = ()  # config keys that a trained model is made with, and that none of its tensors shows
+    trained = {}  # what its own folder says of the model that is evaluated; see trained_facts
 
     def __init__(self, cfg):
         super().__init__()
@@ -83,6 +87,10 @@ class SimpleTrainer(TrainerBase):
     def facts(self):
         """Hook: what results.json should say of this run beside the engine's own fields -> dict."""
         return {}
+
+    def trained_facts(self, folder):
+        """Hook: what results.json should say of the trained model in `folder` that this run evaluates -> dict."""
+        return trained_facts(folder, self)
 
     def pictures_besides(self):
         """Hook: pictures that a training run encodes beside its batches, evaluations and feature bank -> int."""

@@ -19,7 +19,7 @@ from dassl.clip.rehearsal import rehearsed_banks
 from dassl.utils import get_logger
 from dassl.utils.memory import peak_mb
 
-from .launch import backend, build_run
+from .launch import backend, build_run, load_trained
 from .results import write_results
 from .state import stop_workers
 
@@ -154,7 +154,7 @@ class Trial:
         with self.quiet():
             if evaluation is not None:
                 with self.phase("start"):
-                    self.trainer.load_model(evaluation.model_dir, epoch=evaluation.load_epoch)
+                    load_trained(self.trainer, evaluation.model_dir, evaluation.load_epoch)
             else:
                 with self.phase("start"):
                     self.trainer.before_train()

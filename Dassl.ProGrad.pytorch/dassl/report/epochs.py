@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dassl.report.drawing import AXIS_LABELS, file_name, new_figure, plain_axes, save, style, wrapped
-from dassl.report.methods import CHANGED, Methods, row_names, row_of, shared_settings, sort_rows
+from dassl.report.methods import Methods, row_names, row_of, shared_settings, sort_rows, split_changes
 from dassl.report.results import group_by, is_number, newest_each, select
 from dassl.report.stats import summarise, summarise_average
 from dassl.report.tables import to_csv
@@ -108,7 +108,7 @@ def _by_row(records, methods):
     """{Row: records}; runs of one method that differ in settings (a sweep) are rows named by what differs."""
 
     def method(record):
-        return row_of({**record, "preset": record["preset"].split(CHANGED)[0]}, methods)
+        return row_of({**record, "preset": split_changes(record["preset"])[0]}, methods)
 
     found = {}
     for plain, group in group_by(records, method).items():
@@ -118,7 +118,7 @@ def _by_row(records, methods):
         ]
         for setting, record in zip(settings, group, strict=True):
             row = row_of(record, methods)
-            changed = record["preset"].partition(CHANGED)[2].split(", ")
+            changed = split_changes(record["preset"])[1]
             if all(key.rpartition(".")[2] in varied for key in changed):
                 row = row._replace(label=plain.label)  # the values themselves follow
             words = [f"{methods.settings.get(key, key.lower())} {setting.get(key)}" for key in varied]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from dassl.report.results import is_number
 
-CHANGED = ", changed: "  # behind a preset's name, before the keys that a command line changed
+CHANGED = "changed: "  # behind a preset's name, if there is one, before the keys that a command line changed
 # what a merge says of itself beside its values; `of` or `preset` is that of the run that was merged
 _ABOUT = {"method", "title", "preset", "of", "base", "parents", "merge_space"}
 
@@ -45,18 +45,19 @@ class Methods:
         return self.aliases.get(record["trainer"], record["trainer"])
 
     def label(self, trainer, preset=""):
-        """The method's printed name; a pair that the table lacks becomes "Trainer (preset)"."""
+        """The method's printed name; a pair that the table lacks, or a changed preset, becomes "Trainer (preset)"."""
         trainer = self.aliases.get(trainer, trainer)
-        for pair in ((trainer, preset), (trainer, None)):
-            if pair in self.labels:
-                return self.labels[pair]
-        name = self.short.get(trainer, trainer)
-        return f"{name} ({preset})" if preset else name
+        if (trainer, preset) in self.labels:
+            return self.labels[trainer, preset]
+        name, any_preset = self.short.get(trainer, trainer), self.labels.get((trainer, None))
+        if any_preset and CHANGED not in preset:
+            return any_preset
+        return f"{any_preset or name} ({preset})" if preset else name
 
     def rank(self, row):
         """Sort key of a Row: the table's order, a changed preset behind its own, merges behind all of these."""
         pairs = list(self.labels)
-        preset = row.preset.split(CHANGED)[0]
+        preset, _ = split_changes(row.preset)
         own = [k for k, pair in enumerate(pairs) if pair in ((row.trainer, preset), (row.trainer, None))]
         kin = [k for k, (trainer, _) in enumerate(pairs) if trainer == row.trainer]
         place = own[0] if own else kin[-1] if kin else len(pairs)
@@ -66,6 +67,12 @@ class Methods:
         """Sort key of a data set's name."""
         known = name in self.datasets
         return self.datasets.index(name) if known else len(self.datasets), name
+
+
+def split_changes(preset):
+    """A record's preset -> (the preset itself or "", what was changed: list of str)."""
+    own, mark, changes = preset.partition(CHANGED)
+    return own.removesuffix(", "), changes.split(", ") if mark else []
 
 
 class Row(NamedTuple):

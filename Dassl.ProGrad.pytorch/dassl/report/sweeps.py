@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dassl.report.base2new import PROTOCOL as BASE2NEW
 from dassl.report.base2new import SUBSETS, Base2New, base2new
 from dassl.report.grid import with_accuracy, without_repeats
-from dassl.report.methods import CHANGED, CSV_HEAD, Methods, Row, backbone_of, csv_head, merge_name
+from dassl.report.methods import CHANGED, CSV_HEAD, Methods, Row, backbone_of, csv_head, merge_name, split_changes
 from dassl.report.results import group_by, newest_each, select
 from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
 from dassl.report.tables import MISSING, MULTIPLY, Table, csv_numbers, show, show_n
@@ -60,7 +60,7 @@ def sweeps(records, methods=None):
 def _family(record, methods):
     """The Row of a record's method with its preset's changes taken off."""
     trainer = methods.trainer(record)
-    preset = record["preset"].split(CHANGED)[0]
+    preset, _ = split_changes(record["preset"])
     return Row(methods.label(trainer, preset), trainer, preset, backbone_of(record), record.get("shots"))
 
 

@@ -1,0 +1,163 @@
+"""What an evaluation says of the trained model comes from that model's own folder, never from its own command line."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.torch import save_file
+
+from dassl.utils import UserError
+from mergetune import merge
+from mergetune.report import METHODS
+from tests.fixtures import condu_runs, coop_runs
+from tests.fixtures.coop_runs import context, results
+
+run, shared, stage1 = coop_runs.run, coop_runs.shared, coop_runs.stage1  # fixtures
+runs, toy_root = condu_runs.runs, condu_runs.toy_root
+
+OF_MODEL = ("preset", "shots", "seed", "max_epoch", "lmc", "data_seen", "source", "source_subset", "templates")
+CSC = {"TRAINER__COOP__CSC": True, "TRAINER__COOP__CTX_INIT": False, "TRAINER__COOP__N_CTX": 2}
+
+
+def of_model(record):
+    return {name: record[name] for name in OF_MODEL if name in record}
+
+
+def label(record):
+    return METHODS.label(record["trainer"], record["preset"])
+
+
+@pytest.fixture(scope="session")
+def changed(shared, stage1):
+    """The folder of a run of preset paper with another TAU and fewer epochs; to be read only."""
+    return shared(
+        "CoOp_LMC", "changed", "--resume-coop", stage1, config="CoOp_LMC/paper", epochs=2, TRAINER__LMC__TAU=1.0
+    )
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"TRAINER__LMC__TAU": 1.0, "epochs": 2},
+        {"TRAINER__LMC__TAU": 0.6, "TRAINER__LMC__BETA": 9.0, "epochs": 7, "DATASET__NUM_SHOTS": 4, "SEED": 3},
+        {"config": "CoOp_LMC/released"},
+    ],
+    ids=["none", "the same", "others", "another preset"],
+)
+def test_whatever_an_evaluation_is_given_it_describes_the_model_as_the_training_did(run, changed, keys):
+    trained = results(changed)
+    assert trained["preset"] == "paper, changed: OPTIM.MAX_EPOCH, TRAINER.LMC.TAU"
+    keys = {"config": "CoOp_LMC/paper", "epochs": 50, "DATASET__SUBSAMPLE_CLASSES": "new"} | keys
+    found = results(run("CoOp_LMC", "test", "--eval-only", "--model-dir", changed, **keys))
+    assert of_model(found) == of_model(trained)
+    assert (found["lmc"]["TAU"], found["epochs"]) == (1.0, 2)
+    assert label(found) == label(trained) == "CoOp_LMC (paper, changed: OPTIM.MAX_EPOCH, TRAINER.LMC.TAU)"
+    assert (found["subset"], found["kind"], found["classes"]["count"]) == ("new", "eval", 3)  # its own
+
+
+def test_a_recipe_without_a_preset_is_marked_as_well(run, stage1):
+    trained = results(stage1)
+    assert label(trained) == "CoOp (changed: OPTIM.MAX_EPOCH)"
+    test = results(run("CoOp", "test", "--eval-only", "--model-dir", stage1, epochs=100))
+    average = results(run("CoOp_Average", "mean", "--eval-only", "--resume-coop", stage1, epochs=100))
+    assert (label(test), label(average)) == (label(trained), "CoOp average (changed: OPTIM.MAX_EPOCH)")
+    assert average["max_epoch"] == 3
+
+
+def test_another_trainer_and_keys_that_make_another_model_are_marked(run, stage1):
+    other = results(run("KgCoOp", "kg", "--eval-only", "--model-dir", stage1))
+    assert label(other) == "KgCoOp (changed: OPTIM.MAX_EPOCH, trained by CoOp)"
+    key = {"TRAINER__COOP__CLASS_TOKEN_POSITION": "front"}
+    moved = results(run("CoOp", "front", "--eval-only", "--model-dir", stage1, **key))
+    assert moved["preset"] == "changed: OPTIM.MAX_EPOCH, TRAINER.COOP.CLASS_TOKEN_POSITION"
+
+
+def test_what_nobody_knows_is_none_and_said(run, changed, tmp_path, caplog):
+    for name in ("bare", "killed"):
+        shutil.copytree(changed / "prompt_mid_learner", tmp_path / name / "prompt_mid_learner")
+    shutil.copy(changed / "config.yaml", tmp_path / "killed")
+    words = ("--eval-only", "--model-dir")
+    bare = results(run("CoOp_LMC", "1", *words, tmp_path / "bare", config="CoOp_LMC/paper"))
+    assert "has no results.json: preset, shots and epochs of its training are unknown" in caplog.text
+    assert (label(bare), bare["shots"], bare["max_epoch"], bare["epochs"]) == ("CoOp_LMC", None, None, 2)
+    assert bare["data_seen"].startswith("unknown") and bare["lmc"] is None
+    killed = results(run("CoOp_LMC", "2", *words, tmp_path / "killed", config="CoOp_LMC/released"))
+    assert "has no results.json: its training is not finished" in caplog.text
+    assert killed["preset"] == "paper, changed: OPTIM.MAX_EPOCH, TRAINER.LMC.TAU, unfinished"
+    assert (killed["shots"], killed["max_epoch"]) == (16, 2)
+
+
+def test_merged_weights_keep_their_own_row(run, changed, tmp_path):
+    out = merge.merge_run("ties", [changed], tmp_path / "ties")
+    found = merge.evaluate(out, "new")
+    assert found["preset"] == "TIES (density 0.2, scale 1)" and found["merge"]["of"] == results(changed)["preset"]
+    assert (found["max_epoch"], found["lmc"]["TAU"]) == (2, 1.0)
+    save_file({"ctx": context(changed, "prompt_mid_learner")}, str(tmp_path / "x_ties_lambda_0.5.safetensors"))
+    words = ("--eval-only-merge", "--model-dir", tmp_path)
+    elsewhere = results(run("CoOp_LMC", "elsewhere", *words, config="CoOp_LMC/paper"))
+    assert (elsewhere["preset"], elsewhere["shots"], elsewhere["lmc"]) == ("TIES (lambda 0.5)", None, None)
+
+
+def test_a_stream_is_labelled_by_its_sessions(runs):
+    trained = runs.go("digits")
+    assert "TRAINER.CONDU.ITERATIONS" in trained["preset"] and trained["preset"].startswith("paper, changed: ")
+    words = ("--eval-only", "--model-dir", runs.stream, "TRAINER.CONDU.ITERATIONS", 1000, "OPTIM.LR", 1e-5)
+    found = runs.go("digits", *words, name="eval")
+    assert found["preset"] == trained["preset"]
+    assert METHODS.label("ConDU", found["preset"]) == f"ConDU ({found['preset']})"
+
+
+# Models that know their own classes only
+
+
+@pytest.fixture(scope="session")
+def own_classes(shared):
+    """A run with class-specific prompts, on the three base classes; to be read only."""
+    return shared("CoOp", "csc", **CSC)
+
+
+def by_folder(run, folder, subset):
+    run("CoOp", f"eval_{subset}", "--eval-only", "--model-dir", folder, DATASET__SUBSAMPLE_CLASSES=subset, **CSC)
+
+
+def by_average(run, folder, subset):
+    keys = {**CSC, "DATASET__SUBSAMPLE_CLASSES": subset}
+    run("CoOp_Average", f"mean_{subset}", "--eval-only", "--resume-coop", folder, **keys)
+
+
+def by_merge(run, folder, subset):
+    merge.evaluate(merge.merge_run("ties", [folder], run.folder / "ties", base="zeros"), subset)
+
+
+def by_stage2(run, folder, subset):
+    keys = {**CSC, "DATASET__SUBSAMPLE_CLASSES": subset}
+    run("CoOp_LMC", f"stage2_{subset}", "--resume-coop", folder, **keys)
+
+
+@pytest.mark.parametrize("evaluate", [by_folder, by_average, by_merge, by_stage2])
+def test_class_specific_prompts_are_scored_on_their_own_classes_alone(run, own_classes, evaluate):
+    evaluate(run, own_classes, "base")
+    with pytest.raises(UserError, match=r"trained on 3 classes \(abyssinian \.\. bengal\), this run has 3 \(boxer"):
+        evaluate(run, own_classes, "new")
+
+
+def test_older_folders_are_compared_as_far_as_they_say(run, own_classes, tmp_path, caplog):
+    shutil.copytree(own_classes, tmp_path / "old")
+    (tmp_path / "old" / "classes.json").unlink()
+    with pytest.raises(UserError, match="its prompts are class-specific"):
+        by_folder(run, tmp_path / "old", "new")
+    (tmp_path / "old" / "results.json").unlink()
+    by_folder(run, tmp_path / "old", "new")
+    assert "does not say what its classes are called, only their number is compared" in caplog.text
+    with pytest.raises(UserError, match="does not fit prompt_learner"):
+        by_folder(run, tmp_path / "old", "all")
+
+
+def test_another_backbone_is_refused(run, stage1, tmp_path):
+    folder = shutil.copytree(stage1, tmp_path / "moved")
+    facts = results(folder)
+    facts["backbone"]["digest"] = "0" * 64
+    (folder / "results.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"was trained on tiny \(000000000000\), this run uses tiny"):
+        run("CoOp", "eval", "--eval-only", "--model-dir", folder)
