@@ -121,11 +121,13 @@ def flags(args: argparse.Namespace) -> dict:
 def preset_name(recipe, cfg) -> str:
     """The preset's name, with the keys that a command line changed, so no table calls it the recipe."""
     from dassl.config import leaves
+    from dassl.engine.lint import idle, own_nodes
     from dassl.engine.results import with_changes
 
     # which trainer, in what precision, protocol and by what vote, results.json says by itself; a folder is no value
     # of a recipe
     own = ("TRAINER.NAME", "PREC", "TRAINER.MODAL", "_DIR", *(f"CONDU.{key}" for key in CONDU_OWN))
+    nodes = own_nodes(cfg)
     changed = [
         key
         for (key, old), (_, new) in zip(leaves(recipe), leaves(cfg), strict=True)
@@ -133,6 +135,7 @@ def preset_name(recipe, cfg) -> str:
         and key.startswith(("TRAINER.", "OPTIM."))
         and not key.endswith(own)
         and not key.startswith("TRAINER.CONDU.VOTE.")
+        and not idle(key, nodes)
     ]
     return with_changes(cfg.PRESET, changed)
 

@@ -22,9 +22,10 @@ from tests.fixtures.interpreter import Python
 WORDS = [sys.executable, "scripts/main_job.py", "toy_shapes", "1", "--set", "OPTIM.MAX_EPOCH", "2"]
 WORDS += ["FEATURES.VIEWS", "2"]
 # two epochs are not the recipe, and the table says so
-PRESETS = [f"CoOp_LMC ({name}, changed: OPTIM.MAX_EPOCH)" for name in ("continued", "paper", "released")]
-MERGED = ["CoOp + TIES (density 0.2, scale 1)", "CoOp + DARE (density 0.1, scale 1)"]
-ROWS = ["ZeroshotCLIP", "CoOp", "CoOp average", *MERGED, *PRESETS]
+CHANGED = "changed: OPTIM.MAX_EPOCH"
+PRESETS = [f"CoOp_LMC ({name}, {CHANGED})" for name in ("continued", "paper", "released")]
+MERGED = [f"CoOp ({CHANGED}) + {name} (density {density}, scale 1)" for name, density in (("TIES", 0.2), ("DARE", 0.1))]
+ROWS = ["ZeroshotCLIP", f"CoOp ({CHANGED})", f"CoOp average ({CHANGED})", *MERGED, *PRESETS]
 
 
 def marks(output):

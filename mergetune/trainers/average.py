@@ -17,6 +17,7 @@ class CoOp_Average(CoOp_LMC):
     """Evaluated as it is, on the classes of the run; --resume-coop names the stage-1 folder."""
 
     needs_checkpoint = False
+    held_keys = (*CoOp_LMC.held_keys, "TRAINER.LMC.SPACE")
 
     def build_model(self) -> None:
         if not self.cfg.RESUME_COOP:

@@ -37,7 +37,7 @@ class ZeroshotCLIP(FrozenClipTrainer):
         raise UserError(f"{type(self).__name__} has nothing to train; add --eval-only")
 
     def facts(self) -> dict:
-        return super().facts() | {"data_seen": "none", "chosen_on": "none"}
+        return super().facts() | {"data_seen": "none", "chosen_on": "none", "preset": ""}
 
 
 @TRAINER_REGISTRY.register()
