@@ -11,6 +11,7 @@ Later wins: engine defaults, trainers' own keys, data-set yaml, method yaml, fla
 
 import argparse
 import contextlib
+import functools
 import os
 import shlex
 import sys
@@ -24,24 +25,27 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 def build_parser() -> argparse.ArgumentParser:
     """Dassl's flags, MERGETUNE's, and ours."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--root", default="", help="folder of all data sets")
-    add("--output-dir", default="", help="where log, checkpoints and results.json go")
-    add("--resume", default="", help="another run's folder to resume from (an interrupted run needs none)")
-    add("--resume-coop", default="", help="stage-1 folder that a stage-2 trainer continues from")
-    add("--subset", default="", help="an earlier run's subset.json: its few-shot draw instead of one by the seed")
+    from dassl.utils import ArgumentParser
+
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.keys = key_names
+    add, path = parser.add_argument, functools.partial(parser.add_argument, type="path", default="")
+    path("--root", help="folder of all data sets")
+    path("--output-dir", help="where log, checkpoints and results.json go")
+    path("--resume", help="another run's folder to resume from (an interrupted run needs none)")
+    path("--resume-coop", help="stage-1 folder that a stage-2 trainer continues from")
+    path("--subset", help="an earlier run's subset.json: its few-shot draw instead of one by the seed")
     add("--seed", type=int, default=None, help="0 and above seed everything; -1 (default) nothing")
     add("--source-domains", nargs="+", help="source domains for DA/DG")
     add("--target-domains", nargs="+", help="target domains for DA/DG")
     add("--transforms", nargs="+", help="data augmentation, by name")
-    add("--config-file", default="", help="the method's yaml")
-    add("--dataset-config-file", default="", help="the data set's yaml")
+    path("--config-file", help="the method's yaml")
+    path("--dataset-config-file", help="the data set's yaml")
     add("--trainer", default="", help="registered name of the trainer")
-    add("--backbone", default="", help="name of the backbone, e.g. ViT-B/16, RN50, tiny")
+    path("--backbone", help="name of the backbone, e.g. ViT-B/16, RN50, tiny")
     add("--head", default="", help="name of the head")
     add("--eval-only", action="store_true", help="evaluate --model-dir, train nothing")
-    add("--model-dir", default="", help="run folder to evaluate")
+    path("--model-dir", help="run folder to evaluate")
     add("--load-epoch", type=int, help="epoch to evaluate; default: the best one if kept, else the last")
     add("--eval-only-merge", action="store_true", help="evaluate PREFIX_ties_lambda_VALUE.pth in --model-dir")
     add("--eval-only-merge-dare", action="store_true", help="evaluate weights merged by DARE in --model-dir")
@@ -56,6 +60,25 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def every_key():
+    """The default config with the keys of all trainers."""
+    import condu.trainer  # noqa: F401  registers them
+    import mergetune.trainers  # noqa: F401  registers them
+    from dassl.config import get_cfg_default
+    from dassl.engine import add_trainer_nodes
+
+    cfg = get_cfg_default()
+    add_trainer_nodes(cfg)
+    return cfg
+
+
+def key_names() -> list[str]:
+    """All config keys, for errors."""
+    from dassl.config import leaves
+
+    return [name for name, _ in leaves(every_key())]
+
+
 def setup_cfg(args: argparse.Namespace, folder: str | Path = ""):
     """The frozen config of a command line, or of a run folder with what a command line changes."""
     return read_cfg(args, folder)[0]
@@ -63,30 +86,33 @@ def setup_cfg(args: argparse.Namespace, folder: str | Path = ""):
 
 def read_cfg(args: argparse.Namespace, folder: str | Path = ""):
     """The frozen config of a command line, or of a run folder, and that of its yaml files alone."""
-    import condu.trainer  # noqa: F401  registers them
     import datasets
-    import mergetune.trainers  # noqa: F401  registers them
-    from dassl.config import get_cfg_default, merge_pairs, merge_tree, merge_yaml
+    from dassl.config import merge_pairs, merge_tree, merge_yaml
     from dassl.data.datasets import DATASET_REGISTRY
-    from dassl.engine import TRAINER_REGISTRY, add_trainer_nodes, read_run_cfg
+    from dassl.engine import TRAINER_REGISTRY, read_run_cfg
     from dassl.utils import UserError, check_availability
 
     datasets.register_all()
-    cfg = read_run_cfg(folder) if folder else get_cfg_default()
-    add_trainer_nodes(cfg)
+    cfg = every_key()
+    if folder:
+        cfg = read_run_cfg(folder)
     if args.trainer:
         check_availability(args.trainer, TRAINER_REGISTRY.registered_names(), "--trainer")
     aliases = getattr(TRAINER_REGISTRY.get(args.trainer), "ALIASES", {}) if args.trainer else {}
     final = {}
     if args.dataset_config_file:
         final = merge_yaml(cfg, args.dataset_config_file, aliases)
+    named = cfg.DATASET.NAME
     if args.config_file:
         merge_yaml(cfg, args.config_file, aliases)
+        if cfg.DATASET.NAME and args.dataset_config_file and not named:
+            raise UserError(
+                f"--config-file {args.config_file} names a data set, --dataset-config-file {args.dataset_config_file} "
+                "none: are they swapped?"
+            )
     merge_tree(cfg, final, args.dataset_config_file, aliases)
     recipe = cfg.clone()
-    for key, value in flags(args).items():
-        if value is not None:
-            merge_pairs(cfg, [key, value])
+    merge_tree(cfg, {key: value for key, value in flags(args).items() if value is not None}, "command line")
     merge_pairs(cfg, args.opts, aliases)
     if cfg.DATASET.NAME:
         check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
@@ -144,10 +170,15 @@ def main(argv: list[str] | None = None) -> dict:
     """Run one command line; returns what results.json holds."""
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_intermixed_args(argv)
+    from dassl.config import KEYS
+    from dassl.utils import UserError
     from dassl.utils.distributed import one_process, process_group
 
     with one_process() if args.check else process_group():  # torchrun's, if it started this process
         cfg, recipe = read_cfg(args)
+        named = args.output_dir or args.check or any(word.startswith("OUTPUT_DIR") for word in args.opts)
+        if not named and KEYS["OUTPUT_DIR"].default == cfg.OUTPUT_DIR:
+            raise UserError("Where do results go? --output-dir names the run's folder")
         return run_config(args, cfg, recipe, argv)
 
 

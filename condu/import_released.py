@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from condu.orders import ORDERS
-from dassl.utils import UserError, errors_in_one_line, get_logger, read_json
+from dassl.utils import ArgumentParser, UserError, errors_in_one_line, get_logger, read_json
 from dassl.utils.late import late_imports
 from dassl.utils.torchrun import one_process
 
@@ -29,19 +29,19 @@ example:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m condu.import_released",
         description="Make a stream of the session folders that the released ConDU code wrote.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("folders", nargs="+", metavar="FOLDER", help="session_<t> of the released code")
-    add("--to", required=True, metavar="STREAM", help="the folder to write")
+    add("folders", type="path", nargs="+", metavar="FOLDER", help="session_<t> of the released code")
+    add("--to", type="path", required=True, metavar="STREAM", help="the folder to write")
     add("--order", required=True, help="order of learning: I, II, or task names with commas")
-    add("--classes", required=True, metavar="FILE", help="class names of each task, and its prompts if known")
+    add("--classes", type="path", required=True, metavar="FILE", help="class names of each task, its prompts if known")
     add("--backbone", default="ViT-B/16", metavar="NAME", help="the pretrained CLIP (default: %(default)s)")
-    add("--weights", default="", metavar="FILE", help="its weights, where NAME alone does not find them")
+    add("--weights", type="path", default="", metavar="FILE", help="its weights, where NAME alone does not find them")
     add("--half", action="store_true", help="unified delta as bf16, half as large")
     return parser
 

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING
 from dassl.config import read_yaml
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer
-from dassl.utils import RunLock, UserError, check_availability, errors_in_one_line, get_logger, write_json
+from dassl.utils import (
+    ArgumentParser,
+    RunLock,
+    UserError,
+    check_availability,
+    errors_in_one_line,
+    get_logger,
+    write_json,
+)
 from dassl.utils.torchrun import one_process
 from mergetune.merging import wise_ft
 
@@ -241,20 +249,20 @@ def record(trainer, cfg, scores: Tensor, labels: Tensor, row: dict, folder: Path
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m mergetune.ensemble",
         description="Blend a fine-tuned run with zero-shot CLIP; alpha is chosen on validation images.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("run", metavar="RUN", help="run folder of LinearProbe, FineTune or their _LMC")
+    add("run", type="path", metavar="RUN", help="run folder of LinearProbe, FineTune or their _LMC")
     add("--alphas", default="0:1:0.1", help="FIRST:LAST:STEP, or numbers with commas; one is taken as it is")
     add("--kind", default="weight", choices=list(KINDS), help="blend weights or outputs")
     add("--outputs", default=OUTPUTS[0], choices=OUTPUTS, help="what an output ensemble blends")
     add("--test", nargs="+", default=[], metavar="DATASET", help="shifted data sets of the same classes to test on")
-    add("--root", default="", help="folder of all data sets, if it is not where the run found it")
-    add("--out", default="", metavar="DIR", help="where results go")
+    add("--root", type="path", default="", help="folder of all data sets, if it is not where the run found it")
+    add("--out", type="path", default="", metavar="DIR", help="where results go")
     add("--overwrite", action="store_true", help="start a finished ensemble again")
     return parser
 

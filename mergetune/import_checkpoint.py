@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dassl.engine import build_trainer
 from dassl.utils import (
+    ArgumentParser,
     MissingFile,
     RunLock,
     UserError,
@@ -63,20 +64,21 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m mergetune.import_checkpoint",
         description="Make a stage-1 folder of a checkpoint that another code base wrote, and say what was in it.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("source", metavar="FOLDER|FILE", help="run folder, its model folder, or the file; of a folder, the last epoch")
-    add("--out", required=True, metavar="RUN", help="the folder to write")
+    source = "run folder, its model folder, or the file; of a folder, the last epoch"
+    add("source", type="path", metavar="FOLDER|FILE", help=source)
+    add("--out", type="path", required=True, metavar="RUN", help="the folder to write")
     add("--trainer", default="", help="which of our trainers it is for, where several share the format")
     add("--data-seen", default="", metavar="TEXT", help="what it was trained on, for the tables")
-    add("--root", default="", help="folder of all data sets")
-    add("--config-file", default="", help="our yaml of that method")
-    add("--dataset-config-file", default="", help="yaml of the data set that it was trained on")
+    add("--root", type="path", default="", help="folder of all data sets")
+    add("--config-file", type="path", default="", help="our yaml of that method")
+    add("--dataset-config-file", type="path", default="", help="yaml of the data set that it was trained on")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys that win over all else")
     return parser
 

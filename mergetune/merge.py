@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dassl.utils import RunLock, UserError, errors_in_one_line, get_logger, write_json
+from dassl.utils import ArgumentParser, RunLock, UserError, errors_in_one_line, get_logger, write_json
 from dassl.utils.torchrun import one_process
 from mergetune.merging import FILE, METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method, merge
 
@@ -179,21 +179,21 @@ def evaluate(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m mergetune.merge",
         description="Merge trained weights without training, and evaluate what comes of it.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("parents", nargs="+", metavar="PARENT", help="weights to merge, see below")
+    add("parents", type="path", nargs="+", metavar="PARENT", help="weights to merge, see below")
     add("--method", required=True, choices=METHODS, help="how")
-    add("--out", required=True, metavar="FOLDER", help="the folder to write")
-    add("--base", default=ZERO_SHOT, metavar="PARENT", help="where task vectors start")
+    add("--out", type="path", required=True, metavar="FOLDER", help="the folder to write")
+    add("--base", type="path", default=ZERO_SHOT, metavar="PARENT", help="where task vectors start")
     add("--keep", default="", metavar="NAME,...", help="no weights: these differ, and the first parent's are taken")
     add("--merge-space", default="factors", choices=SPACES, help="of LoRA: its two factors, or their product")
     add("--rank", type=int, help="of the factors made of a product; default the first parent's, 0 leaves the product")
-    add("--root", default="", help="folder of all data sets, if it is not where the first run found it")
+    add("--root", type="path", default="", help="folder of all data sets, if it is not where the first run found it")
     add("--sweep", action="store_true", help="search the method's usual values where none are given")
     add("--eval", nargs="+", default=[], choices=SUBSETS, help="evaluate on these classes into FOLDER/eval_SUBSET")
     for name, kind in KINDS.items():

@@ -25,7 +25,7 @@ from dassl.report.paths import FORMAT, QUANTITIES, SOLUTIONS, SPACES, SUBSETS
 from dassl.report.paths import PATH_FILE as FILE
 from dassl.report.stats import barrier, harmonic_mean
 from dassl.report.tables import Table
-from dassl.utils import UserError, get_logger, read_json, write_json
+from dassl.utils import ArgumentParser, UserError, get_logger, read_json, write_json
 from dassl.utils.torchrun import one_process
 
 if TYPE_CHECKING:
@@ -218,13 +218,13 @@ def _digits(quantity: str) -> int:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line -> Namespace with run, space, plane, figure, images."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m mergetune.path_card",
         description="Print the path card of a finished stage-2 run and write it to RUN/path.json.",
         epilog="Loss in nats, accuracy in percent, on the test pictures. Barrier: largest loss above the straight line "
         "between the losses at both ends, or accuracy below it. The space of weights runs the model at 63 points.",
     )
-    parser.add_argument("run", metavar="RUN", help="folder of a finished stage-2 training run")
+    parser.add_argument("run", type="path", metavar="RUN", help="folder of a finished stage-2 training run")
     parser.add_argument("--space", choices=[*SPACES, "both"], default=SPACES[0], help="what is interpolated")
     parser.add_argument("--plane", action="store_true", help="the plane through the three solutions too")
     parser.add_argument("--figure", action="store_true", help="draw the card into RUN/figures")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from dassl.data.datasets import Datum
 from dassl.engine import read_run_cfg, trainer_class
-from dassl.utils import MissingFile, UserError, atomic_write, errors_in_one_line, get_logger, read_json
+from dassl.utils import ArgumentParser, MissingFile, UserError, atomic_write, errors_in_one_line, get_logger, read_json
 from dassl.utils.torchrun import one_process
 
 if TYPE_CHECKING:
@@ -184,18 +184,18 @@ class Predictor:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m mergetune.predict",
         description="Print the likeliest labels of pictures by a finished run; no data set is needed.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("run", metavar="RUN", help="folder of a finished run")
-    add("images", nargs="*", metavar="IMAGE", help="picture files")
+    add("run", type="path", metavar="RUN", help="folder of a finished run")
+    add("images", type="path", nargs="*", metavar="IMAGE", help="picture files")
     add("--classes", default="", metavar="A,B,C", help="other class names; default: the run's")
     add("--top", type=int, default=5, help="labels an image (default 5)")
-    add("--export", default="", metavar="FILE", help="write the class embeddings as safetensors")
+    add("--export", type="path", default="", metavar="FILE", help="write the class embeddings as safetensors")
     add("--json", action="store_true", help="JSON on stdout: [{image, labels: [{label, probability}, ...]}, ...]")
     return parser
 

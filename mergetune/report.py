@@ -22,7 +22,7 @@ from dassl.report.results import load_results
 from dassl.report.sweeps import sweeps_sheet
 from dassl.report.transfer import PROTOCOLS as TRANSFERS
 from dassl.report.transfer import transfer_sheet
-from dassl.utils import UserError, check_availability, get_logger
+from dassl.utils import ArgumentParser, UserError, check_availability, get_logger
 from dassl.utils.torchrun import one_process
 
 PRESETS = ("released", "paper")
@@ -143,25 +143,25 @@ examples:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line -> Namespace with folders, protocol, out, figures, figure, latex, against, html."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m mergetune.report",
         description="Print the tables of finished runs and write them as Markdown and CSV.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     folders = "folder of runs; every results.json anywhere below it is read"
-    parser.add_argument("folders", nargs="+", metavar="DIR", help=folders)
+    parser.add_argument("folders", type="path", nargs="+", metavar="DIR", help=folders)
     parser.add_argument(
         "--protocol", nargs="+", metavar="NAME", help=f"only these tables, of {', '.join(SHEETS)} (default: all)"
     )
-    parser.add_argument("--out", metavar="DIR", help="where tables/ and figures/ go (default: the first DIR)")
+    parser.add_argument("--out", type="path", metavar="DIR", help="of tables/ and figures/ (default: the first DIR)")
     parser.add_argument("--figures", action="store_true", help="draw every figure for which there are runs")
     parser.add_argument(
         "--figure", nargs="+", metavar="NAME", help=f"draw these alone, and no tables, of {', '.join(FIGURES)}"
     )
     parser.add_argument("--latex", action="store_true", help="write the tables as LaTeX too")
     parser.add_argument("--against", choices=["paper"], help="published numbers beside ours")
-    parser.add_argument("--html", metavar="FILE", help="one self-contained page of tables and figures")
+    parser.add_argument("--html", type="path", metavar="FILE", help="one self-contained page of tables and figures")
     return parser.parse_args(argv)
 
 

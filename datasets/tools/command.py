@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import UserError, closest, get_logger, write_json
+from dassl.utils import ArgumentParser, UserError, closest, get_logger, write_json
 from datasets import register_all
 
 from .check import ABSENT, OK, check, plain, table
@@ -20,12 +20,12 @@ WELL, PROBLEMS, NOTHING = 0, 1, 2
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m datasets", description=__doc__)
+    parser = ArgumentParser(prog="python -m datasets", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    root = argparse.ArgumentParser(add_help=False)
+    root = ArgumentParser(add_help=False)
     default = os.environ.get("DATA") or str(CLONE / "data")
     root.add_argument(
-        "--root", default=default, help="folder of all data sets (default: $DATA, else data/ in the clone)"
+        "--root", type="path", default=default, help="folder of all data sets (default: $DATA, else data/ in the clone)"
     )
 
     one = commands.add_parser("check", parents=[root], help="one line for each set: is it what the tables are made of?")
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--protocol", choices=PROTOCOLS, default="all", help="which sets, where none is named")
     one.add_argument("--decode", choices=("none", "sample", "all"), default="sample", help="which pictures are opened")
     one.add_argument("--jobs", type=int, default=4, help="pictures opened at once")
-    one.add_argument("--json", default="", metavar="FILE", help="the rows as JSON too")
+    one.add_argument("--json", type="path", default="", metavar="FILE", help="the rows as JSON too")
 
     one = commands.add_parser("links", help="sources, checksums and dead links")
     one.add_argument("names", nargs="*", metavar="NAME")
@@ -45,9 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--seed", type=int, default=1)
 
     one = commands.add_parser("import-subset", parents=[root], help="another program's pickled draw as a subset file")
-    one.add_argument("file", metavar="FILE.pkl")
+    one.add_argument("file", type="path", metavar="FILE.pkl")
     one.add_argument("name", metavar="NAME")
-    one.add_argument("--out", default="subset.json", help="where it goes (default: subset.json)")
+    one.add_argument("--out", type="path", default="subset.json", help="where it goes (default: subset.json)")
     one.add_argument("--shots", type=int, default=0, help="where the file's name does not say it")
     one.add_argument("--seed", type=int, default=-1, help="where the file's name does not say it")
     return parser

@@ -4,12 +4,12 @@ from .late import late_imports
 
 __getattr__, __dir__, __all__ = late_imports(
     __name__,
+    arguments="ArgumentParser expand_user",
     atomic="atomic_folder atomic_path atomic_save atomic_write write_json",
     errors="MissingFile UnknownName UserError WriteFailed WrongType errors_in_one_line",
     lock="RunLock",
     logger="Logger get_logger logging_to setup_logger",
     meters="AverageMeter MetricMeter",
-    paths="expand_user",
     plain_pickle="PlainArray load_plain_pickle",
     registry="Registry check_availability closest get_most_similar_str_to_a_from_b",
     restricted="Inert restricted_load safe_load",

@@ -1,0 +1,53 @@
+"""What people type: paths with a tilde, negative numbers, misspelt flags."""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Iterable
+
+from .errors import UserError
+from .registry import closest
+
+
+def expand_user(path: str | os.PathLike) -> str:
+    """`path` with a leading `~` or `~user` replaced by that home folder. Raises UserError for an unknown user."""
+    path = os.fspath(path)
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UserError(f"{path}: there is no home folder of {path.split('/')[0]} (a name with a tilde: ./{path})")
+    return expanded
+
+
+def _path(text: str) -> str:
+    try:
+        return expand_user(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, where -1e-3 and -.5 are values, `type="path"` expands `~`, and an error is one line.
+
+    keys: gives names of config keys, which an unknown flag may have meant.
+    """
+
+    keys: Callable[[], Iterable[str]] = staticmethod(tuple)
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.register("type", "path", _path)
+        self._negative_number_matcher = re.compile(r"-\.?\d|-(inf|nan)\b")
+
+    def error(self, message):
+        unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
+        if unknown:
+            message = f"unknown flag {unknown[1]}; nearest: {', '.join(self._nearest(unknown[1]))}"
+        self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
+
+    def _nearest(self, flag: str) -> list[str]:
+        """Flags and config keys that look like an unknown flag; of keys, the last part is compared."""
+        names: dict[str, list[str]] = {}
+        for name in (*self.keys(), *(string for action in self._actions for string in action.option_strings)):
+            names.setdefault(name.rpartition(".")[2].strip("-").replace("-", "_").upper(), []).append(name)
+        word = flag.strip("-").replace("-", "_").upper()
+        return names.get(word) or [name for near in closest(word, names, n=2) for name in names[near]]
