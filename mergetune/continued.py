@@ -192,4 +192,5 @@ class Continued:
     def facts(self) -> dict:
         own = self.cfg.TRAINER.LMC
         keys = ("SPACE", "DISTANCE", "LAMBDA", "TAU", "NUM_SAMPLES", "GRID", "PATH_TO")
-        return super().facts() | {"lmc": {key: own[key] for key in keys} | {"BETA": own.BETA if own.ENABLED else 0.0}}
+        lmc = {key: own[key] for key in keys} | {"BETA": own.BETA if own.ENABLED else 0.0}
+        return super().facts() | {"lmc": lmc, "zero_shot_template": self.zero_shot_prompt(own.SPACE)}

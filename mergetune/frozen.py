@@ -130,6 +130,10 @@ class FrozenClipTrainer(TrainerX):
             "and no value of them gives CLIP back"
         )
 
+    def zero_shot_prompt(self, space: str) -> str:
+        """Hook: the template of zero-shot CLIP where the path of this space ("features" or "weights") starts."""
+        return self.template
+
     def cross_entropy(self, image: Tensor, text: Tensor, labels: Tensor) -> Tensor:
         """CE of cosine logits; notes the accuracy for the log line. image (B, D), text (C, D), labels (B,)."""
         logits = cosine_logits(image, text.float(), self.clip.logit_scale)

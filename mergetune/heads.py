@@ -20,7 +20,7 @@ from dassl.engine.results import CLASSES
 from dassl.metrics import compute_accuracy
 from dassl.utils import UserError, read_json
 from mergetune.frozen import FrozenClipTrainer
-from mergetune.templates import LISTS, OWN, templates
+from mergetune.templates import LISTS, OWN, described, templates
 
 
 class LinearHead(nn.Module):
@@ -131,6 +131,9 @@ class HeadTrainer(FrozenClipTrainer):
             return state
         return state | {self.head_key: state[self.head_key][rows_for(theirs, self.classnames, path)]}
 
+    def zero_shot_prompt(self, space: str) -> str:
+        """The head's prompts."""
+        return described(self.cfg.TRAINER.HEAD.TEMPLATES, self.prompts)
+
     def facts(self) -> dict:
-        kind, prompts = self.cfg.TRAINER.HEAD.TEMPLATES, self.prompts
-        return super().facts() | {"templates": prompts[0] if kind == OWN else f"{kind}: {len(prompts)} templates"}
+        return super().facts() | {"templates": self.zero_shot_prompt("weights")}

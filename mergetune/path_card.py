@@ -171,6 +171,7 @@ def path_card(
                     _add(card[space], subset, walk(trainer, space, solutions, batches), solutions, batches)
                     if plane and space == spaces[-1]:
                         add_plane(plane_card, subset, trainer, solutions, batches)
+                card[space]["zero_shot_template"] = trainer.zero_shot_prompt(space)
                 if space == SPACES[0] and trainer.path_note:
                     card[space]["note"] = trainer.path_note
                 card[space]["seconds"] = round(card[space].get("seconds", 0) + time.perf_counter() - began, 3)

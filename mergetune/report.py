@@ -48,7 +48,7 @@ ON_STREAMS = {
 
 def _labels() -> dict:
     """Printed name of each (trainer, preset), in printed order."""
-    labels = {("ZeroshotCLIP", None): "ZeroshotCLIP", ("ZeroshotCLIP2", None): "ZeroshotCLIP2"}
+    labels = {("ZeroshotCLIP", ""): "ZeroshotCLIP", ("ZeroshotCLIP2", None): "ZeroshotCLIP2"}
     for stage2, stage1 in STAGE1.items():
         name = SHORT.get(stage1, stage1)
         if stage1 == "PromptKD":

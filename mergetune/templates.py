@@ -51,3 +51,8 @@ def templates(name: str, own: str = "a photo of a {}.") -> Sequence[str]:
     """The list called `name`, or (`own`,) for "dataset". UserError names what there is."""
     check_availability(name, [OWN, *LISTS], "The list of templates")
     return (own,) if name == OWN else LISTS[name]
+
+
+def described(name: str, prompts: Sequence[str]) -> str:
+    """What results.json says of the prompts of a zero-shot classifier: the template, or the list and its length."""
+    return prompts[0] if len(prompts) == 1 else f"{name}: {len(prompts)} templates"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from scripts.commands import COMMANDS, run_folder
 from scripts.commands.base2new import METHODS, TESTS
-from scripts.commands.command import Arguments, recipe
+from scripts.commands.command import ROOT, Arguments, recipe, yaml_values
 from scripts.commands.condu import TRAINING
 from scripts.commands.robust import shifts
 
@@ -58,6 +58,7 @@ class Pair:
     average: bool = False  # of class vectors
     merges: tuple[str, ...] = ()  # of weights; WiSE-FT at alpha 0.5 is the average
     card: bool = True
+    ends: tuple[str, ...] = ()  # zero-shot CLIP of stage 2 where it may have other templates: CFGs of ZeroshotCLIP
 
     def only(self, names: Iterable[str]) -> "Pair":
         """With these presets alone, in the order of PRESETS."""
@@ -72,15 +73,17 @@ def pick(values: tuple, places: list[int]) -> tuple:
 
 PRESETS = ("released", "paper", "continued")  # what a pair's `presets` and `toy` stand for
 _PROMPT = ("vit_b16_ep100_ctxv1", "paper", "continued")
+_ANCHOR, _WORDS = "vit_b16_dataset", "vit_b16_photo"
 PAIRS: dict[str, Pair] = {
-    "CoOp": Pair("CoOp", "CoOp_LMC", _PROMPT, average=True, merges=("ties", "dare")),
-    "KgCoOp": Pair("KgCoOp", "KgCoOp_LMC", _PROMPT, merges=("average", "ties", "dare")),
+    "CoOp": Pair("CoOp", "CoOp_LMC", _PROMPT, average=True, merges=("ties", "dare"), ends=(_ANCHOR, _WORDS)),
+    "KgCoOp": Pair("KgCoOp", "KgCoOp_LMC", _PROMPT, merges=("average", "ties", "dare"), ends=(_ANCHOR, _WORDS)),
     "MMA": Pair(
         "MultiModalAdapter",
         "MMA_LMC",
         ("vit_b16_ep5", "paper", "continued"),
         toy=("released_ep20", "paper_ep20", "continued_ep20"),
         merges=("average", "ties", "dare"),
+        ends=(_WORDS,),  # its anchor has the template of ZeroshotCLIP
     ),
     "PromptKD": Pair(
         "PromptKD",
@@ -113,6 +116,33 @@ def stage2_arguments(pair: Pair, script: str, toy: bool) -> list[Arguments]:
     return [{"COOP_LMC": "True"} | recipe(COMMANDS[script], cfg) for cfg in cfgs]
 
 
+def zero_shot(test: str, cell: Arguments, ends: Iterable[str]) -> Iterator[Step]:
+    """Zero-shot CLIP, and each of the `ends` that has another template on this data set."""
+    yield step(f"zsclip/{test}", cell)
+    known = templates(cell["DATASET"])
+    taken = {known["coop"]}
+    for cfg in ends:
+        name = yaml_values(f"ZeroshotCLIP/{cfg}")["TRAINER.ZEROSHOT.TEMPLATES"]
+        if (prompt := known.get(name, name)) not in taken:
+            taken.add(prompt)
+            yield step(f"zsclip/{test}", cell | {"CFG": cfg})
+
+
+def templates(dataset: str) -> dict[str, str]:
+    """What ZeroshotCLIP's templates `coop` and `dataset` are on a data set of configs/datasets."""
+    import datasets
+    from dassl.config import read_yaml
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    datasets.register_all()
+    node = read_yaml(ROOT / "configs" / "datasets" / f"{dataset}.yaml")["DATASET"]
+    known = node["NAME"] in DATASET_REGISTRY.registered_names()
+    own = getattr(DATASET_REGISTRY.get(node["NAME"]) if known else None, "templates", {})
+    prompts = node.get("CUSTOM", {}).get("PROMPTS")
+    anchor = prompts[0] if prompts else own.get("kgcoop", "a photo of a {}.")
+    return {"coop": anchor if prompts else own.get("coop", anchor), "dataset": anchor}
+
+
 def base2new(pair: Pair, cell: Arguments) -> Iterator[Step]:
     """Zero-shot, what teaches stage 1, stage 1, its average with CLIP, and each preset of stage 2: both halves."""
 
@@ -121,7 +151,8 @@ def base2new(pair: Pair, cell: Arguments) -> Iterator[Step]:
         for what in TESTS:
             yield step(METHODS[name].script(what), cell | arguments)
 
-    yield from (step(f"zsclip/{what}", cell) for what in TESTS)
+    for what in TESTS:
+        yield from zero_shot(what, cell, pair.ends)
     for name in (*pair.before, pair.stage1):
         yield from trained(name, {})
     if pair.average:
@@ -136,7 +167,8 @@ def base2new(pair: Pair, cell: Arguments) -> Iterator[Step]:
 def transfer(pair: Pair, cell: Arguments, protocol: str) -> Iterator[Step]:
     """A model of the cell's data set, the source, on it and on each target."""
     test, places = TRANSFER[protocol], [*on_targets(cell, targets(protocol, cell["DATASET"]))]
-    yield from (step(f"zsclip/{test}", place) for place in places)
+    for place in places:
+        yield from zero_shot(test, place, pair.ends[:-1])  # no weights are merged here
     script = METHODS[pair.stage2].script("xd_train")
     for name, sets in ((pair.stage1, [{}]), (pair.stage2, stage2_arguments(pair, script, is_toy(cell)))):
         for arguments in sets:
@@ -148,7 +180,7 @@ def transfer(pair: Pair, cell: Arguments, protocol: str) -> Iterator[Step]:
 
 def fewshot(pair: Pair, cell: Arguments) -> Iterator[Step]:
     """The few-shot curve."""
-    yield step("zsclip/fewshot_test", cell)
+    yield from zero_shot("fewshot_test", cell, pair.ends[:-1])
     script = METHODS[pair.stage2].script("fewshot_train")
     for name, sets in ((pair.stage1, [{}]), (pair.stage2, stage2_arguments(pair, script, is_toy(cell)))):
         for arguments in sets:
@@ -160,7 +192,8 @@ def fewshot(pair: Pair, cell: Arguments) -> Iterator[Step]:
 def robust(name: str, cell: Arguments, names: Iterable[str] = PRESETS) -> Iterator[Step]:
     """Robust fine-tuning: the source's own test and its shifted ones. names: presets, of which it has two."""
     places = [*on_targets(cell, targets("robust", cell["DATASET"]))]
-    yield from (step("zsclip/robust_test", place) for place in places)
+    for place in places:
+        yield from zero_shot("robust_test", place, [_ANCHOR if is_toy(cell) else "vit_b16_imagenet"])
     presets = [{"CFG": f"{preset}_toy" if is_toy(cell) else preset} for preset in PRESETS[1:] if preset in names]
     for script, sets in ((ROBUST[name], [{}]), (f"{ROBUST[name]}_LMC", presets)):
         for arguments in sets:

@@ -40,6 +40,7 @@ def records(tmp_path_factory, pets_root):
         subset="new",
     )
     run("student", "PromptKD")
+    run("adapters", "MultiModalAdapter")
     ensemble.main([str(run("probe", "LinearProbe")), "--alphas", "0.5"])
     own = tmp_path_factory.mktemp("own")
     (own / "oxford_pets").mkdir()

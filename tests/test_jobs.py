@@ -62,3 +62,25 @@ def test_runs_that_two_cells_share_are_run_once():
 def test_a_data_set_without_reader_stops_a_job_before_it_starts():
     with pytest.raises(UserError, match="nothing_there"):
         check_readers(cell_steps("CoOp", "dg", "nothing_there", 1))
+
+
+def zero_shot_cfgs(name, protocol, dataset):
+    """CFGs of ZeroshotCLIP by the data set tested on."""
+    steps = [s for s in cell_steps(name, protocol, dataset, 1) if s.command.startswith("zsclip/")]
+    return {d: {s.arguments["CFG"] for s in steps if s.subject == d} for d in {s.subject for s in steps}}
+
+
+def test_zero_shot_clip_runs_with_every_template_that_an_end_of_the_path_has():
+    usual, anchor, words = "vit_b16", "vit_b16_dataset", "vit_b16_photo"
+    assert zero_shot_cfgs("CoOp", "base2new", "toy_colours") == {"toy_colours": {usual, anchor}}
+    assert zero_shot_cfgs("CoOp", "base2new", "toy_sizes") == {"toy_sizes": {usual}}  # one template for all
+    assert zero_shot_cfgs("KgCoOp", "base2new", "dtd") == {"dtd": {usual, anchor, words}}
+    assert zero_shot_cfgs("CoOp", "base2new", "oxford_pets") == {"oxford_pets": {usual, words}}
+    assert zero_shot_cfgs("MMA", "base2new", "dtd") == {"dtd": {usual, words}}  # its anchor has CoOp's template
+    assert zero_shot_cfgs("PromptKD", "base2new", "dtd") == {"dtd": {usual}}  # no zero-shot end
+    cross = zero_shot_cfgs("CoOp", "cross", "imagenet")
+    assert cross.pop("dtd") == {usual, anchor} and set().union(*cross.values()) == {usual}
+    assert zero_shot_cfgs("CoOp", "fewshot", "toy_colours") == {"toy_colours": {usual, anchor}}
+    robust = zero_shot_cfgs("LinearProbe", "robust", "imagenet")
+    assert set(map(frozenset, robust.values())) == {frozenset({usual, "vit_b16_imagenet"})}
+    assert anchor in zero_shot_cfgs("FineTune", "robust", "toy_objects")["toy_objects"]

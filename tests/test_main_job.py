@@ -25,7 +25,8 @@ WORDS += ["FEATURES.VIEWS", "2"]
 CHANGED = "changed: OPTIM.MAX_EPOCH"
 PRESETS = [f"CoOp_LMC ({name}, {CHANGED})" for name in ("continued", "paper", "released")]
 MERGED = [f"CoOp ({CHANGED}) + {name} (density {density}, scale 1)" for name, density in (("TIES", 0.2), ("DARE", 0.1))]
-ROWS = ["ZeroshotCLIP", f"CoOp ({CHANGED})", f"CoOp average ({CHANGED})", *MERGED, *PRESETS]
+ROWS = ["ZeroshotCLIP", "ZeroshotCLIP (a photo of a {}, a type of shape.)", f"CoOp ({CHANGED})"]
+ROWS += [f"CoOp average ({CHANGED})", *MERGED, *PRESETS]
 
 
 def marks(output):

@@ -112,6 +112,19 @@ def test_zero_shot_weights_are_zero_shot_clip(carded):
     assert card["weights"]["t"] == card["t"] and card["t"][0] == 0 and card["t"][-1] == 2
 
 
+def test_zero_shot_clip_with_the_card_s_template_is_where_the_path_starts(carded, runs, tmp_path):
+    name, _, _, card = carded
+    spaces = (card, card["weights"]) if name == "CoOp_LMC" else ()  # MMA's images are ours, or unlike to a few bits
+    assert card["zero_shot_template"] == "a photo of a {}, a type of pet."
+    assert card["weights"]["zero_shot_template"] == "a photo of a {}."
+    for k, own in enumerate(spaces):
+        train.main([
+            "--trainer", "ZeroshotCLIP", "--eval-only", "--config-file", str(runs / "CoOp_new" / "config.yaml"),
+            "--output-dir", str(tmp_path / str(k)), "TRAINER.ZEROSHOT.TEMPLATES", own["zero_shot_template"],
+        ])  # fmt: skip
+        assert accuracy(tmp_path / str(k)) == pytest.approx(own["new"]["accuracy"][0], abs=1e-4)
+
+
 def test_each_point_is_a_blend_scored_on_its_own(runs):
     with loaded(runs / "CoOp_LMC", "base") as trainer:
         batches = batches_of(trainer)

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from dassl.report.base2new import base2new, base2new_sheet, sheet_of
+from dassl.report.base2new import average_table, base2new, base2new_sheet, dataset_table, sheet_of
 from dassl.report.results import load_results
 from dassl.report.stats import harmonic_mean, summarise_average
 from dassl.utils import UserError
@@ -148,3 +148,38 @@ def test_text_columns_line_up(tmp_path):
     head = next(k for k, line in enumerate(lines) if line.startswith("method"))
     start = lines[head].index("base")
     assert all(line[start - 2 : start] == "  " and line[start] != " " for line in lines[head + 2 : head + 4])
+
+
+def zero_shot_run(root, dataset, accuracy, template, *families, seed=1):
+    for subset in ("base", "new"):
+        write_run(root / f"{dataset}-{families[0][:4]}-{subset}-{seed}", "ZeroshotCLIP", dataset, subset, seed, accuracy,
+                  templates=template, template_family=[*families], data_seen="none")  # fmt: skip
+
+
+def test_zero_shot_clip_with_another_template_is_a_row_of_its_own(tmp_path):
+    zero_shot_run(tmp_path, "toy_a", 60, "a photo of a {}.", "coop", "a photo of a {}.")
+    zero_shot_run(tmp_path, "toy_a", 50, "a shape in {}.", "dataset", "a shape in {}.")
+    zero_shot_run(tmp_path, "toy_b", 40, "a photo of a {}.", "coop", "dataset", "a photo of a {}.")
+    found = base2new(load_results(tmp_path), METHODS)
+    usual, other = found.rows
+    assert [row.label for row in found.rows] == ["ZeroshotCLIP", "ZeroshotCLIP (each data set's own template)"]
+    # the second set has one template for both, so its run serves both rows
+    assert found.average(usual)["base"].mean == 50 and found.average(other)["base"].mean == 45
+    assert [dataset_table(found, "toy_a").rows[1][0], dataset_table(found, "toy_b").rows[1][0]] == [
+        "ZeroshotCLIP (a shape in {}.)",
+        "ZeroshotCLIP (a photo of a {}.)",
+    ]
+
+
+def test_zero_shot_runs_that_differ_in_no_template_are_one_row(tmp_path):
+    zero_shot_run(tmp_path, "toy_a", 60, "a photo of a {}.", "dataset", "coop", "a photo of a {}.")
+    zero_shot_run(tmp_path, "toy_b", 40, "a photo of a {}.", "coop", "dataset", "a photo of a {}.")
+    assert only(base2new(load_results(tmp_path), METHODS)).label == "ZeroshotCLIP"
+
+
+def test_the_template_names_the_row_where_it_is_one(tmp_path):
+    zero_shot_run(tmp_path, "toy_a", 60, "{} texture.", "coop", "{} texture.")
+    zero_shot_run(tmp_path, "toy_a", 50, "a photo of a {}.", "a photo of a {}.")
+    table = average_table(base2new(load_results(tmp_path), METHODS))
+    assert [row[0] for row in table.rows] == ["ZeroshotCLIP", "ZeroshotCLIP (a photo of a {}.)"]
+    assert table.rows[1][1] == "50.00"

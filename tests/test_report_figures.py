@@ -6,7 +6,7 @@ from PIL import Image
 
 from dassl.report.drawing import style
 from dassl.report.figures import all_figures, path_figures
-from dassl.report.paths import load_paths
+from dassl.report.paths import families, load_paths
 from dassl.report.planes import load_planes, plane_figures
 from dassl.report.results import load_results
 from mergetune.report import METHODS
@@ -173,3 +173,13 @@ def test_curves_by_shots_and_by_a_swept_key(tmp_path):
 def test_styles_differ_without_colour():
     looks = [style(k) for k in range(12)]
     assert len({(look["linestyle"], look["marker"]) for look in looks}) == 12
+
+
+def test_the_zero_shot_end_is_named_by_its_template(tmp_path):
+    path = straight_path(50, 70, 60) | {"zero_shot_template": "a shape in {}."}
+    write_path(tmp_path / "a", path)
+    (curves,) = families(load_paths(tmp_path), METHODS)
+    assert curves.ends == ["zero-shot (a shape in {}.)", "CoOp_LMC (paper)", "fine-tuned"]
+    write_path(tmp_path / "b", path | {"zero_shot_template": "{} texture."}, dataset="toy_b")
+    (curves,) = families(load_paths(tmp_path), METHODS)
+    assert curves.ends[0] == "zero-shot (each data set's own template)"

@@ -57,7 +57,11 @@ SAMPLES = {
     "N": ("5", "10"),
     "ORDER": ("I", "toy_shapes,toy_digits"),
 }
-CFGS = {"MultiModalAdapter": ("vit_b16_ep5", "vit_b16_ep50"), "CoOp": ("siglip2_b16_ep100_ctxv1",) * 2}
+CFGS = {
+    "MultiModalAdapter": ("vit_b16_ep5", "vit_b16_ep50"),
+    "CoOp": ("siglip2_b16_ep100_ctxv1",) * 2,
+    "ZeroshotCLIP": ("vit_b16", "vit_b16_photo"),
+}
 TRAINED_BY_TRAIN_PY = [name for name, command in COMMANDS.items() if not command.module]
 
 

@@ -39,5 +39,9 @@ class CoOp_Average(CoOp_LMC):
         average = getattr(self, "_average", None)
         return super().text_features() if average is None else average
 
+    def facts(self) -> dict:
+        facts = super().facts()
+        return facts | {"templates": f"mean of {facts['zero_shot_template']!r} and {facts['templates']}"}
+
     def before_train(self) -> None:
         raise UserError(f"{type(self).__name__} has nothing to train; add --eval-only")

@@ -67,6 +67,15 @@ class CoOp(FrozenClipTrainer):
             )
         return {"ctx": word_context(self.clip, self.model.words).float().expand_as(self.model.ctx).clone()}
 
+    def zero_shot_prompt(self, space: str) -> str:
+        """Between weights the path starts at CTX_INIT's words, around the class name as the prompt has it."""
+        words = (self.model.words or "").split()
+        if space == "features" or not words:
+            return super().zero_shot_prompt(space)
+        places = {"end": len(words), "middle": self.model.n_ctx // 2, "front": 0}
+        place = places[self.cfg.TRAINER.COOP.CLASS_TOKEN_POSITION]
+        return f"{' '.join([*words[:place], '{}', *words[place:]])}."
+
     def facts(self) -> dict:
         own = super().facts()
         words = self.model.words or f"{self.model.n_ctx} random vectors"

@@ -63,5 +63,13 @@ class MultiModalAdapter(FrozenClipTrainer):
         """w1: the adapters as they are, with up-projections at 0: exactly CLIP."""
         return self.model.at_zero()
 
+    def zero_shot_prompt(self, space: str) -> str:
+        """Without adapters the model is CLIP with its own prompt."""
+        return self.prompt if space == "weights" else super().zero_shot_prompt(space)
+
     def facts(self) -> dict:
-        return super().facts() | {"templates": f"{self.prompt!r} through adapters"}
+        own = self.cfg.TRAINER.MMADAPTER
+        return super().facts() | {
+            "templates": f"{self.prompt!r} through adapters",
+            "adapter_blocks": [own.ADAPTER_START, own.ADAPTER_END],
+        }

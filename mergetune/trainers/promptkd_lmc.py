@@ -96,6 +96,10 @@ class PromptKD_LMC(Continued, PromptKD):
             return line(self.logits_at(start, images), self.logits_at(end, images), points)
         return torch.stack([self.logits_at(interpolate(start, end, t), images) for t in points.tolist()])
 
+    def zero_shot_prompt(self, space: str) -> str:
+        """None: there is no zero-shot end."""
+        return ""
+
     def logits_at(self, state: dict[str, Tensor], images: Tensor) -> Tensor:
         """(B, C) of the student with this state."""
         self.scratch.load_state_dict(state, strict=False)

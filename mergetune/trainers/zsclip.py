@@ -1,29 +1,55 @@
 """Zero-shot CLIP (Radford et al., arXiv 2103.00020): class vectors from text alone, no training."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from dassl.clip import text_classifier
+from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 from mergetune.frozen import FrozenClipTrainer
-from mergetune.templates import SELECT
+from mergetune.templates import LISTS, OWN, SELECT, described, templates
+
+COOP = "coop"
+
+
+def is_prompt(text: str) -> bool:
+    """a name, or a text with one {} for the class name"""
+    return text in (COOP, OWN, *LISTS) or "{}" in text and text.count("{") + text.count("}") == 2
 
 
 @TRAINER_REGISTRY.register()
 class ZeroshotCLIP(FrozenClipTrainer):
     """CLIP as it comes, with the data set's template."""
 
+    CONFIG = "ZEROSHOT"
     needs_checkpoint = False
+
+    KEYS = {
+        "TEMPLATES": Key(
+            COOP,
+            "coop (CoOp's template of the data set), dataset (KgCoOp's and MERGETUNE's), imagenet (80), select (7), or "
+            "a template of one's own",
+            test=is_prompt,
+        )
+    }
 
     @property
     def template(self) -> str:
         """CoOp's zero-shot template of the data set, which differs from KgCoOp's for DTD."""
-        templates = getattr(self.dm.dataset, "templates", {})
-        return templates.get("coop") or super().template
+        own = getattr(self.dm.dataset, "templates", {})
+        return own.get(COOP) or super().template
 
-    def templates(self) -> list[str]:
+    def templates(self) -> Sequence[str]:
         """The prompts whose class vectors are averaged."""
-        return [self.template]
+        name = self.cfg.TRAINER.ZEROSHOT.TEMPLATES
+        return [name] if "{}" in name else self.named_templates()[name]
+
+    def named_templates(self) -> dict[str, Sequence[str]]:
+        """What TRAINER.ZEROSHOT.TEMPLATES may name, for this data set."""
+        own = super().template
+        return {COOP: [self.template], **{name: templates(name, own) for name in (OWN, *LISTS)}}
 
     def build_model(self) -> None:
         """Class vectors once; nothing is registered, so nothing trains or is saved."""
@@ -37,7 +63,16 @@ class ZeroshotCLIP(FrozenClipTrainer):
         raise UserError(f"{type(self).__name__} has nothing to train; add --eval-only")
 
     def facts(self) -> dict:
-        return super().facts() | {"data_seen": "none", "chosen_on": "none", "preset": ""}
+        prompts, asked = list(self.templates()), self.cfg.TRAINER.ZEROSHOT.TEMPLATES
+        names = [asked, *(name for name, others in self.named_templates().items() if list(others) == prompts)]
+        names += prompts if len(prompts) == 1 else []
+        return super().facts() | {
+            "templates": described(asked, prompts),
+            "template_family": list(dict.fromkeys(names)),
+            "data_seen": "none",
+            "chosen_on": "none",
+            "preset": "",
+        }
 
 
 @TRAINER_REGISTRY.register()
@@ -48,4 +83,4 @@ class ZeroshotCLIP2(ZeroshotCLIP):
         return list(dict.fromkeys([*SELECT, self.template]))
 
     def facts(self) -> dict:
-        return super().facts() | {"templates": self.templates()}
+        return super().facts() | {"templates": self.templates(), "template_family": None}

@@ -236,6 +236,7 @@ def _commands() -> dict[str, Command]:
         for folder, trainer in (("zsclip", "ZeroshotCLIP"), ("zsclip2", "ZeroshotCLIP2")):
             found[f"{folder}/{what}"] = Command(
                 arguments=("DATASET", "SEED"),
+                forms=(("DATASET", "SEED", "CFG"),) if folder == "zsclip" else (),
                 defaults={"CFG": "vit_b16", "SHOTS": "16"},
                 trainer=trainer,
                 config=f"{trainer}/{{CFG}}",

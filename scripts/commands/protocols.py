@@ -83,6 +83,7 @@ def zero_shot(folder: str, trainer: str, protocol: str) -> Command:
     """CLIP on all classes of a data set: the line that a protocol's methods start from."""
     return Command(
         arguments=("DATASET", "SEED"),
+        forms=(("DATASET", "SEED", "CFG"),),
         defaults={"CFG": "vit_b16", "SHOTS": "16"},
         trainer=trainer,
         config=f"{trainer}/{{CFG}}",

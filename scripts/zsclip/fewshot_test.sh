@@ -1,5 +1,5 @@
 #!/bin/sh
 # Few-shot curve: Zero-shot CLIP on all classes.
-# Arguments: DATASET SEED
+# Arguments: DATASET SEED, or DATASET SEED CFG
 # bash scripts/zsclip/fewshot_test.sh caltech101 1
 exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" zsclip/fewshot_test "$@"

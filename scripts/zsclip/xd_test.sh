@@ -1,5 +1,5 @@
 #!/bin/sh
 # Cross-data-set: Zero-shot CLIP on DATASET.
-# Arguments: DATASET SEED
+# Arguments: DATASET SEED, or DATASET SEED CFG
 # bash scripts/zsclip/xd_test.sh caltech101 1
 exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" zsclip/xd_test "$@"

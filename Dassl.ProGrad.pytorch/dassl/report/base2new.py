@@ -10,7 +10,17 @@ Only evaluation runs count, so base and new come from the same checkpoint, loade
 from dataclasses import dataclass
 
 from dassl.report.grid import Grid, build, is_below, with_accuracy
-from dassl.report.methods import CSV_HEAD, Methods, csv_head, row_names, row_of, shared_settings, zero_shot_row
+from dassl.report.methods import (
+    CSV_HEAD,
+    Methods,
+    csv_head,
+    names_on,
+    row_names,
+    row_of,
+    shared_settings,
+    split_by_template,
+    zero_shot_row,
+)
 from dassl.report.results import select
 from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
 from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
@@ -91,7 +101,7 @@ def base2new(records, methods=None, protocol=PROTOCOL, row=None):
     protocol: one name or several; row: function of a record, if rows are something else than methods.
     """
     methods = methods or Methods()
-    runs = with_accuracy(records, protocol=protocol, subset=SUBSETS)
+    runs = split_by_template(with_accuracy(records, protocol=protocol, subset=SUBSETS), methods)
     if not select(runs, kind="eval"):
         raise UserError(
             f"No base-to-new table: of {len(records)} results, {len(runs)} follow the protocol {protocol!r} "
@@ -153,7 +163,7 @@ def _notes(found, row, name):
 
 def dataset_table(found, dataset):
     """One data set -> Table with columns method, base, new, H, n."""
-    names = row_names(found.rows)
+    names = names_on(dataset, found.grid)
     rows, files = [], {}
     for number, row in enumerate(found.rows):
         cell, below = found.cell(row, dataset), found.below(row).get(dataset, [])

@@ -6,7 +6,17 @@ Zero-shot CLIP sees no shots; its row has the same number in every column.
 from dataclasses import dataclass
 
 from dassl.report.grid import Grid, build, is_below, with_accuracy, without_repeats
-from dassl.report.methods import CSV_HEAD, Methods, csv_head, row_names, row_of, sees_no_data, zero_shot_row
+from dassl.report.methods import (
+    CSV_HEAD,
+    Methods,
+    csv_head,
+    names_on,
+    row_names,
+    row_of,
+    sees_no_data,
+    split_by_template,
+    zero_shot_row,
+)
 from dassl.report.results import select
 from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
 from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
@@ -38,7 +48,7 @@ class FewShot:
 def fewshot(records, methods=None):
     """Records of `load_results` -> FewShot. UserError if there is no evaluation."""
     methods = methods or Methods()
-    runs = with_accuracy(records, subset=SUBSET)
+    runs = split_by_template(with_accuracy(records, subset=SUBSET), methods)
     own = [r for r in select(runs, protocol=PROTOCOL) if not sees_no_data(r) and r.get("shots") is not None]
     if not select(own, kind="eval"):
         raise UserError(
@@ -71,7 +81,7 @@ def _without_shots(record):
 
 def _table(found, dataset=None):
     """-> Table with a column for each number of shots, on one data set or on average."""
-    names, rows, notes, files = row_names(found.grid.rows), [], [], {}
+    names, rows, notes, files = names_on(dataset, found.grid), [], [], {}
     for number, row in enumerate(found.grid.rows):
         reference = zero_shot_row(row, found.grid.rows, found.methods)
         cells = [found.average(row, k, dataset) for k in found.shots]

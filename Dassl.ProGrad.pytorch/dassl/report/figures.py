@@ -110,8 +110,7 @@ def path_curve(curves, file):
     curves: PathCurves. Bold: average over data sets and seeds; band: one deviation over seeds; faint: one
     data set each; dotted: the direct line zero-shot -> fine-tuned, drawn over the same width.
     """
-    ends = ["zero-shot", curves.name, "fine-tuned"][int(curves.t[0]) :]
-    figure = new_figure(9.2, 3.9, ARROW.join(ends), _caption(curves))
+    figure = new_figure(9.2, 3.9, ARROW.join(curves.ends), _caption(curves))
     for axes, quantity in zip(figure.subplots(1, 2), QUANTITIES, strict=True):
         _path_panel(axes, curves, quantity)
     return save(figure, file, path_numbers(curves))
@@ -157,8 +156,7 @@ def _path_panel(axes, curves, quantity):
             axes.plot(2 * curves.direct_t, direct, ":", color=look["color"], lw=1.6)
         ends[subset] = mean[-1]
     plain_axes(axes, AXIS_LABELS[quantity], quantity)
-    names = ["zero-shot", wrapped(curves.name, 24, 3), "fine-tuned"]
-    axes.set_xticks(places, [names[x] for x in places])
+    axes.set_xticks(places, [wrapped(name, 24, 3) for name in curves.ends])
     axes.set_xlim(places[0] - 0.05, 2.05)
     axes.axvline(1, color="0.8", lw=0.8, zorder=0)
     _direct_labels(axes, ends)

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from dassl.report.results import is_number
 
+USUAL = "coop"  # the family of templates of a zero-shot row that names none
+EACH_TEMPLATE = "each data set's own template"
 CHANGED = "changed: "  # behind a preset's name, if there is one, before the keys that a command line changed
 # what a merge says of itself beside its values; `of` or `preset` is that of the run that was merged
 _ABOUT = {"method", "title", "preset", "of", "base", "parents", "merge_space"}
@@ -73,6 +75,29 @@ def split_changes(preset):
     """A record's preset -> (the preset itself or "", what was changed: list of str)."""
     own, mark, changes = preset.partition(CHANGED)
     return own.removesuffix(", "), changes.split(", ") if mark else []
+
+
+def split_by_template(records, methods):
+    """Zero-shot runs on other templates than the usual ones as rows of their own, by the template as their preset.
+
+    `template_family` of such a run: what it was asked for, then all other names of the same prompt. Where a data
+    set has one prompt under two names, its run serves both rows.
+    """
+    runs = [r for r in records if methods.trainer(r) == methods.zero_shot and r.get("template_family")]
+    others = [r for r in runs if USUAL not in r["template_family"]]
+    left = set(map(id, others))
+    found = [r for r in records if id(r) not in left]
+
+    def cell(record):
+        return *(record[name] for name in ("dataset", "protocol", "subset", "seed", "kind")), backbone_of(record)
+
+    for family in dict.fromkeys(r["template_family"][0] for r in others):
+        own = [r for r in runs if r["template_family"][0] == family]
+        taken = set(map(cell, own))
+        own += [r for r in runs if family in r["template_family"] and cell(r) not in taken]
+        words = {str(r.get("templates")) for r in own}
+        found += [{**r, "preset": words.copy().pop() if len(words) == 1 else EACH_TEMPLATE} for r in own]
+    return found
 
 
 class Row(NamedTuple):
@@ -167,6 +192,17 @@ def row_names(rows):
         twins = [other for other in rows if other.label == row.label]
         differs = [len(set(words)) > 1 for words in zip(*map(_describe, twins), strict=True)]
         names[row] = ", ".join([row.label, *compress(_describe(row), differs)])
+    return names
+
+
+def names_on(dataset, grid):
+    """`row_names` for a table of one data set: its template where a row has each data set's own. grid: with stamps."""
+    names = row_names(grid.rows)
+    for row in (row for row in grid.rows if row.preset == EACH_TEMPLATE):
+        columns = grid.stamps.get(row, {}).get("templates", {})
+        words = {word for column, found in columns.items() if column[0] == dataset for word in found}
+        if len(words) == 1:
+            names[row] = names[row].replace(EACH_TEMPLATE, words.pop().strip("'"))
     return names
 
 

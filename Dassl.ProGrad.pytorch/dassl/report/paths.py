@@ -3,6 +3,7 @@
 A run leaves path.json in its folder, beside results.json, which says whose path it is:
 
     {"format": 1, "space": "features", "solutions": ["zero_shot", "ours", "fine_tuned"],
+     "zero_shot_template": "a photo of a {}.",
      "t": [0.0, 0.1, ..., 2.0],
      "base": {"loss": [...], "accuracy": [...]},
      "new": {"loss": [...], "accuracy": [...]},
@@ -23,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dassl.report.methods import row_names, row_of, sort_rows
+from dassl.report.methods import EACH_TEMPLATE, row_names, row_of, sort_rows
 from dassl.report.results import (
     RESULTS_FILE,
     find_files,
@@ -68,6 +69,13 @@ class PathCurves:
     direct_t: np.ndarray | None = None
     direct: dict = field(default_factory=dict)
     note: str = ""  # of the first run that has one
+    template: str = ""  # of zero-shot CLIP at the start, where the runs say
+
+    @property
+    def ends(self):
+        """Printed names of the solutions on the path, in order."""
+        zero_shot = f"zero-shot ({self.template})" if self.template else "zero-shot"
+        return [zero_shot, self.name, "fine-tuned"][int(self.t[0]) :]
 
     @property
     def subsets(self):
@@ -130,6 +138,7 @@ def _path(raw, space):
         whole = "from 0 over 1 to 2" if start == 0 else "from 1 to 2"
         raise ValueError(f"t: expected {MIN_POINTS} or more rising numbers {whole}, found {t.tolist()}")
     path = {"t": t, "space": space, "note": str(raw.get("note", "")), **_subsets(raw, len(t))}
+    path["template"] = str(raw.get("zero_shot_template") or "")
     if isinstance(raw.get("direct"), dict):
         line = numbers(raw["direct"].get("t"), "direct t")
         path["direct"] = {"t": line, **_subsets(raw["direct"], len(line))}
@@ -181,6 +190,8 @@ def path_curves(records, name, space="features", subsets=("base", "new")):
     lines = {tuple(r["path"]["direct"]["t"]) if "direct" in r["path"] else None for r in kept}
     curves = PathCurves(name, space, np.array(grid), _runs([(r, r["path"]) for r in kept], subsets))
     curves.note = next((r["path"]["note"] for r in kept if r["path"].get("note")), "")
+    templates = {r["path"]["template"] for r in kept}
+    curves.template = templates.pop() if len(templates) == 1 else EACH_TEMPLATE
     if len(lines) == 1 and None not in lines:
         curves.direct_t = np.array(lines.pop())
         curves.direct = _runs([(r, r["path"]["direct"]) for r in kept], subsets)

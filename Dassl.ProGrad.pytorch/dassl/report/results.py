@@ -16,7 +16,7 @@ FORMAT = 1
 RESULTS_FILE = "results.json"
 _FIELDS = {"trainer": str, "dataset": str, "protocol": str, "subset": str, "seed": int, "metrics": dict}
 _OPTIONAL = {"preset": str, "kind": str, "shots": int, "command": str | list, "merge": dict, "alpha_chosen_on": str,
-             "data_seen": str}  # fmt: skip
+             "data_seen": str, "template_family": list}  # fmt: skip
 
 
 def load_results(*folders):

@@ -18,6 +18,7 @@ from dassl.report.methods import (
     row_of,
     sees_no_data,
     shared_settings,
+    split_by_template,
     zero_shot_row,
 )
 from dassl.report.results import group_by, is_number, select
@@ -80,7 +81,7 @@ def transfer(records, protocol, methods=None):
     protocol: a key of PROTOCOLS.
     """
     methods, known = methods or Methods(), PROTOCOLS[protocol]
-    runs = with_accuracy(records, subset=SUBSET)
+    runs = split_by_template(with_accuracy(records, subset=SUBSET), methods)
     own = select(runs, protocol=protocol)
     trained = [r for r in own if not sees_no_data(r)]
     zero_shot = [r for r in select(runs, kind="eval") if sees_no_data(r)]
