@@ -52,7 +52,7 @@ def test_both_stages_are_tried_out_and_counted_for_every_cell(check):
     assert (
         sum(text.startswith("data: Toy") for text in lines) == sum(text.startswith("anchor: ") for text in lines) == 2
     )
-    assert any(re.match(r"estimate: 64 runs, .* in 2 processes; peak memory", text) for text in lines)
+    assert any(re.match(r"estimate: 72 runs, .* in 2 processes; peak memory", text) for text in lines)
 
 
 def test_a_finished_run_is_not_counted(check, tmp_path):

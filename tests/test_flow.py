@@ -29,7 +29,7 @@ presets: [paper]
 datasets: {toy: [toy_shapes]}
 seeds: [1, 2]
 """
-RUNS = 12  # of a seed: zero-shot 2, CoOp 3, its average 2, merges 2, CoOp_LMC 3
+RUNS = 14  # of a seed: zero-shot 4 (two templates), CoOp 3, its average 2, merges 2, CoOp_LMC 3
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_a_dry_run_counts_and_writes_nothing(table, place, capsys):
     assert flow.main([str(table), "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert f"toy_shapes  0/{RUNS}    0/{RUNS}" in printed
-    assert f"{2 * RUNS} runs in 2 jobs: 0 finished, 6 to do, 18 waiting" in printed  # zero-shot and CoOp need nothing
+    assert f"{2 * RUNS} runs in 2 jobs: 0 finished, 10 to do, 18 waiting" in printed  # zero-shot and CoOp need nothing
     assert not place.exists()
 
 
@@ -137,9 +137,9 @@ def test_a_dry_run_estimates_by_what_finished_runs_of_a_kind_took(table, place, 
         (step.folder / "results.json").write_text(f'{{"wall_s": {seconds}}}')
     assert flow.main([str(table), "--dry-run", "--workers", "2"]) == 0
     printed = capsys.readouterr().out
-    assert "2 finished, 11 to do, 11 waiting" in printed
+    assert "2 finished, 15 to do, 11 waiting" in printed
     assert "estimate: 14.0 s; about 7.0 s in 2 at once" in printed
-    assert "20 runs are of kinds of which none is finished" in printed
+    assert "24 runs are of kinds of which none is finished" in printed
 
 
 def test_all_pairs_of_the_main_job_are_a_workflow(clone, tmp_path):

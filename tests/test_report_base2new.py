@@ -152,8 +152,9 @@ def test_text_columns_line_up(tmp_path):
 
 def zero_shot_run(root, dataset, accuracy, template, *families, seed=1):
     for subset in ("base", "new"):
-        write_run(root / f"{dataset}-{families[0][:4]}-{subset}-{seed}", "ZeroshotCLIP", dataset, subset, seed, accuracy,
-                  templates=template, template_family=[*families], data_seen="none")  # fmt: skip
+        facts = {"templates": template, "template_family": [*families], "data_seen": "none"}
+        folder = root / f"{dataset}-{families[0][:4]}-{subset}-{seed}"
+        write_run(folder, "ZeroshotCLIP", dataset, subset, seed, accuracy, **facts)
 
 
 def test_zero_shot_clip_with_another_template_is_a_row_of_its_own(tmp_path):
