@@ -6,11 +6,16 @@ import random
 
 import pytest
 import torch
+from yacs.config import CfgNode as CN
 
+from dassl.config import leaves
+from dassl.data import DataManager, DatasetWrapper
 from dassl.data.datasets import build_dataset
+from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
 from dassl.engine.launch import run
 from dassl.utils import MissingFile, load_checkpoint, set_random_seed
+from tests.fixtures import dassl_defaults
 from tests.fixtures.dassl_style_world import CLASSES, style_config, write_pictures
 
 STYLES = ["StylePrompt", "StyleTwoLosses", "StyleContinued"]
@@ -107,6 +112,43 @@ def interrupt(trainer, epoch, batch=1):
 
     trainer.forward_backward = stopping
     return trainer
+
+
+def bare_config(root, output, **keys):
+    """The config of a repository that brings its own copy of Dassl's defaults, frozen."""
+    ours, cfg = style_config(root, output, "StylePrompt", **keys), dassl_defaults.get_cfg_default()
+    cfg.TRAINER.STYLEPROMPT, cfg.DATASET.SUBSAMPLE_CLASSES = CN(), "all"  # its extend_cfg
+    values = dict(leaves(ours))
+    for name, _ in leaves(cfg):
+        cfg.merge_from_list([name, values[name]])
+    cfg.TRAINER.STYLEPROMPT = CN({"PREC": "fp32"})
+    cfg.freeze()
+    return cfg
+
+
+def test_a_repository_may_bring_its_own_copy_of_dassls_defaults(root, tmp_path):
+    cfg = bare_config(root, tmp_path / "bare")
+    assert "RESIZE" not in cfg.INPUT
+    bare, ours = run(cfg), run(style_config(root, tmp_path / "ours", "StylePrompt"))
+    assert bare["metrics"] == ours["metrics"]
+    file = "model.pth.tar-2"
+    assert torch.equal(*(weights(tmp_path / name, "prompt_learner", file)["ctx"] for name in ("bare", "ours")))
+    assert run(bare_config(root, tmp_path / "eval"), eval_only=True, model_dir=str(tmp_path / "bare"), load_epoch=2)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        build_trainer,
+        lambda cfg: TRAINER_REGISTRY.get("StylePrompt")(cfg),
+        DataManager,
+        build_dataset,
+        build_transform,
+        lambda cfg: DatasetWrapper(cfg, [], is_train=True),
+    ],
+)
+def test_each_entry_point_takes_a_config_without_our_keys(entry, root, tmp_path):
+    assert entry(bare_config(root, tmp_path)) is not None
 
 
 def test_a_trainer_without_models_evaluates(root, tmp_path):

@@ -3,6 +3,8 @@
 A key is a row here (see keys.py for what a row may say); docs/config.md is made of them.
 """
 
+import re
+
 from yacs.config import CfgNode as CN
 
 from .keys import Key, Keys, add_missing, build_node, is_ascending, is_odd
@@ -226,6 +228,7 @@ KEYS: dict[str, Key] = {
 }
 RULES: dict[str, Key] = dict(KEYS)  # and the keys of the trainers that are known
 _C = build_node(KEYS)
+_ENGINE = build_node({name: key for name, key in KEYS.items() if not re.match(r"TRAINER\.\w+\.", name)})
 
 
 def get_cfg_default() -> CN:
@@ -240,12 +243,12 @@ def declare(keys: Keys) -> None:
 
 
 def complete(cfg: CN) -> CN:
-    """Give a cfg that was made from another copy of Dassl's defaults the engine keys it lacks, in place -> cfg."""
-    trainers = [node for node, keys in _C.TRAINER.items() if isinstance(keys, CN)]
-    tree = get_cfg_default()
-    for node in trainers:
-        tree.TRAINER.pop(node)
-    add_missing(cfg, tree)
+    """Give a cfg that was made from another copy of Dassl's defaults the engine keys it lacks, in place -> cfg.
+
+    Every entry point that takes a whole cfg calls it, so all else reads our own keys as any other.
+    """
+    if isinstance(cfg, CN):
+        add_missing(cfg, _ENGINE)
     return cfg
 
 

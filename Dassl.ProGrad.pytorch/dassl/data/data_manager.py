@@ -3,6 +3,7 @@
 import torch
 from torch.utils.data import DataLoader
 
+from dassl.config import complete
 from dassl.utils import UserError, get_logger
 
 from .datasets import build_dataset
@@ -37,6 +38,7 @@ def build_data_loader(
     The last short batch is dropped in training only, and only if there is a full one. With
     cfg.INPUT.VIEW_SEEDS a training sampler is wrapped in ViewSampler, which changes neither order nor draws.
     """
+    complete(cfg)
     if not data_source:
         raise UserError(
             f"data set {cfg.DATASET.NAME}: the list of {'training' if is_train else 'test'} images is empty"

@@ -8,6 +8,7 @@ import contextlib
 import torchvision.transforms as T
 from torch.utils.data import Dataset
 
+from dassl.config import complete
 from dassl.utils import UserError
 
 from .transforms import INTERPOLATION_MODES, draws_from_torch_only
@@ -32,7 +33,7 @@ class DatasetWrapper(Dataset):
     """
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
-        self.cfg = cfg
+        self.cfg = complete(cfg)
         self.data_source = data_source
         self.transform = transform  # one transform, a list of them, or None
         self.is_train = is_train

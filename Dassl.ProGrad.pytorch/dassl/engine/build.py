@@ -41,6 +41,8 @@ def checked_class(cfg):
     other names than our choices, and reads its node of cfg.TRAINER as it likes.
     """
     cls = trainer_class(complete(cfg).TRAINER.NAME)
+    for node, base in config_nodes(cls):
+        add_missing(cfg.TRAINER, CN({node: _defaults(base)}))
     mine, theirs = trainer_keys(cls), tuple(f"TRAINER.{node}." for node, _ in config_nodes(cls))
     engine = {n: key for n, key in KEYS.items() if not re.match(r"TRAINER\.\w+\.", n) or mine and n.startswith(theirs)}
     check_values(cfg, engine | mine, choices=bool(mine))
@@ -84,7 +86,7 @@ def add_trainer_nodes(cfg):
     for name in TRAINER_REGISTRY.registered_names():
         cls = TRAINER_REGISTRY.get(name)
         for node, base in config_nodes(cls):
-            add_missing(cfg.TRAINER.setdefault(node, CN()), _defaults(base))
+            add_missing(cfg.TRAINER, CN({node: _defaults(base)}))
         declare(trainer_keys(cls))
 
 

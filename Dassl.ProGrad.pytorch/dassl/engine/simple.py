@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dassl.config import Keys, build_node
+from dassl.config import Keys, build_node, complete
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -52,7 +52,7 @@ class SimpleTrainer(TrainerBase):
 
     def __init__(self, cfg):
         super().__init__()
-        self.check_cfg(cfg)
+        self.check_cfg(complete(cfg))
         check_availability(cfg.TEST.FINAL_MODEL, FINAL_MODELS, "TEST.FINAL_MODEL")
         check_availability(cfg.TEST.SPLIT, SPLITS, "TEST.SPLIT")
         self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")

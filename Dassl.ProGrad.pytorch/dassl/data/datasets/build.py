@@ -1,5 +1,6 @@
 """The registry of data sets."""
 
+from dassl.config import complete
 from dassl.utils import Registry, check_availability, get_logger
 
 DATASET_REGISTRY = Registry("DATASET")
@@ -14,6 +15,7 @@ gaps.
 
 def build_dataset(cfg):
     """The data set cfg.DATASET.NAME. Unknown name: UserError with the nearest and the available ones."""
+    complete(cfg)
     check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
     if cfg.VERBOSE:
         get_logger().info(f"Loading dataset: {cfg.DATASET.NAME}")

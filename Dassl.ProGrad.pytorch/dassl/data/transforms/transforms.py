@@ -10,6 +10,7 @@ import re
 import torchvision.transforms as T
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 
+from dassl.config import complete
 from dassl.utils import UserError, check_availability, get_logger
 
 from .augment import Cutout, GaussianNoise, InstanceNormalization, Random2DTranslation
@@ -60,7 +61,7 @@ def build_transform(cfg, is_train: bool = True, choices=None) -> T.Compose | Non
 
     choices: names instead of cfg.INPUT.TRANSFORMS. An unknown name or interpolation: UserError.
     """
-    if cfg.INPUT.NO_TRANSFORM:
+    if complete(cfg).INPUT.NO_TRANSFORM:
         get_logger().info("Note: no transform is applied!")
         return None
     choices = cfg.INPUT.TRANSFORMS if choices is None else choices
