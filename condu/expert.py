@@ -76,6 +76,11 @@ class ConDU_Expert(TrainerX):
         return list(getattr(dataset, "prompts", None) or [dataset.template])
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Of a round."""
+        return self.own.ROUND
+
+    @property
     def learning_rate(self) -> float:
         """Of this task."""
         return learning_rates(self.own.LR_OF).get(self.task, self.cfg.OPTIM.LR)

@@ -81,7 +81,8 @@ class FrozenClipTrainer(TrainerX):
 
     def before_train(self) -> None:
         super().before_train()
-        self.route("train_loader_x", is_train=True)
+        if self.start_epoch < self.max_epoch:
+            self.route("train_loader_x", is_train=True)
         # all banks now: a picture that cannot be read stops the run before training, not after
         if not self.cfg.TEST.NO_TEST:
             self.route_split(self.cfg.TEST.SPLIT)

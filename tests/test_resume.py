@@ -245,8 +245,8 @@ def test_a_trainer_added_meanwhile_does_not_stop_a_run(root, tmp_path):
     assert again.start_epoch == 2
 
 
-def test_resume_from_nothing_is_an_error(root, tmp_path):
-    with pytest.raises(UserError, match=f'Nothing to resume in "{tmp_path}/nowhere"'):
+def test_resume_from_nowhere_is_an_error(root, tmp_path):
+    with pytest.raises(UserError, match=f'Nothing to resume in "{tmp_path}/nowhere": no such folder'):
         build(root, tmp_path / "out", pairs=["RESUME", str(tmp_path / "nowhere")]).train()
 
 

@@ -33,6 +33,7 @@ class PromptSRC(FrozenClipTrainer):
     CONFIG = "PROMPTSRC"
     model_name = PROMPTSRC_FOLDER
     learns_prompts = True
+    kept_keys = ("OPTIM.MAX_EPOCH", "TRAINER.PROMPTSRC.GPA_")  # the weights of the sum
     frozen_image_tower = False  # its prompts train
 
     KEYS = {

@@ -35,8 +35,8 @@ class EpochTrainer(SimpleTrainer):
         elif self.cfg.TRAIN.ACCUMULATE != 1 or world_size() > 1:
             name, what = type(self).__name__, "TRAIN.ACCUMULATE" if world_size() == 1 else "torchrun"
             raise UserError(f"{what} needs a trainer with losses(); {name} steps by itself")
-        if self.max_epoch < 1:
-            raise UserError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, expected 1 or more")
+        if self.max_epoch < 0:
+            raise UserError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, expected 0 (test only) or more")
         super().before_train()
 
     def start_progress(self):
@@ -48,12 +48,7 @@ class EpochTrainer(SimpleTrainer):
         start_epoch_together(self)
         losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
         clocks = self._scheduler_clocks()
-        for name in ("train_loader_x", "train_loader_u"):
-            loader = getattr(self, name, None)
-            sampler = getattr(getattr(loader, "batch_sampler", loader), "sampler", None)
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(self.epoch)  # the augmented view of this epoch
-
+        self.epoch = self.epoch  # the samplers may be others since it was set
         batches = enumerate(self.epoch_batches())
         resumed = self._progress.pass_over(batches, losses)
         end = time.time()

@@ -1,5 +1,6 @@
 """results.json: what a finished run was and what came of it. Written last, so its presence means finished."""
 
+import math
 import os
 import platform
 from importlib import metadata
@@ -191,8 +192,9 @@ def _chosen_on(trainer, kind, load_epoch):
     """What chose the evaluated weights."""
     if kind == "eval" and load_epoch is not None:
         return f"epoch {load_epoch}"
-    validated = trainer.chooses_best() and trainer.has_validation()
-    if kind == "eval" and trainer._loaded is not None:
+    tried = kind == "eval" or trainer.best_result > -math.inf  # not where nothing was left to train
+    validated = trainer.chooses_best() and trainer.has_validation() and tried
+    if (kind == "eval" or validated) and trainer._loaded is not None:
         file, _, result = trainer._loaded
         validated = file == BEST and result is not None  # a best one without result is the last
     return "validation" if validated else "last_step"
@@ -201,7 +203,8 @@ def _chosen_on(trainer, kind, load_epoch):
 def _epochs(trainer, cfg, kind, load_epoch):
     """Epochs that the evaluated weights were trained for; None if unknown."""
     if kind == "train":
-        return cfg.OPTIM.MAX_EPOCH
+        done = trainer.start_epoch >= trainer.max_epoch  # nothing was left to train
+        return trainer.start_epoch if done and (cfg.RESUME or not cfg.OPTIM.MAX_EPOCH) else cfg.OPTIM.MAX_EPOCH
     return trainer._loaded[1] if trainer._loaded is not None else load_epoch
 
 

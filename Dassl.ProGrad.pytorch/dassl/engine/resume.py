@@ -25,6 +25,7 @@ from dassl.utils import UserError, atomic_save, brief, get_logger, load_checkpoi
 from dassl.utils.distributed import gather, is_main, rank, world_size
 
 from .base import TrainerBase
+from .earlier import differs, follow_pointers, take_best, take_up
 from .processes import batch_share
 from .state import (
     check_parts,
@@ -45,14 +46,8 @@ log = get_logger()
 FILE = "resume.pt"
 FORMAT = 1
 # What the engine itself moves, or restores by other means
-_OWN = {"epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start", "notes", "_share"}
-# Keys that may differ between the two halves of a run: they change where and how, not what
-_FREE = (
-    "OUTPUT_DIR", "RESUME", "VERBOSE", "USE_CUDA", "DETERMINISTIC", "DATASET.ROOT", "DATALOADER.NUM_WORKERS",
-    "DATALOADER.PERSISTENT", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.EVALUATOR",
-    "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "TEST.SPLIT", "MODEL.BACKBONE.PATH", "FEATURES.",
-    "TRAINER.CONDU.STREAM", "TRAINER.CONDU.EXPERTS", "TRAINER.CONDU.HISTORY",
-)  # fmt: skip
+_OWN = {"_epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start", "notes",
+        "_share"}  # fmt: skip
 
 _PARTS = {"epoch": int, "best_result": float, "seconds": float, "config": dict, "models": dict, "attributes": dict,
           "rng": dict, "loaders": list}  # fmt: skip
@@ -86,7 +81,8 @@ class Progress:
 
         resume.pt counts most; a folder without one is resumed by Dassl's pointer files, which hold neither
         random states nor the best result, and so are not for a run that was broken off in its first epoch.
-        Raises UserError if cfg.RESUME has neither.
+        From cfg.RESUME under another config, the schedules are this run's own at the epochs that are done; nothing
+        to resume there means from scratch. UserError if it is no folder, or of another trainer or other data.
         """
         cfg, trainer = self.trainer.cfg, self.trainer
         if os.path.isfile(self.path):
@@ -94,13 +90,13 @@ class Progress:
             self.holds = bool(epoch or self._within)
             if self.holds or not cfg.RESUME:
                 return epoch
-        folder = cfg.RESUME or trainer.output_dir
-        path = os.path.join(folder, FILE)
-        if os.path.isfile(path):
-            return self.load(path)
-        epoch = trainer.resume_model_if_exist(folder)
-        if cfg.RESUME and not epoch:
-            raise UserError(f'Nothing to resume in "{folder}": no {FILE}, no <model>/checkpoint')
+        if not cfg.RESUME:
+            return trainer.resume_model_if_exist(trainer.output_dir)
+        if not os.path.isdir(cfg.RESUME):
+            raise UserError(f'Nothing to resume in "{cfg.RESUME}": no such folder')
+        path = os.path.join(cfg.RESUME, FILE)
+        epoch = self.load(path) if os.path.isfile(path) else follow_pointers(trainer)
+        take_best(trainer)
         return epoch
 
     def begin(self):
@@ -223,7 +219,10 @@ class Progress:
         check_parts(path, state, _PARTS)
         if self._within is not None:
             check_parts(path, self._within, _WITHIN)
-        self._check_config(path, state["config"])
+        other = differs(path, state["config"], trainer)
+        if other and self._within is not None:
+            log.info("The epoch that was broken off is done again whole: its batches were those of another config")
+            self._within = None
         if list(state["models"]) != list(trainer._models):
             theirs, ours = list(state["models"]), list(trainer._models)
             raise UserError(f"{path} holds the models {theirs}, this run has {ours}")
@@ -231,6 +230,9 @@ class Progress:
             for name, saved in state["models"].items():
                 model = trainer._models[name]
                 model.load_state_dict(upgrade_keys(saved["model"], model))
+                if other:
+                    take_up(trainer, name, saved["optim"], saved["sched"], state["epoch"])
+                    continue
                 _restore(trainer._optims[name], saved["optim"])
                 _restore(trainer._scheds[name], saved["sched"])
             for name, part in stateful(trainer):
@@ -247,21 +249,6 @@ class Progress:
         if trainer.cfg.SEED < 0:
             log.info("This run has no seed, so its data may be drawn anew: the result can differ")
         return state["epoch"]
-
-    def _check_config(self, path, old):
-        new = plain(dict(leaves(self.trainer.cfg)))
-        # a key that only one of them has belongs to a trainer that was added or removed since
-        differ = [
-            f"{key} was {old[key]!r}, is {new[key]!r}"
-            for key in sorted(old.keys() & new.keys())
-            if old[key] != new[key] and not key.startswith(_FREE)
-        ]
-        if not differ:
-            return
-        message = f"{path} is of a run with another config: {'; '.join(differ)}"
-        if not self.trainer.cfg.RESUME:
-            raise UserError(f"{message}. Give that config to go on, or --overwrite to start afresh")
-        log.info(message)
 
     def _attributes(self):
         tensors = [t for model in self.trainer._models.values() for t in model.state_dict().values()]

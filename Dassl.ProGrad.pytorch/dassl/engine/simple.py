@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dassl.config import Keys, build_node, complete
@@ -48,6 +49,7 @@ class SimpleTrainer(TrainerBase):
     needs_checkpoint = True  # False: can be evaluated without a trained model
     bound_to_classes = ""  # why the model knows no class names but its own; empty: it takes any
     held_keys = ()  # config keys that a trained model is made with, and that none of its tensors shows
+    kept_keys = ()  # config keys that may not change where a run is resumed under another config
     trained = {}  # what its own folder says of the model that is evaluated; see trained_facts
 
     def __init__(self, cfg):
@@ -68,6 +70,19 @@ class SimpleTrainer(TrainerBase):
         self.best_result = -np.inf
         self._history = History()
         self._progress = Progress(self)
+
+    @property
+    def epoch(self):
+        """Index of the epoch. Whoever sets it: the samplers learn which augmented views are its own."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch):
+        self._epoch = epoch
+        for loader in [part for part in vars(self).values() if isinstance(part, DataLoader)]:
+            sampler = getattr(loader if loader.batch_sampler is None else loader.batch_sampler, "sampler", None)
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
 
     # Hooks
 
@@ -147,6 +162,12 @@ class SimpleTrainer(TrainerBase):
     def before_train(self):
         self.start_epoch = self._progress.resume()
         self.epoch = max(self.start_epoch - 1, 0)
+        if self.start_epoch >= self.max_epoch and (self.cfg.RESUME or not self.max_epoch):
+            done, asked = self.start_epoch, self.max_epoch
+            log.info(f"Nothing is left to train: {done} epochs are done, OPTIM.MAX_EPOCH is {asked}")
+            if self.chooses_best() and self.best_result == -np.inf:
+                self.save_model(done - 1, self.output_dir, model_name=BEST)
+            self.save_model(done - 1, self.output_dir)
         if self.chooses_best() and not self.has_validation():
             log.info(
                 "Warning: TEST.FINAL_MODEL is best_val, but this data set has no validation images. "

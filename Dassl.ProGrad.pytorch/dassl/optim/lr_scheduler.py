@@ -4,10 +4,11 @@ Only `cosine_steps` goes by optimiser steps; it says so by its attribute `per_st
 """
 
 import math
+import warnings
 
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, StepLR
 
-from dassl.utils import UserError, WrongType, check_availability
+from dassl.utils import UserError, WrongType, check_availability, get_logger
 
 AVAI_SCHEDS = ["single_step", "multi_step", "cosine", "constant"]
 STEP_SCHEDS = ["cosine_steps"]
@@ -170,3 +171,36 @@ def _main_schedule(optimizer, name, *, stepsize, gamma, max_epoch):
     if name == "cosine":
         return CosineAnnealingLR(optimizer, float(max_epoch))
     return LambdaLR(optimizer, _unchanged)
+
+
+def go_on(optimizer, scheduler, optimizer_state, scheduler_state, steps=None):
+    """Take up states of a run with another config: its moments and its place in the schedule, at this config's rates.
+
+    Optimizer and scheduler are as they were built; they and their states may be None. steps: optimiser steps that are
+    done, for a schedule that goes by them; any other makes as many steps as the earlier one has made.
+    """
+    if optimizer is not None and optimizer_state is not None:
+        groups = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
+        if list(map(_kind, groups)) == list(map(_kind, optimizer_state["param_groups"])):
+            optimizer.load_state_dict(optimizer_state)
+            for group, own in zip(optimizer.param_groups, groups, strict=True):
+                group.update(own)
+        else:
+            get_logger().info(f"{type(optimizer).__name__} starts anew: the earlier run had another optimizer")
+    if scheduler is not None and scheduler_state is not None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of steps before the optimizer's
+            for _ in range(_steps(scheduler_state) if steps is None else steps):
+                scheduler.step()
+
+
+def _kind(group):
+    """What tells apart the optimizers whose moments go by other names."""
+    return "betas" in group, "alpha" in group, bool(group.get("momentum")), bool(group.get("amsgrad"))
+
+
+def _steps(state):
+    """How often a scheduler of this state, or of Dassl's that holds its successor itself, was stepped."""
+    state = state if isinstance(state, dict) else vars(state)
+    after = state.get("successor_state", state.get("successor"))
+    return state.get("_step_count", 1) - 1 + (0 if after is None else _steps(after))
