@@ -18,6 +18,7 @@ from dassl.config import leaves
 from dassl.data import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.engine.results import images_seen
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, digest, get_logger, hold_batch_norms, tensor_digest
@@ -284,11 +285,10 @@ class ConDU_Expert(TrainerX):
 
     def facts(self) -> dict:
         """What results.json records of the training."""
-        shots = self.cfg.DATASET.NUM_SHOTS
         return {
             "task": self.task,
             "backbone": self.pretrained.facts(),
-            "data_seen": f"{shots} shots of all classes" if shots > 0 else "all images of all classes",
+            "data_seen": images_seen(self),
             "max_epoch": self.max_epoch,
             "epochs": self.max_epoch,
             "condu": self.space.facts() | {"iterations": self.own.ITERATIONS, "lr": self.learning_rate},

@@ -10,11 +10,22 @@ import io
 import json
 import os
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from dassl.data import group_indices
-from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import MissingFile, UserError, brief, closest, read_json, read_text
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+from dassl.utils import (
+    MissingFile,
+    UserError,
+    brief,
+    check_availability,
+    closest,
+    get_logger,
+    listdir_nohidden,
+    read_json,
+    read_text,
+    sha256_file,
+)
 
 from .mtil import MtilDataset
 from .official import words
@@ -22,6 +33,7 @@ from .readers import PARTS, Lists, class_folders, folder_images, listed
 
 SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 COLUMNS = ("path", "label", "split")
+MOST_COMPARED = 20_000  # images of a data set up to which copies are looked for
 Row = tuple[str, str, str]  # path, class, part or ""
 
 
@@ -44,7 +56,8 @@ class CustomDataset(MtilDataset):
         super().__init__(cfg)
 
     def facts(self) -> dict:
-        return super().facts() | {"dataset": self.task}
+        left_out = {"left_out": list(self.own.LEAVE_OUT)} if self.own.LEAVE_OUT else {}
+        return super().facts() | {"dataset": self.task} | left_out
 
     def locate(self, root: str) -> str:
         path = os.path.join(os.path.abspath(os.path.expanduser(root or ".")), os.path.expanduser(self.own.PATH))
@@ -62,11 +75,26 @@ class CustomDataset(MtilDataset):
         """All pictures: (relative path, class, part of the split, "" if it has none)."""
         raise NotImplementedError
 
+    def place(self, kind: str) -> str:
+        """Where a class is first named, for an error."""
+        raise NotImplementedError
+
+    def oddities(self, train_x: list[Datum], val: list[Datum], test: list[Datum]) -> Iterator[str]:
+        yield from super().oddities(train_x, val, test)
+        copies = same_content(train_x, test)
+        if copies:
+            yield f"{len(copies):,} test images are copies of training images: {' = '.join(copies[0])}"
+
     def read(self) -> Lists:
         rows = sorted(self.rows(), key=lambda row: row[0])
+        kinds = {kind for _, kind, _ in rows}
+        for kind in self.own.LEAVE_OUT:
+            check_availability(kind, sorted(kinds), "DATASET.CUSTOM.LEAVE_OUT")
+        rows = [row for row in rows if row[1] not in self.own.LEAVE_OUT]
         if not rows:
             raise UserError(f"no pictures in {self.own.PATH}")
-        names = self.names({kind for _, kind, _ in rows})
+        names = self.names(kinds - set(self.own.LEAVE_OUT))
+        self.check_names(names)
         label_of = {kind: label for label, kind in enumerate(names)}
         try:
             rows = with_parts(rows, self.own.SPLIT)
@@ -81,9 +109,11 @@ class CustomDataset(MtilDataset):
     def names(self, kinds: set[str]) -> dict[str, str]:
         """{class: its name in prompts}, in label order: that of the file NAMES, else sorted."""
         if not self.own.NAMES:
-            if all(kind.isdecimal() for kind in kinds):
+            numbers = sorted(kind for kind in kinds if not kind.isdecimal() and is_number(kind))
+            if numbers or all(kind.isdecimal() or kind.lower() in ("true", "false") for kind in kinds):
+                first = [*numbers, min(kinds)][0]
                 raise UserError(
-                    f"the classes are numbers ({min(kinds)}, ...); DATASET.CUSTOM.NAMES has to be a "
+                    f"{self.place(first)}: the classes are numbers ({first}, ...); DATASET.CUSTOM.NAMES has to be a "
                     'JSON file that gives them names: {"0": "tabby cat", ...}'
                 )
             return {kind: words(kind) for kind in sorted(kinds)}
@@ -91,10 +121,24 @@ class CustomDataset(MtilDataset):
         names = read_json(path)
         if not isinstance(names, dict) or not all(isinstance(name, str) and name for name in names.values()):
             raise UserError(f'{path}: expected {{"class": "name in prompts", ...}}')
+        names = {kind: name for kind, name in names.items() if kind not in self.own.LEAVE_OUT}
         if set(names) != kinds:
             odd = min(set(names) ^ kinds)
             raise UserError(f"{path} has {len(names)} classes, the pictures {len(kinds)}; {odd} is in only one of them")
         return names
+
+    def check_names(self, names: dict[str, str]) -> None:
+        """UserError for a class without a name, and for two whose names are alike to CLIP, which reads lower case."""
+        seen: dict[str, str] = {}
+        for kind, name in names.items():
+            alike = " ".join(words(name).casefold().split())
+            if not alike:
+                raise UserError(f"{self.place(kind)}: class {kind!r} has no name")
+            if seen.setdefault(alike, kind) != kind:
+                raise UserError(
+                    f"{self.place(kind)}: class {kind!r} has the name of class {seen[alike]!r}, {name!r}; "
+                    "DATASET.CUSTOM.NAMES can give it another, DATASET.CUSTOM.LEAVE_OUT leaves it out"
+                )
 
 
 @DATASET_REGISTRY.register()
@@ -117,11 +161,23 @@ class ImageFolder(CustomDataset):
             raise UserError(f"{self.image_dir}: expected class folders, or train, test and perhaps val; found {there}")
         return [row for part, folder in parts.items() for row in self._images(folder, part)]
 
+    def place(self, kind: str) -> str:
+        return os.path.join(self.image_dir, kind)
+
     def _images(self, inner: str, part: str) -> list[Row]:
         root = os.path.join(self.image_dir, inner) if inner else self.image_dir
         folders = class_folders(root)
-        items = folder_images(root, folders, {name: name for name in folders})
-        return [(self.relative(item), item.classname, part) for item in items]
+        others = sorted(name for name in listdir_nohidden(root) if name not in folders)
+        left_out = [name for name in folders if name in self.own.LEAVE_OUT]  # may be without images
+        folders = [name for name in folders if name not in left_out]
+        items = folder_images(root, folders, {name: name for name in folders}, others)
+        if others:
+            inside = sum(os.path.isdir(os.path.join(root, name)) for name in others)
+            get_logger().warning(
+                f"ImageFolder: {root}: left out, as no images of a class: {len(others) - inside} files and {inside} "
+                f"folders, {', '.join(others[:3])}{', ...' if len(others) > 3 else ''}"
+            )
+        return [(self.relative(item), item.classname, part) for item in items] + [(n, n, part) for n in left_out]
 
 
 @DATASET_REGISTRY.register()
@@ -142,13 +198,15 @@ class Manifest(CustomDataset):
 
     def rows(self) -> Iterable[Row]:
         seen: dict[str, str] = {}
+        self.places: dict[str, str] = {}
         for where, record in table_records(self.table):
-            path, kind, part = (str(record.get(key) if record.get(key) is not None else "").strip() for key in COLUMNS)
             where = f"{self.table}, {where}"
+            path, kind, part = (text_of(record, key, where) for key in COLUMNS)
             if not path or not kind:
                 raise UserError(f"{where}: expected a path and a label, got {brief(record)}")
-            path = os.path.normpath(path)
-            if os.path.isabs(path) or path.startswith(".."):
+            self.places.setdefault(kind, where)
+            path = os.path.relpath(path, self.image_dir) if os.path.isabs(path) else os.path.normpath(path)
+            if path.split(os.sep)[0] == os.pardir:
                 raise UserError(f"{where}: {path} leaves {self.image_dir} (DATASET.CUSTOM.IMAGES)")
             if part and part.lower() not in SPELLINGS:
                 raise UserError(f"{where}: split is {part!r}, expected train, val or test")
@@ -156,6 +214,40 @@ class Manifest(CustomDataset):
                 raise UserError(f"{where}: {path} stands there twice; see {seen[path]}")
             seen[path] = where
             yield path, kind, SPELLINGS.get(part.lower(), "")
+
+    def place(self, kind: str) -> str:
+        return self.places[kind]
+
+
+def text_of(record: dict, key: str, where: str) -> str:
+    """One cell of a table, "" if it is not there. A label may be a whole number."""
+    value = record.get(key)
+    if isinstance(value, str) or value is None:
+        return (value or "").strip()
+    if key == "label" and type(value) is int:
+        return str(value)
+    raise UserError(f"{where}: {key} is {json.dumps(value)}, expected a text")
+
+
+def is_number(text: str) -> bool:
+    """Also of a number that is not there, as spreadsheets write it: nan."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def same_content(train: list[Datum], test: list[Datum]) -> list[tuple[str, str]]:
+    """(training image, test image) of the same bytes. Only files of one size are read, and of large sets none."""
+    if len(train) + len(test) > MOST_COMPARED:
+        return []
+    sizes = {item.file: os.path.getsize(item.file) for item in (*train, *test)}
+    both = {sizes[item.file] for item in train} & {sizes[item.file] for item in test}
+    digests = {file: sha256_file(file) for file, size in sizes.items() if size in both}
+    trained = {digests[item.file]: item.impath for item in train if item.file in digests}
+    pairs = [(trained.get(digests.get(item.file, "")), item.impath) for item in test]
+    return [(one, other) for one, other in pairs if one not in (None, other)]
 
 
 def table_records(path: str) -> Iterable[tuple[str, dict]]:
@@ -169,6 +261,7 @@ def table_records(path: str) -> Iterable[tuple[str, dict]]:
         reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
         columns = reader.fieldnames or []
         records = [(f"line {reader.line_num}", record) for record in reader]
+        surplus = next(((where, record) for where, record in records if None in record), None)
     except csv.Error as error:
         raise UserError(f"{path} is no CSV file: {error}") from error
     missing = [key for key in COLUMNS[:2] if key not in columns]
@@ -176,6 +269,11 @@ def table_records(path: str) -> Iterable[tuple[str, dict]]:
         raise UserError(
             f"{path}: its first line names the columns path, label and split; found {', '.join(columns) or 'nothing'}"
         )
+    if len(set(columns)) < len(columns):
+        raise UserError(f"{path}: its first line names a column twice: {', '.join(columns)}")
+    if surplus:
+        cells = len(columns) + len(surplus[1][None])
+        raise UserError(f'{path}, {surplus[0]}: {cells} cells for {len(columns)} columns; a text is quoted so: "a, b"')
     return records
 
 

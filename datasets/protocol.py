@@ -8,6 +8,7 @@ the first half ("base") or the second ("new"), so both halves share one draw.
 import hashlib
 import os
 import random
+from collections import Counter
 
 from dassl.data import few_shot, subsample_classes
 from dassl.data.datasets import DatasetBase, Datum, check_items
@@ -115,6 +116,13 @@ class FewShotDataset(DatasetBase):
         """What results.json records of it: a split that is not the published one."""
         return {"split_file": self.split_used} if self.split_used not in ("", self.split_file) else {}
 
+    @property
+    def fewer_shots(self) -> str:
+        """Of how many classes there are fewer training images than shots; "" of none."""
+        counts = Counter(item.label for item in self.train_x).values()
+        fewer = [count for count in counts if count < self.drawn["shots"]]
+        return f"{len(fewer)} of {len(counts)} classes, at least {min(fewer)} each" if fewer else ""
+
     def _read(self) -> Lists:
         """`read`, whose errors name the data set and, for what is missing, where to get it."""
         try:
@@ -148,7 +156,8 @@ class FewShotDataset(DatasetBase):
     def _draw(self, train: list[Datum], val: list[Datum], cfg) -> tuple[list[Datum], list[Datum]]:
         """NUM_SHOTS training and min(NUM_SHOTS, 4) validation images a class, from one stream, training first.
 
-        A class short of training images is refused; one short of validation images gives all it has. A subset
+        A class short of training images is refused, or gives all it has (DATASET.FEWER_SHOTS take); one short of
+        validation images gives all it has. A subset
         that was drawn before (DATASET.SUBSET) takes the place of the draw.
         """
         name, shots = type(self).__name__, 0 if self.test_only else cfg.DATASET.NUM_SHOTS
@@ -172,8 +181,9 @@ class FewShotDataset(DatasetBase):
         }
         if shots >= 1:
             rng = random.Random(cfg.SEED if cfg.SEED >= 0 else None)  # Random(-1) would be Random(1)
+            short = "all" if cfg.DATASET.FEWER_SHOTS == "take" else "refuse"
             try:
-                train = few_shot(train, shots, rng, short="refuse")
+                train = few_shot(train, shots, rng, short=short)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
             drawn["train"] = [self.relative(item) for item in train]

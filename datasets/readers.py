@@ -12,7 +12,7 @@ from dassl.data.datasets import Datum
 from dassl.utils import MissingFile, UserError, brief, read_json, read_text
 
 PARTS = ("train", "val", "test")
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif")
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif", ".avif")
 Lists = tuple[list[Datum], list[Datum], list[Datum]]
 
 
@@ -156,20 +156,27 @@ def class_folders(root: str, names: Container[str] | None = None, source: str = 
     return folders
 
 
-def folder_images(root: str, folders: list[str], names: dict[str, str]) -> list[Datum]:
-    """All images of the class folders of `root`, sorted; the label is the folder's place in the list."""
+def folder_images(root: str, folders: list[str], names: dict[str, str], others: list[str] | None = None) -> list[Datum]:
+    """All images of the class folders of `root`, sorted; the label is the folder's place in the list.
+
+    others: takes up the paths below `root` of what lies there beside, hidden files apart.
+    """
     items = []
     for label, folder in enumerate(folders):
         path = f"{root}/{folder}"
-        images = sorted(filter(_is_image, os.listdir(path)))
+        there = sorted(name for name in os.listdir(path) if not name.startswith("."))
+        images = list(filter(_is_image, there))
+        beside = [f"{folder}/{name}" for name in there if not _is_image(name)]
         if not images:
-            raise UserError(f"{path} holds no images")
+            raise UserError(f"{path} holds no images" + (f", but {len(beside)} others: {beside[0]}" if beside else ""))
         items += [_datum(path, name, label, names[folder]) for name in images]
+        if others is not None:
+            others += beside
     return items
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES)
+    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def read_lines(path: str) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dassl.clip import build_clip_from_cfg, check_input, cosine_logits
 from dassl.clip.features import BankDataset, build_feature_loader
 from dassl.engine import TrainerX
-from dassl.engine.results import classes_fact
+from dassl.engine.results import classes_fact, images_seen
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError
@@ -171,12 +171,11 @@ class FrozenClipTrainer(TrainerX):
     def facts(self) -> dict:
         """What results.json records of the model and its data."""
         data = self.cfg.DATASET
-        shots = f"{data.NUM_SHOTS} shots" if data.NUM_SHOTS > 0 else "all images"
         return {
             "source": data.NAME,
             "source_subset": data.SUBSAMPLE_CLASSES,
             "templates": self.template,
             "classes": classes_fact(self.classnames),
             "backbone": self.clip.facts(),
-            "data_seen": f"{shots} of {data.SUBSAMPLE_CLASSES} classes",
+            "data_seen": images_seen(self),
         }

@@ -15,7 +15,7 @@ from tests.fixtures.image_folders import config, write_image
 
 datasets.register_all()
 
-OWN = ("IMAGES", "NAMES", "PROMPTS", "TASK", "SPLIT")
+OWN = ("IMAGES", "NAMES", "PROMPTS", "TASK", "SPLIT", "LEAVE_OUT")
 KINDS = ("adjustable_wrench", "claw_hammer", "hand_saw")
 
 
@@ -191,6 +191,15 @@ GOOD = ("tools/hand_saw/00.jpg", "saw", "train")
         (csv_of([GOOD]), ["no test images"]),
         (csv_of([GOOD, ("tools/claw_hammer/00.jpg", "tack", "test")]), ["label 1 has no training images"]),
         ("path,label\ntools/hand_saw/00.jpg,saw\n", ["class saw has 1 picture"]),
+        ("path,label\na.png,kite, bird\n", ["tools.csv, line 2", "3 cells for 2 columns"]),
+        (csv_of([GOOD, (*GOOD, "more", "more")]), ["tools.csv, line 3", "5 cells for 3 columns"]),
+        ("path,label,path\na.png,kite,b.png\n", ["names a column twice: path, label, path"]),
+        (csv_of([GOOD, ("tools/hand_saw/01.jpg", "0.0", "test")]), ["line 3", "classes are numbers (0.0", "NAMES"]),
+        (csv_of([GOOD, ("tools/hand_saw/01.jpg", "-1", "test")]), ["line 3", "classes are numbers (-1"]),
+        (csv_of([GOOD, ("tools/hand_saw/01.jpg", "nan", "test")]), ["line 3", "classes are numbers (nan"]),
+        (csv_of([GOOD, ("tools/hand_saw/01.jpg", "_", "test")]), ["line 3", "class '_' has no name"]),
+        (csv_of([GOOD, ("tools/hand_saw/01.jpg", "Saw", "test")]), ["class 'saw' has the name of class 'Saw'"]),
+        (csv_of([GOOD, ("tools/hand_saw/01.jpg", "", "test")]), ["line 3", "expected a path and a label"]),
     ],
 )
 def test_a_bad_table_is_one_clear_error(tmp_path, content, words):
@@ -200,6 +209,98 @@ def test_a_bad_table_is_one_clear_error(tmp_path, content, words):
         manifest(tmp_path)
     for word in ("Manifest: ", *words):
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("label", "words"), [("true", "label is true"), ("0.0", "label is 0.0"), ('["a"]', r'label is \["a"\]')]
+)
+def test_labels_of_a_json_table(tmp_path, label, words):
+    write_folder(tmp_path / "tools", count=2)
+    for first in (f'[{{"path": "tools/hand_saw/00.jpg", "label": {label}}}]', '[{"path": 5, "label": "saw"}]'):
+        (tmp_path / "tools.json").write_text(first)
+        with pytest.raises(UserError, match=rf"tools\.json, item 0: ({words}|path is 5), expected a text"):
+            manifest(tmp_path, "tools.json")
+
+
+@pytest.mark.parametrize("subset", ["all", "base", "new"])
+def test_classes_that_are_tested_only_are_refused_in_every_half(tmp_path, subset):
+    for part, kinds in (("train", KINDS), ("test", (*KINDS, "zip"))):
+        write_folder(tmp_path / "tools" / part, kinds=kinds, count=2)
+    with pytest.raises(UserError, match="label 3, class 'zip', .*test/zip/00.jpg.*: label 3 has no training images"):
+        folder_data(tmp_path, DATASET__SUBSAMPLE_CLASSES=subset)
+
+
+def test_absolute_paths_below_the_folder(tmp_path):
+    write_folder(tmp_path / "tools")
+    rows = rows_with_parts()
+    (tmp_path / "tools.csv").write_text(csv_of(rows))
+    (tmp_path / "absolute.csv").write_text(csv_of([(str(tmp_path / path), *rest) for path, *rest in rows]))
+    assert manifest(tmp_path).split_digest == manifest(tmp_path, "absolute.csv").split_digest
+
+
+# --- what is taken, left out and said
+
+
+def test_classes_that_are_left_out(tmp_path):
+    folder = write_folder(tmp_path / "tools")
+    before = [path for path, label in paths(folder_data(tmp_path).test, folder) if label != 1]
+    data = folder_data(tmp_path, LEAVE_OUT=["claw_hammer"])
+    assert data.classnames == ["adjustable wrench", "hand saw"] and data.facts()["left_out"] == ["claw_hammer"]
+    assert [path for path, _ in paths(data.test, folder)] == before  # the others keep their split
+    (folder / "cache").mkdir()
+    assert folder_data(tmp_path, LEAVE_OUT=["claw_hammer", "cache"]).split_digest == data.split_digest
+    (folder / "cache").rmdir()
+    with pytest.raises(UserError, match=r"DATASET\.CUSTOM\.LEAVE_OUT .*claw hammer.*do you mean \[claw_hammer\]"):
+        folder_data(tmp_path, LEAVE_OUT=["claw hammer"])
+    with pytest.raises(UserError, match="no pictures in tools"):
+        folder_data(tmp_path, LEAVE_OUT=list(KINDS))
+
+
+def test_classes_with_fewer_images_than_shots(tmp_path):
+    write_folder(tmp_path / "tools")
+    write_folder(tmp_path / "tools", kinds=["bolt"], count=4)  # 2 of them to train
+    keys = {"DATASET__NUM_SHOTS": 4}
+    with pytest.raises(UserError, match=r"bolt \(2\).*DATASET\.FEWER_SHOTS take"):
+        folder_data(tmp_path, **keys)
+    data = folder_data(tmp_path, **keys, DATASET__FEWER_SHOTS="take")
+    assert collections.Counter(item.classname for item in data.train_x)["bolt"] == 2 and len(data.train_x) == 14
+    assert data.fewer_shots == "1 of 4 classes, at least 2 each"
+    new = folder_data(tmp_path, **keys, DATASET__FEWER_SHOTS="take", DATASET__SUBSAMPLE_CLASSES="new")
+    assert new.fewer_shots == ""  # both have enough
+
+
+def test_what_an_image_folder_passes_by_is_named(tmp_path, caplog):
+    write_folder(tmp_path / "tools")
+    for place in ("claw_hammer/more/00.jpg", "hand_saw/10.jfif", "hand_saw/.thumb.jpg"):
+        path = tmp_path / "tools" / place
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((tmp_path / "tools" / "hand_saw" / "00.jpg").read_bytes())
+    for place in ("readme.md", "hand_saw/11.heic"):
+        (tmp_path / "tools" / place).touch()
+    data = folder_data(tmp_path)
+    assert sum(len(part) for part in (data.train_x, data.val, data.test)) == 31  # a .jfif is a JPEG
+    said = [record.message for record in caplog.records if "left out" in record.message]
+    assert len(said) == 1 and said[0].endswith(
+        "no images of a class: 2 files and 1 folders, readme.md, claw_hammer/more, hand_saw/11.heic"
+    )
+    (tmp_path / "tools" / "bolt" / "inner").mkdir(parents=True)
+    with pytest.raises(UserError, match="bolt holds no images, but 1 others: bolt/inner"):
+        folder_data(tmp_path)
+
+
+def test_copies_of_training_images_among_the_test_images_are_said(tmp_path, caplog):
+    for part, seeds in (("train", (0, 1)), ("test", (2, 3))):
+        for kind in KINDS:
+            for seed in seeds:
+                write_image(str(tmp_path / "tools" / part / kind / f"{seed}.png"), seed=10 * KINDS.index(kind) + seed)
+    folder_data(tmp_path)
+    assert not caplog.records
+    first = (tmp_path / "tools" / "train" / "hand_saw" / "1.png").read_bytes()
+    (tmp_path / "tools" / "test" / "hand_saw" / "9.png").write_bytes(first)
+    folder_data(tmp_path)
+    said = [record.message for record in caplog.records]
+    assert len(said) == 1 and "1 test images are copies of training images" in said[0]
+    assert "train/hand_saw/1.png = " in said[0] and said[0].endswith("test/hand_saw/9.png")
 
 
 @pytest.mark.parametrize("content", ["[1]", "{}", '{"path"'])

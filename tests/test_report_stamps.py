@@ -16,7 +16,7 @@ PETS, OTHERS = "a photo of a {}, a type of pet.", "a photo of a {}."
 def notes(root, make=base2new_sheet, *args):
     """The footnotes of the first table that are about stamps."""
     first = make(load_results(root), *args, METHODS).tables[0]
-    return [note for note in first.notes if note.startswith(("Trained", "Checkpoint", "Weight", "Prompts"))]
+    return [note for note in first.notes if note.startswith(("Trained", "Checkpoint", "Weight", "Prompts", "Fewer"))]
 
 
 def write(root, trainer, datasets=("OxfordPets", "Caltech101"), templates=OTHERS, **fields):
@@ -34,6 +34,14 @@ def test_rows_that_agree_need_no_note(tmp_path):
         write(tmp_path, trainer, templates=each, data_seen="16 shots", chosen_on="last_step", alpha_chosen_on=None)
     write(tmp_path, "ZeroshotCLIP", templates=each, data_seen="none", chosen_on="none")
     assert notes(tmp_path) == []
+
+
+def test_fewer_shots_than_asked_for_are_said_of_any_table(tmp_path):
+    seen = "16 shots of base classes (fewer in 1 of 4 classes, at least 3 each), without labels"
+    for trainer in ("CoOp", "KgCoOp"):
+        write(tmp_path, trainer, datasets=("OxfordPets",), data_seen=seen)
+        write(tmp_path, trainer, datasets=("Caltech101",), data_seen="16 shots of base classes, without labels")
+    assert notes(tmp_path) == ["Fewer training images than shots on OxfordPets: 1 of 4 classes, at least 3 each."]
 
 
 def test_zero_shot_saw_nothing_and_chose_nothing_but_has_prompts(tmp_path):

@@ -18,6 +18,7 @@ from dassl.config import Key
 from dassl.data import build_data_loader, subsample_classes
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import precision_key
+from dassl.engine.results import images_seen
 from dassl.utils import UserError
 from mergetune.deep_prompts import keep_prompts
 from mergetune.distil import Student, Teacher, distil_loader, distillation
@@ -162,9 +163,7 @@ class PromptKD(FrozenClipTrainer):
             )
 
     def facts(self) -> dict:
-        data = self.cfg.DATASET
-        shots = f"{data.NUM_SHOTS} shots" if data.NUM_SHOTS > 0 else "all training images"
-        seen = f"{shots} of {data.SUBSAMPLE_CLASSES} classes, without labels; teacher: {self.teacher.data_seen()}"
+        seen = f"{images_seen(self, 'all training images')}, without labels; teacher: {self.teacher.data_seen()}"
         return super().facts() | {
             "templates": "the teacher's prompts" if self.teacher.file else self.template,
             "teacher": self.teacher.fact(),

@@ -64,6 +64,9 @@ KEYS: dict[str, Key] = {
     "DATASET.TARGET_DOMAINS": Key((), "for domain adaptation and generalisation", item=str),
     "DATASET.NUM_LABELED": Key(-1, "semi-supervised: labelled images of all classes together; below 1: by NUM_SHOTS"),
     "DATASET.NUM_SHOTS": Key(-1, "images a class; below 1: all"),
+    "DATASET.FEWER_SHOTS": Key(
+        "refuse", "a class of fewer images than NUM_SHOTS; take: all, as Dassl does", choices=("refuse", "take")
+    ),
     "DATASET.SUBSET": Key("", "an earlier run's subset.json: its few-shot draw instead of one by SEED", path=True),
     "DATASET.SUBSAMPLE_CLASSES": Key(
         "all", "base: first half of the labels, new: the rest", choices="dassl.data.fewshot:SUBSETS"
@@ -87,6 +90,7 @@ KEYS: dict[str, Key] = {
     "DATASET.CUSTOM.PROMPTS": Key(
         ["a photo of a {}."], "the first one trains; a stream is evaluated with all", nonempty=True, also=str
     ),
+    "DATASET.CUSTOM.LEAVE_OUT": Key([], "class folders, or labels of the table, that are left out", item=str),
     "DATASET.CUSTOM.TASK": Key("", "its name in tables and streams; empty: that of the folder or file"),
     "DATASET.CUSTOM.SPLIT": Key(
         [0.5, 0.2, 0.3], "train, val, test: parts of each class, for images that have none", ge=0, le=1, length=3

@@ -10,6 +10,7 @@ import torch
 
 from dassl.config import leaves, read_yaml
 from dassl.report.methods import CHANGED
+from dassl.report.stamps import FEWER
 from dassl.utils import UserError, digest, get_logger, read_json, write_json
 from dassl.utils.distributed import is_main, world_size
 from dassl.utils.memory import report_peak
@@ -158,6 +159,14 @@ def with_changes(preset, changes):
         return preset
     words = ", ".join(changes) if CHANGED in preset else f"{CHANGED}{', '.join(changes)}"
     return ", ".join(filter(None, [preset, words]))
+
+
+def images_seen(trainer, every="all images"):
+    """What a training run saw, as `data_seen` has it: "16 shots of base classes", and how many classes have fewer."""
+    data, dataset = trainer.cfg.DATASET, getattr(getattr(trainer, "dm", None), "dataset", None)
+    fewer = getattr(dataset, "fewer_shots", "")
+    shots = f"{data.NUM_SHOTS} shots" if data.NUM_SHOTS > 0 else every
+    return f"{shots} of {data.SUBSAMPLE_CLASSES} classes" + (FEWER.format(fewer) if fewer else "")
 
 
 def write_classes(folder, trainer):

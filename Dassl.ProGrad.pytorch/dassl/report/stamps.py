@@ -4,6 +4,7 @@ A stamp is a field of results.json. Two rows differ in it if they do on a column
 template, say, is no difference as long as every row uses it there.
 """
 
+import re
 from collections import Counter
 
 from dassl.report.methods import sees_no_data
@@ -23,6 +24,8 @@ _MOST = {
     "templates": "all other rows",
 }
 STAMP_COLUMNS = [f"stamp_{name}" for name in STAMPS]  # of a CSV
+FEWER = " (fewer in {})"  # in what was trained on: how many classes have fewer images than shots
+_FEWER = re.compile(re.escape(FEWER).replace(r"\{\}", "(.*?)"))
 MANY = 4  # rows that share a value, from which on they are not named one by one
 FEW = 3  # data sets that are named one by one
 EACH = "each data set's own"
@@ -49,8 +52,10 @@ def collect(records, row_of, column_of):
     for record in records:
         for name in STAMPS:
             if words := stamp(record, name):
-                columns = found.setdefault(row_of(record), {}).setdefault(name, {})
-                columns.setdefault(column_of(record), set()).add(words)
+                fields = [(name, _FEWER.sub("", words)), *(("fewer", text) for text in _FEWER.findall(words))]
+                for field, text in fields:
+                    columns = found.setdefault(row_of(record), {}).setdefault(field, {})
+                    columns.setdefault(column_of(record), set()).add(text)
     return found
 
 
@@ -69,6 +74,10 @@ def stamp_notes(grid, names):
                 many = values is most[0] and len(rows) >= MANY
                 shown.append(f"{words}: {_MOST[name] if many else ', '.join(names[row] for row in rows)}")
             notes.append(f"{head} {'; '.join(shown)}.")
+    columns = [found for row in grid.rows for found in _joined(grid.stamps.get(row, {}).get("fewer", {})).items()]
+    fewer = {f"{column if isinstance(column, str) else column[0]}: {words}" for column, words in columns}
+    if fewer:
+        notes.append(f"Fewer training images than shots on {'; '.join(sorted(fewer))}.")
     return notes
 
 
