@@ -18,6 +18,7 @@ from mergetune.foreign_keys import (
     IGNORED,
     IMAGE_BLOCK,
     LENGTHS,
+    META_NET,
     METHODS,
     PATCHES,
     TEXT_BLOCK,
@@ -73,21 +74,54 @@ def recognise(state: dict[str, Tensor], folder: str = "") -> Found:
     """
     if not all(isinstance(key, str) for key in state):
         raise UserError("the file has keys that are no names")
-    state = strip_module(state)
+    state = strip_module({key.removeprefix("prompts."): value for key, value in state.items()})
     if not state:
         raise UserError("the file holds no weights")
-    method = next((m for m in METHODS if any(re.search(m.mark, key) for key in state)), None)
+    unused_keys(state)
+    method = method_of(state)
     if method is None:
         names = ", ".join(m.name for m in METHODS)
         raise UserError(f"its keys are of no known method ({names}): {shortened(list(state))}")
-    if method.refused:
-        raise UserError(f"a {method.name} file is recognised and refused: {method.refused}")
     found = Found(method, _precise_name(method, state, folder), dict(state))
     _expect(found)
     _sort_keys(found)
     _solve_shapes(found)
     _doubt(found)
     return found
+
+
+def method_of(state: dict[str, Tensor]) -> Method | None:
+    """The method whose mark a state dict has, None for another's."""
+    owner = _owner_of_meta_net(state)
+    marked = (m for m in METHODS if any(re.search(m.mark, key) for key in state))
+    return next((m for m in marked if m.mark != META_NET or m.name == owner), None)
+
+
+def _owner_of_meta_net(state: dict[str, Tensor]) -> str:
+    """Whose a meta_net is by its layers: KgCoOp's (made and never called), CoCoOp's, TCP's; "" where there is none."""
+    net = {key.rpartition("meta_net.")[2]: value for key, value in state.items() if re.search(META_NET, key)}
+    if not net:
+        return ""
+    first, second = (tuple(getattr(net.get(f"linear{i}.weight"), "shape", ())) for i in (1, 2))
+    context = next((value for key, value in state.items() if key.rpartition(".")[2] == "ctx"), None)
+    if len(first) == 2 and net.keys() <= {"linear1.weight", "linear1.bias"} and first[0] == first[1]:
+        return "KgCoOp" if any(key.rpartition(".")[2] == "bias_vectors" for key in state) else "unknown meta_net"
+    if len(first) == len(second) == 2:
+        if first[0] == first[1] // 16:
+            return "CoCoOp"
+        if first[0] == first[1] // 4 and isinstance(context, Tensor) and second[0] == 4 * context.shape[-1]:
+            return "TCP"
+    return "unknown meta_net"
+
+
+def unused_keys(state: dict[str, Tensor]) -> list[str]:
+    """Keys of trained layers that their method never calls: KgCoOp's meta_net. UserError for a method that is known
+    and refused: what of it could be loaded here is not what was trained."""
+    method = method_of(state)
+    if method is not None and method.refused:
+        article = "an" if method.name[0] in "Au" else "a"
+        raise UserError(f"{article} {method.name} file is recognised and refused: {method.refused}")
+    return [key for key in state if re.search(META_NET, key)]
 
 
 def shortened(names: list[str], most: int = 8) -> str:

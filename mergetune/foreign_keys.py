@@ -25,7 +25,10 @@ COUPLED = {
 
 @dataclass(frozen=True)
 class Method:
-    """One family of files. Shapes are letters, "" a single number; {} stands for the number of a layer."""
+    """One family of files. Shapes are letters, "" a single number; {} stands for the number of a layer.
+
+    Several have a meta_net for their mark: its shapes tell them apart (`foreign.method_of`).
+    """
 
     name: str
     mark: str  # a file is of this method if this pattern is found in one of its keys
@@ -64,14 +67,26 @@ def _prompt_pairs(found) -> dict:
     return {f"TRAINER.{node}.{key}": value for key, value in pairs.items()}
 
 
+META_NET = r"(^|\.)meta_net\."
+ATTRIBUTES = "its prompts have another form, with words of attributes or anchors among the context vectors"
 METHODS = (
+    Method("ATPrompt", r"(^|\.)(ctx_att\d+|token_middle\d*)$", {}, {}, refused=ATTRIBUTES),
+    Method("AnchorOPT (ATPrompt)", r"(^|\.)(anchor_ctx_\d+|token_of)$", {}, {}, refused=ATTRIBUTES),
     Method(
         "CoCoOp",
-        r"(^|\.)meta_net\.",
+        META_NET,
         {},
         {},
         refused="its prompts depend on the image, so there are no class vectors to continue from or to merge",
     ),
+    Method(
+        "TCP",
+        META_NET,
+        {},
+        {},
+        refused="half of what makes its class vectors is its meta_net, within the text tower, and no context",
+    ),
+    Method("unknown meta_net", META_NET, {}, {}, refused="its context alone may not be all that was trained"),
     Method(
         "MMA",
         r"^(shared|text|visual)_adapter\.",
@@ -127,6 +142,7 @@ IGNORED = {
     r"(^|\.)token_(prefix|suffix|midfix)2?$": "made of the class names",
     r"(^|\.)tokenized_prompts$|^token_embedding$": "made of the class names",
     r"(^|\.)bias_vectors$": "never used",
+    META_NET: "KgCoOp's meta_net, never used",
     r"^prompt_learner\.ZS_image_encoder\.": "frozen CLIP, a second image tower",
     r"^image_encoder\.(?!.*VPT)": "frozen CLIP, image tower",
     r"^text_encoder\.(?!.*VPT)": "frozen CLIP, text tower",

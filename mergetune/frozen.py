@@ -20,7 +20,7 @@ from dassl.engine.results import classes_fact, images_seen
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError
-from mergetune.stage1 import check_backbone
+from mergetune.stage1 import check_backbone, used_keys
 
 
 class FrozenClipTrainer(TrainerX):
@@ -93,6 +93,9 @@ class FrozenClipTrainer(TrainerX):
         super().load_model(directory, epoch)
         if directory:
             check_backbone(Path(directory), self.facts())
+
+    def _load_weights(self, name: str, path: str, given: dict[str, Tensor]) -> None:
+        super()._load_weights(name, path, used_keys(path, given))
 
     def fit_classes(self, path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Hook: what of a checkpoint's state belongs to this run's classes; most methods store nothing a class."""

@@ -125,7 +125,7 @@ class HeadTrainer(FrozenClipTrainer):
 
     def fit_classes(self, path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict with the head's rows of this run's classes, in their order."""
-        names = Path(path).parents[1] / CLASSES
+        names = Path(path).absolute().parents[:2][-1] / CLASSES
         theirs = read_json(names).get("classnames") if names.is_file() else None
         if not theirs or theirs == self.classnames or len(state.get(self.head_key, ())) != len(theirs):
             return state

@@ -117,16 +117,14 @@ class Source:
 
 def read(path: Path, folder: str) -> Source:
     """Recognise a file that lay in a model folder of that name. UserError names the file."""
-    from dassl.utils import load_checkpoint
+    from dassl.utils import load_weights
     from mergetune.foreign import recognise
 
-    checkpoint = load_checkpoint(str(path))
+    state, epoch, _ = load_weights(path)
     try:
-        found = recognise(checkpoint.get("state_dict", checkpoint), folder)
+        return Source(path, recognise(state, folder), epoch)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    epoch = checkpoint.get("epoch")
-    return Source(path, found, epoch if isinstance(epoch, int) else None)
 
 
 def choose_trainer(found: Found, asked: str) -> str:

@@ -9,8 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 import mergetune.trainers  # noqa: F401  registers them
-from dassl.config import read_yaml
-from dassl.engine import TRAINER_REGISTRY, trainer_class
+from dassl.engine import TRAINER_REGISTRY, read_run_cfg, trainer_class
 from dassl.engine.base import find_model
 from dassl.engine.results import run_facts
 from dassl.utils import (
@@ -18,13 +17,13 @@ from dassl.utils import (
     UserError,
     drop_token_buffers,
     is_plain_tensor,
-    load_checkpoint,
+    load_weights,
     read_json,
     sha256_file,
-    strip_module,
 )
 from mergetune.lora import ranks
 from mergetune.merging import ZERO_SHOT
+from mergetune.stage1 import used_keys
 
 # what results.json and merge.json say of that run alone, and not of its weights
 OF_THE_RUN = {"format", "kind", "metrics", "correct", "total", "command", "wall_s", "peak_mb", "versions", "device"}
@@ -70,8 +69,8 @@ def read_parent(spec: str | Path) -> Parent:
     if path.is_dir() and (path / PEFT_CONFIG).is_file():
         return _read_peft(str(spec), path)
     file = find_weights(path) if path.is_dir() else path
-    state, epoch = read_state(file)
     run = next((folder for folder in file.absolute().parents[:2] if (folder / "config.yaml").is_file()), None)
+    state, epoch = read_state(file, trainer=_trainer_of(run) if run else None)
     known = run_facts(file.absolute())
     facts = {name: value for name, value in known.items() if name not in OF_THE_RUN}
     return Parent(str(spec), file, state, run, facts=facts, epoch=epoch)
@@ -79,10 +78,9 @@ def read_parent(spec: str | Path) -> Parent:
 
 def find_weights(folder: Path) -> Path:
     """The checkpoint of a run folder. Without a config its only folder of checkpoints counts."""
-    config = folder / "config.yaml"
-    name = read_yaml(config).get("TRAINER", {}).get("NAME", "") if config.is_file() else ""
-    if name:
-        return Path(find_model(str(folder), trainer_class(name).model_name))
+    own = any(folder.glob("model*.pth.tar*"))  # a model's folder
+    if own or (folder / "config.yaml").is_file():
+        return Path(find_model(str(folder), "" if own else _trainer_of(folder).model_name))
     models = sorted({file.parent.name for file in folder.glob("*/model*.pth.tar*")})
     if len(models) == 1:
         return Path(find_model(str(folder), models[0]))
@@ -93,6 +91,11 @@ def find_weights(folder: Path) -> Path:
     raise MissingFile(
         f"{folder} is no parent: expected one folder of checkpoints or one file of weights, found {found}"
     )
+
+
+def _trainer_of(run: Path) -> type:
+    """The trainer of a run folder."""
+    return trainer_class(read_run_cfg(run).TRAINER.NAME)
 
 
 def _read_peft(spec: str, folder: Path) -> Parent:
@@ -107,38 +110,22 @@ def _read_peft(spec: str, folder: Path) -> Parent:
     return Parent(spec, file, state, peft=own, facts={"backbone": {"name": name}} if name else {}, epoch=epoch)
 
 
-def read_state(file: Path) -> tuple[dict[str, Tensor], int | None]:
+def read_state(file: Path, trainer: type | None = None) -> tuple[dict[str, Tensor], int | None]:
     """The weights of a file, and the epochs they were trained for if it says; never runs code that a file brings.
 
-    Plain or under `state_dict`; `module.` and the released merges' `prompts.` before the names go, and so do the
-    buffers that prompt learners make of the class names.
+    Without the buffers that prompt learners make of the class names, and what their method never used. trainer: whose
+    run the file is of; one that is not MERGETUNE's knows its own keys.
     """
-    if file.suffix == ".safetensors":
-        found = _read_safetensors(file)
-    else:
-        found = load_checkpoint(str(file))
-    state, epoch = found.get("state_dict", found), found.get("epoch")
-    if not (state and all(isinstance(name, str) for name in state)):
-        raise UserError(f"{file} holds no weights")
-    state = drop_token_buffers({name.removeprefix("prompts."): v for name, v in strip_module(state).items()})
+    state, epoch, _ = load_weights(file)
+    if trainer is None or hasattr(trainer, "bound_to_classes"):
+        state = used_keys(file, state)
+    state = drop_token_buffers(state)
     for name, value in state.items():
         if not is_plain_tensor(value):
             raise UserError(f"{file}: {name} is no plain tensor")
         if value.is_floating_point() and not value.float().isfinite().all():
             raise UserError(f"{file}: {name} is infinite or NaN, there is nothing to merge")
-    return {name: value.detach() for name, value in state.items()}, epoch if isinstance(epoch, int) else None
-
-
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not file.is_file():
-        raise MissingFile(f'File is not found at "{file}"')
-    try:
-        return load_file(str(file))
-    except SafetensorError as error:
-        raise UserError(f'"{file}" is damaged or no safetensors file: {error}') from error
+    return {name: value.detach() for name, value in state.items()}, epoch
 
 
 def bound_to_classes(parent: Parent) -> list[str]:

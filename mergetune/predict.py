@@ -96,6 +96,7 @@ def read_classes(run: Path, classes: Sequence[str]) -> SimpleNamespace:
 class Predictor:
     """A finished run as a function of picture files.
 
+    run: its folder, or below it a model's folder or one checkpoint.
     classes: other class names; default the run's. UserError where the model knows only its own.
     """
 
@@ -103,8 +104,10 @@ class Predictor:
         import torch
 
         from dassl.data.transforms import build_transform
+        from dassl.engine.results import run_folders
 
-        run = Path(run)
+        weights = Path(run)
+        run = next((f for f in run_folders(weights) if (f / "config.yaml").is_file()), weights)
         cfg, cls = read_cfg(run)
         data = read_classes(run, classes)
         with torch.random.fork_rng():  # initial weights are drawn, and then loaded
@@ -114,7 +117,7 @@ class Predictor:
         if reason and data.own and data.classnames != data.own:
             raise UserError(f"{run} knows only its own {len(data.own)} classes: {reason}")
         if cls.needs_checkpoint:
-            self.trainer.load_model(str(run))
+            self.trainer.load_model(str(weights))
         self.trainer.set_model_mode("eval")
         self._held = getattr(self.trainer, "classifier_held", nullcontext)()
         self._held.__enter__()  # for good: one pass of the text tower serves all pictures

@@ -4,50 +4,46 @@ Accepts our run folders and those of the released code, whose checkpoints carry 
 embeddings (`token_prefix`, `token_suffix`) beside what was trained.
 """
 
-import re
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from dassl.engine.base import find_model
 from dassl.engine.results import run_facts
-from dassl.utils import MissingFile, UserError, drop_token_buffers, is_plain_tensor, load_checkpoint
+from dassl.utils import MissingFile, UserError, drop_token_buffers, get_logger, is_plain_tensor, load_weights
+from mergetune.foreign import unused_keys
 from mergetune.weights import trainable
 
-NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
-BEST = "model-best.pth.tar"
+log = get_logger()
 
 
 def find_checkpoint(folder: str | Path, model_name: str) -> Path:
-    """The last numbered checkpoint below a run folder, else its best one.
-
-    `folder` may be the run, its model folder, or the file itself.
-    """
-    folder = Path(folder)
-    if folder.is_file():
-        return folder
-    for place in (folder / model_name, folder):
-        names = sorted(p.name for p in place.iterdir()) if place.is_dir() else []
-        epochs = {int("".join(match.groups(""))): name for name in names if (match := NUMBERED.fullmatch(name))}
-        if epochs:
-            return place / epochs[max(epochs)]
-        if BEST in names:
-            return place / BEST
-    seen = ", ".join(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "no such folder"
-    raise MissingFile(
-        f"No stage-1 checkpoint in {folder}: looked for {model_name}/model.pth.tar-N, model-N.pth.tar and "
-        f"model-best.pth.tar (there: {seen})"
-    )
+    """The last numbered checkpoint of a run folder or a model folder, else its best one; or the file itself."""
+    try:
+        return Path(find_model(str(folder), model_name, last=True))
+    except MissingFile as error:
+        raise MissingFile(f"No stage-1 checkpoint in {folder}: {error}") from None
 
 
 def load_state(path: Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint; never runs code that a file brings."""
-    state = load_checkpoint(str(path)).get("state_dict")
-    if not isinstance(state, dict):
-        raise UserError(f"{path} holds no state_dict, so it is no stage-1 checkpoint")
-    if any(key.startswith("meta_net.") for key in state):
-        raise UserError(f"{path} is a CoCoOp checkpoint: its prompts depend on the image and cannot be continued here")
-    return state
+    """The state dict of a checkpoint as its method uses it; never runs code that a file brings."""
+    return used_keys(path, load_weights(path).state_dict)
+
+
+def used_keys(path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of anybody's without what its method never used, and under the method's own names.
+
+    UserError for a method of which nothing here can run what was trained; names it.
+    """
+    state = {name.removeprefix("prompts."): value for name, value in state.items()}  # of the released merges
+    try:
+        unused = unused_keys(state)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if unused:
+        log.info(f"{path}: {', '.join(unused)} left out, which KgCoOp never uses")
+    return {name: value for name, value in state.items() if name not in unused}
 
 
 def take_weights(path: Path, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def test_a_frame_longer_than_its_pickle(tmp_path):
 
 def test_keys_that_are_no_names(tmp_path):
     torch.save({"ctx": torch.ones(2, 8), 1: torch.ones(1)}, tmp_path / "model.pth.tar-1")
-    with pytest.raises(UserError, match="model.pth.tar-1: the file has keys that are no names"):
+    with pytest.raises(UserError, match="model.pth.tar-1.* has keys that are no names"):
         import_checkpoint.read(tmp_path / "model.pth.tar-1", "prompt_learner")
     with pytest.raises(UserError, match="no names"):
         recognise({2: torch.ones(1)})

@@ -91,9 +91,18 @@ def test_each_reshaped_key_is_named(make):
         weights(recognise(state | {key: value.float() / 0}))
 
 
-def test_an_image_conditioned_prompt_is_recognised_and_refused():
-    with pytest.raises(UserError, match="CoCoOp file is recognised and refused: its prompts depend on the image"):
-        recognise(theirs.cocoop(SIZES))
+def test_a_net_that_was_never_called_is_left_out():
+    state = theirs.kgcoop_with_unused_net(SIZES)
+    found = recognise(state)
+    assert (found.name, found.doubts, set(weights(found))) == ("KgCoOp", recognise(theirs.coop(SIZES)).doubts, {"ctx"})
+    assert "KgCoOp's meta_net, never used" in to_text(found)
+
+
+@pytest.mark.parametrize("make", theirs.REFUSED)
+def test_what_cannot_be_run_here_is_refused_by_its_name(make):
+    for below in ("", "module.", "prompts.", "prompt_learner."):
+        with pytest.raises(UserError, match=f"^{theirs.REFUSED[make]} .*recognised and refused"):
+            recognise({f"{below}{key}": value for key, value in make(SIZES).items()})
 
 
 def test_foreign_keys_and_empty_files_are_refused():

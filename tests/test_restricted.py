@@ -1,19 +1,26 @@
 """Checkpoints of unknown origin: old ones are read, nothing in them runs, all else is refused by name."""
 
+import argparse
 import collections
+import datetime
 import io
 import os
+import pathlib
 import pickle
 import tarfile
+import types
 import warnings
 import zipfile
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from yacs.config import CfgNode
 
 from dassl.config import get_cfg_default
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import Inert, MissingFile, UserError, load_checkpoint, restricted_load
+from dassl.utils import Inert, MissingFile, UserError, load_checkpoint, load_weights, restricted_load
 from tests.fixtures.interpreter import python
 
 # what older engines leave: the state of a warm-up scheduler with its live successor, bound to the optimizer
@@ -230,6 +237,88 @@ def test_foreign_files(tmp_path):
         load_checkpoint(None)
     with pytest.raises(UserError, match=str(tmp_path)):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("model.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a Git LFS pointer"),
+        ("model.safetensors", b"version https://git-lfs.github.com/spec/v1\r\noid 0", "a Git LFS pointer"),
+        ("model.pth", b"\n <!DOCTYPE html><html><head><title>Sign in", "a web page"),
+        ("model.pth", b"<?xml version='1.0'?><Error><Code>AccessDenied", "a web page"),
+        ("model.pth", b'{"message": "Not Found"}', "a JSON text"),
+        ("model.pth", b"\x1f\x8b" + bytes(40), "compressed"),
+        ("model.pth", b"\x89HDF\r\n" + bytes(40), "of another format"),
+        ("model.pth", b"", "it is empty"),
+        ("model.safetensors", b"", "it is empty"),
+    ],
+)
+def test_what_lies_in_the_place_of_weights_is_said_to_be_what_it_is(tmp_path, name, content, kind):
+    (tmp_path / name).write_bytes(content)
+    for read in (load_checkpoint, load_weights):
+        with pytest.raises(UserError, match=f"{name}.* {kind}"):
+            read(tmp_path / name)
+
+
+def test_files_of_torch_and_of_safetensors_under_each_others_names(tmp_path):
+    for zipped in (True, False):
+        torch.save({"ctx": torch.zeros(1)}, tmp_path / "a.safetensors", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(UserError, match="a torch file under the name of safetensors"):
+            load_checkpoint(tmp_path / "a.safetensors")
+    save_file({"ctx": torch.ones(1)}, tmp_path / "b.safetensors")
+    assert torch.equal(load_checkpoint(tmp_path / "b.safetensors")["ctx"], torch.ones(1))
+    (tmp_path / "b.safetensors").rename(tmp_path / "b.pth")
+    with pytest.raises(UserError, match="a safetensors file under another name"):
+        load_checkpoint(tmp_path / "b.pth")
+    (tmp_path / "folder.pth").mkdir()
+    with pytest.raises(UserError, match="folder.pth.* is a folder, expected a file"):
+        load_checkpoint(tmp_path / "folder.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_scripts_save_beside_the_weights_is_skipped_and_numbers_are_numbers(tmp_path, zipped):
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out=pathlib.Path("x"), when=datetime.datetime.now()),
+        "config": types.SimpleNamespace(device=torch.device("cpu"), dtype=torch.float16),
+        "tree": CfgNode({"A": {"B": [1, (2,)]}}),
+        "curve": np.arange(3.0),
+        "queue": collections.deque([1]),
+    }
+    for kind in (np.int64, np.uint8, np.float32, torch.tensor, lambda value: torch.tensor([float(value)])):
+        content = {"state_dict": {"ctx": torch.ones(2)}, "epoch": kind(50), "val_result": kind(71), **beside}
+        torch.save(content, tmp_path / "model.pth", _use_new_zipfile_serialization=zipped)
+        state, epoch, result = load_weights(tmp_path / "model.pth")
+        assert (list(state), epoch, result) == (["ctx"], 50, 71) and type(epoch) is int
+        torch.save(content["state_dict"] | beside | {"epoch": kind(50)}, tmp_path / "model.pth")
+        state, epoch, _ = load_weights(tmp_path / "model.pth")
+        assert (list(state), epoch) == (["ctx"], 50)
+    args = load_checkpoint(tmp_path / "model.pth")["args"]
+    assert isinstance(args, Inert) and args.origin == "argparse.Namespace" and args.lr == 0.1
+    for epoch in ("50", None, np.float64("nan"), torch.zeros(2), True, 0.5):
+        torch.save({"state_dict": {"ctx": torch.ones(2)}, "epoch": epoch}, tmp_path / "model.pth")
+        assert load_weights(tmp_path / "model.pth").epoch is None
+
+
+def test_weights_are_found_below_usual_names_and_wrappers(tmp_path):
+    one = {"a.b": torch.ones(1)}
+    for content in (
+        one,
+        {"state_dict": one},
+        {"model": {"state_dict": one}},
+        {"model_state_dict": {"_orig_mod.module.module.a.b": one["a.b"]}, "optimizer": {"state": {}}},
+        {"net": {"module.a._orig_mod.b": one["a.b"]}},
+    ):
+        torch.save(content, tmp_path / "model.pth")
+        assert list(load_weights(tmp_path / "model.pth").state_dict) == ["a.b"]
+    for content, match in (
+        ({"model": {}, "epoch": 1}, "holds no weights, but"),
+        ({"epoch": 1, "loss": 0.5}, "holds no weights, but .'epoch', 'loss'"),
+        ({"state_dict": {"module.a": one["a.b"], "a": one["a.b"]}}, "model.pth.*: a is there twice"),
+        ({1: one["a.b"]}, "keys that are no names"),
+    ):
+        torch.save(content, tmp_path / "model.pth")
+        with pytest.raises(UserError, match=match):
+            load_weights(tmp_path / "model.pth")
 
 
 def test_an_archive_that_would_fill_the_memory(tmp_path):

@@ -1,15 +1,22 @@
-"""The stage-1 checkpoints that a stage 2 continues: ours, the released code's, and those that do not fit."""
+"""Checkpoints of others, in each command that reads any; and as stage 1: ours, the released code's, misfits."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dassl.utils import UserError
+from mergetune import import_checkpoint
+from mergetune.parents import read_parent
+from mergetune.predict import Predictor
 from tests.fixtures import coop_runs
-from tests.fixtures.coop_runs import built, results
+from tests.fixtures import foreign_checkpoints as theirs
+from tests.fixtures.coop_runs import built, context, results
 
 run, shared, stage1 = coop_runs.run, coop_runs.shared, coop_runs.stage1  # fixtures
 
@@ -78,11 +85,9 @@ def test_a_stage_1_of_another_backbone_is_refused(run, tmp_path, stage1):
 def test_missing_and_foreign_stage_1_are_refused(run, tmp_path):
     with pytest.raises(UserError, match="--resume-coop"):
         run("CoOp_LMC", "none")
-    refuse(run, tmp_path / "nowhere", "No stage-1 checkpoint in .*nowhere.*no such folder")
+    refuse(run, tmp_path / "nowhere", "No stage-1 checkpoint in .*nowhere.*found no model file")
     path = tmp_path / "cocoop" / "prompt_learner" / "model.pth.tar-1"
     path.parent.mkdir(parents=True)
-    torch.save({"state_dict": {"ctx": torch.zeros(4, 128), "meta_net.linear1.weight": torch.zeros(8, 128)}}, path)
-    refuse(run, tmp_path / "cocoop", "CoCoOp")
     torch.save({"state_dict": {"text_adapter.5.down.0.weight": torch.zeros(8, 128)}}, path)
     refuse(run, tmp_path / "cocoop", "missing ctx; surplus text_adapter")
 
@@ -92,3 +97,84 @@ def test_the_zero_shot_end_needs_words(run):
     keys = {"TRAINER__COOP__CTX_INIT": False}
     refuse(run, stage1, "CTX_INIT is False", TRAINER__LMC__TAU=0.5, **keys)
     run("CoOp_LMC", "fine", "--resume-coop", stage1, epochs=1, **keys)  # features with TAU 1 needs none
+
+
+def loaded(trainer, path):
+    trainer.load_model(str(path))
+    return trainer.model.ctx.detach(), trainer._loaded[1]
+
+
+def imported(path, out):
+    import_checkpoint.main([str(path), "--out", str(out)])
+    return context(out), int(next((out / "prompt_learner").glob("model.pth.tar-*")).suffix.partition("-")[2])
+
+
+# what reads a checkpoint: (runs, path, a folder to write) -> the context, and the epochs done where it says so
+READERS = {
+    "--resume-coop": lambda run, path, out: (built(run, "CoOp_LMC", "--resume-coop", path).w2["ctx"], 7),
+    "--model-dir": lambda run, path, out: loaded(built(run, "CoOp"), path),
+    "import": lambda run, path, out: imported(path, out),
+    "merge": lambda run, path, out: (read_parent(path).state["ctx"], read_parent(path).epoch),
+    "predict": lambda run, path, out: (Predictor(path).trainer.model.ctx.detach(), Predictor(path).trainer._loaded[1]),
+}
+every_reader = pytest.mark.parametrize("reader", READERS)
+FORMS = {  # what a file may hold of a state dict
+    "wrapped": lambda state: {"state_dict": {f"module._orig_mod.{k}": v for k, v in state.items()}, "epoch": 7},
+    "bare": lambda state: {**state, "epoch": torch.tensor(7), "args": argparse.Namespace(lr=1), "best": np.float64(1)},
+    "named": lambda state: {"model": {f"_orig_mod.module.{k}": v for k, v in state.items()}, "epoch": np.int64(7)},
+}
+
+
+@pytest.fixture
+def theirs_at(stage1, tmp_path):
+    """`theirs_at(content)`: a run folder with that content in the place of its checkpoints."""
+
+    def go(content, name="run"):
+        folder = shutil.copytree(stage1, tmp_path / name) / "prompt_learner"
+        for path in folder.iterdir():
+            path.unlink()
+        torch.save(content, folder / "model.pth.tar-7")
+        return folder.parent
+
+    return go
+
+
+@every_reader
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_a_models_folder_and_a_run_are_read_alike(run, theirs_at, tmp_path, reader, form):
+    ctx = torch.randn(4, 128)
+    folder = theirs_at(FORMS[form]({"ctx": ctx}))
+    for i, place in enumerate(("", "prompt_learner", "prompt_learner/model.pth.tar-7")):
+        found, epoch = READERS[reader](run, folder / place, tmp_path / f"out{i}")
+        assert torch.equal(found, ctx) and epoch == 7
+
+
+@every_reader
+def test_kgcoops_unused_net_is_left_out_and_other_methods_are_named(run, theirs_at, tmp_path, reader):
+    sizes = theirs.Sizes(C=3, W=128, D=128)
+
+    def trained(make):
+        return {key: value for key, value in make(sizes).items() if not key.startswith("token_suffix")}
+
+    state = trained(theirs.kgcoop_with_unused_net)
+    found, _ = READERS[reader](run, theirs_at({"state_dict": state, "epoch": 7}), tmp_path / "out")
+    assert torch.equal(found, state["ctx"])
+    for i, (make, name) in enumerate(theirs.REFUSED.items()):
+        folder = theirs_at({"state_dict": trained(make), "epoch": 7}, f"run{i}")
+        with pytest.raises(UserError, match=f"model.pth.tar-7: {name} .*recognised and refused"):
+            READERS[reader](run, folder, tmp_path / f"out{i}")
+
+
+@every_reader
+def test_safetensors_are_read_by_their_name(run, theirs_at, tmp_path, reader):
+    ctx = torch.randn(4, 128)
+    file = theirs_at({}) / "prompt_learner" / "best.safetensors"
+    save_file({"ctx": ctx}, file)
+    assert torch.equal(READERS[reader](run, file, tmp_path / "out")[0], ctx)
+    with pytest.raises(UserError, match="best.pth.* is a safetensors file under another name"):
+        READERS[reader](run, file.rename(file.with_suffix(".pth")), tmp_path / "again")
+
+
+def test_one_file_has_no_epoch_to_choose(run, stage1):
+    with pytest.raises(UserError, match="is one file of weights: there is no epoch 1 to choose"):
+        built(run, "CoOp").load_model(str(next(stage1.glob("prompt_learner/model*"))), epoch=1)

@@ -147,7 +147,7 @@ class PromptKD(FrozenClipTrainer):
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         super().load_model(directory, epoch)
         if directory:
-            self.check_teacher(Path(directory, self.model_name))
+            self.check_teacher(Path(directory))
 
     def check_teacher(self, place: Path) -> None:
         """Refuse a student of ours that learned from another teacher, whose text features it was made for."""

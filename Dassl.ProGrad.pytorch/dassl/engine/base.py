@@ -16,7 +16,7 @@ from dassl.utils import (
     UserError,
     drop_token_buffers,
     get_logger,
-    load_checkpoint,
+    load_weights,
     resume_from_checkpoint,
     save_checkpoint,
     strip_module,
@@ -118,7 +118,8 @@ class TrainerBase:
     def load_model(self, directory, epoch=None):
         """Load every registered model from `directory`: the one after `epoch` epochs, or else the best one.
 
-        Where no best one was kept, the one with most epochs counts.
+        Where no best one was kept, the one with most epochs counts. `directory` may also be a model's folder, or a
+        file (see `find_model`).
 
         Raises:
             MissingFile: a file is not there; says what is.
@@ -132,10 +133,9 @@ class TrainerBase:
             return
         paths = {name: find_model(directory, name, epoch) for name in self.get_model_names()}
         for name, path in paths.items():
-            checkpoint = load_checkpoint(path)
-            self._load_weights(name, path, checkpoint.get("state_dict", checkpoint))
-            reached, result = checkpoint.get("epoch"), checkpoint.get("val_result")
-            shown = f", val_result={result:.2f}" if isinstance(result, float) else ""
+            state, reached, result = load_weights(path)
+            self._load_weights(name, path, state)
+            shown = "" if result is None else f", val_result={result:.2f}"
             log.info(f"Load {path} to {name} (epoch={reached}{shown})")
             self._loaded = os.path.basename(path), reached, result
 
@@ -322,20 +322,33 @@ class TrainerBase:
         return "none"
 
 
-def find_model(directory, name, epoch=None):
-    """Path of the checkpoint of model `name` in `directory`: after `epoch` epochs, else the best or last.
+def find_model(directory, name, epoch=None, *, last=False):
+    """Path of the checkpoint of model `name`: `directory` is a run folder, the model's own folder, or the file itself.
 
-    Both spellings of numbered files are known: model.pth.tar-50 and model-50.pth.tar. Raises MissingFile.
+    Of a folder the one after `epoch` epochs; without that the best one, or where none was kept the last (`last`: the
+    other way round). Both spellings of numbered files are known: model.pth.tar-50 and model-50.pth.tar.
+
+    Raises:
+        MissingFile: there is none; says what is there.
+        UserError: a file, and an epoch to choose.
     """
-    folder = os.path.join(directory, name)
-    there = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    matches = [match for file in there if (match := _NUMBERED.fullmatch(file))]
-    numbered = {int(match[1] or match[2]): match[0] for match in matches}
-    if epoch is None and BEST in there:
-        return os.path.join(folder, BEST)
-    wanted = max(numbered, default=None) if epoch is None else int(epoch)
-    if wanted in numbered:
-        return os.path.join(folder, numbered[wanted])
+    if os.path.isfile(directory):
+        if epoch is not None:
+            raise UserError(f'"{directory}" is one file of weights: there is no epoch {epoch} to choose (--load-epoch)')
+        return directory
+    folders = [folder for folder in (os.path.join(directory, name), directory) if os.path.isdir(folder)]
+    for folder in folders:
+        matches = [match for file in sorted(os.listdir(folder)) if (match := _NUMBERED.fullmatch(file))]
+        numbered = {int(match[1] or match[2]): match[0] for match in matches}
+        best = os.path.isfile(os.path.join(folder, BEST))
+        if epoch is None and best and not (last and numbered):
+            return os.path.join(folder, BEST)
+        wanted = max(numbered, default=None) if epoch is None else int(epoch)
+        if wanted in numbered:
+            return os.path.join(folder, numbered[wanted])
+        if best or numbered:
+            break
     looked = f"{BEST} and model.pth.tar-N" if epoch is None else f"model.pth.tar-{epoch} and model-{epoch}.pth.tar"
-    found = ", ".join(file for file in there if file.startswith("model")) or "no model file"
-    raise MissingFile(f'Model not found at "{folder}": looked for {looked}, found {found}')
+    there = sorted(os.listdir(folder)) if folders else []
+    found = ", ".join([file for file in there if file.startswith("model")] or there[:8]) or "no model file"
+    raise MissingFile(f'Model not found at "{os.path.join(directory, name)}": looked for {looked}, found {found}')

@@ -30,17 +30,26 @@ class PlainArray:
         self.array = np.frombuffer(content, dtype=np.uint8).reshape(shape)
 
 
-class _Dtype:
-    __slots__ = ("kind",)
+class PlainDtype:
+    """What stands in for a NumPy dtype in a pickle: `kind`, such as "f8", and the byte order."""
+
+    __slots__ = ("kind", "order")
 
     def __init__(self, kind, *flags):
-        self.kind = kind
+        self.kind, self.order = kind, "="
 
     def __setstate__(self, state):
-        pass  # byte order and the like, nothing for bytes
+        self.order = state[1]
 
 
-class _Function:
+def plain_number(dtype, content):
+    """The Python number of a NumPy scalar in a pickle; None for one that is no number."""
+    content = content.encode("latin1") if isinstance(content, str) else content
+    is_number = dtype.kind[:1] in ("f", "i", "u", "b") and dtype.order in ("<", ">", "=", "|")
+    return np.frombuffer(content, np.dtype(f"{dtype.order}{dtype.kind}"), count=1)[0].item() if is_number else None
+
+
+class Function:
     """A function that the file can call but not reach into."""
 
     __slots__ = ("_call",)
@@ -55,12 +64,12 @@ class _Function:
         return self._call(*args)
 
 
-def _encode(text, encoding="latin1"):
+def encode(text, encoding="latin1"):
     return text.encode("latin1")  # how Python 3 writes bytes for Python 2
 
 
-_ARRAYS = {("numpy", "ndarray"): None, ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _Function(_encode)} | {
-    (f"numpy.{core}.multiarray", "_reconstruct"): _Function(lambda *args: PlainArray()) for core in ("core", "_core")
+_ARRAYS = {("numpy", "ndarray"): None, ("numpy", "dtype"): PlainDtype, ("_codecs", "encode"): Function(encode)} | {
+    (f"numpy.{core}.multiarray", "_reconstruct"): Function(lambda *args: PlainArray()) for core in ("core", "_core")
 }
 
 

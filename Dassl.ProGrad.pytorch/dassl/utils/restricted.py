@@ -20,6 +20,7 @@ import torch
 
 from .errors import MissingFile, UserError
 from .pickle_scan import scan_pickle
+from .plain_pickle import Function, PlainDtype, encode, plain_number
 from .tools import brief
 
 # torch stores its records uncompressed; an archive that grows by more than this on reading is an attack
@@ -42,35 +43,38 @@ class Inert:
         if isinstance(state, dict):
             self.__dict__.update(state)
 
+    def __setitem__(self, key, value):
+        """What a dictionary of its own kind held is left out."""
+
+    def extend(self, values):
+        """As is what a list held."""
+
+    append = extend
+
     def __repr__(self):
         return f"<inert {self.origin}>"
-
-
-class _Callable:
-    """Hides a function or Python class from the file, which could otherwise set attributes on it."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, target):
-        object.__setattr__(self, "_call", target)
-
-    def __setattr__(self, name, value):
-        raise AttributeError(name)
-
-    def __call__(self, *args):
-        return self._call(*args)
 
 
 _PLAIN = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("collections", "defaultdict"): collections.defaultdict,
-    ("collections", "Counter"): _Callable(collections.Counter),
+    ("collections", "Counter"): Function(collections.Counter),
     ("torch", "Size"): torch.Size,
-    ("torch._utils", "_rebuild_tensor"): _Callable(torch._utils._rebuild_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): _Callable(torch._utils._rebuild_tensor_v2),
-    ("torch._utils", "_rebuild_parameter"): _Callable(torch._utils._rebuild_parameter),
+    ("torch._utils", "_rebuild_tensor"): Function(torch._utils._rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): Function(torch._utils._rebuild_tensor_v2),
+    ("torch._utils", "_rebuild_parameter"): Function(torch._utils._rebuild_parameter),
+    ("numpy", "dtype"): PlainDtype,
+    ("_codecs", "encode"): Function(encode),
     **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in (dict, set)},
+    **{(f"numpy.{core}.multiarray", "scalar"): Function(plain_number) for core in ("core", "_core")},
 }
+# What training scripts save beside the weights, as inert objects; "torch.optim" stands for all below it too
+_BESIDE = re.compile(
+    r"torch\.optim(\.\w+)* \w+|torch (device|Generator|[bcfiu]\w*\d+)|torch\.cuda\.amp\.grad_scaler GradScaler|"
+    r"argparse Namespace|types SimpleNamespace|collections deque|datetime \w+|pathlib(\._local)? \w*Path|"
+    r"(yacs\.config|easydict|addict\.addict) \w+|"
+    r"numpy ndarray|numpy\._?core\.multiarray _reconstruct|(builtins|__builtin__) (complex|frozenset|range|slice)"
+)
 
 
 # What torch's own safe reader would make of any size that a file names
@@ -95,7 +99,7 @@ def _restricted_pickle(path):
         def find_class(self, module, name):
             if (module, name) in _PLAIN:
                 return _PLAIN[module, name]
-            if module == "torch.optim" or module.startswith("torch.optim."):
+            if _BESIDE.fullmatch(f"{module} {name}"):
                 origin = f"{module}.{name}"
                 return inert.setdefault(origin, type(name, (Inert,), {"origin": origin}))
             raise UserError(f'"{path}" is refused: it asks for "{module}.{name}", which no checkpoint needs')
@@ -111,6 +115,39 @@ def _restricted_pickle(path):
     return module
 
 
+# What is often found in the place of weights: how it begins -> what it is
+_OTHER_KINDS = {
+    rb"version https://git-lfs": "a Git LFS pointer: the file that it stands for was not downloaded (git lfs pull)",
+    rb"\s*<(!doctype html|html|head|\?xml|!--)": "a web page: its address leads to a page and not to the file",
+    rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!": "compressed: unpack it first",
+    rb"\x89HDF|GGUF|\x93NUMPY|\x89PNG|\xff\xd8\xff|%PDF": "of another format than torch's or safetensors",
+    rb"\s*[\[{]\s*[\"\]}\[{]": "a JSON text",
+}
+
+
+def check_kind(path):
+    """Raise MissingFile where there is no file, UserError for one that plainly holds no weights or another format's
+    than its name says."""
+    if os.path.isdir(path):
+        raise UserError(f'"{path}" is a folder, expected a file of weights')
+    if not os.path.isfile(path):
+        raise MissingFile(f'File is not found at "{path}"')
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if not head:
+        raise UserError(f'"{path}" is damaged or no checkpoint: it is empty')
+    named = str(path).endswith(".safetensors")
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < os.path.getsize(path):
+        if not named:
+            raise UserError(f'"{path}" is a safetensors file under another name: let its name end in .safetensors')
+        return
+    for pattern, kind in _OTHER_KINDS.items():
+        if re.match(pattern, head, re.IGNORECASE):
+            raise UserError(f'"{path}" is no checkpoint but {kind}')
+    if named and (head[:2] in (b"PK", b"\x80\x02") or zipfile.is_zipfile(path)):
+        raise UserError(f'"{path}" is a torch file under the name of safetensors: let its name end in .pth')
+
+
 def check_archive(path):
     """Raise before `torch.load` sees a file that is absent or an archive of another kind -> the globals it asks for.
 
@@ -118,14 +155,17 @@ def check_archive(path):
         MissingFile: no such file.
         UserError: a damaged archive, a tar archive, a program, or one that would fill the memory.
     """
-    if not os.path.isfile(path):
-        raise MissingFile(f'File is not found at "{path}"')
+    check_kind(path)
     try:
         if not zipfile.is_zipfile(path):
             if _is_tar(path):
                 raise UserError(f'"{path}" is refused: a tar archive is no checkpoint')
             return _scan_old(path)
         check_sizes(path)
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if not any(name.endswith("data.pkl") for name in names):
+            raise UserError(f'"{path}" is no checkpoint but a zip archive of {brief(names[:3])}')
         reader = torch._C.PyTorchFileReader(path)
         if "constants.pkl" in reader.get_all_records():
             raise UserError(f'"{path}" is a TorchScript program, not a checkpoint')

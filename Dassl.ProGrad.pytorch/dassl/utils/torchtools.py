@@ -1,9 +1,12 @@
 """Checkpoints, and small helpers for modules. N: epochs done."""
 
 import os
+import re
 import warnings
 from collections import OrderedDict
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import init
@@ -11,8 +14,8 @@ from torch.nn import init
 from .atomic import atomic_save, atomic_write
 from .errors import MissingFile, UserError
 from .logger import get_logger
-from .restricted import restricted_load, safe_load
-from .tools import read_text, tolist_if_not
+from .restricted import check_kind, restricted_load, safe_load
+from .tools import brief, read_text, tolist_if_not
 
 _TOKEN_BUFFERS = {
     "token_prefix",
@@ -23,11 +26,33 @@ _TOKEN_BUFFERS = {
     "tokenized_prompts",
     "bias_vectors",
 }
+_WRAPPED = re.compile(r"^((module|_orig_mod)\.)+|(?<=\.)_orig_mod\.")
+# what code bases call the weights in a checkpoint, beside "state_dict"
+_NESTED = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params")
+_DEEPEST = 4
+
+
+class Weights(NamedTuple):
+    """What a file of weights holds. epoch: epochs done; val_result: percent; None where it does not say."""
+
+    state_dict: OrderedDict
+    epoch: int | None
+    val_result: float | None
 
 
 def strip_module(state_dict):
-    """A copy whose keys have lost a leading "module." (left by data-parallel wrappers)."""
-    return OrderedDict((key.removeprefix("module."), value) for key, value in state_dict.items())
+    """A copy whose keys have lost what wrappers put before them: "module." (data-parallel), "_orig_mod." (compiled).
+
+    Raises:
+        UserError: two keys become one.
+    """
+    stripped = OrderedDict()
+    for key, value in state_dict.items():
+        name = _WRAPPED.sub("", key)
+        if name in stripped:
+            raise UserError(f"{name} is there twice, with and without what a wrapper puts before it")
+        stripped[name] = value
+    return stripped
 
 
 def upgrade_keys(state_dict, model):
@@ -91,6 +116,8 @@ def load_checkpoint(fpath, map_location="cpu"):
         raise UserError("File path is None")
     fpath = os.fspath(fpath)
     try:
+        if fpath.endswith(".safetensors"):
+            return _load_safetensors(fpath)
         checkpoint = safe_load(fpath, map_location)
     except UserError:
         raise
@@ -104,7 +131,58 @@ def load_checkpoint(fpath, map_location="cpu"):
         if not all(isinstance(key, str) for key in checkpoint["state_dict"]):
             raise UserError(f'"state_dict" in "{fpath}" has keys that are no names')
         checkpoint["state_dict"] = OrderedDict(checkpoint["state_dict"])
+    if "epoch" in checkpoint:
+        checkpoint["epoch"] = _number(checkpoint["epoch"], checkpoint["epoch"])
     return checkpoint
+
+
+def _load_safetensors(fpath):
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    check_kind(fpath)
+    try:
+        return load_file(fpath)
+    except SafetensorError as error:
+        raise UserError(f'"{fpath}" is damaged or no safetensors file: {error}') from error
+
+
+def _number(value, default=None):
+    """The Python number of a number, a NumPy one, or a tensor of one; an int where it is whole."""
+    if (is_plain_tensor(value) and value.numel() == 1) or isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return default
+    return int(value) if float(value).is_integer() else value
+
+
+def load_weights(fpath):
+    """The weights in a file, whoever wrote it -> Weights, on the CPU; read without running code.
+
+    A state dict, or a checkpoint that has one under a usual name, also within another; wrappers' prefixes go (see
+    `strip_module`), and so does what lies beside a bare state dict: numbers, arguments, optimizers.
+
+    Raises:
+        MissingFile: no such file.
+        UserError: damaged, foreign or hostile, or without a tensor; names the file.
+    """
+    found = checkpoint = load_checkpoint(fpath)
+    for _ in range(_DEEPEST):
+        inner = next((found[name] for name in _NESTED if isinstance(found.get(name), dict)), None)
+        if inner is None:
+            break
+        found = inner
+    if not any(isinstance(value, torch.Tensor) for value in found.values()):
+        raise UserError(f'"{fpath}" holds no weights, but {brief(list(found)[:8])}')
+    if found is checkpoint:
+        found = {key: value for key, value in found.items() if isinstance(value, torch.Tensor) and key != "epoch"}
+    if not all(isinstance(key, str) for key in found):
+        raise UserError(f'"{fpath}" has keys that are no names')
+    epoch, result = _number(checkpoint.get("epoch")), _number(checkpoint.get("val_result"))
+    try:
+        return Weights(strip_module(found), epoch if isinstance(epoch, int) else None, result)
+    except UserError as error:
+        raise UserError(f'"{fpath}": {error}') from None
 
 
 def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
@@ -139,8 +217,7 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
 
 def load_pretrained_weights(model, weight_path):
     """Copy into `model` every tensor of the file whose name and shape fit; warns if none does."""
-    checkpoint = load_checkpoint(weight_path)
-    given = upgrade_keys(strip_module(checkpoint.get("state_dict", checkpoint)), model)
+    given = upgrade_keys(load_weights(weight_path).state_dict, model)
     own = model.state_dict()
     fits = {
         key: value
