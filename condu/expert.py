@@ -21,7 +21,7 @@ from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.engine.results import images_seen
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, digest, get_logger, hold_batch_norms, tensor_digest
+from dassl.utils import UserError, digest, get_logger, set_bn_to_eval, tensor_digest
 from dassl.utils.distributed import is_main, rank, world_size
 
 from .iterations import IterationSampler, iteration_loader
@@ -156,7 +156,7 @@ class ConDU_Expert(TrainerX):
     def set_model_mode(self, mode: str = "train", names=None) -> None:
         """Batch norm keeps CLIP's statistics: they are no parameters, and a delta has only those."""
         super().set_model_mode(mode, names)
-        hold_batch_norms(self.clip.module)
+        self.clip.module.apply(set_bn_to_eval)
 
     # training
 

@@ -7,7 +7,7 @@ from yacs.config import CfgNode as CN
 
 from dassl.clip import build_clip_from_cfg, check_input
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError, hold_batch_norms
+from dassl.utils import UserError, set_bn_to_eval
 from mergetune.heads import HeadTrainer, LinearHead
 
 
@@ -45,7 +45,7 @@ class FineTune(HeadTrainer):
     def set_model_mode(self, mode: str = "train", names=None) -> None:
         """Batch norm keeps CLIP's statistics: they would belong to no point of a path between weights."""
         super().set_model_mode(mode, names)
-        hold_batch_norms(self.model)
+        self.model.apply(set_bn_to_eval)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Unit-norm features (B, D) of images (B, 3, H, W), with gradient."""

@@ -1,15 +1,10 @@
 """Networks by name, for trainers that do not start from CLIP."""
 
-from .backbone import BACKBONE_REGISTRY, Backbone, build_backbone
-from .head import HEAD_REGISTRY, build_head
-from .network import NETWORK_REGISTRY, build_network
+from dassl.utils.late import late_imports
 
-__all__ = [
-    "BACKBONE_REGISTRY",
-    "Backbone",
-    "HEAD_REGISTRY",
-    "NETWORK_REGISTRY",
-    "build_backbone",
-    "build_head",
-    "build_network",
-]
+__getattr__, __dir__, __all__ = late_imports(
+    __name__,
+    backbone="BACKBONE_REGISTRY Backbone build_backbone",
+    head="HEAD_REGISTRY build_head",
+    network="NETWORK_REGISTRY build_network",
+)

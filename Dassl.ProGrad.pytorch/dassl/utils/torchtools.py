@@ -304,11 +304,6 @@ def set_bn_to_eval(m):
         m.eval()
 
 
-def hold_batch_norms(model):
-    """Keep the running statistics of the batch norms in `model` as they are, also in training."""
-    model.apply(set_bn_to_eval)
-
-
 def adjust_learning_rate(
     optimizer, base_lr, epoch, stepsize=20, gamma=0.1, linear_decay=False, final_lr=0, max_epoch=100
 ):

@@ -4,6 +4,8 @@ Their ranges are Dassl's, not torchvision's. v: the value of an operation, from 
 """
 
 import random
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
@@ -19,14 +21,6 @@ def _either_sign(v):
 
 def _affine(img, *matrix):
     return img.transform(img.size, Image.Transform.AFFINE, matrix)
-
-
-def _translate_x(img, pixels):
-    return _affine(img, 1, 0, pixels, 0, 1, 0)
-
-
-def _translate_y(img, pixels):
-    return _affine(img, 1, 0, 0, 0, 1, pixels)
 
 
 def _solarize_add(img, v):
@@ -61,28 +55,36 @@ OPERATIONS = {
     "ShearY": lambda img, v: _affine(img, 1, 0, 0, _either_sign(v), 1, 0),
     "Solarize": lambda img, v: ImageOps.solarize(img, v),
     "SolarizeAdd": _solarize_add,
-    "TranslateX": lambda img, v: _translate_x(img, _either_sign(v) * img.size[0]),
-    "TranslateY": lambda img, v: _translate_y(img, _either_sign(v) * img.size[1]),
-    "TranslateXabs": lambda img, v: _translate_x(img, _either_sign(v)),
-    "TranslateYabs": lambda img, v: _translate_y(img, _either_sign(v)),
+    "TranslateX": lambda img, v: _affine(img, 1, 0, _either_sign(v) * img.width, 0, 1, 0),
+    "TranslateY": lambda img, v: _affine(img, 1, 0, 0, 0, 1, _either_sign(v) * img.height),
+    "TranslateXabs": lambda img, v: _affine(img, 1, 0, _either_sign(v), 0, 1, 0),
+    "TranslateYabs": lambda img, v: _affine(img, 1, 0, 0, 0, 1, _either_sign(v)),
 }
 
 
+# the policies' operations, each with its range: (name, low, high)
+FIXMATCH = (
+    ("AutoContrast", 0, 1), ("Brightness", 0.05, 0.95), ("Color", 0.05, 0.95), ("Contrast", 0.05, 0.95),
+    ("Equalize", 0, 1), ("Identity", 0, 1), ("Posterize", 4, 8), ("Rotate", -30, 30), ("Sharpness", 0.05, 0.95),
+    ("ShearX", -0.3, 0.3), ("ShearY", -0.3, 0.3), ("Solarize", 0, 256), ("TranslateX", -0.3, 0.3),
+    ("TranslateY", -0.3, 0.3),
+)  # fmt: skip
+_WIDER = [(name, 0.1, 1.9) if high == 0.95 else (name, low, high) for name, low, high in FIXMATCH]
+SECOND = (*_WIDER[:6], ("Invert", 0, 1), *_WIDER[6:])
+FIRST = (
+    ("AutoContrast", 0, 1), ("Equalize", 0, 1), ("Invert", 0, 1), ("Rotate", 0, 30), ("Posterize", 4, 8),
+    ("Solarize", 0, 256), ("SolarizeAdd", 0, 110), ("Color", 0.1, 1.9), ("Contrast", 0.1, 1.9),
+    ("Brightness", 0.1, 1.9), ("Sharpness", 0.1, 1.9), ("ShearX", 0, 0.3), ("ShearY", 0, 0.3), ("Cutout", 0, 40),
+    ("TranslateXabs", 0, 100), ("TranslateYabs", 0, 100),
+)  # fmt: skip
+
+
+@dataclass(eq=False)
 class RandAugmentFixMatch:
-    """n operations of `operations` (name, low, high), drawn with replacement, each at a random value of its range.
+    """n operations, drawn with replacement, each at a random value (Sohn et al. 2020, arXiv 2001.07685)."""
 
-    The policy that FixMatch uses (Sohn et al. 2020, arXiv 2001.07685).
-    """
-
-    operations = (
-        ("AutoContrast", 0, 1), ("Brightness", 0.05, 0.95), ("Color", 0.05, 0.95), ("Contrast", 0.05, 0.95),
-        ("Equalize", 0, 1), ("Identity", 0, 1), ("Posterize", 4, 8), ("Rotate", -30, 30), ("Sharpness", 0.05, 0.95),
-        ("ShearX", -0.3, 0.3), ("ShearY", -0.3, 0.3), ("Solarize", 0, 256), ("TranslateX", -0.3, 0.3),
-        ("TranslateY", -0.3, 0.3),
-    )  # fmt: skip
-
-    def __init__(self, n: int = 2):
-        self.n = n
+    operations: ClassVar[tuple] = FIXMATCH
+    n: int = 2
 
     def __call__(self, img: Image.Image) -> Image.Image:
         for name, low, high in random.choices(self.operations, k=self.n):
@@ -95,43 +97,28 @@ class RandAugmentFixMatch:
         """Where in its range the next operation is, 0 to 1; None leaves it out."""
         return random.random()
 
-    def __repr__(self):
-        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
 
-
+@dataclass(eq=False)
 class RandAugment(RandAugmentFixMatch):
     """n operations, all at m thirtieths of their ranges. Raises UserError for m outside 0 to 30."""
 
-    operations = (
-        ("AutoContrast", 0, 1), ("Equalize", 0, 1), ("Invert", 0, 1), ("Rotate", 0, 30), ("Posterize", 4, 8),
-        ("Solarize", 0, 256), ("SolarizeAdd", 0, 110), ("Color", 0.1, 1.9), ("Contrast", 0.1, 1.9),
-        ("Brightness", 0.1, 1.9), ("Sharpness", 0.1, 1.9), ("ShearX", 0, 0.3), ("ShearY", 0, 0.3), ("Cutout", 0, 40),
-        ("TranslateXabs", 0, 100), ("TranslateYabs", 0, 100),
-    )  # fmt: skip
+    operations = FIRST
+    m: float = 10
 
-    def __init__(self, n: int = 2, m: float = 10):
-        if not 0 <= m <= 30:
-            raise UserError(f"INPUT.RANDAUGMENT_M is {m}, expected a magnitude of 0 to 30")
-        super().__init__(n)
-        self.m = m
+    def __post_init__(self):
+        if not 0 <= self.m <= 30:
+            raise UserError(f"INPUT.RANDAUGMENT_M is {self.m}, expected a magnitude of 0 to 30")
 
     def magnitude(self) -> float:
         return self.m / 30
 
 
+@dataclass(eq=False)
 class RandAugment2(RandAugmentFixMatch):
     """n operations, each with probability p, at a random value of its range."""
 
-    operations = (
-        ("AutoContrast", 0, 1), ("Brightness", 0.1, 1.9), ("Color", 0.1, 1.9), ("Contrast", 0.1, 1.9),
-        ("Equalize", 0, 1), ("Identity", 0, 1), ("Invert", 0, 1), ("Posterize", 4, 8), ("Rotate", -30, 30),
-        ("Sharpness", 0.1, 1.9), ("ShearX", -0.3, 0.3), ("ShearY", -0.3, 0.3), ("Solarize", 0, 256),
-        ("TranslateX", -0.3, 0.3), ("TranslateY", -0.3, 0.3),
-    )  # fmt: skip
-
-    def __init__(self, n: int = 2, p: float = 0.6):
-        super().__init__(n)
-        self.p = p
+    operations = SECOND
+    p: float = 0.6
 
     def magnitude(self) -> float | None:
         return None if random.random() > self.p else random.random()

@@ -1,18 +1,11 @@
 """Feature extractors: a module with `out_features`."""
 
-from .backbone import Backbone
-from .build import BACKBONE_REGISTRY, build_backbone
-from .resnet import resnet18, resnet34, resnet50, resnet101, resnet152
-from .small import cnn_small
+from dassl.utils.late import late_imports
 
-__all__ = [
-    "BACKBONE_REGISTRY",
-    "Backbone",
-    "build_backbone",
-    "cnn_small",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-]
+__getattr__, __dir__, __all__ = late_imports(
+    __name__,
+    backbone="Backbone",
+    build="BACKBONE_REGISTRY build_backbone",
+    resnet="resnet18 resnet34 resnet50 resnet101 resnet152",
+    small="cnn_small",
+)

@@ -2,7 +2,7 @@
 
 from dassl.utils import Registry, check_availability, get_logger
 
-BACKBONE_REGISTRY = Registry("BACKBONE")
+BACKBONE_REGISTRY = Registry("BACKBONE", built_in=("dassl.modeling.backbone.resnet", "dassl.modeling.backbone.small"))
 
 
 def build_backbone(name, verbose=True, **kwargs):

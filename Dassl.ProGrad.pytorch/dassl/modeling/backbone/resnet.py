@@ -63,31 +63,14 @@ def _build(name, pretrained):
     return _ResNet(network)
 
 
-@BACKBONE_REGISTRY.register()
-def resnet18(pretrained=True, **kwargs):
-    """D = 512. Raises MissingFile if `pretrained` and torch's cache does not hold the ImageNet weights."""
-    return _build("resnet18", pretrained)
+def _register(name, width):
+    def build(pretrained=True, **kwargs):
+        return _build(name, pretrained)
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"D = {width}. MissingFile if `pretrained` and torch's cache does not hold the ImageNet weights."
+    return BACKBONE_REGISTRY.register()(build)
 
 
-@BACKBONE_REGISTRY.register()
-def resnet34(pretrained=True, **kwargs):
-    """D = 512. Raises MissingFile if `pretrained` and torch's cache does not hold the ImageNet weights."""
-    return _build("resnet34", pretrained)
-
-
-@BACKBONE_REGISTRY.register()
-def resnet50(pretrained=True, **kwargs):
-    """D = 2048. Raises MissingFile if `pretrained` and torch's cache does not hold the ImageNet weights."""
-    return _build("resnet50", pretrained)
-
-
-@BACKBONE_REGISTRY.register()
-def resnet101(pretrained=True, **kwargs):
-    """D = 2048. Raises MissingFile if `pretrained` and torch's cache does not hold the ImageNet weights."""
-    return _build("resnet101", pretrained)
-
-
-@BACKBONE_REGISTRY.register()
-def resnet152(pretrained=True, **kwargs):
-    """D = 2048. Raises MissingFile if `pretrained` and torch's cache does not hold the ImageNet weights."""
-    return _build("resnet152", pretrained)
+resnet18, resnet34 = _register("resnet18", 512), _register("resnet34", 512)
+resnet50, resnet101, resnet152 = (_register(f"resnet{depth}", 2048) for depth in (50, 101, 152))

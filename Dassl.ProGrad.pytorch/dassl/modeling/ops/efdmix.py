@@ -1,9 +1,9 @@
 """EFDMix (Zhang et al. 2022, arXiv 2203.07740): MixStyle with whole distributions instead of two moments."""
 
-from .mixstyle import FeatureMixing, mixing_controls
+from .mixstyle import MixStyle, mixing_controls
 
 
-class EFDMix(FeatureMixing):
+class EFDMix(MixStyle):
     """Each value moves towards the other map's value of the same rank in its channel."""
 
     def mixed(self, x, share, other):
@@ -13,11 +13,5 @@ class EFDMix(FeatureMixing):
         return (flat + (matched - flat.detach()) * (1 - share[..., 0])).view_as(x)
 
 
-(
-    activate_efdmix,
-    deactivate_efdmix,
-    random_efdmix,
-    crossdomain_efdmix,
-    run_with_efdmix,
-    run_without_efdmix,
-) = mixing_controls(EFDMix)
+activate_efdmix, crossdomain_efdmix, deactivate_efdmix, random_efdmix, *_contexts = mixing_controls(EFDMix)
+run_with_efdmix, run_without_efdmix = _contexts

@@ -14,11 +14,11 @@ from dassl.utils import check_availability
 MIXES = ("random", "crossdomain")
 
 
-class FeatureMixing(nn.Module):
-    """With probability p, each map of a batch takes on part of the statistics of another; in training alone.
+class MixStyle(nn.Module):
+    """With probability p, each map takes mean and deviation part-way to those of another one in the batch.
 
     alpha: of the Beta(alpha, alpha) that draws how much each map keeps. mix: the other one is any (random), or one
-    of the other half of the batch, where the halves are two domains (crossdomain). A subclass says how: `mixed`.
+    of the other half of the batch, where the halves are two domains (crossdomain). Identity in evaluation.
     """
 
     def __init__(self, p=0.5, alpha=0.1, eps=1e-6, mix="random"):
@@ -50,8 +50,15 @@ class FeatureMixing(nn.Module):
         return self.mixed(x, share, self._others(len(x)).to(x.device))
 
     def mixed(self, x, share, other):
-        """Hook: x with `share` (B, 1, 1, 1) of its statistics, and the rest those of the maps `other` (B,)."""
-        raise NotImplementedError
+        """Hook: x with `share` (B, 1, 1, 1) of its own statistics, and the rest from the maps `other` (B,).
+
+        Gradients do not pass through the statistics.
+        """
+        mean = x.mean((2, 3), keepdim=True).detach()
+        deviation = (x.var((2, 3), keepdim=True) + self.eps).sqrt().detach()
+        mean_mixed = share * mean + (1 - share) * mean[other]
+        deviation_mixed = share * deviation + (1 - share) * deviation[other]
+        return (x - mean) / deviation * deviation_mixed + mean_mixed
 
     def _others(self, size):
         """Whose statistics each of `size` maps is mixed with."""
@@ -61,22 +68,10 @@ class FeatureMixing(nn.Module):
         return torch.cat([size - 1 - torch.randperm(size - half), half - 1 - torch.randperm(half)])
 
 
-class MixStyle(FeatureMixing):
-    """Mixes mean and deviation of each channel. Gradients do not pass through them."""
-
-    def mixed(self, x, share, other):
-        mean = x.mean((2, 3), keepdim=True).detach()
-        deviation = (x.var((2, 3), keepdim=True) + self.eps).sqrt().detach()
-        mean_mixed = share * mean + (1 - share) * mean[other]
-        deviation_mixed = share * deviation + (1 - share) * deviation[other]
-        return (x - mean) / deviation * deviation_mixed + mean_mixed
-
-
 def mixing_controls(kind):
     """What steers the layers of class `kind` in a model.
 
-    Four functions for `model.apply` (activate, deactivate, random, crossdomain), and two contexts (run_with,
-    run_without).
+    Four functions for `model.apply` (activate, crossdomain, deactivate, random), two contexts (run_with, run_without).
     """
 
     def on_each(change):
@@ -87,34 +82,26 @@ def mixing_controls(kind):
     mixes = {mix: on_each(lambda layer, mix=mix: layer.update_mix_method(mix)) for mix in MIXES}
 
     @contextlib.contextmanager
+    def switched(model, inside, afterwards):
+        model.apply(inside)
+        try:
+            yield
+        finally:
+            model.apply(afterwards)
+
     def run_with(model, mix=None):
-        """Mixing inside, by `mix` if given; off afterwards."""
+        """Context: mixing inside, by `mix` if given; off afterwards."""
         if mix is not None:
             check_availability(mix, MIXES, f"{kind.__name__}'s mix")
             model.apply(mixes[mix])
-        model.apply(activate)
-        try:
-            yield
-        finally:
-            model.apply(deactivate)
+        return switched(model, activate, deactivate)
 
-    @contextlib.contextmanager
     def run_without(model):
-        """No mixing inside; on again afterwards."""
-        model.apply(deactivate)
-        try:
-            yield
-        finally:
-            model.apply(activate)
+        """Context: no mixing inside; on again afterwards."""
+        return switched(model, deactivate, activate)
 
-    return activate, deactivate, mixes["random"], mixes["crossdomain"], run_with, run_without
+    return activate, mixes["crossdomain"], deactivate, mixes["random"], run_with, run_without
 
 
-(
-    activate_mixstyle,
-    deactivate_mixstyle,
-    random_mixstyle,
-    crossdomain_mixstyle,
-    run_with_mixstyle,
-    run_without_mixstyle,
-) = mixing_controls(MixStyle)
+activate_mixstyle, crossdomain_mixstyle, deactivate_mixstyle, random_mixstyle, *_contexts = mixing_controls(MixStyle)
+run_with_mixstyle, run_without_mixstyle = _contexts
