@@ -1,6 +1,7 @@
 """SigLIP and SigLIP 2: their tokenisers, where a prompt stands in them, pixels, and runs through train.py."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 import train
 from dassl.clip import build_clip, check_input
+from dassl.config import get_cfg_default
 from dassl.utils import UserError
 from mergetune.prompts import PromptLearner, word_context
 from tests.fixtures.open_clip_models import open_clip_folder  # noqa: F401  a fixture
@@ -123,6 +125,13 @@ def test_pixels_of_another_model_are_refused_or_pointed_out(clip, capsys):
     cfg.defrost()
     with pytest.raises(UserError, match=r"INPUT.SIZE is \(224, 224\), but .* takes \(160, 160\)"):
         check_input(cfg, clip)
+    other = get_cfg_default()
+    with pytest.raises(UserError, match=r"add INPUT\.SIZE .*INPUT\.RESIZE") as caught:
+        check_input(other, clip)
+    other.merge_from_list(shlex.split(str(caught.value).partition("; add ")[2]))
+    capsys.readouterr()
+    check_input(other, clip)
+    assert "other pixels" not in capsys.readouterr().out
     cfg.INPUT.SIZE = (160, 160)
     capsys.readouterr()
     check_input(cfg, clip)

@@ -101,12 +101,15 @@ def check_input(cfg, backbone):
     """Compare INPUT with how the weights were trained: another size is refused, other values are pointed out.
 
     Raises:
-        UserError: INPUT.SIZE is not the backbone's.
+        UserError: INPUT.SIZE is not the backbone's; the message has the keys to add.
     """
     expected, own = backbone.preprocess, cfg.INPUT
     given, takes = tuple(own.SIZE), (expected.size, expected.size)
     if given != takes:
-        raise UserError(f"INPUT.SIZE is {given}, but {backbone.name} takes {takes}")
+        wanted = {"SIZE": takes, "PIXEL_MEAN": expected.mean, "PIXEL_STD": expected.std}
+        wanted |= {"INTERPOLATION": expected.interpolation, "RESIZE": expected.resize}
+        pairs = [f'INPUT.{key} "{value}"' for key, value in wanted.items() if value != type(value)(own[key])]
+        raise UserError(f"INPUT.SIZE is {given}, but {backbone.name} takes {takes}; add {' '.join(pairs)}")
     rows = [
         ("PIXEL_MEAN", _rounded(own.PIXEL_MEAN), _rounded(expected.mean)),
         ("PIXEL_STD", _rounded(own.PIXEL_STD), _rounded(expected.std)),
