@@ -8,7 +8,6 @@ the first half ("base") or the second ("new"), so both halves share one draw.
 import hashlib
 import os
 import random
-from collections import Counter
 
 from dassl.data import few_shot, subsample_classes
 from dassl.data.datasets import DatasetBase, Datum, check_items
@@ -115,13 +114,6 @@ class FewShotDataset(DatasetBase):
     def facts(self) -> dict:
         """What results.json records of it: a split that is not the published one."""
         return {"split_file": self.split_used} if self.split_used not in ("", self.split_file) else {}
-
-    @property
-    def fewer_shots(self) -> str:
-        """Of how many classes there are fewer training images than shots; "" of none."""
-        counts = Counter(item.label for item in self.train_x).values()
-        fewer = [count for count in counts if count < self.drawn["shots"]]
-        return f"{len(fewer)} of {len(counts)} classes, at least {min(fewer)} each" if fewer else ""
 
     def _read(self) -> Lists:
         """`read`, whose errors name the data set and, for what is missing, where to get it."""

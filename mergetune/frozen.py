@@ -19,7 +19,7 @@ from dassl.engine import TrainerX
 from dassl.engine.results import classes_fact, images_seen
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError
+from dassl.utils import UserError, brief
 from mergetune.stage1 import check_backbone, used_keys
 
 
@@ -56,7 +56,9 @@ class FrozenClipTrainer(TrainerX):
         raise NotImplementedError
 
     def build_backbone(self) -> None:
-        """Load CLIP, frozen; shared by the runs of one process."""
+        """Load CLIP, frozen; shared by the runs of one process. UserError: classes without names, for prompts."""
+        if not all(map(str.strip, self.classnames)):
+            raise UserError(f"{self.cfg.TRAINER.NAME} needs class names, the data set gives {brief(self.classnames)}")
         half = "fp16" if self.precision.dtype == torch.float16 else "fp32"
         self.clip = build_clip_from_cfg(self.cfg, half, device=self.device, cached=True)
         check_input(self.cfg, self.clip)

@@ -3,12 +3,14 @@
 import collections
 import json
 import os
+from types import SimpleNamespace
 
 import pytest
 
 import datasets
 from dassl.config import get_cfg_default, merge_yaml
 from dassl.data.datasets import build_dataset
+from dassl.engine.results import images_seen
 from dassl.utils import MissingFile, UserError
 from tests.conftest import ROOT
 from tests.fixtures.image_folders import config, write_image
@@ -256,6 +258,12 @@ def test_classes_that_are_left_out(tmp_path):
         folder_data(tmp_path, LEAVE_OUT=list(KINDS))
 
 
+def seen(dataset, shots, subset):
+    """What results.json says of a run on this data set."""
+    data = SimpleNamespace(NUM_SHOTS=shots, SUBSAMPLE_CLASSES=subset)
+    return images_seen(SimpleNamespace(cfg=SimpleNamespace(DATASET=data), dm=SimpleNamespace(dataset=dataset)))
+
+
 def test_classes_with_fewer_images_than_shots(tmp_path):
     write_folder(tmp_path / "tools")
     write_folder(tmp_path / "tools", kinds=["bolt"], count=4)  # 2 of them to train
@@ -264,9 +272,9 @@ def test_classes_with_fewer_images_than_shots(tmp_path):
         folder_data(tmp_path, **keys)
     data = folder_data(tmp_path, **keys, DATASET__FEWER_SHOTS="take")
     assert collections.Counter(item.classname for item in data.train_x)["bolt"] == 2 and len(data.train_x) == 14
-    assert data.fewer_shots == "1 of 4 classes, at least 2 each"
+    assert seen(data, 4, "all") == "4 shots of all classes (fewer in 1 of 4 classes, at least 2 each)"
     new = folder_data(tmp_path, **keys, DATASET__FEWER_SHOTS="take", DATASET__SUBSAMPLE_CLASSES="new")
-    assert new.fewer_shots == ""  # both have enough
+    assert seen(new, 4, "new") == "4 shots of new classes"  # both have enough
 
 
 def test_what_an_image_folder_passes_by_is_named(tmp_path, caplog):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from dassl.utils import UserError, is_deep_image, read_image
+from dassl.utils.tools import IMAGE_FORMATS
 
 
 def test_images(tmp_path):
@@ -87,6 +88,13 @@ def test_images_of_8_bits_are_what_pillow_makes_of_them(tmp_path, mode):
     with Image.open(tmp_path / "a.png") as stored:
         assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), np.asarray(stored.convert("RGB")))
     assert not is_deep_image(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("kind", IMAGE_FORMATS)
+def test_every_format_is_read(tmp_path, kind):
+    Image.new("RGB", (20, 16), (200, 40, 90)).save(tmp_path / "a", format=kind)
+    image = read_image(tmp_path / "a")
+    assert image.size == (20, 16) and np.abs(np.asarray(image)[8, 8].astype(int) - (200, 40, 90)).max() < 16
 
 
 def test_the_limit_of_pixels_is_a_key(tmp_path):

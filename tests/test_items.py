@@ -1,5 +1,7 @@
 """Which lists of images are a data set, and what is said of odd ones."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from dassl.data import build_data_loader, subsample_classes
 from dassl.data.datasets import DatasetBase, Datum, check_items
 from dassl.utils import UserError
+from mergetune.frozen import FrozenClipTrainer
 from tests.fixtures.image_folders import config, write_image
 
 NAMES = ("cat", "dog", "emu")
@@ -81,6 +84,12 @@ def test_what_data_sets_written_for_dassl_have():
     new = subsample_classes(test, subset="new")  # trained on all classes, tested on the new ones, from 0 on
     assert [item.label for item in new] == [0, 0]
     assert DatasetBase(train_x=train, val=test, test=new).classnames == list(NAMES)
+
+
+def test_prompts_need_names():
+    trainer = SimpleNamespace(classnames=["", ""], cfg=config("", "Own", TRAINER__NAME="CoOp"))
+    with pytest.raises(UserError, match=r"CoOp needs class names, the data set gives \['', ''\]"):
+        FrozenClipTrainer.build_backbone(trainer)
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.int64])

@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
@@ -164,9 +165,10 @@ def with_changes(preset, changes):
 def images_seen(trainer, every="all images"):
     """What a training run saw, as `data_seen` has it: "16 shots of base classes", and how many classes have fewer."""
     data, dataset = trainer.cfg.DATASET, getattr(getattr(trainer, "dm", None), "dataset", None)
-    fewer = getattr(dataset, "fewer_shots", "")
-    shots = f"{data.NUM_SHOTS} shots" if data.NUM_SHOTS > 0 else every
-    return f"{shots} of {data.SUBSAMPLE_CLASSES} classes" + (FEWER.format(fewer) if fewer else "")
+    counts = Counter(item.label for item in getattr(dataset, "train_x", ())).values()
+    fewer = [count for count in counts if count < data.NUM_SHOTS]
+    words = FEWER.format(f"{len(fewer)} of {len(counts)} classes, at least {min(fewer)} each") if fewer else ""
+    return f"{f'{data.NUM_SHOTS} shots' if data.NUM_SHOTS > 0 else every} of {data.SUBSAMPLE_CLASSES} classes{words}"
 
 
 def write_classes(folder, trainer):
