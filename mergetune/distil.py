@@ -97,7 +97,8 @@ class Teacher:
 
     def fact(self) -> dict:
         """What results.json records of it."""
-        return {"name": self.clip.name, "digest": self.tower.digest, "file": self.file}
+        shots = stage1.run_facts(Path(self.file)).get("shots") if self.file else None
+        return {"name": self.clip.name, "digest": self.tower.digest, "file": self.file, "shots": shots}
 
 
 class Projection(nn.Module):

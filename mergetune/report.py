@@ -187,15 +187,13 @@ def sheets(records: list, folders: list, protocols: list[str] | None = None) -> 
 
 
 def compared(found: list, records: list) -> list:
-    """The sheets of published numbers beside ours. UserError if none of the tables has any."""
-    comparisons, reasons = [], []
-    for sheet in found:
+    """The sheets of published numbers beside ours; a table that has none is said to have none."""
+    comparisons = []
+    for sheet in (sheet for sheet in found if sheet.files):
         try:
             comparisons.append(against_sheet(sheet, records, METHODS))
         except UserError as error:
-            reasons.append(str(error))
-    if not comparisons:
-        raise UserError(reasons[0])
+            get_logger().info(f"{error}\n")
     return comparisons
 
 

@@ -117,6 +117,7 @@ class Bench:
             "order": self.run.label,
             "scale": self.cfg.TRAINER.CONDU.SCALE,
             "space": self.space.facts(),
+            "iterations": self.cfg.TRAINER.CONDU.ITERATIONS,
             "seed": self.run.seed,
             "backbone": self.backbone,
             "wall_s": time.monotonic() - started,

@@ -253,8 +253,8 @@ def published_zero_shot(cfg):
     key = ("ZeroshotCLIP", "", cfg.MODEL.BACKBONE.NAME, cfg.DATASET.NAME)
     table, subset = load_published(), cfg.DATASET.SUBSAMPLE_CLASSES
     if subset != "all":
-        return table.get(("base2new", *key, subset))
-    return next(filter(None, (table.get((name, *key, "")) for name in ("cross", "dg", "mtil"))), None)
+        return next(iter(table.get(("base2new", *key, subset), [])), None)
+    return next((one for name in ("cross", "dg", "mtil") for one in table.get((name, *key, ""), [])), None)
 
 
 def wilson(right, seen):

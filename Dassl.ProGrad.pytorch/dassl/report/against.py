@@ -1,38 +1,43 @@
-"""Published accuracies beside ours: in the band or out of it, and which recorded facts differ.
+"""Published accuracies beside ours: in the band or out of it, or why a pair is not judged.
 
 Band: twice the published deviation where one is known; else 1.0 point for a data set, 0.5 for an average. The
 published numbers are blocks of `published/*.json`, one a method and source: {protocol, trainer, merge, source,
-values {data set: number, or {quantity: number or [number, deviation]}}, facts {field of results.json: value}}.
+values {data set: number, or {quantity: number or [number, deviation]}}, facts {field of results.json: what decides
+whether runs may be compared, the same for all data sets or {data set: it}; null where the source does not state it},
+derived (true: computed from published numbers)}. `sets` of a file: what each protocol's averages are over.
 """
 
 import json
 from dataclasses import dataclass, field
 from importlib import resources
 
-from dassl.report.methods import row_of
+from dassl.report.methods import CONTROL, row_of, split_changes
 from dassl.report.sheet import Sheet
-from dassl.report.tables import Table
+from dassl.report.sweeps import epochs_asked
+from dassl.report.tables import MISSING, Table
 from dassl.utils import UserError
 
 FORMAT = 1
 ONE, AVERAGE = 1.0, 0.5  # half width of the band in points
 AVERAGES = ("average", "Avg-C", "Avg-D", "Transfer", "Average", "Last")
-NEEDED = {"trainer", "preset", "backbone", "mean", "std"}  # columns of a sheet that can be compared
-COLUMNS = ["method", "data set", "quantity", "ours", "n", "published", "difference", "band", ""]
-RULE = (
-    f"band: 2 x the published deviation where there is one, else {ONE:.1f} point for a data set and {AVERAGE:.1f} "
-    "for an average"
+COLUMNS = ["method", "data set", "quantity", "ours", "n", "published", "difference", "band", "verdict", "source"]
+RULE = f"band: {ONE:.1f} point for a data set, {AVERAGE:.1f} for an average, 2 x the published deviation if it has one"
+SILENT = (
+    f"{MISSING} (fact): not judged, for our runs and the published ones differ in it, or one of them does not say it"
 )
 
 
 @dataclass(frozen=True)
 class Published:
-    """One number of a paper. facts: what is known of the run behind it."""
+    """One number of a paper. facts: what decides whether a run may be compared with it; sets: of an average;
+    derived: computed from published numbers."""
 
     value: float
     deviation: float | None
     source: str
     facts: dict = field(default_factory=dict)
+    sets: frozenset = frozenset()
+    derived: bool = False
 
     def band(self, dataset):
         """Half width in points."""
@@ -42,25 +47,30 @@ class Published:
 
 
 def load_published():
-    """All blocks -> {(protocol, trainer, merge, backbone, data set, quantity): Published}."""
+    """All blocks -> {(protocol, trainer, merge, backbone, data set, quantity): list of Published, one a source}.
+
+    The quantity of a few-shot number is its shots, e.g. "16 shots".
+    """
     found = {}
     for file in sorted(resources.files("dassl.report.published").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".json"):
             content = json.loads(file.read_text(encoding="utf-8"))
             for block in content["blocks"]:
-                found |= _read_block(block, content["backbone"])
+                for key, number in _read_block(block, content):
+                    found.setdefault(key, []).append(number)
     return found
 
 
-def _read_block(block, backbone):
-    numbers = {}
+def _read_block(block, content):
+    """Pairs of key and Published."""
+    sets = frozenset(content.get("sets", {}).get(block["protocol"], ()))
     for dataset, quantities in block["values"].items():
         quantities = quantities if isinstance(quantities, dict) else {"": quantities}
         for quantity, number in quantities.items():
             value, deviation = number if isinstance(number, list) else (number, None)
-            key = (block["protocol"], block["trainer"], block.get("merge", ""), backbone, dataset, quantity)
-            numbers[key] = Published(value, deviation, block["source"], block.get("facts", {}))
-    return numbers
+            merge, about = block.get("merge", ""), (block.get("facts", {}), sets, block.get("derived", False))
+            key = block["protocol"], block["trainer"], merge, content["backbone"], dataset, quantity
+            yield key, Published(value, deviation, block["source"], *about)
 
 
 def against_sheet(sheet, records, methods, published=None):
@@ -69,44 +79,59 @@ def against_sheet(sheet, records, methods, published=None):
     records: those that the sheet was made of, for the facts that differ.
     """
     published = load_published() if published is None else published
+    by_file = {str(record["file"]): record for record in records}
     rows, lines, notes, sources, files, matched = [], [], [], {}, {}, {}
-    columns = set(sheet.columns)
-    comparable = columns >= NEEDED and columns & {"dataset", "task"}  # not a table of barriers, say
-    for line in sheet.lines if comparable else []:
+    for line, behind in zip(sheet.lines, sheet.files, strict=bool(sheet.files)):
         cell = _named(dict(zip(sheet.columns, line, strict=True)))
         key = _key(sheet.name, cell, methods)
-        partner = published.get(key)
-        if partner is None or cell["mean"] == "":
-            continue
-        own = [r for r in records if r["kind"] == "eval" and _is_row(r, cell, methods)]
-        line = _row(cell, partner)
-        files[len(rows), 3] = _files(own, sheet.name, cell)
-        rows.append([*line[:4], cell["n"], *line[4:]])
-        lines.append([*line, partner.source, cell["n"]])
-        sources.setdefault(partner.source, None)
-        matched.setdefault(cell["method"], set()).add(key)
-        notes += [note for note in _differing(cell, partner, own) if note not in notes]
+        own = [by_file[file] for file in dict.fromkeys(behind) if file in by_file]
+        for partner in published.get(key, []) if cell["mean"] != "" and not _is_control(cell) else []:
+            matched.setdefault(cell["method"], set()).add(key)
+            if cell["dataset"] in AVERAGES and partner.sets and (ours := _sets(own)) != partner.sets:
+                notes.append(f"{cell['method']}: {_other_sets(ours, partner.sets)}")
+                continue
+            differing = _differing(partner, own, methods)
+            notes += [f"{cell['method']}: {words}" for words in differing.values()]
+            number = sources.setdefault(partner.source, len(sources) + 1)
+            row = _row(cell, partner, list(differing))
+            files[len(rows), 3] = behind
+            rows.append(
+                [*row[:4], cell["n"], *row[4:7], row[7] or f"{MISSING} ({', '.join(differing)})", f"[{number}]"]
+            )
+            lines.append([*row, ", ".join(differing), partner.source, cell["n"]])
+        notes += [f"{cell['method']}: {words}" for words in _uneven(own)] if key in published else []
+    notes = [*dict.fromkeys(notes), *_missing(matched, published)]
     if not rows:
-        raise UserError(f"--against paper: none of the {sheet.name} results has a published partner")
-    out = sum(row[-1] == "out" for row in rows)
-    title = f"{len(rows) - out} of {len(rows)} in the band"
+        reason = f"--against paper: none of the {sheet.name} results has a published partner"
+        raise UserError("; ".join([reason, *notes]))
+    judged = [line[7] for line in lines if line[7]]
+    title = f"{judged.count('in')} of {len(judged)} in the band"
+    title += f", {len(rows) - len(judged)} not judged" if len(rows) > len(judged) else ""
     return Sheet(
         name=f"{sheet.name}_against_paper",
         heading=f"{sheet.heading}, against published numbers",
-        tables=[Table(title, COLUMNS, rows, notes + _missing(matched, published), files)],
-        legend=[RULE, "n: our seeds", f"published: {'; '.join(sources)}"],
-        columns=["method", "dataset", "quantity", "ours", "published", "difference", "band", "verdict", "source", "n"],
+        tables=[Table(title, COLUMNS, rows, notes, files)],
+        legend=[RULE, SILENT, "n: our seeds", *(f"[{number}] {source}" for source, number in sources.items())],
+        columns=[*COLUMNS[:1], "dataset", "quantity", "ours", "published", "difference", "band", "verdict", "differs",
+                 "source", "n"],
         lines=lines,
-    )
+    )  # fmt: skip
 
 
-def _files(own, protocol, cell):
-    """The results.json behind one of our numbers, as far as its protocol, data set and subset tell."""
-    subsets = (cell["quantity"],) if cell["quantity"] in ("base", "new") else ("base", "new", "all")
-    of_dataset = [r for r in own if r["protocol"] == protocol and r["subset"] in subsets]
-    if cell["dataset"] not in AVERAGES:
-        of_dataset = [r for r in of_dataset if cell["dataset"] in (r["dataset"], *(r.get("tasks") or ()))]
-    return [str(r["file"]) for r in of_dataset]
+def _is_control(cell):
+    """Training on without the method is nobody's published number."""
+    return split_changes(cell["preset"].split(" + ")[0])[0] == CONTROL
+
+
+def _sets(own):
+    """The data sets, or the tasks of streams, that an average is over."""
+    return {name for record in own for name in record.get("tasks") or [record["dataset"]]}
+
+
+def _other_sets(ours, theirs):
+    gaps = {"without": theirs - ours, "with": ours - theirs}
+    words = " and ".join(f"{head} {', '.join(sorted(names))}" for head, names in gaps.items() if names)
+    return f"averages are not compared: published over {len(theirs)} data sets, ours {words}."
 
 
 def _missing(matched, published):
@@ -123,13 +148,14 @@ def _missing(matched, published):
 def _named(cell):
     """A CSV line with `dataset` and `quantity`; of streams these are the task and, say, "transfer I target"."""
     if "task" not in cell:
-        return {"quantity": "", **cell}
+        shots = f"{cell['shots']} shot{'s' * (cell['shots'] != 1)}"
+        return {"quantity": "" if "source" in cell else shots, **cell}
     words = [cell["quantity"], cell["order"], cell["labels"], cell["after"]]
     return cell | {"dataset": cell["task"] or "average", "quantity": " ".join(filter(None, words))}
 
 
 def _key(protocol, cell, methods):
-    """Where the published partner of a CSV line would stand."""
+    """Where the published partners of a CSV line would stand."""
     if "task" in cell:
         space = next((name for name in ("LoRA", "FT") if f"({name}" in cell["method"]), "")
         words = [space, f"{cell['shots']} shots" if int(cell["shots"] or 0) > 0 else ""]
@@ -140,32 +166,53 @@ def _key(protocol, cell, methods):
     return protocol, cell["trainer"], merge, cell["backbone"], cell["dataset"], cell["quantity"]
 
 
-def _row(cell, partner):
+def _row(cell, partner, differing):
     ours, band = float(cell["mean"]), partner.band(cell["dataset"])
     difference = round(ours - partner.value, 2)
-    verdict = "in" if abs(difference) <= band + 1e-9 else "out"
+    verdict = "" if differing else "in" if abs(difference) <= band + 1e-9 else "out"
     shown = f"{ours:.2f}" + (f" ± {cell['std']}" if cell["std"] else "")
     names = [cell["method"], cell["dataset"], cell["quantity"]]
-    return [*names, shown, f"{partner.value:.2f}", f"{difference:+.2f}", f"{band:.2f}", verdict]
+    theirs = f"{partner.value:.2f}" + " (derived)" * partner.derived
+    return [*names, shown, theirs, f"{difference:+.2f}", f"{band:.2f}", verdict]
 
 
-def _differing(cell, partner, own):
-    """Facts of our runs that are not those of the published one, and what our own runs disagree on -> lines."""
-    notes = []
+def _differing(partner, own, methods):
+    """Why our runs may not be judged by a published number -> {fact: the difference in words}, empty if they may."""
+    found = {"derived": "a number was computed from published ones, and is none itself."} if partner.derived else {}
+    if other := {record["split_file"] for record in own if record.get("split_file")}:
+        found["split"] = f"split {', '.join(sorted(other))}, published with the published one."
     for name, wanted in partner.facts.items():
-        found = sorted({str(r[name]) for r in own if r.get(name) not in (None, wanted)})
-        if found:
-            notes.append(f"{cell['method']}: {name} {', '.join(found)}, published with {wanted}.")
+        theirs, ours = set(), set()
+        for record in own:
+            value = wanted.get(record["dataset"]) if isinstance(wanted, dict) else wanted
+            if value is None or _fact(record, name, methods) != value:
+                theirs.add("not stated there" if value is None else f"published with {value}")
+                ours.add(_shown(_fact(record, name, methods)))
+        if theirs:
+            found[name] = f"{name} {', '.join(sorted(ours))}, {', '.join(sorted(theirs))}."
+    return found
+
+
+def _fact(record, name, methods):
+    """What a record says of a fact; None if nothing. A dot leads into a field."""
+    if name == "epochs":
+        return epochs_asked(record)
+    if name == "preset":
+        return row_of(record, methods).preset
+    for part in name.split("."):
+        record = record.get(part) if isinstance(record, dict) else None
+    return record
+
+
+def _shown(value):
+    return "not stated here" if value in (None, "") else str(value)
+
+
+def _uneven(own):
+    """What our own seeds do not agree on -> lines."""
     for name in ("precision", "split_digest", "versions"):
         by_dataset = {}
         for record in own:
             by_dataset.setdefault(record["dataset"], set()).add(json.dumps(record.get(name), sort_keys=True))
         if any(len(values) > 1 for values in by_dataset.values()):
-            notes.append(f"{cell['method']}: its seeds differ in {name}.")
-    return notes
-
-
-def _is_row(record, cell, methods):
-    row = row_of(record, methods)
-    made = " + ".join(filter(None, [row.preset, row.merge]))
-    return (row.trainer, made, row.backbone) == (cell["trainer"], cell["preset"], cell["backbone"])
+            yield f"its seeds differ in {name}."

@@ -195,6 +195,7 @@ def sheet_of(found):
         ],
         columns=[*CSV_HEAD, "dataset", "quantity", "mean", "std", "n", *STAMP_COLUMNS],
         lines=_csv_lines(found),
+        files=_csv_files(found),
     )
 
 
@@ -208,3 +209,14 @@ def _csv_lines(found):
         for dataset, cell in cells.items():
             lines += [[*head, dataset, q, *csv_numbers(summary), *stamps] for q, summary in cell.items()]
     return lines
+
+
+def _csv_files(found):
+    """The results.json behind each of these lines."""
+    files = []
+    for row in found.rows:
+        for datasets, quantities in ((found.datasets, AVERAGES), *(([name], QUANTITIES) for name in found.datasets)):
+            for quantity in quantities:
+                subsets = [quantity] if quantity in SUBSETS else SUBSETS
+                files.append(found.grid.files_of(row, [(name, subset) for subset in subsets for name in datasets]))
+    return files

@@ -133,6 +133,12 @@ def fewshot_sheet(records, methods=None):
         legend=[SEEDS_LEGEND, f"{BELOW}: below zero-shot CLIP on the same backbone", EVALUATIONS_LEGEND],
         columns=[*CSV_HEAD[:-1], "dataset", "shots", "mean", "std", "n", *STAMP_COLUMNS],
         lines=_csv_lines(found),
+        files=[
+            found.grid.files_of(row, found.columns(k, dataset))
+            for row in found.grid.rows
+            for dataset in (None, *found.datasets)
+            for k in found.shots
+        ],
     )
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from dassl.report.results import is_number
 
+CONTROL = "continued"  # the preset of stage 2 without the method: a control, which papers do not have
 USUAL = "coop"  # the family of templates of a zero-shot row that names none
 EACH_TEMPLATE = "each data set's own template"
 CHANGED = "changed: "  # behind a preset's name, if there is one, before the keys that a command line changed

@@ -112,6 +112,7 @@ def mtil_sheet(records, protocol, methods=None):
         ],
         columns=[*CSV_HEAD, "order", "labels", "quantity", "after", "task", "mean", "std", "n"],
         lines=[line for one in found for line in _csv_lines(one)],
+        files=[one.grid.files_of(row, [cell]) for one in found for row in one.grid.rows for cell in one.grid.columns],
     )
 
 

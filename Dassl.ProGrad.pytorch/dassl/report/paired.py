@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dassl.report.base2new import SUBSETS, base2new
-from dassl.report.methods import row_names
+from dassl.report.methods import CONTROL, row_names
 from dassl.report.sheet import Sheet
 from dassl.report.stats import summarise
 from dassl.report.tables import MISSING, Table
@@ -106,13 +106,13 @@ def _pairs(found):
     methods = found.methods
     for ours in found.rows:
         stage1 = methods.stage1.get(ours.trainer)
-        if stage1 is None or ours.merge or ours.preset == "continued":
+        if stage1 is None or ours.merge or ours.preset == CONTROL:
             continue
         for theirs in found.rows:
             alike = (theirs.backbone, theirs.shots, theirs.merge) == (ours.backbone, ours.shots, "")
             control = theirs.trainer == f"{stage1}_Average" or (theirs.trainer, theirs.preset) == (
                 ours.trainer,
-                "continued",
+                CONTROL,
             )
             if alike and (theirs.trainer == stage1 or control):
                 yield ours, theirs

@@ -1,6 +1,6 @@
 """What one protocol has to say: a heading, its tables, a legend and the numbers, written in every format."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dassl.report.tables import MISSING, latex_text, to_csv
@@ -14,7 +14,8 @@ EVALUATIONS_LEGEND = f"{MISSING}: no evaluation run found; a training run's own 
 class Sheet:
     """name: the files' stem; tables: the one to read first stands first; lines: rows of the CSV.
 
-    legend: lines below all tables; columns: names of the CSV's.
+    legend: lines below all tables; columns: names of the CSV's; files: for each of `lines` the results.json behind
+    it, of a sheet whose numbers can be compared with published ones.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Sheet:
     legend: list
     columns: list
     lines: list
+    files: list = field(default_factory=list)
 
     def text(self):
         """For the terminal: the table to read first stands last -> str."""

@@ -70,10 +70,10 @@ def _setting(record):
     if not isinstance(own, dict) or not own:
         return ()
     values = {key: value for key, value in own.items() if isinstance(value, int | float | str)}
-    return tuple(sorted(values.items())) + ((EPOCHS, _epochs(record)),)
+    return tuple(sorted(values.items())) + ((EPOCHS, epochs_asked(record)),)
 
 
-def _epochs(record):
+def epochs_asked(record):
     """Epochs that were asked for: the epoch that validation chose is no setting. None if the file does not say."""
     chosen = str(record.get("chosen_on") or "")
     if record["kind"] == "eval" and chosen.startswith("epoch "):

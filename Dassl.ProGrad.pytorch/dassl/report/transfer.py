@@ -186,6 +186,12 @@ def transfer_sheet(records, protocol, methods=None):
         ],
         columns=[*CSV_HEAD, "alpha", "alpha_chosen_on", "source", "dataset", "mean", "std", "n", *STAMP_COLUMNS],
         lines=[line for one in found for line in _csv_lines(one, known.average)],
+        files=[
+            one.grid.files_of(row, columns)
+            for one in found
+            for row in one.grid.rows
+            for columns in (*([name] for name in one.grid.columns), one.targets)
+        ],
     )
 
 
