@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
+from dassl.utils import ArgumentParser  # noqa: E402
 from scripts.check_job import check_job  # noqa: E402
 from scripts.commands import folder  # noqa: E402
 from scripts.jobs import PROTOCOLS, Step, cell_steps, sources  # noqa: E402
@@ -35,7 +36,7 @@ def report() -> None:
 
 def add_grid_flags(parser: argparse.ArgumentParser) -> None:
     """What the main job and a sweep share: which data, which seeds, how many processes."""
-    parser.add_argument("--data", metavar="DIR", help="folder of public data sets; then name DATASET [SEED...]")
+    parser.add_argument("--data", type="path", metavar="DIR", help="folder of public data; then name DATASET [SEED...]")
     parser.add_argument("--workers", type=int, default=0, help="processes; default 2 on the built-in benchmark, else 1")
     parser.add_argument("--check", action="store_true", help="run nothing: check the data, estimate time and memory")
     parser.add_argument("words", nargs="*", metavar="DATASET [SEED...]", help="default: the toy data sets, seeds 1 2 3")
@@ -92,7 +93,7 @@ def without_repeats(cells: list[list[Step]]) -> list[list[Step]]:
 
 def build_parser(description: str = __doc__) -> argparse.ArgumentParser:
     """What names a grid, for the workflow too."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     pairs = "; ".join(f"{protocol}: {', '.join(names)}" for protocol, names in PROTOCOLS.items())
     parser.add_argument("--trainer", help=f"method pair, by protocol: {pairs}; default the first")
     parser.add_argument("--protocol", help=f"one of {', '.join(PROTOCOLS)}; default the trainer's first")

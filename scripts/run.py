@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
+from dassl.utils import expand_user, split_pairs  # noqa: E402
 from scripts.commands import COMMANDS, Command, folder, run_folder  # noqa: E402
 from scripts.commands.command import CARRIED, Arguments  # noqa: E402
 
@@ -59,7 +60,7 @@ def parse(name: str, words: list[str]) -> tuple[list[Arguments], list[str]]:
     """The arguments by name, once for each seed that the script runs, and the KEY VALUE pairs behind `--`."""
     command = COMMANDS[name]
     cut = words.index("--") if "--" in words else len(words)
-    given, pairs = [word for word in words[:cut] if word not in command.flags], words[cut + 1 :]
+    given, pairs = [word for word in words[:cut] if word not in command.flags], split_pairs(words[cut + 1 :])
     flags = [word for word in words[:cut] if word in command.flags]
     by_name = {} if command.free else dict(word.split("=", 1) for word in given if NAMED.match(word))
     if wrong := by_name.keys() - known_arguments(command):
@@ -75,7 +76,7 @@ def parse(name: str, words: list[str]) -> tuple[list[Arguments], list[str]]:
         raise usage(name, f"{pairs[-1]} has no value")
     named = command.from_environment() | by_name | dict(zip(form, given, strict=True))
     named |= {"FLAGS": " ".join(flags)} if flags else {}
-    named |= {key: os.path.abspath(named[key]) for key in command.folders if key in named}
+    named |= {key: os.path.abspath(expand_user(named[key])) for key in command.folders if key in named}
     seeds = [{}] if "SEED" in named else [{"SEED": seed} for seed in command.seeds_to_run()]
     runs = [command.complete(named | seed) for seed in seeds]
     for run in runs:

@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
+from dassl.utils import ArgumentParser  # noqa: E402
 from scripts.commands import COMMANDS, folder  # noqa: E402
 from scripts.commands.base2new import METHODS, TESTS, Method  # noqa: E402
 from scripts.commands.command import Arguments, recipe  # noqa: E402
@@ -129,14 +130,14 @@ def report(sweep: Sweep) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sweep", type=Path, metavar="YAML", help="a file of configs/sweeps")
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type="path", metavar="YAML", help="a file of configs/sweeps")
     add_grid_flags(parser)
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys for every run")
     args = parser.parse_intermixed_args()
     from dassl.utils import UserError
 
-    path = args.sweep.absolute()
+    path = Path(args.sweep).absolute()
     sweep = read_sweep(path)
 
     def plan(args) -> list[list[Step]]:

@@ -72,7 +72,7 @@ def public(words: list[str], protocol: str = "all") -> list[str]:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    root = os.path.abspath(os.path.expanduser(args.root))
+    root = os.path.abspath(args.root)
     if args.jobs < 1:
         raise UserError(f"--jobs is {args.jobs}, expected 1 or more")
     rows = [check(name, root, args.decode, args.jobs) for name in public(args.names, args.protocol)]

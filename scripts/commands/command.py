@@ -69,7 +69,9 @@ class Command:
 
 def folder(variable: str, default: str) -> str:
     """DATA or OUTPUT: as the environment gives it, else in the clone."""
-    return os.path.abspath(os.environ[variable]) if os.environ.get(variable) else str(ROOT / default)
+    from dassl.utils import expand_user
+
+    return os.path.abspath(expand_user(os.environ[variable])) if os.environ.get(variable) else str(ROOT / default)
 
 
 def run_folder(command: Command, arguments: Arguments) -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
-from dassl.utils import errors_in_one_line  # noqa: E402
+from dassl.utils import ArgumentParser, errors_in_one_line  # noqa: E402
 from dassl.utils.torchrun import one_process  # noqa: E402
 from scripts.condu.sessions import Run, check_config, program, train_stream  # noqa: E402
 
@@ -25,7 +25,7 @@ PROTOCOLS = {"eval-mtil": False, "eval-agnostic": True}  # to: is the task unkno
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m scripts.condu.stream", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -34,9 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--cfg", default="mtil_ft", help="a yaml of configs/trainers/ConDU, without its ending")
     add("--seed", type=int, default=1)
     add("--gpus", type=int, default=1, help="processes of a session, under torchrun if more than one")
-    add("--root", default="data", help="folder of all data sets")
-    add("--out", required=True, help="train: folder of the stream; eval: what the results' folders begin with")
-    add("--run", default="", help="eval: folder of the trained stream")
+    add("--root", type="path", default="data", help="folder of all data sets")
+    add("--out", type="path", required=True, help="train: the stream's folder; eval: what results' folders begin with")
+    add("--run", type="path", default="", help="eval: folder of the trained stream")
     add(
         "--keep-experts",
         action="store_true",

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
-from dassl.utils import UserError, atomic_write, errors_in_one_line  # noqa: E402
+from dassl.utils import ArgumentParser, UserError, atomic_write, errors_in_one_line  # noqa: E402
 from scripts.condu import toy_jobs as jobs  # noqa: E402
 from scripts.condu.orders import label_of, random_orders, tasks_of  # noqa: E402
 from scripts.condu.sessions import Run  # noqa: E402
@@ -25,7 +25,7 @@ from scripts.workers import pool  # noqa: E402
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="scripts/condu/toy_stream.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
@@ -33,8 +33,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tasks", default="toy", metavar="a,b,c", help="data sets of configs/datasets/mtil; default: all toy ones")
     add("--lora", action="store_true", help="LoRA in place of full fine-tuning")
     add("--seed", type=int, default=1)
-    add("--root", default="data", help="folder of all data sets")
-    add("--out", default="output/mtil", help="below it lie all runs of ConDU")
+    add("--root", type="path", default="data", help="folder of all data sets")
+    add("--out", type="path", default="output/mtil", help="below it lie all runs of ConDU")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys that win over all else")
     return parser
 

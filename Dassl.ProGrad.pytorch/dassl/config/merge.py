@@ -6,14 +6,13 @@ backbone only says so there.
 """
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import yaml
 from yacs.config import CfgNode as CN
 
-from dassl.utils import MissingFile, UserError, brief, closest, read_text
+from dassl.utils import MissingFile, UserError, brief, closest, read_text, split_pairs
 
 from .defaults import RULES
 from .keys import Key, Typed, literal
@@ -37,12 +36,12 @@ class _Loader(yaml.SafeLoader):
         return Typed(value, node.value) if isinstance(node, yaml.ScalarNode) and not isinstance(value, str) else value
 
     def construct_mapping(self, node, deep=False):
-        lines: dict[str, int] = {}
+        keys = {}
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
-                both = f"{key.value} stands twice, in lines {lines[key.value]} and {line}"
-                raise yaml.constructor.ConstructorError(None, None, both, key.start_mark)
+            first = keys.setdefault(key.value, key) if isinstance(key, yaml.ScalarNode) else key
+            if first is not key:
+                lines = f"lines {first.start_mark.line + 1} and {key.start_mark.line + 1}"
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} stands twice, in {lines}")
         return super().construct_mapping(node, deep)
 
     def fetch_flow_collection_start(self, kind):  # the scanner's time is quadratic in the depth
@@ -162,14 +161,11 @@ def merge_tree(cfg: CN, tree: Mapping, where: str, aliases: Aliases | None = Non
 
 def merge_pairs(cfg: CN, pairs: list[str], aliases: Aliases | None = None) -> None:
     """Merge ["KEY", "VALUE", "KEY=VALUE", ...] of a command line into cfg."""
-    words, given = iter(pairs), []
-    for word in words:
-        joined = re.fullmatch(r"([A-Z][\w.]*)=(.*)", str(word), re.DOTALL)
-        key, value = joined.groups() if joined else (word, next(words, None))
-        if value is None:
-            raise UserError(f"KEY VALUE pairs: {pairs[-1]} has no value (got: {' '.join(map(str, pairs))})")
-        read = literal(value)
-        given.append((key, read if isinstance(read, str) else value))  # a quoted text is that text
+    pairs = split_pairs(pairs)
+    if len(pairs) % 2:
+        raise UserError(f"KEY VALUE pairs: {pairs[-1]} has no value (got: {' '.join(map(str, pairs))})")
+    read = [(value, literal(value)) for value in pairs[1::2]]  # a quoted text is that text
+    given = zip(pairs[::2], (text if isinstance(text, str) else value for value, text in read), strict=True)
     for key, value in aliased(given, aliases or {}, "KEY VALUE pairs"):
         _set(cfg, key, value, "KEY VALUE pairs")
 

@@ -4,7 +4,7 @@ from .late import late_imports
 
 __getattr__, __dir__, __all__ = late_imports(
     __name__,
-    arguments="ArgumentParser expand_user",
+    arguments="ArgumentParser expand_user split_pairs",
     atomic="atomic_folder atomic_path atomic_save atomic_write write_json",
     errors="MissingFile UnknownName UserError WriteFailed WrongType errors_in_one_line",
     lock="RunLock",

@@ -1,6 +1,7 @@
 """What people type: paths with a tilde, negative numbers, misspelt flags."""
 
 import argparse
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -16,6 +17,15 @@ def expand_user(path: str | os.PathLike) -> str:
     if expanded.startswith("~"):
         raise UserError(f"{path}: there is no home folder of {path.split('/')[0]} (a name with a tilde: ./{path})")
     return expanded
+
+
+def split_pairs(words: Iterable[str]) -> list[str]:
+    """["KEY", "VALUE", "KEY=VALUE", ...] as ["KEY", "VALUE", ...]; the last value may be missing."""
+    words, pairs = iter(words), []
+    for word in words:
+        joined = re.fullmatch(r"([A-Z][\w.]*)=(.*)", str(word), re.DOTALL)
+        pairs += joined.groups() if joined else [word, *itertools.islice(words, 1)]
+    return pairs
 
 
 def _path(text: str) -> str:

@@ -98,10 +98,19 @@ def check_file(fpath, most=float("inf")):
         raise UserError(f'"{fpath}" has {state.st_size} bytes, expected at most {most}')
 
 
+def _each_once(pairs):
+    named = dict(pairs)
+    if len(named) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'"{twice}" stands twice in one object')
+    return named
+
+
 def read_json(fpath):
-    """Parsed JSON file. Raises MissingFile, or UserError if it is not JSON."""
+    """Parsed JSON file. Raises MissingFile, or UserError if it is not JSON or names a thing twice."""
     try:
-        return json.loads(read_text(fpath))
+        return json.loads(read_text(fpath), object_pairs_hook=_each_once)
     except (MissingFile, UserError):
         raise
     except ValueError as error:

@@ -7,6 +7,7 @@ Letters: B images, C classes.
 import torch
 import torch.nn.functional as F
 
+from dassl.config import KEYS
 from dassl.data import DataManager
 from dassl.data.transforms import build_transform
 from dassl.utils import UserError
@@ -37,6 +38,9 @@ class FixMatch(Classifies, TrainerXU):
     """
 
     CONFIG = "FIXMATCH"
+    KEYS = Classifies.KEYS | {
+        name: KEYS[f"TRAINER.FIXMATCH.{name}"] for name in ("WEIGHT_U", "CONF_THRE", "STRONG_TRANSFORMS")
+    }
 
     def __init__(self, cfg):
         super().__init__(cfg)
