@@ -33,7 +33,7 @@ def refused(train, test, *words, **parts):
         ([], ["no training images"]),
         ([(1, "cat"), (2, "dog"), (3, "emu")], ["label 0 has no training images", "label 3, class 'emu', /a/2.jpg"]),
         ([(0, "cat"), (2, "dog")], ["label 1 has no training images", "label 2, class 'dog', /a/1.jpg"]),
-        ([(0, "cat"), (-1, "dog")], ["train_x[1] (label -1, class 'dog', /a/1.jpg): expected 0, 1, ..."]),
+        ([(0, "cat"), (-1, "dog")], ["train_x: label -1, class 'dog', /a/1.jpg: expected labels 0, 1, ..."]),
         ([(0, "cat"), ("1", "dog")], ["label '1', class 'dog', /a/1.jpg", "its label is a str"]),
         ([(0, "cat"), (1.0, "dog")], ["label 1.0, class 'dog', /a/1.jpg", "its label is a float"]),
         ([(0, "cat"), (1, "dog"), (1.0, "dog")], ["label 1.0, class 'dog', /a/2.jpg"]),
@@ -43,7 +43,7 @@ def refused(train, test, *words, **parts):
         ([(0, "cat"), (1, ["dog"])], ["/a/1.jpg", "its class name is a list"]),
         ([(0, "cat"), (1, None)], ["/a/1.jpg", "its class name is a NoneType"]),
         ([(0, "cat"), (1, "")], ["label 1, class '', /a/1.jpg", "no class name"]),
-        ([(0, "cat"), (1, "dog"), (1, "emu")], ["label 1 is 'emu' here, else 'dog'", "/a/2.jpg"]),
+        ([(0, "cat"), (1, "dog"), (1, "emu")], ["class 'emu', /a/2.jpg: label 1 is 'dog' elsewhere"]),
     ],
 )
 def test_training_images_that_are_no_data_set(train, words):
@@ -53,10 +53,10 @@ def test_training_images_that_are_no_data_set(train, words):
 @pytest.mark.parametrize(
     ("pairs", "words"),
     [
-        ([(0, "cat"), (3, "fox")], ["[1] (label 3, class 'fox', /b/1.jpg): label 3 has no training images"]),
-        ([(0, "cat"), (-1, "")], ["(label -1, class '', /b/1.jpg): expected 0, 1, ..."]),
+        ([(0, "cat"), (3, "fox")], ["label 3, class 'fox', /b/1.jpg: label 3 has no training images"]),
+        ([(0, "cat"), (-1, "")], ["label -1, class '', /b/1.jpg: expected labels 0, 1, ..."]),
         ([(0, "cat"), (1, "hound")], ["class 'hound', /b/1.jpg", "label 1 is 'dog' in train_x"]),
-        ([(0, "cat"), (0, "dog")], ["label 0 is 'dog' here, else 'cat'", "/b/1.jpg"]),
+        ([(0, "cat"), (0, "dog")], ["class 'dog', /b/1.jpg: label 0 is 'cat' elsewhere"]),
         ([(0, "cat"), (np.float32(1), "dog")], ["its label is a float32"]),
     ],
 )
@@ -68,10 +68,10 @@ def test_test_and_validation_images_that_do_not_go_with_the_training_images(part
 
 
 def test_what_is_no_datum_is_refused():
-    refused([*items(GOOD), ("/a/9.jpg", 0)], items(GOOD), "train_x[6] is a tuple, expected a Datum")
-    refused(items(GOOD), ["/a/9.jpg"], "test[0] is a str, expected a Datum")
-    refused(items(GOOD), items(GOOD), "train_u[0] is a int", train_u=[3])
-    refused(items(GOOD), items(GOOD), "train_u[0]", "its label is a str", train_u=items([("?", "")]))
+    refused([*items(GOOD), ("/a/9.jpg", 0)], items(GOOD), "train_x holds ('/a/9.jpg', 0), expected a Datum")
+    refused(items(GOOD), ["/a/9.jpg"], "test holds '/a/9.jpg', expected a Datum")
+    refused(items(GOOD), items(GOOD), "train_u holds 3, expected a Datum", train_u=[3])
+    refused(items(GOOD), items(GOOD), "train_u: label '?'", "its label is a str", train_u=items([("?", "")]))
 
 
 def test_what_data_sets_written_for_dassl_have():
@@ -123,5 +123,5 @@ def test_a_million_items_are_looked_at_class_by_class():
     """The number of classes, not of images, is what is looked at in Python: an error names the first of its kind."""
     train = items([(i % 3, NAMES[i % 3]) for i in range(30_000)])
     train[29_999] = Datum.listed("/a/last.jpg", 2.5, classname="emu")
-    with pytest.raises(UserError, match=r"Mine: train_x\[29999\] \(label 2\.5, class 'emu', /a/last\.jpg\)"):
+    with pytest.raises(UserError, match=r"Mine: train_x: label 2\.5, class 'emu', /a/last\.jpg"):
         check_items("Mine", train)

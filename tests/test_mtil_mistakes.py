@@ -86,7 +86,7 @@ def test_a_class_without_training_images_is_refused(tmp_path):
     folder = WRITERS["DTD"](tmp_path)
     lines = (folder / "labels" / "train1.txt").read_text().splitlines()
     (folder / "labels" / "train1.txt").write_text("\n".join(line for line in lines if "blotchy" not in line))
-    with pytest.raises(UserError, match=r"MtilDTD: .*dtd: label 1 has no training images"):
+    with pytest.raises(UserError, match=r"MtilDTD: .*dtd: train_x: .*label 1 has no training images"):
         built(tmp_path, "DTD")
 
 

@@ -1,6 +1,5 @@
 """The record of one image (Datum) and the base class of data sets (DatasetBase)."""
 
-import contextlib
 import copy
 import itertools
 import os
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from numbers import Integral
 from operator import attrgetter
 
-from dassl.utils import MissingFile, UserError, download_url, get_logger, read_image
+from dassl.utils import MissingFile, UserError, brief, download_url, get_logger, read_image
 
 from ..fewshot import few_shot, group_indices
 
@@ -92,75 +91,63 @@ def check_items(name: str, train_x: Sequence, train_u: Sequence = (), val: Seque
 
     Labels are whole numbers: in train_x 0, 1, ... without gaps, in val and test some of these, in train_u any, such as
     -1. Within a list a label has one name, a text; all names of train_x may be empty, which CLIP's trainers cannot
-    use. In val and test a label has the name it has in train_x, unless the list is the new half of
-    the classes, relabelled 0, 1, ... .
+    use. In val and test a label has the name it has in train_x, unless the list is the new half of the classes,
+    relabelled 0, 1, ... .
 
     Raises:
         UserError
     """
     if not train_x:
         raise UserError(f"{name}: no training images")
-    parts = {"train_x": train_x, "train_u": train_u or (), "val": val or (), "test": test or ()}
-    pairs = {part: _check_types(f"{name}: {part}", items) for part, items in parts.items()}
     trained = {}
-    for part in ("train_x", "val", "test"):
-        names = {}
-        for label, classname in sorted(pairs[part]):
+    for part, items in (("train_x", train_x), ("train_u", train_u), ("val", val), ("test", test)):
+        names, places = {}, {}
+        for item in _one_of_each(f"{name}: {part}", list(items or ())):
+            label, classname = item.label, item.classname
+            where = f"{name}: {part}: label {label!r}, class {classname!r}, {item.impath}"
+            if isinstance(label, bool) or not isinstance(label, Integral):
+                raise UserError(f"{where}: its label is a {type(label).__name__}, expected a whole number: 0, 1, ...")
+            if not isinstance(classname, str):
+                raise UserError(f"{where}: its class name is a {type(classname).__name__}, expected a text")
+            if part == "train_u":
+                continue
+            if label < 0:
+                raise UserError(f"{where}: expected labels 0, 1, ...")
+            if trained and label not in trained:
+                raise UserError(f"{where}: label {label} has no training images")
             if names.setdefault(label, classname) != classname:
-                where = _place(parts[part], lambda item, pair=(label, classname): (item.label, item.classname) == pair)
-                raise UserError(f"{name}: {part}{where}: label {label} is {classname!r} here, else {names[label]!r}")
+                raise UserError(f"{where}: label {label} is {names[label]!r} elsewhere")
+            places.setdefault(label, where)
         trained = trained or names
-        _check_labels(name, part, parts[part], names, trained)
+        _check_names(names, trained, places)
 
 
-def _check_types(where: str, items: Sequence) -> set:
-    """The distinct (label, class name)s."""
-    fields = ("impath", "label", "domain", "classname")
-    for kind in set(map(type, items)):
-        position = next(i for i, item in enumerate(items) if type(item) is kind)
-        if not all(hasattr(items[position], field) for field in fields):
-            raise UserError(f"{where}[{position}] is a {kind.__name__}, expected a Datum")
-    for kind in set(map(type, map(attrgetter("label"), items))):
-        if kind is bool or not issubclass(kind, Integral):
-            place = _place(items, lambda item, kind=kind: type(item.label) is kind)
-            raise UserError(f"{where}{place}: its label is a {kind.__name__}, expected a whole number: 0, 1, ...")
-    pairs = list(map(attrgetter("label", "classname"), items))
-    with contextlib.suppress(TypeError):  # a name of a type that cannot be in a set, found below
-        pairs = set(pairs)
-    for pair in pairs:
-        if not isinstance(pair[1], str):
-            place = _place(items, lambda item, pair=pair: (item.label, item.classname) == pair)
-            raise UserError(f"{where}{place}: its class name is a {type(pair[1]).__name__}, expected a text")
-    return pairs
+def _one_of_each(where: str, items: list) -> list:
+    """The first item of each label and class name; all items where these cannot be looked up."""
+    items = items[::-1]
+    try:
+        labels, names = (list(map(attrgetter(field), items)) for field in ("label", "classname"))
+        return list(dict(zip(zip(map(type, labels), labels, names, strict=True), items, strict=True)).values())[::-1]
+    except TypeError:
+        return items[::-1]
+    except AttributeError:
+        odd = next(item for item in items if not hasattr(item, "label") or not hasattr(item, "classname"))
+        raise UserError(f"{where} holds {brief(odd)}, expected a Datum") from None
 
 
-def _check_labels(name: str, part: str, items: Sequence, names: dict, trained: dict) -> None:
-    """names: {label: class name} of the part; trained: that of train_x."""
-    classes = max(trained) + 1
-    odd = sorted(set(names) - set(trained)) if names is not trained else [label for label in trained if label < 0]
-    if odd:
-        what = "expected 0, 1, ..." if odd[0] < 0 else f"label {odd[0]} has no training images"
-        raise UserError(f"{name}: {part}{_place(items, lambda item: item.label == odd[0])}: {what}")
-    if names is trained and len(trained) < classes:
-        gap = next(label for label in itertools.count() if label not in trained)
-        place = _place(items, lambda item: item.label == classes - 1)
-        raise UserError(f"{name}: label {gap} has no training images, but train_x{place} has label {classes - 1}")
-    if names is trained and "" in trained.values() and any(trained.values()):
-        label = min(label for label, classname in trained.items() if not classname)
-        raise UserError(f"{name}: train_x{_place(items, lambda item: item.label == label)}: no class name")
-    new = list(trained.values())[(classes + 1) // 2 :]
-    if names == dict(enumerate(new)):
-        return
-    for label, classname in names.items():
-        if classname and trained[label] and classname != trained[label]:
-            place = _place(items, lambda item, label=label: item.label == label)
-            raise UserError(f"{name}: {part}{place}: label {label} is {trained[label]!r} in train_x")
-
-
-def _place(items: Sequence, wanted) -> str:
-    """The first item that is `wanted`, for an error."""
-    position, item = next((i, item) for i, item in enumerate(items) if wanted(item))
-    return f"[{position}] (label {item.label!r}, class {item.classname!r}, {item.impath})"
+def _check_names(names: dict, trained: dict, places: dict) -> None:
+    """names: {label: class name} of a part; trained: that of train_x; places: {label: where the part has it}."""
+    new = list(trained.values())[(len(trained) + 1) // 2 :]
+    if names is trained:
+        for label in range(len(names)):
+            if label not in names:
+                raise UserError(f"{places[max(names)]}: the largest label, but label {label} has no training images")
+            if not names[label].strip() and any(names.values()):
+                raise UserError(f"{places[label]}: no class name")
+    elif names != dict(enumerate(new)):
+        for label, classname in names.items():
+            if classname and trained[label] and classname != trained[label]:
+                raise UserError(f"{places[label]}: label {label} is {trained[label]!r} in train_x")
 
 
 def odd_items(train_x: Sequence, val: Sequence = (), test: Sequence = ()) -> Iterator[str]:
@@ -169,7 +156,8 @@ def odd_items(train_x: Sequence, val: Sequence = (), test: Sequence = ()) -> Ite
     pairs = sorted(set(map(attrgetter("label", "classname"), train_x)))
     alike = [(first[name], label, name) for label, name in pairs if name and first.setdefault(name, label) != label]
     if alike:
-        yield "no prompt tells apart classes of one name: " + "; ".join("labels {} and {}, {!r}".format(*a) for a in alike)
+        named = "; ".join("labels {} and {}, {!r}".format(*some) for some in alike[:3])
+        yield f"no prompt tells apart classes of one name: {named}{'; ...' if len(alike) > 3 else ''}"
     val = None if val is test else val
     for part, items, others in (
         ("test", test, {"training": train_x, "validation": val}),
