@@ -1,5 +1,9 @@
 """Figures from run folders: families, numbers beside the pictures, damaged files."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +14,7 @@ from dassl.report.paths import families, load_paths
 from dassl.report.planes import load_planes, plane_figures
 from dassl.report.results import load_results
 from mergetune.report import METHODS
+from tests.conftest import ROOT
 from tests.fixtures.runs import read_csv, straight_path, write_path, write_run
 
 
@@ -183,3 +188,19 @@ def test_the_zero_shot_end_is_named_by_its_template(tmp_path):
     write_path(tmp_path / "b", path | {"zero_shot_template": "{} texture."}, dataset="toy_b")
     (curves,) = families(load_paths(tmp_path), METHODS)
     assert curves.ends[0] == "zero-shot (each data set's own template)"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from dassl.report.drawing import new_figure, save; save(new_figure(1, 1), sys.argv[1] + '/a.png', '')",
+        "from datasets.toy.draw import glyph_mask; assert glyph_mask('a', 'DejaVuSans', 16, 16, 12).any()",
+    ],
+)
+def test_a_backend_that_is_not_there_is_no_matter(tmp_path, line):
+    """MPLBACKEND as Jupyter sets it for the processes of a notebook."""
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "Dassl.ProGrad.pytorch")))
+    env = os.environ | {"MPLBACKEND": "module://nothing_inline.backend_inline", "PYTHONPATH": paths}
+    code = f"import sys; {line}; import os; assert os.environ['MPLBACKEND'].startswith('module://nothing')"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

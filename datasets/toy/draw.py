@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dassl.utils import import_matplotlib
+
 SIDE, SCALE = 32, 3
 BIG = SIDE * SCALE
 _Y, _X = np.mgrid[0:BIG, 0:BIG].astype(np.float32) / SCALE
@@ -223,9 +225,7 @@ def texture(rng, name, first, second=None, centre=(16, 16)):
 
 @cache
 def _font(name, size):
-    import matplotlib
-
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    folder = Path(import_matplotlib().get_data_path()) / "fonts" / "ttf"
     return ImageFont.truetype(str(folder / f"{name}.ttf"), size, layout_engine=ImageFont.Layout.BASIC)
 
 

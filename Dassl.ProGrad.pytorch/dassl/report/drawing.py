@@ -9,7 +9,7 @@ import re
 import textwrap
 from pathlib import Path
 
-from dassl.utils import atomic_write, digest
+from dassl.utils import atomic_write, digest, import_matplotlib
 
 DPI = 150
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -34,6 +34,7 @@ def style(k):
 
 def new_figure(width, height, title="", caption=""):
     """An empty figure, sizes in inches, with a title above and a caption below."""
+    import_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -15,8 +15,8 @@ __getattr__, __dir__, __all__ = late_imports(
     restricted="Inert restricted_load safe_load",
     script_archive="is_script_archive script_tensors",
     tensorfile="load_tensors read_facts save_tensors tensor_checksum tensor_digest",
-    tools="brief check_file check_isfile collect_env_info digest download_url is_deep_image listdir_nohidden "
-    "mkdir_if_missing read_image read_json read_text set_random_seed sha256_file tolist_if_not",
+    tools="brief check_file check_isfile collect_env_info digest download_url import_matplotlib is_deep_image "
+    "listdir_nohidden mkdir_if_missing read_image read_json read_text set_random_seed sha256_file tolist_if_not",
     torchtools="adjust_learning_rate count_num_param drop_token_buffers init_network_weights "
     "is_plain_tensor load_checkpoint load_pretrained_weights load_weights open_all_layers open_specified_layers "
     "resume_from_checkpoint save_checkpoint set_bn_to_eval strip_module upgrade_keys",

@@ -1,8 +1,10 @@
 """Files, seeds and the environment."""
 
+import contextlib
 import errno
 import functools
 import hashlib
+import importlib
 import io
 import json
 import math
@@ -11,6 +13,7 @@ import random
 import reprlib
 import shutil
 import stat
+import sys
 import urllib.request
 import warnings
 from importlib import metadata
@@ -274,3 +277,22 @@ def download_url(url, dst):
         raise
     except OSError as error:
         raise UserError(f'Cannot download "{url}": {error}') from error
+
+
+def import_matplotlib():
+    """matplotlib -> the module, imported whatever MPLBACKEND says; nothing here opens a window.
+
+    Jupyter and Colab name a backend in it that other environments lack, and matplotlib refuses to be imported. What it
+    names is left to a notebook's own plots, where it is there.
+    """
+    asked = os.environ.get("MPLBACKEND")
+    if asked is None or "matplotlib" in sys.modules:
+        return importlib.import_module("matplotlib")
+    os.environ["MPLBACKEND"] = "agg"
+    try:
+        matplotlib = importlib.import_module("matplotlib")
+    finally:
+        os.environ["MPLBACKEND"] = asked
+    with contextlib.suppress(ValueError):
+        matplotlib.rcParams["backend"] = asked
+    return matplotlib
