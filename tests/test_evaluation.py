@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics import confusion_matrix, f1_score
 
 from dassl.config import get_cfg_default
-from dassl.evaluation import EVALUATOR_REGISTRY, build_evaluator
+from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
 from dassl.utils import UserError
 
 
@@ -87,3 +87,49 @@ def test_empty_set_and_wrong_names(tmp_path):
     with pytest.raises(UserError, match=r"do you mean \[Classification\]"):
         evaluator(tmp_path, EVALUATOR="Clasification")
     assert "Classification" in EVALUATOR_REGISTRY.registered_names()
+
+
+class Counted(Classification):
+    """Counts in a `process` of its own, by Dassl's names, and leaves the rest to the class below."""
+
+    def process(self, mo, gt):
+        pred = mo.max(1)[1]
+        self._correct += int(pred.eq(gt).float().sum().item())
+        self._total += gt.shape[0]
+        self._y_true.extend(gt.data.cpu().numpy().tolist())
+        self._y_pred.extend(pred.data.cpu().numpy().tolist())
+        assert self._per_class_res is None
+
+
+class Balanced(Classification):
+    """Adds a result of what was counted, by Dassl's names."""
+
+    def evaluate(self):
+        results = super().evaluate()
+        assert (self._total, self._correct) == (len(self._y_true), results["accuracy"] * self._total / 100)
+        names = [self._lab2cname[label] for label in self._y_true]
+        rights = [
+            [p == t for t, p in zip(self._y_true, self._y_pred, strict=True) if t == c] for c in set(self._y_true)
+        ]
+        results["balanced"] = 100 * sum(sum(right) / len(right) for right in rights) / len(rights)
+        results["names"] = sorted(set(names))
+        return results
+
+
+def test_evaluators_written_on_top_of_dassls(tmp_path):
+    cfg = get_cfg_default()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    truth, predicted = torch.tensor([0, 0, 0, 1, 2, 2]), [0, 0, 1, 1, 0, 2]
+    found = []
+    for kind in (Classification, Counted, Balanced):
+        judge = kind(cfg, lab2cname={0: "a", 1: "b", 2: "c"})
+        for part in (slice(0, 4), slice(4, 6)):
+            judge.process(logits_for(predicted, 3)[part], truth[part])
+        found.append(judge.evaluate())
+        assert (judge.correct, judge.total) == (4, 6)
+        assert judge.evaluate() == found[-1]  # once more, of the same
+        judge.reset()
+        with pytest.raises(UserError, match="empty"):
+            judge.evaluate()
+    assert found[0] == found[1]
+    assert found[2] == {**found[0], "balanced": pytest.approx(100 * (2 / 3 + 1 + 1 / 2) / 3), "names": ["a", "b", "c"]}

@@ -79,18 +79,18 @@ class Classification(EvaluatorBase):
         self.reset()
 
     def reset(self):
-        self.correct = self.total = 0
-        self.results = None
-        self._truth, self._predicted = [], []
+        self.correct = self.total = self._correct = self._total = 0
+        self.results = self._per_class_res = None
+        self._y_true, self._y_pred = [], []  # Dassl's names. Batches; numbers of a subclass, or once evaluated
 
     def process(self, mo, gt):
         """Add a batch: logits `mo` (B, C), labels `gt` (B,). Nothing is copied off the device yet."""
-        self._truth.append(gt.detach())
-        self._predicted.append(mo.detach().argmax(1))
+        self._y_true.append(gt.detach())
+        self._y_pred.append(mo.detach().argmax(1))
 
     def gather(self):
         """Of several processes: have the batches of all, each processed by one of them, in order of rank."""
-        self._truth, self._predicted = gather_batches(self._truth), gather_batches(self._predicted)
+        self._y_true, self._y_pred = gather_batches(self._y_true), gather_batches(self._y_pred)
 
     def evaluate(self):
         """Results in percent: accuracy, error_rate, macro_f1 and, if asked for, perclass_accuracy.
@@ -98,11 +98,17 @@ class Classification(EvaluatorBase):
         Raises:
             UserError: nothing was processed.
         """
-        if not sum(map(len, self._truth)):
+        none = torch.empty(0, dtype=torch.long)
+        truth, predicted = (
+            torch.cat([none, *(torch.as_tensor(labels).reshape(-1).cpu() for labels in part)]).numpy()
+            for part in (self._y_true, self._y_pred)
+        )
+        if not len(truth):
             raise UserError("Nothing to evaluate: the test set is empty")
-        truth, predicted = (torch.cat(part).cpu().numpy() for part in (self._truth, self._predicted))
         counts = ClassCounts(truth, predicted)
-        self.correct, self.total = int(counts.hits.sum()), len(truth)
+        self.correct = self._correct = int(counts.hits.sum())
+        self.total = self._total = len(truth)
+        self._y_true, self._y_pred = truth.tolist(), predicted.tolist()
         accuracy = 100.0 * self.correct / self.total
         results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=100.0 * counts.macro_f1())
         self._log(results)
