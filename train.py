@@ -119,7 +119,7 @@ def read_cfg(args: argparse.Namespace, folder: str | Path = ""):
     if not cfg.TRAINER.NAME:
         known = ", ".join(TRAINER_REGISTRY.registered_names())
         raise UserError(f"No trainer: give --trainer, one of {known}")
-    if args.config_file:
+    if args.config_file or folder:
         cfg.PRESET = preset_name(recipe, cfg)
     cfg.freeze()
     return cfg, recipe
@@ -158,7 +158,7 @@ def preset_name(recipe, cfg) -> str:
         key
         for (key, old), (_, new) in zip(leaves(recipe), leaves(cfg), strict=True)
         if old != new
-        and key.startswith(("TRAINER.", "OPTIM."))
+        and key.startswith(("TRAINER.", "OPTIM.", "MODEL.INIT_WEIGHTS"))
         and not key.endswith(own)
         and not key.startswith("TRAINER.CONDU.VOTE.")
         and not idle(key, nodes)

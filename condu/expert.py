@@ -52,6 +52,8 @@ class ConDU_Expert(TrainerX):
     def check_cfg(self, cfg: CN) -> None:
         super().check_cfg(cfg)
         check_keys(cfg)
+        if cfg.MODEL.INIT_WEIGHTS:
+            raise UserError("MODEL.INIT_WEIGHTS: an expert starts from CLIP itself, or from TRAINER.CONDU.START")
 
     # the task
 

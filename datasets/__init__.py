@@ -7,12 +7,9 @@ class in Dassl's own style works as well. Pictures of your own need no class: cu
 python -m datasets checks what lies below the data root (tools/).
 """
 
-import importlib
-import pkgutil
+from dassl.utils.registry import import_modules
 
 
 def register_all() -> None:
     """Import every module of this folder, so that its data sets are registered."""
-    for module in pkgutil.iter_modules(__path__):
-        if not module.ispkg and module.name != "__main__":
-            importlib.import_module(f"{__name__}.{module.name}")
+    import_modules(__name__, __path__)

@@ -5,6 +5,7 @@ so, and from the tower otherwise. The text tower runs once per evaluation.
 Letters: B images, C classes, D joint width.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from yacs.config import CfgNode as CN
 
 from dassl.clip import build_clip_from_cfg, check_input, cosine_logits
 from dassl.clip.features import BankDataset, build_feature_loader
@@ -19,8 +21,9 @@ from dassl.engine import TrainerX
 from dassl.engine.results import classes_fact, images_seen
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, brief
-from mergetune.stage1 import check_backbone, used_keys
+from dassl.utils import UserError, brief, load_pretrained_weights
+from mergetune.stage1 import check_backbone, data_seen, find_checkpoint, used_keys
+from mergetune.weights import trainable
 
 
 class FrozenClipTrainer(TrainerX):
@@ -31,6 +34,11 @@ class FrozenClipTrainer(TrainerX):
     template_family = ""  # whose zero-shot template, where a data set has several
     _classifier: Tensor | None = None  # class vectors, held while one evaluation runs
     learns_prompts = False  # `templates` say what training started from
+
+    def check_cfg(self, cfg: CN) -> None:
+        super().check_cfg(cfg)
+        if cfg.MODEL.INIT_WEIGHTS and cfg.RESUME_COOP:
+            raise UserError("MODEL.INIT_WEIGHTS and RESUME_COOP both say where training starts: give one of them")
 
     @property
     def classnames(self) -> list[str]:
@@ -47,9 +55,22 @@ class FrozenClipTrainer(TrainerX):
         """Load CLIP, build what trains beside it, and register that."""
         self.build_backbone()
         self.model = self.build_trained().to(self.device)
+        if self.cfg.MODEL.INIT_WEIGHTS:
+            self.init_weights()
         self.optim = build_optimizer(self.model, self.cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM, self.steps_per_epoch)
         self.register_model(self.model_name, self.model, self.optim, self.sched)
+
+    def init_weights(self) -> None:
+        """Start from MODEL.INIT_WEIGHTS, a file or a run folder, as far as it fits. UserError if nothing does."""
+        file = find_checkpoint(self.cfg.MODEL.INIT_WEIGHTS, self.model_name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Cannot load")
+            try:
+                load_pretrained_weights(self.model, str(file))
+            except UserWarning as error:
+                known = [f"{name} {tuple(value.shape)}" for name, value in trainable(self.model).items()]
+                raise UserError(f"MODEL.INIT_WEIGHTS: {error}, which has {', '.join(known[:8])}") from None
 
     def build_trained(self) -> nn.Module:
         """Hook: the module that trains, from `self.clip`; its state dict is what gets saved."""
@@ -176,11 +197,13 @@ class FrozenClipTrainer(TrainerX):
     def facts(self) -> dict:
         """What results.json records of the model and its data."""
         data = self.cfg.DATASET
+        before = self.cfg.MODEL.INIT_WEIGHTS
+        before = f"; before that: {data_seen(find_checkpoint(before, self.model_name))}" if before else ""
         return {
             "source": data.NAME,
             "source_subset": data.SUBSAMPLE_CLASSES,
             "templates": self.template,
             "classes": classes_fact(self.classnames),
             "backbone": self.clip.facts(),
-            "data_seen": images_seen(self),
+            "data_seen": images_seen(self) + before,
         }

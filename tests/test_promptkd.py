@@ -303,6 +303,11 @@ def test_values_that_do_not_go_together_are_refused(words, key, value, match):
         train.main(words("PromptKD_LMC", **{f"TRAINER__{key}": value}))
 
 
+def test_batches_of_one_image_are_refused_before_training(built):
+    with pytest.raises(UserError, match="PromptKD has a batch norm, which needs two images a batch, and has 1"):
+        built("PromptKD", DATALOADER__TRAIN_X__BATCH_SIZE=1)
+
+
 def test_presets():
     def values(name):
         argv = ["--trainer", "PromptKD_LMC", "--config-file", f"configs/trainers/PromptKD_LMC/{name}.yaml"]

@@ -4,13 +4,14 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 from dassl.utils import UserError
 from mergetune import merge
 from mergetune.report import METHODS
 from tests.fixtures import condu_runs, coop_runs
-from tests.fixtures.coop_runs import context, results
+from tests.fixtures.coop_runs import built, context, results
 
 run, shared, stage1 = coop_runs.run, coop_runs.shared, coop_runs.stage1  # fixtures
 runs, toy_root = condu_runs.runs, condu_runs.toy_root
@@ -161,3 +162,40 @@ def test_another_backbone_is_refused(run, stage1, tmp_path):
     (folder / "results.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match=r"was trained on tiny \(000000000000\), this run uses tiny"):
         run("CoOp", "eval", "--eval-only", "--model-dir", folder)
+
+
+# Weights that training starts from
+
+
+@pytest.mark.parametrize("form", ["file", "run folder", "wrapped"])
+@pytest.mark.parametrize("trainer", ["CoOp", "KgCoOp"])
+def test_a_learner_starts_from_init_weights(run, stage1, tmp_path, trainer, form):
+    file = stage1 / "prompt_learner" / "model.pth.tar-3"
+    wrapped = {f"module.{name}": value for name, value in torch.load(file)["state_dict"].items()}
+    torch.save({"state_dict": wrapped, "epoch": 3}, tmp_path / "wrapped.pth")
+    given = {"file": file, "run folder": stage1, "wrapped": tmp_path / "wrapped.pth"}[form]
+    started = built(run, trainer, MODEL__INIT_WEIGHTS=given)
+    assert torch.equal(started.model.ctx, context(stage1))
+    assert not torch.equal(built(run, trainer).model.ctx, context(stage1))
+    config = f"{trainer}/vit_b16_ep100_ctxv1"
+    folder = run(trainer, "out", MODEL__INIT_WEIGHTS=given, config=config, epochs=0)
+    found = results(folder)
+    assert torch.equal(context(folder), context(stage1))
+    assert (found["epochs"], found["preset"]) == (0, "changed: MODEL.INIT_WEIGHTS, OPTIM.MAX_EPOCH")
+    assert found["data_seen"].startswith("16 shots of base classes; before that: ")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "keys", "message"),
+    [
+        ("CoOp", {"MODEL__INIT_WEIGHTS": "nowhere.pth"}, 'MODEL.INIT_WEIGHTS: nothing at "nowhere.pth"'),
+        ("CoOp", {"TRAINER__COOP__CTX_INIT": "a photo"}, r"no name and shape in it fits .* has ctx \(2, "),
+        ("ZeroshotCLIP", {}, "ZeroshotCLIP has no weights of its own"),
+        ("CoOp_LMC", {"RESUME_COOP": "somewhere"}, "both say where training starts"),
+    ],
+    ids=["missing", "no fit", "no weights", "two starts"],
+)
+def test_init_weights_that_cannot_be_used_are_refused_before_training(run, stage1, trainer, keys, message):
+    keys = {"MODEL__INIT_WEIGHTS": stage1 / "prompt_learner" / "model.pth.tar-3"} | keys
+    with pytest.raises(UserError, match=message):
+        built(run, trainer, **keys)

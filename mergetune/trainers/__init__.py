@@ -1,7 +1,5 @@
 """Every module beside this file is imported, so a trainer is registered by putting its file here."""
 
-import importlib
-import pkgutil
+from dassl.utils.registry import import_modules
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)

@@ -91,6 +91,12 @@ class PromptKD(FrozenClipTrainer):
         """What the feature bank encodes for training, by name."""
         return {"teacher": self.teacher.tower}
 
+    def before_train(self) -> None:
+        size = min(self.train_loader_x.batch_size, len(self.dm.dataset.train_x))
+        if size < 2 and self.max_epoch:
+            raise UserError(f"{type(self).__name__} has a batch norm, which needs two images a batch, and has {size}")
+        super().before_train()
+
     def route(self, name: str, *, is_train: bool) -> None:
         """Training pictures come with the teacher's features of the same view."""
         if is_train:

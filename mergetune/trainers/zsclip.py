@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor
+from yacs.config import CfgNode as CN
 
 from dassl.clip import text_classifier
 from dassl.config import Key
@@ -34,6 +35,11 @@ class ZeroshotCLIP(FrozenClipTrainer):
             test=is_prompt,
         )
     }
+
+    def check_cfg(self, cfg: CN) -> None:
+        super().check_cfg(cfg)
+        if cfg.MODEL.INIT_WEIGHTS:
+            raise UserError(f"{type(self).__name__} has no weights of its own that MODEL.INIT_WEIGHTS could set")
 
     @property
     def template(self) -> str:

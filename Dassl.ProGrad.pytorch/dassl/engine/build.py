@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 
 from yacs.config import CfgNode as CN
 
@@ -54,7 +55,17 @@ def build_trainer(cfg):
     cls = checked_class(cfg)
     if cfg.VERBOSE:
         get_logger().info(f"Loading trainer: {cfg.TRAINER.NAME}")
-    return cls(cfg)
+    try:
+        return cls(cfg)
+    except ValueError as error:  # torch's words, or ours around them
+        if "empty parameter list" not in str(error):
+            raise
+        raise UserError(f"{source_of(cls)} has nothing to train: its optimizer got no parameters") from error
+
+
+def source_of(cls):
+    """A class with its file, for errors."""
+    return f"{cls.__name__} ({getattr(sys.modules.get(cls.__module__), '__file__', cls.__module__)})"
 
 
 def config_nodes(cls):

@@ -6,13 +6,15 @@ trainer in Dassl's own style overrides `forward_backward` and does all this itse
 
 import time
 import warnings
+from collections.abc import Mapping
 from datetime import timedelta
 
 import torch
 
-from dassl.utils import AverageMeter, MetricMeter, UserError, check_availability, get_logger
+from dassl.utils import AverageMeter, MetricMeter, UserError, brief, check_availability, get_logger
 from dassl.utils.distributed import average_gradients, world_size
 
+from .build import source_of
 from .processes import batch_share, of_all, start_epoch_together, start_together
 from .simple import SimpleTrainer
 from .stopping import steps_end_first, stop, told_to_stop
@@ -30,13 +32,16 @@ class EpochTrainer(SimpleTrainer):
         raise NotImplementedError
 
     def before_train(self):
-        if type(self).forward_backward is EpochTrainer.forward_backward:
+        own_step = type(self).forward_backward is EpochTrainer.forward_backward
+        if own_step:
             self.precision.check_training()
         elif self.cfg.TRAIN.ACCUMULATE != 1 or world_size() > 1:
             name, what = type(self).__name__, "TRAIN.ACCUMULATE" if world_size() == 1 else "torchrun"
             raise UserError(f"{what} needs a trainer with losses(); {name} steps by itself")
-        if self.max_epoch < 0:
-            raise UserError(f"OPTIM.MAX_EPOCH is {self.max_epoch}, expected 0 (test only) or more")
+        if own_step and self.max_epoch:
+            groups = [group for optim in self.optimizers() for group in optim.param_groups]
+            if not any(param.requires_grad for group in groups for param in group["params"]):
+                raise UserError(f"{source_of(type(self))} has nothing to train: no optimizer has a trainable parameter")
         super().before_train()
 
     def start_progress(self):
@@ -57,7 +62,11 @@ class EpochTrainer(SimpleTrainer):
                 self.batch_idx = batch_idx
                 self._share = batch_share(self)
                 data_time.update(time.time() - end)
-                losses.update(self.forward_backward(*batch))
+                try:
+                    losses.update(self.forward_backward(*batch))
+                except ValueError as error:
+                    self._pass_by(error)
+                    continue
                 batch_time.update(time.time() - end)
                 every = self.cfg.TRAIN.PRINT_FREQ
                 if (batch_idx + 1) % every == 0 or self.num_batches < every:
@@ -76,6 +85,18 @@ class EpochTrainer(SimpleTrainer):
                 "or the learning rate never changes",
                 stacklevel=2,
             )
+
+    def _pass_by(self, error):
+        """Leave out a last batch of one image, which batch norms do not take. UserError for any other batch of one."""
+        if "Expected more than 1 value per channel" not in str(error):
+            raise error
+        if self.batch_idx + 1 < self.num_batches or self.num_batches == 1:
+            raise UserError(
+                f"{source_of(type(self))} trains batch norms, which need two images a batch or more: "
+                f"DATALOADER.TRAIN_X.BATCH_SIZE is {self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE}"
+            ) from error
+        log.info("The last batch has one image, which batch norms do not take: it is left out")
+        self.update_lr()
 
     def _scheduler_clocks(self):
         return [sched.last_epoch for sched in self._scheds.values() if hasattr(sched, "last_epoch")]
@@ -99,6 +120,19 @@ class EpochTrainer(SimpleTrainer):
         """Hook: {name: scalar tensor} of a batch; their sum is minimised. `note` adds to the printed line."""
         raise NotImplementedError(f"{type(self).__name__} defines neither losses() nor forward_backward()")
 
+    def _total(self, losses):
+        """Their sum. UserError, with class and file, if `losses` gave something else than what it should."""
+        what = ""
+        if not isinstance(losses, Mapping) or not losses:
+            what = f"a {type(losses).__name__}: {brief(losses)}"
+        elif odd := [name for name, value in losses.items() if not _scalar(value)]:
+            what = f"{odd[0]} as {brief(losses[odd[0]])}"
+        elif not getattr(total := sum(losses.values()), "requires_grad", False):
+            what = "losses that depend on no trained weight (detached, or made under no_grad)"
+        if what:
+            raise UserError(f"{source_of(type(self))}: losses() gave {what}; expected {{name: scalar tensor}}")
+        return total
+
     def note(self, **metrics):
         """Print these numbers with this batch's losses."""
         self.notes.update(metrics)
@@ -113,7 +147,7 @@ class EpochTrainer(SimpleTrainer):
         self.notes = {}
         with self.precision.autocast():
             losses = self.losses(*batch)
-        total = sum(losses.values())
+        total = self._total(losses)
         printed = of_all({"loss": total, **losses, **self.notes}, self._share)
         self.detect_anomaly(printed["loss"])
         first = self.batch_idx - self.batch_idx % self.cfg.TRAIN.ACCUMULATE
@@ -180,3 +214,7 @@ class Restarting:
         except StopIteration:
             self.batches = iter(self.loader)
             return next(self.batches)
+
+
+def _scalar(value):
+    return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)

@@ -14,6 +14,7 @@ from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
+    MissingFile,
     check_availability,
     count_num_param,
     get_logger,
@@ -55,6 +56,8 @@ class SimpleTrainer(TrainerBase):
     def __init__(self, cfg):
         super().__init__()
         self.check_cfg(complete(cfg))
+        if cfg.MODEL.INIT_WEIGHTS and not os.path.exists(cfg.MODEL.INIT_WEIGHTS):
+            raise MissingFile(f'MODEL.INIT_WEIGHTS: nothing at "{cfg.MODEL.INIT_WEIGHTS}"')
         check_availability(cfg.TEST.FINAL_MODEL, FINAL_MODELS, "TEST.FINAL_MODEL")
         check_availability(cfg.TEST.SPLIT, SPLITS, "TEST.SPLIT")
         self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")

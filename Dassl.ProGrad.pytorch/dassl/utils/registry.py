@@ -1,9 +1,15 @@
 """Names to classes, and messages that help when a name is misspelt."""
 
 import difflib
+import pkgutil
+import re
+import warnings
 from importlib import import_module
+from pathlib import Path
 
 from .errors import UnknownName, UserError
+
+_broken = {}  # file of a module that could not be imported -> why
 
 
 def closest(name, available, n=3):
@@ -24,10 +30,31 @@ def check_availability(requested, available, what="The requested one"):
     """Raise UserError, with the nearest name, unless `requested` is one of `available`; `what` is it a name of."""
     if requested in available:
         return
+    for file, reason in _broken.items():
+        text = Path(file).read_text(encoding="utf-8", errors="replace")
+        if re.search(rf"^\s*class {re.escape(str(requested))}\b", text, re.MULTILINE):
+            raise UserError(f"{what} {requested} is in {file}, which cannot be imported: {reason}")
     names = ", ".join(map(str, available))
     hint = get_most_similar_str_to_a_from_b(requested, available) if requested else None
     suffix = f" (do you mean [{hint}]?)" if hint is not None else ""
     raise UserError(f"{what} is expected to belong to [{names}], but got [{requested}]{suffix}")
+
+
+def import_modules(package, folders):
+    """Import every module of a package's folders, so that its classes are registered; folders: its `__path__`.
+
+    One that fails is left out with a warning, and `check_availability` tells the reason to whoever asks for a class
+    of it.
+    """
+    for module in pkgutil.iter_modules(folders):
+        if module.ispkg or module.name == "__main__":
+            continue
+        try:
+            import_module(f"{package}.{module.name}")
+        except (Exception, SystemExit) as error:
+            file = f"{module.module_finder.path}/{module.name}.py"
+            _broken[file] = f"{type(error).__name__}: {error}".splitlines()[0]
+            warnings.warn(f"{file} is left out: {_broken[file]}", stacklevel=3)
 
 
 class Registry:
