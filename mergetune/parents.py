@@ -15,6 +15,7 @@ from dassl.engine.results import run_facts
 from dassl.utils import (
     MissingFile,
     UserError,
+    brief,
     drop_token_buffers,
     is_plain_tensor,
     load_weights,
@@ -29,6 +30,7 @@ from mergetune.stage1 import used_keys
 OF_THE_RUN = {"format", "kind", "metrics", "correct", "total", "command", "wall_s", "peak_mb", "versions", "device"}
 OF_THE_RUN |= {"merge", "row", "method", "title", "values", "base", "merge_space", "parents", "tried"}
 SHOWN = ("trainer", "preset", "dataset", "subset", "seed")  # in merge.json's list of parents
+MOST_ALPHA = 1_000_000  # of LoRA's scaling and ranks: beyond it products are infinite
 PEFT_CONFIG, PEFT_FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -53,11 +55,15 @@ class Parent:
         """LoRA's factor of each module: lora_alpha / r, or / sqrt(r); 1 where no adapter_config.json says."""
         own, found = self.peft, {}
         for module, rank in ranks(self.state).items():
-            alphas = own.get("alpha_pattern") or {}
-            match = next((key for key in alphas if re.fullmatch(rf"(.*\.)?({key})", module)), None)
-            alpha = own.get("lora_alpha", rank) if match is None else alphas[match]
+            alpha = _of_module(own, "alpha_pattern", module, own.get("lora_alpha", rank))
             found[module] = alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
         return found
+
+
+def _of_module(peft: dict, pattern: str, module: str, default: float) -> float:
+    """What an entry of adapter_config.json, {regular expression: value}, has for a module."""
+    values = peft.get(pattern) or {}
+    return next((value for key, value in values.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
 
 
 def read_parent(spec: str | Path) -> Parent:
@@ -105,9 +111,29 @@ def _read_peft(spec: str, folder: Path) -> Parent:
     file = next((folder / name for name in PEFT_FILES if (folder / name).is_file()), None)
     if file is None:
         raise MissingFile(f"{folder} has an {PEFT_CONFIG} but no {' or '.join(PEFT_FILES)}")
+    _check_peft(own, folder / PEFT_CONFIG)
     state, epoch = read_state(file)
+    for module, rank in ranks(state).items():
+        if (expected := _of_module(own, "rank_pattern", module, own.get("r", rank))) != rank:
+            raise UserError(f"{folder / PEFT_CONFIG} gives {module} the rank {expected}, but its factors have {rank}")
     name = own.get("base_model_name_or_path")
     return Parent(spec, file, state, peft=own, facts={"backbone": {"name": name}} if name else {}, epoch=epoch)
+
+
+def _check_peft(own: dict, where: Path) -> None:
+    """UserError for a rank or a scaling that is no number, or patterns of modules that cannot be read."""
+    values = {name: own[name] for name in ("r", "lora_alpha") if name in own}
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern = {} if own.get(name) is None else own[name]
+        try:
+            values |= {f"{name} {re.compile(key).pattern}": value for key, value in pattern.items()}
+        except (AttributeError, re.error) as error:
+            raise UserError(f"{where}: {name} is {brief(pattern)}, expected {{module: number}} ({error})") from None
+    for name, value in values.items():
+        kind = int if name.startswith("r") else int | float
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value <= MOST_ALPHA:
+            what = "whole number" if kind is int else "number"
+            raise UserError(f"{where}: {name} is {brief(value)}, expected a {what} above 0 and up to {MOST_ALPHA}")
 
 
 def read_state(file: Path, trainer: type | None = None) -> tuple[dict[str, Tensor], int | None]:

@@ -1,10 +1,15 @@
 """LoRA factors in state dicts: their product, and back."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from dassl.utils import UserError
 from mergetune import lora
 from mergetune.merging import average
+from mergetune.parents import read_parent
 
 
 def adapter(seed, r=2, out=6, width=5, name="text.q_proj", adapter=""):
@@ -97,3 +102,53 @@ def test_what_is_no_product_is_refused(state, match):
 def test_a_rank_below_1_is_refused():
     with pytest.raises(ValueError, match=r"rank of text\.q_proj is 0"):
         lora.factors(lora.products(adapter(1)), 0)
+
+
+@pytest.fixture
+def peft(tmp_path):
+    """`peft(KEY=value)`: a peft folder of rank 2 with those entries in adapter_config.json."""
+    name = "base_model.model.text.q_proj"
+    factors = {f"{name}.lora_A.weight": torch.ones(2, 5), f"{name}.lora_B.weight": torch.ones(6, 2)}
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+
+    def go(**config):
+        own = {"peft_type": "LORA", "r": 2, "lora_alpha": 8} | config
+        (tmp_path / "adapter_config.json").write_text(json.dumps(own))
+        return read_parent(tmp_path)
+
+    return go
+
+
+def test_the_scaling_is_alpha_by_rank_of_each_module(peft):
+    for config, scaling in (
+        ({}, 4),
+        ({"alpha_pattern": None, "rank_pattern": None}, 4),
+        ({"alpha_pattern": {"q_proj": 1}}, 0.5),
+        ({"alpha_pattern": {"k_proj": 1}, "use_rslora": True}, 8 / 2**0.5),
+        ({"r": 16, "rank_pattern": {r"text\.[qk]_proj": 2}, "lora_alpha": 0.5}, 0.25),
+    ):
+        assert list(peft(**config).scaling().values()) == [scaling]
+
+
+@pytest.mark.parametrize(
+    ("config", "match"),
+    [
+        ({"lora_alpha": None}, "lora_alpha is None, expected a number above 0"),
+        ({"lora_alpha": "16"}, "lora_alpha is '16', expected a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
+        ({"lora_alpha": 1e308}, "lora_alpha is 1e.308.*up to 1000000"),
+        ({"lora_alpha": True}, "lora_alpha is True"),
+        ({"r": 0}, "r is 0, expected a whole number above 0"),
+        ({"r": 2.5}, "r is 2.5, expected a whole number"),
+        ({"r": None}, "r is None"),
+        ({"r": 3}, "gives base_model.model.text.q_proj the rank 3, but its factors have 2"),
+        ({"rank_pattern": {"q_proj": 4}}, "gives .*q_proj the rank 4"),
+        ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern q_proj is '4'"),
+        ({"alpha_pattern": {"q_proj": [1]}}, r"alpha_pattern q_proj is \[1\]"),
+        ({"alpha_pattern": {"(": 1}}, r"alpha_pattern is .*expected .module: number.*missing \)"),
+        ({"alpha_pattern": [1]}, r"alpha_pattern is \[1\], expected .module: number"),
+    ],
+)
+def test_a_broken_adapter_config_is_refused_by_its_entry(peft, config, match):
+    with pytest.raises(UserError, match=f"adapter_config.json:? {match}"):
+        peft(**config)
