@@ -12,7 +12,6 @@ is a clipboard manager.
 
 import hashlib
 import os
-import pickle
 import re
 import urllib.request
 import warnings
@@ -29,7 +28,7 @@ from dassl.utils import (
     closest,
     get_logger,
     is_script_archive,
-    safe_load,
+    load_weights,
     script_tensors,
     sha256_file,
 )
@@ -189,38 +188,15 @@ def _download(address, file, expected):
 def read_state_dict(file):
     """TorchScript archive, torch checkpoint or .safetensors -> {name: tensor}.
 
-    Nothing in the file is run: of an archive only the tensors are taken, a checkpoint may hold only plain
-    containers. A state dict may lie under "state_dict", its names may begin with "module.".
+    Nothing in the file is run: of an archive only the tensors are taken, a checkpoint is read as any (`load_weights`).
 
     Raises:
-        UserError: no file, truncated, not one of the three, or a checkpoint that holds more than tensors.
+        MissingFile: no such file.
+        UserError: truncated, hostile, or not one of the three.
     """
     check_file(file)
-    try:
-        state = _read(file)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f'cannot read weights from "{file}": not a torch file, or one with more than tensors '
-            f"in it, which is never unpickled"
-        ) from error
-    except UserError:
-        raise
-    except Exception as error:  # the readers raise many kinds for a damaged file
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f'cannot read weights from "{file}": truncated or damaged ({reason})') from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict):
-        raise UserError(f'"{file}" holds a {type(state).__name__}, expected a state dict')
-    return {str(key).removeprefix("module."): value for key, value in state.items() if torch.is_tensor(value)}
-
-
-def _read(file):
-    if Path(file).suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    return script_tensors(file) if is_script_archive(file) else safe_load(file)
+    state = script_tensors(file) if is_script_archive(file) else load_weights(file).state_dict
+    return {key: value for key, value in state.items() if torch.is_tensor(value)}
 
 
 def build_module(state, file="the state dict"):

@@ -18,10 +18,10 @@ import zipfile
 
 import torch
 
-from .errors import MissingFile, UserError
+from .errors import UserError
 from .pickle_scan import scan_pickle
 from .plain_pickle import Function, PlainDtype, encode, plain_number
-from .tools import brief
+from .tools import brief, check_file
 
 # torch stores its records uncompressed; an archive that grows by more than this on reading is an attack
 _MAX_GROWTH = 20
@@ -73,7 +73,7 @@ _BESIDE = re.compile(
     r"torch\.optim(\.\w+)* \w+|torch (device|Generator|[bcfiu]\w*\d+)|torch\.cuda\.amp\.grad_scaler GradScaler|"
     r"argparse Namespace|types SimpleNamespace|collections deque|datetime \w+|pathlib(\._local)? \w*Path|"
     r"(yacs\.config|easydict|addict\.addict) \w+|"
-    r"numpy ndarray|numpy\._?core\.multiarray _reconstruct|(builtins|__builtin__) (complex|frozenset|range|slice)"
+    r"numpy ndarray|numpy\._?core\.multiarray _reconstruct"
 )
 
 
@@ -130,8 +130,7 @@ def check_kind(path):
     than its name says."""
     if os.path.isdir(path):
         raise UserError(f'"{path}" is a folder, expected a file of weights')
-    if not os.path.isfile(path):
-        raise MissingFile(f'File is not found at "{path}"')
+    check_file(path)
     with open(path, "rb") as file:
         head = file.read(512)
     if not head:
