@@ -10,9 +10,9 @@ from collections.abc import Container, Iterable
 
 from dassl.data.datasets import Datum
 from dassl.utils import MissingFile, UserError, brief, read_json, read_text
+from dassl.utils.tools import IMAGE_SUFFIXES
 
 PARTS = ("train", "val", "test")
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif", ".avif")
 Lists = tuple[list[Datum], list[Datum], list[Datum]]
 
 

@@ -1,4 +1,4 @@
-"""Pictures through a finished run, without its data set: `python -m mergetune.predict RUN image.jpg`.
+"""Images through a finished run, without its data set: `python -m mergetune.predict RUN image.jpg`.
 
     from mergetune.predict import Predictor
     model = Predictor("output/run")
@@ -14,6 +14,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import TYPE_CHECKING
 from dassl.data.datasets import Datum
 from dassl.engine import read_run_cfg, trainer_class
 from dassl.utils import ArgumentParser, MissingFile, UserError, atomic_write, errors_in_one_line, get_logger, read_json
+from dassl.utils.progress import progress
+from dassl.utils.tools import IMAGE_SUFFIXES
 from dassl.utils.torchrun import one_process
 
 if TYPE_CHECKING:
@@ -31,15 +34,19 @@ if TYPE_CHECKING:
 log = get_logger()
 
 EPILOG = """\
-RUN is the folder of a training run, an imported or merged one, or of a zero-shot evaluation. Pictures are prepared
-as the run prepared its test pictures. A run with class-specific prompts or a trained head knows its own classes only.
+RUN is the folder of a training run, an imported or merged one, or of a zero-shot evaluation; or a model's folder or a
+checkpoint within it. Images are prepared as the run prepared its test images. A run with class-specific prompts or a
+trained head knows its own classes only. A session of ConDU is no model of its own: see train.py --eval-only.
+
+Of a folder all images are taken, those in folders below it too; other files are named on stderr. Where an image cannot
+be read, the others are answered, and the command ends with an error that names it; --json has {image, error} for it.
 
 --export writes the class embeddings as safetensors: "class_embeddings" (C, D) fp32, of unit norm (a trained head: as
 it is), and in the metadata the class names, the backbone with its digest, and logit_scale. Where the image tower is
 the backbone's own, logits are logit_scale x unit-norm image features x embeddings.
 
 examples:
-  python -m mergetune.predict output/run cat.jpg dog.jpg --top 3
+  python -m mergetune.predict output/run cat.jpg folder_of_dogs --top 3
   python -m mergetune.predict output/run cat.jpg --classes "cat,dog,great white shark" --json
   python -m mergetune.predict output/run --export classes.safetensors
 """
@@ -94,7 +101,7 @@ def read_classes(run: Path, classes: Sequence[str]) -> SimpleNamespace:
 
 
 class Predictor:
-    """A finished run as a function of picture files.
+    """A finished run as a function of image files.
 
     run: its folder, or below it a model's folder or one checkpoint.
     classes: other class names; default the run's. UserError where the model knows only its own.
@@ -124,18 +131,23 @@ class Predictor:
         self.cfg, self.classnames = cfg, data.classnames
         self.transform = build_transform(cfg, is_train=False)
 
-    def __call__(self, images: Sequence[str | Path], top: int = 5) -> list[list[tuple[str, float]]]:
-        """The `top` likeliest (label, probability) of each picture, best first."""
+    def __call__(
+        self, images: Sequence[str | Path], top: int = 5, broken: dict[str, str] | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """The `top` likeliest (label, probability) of each image, best first. broken: see `logits`."""
         if top < 1:
             raise UserError(f"the number of labels to show is {top}, expected at least 1")
-        ranked = self.logits(images).softmax(1).sort(dim=1, descending=True, stable=True)
+        ranked = self.logits(images, broken).softmax(1).sort(dim=1, descending=True, stable=True)
         return [
             [(self.classnames[i], p) for i, p in zip(labels[:top], values[:top], strict=True)]
             for labels, values in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
         ]
 
-    def logits(self, images: Sequence[str | Path]) -> Tensor:
-        """(B, C) fp32 on the CPU. MissingFile or UserError names a picture that cannot be read."""
+    def logits(self, images: Sequence[str | Path], broken: dict[str, str] | None = None) -> Tensor:
+        """(B, C) fp32 on the CPU. MissingFile or UserError names an image that cannot be read.
+
+        broken: takes such images with the reason, and they have no row.
+        """
         import torch
 
         from dassl.data import DatasetWrapper
@@ -144,8 +156,17 @@ class Predictor:
         pictures = DatasetWrapper(self.cfg, items, transform=self.transform)
         size = self.cfg.DATALOADER.TEST.BATCH_SIZE
         rows = [torch.empty(0, len(self.classnames))]
-        for start in range(0, len(items), size):
-            batch = [pictures[i] for i in range(start, min(start + size, len(items)))]
+        for start in progress(range(0, len(items), size), "images"):
+            batch = []
+            for i in range(start, min(start + size, len(items))):
+                try:
+                    batch.append(pictures[i])
+                except UserError as error:
+                    if broken is None:
+                        raise
+                    broken[items[i].impath] = str(error)
+            if not batch:
+                continue
             img, label = torch.stack([item["img"] for item in batch]), torch.zeros(len(batch), dtype=torch.long)
             given, _ = self.trainer.parse_batch_test({"img": img, "label": label})
             with torch.no_grad():
@@ -189,17 +210,21 @@ class Predictor:
 def build_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="python -m mergetune.predict",
-        description="Print the likeliest labels of pictures by a finished run; no data set is needed.",
+        description="Print the likeliest labels of images by a finished run; no data set is needed.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("run", type="path", metavar="RUN", help="folder of a finished run")
-    add("images", type="path", nargs="*", metavar="IMAGE", help="picture files")
+    add("images", type="path", nargs="*", metavar="IMAGE", help="images, or folders of them")
     add("--classes", default="", metavar="A,B,C", help="other class names; default: the run's")
     add("--top", type=int, default=5, help="labels an image (default 5)")
     add("--export", type="path", default="", metavar="FILE", help="write the class embeddings as safetensors")
-    add("--json", action="store_true", help="JSON on stdout: [{image, labels: [{label, probability}, ...]}, ...]")
+    add(
+        "--json",
+        action="store_true",
+        help="JSON on stdout: [{image, labels: [{label, probability}, ...]}, ...]",
+    )
     return parser
 
 
@@ -214,22 +239,52 @@ def quiet():
         log.setLevel(before)
 
 
+def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Images among files and in folders, and what else is in the folders. MissingFile: there is none."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    images, others = [], []
+    for path in paths:
+        if not os.path.isdir(path):
+            if not os.path.exists(path):
+                raise MissingFile(f"No image at {path}")
+            images.append(path)
+        for folder, folders, names in os.walk(path, onerror=fail) if os.path.isdir(path) else ():
+            folders.sort()
+            for name in sorted(names):
+                is_image = name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+                (images if is_image else others).append(os.path.join(folder, name))
+    if paths and not images:
+        raise MissingFile(f"No image in {', '.join(paths)}, but {_counted(others, 'other file')}")
+    return list(dict.fromkeys(images)), others
+
+
+def _counted(files: list[str], what: str) -> str:
+    names = ", ".join([*files[:3], *(["..."] if len(files) > 3 else [])])
+    return f"{len(files)} {what}{'' if len(files) == 1 else 's'}" + (f" ({names})" if files else "")
+
+
 def predict(args: argparse.Namespace) -> dict[str, list[tuple[str, float]]]:
     """Do what the command line says -> {image: [(label, probability), ...]}."""
     if not args.images and not args.export:
-        raise UserError("Nothing to do: name pictures, or --export FILE")
+        raise UserError("Nothing to do: name images, or --export FILE")
     if args.top < 1:
         raise UserError(f"--top is {args.top}, expected at least 1")
-    for path in args.images:  # before a model is loaded
-        if not os.path.isfile(path):
-            raise MissingFile(f"No picture at {path}")
+    images, others = find_images(args.images)  # before a model is loaded
+    if others:
+        sys.stderr.write(f"Left out: {_counted(others, 'file')}, by name no image\n")
+    broken: dict[str, str] = {}
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
     with quiet():
         model = Predictor(args.run, classes)
-        found = dict(zip(args.images, model(args.images, args.top), strict=True))
+        ranks = model(images, args.top, broken)
+        found = dict(zip([path for path in images if path not in broken], ranks, strict=True))
     if args.json:
         named = [{"image": path, "labels": [{"label": label, "probability": p} for label, p in ranked]}
                  for path, ranked in found.items()]  # fmt: skip
+        named += [{"image": path, "error": reason} for path, reason in broken.items()]
         log.info(json.dumps(named, indent=2))
     else:
         for path, ranked in found.items():
@@ -238,6 +293,8 @@ def predict(args: argparse.Namespace) -> dict[str, list[tuple[str, float]]]:
         model.export(args.export)
         if not args.json:
             log.info(f"Wrote {args.export}: {len(model.classnames)} class embeddings")
+    if broken:
+        raise UserError(f"{len(broken)} of {len(images)} images cannot be read: {'; '.join(broken.values())}")
     return found
 
 

@@ -148,6 +148,29 @@ def test_the_command_prints_labels_or_json_and_nothing_else(world, picture, caps
     assert "3 class embeddings" in capsys.readouterr().out
 
 
+def test_a_folder_is_its_images_and_a_broken_one_keeps_none_from_being_answered(world, picture, tmp_path, capsys):
+    files = [tmp_path / name for name in ("b.png", "deep/er/A.PNG", "deep/er/c.png")]
+    files[1].parent.mkdir(parents=True)
+    for file in files:
+        shutil.copy(picture, file)
+    for name in ("notes.txt", ".hidden.png"):
+        (tmp_path / name).write_text("no image")
+    words = [str(world / "CoOp"), str(tmp_path), picture, picture, "--top", "1"]
+    main(words)
+    out, err = capsys.readouterr()
+    assert out.splitlines()[::2] == [*map(str, files), picture] and len(set(out.splitlines()[1::2])) == 1
+    assert err == f"Left out: 2 files ({tmp_path}/.hidden.png, {tmp_path}/notes.txt), by name no image\n"
+    files[1].write_text("no image")
+    for more in ([], ["--json"]):
+        with pytest.raises(UserError, match=r"1 of 4 images cannot be read: .*A\.PNG"):
+            main([*words, *more])
+    rows = json.loads(capsys.readouterr().out.partition("[")[2].join(["[", ""]))
+    assert [row["image"] for row in rows if "labels" in row] == [str(files[0]), str(files[2]), picture]
+    assert [row["image"] for row in rows if "error" in row] == [str(files[1])]
+    with pytest.raises(UserError, match="A.PNG"):
+        Predictor(world / "CoOp")(files)
+
+
 def test_bad_input_is_one_error_that_names_it(world, picture, tmp_path):
     run = str(world / "CoOp")
     broken = tmp_path / "broken.png"
@@ -159,11 +182,12 @@ def test_bad_input_is_one_error_that_names_it(world, picture, tmp_path):
     empty.mkdir()
     for words, match in (
         ([run], "Nothing to do"),
-        ([run, "nowhere.jpg", picture], "No picture at nowhere.jpg"),
+        ([run, "nowhere.jpg", picture], "No image at nowhere.jpg"),
         ([run, str(broken)], "broken.png.*cannot be read"),
         ([run, picture, "--top", "0"], "--top is 0"),
         ([run, picture, "--classes", "cat,dog,cat"], "names cat more than once"),
         ([run, picture, "--classes", "cat,,dog"], "expected a list of names"),
+        ([run, str(empty)], "No image in .*empty, but 0 other files"),
         ([str(empty), picture], "is no run folder: it holds no config.yaml"),
         ([str(old), picture], "no classes.json.*--classes"),
         ([str(world / "scores"), picture], "no run folder"),

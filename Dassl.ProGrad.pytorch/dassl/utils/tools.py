@@ -29,6 +29,7 @@ from .registry import check_availability, get_most_similar_str_to_a_from_b  # no
 MOST_TEXT = 1 << 30  # bytes; a table of a million pictures has a tenth of it
 MOST_IMAGE = 1 << 30
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP") + (("AVIF",) if features.check("avif") else ())
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".jfif", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif", ".avif")
 MOST_PIXELS, PIXELS_PER_BYTE = 1 << 24, 100  # of an image: more than both is a bomb; photographs have 1 to 20 a byte
 # what Pillow's decoders raise for a damaged file
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning)
