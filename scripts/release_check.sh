@@ -1,10 +1,22 @@
 #!/usr/bin/env bash
-# Before a release: does the engine install, and run, under every supported Python?
+# Before a release: does the engine install, and run, under every supported Python? (pip install nox)
 #
 #   bash scripts/release_check.sh                     python3.10 to python3.13: 4 minutes and 6 GB each, given back
 #   bash scripts/release_check.sh 3.12 --no-project   one of them, the engine alone
 #
-# Expected: "ok" in every cell, exit status 0. Needs each python3.X on the path or in pyenv, and a package index.
+# Expected: "success" in every line of the end, exit status 0. Needs each python3.X on the path or in pyenv, and a
+# package index.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd -P)
-exec "${PYTHON:-python3}" "$root/scripts/release_check.py" "$@"
+. "$root/scripts/python.sh"
+"$python" -c 'import nox' 2> /dev/null || { echo "error: nox is not installed: $python -m pip install nox" >&2; exit 1; }
+if command -v pyenv > /dev/null; then
+    for folder in "$(pyenv root)"/versions/*/bin; do PATH=$PATH:$folder; done
+fi
+versions=() more=()
+for word in "$@"; do
+    case $word in 3.*) versions+=("$word") ;; *) more+=("$word") ;; esac
+done
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+"$python" -m nox -f "$root/scripts/noxfile.py" --envdir "$folder" ${versions[@]+-p "${versions[@]}"} -- ${more[@]+"${more[@]}"}

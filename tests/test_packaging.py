@@ -7,10 +7,11 @@ import subprocess
 import sys
 import zipfile
 from email.parser import Parser
+from pathlib import Path
 
 import pytest
 
-from scripts.release_check import ENGINE, PACKAGES, ROOT, VERSIONS, copied, interpreters, main
+from scripts.noxfile import ENGINE, PACKAGES, ROOT, VERSIONS, copied
 
 FOLDERS = [ENGINE / "dassl", *(ROOT / name for name in PACKAGES[1:]), ROOT / "scripts"]
 COMPILE = """
@@ -31,6 +32,21 @@ def said(python, *words, cwd=ROOT, **environment):
     done = subprocess.run([python, *map(str, words)], env=env | environment, cwd=cwd, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def interpreters(versions, code="pass"):
+    """{version: path} of the first python3.X each, on PATH or in pyenv, that starts and runs `code`."""
+    folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    if shutil.which("pyenv"):
+        root = subprocess.run(["pyenv", "root"], capture_output=True, text=True).stdout.strip()
+        folders += sorted(Path(root).glob("versions/*/bin"))
+    found = {}
+    for version in versions:
+        check = f"import sys; assert '%d.%d' % sys.version_info[:2] == '{version}'; {code}"
+        for path in (folder / f"python{version}" for folder in folders):
+            if path.is_file() and not subprocess.run([path, "-I", "-c", check], capture_output=True).returncode:
+                found.setdefault(version, str(path))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -97,25 +113,16 @@ def test_every_python_with_torch_imports_every_module_and_runs(tmp_path):
     for version, python in (others | {OWN: sys.executable}).items():
         folder = tmp_path / version
         folder.mkdir()
-        script = shutil.copy(ROOT / "scripts" / "release_smoke.py", folder)
+        script = shutil.copy(ROOT / "tests" / "fixtures" / "release_smoke.py", folder)
         facts = json.loads(said(python, script, *PACKAGES, cwd=folder, PYTHONPATH=path).splitlines()[-1])
         assert not HEAVY.intersection(facts["loaded"]) and {"torch", *PACKAGES} <= set(facts["loaded"])
         assert facts["file"] == str(ENGINE / "dassl" / "__init__.py")
 
 
-def test_a_launcher_to_nothing_is_no_interpreter(tmp_path, monkeypatch):
-    """As pyenv's, which are there for versions that it does not run."""
-    run_own = f'exec "{sys.executable}" "$@"'  # the right one, and a wrong version of it
-    for version, line in (("3.9", "exit 127"), (OWN, run_own), ("3.99", run_own)):
-        path = tmp_path / f"python{version}"
-        path.write_text(f"#!/bin/sh\n{line}\n")
-        path.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert interpreters(["3.9", OWN, "3.99"]) == {OWN: str(tmp_path / f"python{OWN}")}
-
-
-def test_a_missing_python_is_a_row_and_a_failure(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert main(["3.10", "--no-project"]) == 1
-    shown = capsys.readouterr().out
-    assert "no interpreter" in shown and shown.count("3.10") == 2
+def test_the_release_check_fails_where_a_python_is_missing(tmp_path):
+    words = [sys.executable, "-m", "nox", "-f", ROOT / "scripts" / "noxfile.py", "--envdir", tmp_path]
+    listed = subprocess.run([*words, "--list"], capture_output=True, text=True).stdout
+    assert [version for version in VERSIONS if f"* release-{version}" in listed] == list(VERSIONS)
+    words += ["-p", "3.10", "--", "--no-project"]
+    done = subprocess.run(words, capture_output=True, text=True, env={"PATH": str(tmp_path)})
+    assert done.returncode == 1 and "Python interpreter 3.10 not found" in done.stdout + done.stderr
