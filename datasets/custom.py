@@ -205,7 +205,10 @@ class Manifest(CustomDataset):
             if not path or not kind:
                 raise UserError(f"{where}: expected a path and a label, got {brief(record)}")
             self.places.setdefault(kind, where)
-            path = os.path.relpath(path, self.image_dir) if os.path.isabs(path) else os.path.normpath(path)
+            if os.path.isabs(path):
+                below = os.path.commonpath([path, self.image_dir]) == self.image_dir
+                path = os.path.relpath(path, self.image_dir if below else os.path.realpath(self.image_dir))
+            path = os.path.normpath(path)
             if path.split(os.sep)[0] == os.pardir:
                 raise UserError(f"{where}: {path} leaves {self.image_dir} (DATASET.CUSTOM.IMAGES)")
             if part and part.lower() not in SPELLINGS:

@@ -232,12 +232,17 @@ def test_classes_that_are_tested_only_are_refused_in_every_half(tmp_path, subset
         folder_data(tmp_path, DATASET__SUBSAMPLE_CLASSES=subset)
 
 
+TABLES = ("tools.csv", "absolute.csv")
+
+
 def test_absolute_paths_below_the_folder(tmp_path):
     write_folder(tmp_path / "tools")
     rows = rows_with_parts()
     (tmp_path / "tools.csv").write_text(csv_of(rows))
     (tmp_path / "absolute.csv").write_text(csv_of([(str(tmp_path / path), *rest) for path, *rest in rows]))
-    assert manifest(tmp_path).split_digest == manifest(tmp_path, "absolute.csv").split_digest
+    (tmp_path / "linked").symlink_to(tmp_path)
+    digests = {manifest(root, name).split_digest for root in (tmp_path, tmp_path / "linked") for name in TABLES}
+    assert len(digests) == 1
 
 
 # --- what is taken, left out and said

@@ -6,7 +6,6 @@ or a file. Tokeniser, activation and preprocessing come with the weights. What i
 hub's cache is read without asking the network.
 """
 
-import json
 import os
 import ssl
 import urllib.error
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from dassl.utils import MissingFile, UserError, closest, get_logger, sha256_file
+from dassl.utils import MissingFile, UserError, closest, get_logger, read_json, sha256_file
 
 from .backbone import Preprocess
 from .open_clip import OpenClip, OpenClipForeignText
@@ -228,9 +227,9 @@ def text_config(package, source):
     """open_clip's `text_cfg` of a source; {} where it is not on this machine or cannot be read."""
     try:
         if source.repo:
-            config = json.loads(Path(cached(source.repo, CONFIG)).read_text(encoding="utf-8"))
+            config = read_json(cached(source.repo, CONFIG))
         elif source.name.startswith(LOCAL):
-            config = json.loads((source.folder / CONFIG).read_text(encoding="utf-8"))
+            config = read_json(source.folder / CONFIG)
         else:
             config = package.get_model_config(source.name)
         return config.get("model_cfg", config).get("text_cfg", {})
@@ -241,7 +240,7 @@ def text_config(package, source):
 def _text_model_config(package, source):
     """Is there a config.json of a text tower that open_clip can build in the source's folder?"""
     try:
-        kind = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        kind = read_json(source.folder / "config.json")["model_type"]
     except (OSError, ValueError, LookupError, TypeError):
         return False
     return kind in package.hf_configs.arch_dict
