@@ -168,6 +168,22 @@ def test_a_second_trainer_inside_shares_nothing(root, tmp_path):
     assert trainer.zs.test_loader is not trainer.test_loader
 
 
+def test_a_save_model_as_the_fork_has_it_keeps_the_best(root, tmp_path):
+    """Dassl 0.5 knows no val_result."""
+
+    class StyleSaves(TRAINER_REGISTRY.get("StylePrompt")):
+        def save_model(self, epoch, directory, is_best=False, model_name=""):
+            self.saved = [*getattr(self, "saved", []), model_name]
+            super().save_model(epoch, directory, is_best=is_best, model_name=model_name)
+
+    cfg = style_config(root, tmp_path, "StylePrompt", TEST__FINAL_MODEL="best_val")
+    set_random_seed(1)
+    trainer = StyleSaves(cfg)
+    trainer.train()
+    assert trainer.saved[0] == "model-best.pth.tar" and trainer.saved[-1] == ""
+    assert weights(tmp_path, "prompt_learner", "model-best.pth.tar")
+
+
 def test_registered_part_alone_is_switched_and_saved(root, tmp_path):
     trainer = build_trainer(style_config(root, tmp_path, "StylePrompt"))
     trainer.set_model_mode("eval")

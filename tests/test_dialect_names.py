@@ -35,7 +35,7 @@ EFDMIX = MIXSTYLE.replace("mixstyle", "efdmix")
 RESNETS = "resnet18 resnet34 resnet50 resnet101 resnet152"
 NAMES = {
     "dassl": "__version__",
-    "dassl.config": "get_cfg_default clean_cfg",
+    "dassl.config": "get_cfg_default clean_cfg cfg_default",
     "dassl.data": MANAGER,
     "dassl.data.data_manager": f"{MANAGER} build_transform build_dataset INTERPOLATION_MODES",
     "dassl.data.datasets": "build_dataset DATASET_REGISTRY DatasetBase Datum",

@@ -4,6 +4,7 @@ Precedence, later wins: engine defaults, trainers' own keys, data-set yaml, meth
 yaml's `_FINAL_` section, command-line flags, KEY VALUE pairs.
 """
 
+from .defaults import _C as cfg_default
 from .defaults import KEYS, clean_cfg, complete, declare, get_cfg_default
 from .keys import Key, Keys, add_missing, build_node, check_values
 from .merge import aliased, leaves, merge_pairs, merge_tree, merge_yaml, read_yaml
@@ -15,6 +16,7 @@ __all__ = [
     "add_missing",
     "aliased",
     "build_node",
+    "cfg_default",
     "check_values",
     "clean_cfg",
     "complete",

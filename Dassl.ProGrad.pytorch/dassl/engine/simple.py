@@ -1,5 +1,6 @@
 """SimpleTrainer: data, model and evaluator from the config, validation, the final test, and resuming."""
 
+import inspect
 import os
 import time
 from datetime import timedelta
@@ -194,7 +195,9 @@ class SimpleTrainer(TrainerBase):
         self._history.add(self.epoch + 1, {"val_accuracy": result})
         if result > self.best_result:
             self.best_result = result
-            self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST)
+            takes = inspect.signature(self.save_model).parameters.keys()
+            more = {"val_result": result} if takes & {"val_result", "kwargs"} else {}  # the fork's takes neither
+            self.save_model(self.epoch, self.output_dir, **more, model_name=BEST)
         self.evaluator.reset()  # the run's results are those of the final test
         self.evaluator.results = None
 
