@@ -25,10 +25,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 def build_parser() -> argparse.ArgumentParser:
     """Dassl's flags, MERGETUNE's, and ours."""
+    from dassl.config import leaves
     from dassl.utils import ArgumentParser
 
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.keys = key_names
+    parser.keys = lambda: dict(leaves(every_key()))
     add, path = parser.add_argument, functools.partial(parser.add_argument, type="path", default="")
     path("--root", help="folder of all data sets")
     path("--output-dir", help="where log, checkpoints and results.json go")
@@ -70,13 +71,6 @@ def every_key():
     cfg = get_cfg_default()
     add_trainer_nodes(cfg)
     return cfg
-
-
-def key_names() -> list[str]:
-    """All config keys, for errors."""
-    from dassl.config import leaves
-
-    return [name for name, _ in leaves(every_key())]
 
 
 def setup_cfg(args: argparse.Namespace, folder: str | Path = ""):

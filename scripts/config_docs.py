@@ -18,43 +18,40 @@ text is taken as it is typed (`010`, `1e5`, `no`); a path may begin with `~`. A 
 
 def row(name: str, key) -> str:
     """A line of a table."""
-    names = [] if "as INPUT." in key.meaning or "REGISTRY" in str(key.choices) else key.available
-    limits = ", ".join(filter(None, (key.limits, " / ".join(filter(None, names)))))
+    choices = [] if "as INPUT." in key.meaning or "REGISTRY" in str(key.choices) else key.available
+    limits = ", ".join(filter(None, (key.limits, " / ".join(choices))))
     cells = (f"`{name}`", f"`{key.default!r}`", key.type_name, limits, key.meaning)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def sections() -> dict[str, dict]:
-    """Heading -> {key: Key}: the engine's by their first part, then each node of cfg.TRAINER."""
+    """Heading -> {key: Key}: the engine's by their first part, and each node of cfg.TRAINER."""
     import train
     from dassl.config import KEYS
     from dassl.engine import TRAINER_REGISTRY
-    from dassl.engine.build import config_nodes, trainer_keys
+    from dassl.engine.build import trainer_keys
 
     train.every_key()
-    found, users = {}, {}
-    for name, key in KEYS.items():
-        parts = name.split(".")
-        found.setdefault(".".join(parts[:2]) if len(parts) > 2 and parts[0] == "TRAINER" else parts[0], {})[name] = key
-    classes = [TRAINER_REGISTRY.get(name) for name in TRAINER_REGISTRY.registered_names()]
-    for cls in classes:
+    keys = dict(KEYS)
+    for cls in map(TRAINER_REGISTRY.get, TRAINER_REGISTRY.registered_names()):
         if cls.__module__.startswith(("condu.", "mergetune.trainers.", "dassl.")):
-            for name, key in trainer_keys(cls).items():
-                found.setdefault(".".join(name.split(".")[:2]), {})[name] = key
-            for node, _ in config_nodes(cls):
-                users.setdefault(f"TRAINER.{node}", []).append(cls.__name__)
-    single = {name: keys.pop(name) for name, keys in list(found.items()) if name in keys}
-    titles = {name: f"{name} ({', '.join(users[name])})" if name in users else name for name in found}
-    return {"Top level": single} | {titles[name]: keys for name, keys in found.items() if keys}
+            keys |= trainer_keys(cls)
+    found: dict[str, dict] = {}
+    for name, key in keys.items():
+        parts = name.split(".")
+        heading = ".".join(parts[: 1 + (parts[0] == "TRAINER")][: len(parts) - 1]) or "Top level"
+        found.setdefault(heading, {})[name] = key
+    return found
 
 
 def render() -> str:
     """The page."""
-    text = HEAD
+    lines = [HEAD.rstrip()]
     for title, keys in sections().items():
-        lines = ["| key | default | type | range | meaning |", "| --- | --- | --- | --- | --- |"]
-        text += "\n".join(["", f"## {title}", "", *lines, *(row(name, key) for name, key in keys.items()), ""])
-    return text
+        head = ["| key | default | type | range | meaning |", "| --- | --- | --- | --- | --- |"]
+        lines += ["", f"## {title}", "", *head]
+        lines += [row(name, key) for name, key in keys.items()]
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

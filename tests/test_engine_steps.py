@@ -51,7 +51,7 @@ def test_a_short_rest_makes_a_step_of_its_own(root, tmp_path):
 def test_accumulation_is_refused_where_the_trainer_steps(root, tmp_path):
     with pytest.raises(UserError, match="StylePrompt steps by itself"):
         build(root, tmp_path, "StylePrompt", TRAIN__ACCUMULATE=2).train()
-    with pytest.raises(UserError, match="ACCUMULATE = 0, expected int, 1 or more"):
+    with pytest.raises(UserError, match="ACCUMULATE = 0, expected int, at least 1"):
         build(root, tmp_path, TRAIN__ACCUMULATE=0).train()
 
 

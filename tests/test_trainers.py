@@ -192,8 +192,8 @@ def test_old_name_and_old_keys_train_the_same_run(run, stage1):
         ("DISTANCE", "manhattan", "cosine, l2, l2sq"),
         ("GRID", "log", "released, uniform"),
         ("PATH_TO", "nowhere", "stage1, zero_shot"),
-        ("TAU", 1.5, "0 to 1"),
-        ("NUM_SAMPLES", 0, "1 or more"),
+        ("TAU", 1.5, "at least 0, at most 1"),
+        ("NUM_SAMPLES", 0, "at least 1"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(run, key, value, message):

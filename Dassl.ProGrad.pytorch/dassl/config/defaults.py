@@ -11,9 +11,15 @@ from .keys import Key, Keys, add_missing, build_node, is_ascending, is_odd
 
 SAMPLERS = "dassl.data.samplers:SAMPLERS"
 TRANSFORMS = "dassl.data.transforms:TRANSFORMS"
+RESIZE_MODES = "dassl.data.transforms.transforms:RESIZE_MODES"
+SUBSETS = "dassl.data.fewshot:SUBSETS"
+COUNTS = ("train_x", "train_u", "smaller_one")
 PROTOCOLS = ("base2novel", "cross", "dg", "fewshot", "robust", "sweep", "mtil")
 
 _CONFIDENCE = Key(0.95, "probability of a label that counts", ge=0, le=1)
+_EPS = Key(1.0, "step of the perturbation", ge=0)
+_ALPHA = Key(0.5, "of the perturbed images' loss", ge=0, le=1)
+_WEIGHT_U = Key(1.0, "of the unlabelled loss", ge=0)
 _EMA = Key(0.999, "of the moving average", ge=0, le=1)
 _STRONG = Key((), "of the strong view, as INPUT.TRANSFORMS", item=str, choices=TRANSFORMS)
 
@@ -29,11 +35,7 @@ KEYS: dict[str, Key] = {
     "VERBOSE": Key(True, "log what is built"),
     "INPUT.SIZE": Key((224, 224), "height, width", ge=1, length=2),
     "INPUT.INTERPOLATION": Key("bilinear", "of every resize", choices="dassl.data.transforms:INTERPOLATION_MODES"),
-    "INPUT.RESIZE": Key(
-        "shortest",
-        "test images: shortest side, then centre crop; squash: both sides at once (SigLIP)",
-        choices=("shortest", "squash"),
-    ),
+    "INPUT.RESIZE": Key("shortest", "of test images: shortest side, or both at once (SigLIP)", choices=RESIZE_MODES),
     "INPUT.TRANSFORMS": Key((), "augmentations and normalisation, by name", item=str, choices=TRANSFORMS),
     "INPUT.NO_TRANSFORM": Key(False, "images as they are opened"),
     "INPUT.MAX_PIXELS": Key(0, "of an image file; 0: 89 million, and fewer where the file has few bytes", ge=0),
@@ -42,9 +44,7 @@ KEYS: dict[str, Key] = {
     "INPUT.PIXEL_STD": Key([0.229, 0.224, 0.225], "of the channels, for normalize", gt=0, length=3),
     "INPUT.VIEW_SEEDS": Key(True, "augmentation drawn per (seed, view, image); False: from the global streams"),
     "INPUT.CROP_PADDING": Key(4, "pixels, for random_crop", ge=0),
-    "INPUT.RRCROP_SCALE": Key(
-        (0.08, 1.0), "share of the area, for random_resized_crop", ge=0, length=2, test=is_ascending
-    ),
+    "INPUT.RRCROP_SCALE": Key((0.08, 1.0), "share of the area, random_resized_crop", ge=0, length=2, test=is_ascending),
     "INPUT.CUTOUT_N": Key(1, "squares, for cutout", ge=0),
     "INPUT.CUTOUT_LEN": Key(16, "their side, pixels", ge=0),
     "INPUT.GN_MEAN": Key(0.0, "for gaussian_noise"),
@@ -64,37 +64,21 @@ KEYS: dict[str, Key] = {
     "DATASET.TARGET_DOMAINS": Key((), "for domain adaptation and generalisation", item=str),
     "DATASET.NUM_LABELED": Key(-1, "semi-supervised: labelled images of all classes together; below 1: by NUM_SHOTS"),
     "DATASET.NUM_SHOTS": Key(-1, "images a class; below 1: all"),
-    "DATASET.FEWER_SHOTS": Key(
-        "refuse", "a class of fewer images than NUM_SHOTS; take: all, as Dassl does", choices=("refuse", "take")
-    ),
+    "DATASET.FEWER_SHOTS": Key("refuse", "a class of fewer than NUM_SHOTS; take: all", choices=("refuse", "take")),
     "DATASET.SUBSET": Key("", "an earlier run's subset.json: its few-shot draw instead of one by SEED", path=True),
-    "DATASET.SUBSAMPLE_CLASSES": Key(
-        "all", "base: first half of the labels, new: the rest", choices="dassl.data.fewshot:SUBSETS"
-    ),
+    "DATASET.SUBSAMPLE_CLASSES": Key("all", "base: first half of the labels, new: the rest", choices=SUBSETS),
     "DATASET.VAL_PERCENT": Key(0.1, "share of the training images that validates", ge=0, le=1),
     "DATASET.STL10_FOLD": Key(-1, "of STL-10; negative: all", le=9),
     "DATASET.CIFAR_C_TYPE": Key("", "corruption"),
     "DATASET.CIFAR_C_LEVEL": Key(1, "its strength", ge=1, le=5),
     "DATASET.ALL_AS_UNLABELED": Key(False, "semi-supervised: labelled images are among the unlabelled too"),
-    "DATASET.CUSTOM.PATH": Key(
-        "",
-        "your own images: the folder of class folders, or the .csv or .json file; below ROOT, or absolute",
-        path=True,
-    ),
-    "DATASET.CUSTOM.IMAGES": Key(
-        "", "Manifest: the folder its paths start from; empty: where the file lies", path=True
-    ),
-    "DATASET.CUSTOM.NAMES": Key(
-        "", "a JSON file among the images, {class folder or label: name}, in label order", path=True
-    ),
-    "DATASET.CUSTOM.PROMPTS": Key(
-        ["a photo of a {}."], "the first one trains; a stream is evaluated with all", nonempty=True, also=str
-    ),
+    "DATASET.CUSTOM.PATH": Key("", "your own images: folder of class folders, .csv or .json, below ROOT", path=True),
+    "DATASET.CUSTOM.IMAGES": Key("", "Manifest: where its paths start; empty: in the file's folder", path=True),
+    "DATASET.CUSTOM.NAMES": Key("", "JSON among the images: {class folder or label: name}, in label order", path=True),
+    "DATASET.CUSTOM.PROMPTS": Key(["a photo of a {}."], "first: trains; all: of a stream", nonempty=True, also=str),
     "DATASET.CUSTOM.LEAVE_OUT": Key([], "class folders, or labels of the table, that are left out", item=str),
     "DATASET.CUSTOM.TASK": Key("", "its name in tables and streams; empty: that of the folder or file"),
-    "DATASET.CUSTOM.SPLIT": Key(
-        [0.5, 0.2, 0.3], "train, val, test: parts of each class, for images that have none", ge=0, le=1, length=3
-    ),
+    "DATASET.CUSTOM.SPLIT": Key([0.5, 0.2, 0.3], "parts of a class: train, val, test", ge=0, le=1, length=3),
     "FEATURES.VIEWS": Key(0, "augmented views an image in the feature bank; 0: pixels every step", ge=0),
     "FEATURES.TEST": Key(True, "frozen image towers: validation and test features from the bank"),
     "FEATURES.DIR": Key("", "folder of the banks; empty: $OUTPUT/features, else output/features", path=True),
@@ -118,15 +102,11 @@ KEYS: dict[str, Key] = {
     "MODEL.BACKBONE.NAME": Key("", "registered name, a CLIP's name, or its file", path=True),
     "MODEL.BACKBONE.PATH": Key("", "weights file, or the folder that holds it", path=True),
     "MODEL.BACKBONE.PRETRAINED": Key(True, "torchvision's weights, for backbones without text"),
-    "MODEL.TEXT_CHUNK": Key(
-        0, "classes in CLIP's text tower at once, each chunk run again for its gradients; 0: all", ge=0
-    ),
-    "MODEL.CHECKPOINT_BLOCKS": Key(
-        False, "blocks of CLIP's towers keep their inputs alone, run again for their gradients"
-    ),
+    "MODEL.TEXT_CHUNK": Key(0, "classes in CLIP's text tower at once, run again for gradients; 0: all", ge=0),
+    "MODEL.CHECKPOINT_BLOCKS": Key(False, "CLIP's blocks keep their inputs alone, run again for gradients"),
     "MODEL.HEAD.NAME": Key("", "empty: none", choices="dassl.modeling.head:HEAD_REGISTRY"),
     "MODEL.HEAD.HIDDEN_LAYERS": Key((), "widths", item=int, ge=1, also=int),
-    "MODEL.HEAD.ACTIVATION": Key("relu", "relu, leaky_relu"),
+    "MODEL.HEAD.ACTIVATION": Key("relu", "of an mlp", choices="dassl.modeling.head.mlp:ACTIVATIONS"),
     "MODEL.HEAD.BN": Key(True, "batch norms"),
     "MODEL.HEAD.DROPOUT": Key(0.0, "probability", ge=0, le=1),
     "OPTIM.NAME": Key("adam", "optimiser", choices="dassl.optim.optimizer:AVAI_OPTIMS"),
@@ -142,12 +122,7 @@ KEYS: dict[str, Key] = {
     "OPTIM.NEW_LAYERS": Key((), "names of layers", item=str, also=str),
     "OPTIM.BASE_LR_MULT": Key(0.1, "for STAGED_LR", ge=0),
     "OPTIM.LR_SCHEDULER": Key("single_step", "schedule", choices="dassl.optim.lr_scheduler:available_schedules"),
-    "OPTIM.STEPSIZE": Key(
-        (-1,),
-        "epochs; single_step: between steps, below 1: MAX_EPOCH; multi_step: of each step",
-        nonempty=True,
-        also=int,
-    ),
+    "OPTIM.STEPSIZE": Key((-1,), "epochs a step, below 1: MAX_EPOCH; multi_step: epochs", nonempty=True, also=int),
     "OPTIM.GAMMA": Key(0.1, "factor of a step", ge=0),
     "OPTIM.MAX_EPOCH": Key(10, "epochs", ge=0),
     "OPTIM.GRAD_CLIP": Key(0.0, "largest norm of all gradients together; 0: not clipped", ge=0),
@@ -159,12 +134,8 @@ KEYS: dict[str, Key] = {
     "OPTIM.WARMUP_RECOUNT": Key(True, "the schedule counts from 0 behind the warm-up"),
     "TRAIN.CHECKPOINT_FREQ": Key(0, "epochs; below 1: only the last"),
     "TRAIN.PRINT_FREQ": Key(10, "batches", ge=1),
-    "TRAIN.COUNT_ITER": Key(
-        "train_x", "which loader's length an epoch has", choices=("train_x", "train_u", "smaller_one")
-    ),
-    "TRAIN.ACCUMULATE": Key(
-        1, "batches whose mean loss makes a step: that of one large batch, batch norms apart", ge=1
-    ),
+    "TRAIN.COUNT_ITER": Key("train_x", "loader that an epoch is as long as", choices=COUNTS),
+    "TRAIN.ACCUMULATE": Key(1, "batches a step: as one large batch, batch norms apart", ge=1),
     "TEST.EVALUATOR": Key("Classification", "registered name", choices="dassl.evaluation.build:EVALUATOR_REGISTRY"),
     "TEST.PER_CLASS_RESULT": Key(False, "accuracy of each class"),
     "TEST.COMPUTE_CMAT": Key(False, "confusion matrix, as cmat.pt"),
@@ -190,22 +161,21 @@ KEYS: dict[str, Key] = {
     "TRAINER.DAEL.WEIGHT_U": Key(0.5, "of the unlabelled loss", ge=0),
     "TRAINER.DAEL.CONF_THRE": _CONFIDENCE,
     "TRAINER.DAEL.STRONG_TRANSFORMS": _STRONG,
-    **{
-        f"TRAINER.{name}.{key}_{of}": row
-        for name in ("CROSSGRAD", "CG")  # upstream's and the fork's name, as of MEANTEACHER
-        for of in "FD"
-        for key, row in {
-            "EPS": Key(1.0, "step of the perturbation", ge=0),
-            "ALPHA": Key(0.5, "of the perturbed images' loss", ge=0, le=1),
-        }.items()
-    },
+    "TRAINER.CROSSGRAD.EPS_F": _EPS,
+    "TRAINER.CROSSGRAD.EPS_D": _EPS,
+    "TRAINER.CROSSGRAD.ALPHA_F": _ALPHA,
+    "TRAINER.CROSSGRAD.ALPHA_D": _ALPHA,
+    "TRAINER.CG.EPS_F": _EPS,  # the fork's name of it
+    "TRAINER.CG.EPS_D": _EPS,
+    "TRAINER.CG.ALPHA_F": _ALPHA,
+    "TRAINER.CG.ALPHA_D": _ALPHA,
     "TRAINER.DDAIG.G_ARCH": Key("", "generator"),
     "TRAINER.DDAIG.LMDA": Key(0.3, "of what it adds", ge=0),
     "TRAINER.DDAIG.CLAMP": Key(False, "hold its images within CLAMP_MIN and CLAMP_MAX"),
     "TRAINER.DDAIG.CLAMP_MIN": Key(-1.0, "for CLAMP"),
     "TRAINER.DDAIG.CLAMP_MAX": Key(1.0, "for CLAMP"),
     "TRAINER.DDAIG.WARMUP": Key(0, "epochs without its images"),
-    "TRAINER.DDAIG.ALPHA": Key(0.5, "of their loss", ge=0, le=1),
+    "TRAINER.DDAIG.ALPHA": _ALPHA,
     "TRAINER.DAELDG.WEIGHT_U": Key(0.5, "of the unlabelled loss", ge=0),
     "TRAINER.DAELDG.CONF_THRE": _CONFIDENCE,
     "TRAINER.DAELDG.STRONG_TRANSFORMS": _STRONG,
@@ -213,20 +183,17 @@ KEYS: dict[str, Key] = {
     "TRAINER.DOMAINMIX.ALPHA": Key(1.0, "of the beta distribution", gt=0),
     "TRAINER.DOMAINMIX.BETA": Key(1.0, "of the beta distribution", gt=0),
     "TRAINER.ENTMIN.LMDA": Key(1e-3, "of the entropy", ge=0),
-    **{
-        f"TRAINER.{name}.{key}": row
-        for name in ("MEANTEACHER", "MEANTEA")
-        for key, row in {
-            "WEIGHT_U": Key(1.0, "of the unlabelled loss", ge=0),
-            "EMA_ALPHA": _EMA,
-            "RAMPUP": Key(5, "epochs to the whole weight", ge=0),
-        }.items()
-    },
+    "TRAINER.MEANTEACHER.WEIGHT_U": _WEIGHT_U,
+    "TRAINER.MEANTEACHER.EMA_ALPHA": _EMA,
+    "TRAINER.MEANTEACHER.RAMPUP": Key(5, "epochs to the whole weight", ge=0),
+    "TRAINER.MEANTEA.WEIGHT_U": _WEIGHT_U,  # the fork's name of it
+    "TRAINER.MEANTEA.EMA_ALPHA": _EMA,
+    "TRAINER.MEANTEA.RAMPUP": Key(5, "epochs to the whole weight", ge=0),
     "TRAINER.MIXMATCH.WEIGHT_U": Key(100.0, "of the unlabelled loss", ge=0),
     "TRAINER.MIXMATCH.TEMP": Key(2.0, "that sharpens labels", gt=0),
     "TRAINER.MIXMATCH.MIXUP_BETA": Key(0.75, "of the beta distribution", gt=0),
     "TRAINER.MIXMATCH.RAMPUP": Key(20000, "steps to the whole weight", ge=0),
-    "TRAINER.FIXMATCH.WEIGHT_U": Key(1.0, "of the unlabelled loss", ge=0),
+    "TRAINER.FIXMATCH.WEIGHT_U": _WEIGHT_U,
     "TRAINER.FIXMATCH.CONF_THRE": _CONFIDENCE,
     "TRAINER.FIXMATCH.STRONG_TRANSFORMS": _STRONG,
 }

@@ -3,6 +3,7 @@
 
 import ast
 import math
+import operator
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +13,13 @@ from typing import Any
 from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, brief, check_availability, expand_user
+
+BOUNDS = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "above"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "below"),
+}
 
 
 @dataclass(frozen=True)
@@ -67,91 +75,69 @@ class Key:
     @property
     def limits(self) -> str:
         """The range, in words; "" where the type says all."""
-        if None not in (self.ge, self.le):
-            words = [f"{self.ge:g}" if self.ge == self.le else f"{self.ge:g} to {self.le:g}"]
-        else:
-            ends = {
-                "{:.10g} or more": self.ge,
-                "above {:.10g}": self.gt,
-                "at most {:.10g}": self.le,
-                "below {:.10g}": self.lt,
-            }
-            words = [text.format(end) for text, end in ends.items() if end is not None]
-        if float in (self.scalar, self.also) and self.le is None and self.lt is None:
-            words.append("finite")
-        if self.length or self.nonempty:
-            words.append(f"{self.length} items" if self.length else "not empty")
-        return ", ".join([*words, *([self.test.__doc__] if self.test else [])])
+        ends = ((words, getattr(self, name)) for name, (_, words) in BOUNDS.items())
+        words = [f"{text} {end:.10g}" for text, end in ends if end is not None]
+        count = [f"{self.length} items"] if self.length else ["not empty"] if self.nonempty else []
+        return ", ".join(words + count + ([self.test.__doc__] if self.test else []))
 
     def parse(self, value: Any) -> Any:
         """A value as typed (a text, or from yaml) as this key's type, or as it is where it is none of it."""
         if not self.is_sequence:
             return self._scalar(value, type(self.default))
         if isinstance(value, str):
-            value = _items(value) if self.scalar is str else literal(value)
+            value = _items(str(value)) if self.scalar is str else literal(str(value))
         if isinstance(value, list | tuple):
             return type(self.default)(self._scalar(item, self.scalar) for item in value)
-        return value.value if isinstance(value, Typed) else value
+        return value
 
     def _scalar(self, value: Any, kind: type) -> Any:
-        text = value.text if isinstance(value, Typed) else value
-        if bool in (kind, self.also) and isinstance(text, str) and text.lower() in ("true", "false"):
-            return text.lower() == "true"
+        if bool in (kind, self.also) and isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
         if str in (kind, self.also):
-            text = str(text) if isinstance(text, int | float) and not isinstance(text, bool) else text
-            return expand_user(text) if self.path and isinstance(text, str) else text
-        read = value.value if isinstance(value, Typed) and kind not in (int, float) else literal(text)
-        return _as_float(read) if kind is float else read
+            value = str(value) if _is(value, str, float) else value
+            return expand_user(value) if self.path and isinstance(value, str) else value
+        if isinstance(value, Typed):
+            value = str(value) if kind in (int, float) else value.value
+        value = literal(value)
+        return float(value) if kind is float and _is(value, int) and abs(value) <= sys.maxsize else value
 
     def check(self, name: str, value: Any, where: str = "", *, choices: bool = True) -> None:
         """UserError, which begins with `where`, unless the key takes `value`. choices: hold them too."""
-        items = value if self.is_sequence and isinstance(value, list | tuple) else [value]
-        problem = self._problem(value, items)
-        if problem:
+        listed = self.is_sequence and isinstance(value, list | tuple)
+        items = value if listed else [value]
+        if not self._takes(value, items, listed):
+            kind = "" if listed or _is(value, type(self.default), self.also) else f" is a {type(value).__name__}"
+            limits = f", {self.limits}" if self.limits else ""
             at = f"{where}: " if where else ""
-            raise UserError(f"{at}{name} = {brief(value)}{problem} (default {self.default!r})")
-        if choices and self.choices:
-            for item in items:
-                if item != self.default and isinstance(item, str):
-                    check_availability(item, self.available, name)
+            finite = "finite " if any(isinstance(item, float) and not math.isfinite(item) for item in items) else ""
+            expected = f"expected {finite}{self.type_name}{limits} (default {self.default!r})"
+            raise UserError(f"{at}{name} = {brief(value)}{kind}, {expected}")
+        for item in items if choices and self.choices else ():
+            if item != self.default and isinstance(item, str):
+                check_availability(item, self.available, name)
 
-    def _problem(self, value: Any, items: list | tuple) -> str:
-        """What is wrong with a value, or with one of its items; "" if nothing is."""
-        kinds = [self.scalar, *([self.also] if self.also else [])]
-        if self.default is None or self.is_sequence and isinstance(value, list | tuple) and not self.meaning:
-            return ""  # a key that nobody declared, which does not say what it takes
-        limits = f"expected {self.type_name}" + (f", {self.limits}" if self.limits else "")
-        single = not self.is_sequence or self.also and _is(value, self.also)
-        if not single and not isinstance(value, list | tuple) or single and not any(_is(value, k) for k in kinds):
-            return f" is a {type(value).__name__}, {limits}"
-        fits = all(any(_is(item, kind) for kind in kinds) and self._in_range(item) for item in items)
-        if not single:
-            fits = fits and self.length in (None, len(items)) and (len(items) > 0 or not self.nonempty)
-        return "" if fits and (self.test is None or self.test(value)) else f", {limits}"
+    def _takes(self, value: Any, items: list | tuple, listed: bool) -> bool:
+        if self.default is None or listed and not self.meaning:  # nobody declared what they take
+            return True
+        if not (listed or not self.is_sequence or _is(value, self.also)):
+            return False
+        if listed and (self.length not in (None, len(items)) or self.nonempty and not items):
+            return False
+        fits = all(_is(item, self.scalar, self.also) and self._in_range(item) for item in items)
+        return fits and (self.test is None or self.test(value))
 
     def _in_range(self, item: Any) -> bool:
-        if not self.meaning or not isinstance(item, int | float) or isinstance(item, bool):
+        if not self.meaning or not _is(item, float):
             return True
-        return (
-            (math.isfinite(item) if isinstance(item, float) else abs(item) <= sys.maxsize)
-            and (self.ge is None or item >= self.ge)
-            and (self.gt is None or item > self.gt)
-            and (self.le is None or item <= self.le)
-            and (self.lt is None or item < self.lt)
-        )
+        ends = ((compare, getattr(self, name)) for name, (compare, _) in BOUNDS.items())
+        finite = math.isfinite(item) if isinstance(item, float) else abs(item) <= sys.maxsize
+        return finite and all(end is None or compare(item, end) for compare, end in ends)
 
 
-@dataclass(frozen=True)
-class Typed:
-    """A plain scalar of a yaml file that yaml reads as no text: its value, and the text that stands there."""
+class Typed(str):
+    """The text of a plain yaml scalar that is no text to yaml. value: the number, bool or None that it is."""
 
     value: Any
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
-
-    __repr__ = __str__
 
 
 Keys = Mapping[str, Key]
@@ -214,17 +200,10 @@ def _items(text: str) -> Any:
     return text if any(item[0] in "'\"" for item in items if isinstance(item, str) and item) else items
 
 
-def _as_float(value: Any) -> Any:
-    try:
-        return float(value) if _is(value, int) else value
-    except OverflowError:
-        return value
-
-
-def _is(value: Any, kind: type) -> bool:
-    if kind in (int, float):
-        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    return isinstance(value, kind)
+def _is(value: Any, *kinds: type | None) -> bool:
+    """isinstance, where an int is a float too and a bool is no number."""
+    kinds = {int if kind is float else kind for kind in kinds} | set(kinds)
+    return isinstance(value, tuple(kinds - {None})) and (bool in kinds or not isinstance(value, bool))
 
 
 def is_odd(number: int) -> bool:

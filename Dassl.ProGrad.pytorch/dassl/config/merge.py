@@ -33,7 +33,11 @@ class _Loader(yaml.SafeLoader):
             value = super().construct_object(node, deep)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise yaml.constructor.ConstructorError(None, None, f"no {node.tag}: {error}", node.start_mark) from None
-        return Typed(value, node.value) if isinstance(node, yaml.ScalarNode) and not isinstance(value, str) else value
+        if isinstance(node, yaml.ScalarNode) and not isinstance(value, str):
+            text = Typed(node.value)
+            text.value = value if isinstance(value, bool | int | float | None) else node.value
+            return text
+        return value
 
     def construct_mapping(self, node, deep=False):
         keys = {}
@@ -87,12 +91,12 @@ def _with_bases(tree: object, path: Path, what: str, chain: tuple) -> dict:
     _check_size(tree, what)
     if not isinstance(tree, dict):
         raise UserError(f"{what}: expected KEY: value lines, got {type(tree).__name__}")
-    bases = tree.pop("_BASE_", [])
+    bases = _plain(tree.pop("_BASE_", []))
     bases = [bases] if isinstance(bases, str) else bases
     if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
         raise UserError(f"{what}: _BASE_ is {brief(bases)}, expected a file name or a list of them")
     if not isinstance(tree.get("_FINAL_", {}), dict):
-        raise UserError(f"{what}: _FINAL_ is {brief(tree['_FINAL_'])}, expected KEY: value lines")
+        raise UserError(f"{what}: _FINAL_ is {brief(_plain(tree['_FINAL_']))}, expected KEY: value lines")
     merged: dict = {}
     for base in bases:
         _update(merged, _read(path.parent / base, (*chain, path.resolve())))

@@ -8,7 +8,7 @@ from dassl.utils import UserError, check_availability
 
 from .build import HEAD_REGISTRY
 
-_ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
+ACTIVATIONS = {"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU}
 
 
 class MLP(nn.Module):
@@ -16,7 +16,7 @@ class MLP(nn.Module):
 
     def __init__(self, in_features=2048, hidden_layers=(), activation="relu", bn=True, dropout=0.0):
         super().__init__()
-        check_availability(activation, _ACTIVATIONS, "MODEL.HEAD.ACTIVATION")
+        check_availability(activation, ACTIVATIONS, "MODEL.HEAD.ACTIVATION")
         widths = [hidden_layers] if isinstance(hidden_layers, int) else list(hidden_layers)
         if not widths:
             raise UserError("An mlp head needs at least one width in MODEL.HEAD.HIDDEN_LAYERS")
@@ -25,7 +25,7 @@ class MLP(nn.Module):
             layers.append(nn.Linear(before, width))
             if bn:
                 layers.append(nn.BatchNorm1d(width))
-            layers.append(_ACTIVATIONS[activation]())
+            layers.append(ACTIVATIONS[activation]())
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))
         self.mlp = nn.Sequential(*layers)
