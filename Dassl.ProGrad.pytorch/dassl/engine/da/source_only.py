@@ -1,11 +1,12 @@
 """SourceOnly: trained on the source domains alone, the baseline of every domain adaptation method."""
 
 from ..build import TRAINER_REGISTRY
-from ..ssl.sup_baseline import LabelledOnly
+from ..classify import Classifies
+from ..loops import TrainerXU
 
 
 @TRAINER_REGISTRY.register()
-class SourceOnly(LabelledOnly):
-    """Cross-entropy on the labelled batch; the target pictures are read and left aside."""
+class SourceOnly(Classifies, TrainerXU):
+    """Cross-entropy on the labelled batch; the target images are read and left aside."""
 
     CONFIG = "SOURCEONLY"

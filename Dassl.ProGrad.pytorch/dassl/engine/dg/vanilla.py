@@ -10,11 +10,3 @@ class Vanilla(Classifies, TrainerX):
     """Cross-entropy on all source domains together."""
 
     CONFIG = "VANILLA"
-
-    def parse_batch_train(self, batch):
-        """Images (B, 3, H, W) and labels (B,), on the device; further values of a subclass are left aside."""
-        return batch["img"].to(self.device), batch["label"].to(self.device)
-
-    def losses(self, batch):
-        image, label, *_ = self.parse_batch_train(batch)
-        return {"ce": self.supervised(self.model(image), label)}

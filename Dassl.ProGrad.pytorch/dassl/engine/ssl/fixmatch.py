@@ -32,9 +32,8 @@ def pseudo_label_loss(logits, label, counts):
 class FixMatch(Classifies, TrainerXU):
     """Two views of each image: by INPUT.TRANSFORMS (weak) and by STRONG_TRANSFORMS.
 
-    As in Dassl, the labelled images take part in the unlabelled loss too. Keys, and the attributes that hold
-    them: WEIGHT_U of the unlabelled loss (weight_u), CONF_THRE of a pseudo-label (conf_thre); STRONG_TRANSFORMS
-    (names).
+    As in Dassl, the labelled images take part in the unlabelled loss too. Keys: WEIGHT_U of that loss, CONF_THRE
+    of a pseudo-label, STRONG_TRANSFORMS (names); the first two are attributes too.
     """
 
     CONFIG = "FIXMATCH"

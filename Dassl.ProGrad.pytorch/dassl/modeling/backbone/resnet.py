@@ -20,14 +20,10 @@ class _ResNet(Backbone):
             if name != "fc":
                 self.add_module(name, layer)
 
-    def featuremaps(self, x):
-        """(B, 3, H, W) -> (B, D, H / 32, W / 32), rounded up."""
-        for name, layer in self.named_children():
-            x = x if name == "avgpool" else layer(x)
-        return x
-
     def forward(self, x):
-        return self.avgpool(self.featuremaps(x)).flatten(1)
+        for layer in self.children():
+            x = layer(x)
+        return x.flatten(1)
 
     def upgrade_keys(self, state_dict: dict, prefix: str) -> None:
         """Take "network." out of keys, where this backbone once had it."""
