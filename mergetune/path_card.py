@@ -202,7 +202,8 @@ def card_table(own: dict) -> Table:
         k = own["t"].index(float(SOLUTIONS.index(own["solutions"][0]) + i))
         cells = [f"{own[subset][q][k]:.{_digits(q)}f}" for subset in subsets for q in QUANTITIES]
         mean = [f"{harmonic_mean(*(own[subset]['accuracy'][k] for subset in subsets)):.2f}"] if halves else []
-        rows.append([name.replace("_", "-"), *cells, *mean])
+        template = own.get("zero_shot_template") if name == SOLUTIONS[0] else ""
+        rows.append([name.replace("_", "-") + (f" ({template})" if template else ""), *cells, *mean])
     for line, heights in own["barrier"].items():
         cells = [f"{heights[subset][q]:.{_digits(q)}f}" for subset in subsets for q in QUANTITIES]
         rows.append([f"barrier {line.replace('_to_', ' to ').replace('_', '-')}", *cells, *([""] if halves else [])])

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dassl.report.drawing import style
+from dassl.report import curves
+from dassl.report.drawing import new_figure, style, value_ticks
+from dassl.report.fewshot import fewshot
 from dassl.report.figures import all_figures, path_figures
 from dassl.report.paths import families, load_paths
 from dassl.report.planes import load_planes, plane_figures
@@ -204,3 +206,25 @@ def test_a_backend_that_is_not_there_is_no_matter(tmp_path, line):
     code = f"import sys; {line}; import os; assert os.environ['MPLBACKEND'].startswith('module://nothing')"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_labels_of_values_that_lie_close_do_not_overlap():
+    axes = new_figure(6, 4).subplots()
+    value_ticks(axes, [0, 0.01, 0.3, 1.0])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "", "0.3", "1"]
+    value_ticks(axes, [5, 10, 100, 500])
+    assert axes.get_xscale() == "log" and [t.get_text() for t in axes.get_xticklabels()] == ["5", "10", "100", "500"]
+
+
+def test_no_legend_covers_a_line(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save", lambda figure, *_: drawn.append(figure) or [])
+    for shots in (1, 16):
+        for k, trainer in enumerate(("CoOp", "KgCoOp")):
+            write_run(tmp_path / f"{shots}{trainer}", trainer=trainer, protocol="fewshot", subset="all", shots=shots,
+                      accuracy=50 + k + shots)  # fmt: skip
+    curves.fewshot_figure(fewshot(load_results(tmp_path), METHODS), tmp_path)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (legend,), (axes,) = figure.legends, figure.axes
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent()) and axes.get_legend() is None

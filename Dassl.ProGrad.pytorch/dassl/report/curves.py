@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dassl.report.drawing import file_name, new_figure, plain_axes, save, style
+from dassl.report.drawing import file_name, legend, new_figure, plain_axes, save, style, value_ticks, wrapped
 from dassl.report.methods import row_names
 from dassl.report.tables import csv_numbers, to_csv
 
@@ -14,7 +14,7 @@ def fewshot_figure(found, folder):
     """
     count = len(found.datasets)
     over = f"mean over {count} data sets" if count > 1 else found.datasets[0]
-    figure = new_figure(6.4, 4.4, "Accuracy by shots", f"{over}; bars: one standard deviation over seeds")
+    figure = new_figure(8.4, 4.4, "Accuracy by shots", f"{over}; bars: one standard deviation over seeds")
     axes = figure.subplots()
     names = row_names(found.grid.rows)
     trained = [row for row in found.grid.rows if row.trainer != found.methods.zero_shot]
@@ -23,16 +23,18 @@ def fewshot_figure(found, folder):
         points = [(k, s) for k in found.shots if (s := found.average(row, k))]
         lines += [[names[row], k, *csv_numbers(s)] for k, s in points]
         if row not in trained:
-            axes.axhline(points[0][1].mean, color="0.4", lw=1.4, ls=(0, (1, 1)), label=names[row]) if points else None
+            if points:
+                dashes = (0, (1, 1 + found.grid.rows.index(row)))  # several templates
+                axes.axhline(points[0][1].mean, color="0.4", lw=1.4, ls=dashes, label=wrapped(names[row], 28, 3))
             continue
-        _line(axes, points, names[row], style(trained.index(row)))
+        _line(axes, points, wrapped(names[row], 28, 3), style(trained.index(row)))
     if len(trained) and min(found.shots) > 0:
         axes.set_xscale("log", base=2)
     axes.set_xticks(found.shots, [str(k) for k in found.shots])
     axes.minorticks_off()
     axes.set_xlabel("shots a class")
     plain_axes(axes, "accuracy (%)")
-    axes.legend(fontsize=8, frameon=False)
+    legend(figure)
     return save(figure, Path(folder, "fewshot.png"), to_csv(["method", "shots", "mean", "std", "n"], lines))
 
 
@@ -52,17 +54,17 @@ def sweep_figures(found, folder, methods):
 def _sweep_figure(sweep, values, name, folder):
     count = len(sweep.found.datasets)
     over = f"mean over {count} data sets" if count > 1 else sweep.found.datasets[0]
-    figure = new_figure(5.6, 4.0, f"{sweep.name}: {name}", f"{over}; bars: one standard deviation over seeds")
+    figure = new_figure(6.8, 4.0, f"{sweep.name}: {name}", f"{over}; bars: one standard deviation over seeds")
     axes = figure.subplots()
     lines, averages = [], [sweep.average(row) for row in sweep.rows]
     for k, quantity in enumerate(("base", "new", "H of averages")):
         points = [(x, average[quantity]) for x, average in zip(values, averages, strict=True) if average[quantity]]
         _line(axes, points, quantity, style(k))
         lines += [[quantity, f"{x:g}", *csv_numbers(s)] for x, s in points]
-    axes.set_xticks(values, [f"{x:g}" for x in values])
+    value_ticks(axes, values)
     axes.set_xlabel(name)
     plain_axes(axes, "accuracy (%)")
-    axes.legend(fontsize=8, frameon=False)
+    legend(figure)
     file = Path(folder, f"{file_name(f'sweep_{sweep.name}_{name}')}.png")
     return save(figure, file, to_csv(["quantity", name, "mean", "std", "n"], lines))
 

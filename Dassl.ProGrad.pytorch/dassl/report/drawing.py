@@ -5,6 +5,7 @@ Each figure is a PNG at 150 dpi with its numbers beside it as CSV. Colours are O
 matplotlib is imported when a figure is drawn, and never opens a window.
 """
 
+import math
 import re
 import textwrap
 from pathlib import Path
@@ -40,6 +41,7 @@ def new_figure(width, height, title="", caption=""):
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.1)  # inches: a label at the end of an axis is wider than it
     figure.suptitle(wrapped(title, 90, 2), fontsize=12, x=0.01, ha="left")
     caption = "\n".join(wrapped(line, int(14 * width), 4) for line in caption.splitlines())  # 14 letters an inch
     figure.supxlabel(caption, fontsize=8, color="0.35", x=0.01, ha="left")
@@ -53,6 +55,30 @@ def plain_axes(axes, ylabel, title=""):
     axes.grid(axis="y", color="0.92", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend(figure):
+    """The names of all lines, each once, beside the panels: none covers a line."""
+    handles = [axes.get_legend_handles_labels() for axes in figure.axes]
+    by_label = {label: handle for own in handles for handle, label in zip(*own, strict=True)}
+    figure.legend(by_label.values(), by_label, loc="outside right upper", fontsize=8, frameon=False, handlelength=4)
+
+
+def value_ticks(axes, values):
+    """Ticks at the numbers that were tried, by powers where they span many; a label where the last one leaves room."""
+    low, high = min(values), max(values)
+    by_powers = low > 0 and high / low >= 20
+    if by_powers:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    places = [math.log(x) if by_powers else x for x in values]
+    width, labels, end = (max(places) - min(places)) or 1, [], -1.0
+    for place, x in sorted(zip(places, values, strict=True)):
+        text = f"{x:g}"
+        start = (place - min(places)) / width - 0.012 * len(text)  # of the axis, as wide as it is drawn
+        labels.append(text if start > end else "")
+        end = start + 0.024 * len(text) + 0.015 if start > end else end
+    axes.set_xticks(sorted(values), labels)
 
 
 def save(figure, file, numbers):

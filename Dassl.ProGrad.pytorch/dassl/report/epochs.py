@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dassl.report.drawing import AXIS_LABELS, file_name, new_figure, plain_axes, save, style, wrapped
+from dassl.report.drawing import AXIS_LABELS, file_name, legend, new_figure, plain_axes, save, style, wrapped
 from dassl.report.methods import Methods, row_names, row_of, shared_settings, sort_rows, split_changes
 from dassl.report.results import group_by, is_number, newest_each, select
 from dassl.report.stats import summarise, summarise_average
@@ -150,9 +150,7 @@ def epoch_figure(found, folder):
         plain_axes(axes, ylabel, title)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    handles = [axes.get_legend_handles_labels() for axes in figure.axes]
-    by_label = {label: handle for own in handles for handle, label in zip(*own, strict=True)}
-    figure.legend(by_label.values(), by_label, loc="outside right upper", fontsize=8, frameon=False, handlelength=4)
+    legend(figure)
     stem = file_name(f"epochs_{found.protocol}_{found.family}")
     return save(figure, Path(folder, f"{stem}.png"), epoch_numbers(found))
 

@@ -28,10 +28,13 @@ def load_planes(*folders):
     records = []
     for file in find_files(PATH_FILE, *folders):
         try:
-            plane = read_object(file, FORMAT).get("plane")
+            card = read_object(file, FORMAT)
+            plane = card.get("plane")
             if isinstance(plane, dict) and any(subset in plane for subset in SUBSETS):
-                records.append({**read_result(file.with_name(RESULTS_FILE)), "plane": _checked(plane), "file": file})
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                own = card if card.get("space") == plane.get("space") else card.get(plane.get("space"), {})
+                plane = _checked(plane) | {"template": str(own.get("zero_shot_template") or "")}
+                records.append({**read_result(file.with_name(RESULTS_FILE)), "plane": plane, "file": file})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             get_logger().warning(f"Warning: the plane in {file} is left out: {error}")
     return records
 
@@ -66,8 +69,11 @@ def plane_figures(records, folder, methods):
 def plane_figure(plane, title, folder):
     """Contours of the loss on each subset, the solutions marked -> [PNG, CSV]."""
     caption = f"{plane['space']}: orthonormal plane through the three solutions; levels are quantiles of the loss"
+    if plane["template"]:
+        caption += f"; zero-shot: {plane['template']}"
     count = len(plane["subsets"])
-    figure = new_figure(4.6 * count + 0.6, 4.2, title, caption)
+    flat = min(1.5, max(np.ptp(own["y"]) / np.ptp(own["x"]) for own in plane["subsets"].values()))
+    figure = new_figure(4.6 * count + 0.6, 1.5 + 3.2 * flat, title, caption)
     lines = []
     for axes, (subset, own) in zip(np.atleast_1d(figure.subplots(1, count)), plane["subsets"].items(), strict=True):
         levels = np.unique(np.quantile(own["loss"], np.linspace(0, 1, 13)))
@@ -75,10 +81,12 @@ def plane_figure(plane, title, folder):
             levels = np.array([levels[0], levels[0] + 1e-6])
         filled = axes.contourf(own["x"], own["y"], own["loss"], levels=levels, cmap="cividis")
         axes.contour(own["x"], own["y"], own["loss"], levels=levels, colors="0.2", linewidths=0.4)
-        figure.colorbar(filled, ax=axes, format="%.2f", label=AXIS_LABELS["loss"])
+        figure.colorbar(filled, ax=axes, format="%.3g", label=AXIS_LABELS["loss"])
         _mark(axes, own["points"])
         axes.set_title(subset, loc="left", fontsize=11)
         axes.set_aspect("equal")
+        axes.locator_params(nbins=5)
+        axes.ticklabel_format(scilimits=(-2, 4))
         for j, y in enumerate(own["y"]):
             for i, x in enumerate(own["x"]):
                 lines.append([subset, f"{x:.6g}", f"{y:.6g}", *(f"{own[q][j, i]:.6f}" for q in QUANTITIES)])
