@@ -201,6 +201,9 @@ class Manifest(CustomDataset):
         self.places: dict[str, str] = {}
         for where, record in table_records(self.table):
             where = f"{self.table}, {where}"
+            if surplus := record.pop(None, ()):
+                cells = f"{len(record) + len(surplus)} cells for {len(record)} columns"
+                raise UserError(f'{where}: {cells}; a text with a comma is quoted: "a, b"')
             path, kind, part = (text_of(record, key, where) for key in COLUMNS)
             if not path or not kind:
                 raise UserError(f"{where}: expected a path and a label, got {brief(record)}")
@@ -245,9 +248,12 @@ def same_content(train: list[Datum], test: list[Datum]) -> list[tuple[str, str]]
     """(training image, test image) of the same bytes. Only files of one size are read, and of large sets none."""
     if len(train) + len(test) > MOST_COMPARED:
         return []
-    sizes = {item.file: os.path.getsize(item.file) for item in (*train, *test)}
-    both = {sizes[item.file] for item in train} & {sizes[item.file] for item in test}
-    digests = {file: sha256_file(file) for file, size in sizes.items() if size in both}
+    try:
+        sizes = {item.file: os.path.getsize(item.file) for item in (*train, *test)}
+        both = {sizes[item.file] for item in train} & {sizes[item.file] for item in test}
+        digests = {file: sha256_file(file) for file, size in sizes.items() if size in both}
+    except OSError:  # of an image that cannot be read, which is said when it is opened
+        return []
     trained = {digests[item.file]: item.impath for item in train if item.file in digests}
     pairs = [(trained.get(digests.get(item.file, "")), item.impath) for item in test]
     return [(one, other) for one, other in pairs if one not in (None, other)]
@@ -264,7 +270,6 @@ def table_records(path: str) -> Iterable[tuple[str, dict]]:
         reader = csv.DictReader(io.StringIO(read_text(path), newline=""), skipinitialspace=True)
         columns = reader.fieldnames or []
         records = [(f"line {reader.line_num}", record) for record in reader]
-        surplus = next(((where, record) for where, record in records if None in record), None)
     except csv.Error as error:
         raise UserError(f"{path} is no CSV file: {error}") from error
     missing = [key for key in COLUMNS[:2] if key not in columns]
@@ -274,9 +279,6 @@ def table_records(path: str) -> Iterable[tuple[str, dict]]:
         )
     if len(set(columns)) < len(columns):
         raise UserError(f"{path}: its first line names a column twice: {', '.join(columns)}")
-    if surplus:
-        cells = len(columns) + len(surplus[1][None])
-        raise UserError(f'{path}, {surplus[0]}: {cells} cells for {len(columns)} columns; a text is quoted so: "a, b"')
     return records
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dassl.data import build_data_loader, subsample_classes
-from dassl.data.datasets import DatasetBase, Datum, check_items
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset, check_items
 from dassl.utils import UserError
 from mergetune.frozen import FrozenClipTrainer
 from tests.fixtures.image_folders import config, write_image
@@ -84,6 +84,13 @@ def test_what_data_sets_written_for_dassl_have():
     new = subsample_classes(test, subset="new")  # trained on all classes, tested on the new ones, from 0 on
     assert [item.label for item in new] == [0, 0]
     assert DatasetBase(train_x=train, val=test, test=new).classnames == list(NAMES)
+
+
+def test_a_class_of_another_base_is_looked_at_too(monkeypatch):
+    lists = SimpleNamespace(train_x=items([(1, "cat")]), val=None, test=items([(1, "cat")]))
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "Foreign", lambda cfg: lists)
+    with pytest.raises(UserError, match="Foreign: train_x: label 1, .*label 0 has no training images"):
+        build_dataset(config("", "Foreign"))
 
 
 def test_prompts_need_names():

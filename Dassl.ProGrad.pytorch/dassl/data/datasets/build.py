@@ -3,6 +3,8 @@
 from dassl.config import complete
 from dassl.utils import Registry, check_availability, get_logger
 
+from .base_dataset import DatasetBase, check_items
+
 DATASET_REGISTRY = Registry("DATASET")
 DATASET_REGISTRY.__doc__ = """Data sets by class name, for cfg.DATASET.NAME.
 
@@ -19,4 +21,8 @@ def build_dataset(cfg):
     check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
     if cfg.VERBOSE:
         get_logger().info(f"Loading dataset: {cfg.DATASET.NAME}")
-    return DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
+    if not isinstance(dataset, DatasetBase):  # which looks at its lists itself
+        parts = {part: getattr(dataset, part, None) for part in ("train_x", "train_u", "val", "test")}
+        check_items(cfg.DATASET.NAME, **parts)
+    return dataset
