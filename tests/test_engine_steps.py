@@ -190,7 +190,8 @@ def test_abstract_methods_say_so(root, tmp_path):
 
     class Nothing(TrainerX):
         def build_model(self):
-            self.register_model("m", nn.Linear(1, 1))
+            model = nn.Linear(1, 1)
+            self.register_model("m", model, torch.optim.SGD(model.parameters(), lr=0.1))
 
     with pytest.raises(NotImplementedError, match="neither losses"):
         Nothing(style_config(root, tmp_path, "Nothing")).train()
