@@ -15,7 +15,8 @@ from yacs.config import CfgNode as CN
 
 from dassl.clip import text_classifier
 from dassl.config import Key
-from dassl.engine.results import check_classes
+from dassl.engine.results import check_classes, with_changes
+from dassl.report.methods import split_changes
 from dassl.utils import UserError, get_logger
 from mergetune import stage1
 from mergetune.lmc import (
@@ -193,4 +194,11 @@ class Continued:
         own = self.cfg.TRAINER.LMC
         keys = ("SPACE", "DISTANCE", "LAMBDA", "TAU", "NUM_SAMPLES", "GRID", "PATH_TO")
         lmc = {key: own[key] for key in keys} | {"BETA": own.BETA if own.ENABLED else 0.0}
-        return super().facts() | {"lmc": lmc, "zero_shot_template": self.zero_shot_prompt(own.SPACE)}
+        facts = {"lmc": lmc, "zero_shot_template": self.zero_shot_prompt(own.SPACE)}
+        return super().facts() | facts | {"preset": with_changes(self.cfg.PRESET, self.stage1_changes())}
+
+    def stage1_changes(self) -> list[str]:
+        """What the stage-1 run changed in its recipe, and this one did not in its own."""
+        theirs = stage1.run_fact(self.stage1_file, "preset", str) if self.cfg.RESUME_COOP else ""
+        ours = split_changes(self.cfg.PRESET)[1]
+        return [f"stage 1's {key}" for key in split_changes(theirs)[1] if key not in ours]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from dassl.clip import ClipBackbone, text_classifier
 from dassl.config import Key
 from dassl.engine.precision import precision_key
-from dassl.engine.results import CLASSES
+from dassl.engine.results import check_classes, run_classes
 from dassl.metrics import compute_accuracy
-from dassl.utils import UserError, read_json
+from dassl.utils import UserError
 from mergetune.frozen import FrozenClipTrainer
 from mergetune.templates import LISTS, OWN, described, templates
 
@@ -125,8 +125,9 @@ class HeadTrainer(FrozenClipTrainer):
 
     def fit_classes(self, path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict with the head's rows of this run's classes, in their order."""
-        names = Path(path).absolute().parents[:2][-1] / CLASSES
-        theirs = read_json(names).get("classnames") if names.is_file() else None
+        theirs = run_classes(path)
+        if not theirs:
+            check_classes(path, self.classnames)
         if not theirs or theirs == self.classnames or len(state.get(self.head_key, ())) != len(theirs):
             return state
         return state | {self.head_key: state[self.head_key][rows_for(theirs, self.classnames, path)]}

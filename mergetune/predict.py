@@ -111,10 +111,10 @@ class Predictor:
         import torch
 
         from dassl.data.transforms import build_transform
-        from dassl.engine.results import run_folders
+        from dassl.engine.results import run_file
 
         weights = Path(run)
-        run = next((f for f in run_folders(weights) if (f / "config.yaml").is_file()), weights)
+        run = (run_file(weights, "config.yaml") or weights / "config.yaml").parent
         cfg, cls = read_cfg(run)
         data = read_classes(run, classes)
         with torch.random.fork_rng():  # initial weights are drawn, and then loaded

@@ -199,3 +199,9 @@ def test_init_weights_that_cannot_be_used_are_refused_before_training(run, stage
     keys = {"MODEL__INIT_WEIGHTS": stage1 / "prompt_learner" / "model.pth.tar-3"} | keys
     with pytest.raises(UserError, match=message):
         built(run, trainer, **keys)
+
+
+def test_what_stage_1_changed_is_marked_on_what_continues_it(run, stage1):
+    folder = run("CoOp_LMC", "stage2", "--resume-coop", stage1, config="CoOp_LMC/paper", epochs=50, TEST__NO_TEST=True)
+    trained = results(folder)
+    assert trained["preset"] == "paper, changed: stage 1's OPTIM.MAX_EPOCH"

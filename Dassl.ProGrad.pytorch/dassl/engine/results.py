@@ -87,39 +87,42 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
     return results
 
 
-def run_folders(place):
-    """The folders that may be the run of a checkpoint, of its model folder, or of a run folder, innermost first."""
+def run_file(place, name):
+    """A file of the run that a checkpoint, its model folder or a run folder belongs to -> Path, None without one."""
     place = Path(place).absolute()
     levels = 2 if not place.is_dir() else 1 if any(place.glob("model*.pth.tar*")) else 0
-    return [place, *place.parents[:levels]]
+    return next((file for folder in [place, *place.parents[:levels]] if (file := folder / name).is_file()), None)
 
 
 def run_facts(place):
-    """What results.json, or merge.json, says of the run that `place` belongs to; empty where there is neither."""
-    for folder in run_folders(place):
-        files = [folder / name for name in (MERGE, FILE) if (folder / name).is_file()]
-        if files:
-            found = [facts for facts in map(read_json, files) if isinstance(facts, dict)]
-            return {name: value for facts in found for name, value in facts.items()}
-    return {}
+    """What merge.json and results.json of the run at `place` (see `run_file`) say; empty where there is neither."""
+    found = [read_json(file) for name in (MERGE, FILE) if (file := run_file(place, name))]
+    return {name: value for facts in found if isinstance(facts, dict) for name, value in facts.items()}
+
+
+def run_classes(place):
+    """The class names of the run at `place` (see `run_file`), by label; None where classes.json does not say."""
+    file = run_file(place, CLASSES)
+    facts = read_json(file) if file else None
+    names = facts.get("classnames") if isinstance(facts, dict) else None
+    return names if names and isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def trained_facts(place, trainer, by=""):
     """Fields of results.json that describe the trained model at `place`, as its own folder says; an evaluation's.
 
-    by: the trainer that is expected to have trained it, default the one that evaluates it; another is marked behind
-    the preset, and so is a key of `trainer.held_keys` that differs from the model's own config. What nobody knows is
-    None, and said: nothing comes from the command line that evaluates.
+    Nothing comes from the command line that evaluates: what nobody knows is None, and said. Behind the preset stands
+    another trainer than `by` (default: the one that evaluates), and each of its `held_keys` that is not as it was.
     """
-    facts, by = run_facts(place), by or trainer.cfg.TRAINER.NAME
-    file = next((path for folder in run_folders(place) if (path := folder / "config.yaml").is_file()), None)
-    config = {} if file is None else dict(leaves(read_yaml(file)))
-    ours = dict(leaves(trainer.cfg))
+    facts, file, ours = run_facts(place), run_file(place, "config.yaml"), dict(leaves(trainer.cfg))
+    config = dict(leaves(read_yaml(file))) if file else {}
     changes = [key for key in getattr(trainer, "held_keys", ()) if config.get(key, ours[key]) != ours[key]]
     if facts:
         names = _OF_MODEL + (("templates",) if getattr(trainer, "learns_prompts", False) else ())
-        known = {name: facts[name] for name in names if name in facts} | facts.get("row", {})
-        changes += [f"trained by {facts['trainer']}"] if facts.get("trainer", by) != by else []
+        row = facts.get("row") if isinstance(facts.get("row"), dict) else {}
+        known = {name: facts[name] for name in names if name in facts} | row
+        if facts.get("trainer") not in (None, by or trainer.cfg.TRAINER.NAME):
+            changes.append(f"trained by {facts['trainer']}")
     else:
         known = {name: config[key] for name, key in _IN_CONFIG.items() if key in config}
         changes += ["unfinished"] if known else []
@@ -128,7 +131,7 @@ def trained_facts(place, trainer, by=""):
     known = _UNKNOWN | known
     if not isinstance(known.get("seed"), int) or known["seed"] < 0:
         known.pop("seed", None)
-    return known | {"preset": with_changes(known["preset"] or "", changes)}
+    return known | {"preset": with_changes(str(known["preset"] or ""), changes)}
 
 
 def classes_fact(classnames):
@@ -142,12 +145,13 @@ def check_classes(place, classnames, reason=""):
 
     reason: why the model knows no others; then it is said where nobody knows.
     """
-    file = next((path for folder in run_folders(place) if (path := folder / CLASSES).is_file()), None)
-    names = None if file is None else read_json(file).get("classnames")
+    names = run_classes(place)
     theirs, ours = classes_fact(names) if names else run_facts(place).get("classes"), classes_fact(classnames)
-    if not theirs and reason:
-        get_logger().info(f"{place} does not say what its classes are called, only their number is compared: {reason}")
-    if theirs and theirs["digest"] != ours["digest"]:
+    if not isinstance(theirs, dict) or theirs.keys() < ours.keys():
+        if reason:
+            log = get_logger().info
+            log(f"{place} does not say what its classes are called, only their number is compared: {reason}")
+    elif theirs["digest"] != ours["digest"]:
         raise UserError(
             f"{place} was trained on {theirs['count']} classes ({theirs['first']} .. {theirs['last']}), "
             f"this run has {ours['count']} ({ours['first']} .. {ours['last']})" + (reason and f": {reason}")
