@@ -1,5 +1,6 @@
 """Transform pipelines: order, every name, errors, and the text that describes them."""
 
+import pickle
 import random
 
 import numpy as np
@@ -229,7 +230,7 @@ def test_keys_of_randaugment_reach_it():
     steps = build_transform(cfg, choices=["randaugment", "randaugment2", "randaugment_fixmatch"]).transforms[1:4]
     assert [type(step).__name__ for step in steps] == ["RandAugment", "RandAugmentFixMatch", "RandAugment2"]
     assert [step.n for step in steps] == [3, 3, 3] and steps[0].m == 7
-    assert repr(steps[0]) == "RandAugment(n=3, m=7)"
+    assert repr(pickle.loads(pickle.dumps(steps[0]))) == "RandAugment(n=3, m=7)"  # as a worker that is spawned gets it
     cfg.INPUT.RANDAUGMENT_M = 31
     with pytest.raises(UserError, match="RANDAUGMENT_M is 31"):
         build_transform(cfg, choices=["randaugment"])
