@@ -217,6 +217,7 @@ def run_config(args: argparse.Namespace, cfg, recipe, argv: list[str]) -> dict:
             load_epoch=None if merged else args.load_epoch,
             no_train=args.no_train,
             overwrite=args.overwrite,
+            recipe=recipe,
             command=shlex.join(["python", "train.py", *argv]),
         )
 

@@ -7,6 +7,7 @@
 #   bash train.sh --protocol NAME           cross, dg, fewshot, or robust (pairs: LinearProbe, FineTune)
 #   bash train.sh --data DIR DATASET [SEED...]     public data below DIR, OpenAI weights (a GPU is advised)
 #   bash train.sh ... --check               a minute: looks at the data and says what all of it will take
+#   DRY_RUN=1 bash train.sh ...             prints the command lines that it stands for
 #   python scripts/flow.py configs/tables/NAME.yaml      a table of the paper, on many processes, GPUs or machines
 #   python scripts/sweep.py configs/sweeps/NAME.yaml     the paper's ablations and its table of backbones
 #

@@ -26,6 +26,7 @@ from condu.voting import Vote, similarity, vote
 from dassl.clip import cosine_logits
 from dassl.utils import UserError, check_availability, get_logger
 from dassl.utils.distributed import all_reduce
+from dassl.utils.progress import progress
 
 __all__ = [
     "Cell",
@@ -179,7 +180,7 @@ class Evaluator:
                 raise UserError(f"session {i} has learned {snapshot.tasks}, the test sets are of {names[: i + 1]}")
         if len(snapshots) != len(tests):
             raise UserError(f"{len(snapshots)} sessions and {len(tests)} test sets, expected as many of each")
-        columns = [self._column(snapshots, test, rules, agnostic, log) for test in tests]
+        columns = [self._column(snapshots, test, rules, agnostic, log) for test in progress(tests, "evaluating")]
         return Sweep(names, list(rules), [list(row) for row in zip(*columns, strict=True)])
 
     def matrix(self, snapshots, tests, rules, agnostic=False):
@@ -193,7 +194,7 @@ class Evaluator:
         Equal members are run once a test set, whose pictures are decoded once.
         """
         columns = []
-        for test, column in zip(tests, zip(*rows, strict=True), strict=True):
+        for test, column in zip(progress(tests, "evaluating"), zip(*rows, strict=True), strict=True):
             jobs = {member.key: _Job([member], own=0) for member in column}
             cells = dict(zip(jobs, self._cells(test, list(jobs.values())), strict=True))
             columns.append([cells[member.key].known for member in column])
@@ -222,7 +223,8 @@ class Evaluator:
             of = {"target": None, "union": job.snapshot}
             job.spaces = {labels: LabelSpace(test, of[labels], self.device) for labels in job.labels}
         share = test.share(self.chunk)
-        for number, (pixels, labels) in enumerate(test.chunks(self.chunk, self.device, share)):
+        chunks = progress(test.chunks(self.chunk, self.device, share), test.name, total=-(-len(test) // self.chunk))
+        for number, (pixels, labels) in enumerate(chunks):
             pretrained = functools.partial(self._pretrained, test, number, pixels)
             for job in jobs:
                 self._count_chunk(job, pixels, labels, pretrained)

@@ -15,20 +15,24 @@ from dassl.utils import UserError, load_tensors, read_facts, save_tensors
 
 FORMAT = 1
 SUFFIX = ".safetensors"
+NO_FILE_NAME = re.compile(r"[^\w .+&,()-]|^\.")
 DELTA = "delta."  # before the names of its tensors
 
 
 class ExpertStore:
-    """A folder with a file <task>.safetensors for each expert: delta, prototypes (C, D) and facts."""
+    """A folder with a file <task>.safetensors for each expert: delta, prototypes (C, D) and facts.
+
+    What cannot stand in a file's name is percent-encoded.
+    """
 
     def __init__(self, folder):
         self.folder = Path(folder)
 
     def path(self, task: str) -> Path:
-        """The task's file. Raises UserError for a name that is no file name."""
-        if not re.fullmatch(r"\w[\w.+-]*", task):
-            raise UserError(f"Task name {task!r} cannot name a file: expected letters, digits, _ . + -")
-        return self.folder / f"{task}{SUFFIX}"
+        """The task's file. Raises UserError for a task without a name."""
+        if not task.strip():
+            raise UserError("A task has no name (DATASET.CUSTOM.TASK)")
+        return self.folder / (NO_FILE_NAME.sub(_percent, task) + SUFFIX)
 
     def save(self, task: str, delta: Mapping[str, Tensor], prototypes: Tensor, facts: Mapping) -> None:
         """Write an expert, whole or not at all; an earlier one of the task is replaced. Raises WriteFailed."""
@@ -61,14 +65,22 @@ class ExpertStore:
 
     def names(self) -> list[str]:
         """Tasks that have an expert here, sorted; files that are none are passed over."""
-        return sorted(path.stem for path in self.folder.glob(f"*{SUFFIX}") if _holds_expert(path))
+        named = ((path, _task_of(path)) for path in self.folder.glob(f"*{SUFFIX}"))
+        return sorted(task for path, task in named if task and self.path(task) == path)
 
 
-def _holds_expert(path: Path) -> bool:
+def _percent(found: re.Match) -> str:
+    return "".join(f"%{byte:02X}" for byte in found[0].encode())
+
+
+def _task_of(path: Path) -> str:
+    """Whose expert a file is, "" if it is none."""
     try:
-        return _is_expert(read_facts(path), path.stem)
+        header = read_facts(path)
     except UserError:
-        return False
+        return ""
+    task = header.get("task")
+    return task if isinstance(task, str) and _is_expert(header, task) else ""
 
 
 def _is_expert(header: Mapping, task: str) -> bool:

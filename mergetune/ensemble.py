@@ -30,6 +30,7 @@ from dassl.utils import (
     get_logger,
     write_json,
 )
+from dassl.utils.progress import progress
 from dassl.utils.torchrun import one_process
 from mergetune.merging import wise_ft
 
@@ -100,7 +101,7 @@ def logits_at(trainer, split: str, weights: Mapping[str, Tensor]) -> tuple[Tenso
     with torch.no_grad(), at(trainer.model, weights), trainer.classifier_held():
         pairs = [
             (trainer.model_inference(images).float(), labels)
-            for images, labels in map(trainer.parse_batch_test, loader)
+            for images, labels in map(trainer.parse_batch_test, progress(loader, "logits"))
         ]
     return torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs])
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dassl.utils import ArgumentParser, RunLock, UserError, errors_in_one_line, get_logger, write_json
+from dassl.utils.progress import progress
 from dassl.utils.torchrun import one_process
 from mergetune.merging import FILE, METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method, merge
 
@@ -100,7 +101,7 @@ def search(method: str, family: Family, choices: Sequence[dict], keep: Sequence[
     Each entry of what was tried is a choice with its accuracy in percent as `val`; a single choice is not tried.
     """
     best, tried = None, []
-    for choice in choices:
+    for choice in progress(choices, "trying merges"):
         state = merge(method, family.states, family.base, keep=keep, **choice)
         score = family.validate(state) if len(choices) > 1 else None
         if score is not None:

@@ -26,6 +26,7 @@ from dassl.report.paths import PATH_FILE as FILE
 from dassl.report.stats import barrier, harmonic_mean
 from dassl.report.tables import Table
 from dassl.utils import ArgumentParser, UserError, get_logger, read_json, write_json
+from dassl.utils.progress import progress
 from dassl.utils.torchrun import one_process
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"
     chosen = torch.zeros(total, dtype=torch.bool)
     chosen[torch.arange(wanted) * total // max(wanted, 1)] = True
     batches, seen = [], 0
-    for batch in trainer.test_loader:
+    for batch in progress(trainer.test_loader, "reading images"):
         pixels, labels = trainer.parse_batch_test(batch)
         keep = chosen[seen : seen + len(labels)].to(labels.device)
         seen += len(labels)

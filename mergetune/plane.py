@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
+from dassl.utils.progress import progress
 from mergetune.lmc import Solution
 from mergetune.scoring import Batches, score
 
@@ -78,7 +79,7 @@ def add_plane(card: dict, subset: str, trainer, solutions: dict, batches: Batche
     xs, ys = axes(places)
     origin = solutions[order[0]]
     own: dict = {"x": xs, "y": ys, "loss": [], "accuracy": [], "points": {}}
-    for y in ys:
+    for y in progress(ys, "rows of the plane"):
         row = score_row(trainer, space, combine(origin, v, y), u, xs, batches)
         own["loss"].append(row["loss"])
         own["accuracy"].append(row["accuracy"])

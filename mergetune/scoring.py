@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dassl.utils.progress import progress
+
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -16,7 +18,7 @@ def score(trainer, space: str, start, end, points: Tensor, batches: Batches) -> 
     correct = torch.zeros(len(points), dtype=torch.float64)
     # the model runs once for each point in the space of weights, so there one after another costs nothing
     parts = [points] if space == "features" else list(points[:, None])
-    for images, labels in batches:
+    for images, labels in progress(batches, "scoring"):
         found = [trainer.path_logits(space, start, end, part, images).float() for part in parts]
         for k, logits in enumerate(torch.cat(found)):  # (B, C)
             loss[k] += F.cross_entropy(logits, labels, reduction="sum").item()

@@ -7,5 +7,6 @@
 # check ends with 0 (all well), 1 (problems) or 2 (nothing found). Default root: $DATA, else data/ in the clone.
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 . "$root/scripts/python.sh"
+[ "${DRY_RUN:-}" = 1 ] && { echo python -m datasets "$@"; exit; }
 # by path, for the caller's folder may have a package of this name
 PYTHONPATH="$root:$root/Dassl.ProGrad.pytorch${PYTHONPATH:+:$PYTHONPATH}" exec "$python" "$root/datasets/__main__.py" "$@"

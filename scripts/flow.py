@@ -159,7 +159,7 @@ def main(words: list[str]) -> int:
     own = words[: words.index("--")] if "--" in words else words
     grid = grid_of(args, cells, from_anywhere(own, args))
     os.chdir(ROOT)
-    if args.dry_run or args.check:
+    if args.dry_run or args.check or os.environ.get("DRY_RUN") == "1":
         status(grid, cells, workers_of(args))
         return check_job(plan, args, workers_of(args)) if args.check else 0
     return run(args, grid, more)

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 
 from scripts.commands import COMMANDS, run_folder
 from scripts.commands.base2new import METHODS, TESTS
-from scripts.commands.command import ROOT, Arguments, recipe, yaml_values
+from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
 from scripts.commands.condu import TRAINING
 from scripts.commands.robust import shifts
+from scripts.run import builds_on
 
 SHOTS = ("1", "2", "4", "8", "16")
 PUBLIC = (
@@ -215,7 +216,8 @@ def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[st
     given = {"CFG": f"toy_{tuning.lower()}" if order.startswith("toy") else TRAINING[script]}
     given |= {"ORDER": order, "SEED": str(seed)}
     names = [f"condu/{name}" for name in (script, f"eval_MTIL_{tuning}", f"eval_agnostic_MTIL_{tuning}")]
-    return [step(name, COMMANDS[name].from_environment() | given, pairs=tuple(pairs)) for name in names]
+    pairs = tuple(checked_pairs(list(pairs)))
+    return [step(name, COMMANDS[name].from_environment() | given, pairs=pairs) for name in names]
 
 
 def on_targets(cell: Arguments, names: Iterable[str]) -> Iterator[Arguments]:
@@ -264,4 +266,29 @@ def cell_steps(
         steps = robust(name, cell, presets)
     else:
         steps = transfer(PAIRS[name].only(presets), cell, protocol)
-    return [replace(each, pairs=tuple(pairs) * (not COMMANDS[each.command].module)) for each in steps]
+    return with_keys(steps, pairs)
+
+
+def with_keys(steps: Iterable[Step], words: Iterable[str]) -> list[Step]:
+    """Steps with these KEY VALUE words for every run; their folders say the keys that folders name.
+
+    UserError: a key that a script or the protocol says itself.
+    """
+    from dassl.utils import UserError
+
+    steps, pairs = list(steps), checked_pairs(list(words))
+    found = [_with_keys(step, pairs) for step in steps]
+    if len({step.folder for step in found}) < len({step.folder for step in steps}):
+        keys = ", ".join(pairs[::2])
+        raise UserError(f"{keys}: the runs of this protocol differ in it; leave it out, or choose another protocol")
+    return found
+
+
+def _with_keys(step: Step, pairs: list[str]) -> Step:
+    command, arguments = COMMANDS[step.command], dict(step.arguments)
+    computed = {key for key, value in command.defaults.items() if callable(value)}
+    usual = command.complete({key: value for key, value in arguments.items() if key not in computed})
+    given = {key: value for key, value in arguments.items() if key not in computed or usual[key] != value}
+    given, rest = follow(command, dict(given), pairs, builds_on(command, arguments), fixed=())
+    own = step.pairs + tuple(rest) * (not command.module)
+    return replace(step, arguments=command.complete(given), pairs=own)

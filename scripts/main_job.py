@@ -5,14 +5,16 @@
     bash train.sh --data DIR caltech101 1 2 3       public data and OpenAI weights
 
 Cells (see `workers.py`) are data sets and seeds; in the protocols with a source, sources and seeds. What is finished
-is skipped; what was killed continues.
+is skipped; what was killed continues. DRY_RUN=1 prints the command lines and runs nothing.
 """
 
 import argparse
 import importlib.metadata
 import os
+import shlex
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +26,7 @@ from scripts.commands import folder  # noqa: E402
 from scripts.jobs import PROTOCOLS, Step, cell_steps, sources  # noqa: E402
 from scripts.run import unknown_reader  # noqa: E402
 from scripts.workers import run_cells  # noqa: E402
+from scripts.workflow.grid import step_lines  # noqa: E402
 
 
 def report() -> None:
@@ -128,6 +131,9 @@ def run_job(args, plan, after=report) -> int:
         os.environ["DATA"] = os.path.abspath(args.data)
     os.chdir(ROOT)
     cells = plan(args)
+    if os.environ.get("DRY_RUN") == "1":
+        print(*plan_lines(cells), sep="\n")
+        return 0
     check_readers([step for cell in cells for step in cell])
     workers = args.workers or (1 if args.data else 2)
     if args.check:
@@ -137,6 +143,14 @@ def run_job(args, plan, after=report) -> int:
     left = report_if_any(cells, after)
     print(f"{time.time() - started:.0f} s for {len(cells)} cells" + (f", {len(failures)} failed" if failures else ""))
     return 1 if failures or left else 0
+
+
+def plan_lines(cells: list[list[Step]]) -> Iterator[str]:
+    """The command lines that do the same, as a shell takes them."""
+    yield from (f"export {name}={shlex.quote(folder(name, ''))}" for name in ("DATA", "OUTPUT") if os.environ.get(name))
+    for step in (step for cell in cells for step in cell):
+        for line in step_lines(step, "python", ""):
+            yield f"# finished: {line}" if step.finished else line
 
 
 def report_if_any(cells, after) -> int:
@@ -155,4 +169,7 @@ if __name__ == "__main__":
     from dassl.utils import errors_in_one_line
 
     with errors_in_one_line():
-        sys.exit(main())
+        try:
+            sys.exit(main())
+        except ModuleNotFoundError as error:
+            sys.exit(f"error: no module {error.name} in {sys.executable}: pip install -r requirements.txt first")

@@ -8,6 +8,7 @@
 # package index.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd -P)
+[ "${DRY_RUN:-}" = 1 ] && { echo python -m nox -f scripts/noxfile.py "$@"; exit; }
 . "$root/scripts/python.sh"
 "$python" -c 'import nox' 2> /dev/null || { echo "error: nox is not installed: $python -m pip install nox" >&2; exit 1; }
 if command -v pyenv > /dev/null; then

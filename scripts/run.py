@@ -13,6 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,11 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
-from dassl.utils import expand_user, split_pairs  # noqa: E402
+from dassl.utils import expand_user  # noqa: E402
 from scripts.commands import COMMANDS, Command, folder, run_folder  # noqa: E402
-from scripts.commands.command import CARRIED, Arguments  # noqa: E402
+from scripts.commands.command import CARRIED, STAGE1, Arguments, checked_pairs, follow, of_stage1  # noqa: E402
 
-STAGE1 = "STAGE1_"  # prefix of an argument that is stage 1's
 NUMBERS = ("SEED", "SHOTS", "LOADEP", "N", "GPUS")
 STREAM = "trained stream"
 PLACES = ("OUTPUT", "SWEEP")  # arguments of every command: where its folder lies
@@ -60,11 +60,9 @@ def parse(name: str, words: list[str]) -> tuple[list[Arguments], list[str]]:
     """The arguments by name, once for each seed that the script runs, and the KEY VALUE pairs behind `--`."""
     command = COMMANDS[name]
     cut = words.index("--") if "--" in words else len(words)
-    given, pairs = [word for word in words[:cut] if word not in command.flags], split_pairs(words[cut + 1 :])
+    given, pairs = [word for word in words[:cut] if word not in command.flags], words[cut + 1 :]
     flags = [word for word in words[:cut] if word in command.flags]
     by_name = {} if command.free else dict(word.split("=", 1) for word in given if NAMED.match(word))
-    if wrong := by_name.keys() - known_arguments(command):
-        raise usage(name, f"no argument {', '.join(sorted(wrong))}; known: {', '.join(known_arguments(command))}")
     given = [word for word in given if command.free or not NAMED.match(word)]
     if command.free:
         form, given = ("WORDS",), [shlex.join(given)]
@@ -72,9 +70,17 @@ def parse(name: str, words: list[str]) -> tuple[list[Arguments], list[str]]:
         form = next((form for form in (command.arguments, *command.forms) if len(form) == len(given)), None)
     if form is None:
         raise usage(name, f"{len(given)} arguments" if given else "")
-    if len(pairs) % 2:
-        raise usage(name, f"{pairs[-1]} has no value")
-    named = command.from_environment() | by_name | dict(zip(form, given, strict=True))
+    named = by_name | dict(zip(form, given, strict=True))
+    known = known_arguments(command, named)
+    if wrong := by_name.keys() - known:
+        raise usage(name, f"no argument {', '.join(sorted(wrong))}; known: {', '.join(known)}")
+    in_sweep = "SWEEP" in named  # whose folder names its keys
+    try:
+        pairs = checked_pairs(pairs, ("TRAINER.MODAL",) if in_sweep else ())
+        named, pairs = (named, pairs) if in_sweep else follow(command, named, pairs, builds_on(command, named), named)
+    except ValueError as error:
+        raise usage(name, str(error)) from None
+    named = command.from_environment() | named
     named |= {"FLAGS": " ".join(flags)} if flags else {}
     named |= {key: os.path.abspath(expand_user(named[key])) for key in command.folders if key in named}
     seeds = [{}] if "SEED" in named else [{"SEED": seed} for seed in command.seeds_to_run()]
@@ -120,13 +126,18 @@ def unknown_order(order: str | None) -> str:
     return ""
 
 
-def known_arguments(command: Command) -> list[str]:
+def known_arguments(command: Command, arguments: Arguments) -> list[str]:
     """The arguments of a command by name: of all its forms, with a default or from the environment; STAGE1_X: X of
     the stage 1 that it continues."""
     every = [*command.arguments, *sum(command.forms, ()), *command.defaults, *command.environment, *PLACES]
-    if command.stage1:
-        every += [STAGE1 + key for key in COMMANDS[command.stage1].defaults]
+    every += [STAGE1 + key for before in builds_on(command, arguments) for key in before.defaults]
     return [*dict.fromkeys(["SEED", *every])]
+
+
+def builds_on(command: Command, arguments: Arguments) -> list[Command]:
+    """The commands whose runs it continues, learns from or merges."""
+    merged = command.evaluates.format_map(defaultdict(str, arguments)) if command.module else ""
+    return [COMMANDS[name] for name in (command.stage1, command.teacher, merged) if name in COMMANDS]
 
 
 def script_line(name: str, arguments: Arguments, pairs: Sequence[str] = ()) -> str:
@@ -137,7 +148,7 @@ def script_line(name: str, arguments: Arguments, pairs: Sequence[str] = ()) -> s
     named = [
         f"{key}={value}"
         for key, value in arguments.items()
-        if key in known_arguments(command) and usual.get(key) != value
+        if key in known_arguments(command, arguments) and usual.get(key) != value
     ]
     tail = ["--", *pairs] if pairs else []
     return shlex.join(["bash", f"scripts/{name}.sh", *placed.values(), *named, *tail])
@@ -149,8 +160,7 @@ def first_arguments(name: str, arguments: Arguments) -> Arguments:
     own = {key: arguments[key] for key in CARRIED if key in arguments}
     if "SHOTS" not in first.arguments:
         own.pop("SHOTS", None)
-    own |= {key.removeprefix(STAGE1): value for key, value in arguments.items() if key.startswith(STAGE1)}
-    return first.complete(own)
+    return first.complete(own | of_stage1(arguments))
 
 
 def stage1_folder(command: Command, arguments: Arguments) -> str:
@@ -176,7 +186,8 @@ def module_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
     """Arguments of a command that is no train.py line."""
     command = COMMANDS[name]
     out = str(run_folder(command, arguments))
-    return [*command.words(arguments), "--root", folder("DATA", "data"), "--out", out, *pairs]
+    where, words = ["--root", folder("DATA", "data"), "--out", out], command.words(arguments)
+    return [*where, *words, *pairs] if command.free else [*words, *where, *pairs]  # what the user types comes last
 
 
 def train_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
@@ -221,7 +232,8 @@ def needs(name: str, arguments: Arguments) -> list[tuple[str, str, str, Argument
         found.append(("teacher", arguments["TEACHER_DIR"], command.teacher, own))
     if command.evaluates:
         trained = command.evaluates.format(**arguments)
-        own = COMMANDS[trained].complete(trained_arguments(arguments))
+        own = trained_arguments(arguments) | (of_stage1(arguments) if command.module else {})
+        own = COMMANDS[trained].complete(own)
         found.append(("trained model", str(run_folder(COMMANDS[trained], own)), trained, own))
     if command.follows:
         trained = command.follows(arguments)

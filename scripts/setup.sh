@@ -1,9 +1,9 @@
 # Sourced by train.sh and tests/run.sh with the clone in $root: leaves $python, with the requirements in it.
 # Uses the active virtual environment if there is one, else makes .venv in the clone. A file already installed
 # from this clone, unchanged since, is not installed again.
-# Is help all that is asked for? Then $python is what there is: help needs no packages.
+# Is help, or the plan of a dry run, all that is asked for? Then $python is what there is: nothing is installed.
 asks_help() { # the script's arguments
-    case " $* " in *" --help "* | *" -h "*) . "$root/scripts/python.sh" ;; *) return 1 ;; esac
+    case "${DRY_RUN:-} $* " in "1 "* | *" --help "* | *" -h "*) . "$root/scripts/python.sh" ;; *) return 1 ;; esac
 }
 setup() { # requirement files, below $root
     venv=${VIRTUAL_ENV:-$root/.venv}

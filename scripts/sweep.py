@@ -22,8 +22,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 from dassl.utils import ArgumentParser  # noqa: E402
 from scripts.commands import COMMANDS, folder  # noqa: E402
 from scripts.commands.base2new import METHODS, TESTS, Method  # noqa: E402
-from scripts.commands.command import Arguments, recipe  # noqa: E402
-from scripts.jobs import PUBLIC, Step, step  # noqa: E402
+from scripts.commands.command import Arguments, checked_pairs, recipe  # noqa: E402
+from scripts.jobs import PUBLIC, Step, step, with_keys  # noqa: E402
 from scripts.main_job import add_grid_flags, grid, run_job, without_repeats  # noqa: E402
 
 FIELDS = {"command": str, "cfg": str, "datasets": dict, "seeds": list, "grid": dict, "cells": list, "whole": bool}
@@ -71,6 +71,8 @@ def read_sweep(path: Path) -> Sweep:
         axes = tree.pop("grid")
         cells = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     cells = [{key: str(value) for key, value in cell.items()} for cell in cells]
+    for cell in cells:
+        checked_pairs(pairs_of(cell))  # refuses what a script says itself
     tree["datasets"] = {where: list(PUBLIC) if sets == "all" else sets for where, sets in tree["datasets"].items()}
     return Sweep(path.stem, cells=cells, **tree)
 
@@ -86,39 +88,44 @@ def label(cell: dict[str, str]) -> str:
     return re.sub(r"[^\w.+-]+", "-", "_".join(words))
 
 
-def halves(method: Method, arguments: Arguments, pairs: tuple[str, ...]) -> list[Step]:
+def halves(method: Method, arguments: Arguments, pairs: tuple[str, ...] = ()) -> list[Step]:
     """Training and both tests."""
     scripts = ("base2new_train", *TESTS)
     return [step(method.script(what), arguments, pairs=pairs) for what in scripts]
 
 
 def steps(sweep: Sweep, dataset: str, seed: int, more: tuple[str, ...]) -> list[Step]:
-    """All runs of a data set and seed: zero-shot CLIP, stage 1, and the command in every cell."""
-    own = {"DATASET": dataset, "SEED": str(seed)}
-    found = [] if sweep.whole else references(sweep, own, {}, more)
+    """All runs of a data set and seed: zero-shot CLIP, stage 1, and the command in every cell.
+
+    more: KEY VALUE words for every run. UserError: one that the cells differ in.
+    """
+    from dassl.utils import UserError
+
+    own, more = {"DATASET": dataset, "SEED": str(seed)}, tuple(checked_pairs(more))
+    if shared := {key for cell in sweep.cells for key in cell}.intersection(more[::2]):
+        raise UserError(f"{', '.join(sorted(shared))}: the cells of {sweep.name} differ in it; change the yaml")
+    found = [] if sweep.whole else with_keys(references(sweep, own, {}), more)
     for cell in sweep.cells:
         arguments = {"COOP_LMC": "True"} | recipe(COMMANDS[sweep.command], cell.get("CFG", sweep.cfg)) | own
-        pairs, place = pairs_of(cell) + more, f"sweeps/{sweep.name}/{label(cell)}"
-        if not sweep.whole:
-            arguments |= {"SWEEP": place}
-            pairs += ("TRAINER.MODAL", "sweep")
-        elif cell:
-            arguments |= {"OUTPUT": str(Path(folder("OUTPUT", "output"), place))}
-            arguments |= {key: value for key, value in cell.items() if key == "STAGE1_CFG"}
-        if sweep.whole:
-            found += references(
-                sweep, own | {key: arguments[key] for key in ("OUTPUT",) if key in arguments}, cell, pairs
-            )
-        found += halves(sweep.method, arguments, pairs)
+        place = f"sweeps/{sweep.name}/{label(cell)}"
+        if not sweep.whole:  # a cell's keys are in the name of its folder
+            keys = (*pairs_of(cell), "TRAINER.MODAL", "sweep")
+            found += with_keys(halves(sweep.method, arguments | {"SWEEP": place}, keys), more)
+            continue
+        first = dict(own)
+        if cell:
+            first |= {"OUTPUT": str(Path(folder("OUTPUT", "output"), place))}
+            arguments |= first | {key: value for key, value in cell.items() if key == "STAGE1_CFG"}
+        runs = references(sweep, first, cell) + halves(sweep.method, arguments)
+        found += with_keys(runs, pairs_of(cell) + more)
     return found
 
 
-def references(sweep: Sweep, own: Arguments, cell: dict[str, str], pairs: tuple[str, ...]) -> list[Step]:
+def references(sweep: Sweep, own: Arguments, cell: dict[str, str]) -> list[Step]:
     """Zero-shot CLIP and stage 1."""
     zero_shot = own | ({"CFG": cell[ZERO_SHOT]} if ZERO_SHOT in cell else {})
     first = own | ({"CFG": cell["STAGE1_CFG"]} if "STAGE1_CFG" in cell else {})
-    found = [step(f"zsclip/{what}", zero_shot, pairs=pairs) for what in TESTS]
-    return found + halves(sweep.stage1, first, pairs)
+    return [step(f"zsclip/{what}", zero_shot) for what in TESTS] + halves(sweep.stage1, first)
 
 
 def report(sweep: Sweep) -> None:

@@ -76,6 +76,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=WORLD, metavar="ToyName", help="default: the base-to-new ones")
     names = parser.parse_args().names or [name for name, toy in WORLD.items() if toy.base_to_new]
+    if os.environ.get("DRY_RUN") == "1":
+        print(*(f"{name}: zero-shot CLIP and CoOp, seeds {SEEDS}" for name in names), sep="\n")
+        return
     print("| task | classes | strength | zero-shot base | new | CoOp base | new | serves |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |")
     with tempfile.TemporaryDirectory() as data, ProcessPoolExecutor(2, get_context("spawn")) as pool:

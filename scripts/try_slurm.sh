@@ -15,6 +15,7 @@ case $unit in
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;;
     *) echo "error: $unit is no job of try_slurm.sh, expected run or cell" >&2; exit 1 ;;
 esac
+[ "${DRY_RUN:-}" = 1 ] && { echo "a cluster of this machine for: python scripts/flow.py ... --slurm --by $unit"; exit; }
 [ "$(id -u)" = 0 ] || { echo "error: try_slurm.sh needs root, for apt-get and slurmd" >&2; exit 1; }
 conf=/etc/slurm/slurm.conf
 [ ! -e $conf ] || { echo "error: $conf is there: use scripts/flow.py --slurm on this cluster" >&2; exit 1; }

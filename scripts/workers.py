@@ -33,6 +33,7 @@ def start_worker(threads: int, queue) -> None:
 
     from dassl.utils.progress import report_bars
 
+    multiprocessing.set_start_method(None, force=True)  # loaders' workers start as in train.py: fast where they fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)

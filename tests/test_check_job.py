@@ -56,7 +56,7 @@ def test_both_stages_are_tried_out_and_counted_for_every_cell(check):
 
 
 def test_a_finished_run_is_not_counted(check, tmp_path):
-    folder = tmp_path / "output" / "output_zsclip/evaluate/test_new/toy_digits/shots_16/ZeroshotCLIP/vit_b16/seed1"
+    folder = tmp_path / "output" / "output_zsclip/evaluate/test_new/toy_digits/shots_2/ZeroshotCLIP/vit_b16/seed1"
     folder.mkdir(parents=True)
     (folder / "results.json").write_text("{}")
     _, lines, _ = check("toy_digits", "1")

@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from dassl.clip import features
-from dassl.clip.features import BankDataset, FeatureBank, build_feature_loader, feature_loader
+from dassl.clip.banks import main as list_banks
+from dassl.clip.features import BankDataset, FeatureBank, _turn, build_feature_loader, feature_loader
 from dassl.data import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.utils import UserError
@@ -183,3 +184,27 @@ def test_the_config_decides(cfg, backbone, monkeypatch, tmp_path):
     cfg.FEATURES.VIEWS = -1
     with pytest.raises(UserError, match="FEATURES.VIEWS is -1, expected 0"):
         build_feature_loader(cfg, train_pixels, backbone, is_train=True)
+
+
+# on disk
+
+
+def test_banks_are_listed_and_removed_by_key(cfg, backbone, tmp_path, capsys):
+    kept = bank_loader(cfg, backbone).dataset.bank.folder
+    gone = bank_loader(cfg, backbone, is_train=False).dataset.bank.folder
+    place = str(kept.parent)
+    bystander = kept.parent / "notes"
+    bystander.mkdir()
+    capsys.readouterr()
+    list_banks([place])
+    rows = [line for line in capsys.readouterr().out.splitlines() if kept.name in line or gone.name in line]
+    assert len(rows) == 2 and all(str(CLASSES * EACH) in row and backbone.name in row and "MB" in row for row in rows)
+    with pytest.raises(UserError, match=f"no bank nothing; there: .*{kept.name}"):
+        list_banks([place, "--remove", gone.name, "nothing"])
+    with _turn(gone), pytest.raises(UserError, match="being built"):
+        list_banks([place, "--remove", gone.name])
+    assert gone.exists()
+    list_banks([place, "--remove", gone.name])
+    assert kept.exists() and not gone.exists()
+    list_banks([place, "--remove", "all"])
+    assert not kept.exists() and bystander.exists()

@@ -1,13 +1,16 @@
 """Jobs: what a pair and a protocol run, in an order in which every step finds what it needs."""
 
+import shlex
+
 import pytest
 
 import train
 from dassl.utils import UserError
-from scripts.commands import COMMANDS
+from scripts.check_job import kind_of
+from scripts.commands import COMMANDS, run_folder
 from scripts.jobs import PROTOCOLS, SHOTS, cell_steps, sources, targets, toy_sets
 from scripts.main_job import check_readers, without_repeats
-from scripts.run import needs, train_argv
+from scripts.run import needs, parse, script_line, train_argv
 
 JOBS = [(name, protocol) for protocol, names in PROTOCOLS.items() for name in names]
 NO_READER = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r", "objectnet")  # may get one
@@ -31,14 +34,14 @@ def test_every_step_finds_what_it_needs(name, protocol, world):
 @pytest.mark.parametrize("world", ["toy", "public"])
 @pytest.mark.parametrize(("name", "protocol"), JOBS)
 def test_every_step_builds_its_config(name, protocol, world):
-    steps = cell_steps(name, protocol, source(protocol, world), 1, ["SEED", "5"])
+    steps = cell_steps(name, protocol, source(protocol, world), 1, ["TRAIN.PRINT_FREQ=7"])
     kinds = {(step.command, step.arguments.get("CFG")): step for step in reversed(steps)}  # not for each target
     for step in kinds.values():
         if step.arguments["DATASET"] not in NO_READER and not COMMANDS[step.command].module:
             argv = train_argv(step.command, dict(step.arguments), list(step.pairs))
             cfg = train.setup_cfg(train.build_parser().parse_intermixed_args(argv))
             assert "changed" not in cfg.PRESET
-            assert cfg.SEED == 5
+            assert cfg.TRAIN.PRINT_FREQ == 7
             assert (cfg.MODEL.BACKBONE.NAME == "tiny") == (world == "toy")
 
 
@@ -84,3 +87,62 @@ def test_zero_shot_clip_runs_with_every_template_that_an_end_of_the_path_has():
     robust = zero_shot_cfgs("LinearProbe", "robust", "imagenet")
     assert set(map(frozenset, robust.values())) == {frozenset({usual, "vit_b16_imagenet"})}
     assert anchor in zero_shot_cfgs("FineTune", "robust", "toy_objects")["toy_objects"]
+
+
+def folders(name, protocol, dataset, *keys):
+    """Of every step, below OUTPUT."""
+    return [str(step.folder) for step in cell_steps(name, protocol, dataset, 1, keys)]
+
+
+@pytest.mark.parametrize(("name", "protocol"), [job for job in JOBS if job[1] != "fewshot"])
+def test_shots_that_are_set_are_in_every_folder_and_each_run_finds_what_it_needs(name, protocol):
+    made = set()
+    for step in cell_steps(name, protocol, source(protocol, "toy"), 1, ["DATASET.NUM_SHOTS", "8"]):
+        assert "shots_8" in str(step.folder) and "NUM_SHOTS" not in " ".join(step.pairs)
+        assert kind_of(step).endswith("8 shots") and "16" not in kind_of(step).split("vit_b16")[-1]
+        for what, folder, _, _ in needs(step.command, dict(step.arguments)):
+            assert folder in made, f"{step} needs a {what}"
+        made.add(str(step.folder))
+        if not COMMANDS[step.command].module:
+            argv = train_argv(step.command, dict(step.arguments), list(step.pairs))
+            assert argv[argv.index("DATASET.NUM_SHOTS") + 1] == "8"
+            (line,) = parse(step.command, shlex.split(script_line(step.command, dict(step.arguments)))[2:])[0]
+            assert run_folder(COMMANDS[step.command], line) == step.folder  # as a job of the workflow runs it
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "part"),
+    [
+        ("CoOp", ["TRAINER.LMC.LAMBDA", "4.0"], "/shots_16_4.0_"),
+        ("CoOp", ["TRAINER.COOP.W_LMC=0.25"], "_0.25/"),
+        ("KgCoOp", ["TRAINER.COOP.W", "4.0"], "/shots_16_4.0"),
+        ("MMA", ["TRAINER.LMC.BETA", "0.25"], "/shots_16_0.25/"),
+        ("PromptKD", ["TRAINER.LMC.LAMBDA", "7.0"], "/7.0_"),
+        ("PromptKD", ["TRAINER.LMC.NUM_SAMPLES", "3"], "_3_"),
+    ],
+)
+def test_a_key_that_a_folder_names_is_followed_by_it(name, keys, part):
+    usual, changed = folders(name, "base2new", "toy_shapes"), folders(name, "base2new", "toy_shapes", *keys)
+    moved = [new for old, new in zip(usual, changed, strict=True) if old != new]
+    assert len(moved) >= 9 and all(part in folder for folder in moved)
+    made = set()
+    for step in cell_steps(name, "base2new", "toy_shapes", 1, keys):
+        assert all(folder in made for _, folder, _, _ in needs(step.command, dict(step.arguments)))
+        made.add(str(step.folder))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "keys", "told"),
+    [
+        ("base2new", ["SEED", "3"], "argument or variable SEED"),
+        ("base2new", ["DATASET.SUBSAMPLE_CLASSES", "all"], "the script"),
+        ("base2new", ["OUTPUT_DIR=x"], "OUTPUT"),
+        ("base2new", ["--root=x", "OPTIM.LR", "1"], "DATA"),
+        ("cross", ["TRAINER.MODAL", "dg"], "the script"),
+        ("base2new", ["OPTIM.LR"], "no value"),
+        ("fewshot", ["DATASET.NUM_SHOTS", "8"], "differ in it"),
+    ],
+)
+def test_a_key_that_something_else_says_is_refused(protocol, keys, told):
+    with pytest.raises(UserError, match=told):
+        cell_steps("CoOp", protocol, "toy_shapes", 1, keys)

@@ -41,7 +41,25 @@ def trained(root, tmp_path_factory):
     return folder
 
 
-# What a run leaves
+# What a run says, and leaves
+
+
+def test_before_its_first_step_a_run_fills_no_screen_and_its_log_has_it_all(root, tmp_path, capsys):
+    cfg = style_config(root, tmp_path, "ShortLosses", DATASET__SUBSAMPLE_CLASSES="base", OPTIM__LR=0.25, VERBOSE=True)
+    recipe = cfg.clone()
+    recipe.OPTIM.LR = 0.5
+    run(cfg, command="python train.py --seed 1", recipe=recipe)
+    screen, _, _ = capsys.readouterr().out.partition("epoch [1/")
+    assert sum(-(-len(line) // 100) or 1 for line in screen.splitlines()) <= 24
+    facts = ("ShortLosses", "StylePets", "3 classes", "12 training", "12 test", "on the CPU", "seed 1", str(tmp_path))
+    assert all(fact in screen for fact in facts)
+    assert "OPTIM.LR 0.25" in screen and "OPTIM.LR 0.25 (0.5)" in screen and "TRAINER.CG" not in screen
+    log, _, _ = (tmp_path / "log.txt").read_text().partition("epoch [1/")
+    for line in ("** Arguments **", "python train.py --seed 1", "** Config **", "  WARMUP_RECOUNT: True",
+                 "** System info **", "Setting fixed seed: 1", "Loading trainer: ShortLosses", "# train_x  12",
+                 "Building transform_train", *screen.splitlines()):  # fmt: skip
+        assert line in log.splitlines(), line
+
 
 
 def test_a_training_run_leaves_its_record(trained):

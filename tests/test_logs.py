@@ -1,5 +1,8 @@
 """What a run prints, in its log as well."""
 
+import io
+import os
+import subprocess
 import sys
 import warnings
 
@@ -11,7 +14,8 @@ from dassl.utils import (
     logging_to,
     setup_logger,
 )
-from tests.fixtures.interpreter import python
+from dassl.utils.progress import progress, report_bars
+from tests.fixtures.interpreter import PATH, python
 
 
 def test_one_run_logs_lines_prints_warnings_and_its_traceback(tmp_path, capsys):
@@ -79,3 +83,73 @@ def test_setup_logger_with_a_bare_file_name(tmp_path, monkeypatch):
         print("in")
     assert (tmp_path / "x.log").read_text() == "in\n"
     assert setup_logger(None) is None
+
+
+def test_debug_lines_are_for_the_log_file_where_there_is_one(tmp_path, capsys):
+    get_logger().debug("no file")
+    with logging_to(tmp_path):
+        get_logger().debug("the file's")
+        get_logger().info("both")
+    assert capsys.readouterr().out == "no file\nboth\n"
+    assert (tmp_path / "log.txt").read_text() == "the file's\nboth\n"
+
+
+ASCII = r"""
+import sys
+from dassl.utils import get_logger, logging_to
+with logging_to(sys.argv[1]):
+    get_logger().info("71.56 \u00b1 0.13 \u2014 \u4e2d")
+print("and a print \u00b1")
+"""
+
+
+def test_a_terminal_of_ascii_shows_escapes_and_the_log_keeps_the_line(tmp_path):
+    env = os.environ | {"LANG": "C", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": PATH}
+    done = subprocess.run([sys.executable, "-c", ASCII, tmp_path], env=env, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"71.56 \\xb1 0.13 \\u2014 \\u4e2d\nand a print \\xb1\n"
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "71.56 \u00b1 0.13 \u2014 \u4e2d\n"
+
+
+class Screen(io.StringIO):
+    """A terminal of 80 columns."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_bar_with_an_eta_is_on_standard_error_and_lines_go_above_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", Screen())
+    with progress(total=4, what="working", delay=0, mininterval=0) as bar:
+        bar.update(2)
+        get_logger().info("a line")
+    shown = sys.stderr.getvalue()
+    assert capsys.readouterr().out == "a line\n"
+    assert "working:  50%" in shown and "2/4 [" in shown and "<" in shown
+    assert shown.count("working:  50%") == 2  # again below the line
+
+
+def test_without_a_terminal_a_bar_is_a_line_now_and_then_or_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert list(progress(range(1000), "short")) == list(range(1000))
+    assert sys.stderr.getvalue() == ""
+    monkeypatch.setattr("dassl.utils.progress.EVERY", 0.0)
+    for _ in progress(range(3), "long"):
+        pass
+    lines = sys.stderr.getvalue().splitlines()
+    assert lines and all(line.startswith("long: ") and "<" in line for line in lines) and "\r" not in "".join(lines)
+
+
+def test_a_worker_tells_the_part_that_is_done_of_the_outer_bar(monkeypatch):
+    monkeypatch.setattr("dassl.utils.progress._report", None)
+    parts = []
+    report_bars(parts.append)
+    outer = progress(total=2)
+    inner = progress(total=4)
+    inner.update(2)
+    inner.refresh()
+    inner.close()
+    outer.update(1)
+    outer.refresh()
+    outer.close()
+    assert parts[-1] == 0.5 and 0.25 in parts

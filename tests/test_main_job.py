@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 
 from datasets.toy.build import world_digest
 from mergetune.path_card import LEG_POINTS
+from scripts.jobs import cell_steps
 from scripts.main_job import build_parser, plan, report_if_any, run_job
+from scripts.run import parse
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python
 
@@ -145,6 +148,15 @@ def test_the_path_ends_where_the_evaluations_are(job):
         stage1 = accuracy(f"output_coop/evaluate/test_{subset}/**/results.json")
         assert card[subset]["accuracy"][middle] == pytest.approx(ours, abs=1e-4)
         assert card[subset]["accuracy"][-1] == pytest.approx(stage1, abs=1e-4)
+
+
+def test_a_dry_run_prints_lines_that_scripts_take_and_runs_nothing(clone, tmp_path):
+    lines = clone("bash", "train.sh", "toy_shapes", "1", output=tmp_path / "out", DRY_RUN="1").stdout.splitlines()
+    assert lines[0] == f"export OUTPUT={tmp_path / 'out'}" and not (tmp_path / "out").exists()
+    scripts = [words[1:] for words in map(shlex.split, lines) if words[0] == "bash"]
+    assert len(scripts) == len(cell_steps("CoOp", "base2new", "toy_shapes", 1))
+    for path, *words in scripts:
+        parse(path.removeprefix("scripts/").removesuffix(".sh"), words)
 
 
 @pytest.mark.parametrize("words", [["toy_shape"], ["--trainer", "CoOpp"], ["--data", "."]])

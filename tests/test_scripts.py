@@ -10,6 +10,7 @@ from dassl.utils import UserError
 from scripts.commands import COMMANDS
 from scripts.commands.base2new import METHODS, kd_weight
 from scripts.commands.command import recipe, source_of
+from scripts.condu import toy_stream
 from scripts.condu.orders import tasks_of
 from scripts.run import first_arguments, main, train_argv, trained_arguments
 from tests.conftest import ROOT
@@ -258,3 +259,26 @@ def test_every_protocol_says_its_name(dry):
         halves = COMMANDS[name].protocol == "base2novel"
         assert pairs_of(words)["DATASET.SUBSAMPLE_CLASSES"] == COMMANDS[name].subset
         assert halves == (name.split("/")[1].startswith("base2"))
+
+
+def test_a_key_that_a_folder_names_is_followed_by_it_or_refused_by_its_argument(dry, capsys):
+    (words,) = dry("coop/base2new_train", "dtd", "1", "--", "DATASET.NUM_SHOTS", "8", "OPTIM.LR=0.1")
+    assert "/shots_8/" in value_of("--output-dir", words) and pairs_of(words)["DATASET.NUM_SHOTS"] == "8"
+    assert words[-2:] == ["OPTIM.LR", "0.1"]
+    (words,) = dry("coop_LMC/base2new_train_coop", "dtd", *LMC, "--", "DATASET.NUM_SHOTS", "8")
+    assert "/shots_8/" in value_of("--resume-coop", words)
+    for pairs, argument in (
+        (["TRAINER.LMC.LAMBDA", "5.0"], "CLIP_WEIGHT says 10.0"),
+        (["TRAINER.COOP.W_LMC", "5.0"], "W_LMC says 1.0"),
+        (["SEED", "2"], "the argument or variable SEED"),
+        (["--output-dir", "x"], "the variable OUTPUT"),
+    ):
+        assert main(["coop_LMC/base2new_train_coop", "dtd", *LMC, "--", *pairs]) == 2
+        assert argument in capsys.readouterr().err
+
+
+def test_what_is_typed_wins_over_what_a_script_adds(dry):
+    (words,) = dry("condu/toy_stream", "--seed", "3", "--out=/x", "--tasks", "toy_digits", "--", "OPTIM.LR", "0.1")
+    args, run = toy_stream.read(words[3:])
+    assert (run.seed, str(run.out)) == (3, "/x/toy_ft/order_toy_digits/seed3")
+    assert run.root == "/data" and run.pairs == ("OPTIM.LR", "0.1")

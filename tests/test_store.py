@@ -84,12 +84,16 @@ def test_a_second_expert_takes_the_place_of_the_first(store):
     assert len(os.listdir(store.folder)) == 3
 
 
-@pytest.mark.parametrize("name", ["", "../Task", "a/b", ".hidden", "-x", "a b"])
-def test_names_that_cannot_be_files_are_refused(store, name):
-    with pytest.raises(UserError, match="cannot name a file"):
-        store.save(name, delta(0), rows(0), {})
-    with pytest.raises(UserError, match="cannot name a file"):
-        store.load(name)
+@pytest.mark.parametrize("name", ["../Task", "a/b", ".hidden", "-x", "Pots & pans (2)", "100 %", "Fl\u00fcsse", "a\nb"])
+def test_any_name_is_kept_in_its_folder_and_found_again(store, name):
+    store.save(name, delta(3), rows(0), {})
+    assert store.path(name).parent == store.folder and store.path(name).is_file()
+    assert name in store.names() and tensor_digest(store.load(name)[0]) == tensor_digest(delta(3))
+
+
+def test_a_task_without_a_name_is_refused(store):
+    with pytest.raises(UserError, match="no name"):
+        store.save(" ", delta(0), rows(0), {})
 
 
 def test_a_damaged_expert_is_named(store):

@@ -65,6 +65,13 @@ def test_a_tests_model_is_its_own_cells(small):
             assert "/sweeps/" not in argv[argv.index("--resume-coop") + 1]
 
 
+def test_keys_for_every_run_are_followed_by_folders_and_do_not_contradict_a_cell(small):
+    for run in steps(read_sweep(small), "toy_digits", 1, ("DATASET.NUM_SHOTS", "8")):
+        assert "shots_8" in str(run.folder) and config_of(run).DATASET.NUM_SHOTS == 8
+    with pytest.raises(UserError, match="TRAINER.LMC.TAU: the cells of small differ in it"):
+        steps(read_sweep(small), "toy_digits", 1, ("TRAINER.LMC.TAU", "0.1"))
+
+
 def test_cells_have_readable_folders():
     assert label({"TRAINER.LMC.LAMBDA": "8.0", "TRAINER.LMC.BETA": "0.5"}) == "LAMBDA_8.0_BETA_0.5"
     assert label({"MODEL.BACKBONE.NAME": "ViT-L/14"}) == "NAME_ViT-L-14"
@@ -77,6 +84,7 @@ def test_cells_have_readable_folders():
         ("coop_LMC/base2new_train_coop", "coop/base2new_train", "coop_LMC/base2new_train_coop"),
         ("grid:", "cells: []\ngrid:", "either grid or cells"),
         ("seeds: [1]", "seeds: 1", "list"),
+        ("TRAINER.LMC.TAU", "DATASET.SUBSAMPLE_CLASSES", "the script"),
     ],
 )
 def test_a_wrong_yaml_is_refused_by_name(small, old, new, told):

@@ -18,6 +18,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from dassl.utils.progress import progress
 from datasets.toy.world import COUNTS, VERSION, WORLD
 
 SPLITS = ("train", "val", "test")
@@ -52,7 +53,7 @@ def _draw(folder, toy, counts):
     parts = {}
     for split, count, first in zip(SPLITS, counts, np.cumsum([0, *counts]).tolist(), strict=False):
         parts[split] = []
-        for label, name in enumerate(toy.classnames):
+        for label, name in enumerate(progress(toy.classnames, f"drawing {toy.name}, {split}")):
             place = name.replace(" ", "_")
             (folder / "images" / place).mkdir(parents=True, exist_ok=True)
             for number in range(count):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from .command import Arguments, Command, run_folder, yaml_values
+from .command import Arguments, Command, of_stage1, run_folder, yaml_values
 
 LMC_ARGUMENTS = ("DATASET", "CLIP_WEIGHT", "LOSS_TYPE", "COOP_LMC", "W_LMC", "SEED", "CFG")
 LMC_PAIRS = (
@@ -44,7 +44,7 @@ def of_run(name: str):
 
     def default(arguments: Arguments) -> str:
         own = {key: arguments[key] for key in ("DATASET", "SEED", "OUTPUT") if key in arguments}
-        return str(run_folder(COMMANDS[name], COMMANDS[name].complete(own)))
+        return str(run_folder(COMMANDS[name], COMMANDS[name].complete(own | of_stage1(arguments))))
 
     return default
 
@@ -202,7 +202,10 @@ METHODS: dict[str, Method] = {
             output="output_PromptKD_LMC/base2new/train_base/{DATASET}/shots_{SHOTS}/PromptKD_LMC"
             "/{LAMBDA}_{BETA}_{N}_{KD_WEIGHT}/{CFG}/seed_{SEED}",
             stage1="promptkd/base2new_train",
-            pairs=(*_PROMPTKD.pairs, "TRAINER.LMC.BETA", "{BETA}", "TRAINER.LMC.NUM_SAMPLES", "{N}"),
+            pairs=(
+                *_PROMPTKD.pairs,
+                *("TRAINER.LMC.LAMBDA", "{LAMBDA}", "TRAINER.LMC.BETA", "{BETA}", "TRAINER.LMC.NUM_SAMPLES", "{N}"),
+            ),
         ),
     ),
 }
@@ -240,7 +243,7 @@ def _commands() -> dict[str, Command]:
                 defaults={"CFG": "vit_b16", "SHOTS": "16"},
                 trainer=trainer,
                 config=f"{trainer}/{{CFG}}",
-                output=f"output_{folder}/evaluate/test_{subset}/{{DATASET}}/shots_16/{trainer}/{{CFG}}/seed{{SEED}}",
+                output=f"output_{folder}/evaluate/test_{subset}/{{DATASET}}/shots_{{SHOTS}}/{trainer}/{{CFG}}/seed{{SEED}}",
                 subset=subset,
                 eval_only=True,
             )
@@ -249,7 +252,7 @@ def _commands() -> dict[str, Command]:
             defaults={"CFG": "vit_b16", "SHOTS": "16"},
             trainer="CoOp_Average",
             config="CoOp_Average/{CFG}",
-            output=f"output_average/CoOp/evaluate/test_{subset}/{{DATASET}}/shots_16/CoOp_Average/{{CFG}}/seed{{SEED}}",
+            output=f"output_average/CoOp/evaluate/test_{subset}/{{DATASET}}/shots_{{SHOTS}}/CoOp_Average/{{CFG}}/seed{{SEED}}",
             subset=subset,
             stage1="coop/base2new_train",
             eval_only=True,

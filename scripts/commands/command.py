@@ -1,7 +1,7 @@
 """What one script runs, as data: its arguments, the folder it writes, and whose run it needs."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -9,6 +9,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Arguments that a run shares with the stage 1 it continues; all others are each stage's own.
 CARRIED = ("DATASET", "SEED", "SHOTS", "SOURCE", "OUTPUT")
+
+STAGE1 = "STAGE1_"  # prefix of an argument that is stage 1's
+SHOTS_KEY = "DATASET.NUM_SHOTS"
+# What a script itself tells train.py -> what says it; behind `--` it would contradict the folder.
+SAID_BY = {
+    ("SEED", "--seed"): "the argument or variable SEED",
+    ("DATASET.NAME", "--dataset-config-file"): "the argument DATASET",
+    ("TRAINER.NAME", "--trainer"): "the script",
+    ("--config-file",): "the argument CFG",
+    ("DATASET.SUBSAMPLE_CLASSES", "TRAINER.MODAL"): "the script (and --protocol of train.sh)",
+    ("DATASET.ROOT", "--root"): "the variable DATA",
+    ("OUTPUT_DIR", "--output-dir"): "the variable OUTPUT",
+}
 
 Arguments = dict[str, str]
 
@@ -67,6 +80,70 @@ class Command:
         return arguments
 
 
+def checked_pairs(words: Sequence[str], free: Sequence[str] = ()) -> list[str]:
+    """KEY VALUE words of those that are KEY VALUE or KEY=VALUE. UserError for a key without a value, and for one that
+    the script says itself, if it is not `free`."""
+    from dassl.utils import UserError, split_pairs
+
+    pairs = split_pairs(words)
+    for key in pairs[::2]:
+        for names, where in SAID_BY.items():
+            if key.partition("=")[0] in names and key not in free:
+                raise UserError(f"{key}: {where} says it")
+    if len(pairs) % 2:
+        raise UserError(f"{pairs[-1]} has no value")
+    return pairs
+
+
+def folder_keys(command: Command) -> dict[str, str]:
+    """Config keys whose value a command's folder names -> its argument."""
+    named = zip(command.pairs[::2], (word.strip("{}") for word in command.pairs[1::2]), strict=True)
+    found = {key: name for key, name in named if f"{{{name}}}" in command.output}
+    if "SHOTS" in (*command.defaults, *command.arguments):
+        found[SHOTS_KEY] = "SHOTS"
+    return found
+
+
+def canonical(command: Command, key: str) -> str:
+    """A config key by the name that the command's trainer has for it now."""
+    if not command.trainer or not key.startswith(("TRAINER.COOP.", "TRAINER.PROMPTKD.")):
+        return key
+    import mergetune.trainers  # noqa: F401  registers them
+    from dassl.engine import TRAINER_REGISTRY
+
+    return getattr(TRAINER_REGISTRY.get(command.trainer), "ALIASES", {}).get(key, key)
+
+
+def follow(
+    command: Command, given: Arguments, pairs: Sequence[str], others: Sequence[Command], fixed: Sequence[str]
+) -> tuple[Arguments, list[str]]:
+    """Arguments and KEY VALUE words, with the keys that the folder names as arguments, so that it says what is run.
+    others: commands whose runs this one builds on; their folders follow too.
+
+    UserError: one of the `fixed` arguments has another value.
+    """
+    from dassl.utils import UserError
+
+    keys, own, rest = folder_keys(command), dict(given), []
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        for other in others:
+            if name := folder_keys(other).get(canonical(other, key)):
+                own.setdefault(STAGE1 + name, value)
+        name = keys.get(canonical(command, key))
+        if name is None:
+            rest += [key, value]
+        elif name in fixed and given[name] != value:
+            raise UserError(f"{key} {value}: the argument {name} says {given[name]}, give it there")
+        else:
+            own[name] = value
+    return own, rest
+
+
+def of_stage1(arguments: Arguments) -> Arguments:
+    """The arguments that are stage 1's, by the names that they have there."""
+    return {key.removeprefix(STAGE1): value for key, value in arguments.items() if key.startswith(STAGE1)}
+
+
 def folder(variable: str, default: str) -> str:
     """DATA or OUTPUT: as the environment gives it, else in the clone."""
     from dassl.utils import expand_user
@@ -76,8 +153,11 @@ def folder(variable: str, default: str) -> str:
 
 def run_folder(command: Command, arguments: Arguments) -> Path:
     """Where a command writes: below OUTPUT, in the folder of its SWEEP if it is part of one."""
-    root = arguments.get("OUTPUT") or folder("OUTPUT", "output")
-    return Path(root, arguments.get("SWEEP", "")) / command.output.format(**arguments)
+    root, output = arguments.get("OUTPUT") or folder("OUTPUT", "output"), command.output
+    usual = command.defaults.get("SHOTS")
+    if usual and "{SHOTS}" not in output and arguments.get("SHOTS", usual) != usual:
+        output = output.replace("/seed", "/shots_{SHOTS}/seed")
+    return Path(root, arguments.get("SWEEP", "")) / output.format(**arguments)
 
 
 def source_of(arguments: Arguments) -> str:

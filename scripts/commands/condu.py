@@ -110,7 +110,7 @@ COMMANDS = {
         output="mtil",
         protocol="mtil",
         module="scripts.condu.toy_stream",
-        words=lambda arguments: [*shlex.split(arguments["WORDS"]), "--seed", arguments["SEED"]],
+        words=lambda arguments: ["--seed", arguments["SEED"], *shlex.split(arguments["WORDS"])],
         marker="",
     ),
 }

@@ -1,15 +1,21 @@
 """Merging without training: CLIP and a stage-1 run of base-to-new, by any method of `mergetune.merge`."""
 
 from .base2new import METHODS
-from .command import Arguments, Command, run_folder
+from .command import Arguments, Command, of_stage1, run_folder
 
 STAGE1 = {method.folder: method.train for method in METHODS.values() if not method.suffix}
 TWO_PARENTS = ("average", "slerp")  # the others start at CLIP and take the run alone
 
 
+def _own(arguments: Arguments) -> Arguments:
+    """What is given of stage 1 beside its shots, e.g. its W."""
+    return {key: value for key, value in of_stage1(arguments).items() if key != "SHOTS"}
+
+
 def _words(arguments: Arguments) -> list[str]:
     train = STAGE1[arguments["STAGE1"]]
-    run = str(run_folder(train, train.complete({key: arguments[key] for key in ("DATASET", "SEED")})))
+    given = {key: arguments[key] for key in ("DATASET", "SEED", "SHOTS")} | _own(arguments)
+    run = str(run_folder(train, train.complete(given)))
     clip = ["zero-shot"] if arguments["METHOD"] in TWO_PARENTS else []
     return ["--method", arguments["METHOD"], *clip, run, "--eval", "base", "new"]
 
@@ -17,8 +23,8 @@ def _words(arguments: Arguments) -> list[str]:
 COMMANDS = {
     "merge/base2new": Command(
         arguments=("METHOD", "STAGE1", "DATASET", "SEED"),
-        defaults={"SHOTS": "16"},
-        output="output_merged/{STAGE1}/{METHOD}/{DATASET}/shots_16/seed{SEED}",
+        defaults={"SHOTS": "16", "OWN": lambda arguments: "".join(f"_{value}" for value in _own(arguments).values())},
+        output="output_merged/{STAGE1}/{METHOD}/{DATASET}/shots_{SHOTS}{OWN}/seed{SEED}",
         evaluates="{STAGE1}/base2new_train",
         module="mergetune.merge",
         words=_words,

@@ -16,6 +16,7 @@ from condu.evaluation import Snapshot, prototypes_of
 from condu.metrics import AccuracyMatrix
 from condu.voting import PRESETS, Vote
 from dassl.utils import read_json, write_json
+from dassl.utils.progress import progress
 from scripts.condu import baselines
 from scripts.condu.any_order import Experts, fuse
 from scripts.condu.bench import Bench, finished, read_matrix, vote_facts
@@ -89,7 +90,7 @@ def evaluate_ablations(bench: Bench, command: str = "") -> dict[str, AccuracyMat
         lambda: without_decoupling(bench, experts),
     ]
     found, folders = {}, {}
-    for part in parts:
+    for part in progress(parts, "ablations"):
         started = time.monotonic()
         for title, matrix, own in part():
             folders[title] = "".join(c if c.isalnum() else "_" for c in title)

@@ -15,6 +15,7 @@ from condu.metrics import AccuracyMatrix
 from condu.store import ExpertStore
 from condu.stream import Stream, Task
 from dassl.utils import UserError
+from dassl.utils.progress import progress
 from scripts.condu.bench import Bench, finished, read_matrix, vote_facts
 
 
@@ -59,7 +60,7 @@ def evaluate_orders(
     """Fuse and evaluate numbered orders -> {vote: {number: matrix}}; what is finished is read."""
     rules, found, experts = bench.rules(), {}, None
     tests = {test.name: test for test in bench.tests}
-    for number, order in orders.items():
+    for number, order in progress(orders.items(), "orders"):
         folders = {rule: folder_of(bench, number, rule) for rule in rules}
         if not all(map(finished, folders.values())):
             started, experts = time.monotonic(), experts or Experts.load(bench)

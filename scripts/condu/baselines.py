@@ -20,6 +20,7 @@ from condu.metrics import AccuracyMatrix
 from condu.store import ExpertStore
 from dassl.clip import tensor_digest
 from dassl.utils import UserError
+from dassl.utils.progress import progress
 from scripts.condu.bench import Bench, finished, read_matrix
 from scripts.condu.sessions import Run, keys, start
 
@@ -53,7 +54,7 @@ def sequential_argv(run: Run, index: int, names: Sequence[str]) -> list[str]:
 def train_sequential(run: Run, names: Sequence[str]) -> None:
     """Fine-tune through all tasks, each from where the one before ended; what is finished is skipped."""
     done = set(sequential_store(run).names())
-    for index, name in enumerate(names):
+    for index, name in enumerate(progress(names, "tasks in sequence")):
         argv = sequential_argv(run, index, names)
         if not (name in done and finished(Path(argv[argv.index("--output-dir") + 1]))):
             start(argv)
@@ -117,7 +118,7 @@ def matrix_of(bench: Bench, kind: str) -> AccuracyMatrix:
 def evaluate_baselines(bench: Bench, command: str = "") -> dict[str, AccuracyMatrix]:
     """All of them, each with its results.json; what is finished is read."""
     found = {}
-    for kind, title in TITLES.items():
+    for kind, title in progress(TITLES.items(), "baselines"):
         folder, started = bench.run.baselines / kind, time.monotonic()
         if not finished(folder):
             bench.record(

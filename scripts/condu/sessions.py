@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dassl.utils import UserError, get_logger
+from dassl.utils.progress import progress
 from scripts.condu.orders import ROOT, dataset_config, label_of, tasks_of
 from scripts.run import call
 
@@ -101,7 +102,7 @@ def train_stream(run: Run, gpus: int = 1) -> None:
             f"{run.out}: session {gap} ({run.tasks[gap]}) is missing, a later one is finished; remove {run.out} "
             "to train the stream again"
         )
-    for index, task in enumerate(run.tasks):
+    for index, task in enumerate(progress(run.tasks, "sessions")):
         if done[index]:
             log.info(f"session {index} ({task}) is finished: skipped")
             continue

@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 from dassl.utils import ArgumentParser, UserError, atomic_write, errors_in_one_line  # noqa: E402
 from scripts.condu import toy_jobs as jobs  # noqa: E402
 from scripts.condu.orders import label_of, random_orders, tasks_of  # noqa: E402
-from scripts.condu.sessions import Run  # noqa: E402
+from scripts.condu.sessions import Run, program  # noqa: E402
 from scripts.condu.toy_jobs import WORKERS, together  # noqa: E402
 from scripts.workers import pool  # noqa: E402
 
@@ -77,6 +77,12 @@ def run_all(run: Run, count: int, command: str) -> dict:
     return found
 
 
+def plan(run: Run, count: int) -> Iterator[str]:
+    """The sessions' command lines, and what comes after them."""
+    yield from (shlex.join(program(run.argv(index))) for index in range(len(run.tasks)))
+    yield f"# then the same tasks in sequence, baselines, ablations, {count} orders, tables and figures: {run.out}"
+
+
 def report(run: Run, found: dict) -> Iterator[str]:
     """The lines of all tables."""
     from scripts.condu import show
@@ -110,6 +116,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command line."""
     argv = sys.argv[1:] if argv is None else argv
     args, run = read(argv)
+    if os.environ.get("DRY_RUN") == "1":
+        print(*plan(run, args.orders), sep="\n")
+        return
     started = time.time()
     found = run_all(run, args.orders, shlex.join(["python", "-m", "scripts.condu.toy_stream", *argv]))
     text = "\n".join(report(run, found))

@@ -6,5 +6,5 @@
 # bash scripts/condu/toy_stream.sh --orders 20
 root=$(cd "$(dirname "$0")/../.." && pwd -P)
 . "$root/scripts/setup.sh"
-[ "${DRY_RUN:-}" = 1 ] || asks_help "$@" || setup requirements.txt || exit 1
+asks_help "$@" || setup requirements.txt || exit 1
 exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" condu/toy_stream "$@"

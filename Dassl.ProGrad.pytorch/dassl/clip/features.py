@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from dassl.data import ViewIndex, relative_key
 from dassl.data.transforms import describe_transform
@@ -36,7 +35,9 @@ from dassl.utils import (
     write_json,
 )
 from dassl.utils.distributed import barrier, broadcast, gather_rows, is_main, part, side_by_side, world_size
+from dassl.utils.progress import progress
 
+from .banks import default_folder
 from .rounds import FORMAT, read_round, write_round
 
 WORKERS_FROM = 512  # pictures to encode below which starting worker processes costs more than it saves
@@ -65,7 +66,7 @@ def build_feature_loader(cfg, loader, backbone, *, is_train, autocast=contextlib
 
 def bank_folder(cfg):
     """Where banks lie: FEATURES.DIR, else below the environment's OUTPUT."""
-    return cfg.FEATURES.DIR or os.path.join(os.environ.get("OUTPUT") or "output", "features")
+    return cfg.FEATURES.DIR or default_folder()
 
 
 def feature_loader(
@@ -195,7 +196,9 @@ class FeatureBank:
             missing = [number for number in missing if not self._open(number, warn=writes)]
             missing = broadcast(missing) if shared else missing
             if missing and writes:  # else another run was first
-                write_json({**self.header, "backbone": self.backbone.name}, self.folder / "bank.json")
+                places = {os.path.dirname(os.path.abspath(item.impath)) for item in self.pixels.data_source}
+                facts = {"backbone": self.backbone.name, "folder": os.path.commonpath(places)}
+                write_json({**self.header, **facts}, self.folder / "bank.json")
             if missing:
                 self._build(missing, shared)
                 get_logger().info(f"Feature bank {self.folder}: {len(self.pixels)} images x {len(missing)}")
@@ -229,7 +232,7 @@ class FeatureBank:
         )
         title = f"features of {count} images x {len(numbers)}"
         done, numbers = [], iter(numbers)
-        for images in tqdm(loader, desc=title, delay=5, leave=False, disable=None if is_main() else True):
+        for images in progress(loader, title):
             done.append(self._encode(images))
             if len(done) == len(own):
                 rows = {name: torch.cat([some[name] for some in done]) for name in done[0]}

@@ -18,7 +18,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from dassl.utils import (
     MissingFile,
@@ -32,6 +31,7 @@ from dassl.utils import (
     script_tensors,
     sha256_file,
 )
+from dassl.utils.progress import progress
 
 from .backbone import Block, ClipBackbone, Preprocess
 
@@ -43,7 +43,7 @@ def clip_package():
     """The module `clip`, if it is OpenAI's. Raises UserError with what to install."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # it imports pkg_resources, which complains
+            warnings.simplefilter("ignore")  # it imports pkg_resources, which complains
             import clip
             import clip.model
     except ImportError as error:
@@ -171,7 +171,7 @@ def _download(address, file, expected):
     try:
         with urllib.request.urlopen(address, timeout=30) as source, atomic_write(file) as target:
             total = int(source.headers.get("Content-Length") or 0)
-            with tqdm(total=total, unit="B", unit_scale=True, desc=file.name, disable=None) as bar:
+            with progress(what=file.name, total=total, unit="B", unit_scale=True) as bar:
                 while chunk := source.read(1 << 20):
                     target.write(chunk)
                     sha.update(chunk)

@@ -1,5 +1,8 @@
 """From the config to the data set, its transforms and its loaders."""
 
+import os
+import warnings
+
 import torch
 from torch.utils.data import DataLoader
 
@@ -48,23 +51,36 @@ def build_data_loader(
     )
     if is_train and cfg.INPUT.VIEW_SEEDS:
         sampler = ViewSampler(sampler)
-    workers = cfg.DATALOADER.NUM_WORKERS
+    workers = worker_count(cfg, dataset_wrapper)
     wrapped = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     try:
-        loader = DataLoader(
-            wrapped,
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            drop_last=is_train and len(data_source) >= batch_size,
-            pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
-            persistent_workers=cfg.DATALOADER.PERSISTENT and workers > 0,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # said by DataManager
+            loader = DataLoader(
+                wrapped,
+                batch_size=batch_size,
+                sampler=sampler,
+                num_workers=workers,
+                drop_last=is_train and len(data_source) >= batch_size,
+                pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+                persistent_workers=cfg.DATALOADER.PERSISTENT and workers > 0,
+            )
     except ValueError as error:  # a batch size or a number of workers that is none
         raise UserError(f"DATALOADER: {error}") from error
     if not len(loader):
         raise UserError(f"data set {cfg.DATASET.NAME}: {sampler_type} makes no batch of {batch_size}")
     return loader
+
+
+def worker_count(cfg, dataset_wrapper=None):
+    """DATALOADER.NUM_WORKERS, but no more than there are cores where their number cannot change what is drawn."""
+    asked, usable = cfg.DATALOADER.NUM_WORKERS, cores()
+    return min(asked, usable) if cfg.INPUT.VIEW_SEEDS and dataset_wrapper is None else asked
+
+
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class DataManager:
@@ -88,7 +104,10 @@ class DataManager:
                 dataset_wrapper=dataset_wrapper,
             )
 
-        nodes = cfg.DATALOADER
+        nodes, used = cfg.DATALOADER, worker_count(cfg, dataset_wrapper)
+        if nodes.NUM_WORKERS > cores():
+            doing = f"{used} are used" if used < nodes.NUM_WORKERS else "fewer may be faster"
+            get_logger().info(f"DATALOADER.NUM_WORKERS is {nodes.NUM_WORKERS}, there are {cores()} cores: {doing}")
         node_u = nodes.TRAIN_X if nodes.TRAIN_U.SAME_AS_X else nodes.TRAIN_U
         self.dataset = dataset
         self.train_loader_x = loader(nodes.TRAIN_X, dataset.train_x, is_train=True)
@@ -128,7 +147,7 @@ class DataManager:
         rows.append(("# test", f"{len(dataset.test):,}"))
         width = max(len(value) for _, value in rows)
         line = f"{'-' * 9}  {'-' * width}"
-        get_logger().info("\n".join([line, *(f"{name:9}  {value}" for name, value in rows), line]))
+        get_logger().debug("\n".join([line, *(f"{name:9}  {value}" for name, value in rows), line]))
 
 
 def _transform(cfg, custom, is_train):

@@ -24,6 +24,7 @@ from dassl.utils import (
     upgrade_keys,
 )
 from dassl.utils.distributed import is_main
+from dassl.utils.progress import progress
 
 from .prograd import project_conflicting
 from .stopping import steps_end_first
@@ -31,6 +32,7 @@ from .stopping import steps_end_first
 log = get_logger()
 
 BEST = "model-best.pth.tar"
+EPOCHS = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}]"
 _NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
 
 
@@ -40,6 +42,8 @@ class NotFinite(UserError, FloatingPointError):
 
 class TrainerBase:
     """Base class of trainers. A subclass registers models and says what an epoch and a test are."""
+
+    _bar = None  # of the epochs, while they run
 
     def __init__(self):
         self._models = OrderedDict()
@@ -168,7 +172,7 @@ class TrainerBase:
         if self._writer is None and is_main():
             from torch.utils.tensorboard import SummaryWriter  # about a second, so not at import
 
-            log.info(f"Initialize tensorboard (log_dir={log_dir})")
+            log.debug(f"Initialize tensorboard (log_dir={log_dir})")
             self._writer = SummaryWriter(log_dir=log_dir)
 
     def close_writer(self):
@@ -193,13 +197,16 @@ class TrainerBase:
         self.max_epoch = max_epoch
         self.before_train()
         self.start_progress()
-        for epoch in range(self.start_epoch, self.max_epoch):
-            self.epoch = epoch
-            self.before_epoch()
-            self.run_epoch()
-            with steps_end_first():
-                self.after_epoch()
-                self.save_progress()
+        left = self.max_epoch - self.start_epoch
+        with progress(what="training", total=left, bar_format=EPOCHS) as self._bar:
+            for epoch in range(self.start_epoch, self.max_epoch):
+                self.epoch = epoch
+                self.before_epoch()
+                self.run_epoch()
+                with steps_end_first():
+                    self.after_epoch()
+                    self.save_progress()
+                self._bar.update(epoch + 1 - self.start_epoch - self._bar.n)
         self.after_train()
         self.end_progress()
 

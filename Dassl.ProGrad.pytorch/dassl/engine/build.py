@@ -54,7 +54,7 @@ def build_trainer(cfg):
     """The trainer that cfg.TRAINER.NAME names, with its data, model and evaluator built."""
     cls = checked_class(cfg)
     if cfg.VERBOSE:
-        get_logger().info(f"Loading trainer: {cfg.TRAINER.NAME}")
+        get_logger().debug(f"Loading trainer: {cfg.TRAINER.NAME}")
     try:
         return cls(cfg)
     except ValueError as error:  # torch's words, or ours around them

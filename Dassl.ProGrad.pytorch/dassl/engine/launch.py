@@ -39,6 +39,7 @@ from dassl.utils.distributed import (
 from dassl.utils.memory import reset_peak
 
 from .build import build_trainer, checked_class
+from .lint import counts, opening
 from .results import FILE as RESULTS
 from .results import check_classes, write_results
 from .state import stop_workers
@@ -54,7 +55,9 @@ class AlreadyFinished(UserError):
     """The output folder holds the results of a finished run."""
 
 
-def run(cfg, *, eval_only=False, model_dir="", load_epoch=None, no_train=False, overwrite=False, command=""):
+def run(
+    cfg, *, eval_only=False, model_dir="", load_epoch=None, no_train=False, overwrite=False, command="", recipe=None
+):
     """Train, or evaluate the model in `model_dir`, into cfg.OUTPUT_DIR -> the content of results.json.
 
     An interrupted training goes on where it stopped. Afterwards the process is as before: any number of runs
@@ -64,6 +67,7 @@ def run(cfg, *, eval_only=False, model_dir="", load_epoch=None, no_train=False, 
         load_epoch: evaluate the model after that many epochs; default the best one, or the last.
         no_train: build everything and return {}.
         overwrite: remove what a finished run left, instead of refusing.
+        recipe: the config of the yaml files alone, for what the run says of itself.
 
     Raises:
         AlreadyFinished: results.json is there.
@@ -74,7 +78,8 @@ def run(cfg, *, eval_only=False, model_dir="", load_epoch=None, no_train=False, 
     folder = cfg.OUTPUT_DIR
     started = time.monotonic()  # a clock may be set back
     with process_group(), own_device(cfg.USE_CUDA), sigterm_ends(), backend(cfg), _owned(folder, overwrite):
-        trainer = build_run(cfg)
+        log.debug(f"***************\n** Arguments **\n***************\n{command}")
+        trainer = build_run(cfg, recipe)
         if no_train:
             return {}
         with _released(trainer), _lost_workers(trainer):
@@ -117,23 +122,27 @@ def _owned(folder, overwrite):
         yield
 
 
-def build_run(cfg):
-    """Print and keep the config, seed, build the trainer, keep the images it drew."""
+def build_run(cfg, recipe=None):
+    """Keep the config, seed, build the trainer, keep the images it drew; a few lines of it are for the screen."""
     if is_main():
-        log.info(f"************\n** Config **\n************\n{cfg}")
-        log.info(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
+        log.debug(f"************\n** Config **\n************\n{cfg}")
+        log.debug(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
+        log.info(opening(cfg, recipe))
         with atomic_write(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
             file.write(cfg.dump())
     if cfg.SEED >= 0:
-        log.info(f"Setting fixed seed: {cfg.SEED}")
+        log.debug(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
     elif world_size() > 1:
         set_random_seed(broadcast(int.from_bytes(os.urandom(4), "big")))  # any, but one for all
     with in_turn():  # a data set may keep on disk what it draws
         trainer = build_trainer(cfg)
-    drawn = getattr(getattr(getattr(trainer, "dm", None), "dataset", None), "drawn", None)
-    if drawn is not None and is_main():
-        write_json(drawn, os.path.join(cfg.OUTPUT_DIR, "subset.json"))
+    dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+    drawn = getattr(dataset, "drawn", None)
+    if is_main():
+        log.info(counts(dataset))
+        if drawn is not None:
+            write_json(drawn, os.path.join(cfg.OUTPUT_DIR, "subset.json"))
     return trainer
 
 

@@ -1,11 +1,17 @@
-"""What a run changes in its recipe, the yaml files, and what of that will have no effect or makes it another run."""
+"""What a run changes in the defaults and in its recipe, the yaml files, and what of that will have no effect or makes
+it another run."""
 
 import os
+import shutil
+import textwrap
 
-from dassl.config import leaves
-from dassl.utils import read_json
+import torch
 
-from .build import config_nodes, trainer_class
+from dassl.clip.features import bank_folder
+from dassl.config import get_cfg_default, leaves
+from dassl.utils import brief, read_json
+
+from .build import add_trainer_nodes, config_nodes, trainer_class
 from .results import FILE as RESULTS
 
 # what a recipe does not say: where a run stands, its seed, how fast it goes
@@ -59,3 +65,51 @@ def stage1_differs(cfg):
     }
     differ = [f"{key} {theirs[key]}, here {value}" for key, value in ours.items() if theirs.get(key, value) != value]
     return [f"stage 1 was another run: {'; '.join(differ)}"] if differ else []
+
+
+# said in other words, or of the machine
+TOLD = ("TRAINER.NAME", "DATASET.NAME", "MODEL.BACKBONE.NAME", "SEED", "OUTPUT_DIR", "DATASET.ROOT", "PRESET")
+WIDTH, ROWS = 100, 10  # columns of what is printed, and lines of differences at most
+
+
+def opening(cfg, recipe=None):
+    """Lines for the screen before a run begins: trainer, data, backbone, device, what differs from the defaults and
+    from the recipe (the yaml files' config), and where things are written. log.txt has the whole config."""
+    cuda = cfg.USE_CUDA and torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if cuda else f"the CPU, {torch.get_num_threads()} threads"
+    preset = f" ({cfg.PRESET})" if cfg.PRESET else ""
+    lines = [f"{cfg.TRAINER.NAME}{preset}: {cfg.DATASET.NAME}, {cfg.MODEL.BACKBONE.NAME} on {device}, seed {cfg.SEED}"]
+    lines += listed("differs from the defaults:", from_defaults(cfg))
+    if recipe is not None:
+        changed = [f"{key} {brief(new)} ({brief(old)})" for key, old, new in changed_keys(recipe, cfg)]
+        lines += listed("differs from the recipe:", changed or ["nothing"])
+    banks = f"; feature banks in {bank_folder(cfg)}" if cfg.FEATURES.VIEWS or cfg.FEATURES.TEST else ""
+    return "\n".join([*lines, f"reads {cfg.DATASET.ROOT}", f"writes to {cfg.OUTPUT_DIR}{banks}"])
+
+
+def from_defaults(cfg):
+    """["KEY value"] of what this run's trainer reads and the default is not."""
+    usual, nodes = get_cfg_default(), own_nodes(cfg)
+    add_trainer_nodes(usual)
+    before = dict(leaves(usual))
+    changed = [(key, value) for key, value in leaves(cfg) if key not in TOLD and not idle(key, nodes)]
+    return [f"{key} {brief(value)}" for key, value in changed if plain(before.get(key)) != plain(value)]
+
+
+def plain(value):
+    """A value by which a list and a tuple of equal items are equal."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def listed(title, items):
+    """One paragraph of ROWS lines at most."""
+    width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
+    lines = textwrap.wrap(f"{title} {', '.join(items)}", width, subsequent_indent="  ", break_long_words=False)
+    return lines if len(lines) <= ROWS else [*lines[: ROWS - 1], "  ... the other keys: ** Config ** in log.txt"]
+
+
+def counts(dataset):
+    """How many classes and images of each part a data set has."""
+    parts = {"train_x": "training", "train_u": "unlabelled", "val": "validation", "test": "test"}
+    found = [f"{len(getattr(dataset, name, None) or ()):,} {what}" for name, what in parts.items()]
+    return f"{getattr(dataset, 'num_classes', 0)} classes; images: {', '.join(n for n in found if n[:2] != '0 ')}"

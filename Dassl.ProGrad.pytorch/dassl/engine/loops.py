@@ -72,6 +72,8 @@ class EpochTrainer(SimpleTrainer):
                 if (batch_idx + 1) % every == 0 or self.num_batches < every:
                     self._print_batch(losses, batch_time, data_time)
                 self._write_batch(losses)
+                if self._bar is not None:
+                    self._bar.update(1 / self.num_batches)
                 stepped = (batch_idx + 1) % self.cfg.TRAIN.ACCUMULATE == 0 or batch_idx + 1 == self.num_batches
                 if stepped and told_to_stop():
                     self._progress.save_within(losses)

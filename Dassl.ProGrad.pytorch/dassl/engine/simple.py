@@ -8,7 +8,6 @@ from datetime import timedelta
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from dassl.config import Keys, build_node, complete
 from dassl.data import DataManager
@@ -24,6 +23,7 @@ from dassl.utils import (
     write_json,
 )
 from dassl.utils.distributed import barrier, gather, is_main
+from dassl.utils.progress import progress
 
 from .base import BEST, TrainerBase
 from .history import History
@@ -139,12 +139,12 @@ class SimpleTrainer(TrainerBase):
     def build_model(self):
         """Hook: build and register what is trained. Default: SimpleNet, registered as "model"."""
         cfg = self.cfg
-        log.info("Building model")
+        log.debug("Building model")
         self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
         if cfg.MODEL.INIT_WEIGHTS:
             load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
         self.model.to(self.device)
-        log.info(f"# params: {count_num_param(self.model):,}")
+        log.debug(f"# params: {count_num_param(self.model):,}")
         self.optim = build_optimizer(self.model, cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model("model", self.model, self.optim, self.sched)
@@ -281,7 +281,7 @@ class SimpleTrainer(TrainerBase):
         loader = self.val_loader if split == "val" else self.test_loader
         share = evaluation_share(self, loader)
         batches = loader if share is None else share
-        for batch in tqdm(batches, disable=None if is_main() else True, delay=2, leave=False):
+        for batch in progress(batches, f"evaluating on {split}"):
             input, label = self.parse_batch_test(batch)
             output = self.model_inference(input)
             self.evaluator.process(output, label)

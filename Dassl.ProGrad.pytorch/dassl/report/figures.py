@@ -21,6 +21,7 @@ from dassl.report.sweeps import sweeps
 from dassl.report.tables import to_csv
 from dassl.report.tsne import SCATTER_FILE
 from dassl.utils import UserError, check_availability
+from dassl.utils.progress import progress
 
 ARROW = " \N{RIGHTWARDS ARROW} "
 
@@ -40,7 +41,7 @@ def all_figures(folders, records, out, methods=None, names=None):
     written = []
     for name in names or ():
         check_availability(name, FIGURES, "--figure")
-    for name, figure in FIGURES.items():
+    for name, figure in progress(FIGURES.items(), "drawing"):
         if names and name not in names:
             continue
         try:

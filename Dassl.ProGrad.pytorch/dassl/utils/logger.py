@@ -9,24 +9,35 @@ import time
 import traceback
 import warnings
 
+from .progress import bars_aside
+
 
 class _StdoutHandler(logging.StreamHandler):
-    """Writes to whatever sys.stdout is now, so that lines follow the tee below."""
+    """Writes to whatever sys.stdout is now, so that lines follow the tee below; level DEBUG to its file alone."""
 
     def __init__(self):
         logging.Handler.__init__(self)
+        if hasattr(sys.stdout, "reconfigure"):  # a terminal of few characters shows the others as escapes
+            sys.stdout.reconfigure(errors="backslashreplace")
 
     @property
     def stream(self):
         return sys.stdout
 
+    def emit(self, record):
+        if record.levelno < logging.INFO and isinstance(sys.stdout, Logger):
+            sys.stdout.record(self.format(record) + self.terminator)
+            return
+        with bars_aside():
+            super().emit(record)
+
 
 def get_logger(name="dassl"):
-    """Logger of bare messages on the current standard output, level INFO."""
+    """Logger of bare messages on the current standard output; where a run's log file is, `debug` is for that alone."""
     logger = logging.getLogger(name)
     if not any(isinstance(handler, _StdoutHandler) for handler in logger.handlers):
         logger.addHandler(_StdoutHandler())
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.DEBUG)
         logger.propagate = False
     return logger
 

@@ -1,6 +1,7 @@
 """One bar with an ETA for all work that may take long, on standard error."""
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -47,13 +48,14 @@ class _Reported(tqdm):
         self.disable = True  # nothing to clear
 
 
-def progress(items: Iterable | None = None, what: str = "", *, show: bool = True, **more) -> tqdm:
+def progress(items: Iterable | None = None, what: str = "", **more) -> tqdm:
     """A tqdm bar over `items`, or, with `total`, one that is updated by hand; it appears after SHORT seconds of work.
 
-    Where standard error is no terminal, it is a line at most every EVERY seconds. show: False for none, as in the
-    processes of a run beside the main one. more: what tqdm takes.
+    Where standard error is no terminal, it is a line at most every EVERY seconds. Of several processes under torchrun
+    the first one shows it. more: what tqdm takes.
     """
-    usual = {"desc": what or None, "delay": SHORT, "leave": False, "dynamic_ncols": True, "disable": not show} | more
+    usual = {"desc": what or None, "delay": SHORT, "leave": False, "dynamic_ncols": True}
+    usual |= {"disable": os.environ.get("RANK", "0") != "0"} | more
     if _report:
         return _Reported(items, **usual | {"delay": 0.0, "mininterval": 1.0})
     if not sys.stderr.isatty():

@@ -277,7 +277,7 @@ class DatasetBase:
         """
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources
-        get_logger().info(f"Creating a {num_shots}-shot dataset")
+        get_logger().debug(f"Creating a {num_shots}-shot dataset")
         short = "repeat" if repeat else "all"
         drawn = [few_shot(source, num_shots, random, short) for source in data_sources]
         return drawn[0] if len(drawn) == 1 else drawn

@@ -20,7 +20,7 @@ def build_dataset(cfg):
     complete(cfg)
     check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
     if cfg.VERBOSE:
-        get_logger().info(f"Loading dataset: {cfg.DATASET.NAME}")
+        get_logger().debug(f"Loading dataset: {cfg.DATASET.NAME}")
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
     if not isinstance(dataset, DatasetBase):  # which looks at its lists itself
         parts = {part: getattr(dataset, part, None) for part in ("train_x", "train_u", "val", "test")}

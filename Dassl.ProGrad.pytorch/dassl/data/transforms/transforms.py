@@ -73,7 +73,7 @@ def build_transform(cfg, is_train: bool = True, choices=None) -> T.Compose | Non
         raise UserError(f"INPUT.SIZE is (height, width), but got {cfg.INPUT.SIZE}")
     mode = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
     steps = (_train_steps if is_train else _test_steps)(cfg.INPUT, choices, mode)
-    get_logger().info("\n".join([f"Building transform_{'train' if is_train else 'test'}", *(f"+ {s}" for s in steps)]))
+    get_logger().debug("\n".join([f"Building transform_{'train' if is_train else 'test'}", *(f"+ {s}" for s in steps)]))
     return T.Compose(steps)
 
 

@@ -9,5 +9,5 @@ def build_backbone(name, verbose=True, **kwargs):
     """The backbone registered as `name`, built with `kwargs`. Raises UserError with the nearest name."""
     check_availability(name, BACKBONE_REGISTRY.registered_names(), "A backbone")
     if verbose:
-        get_logger().info(f"Backbone: {name}")
+        get_logger().debug(f"Backbone: {name}")
     return BACKBONE_REGISTRY.get(name)(**kwargs)

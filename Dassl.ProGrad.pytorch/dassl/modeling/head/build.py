@@ -9,5 +9,5 @@ def build_head(name, verbose=True, **kwargs):
     """The head registered as `name`, built with `kwargs`. Raises UserError with the nearest name."""
     check_availability(name, HEAD_REGISTRY.registered_names(), "A head")
     if verbose:
-        get_logger().info(f"Head: {name}")
+        get_logger().debug(f"Head: {name}")
     return HEAD_REGISTRY.get(name)(**kwargs)
