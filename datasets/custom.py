@@ -228,6 +228,8 @@ class Manifest(CustomDataset):
 def text_of(record: dict, key: str, where: str) -> str:
     """One cell of a table, "" if it is not there. A label may be a whole number."""
     value = record.get(key)
+    if isinstance(value, str) and "\n" in value.strip():
+        raise UserError(f"{where}: {key} runs over several lines, is a quotation mark missing? {brief(value)}")
     if isinstance(value, str) or value is None:
         return (value or "").strip()
     if key == "label" and type(value) is int:

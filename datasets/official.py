@@ -138,7 +138,7 @@ def place_folders(image_dir: str, names_file: str) -> list[Datum]:
     A name is the path without its letter: "abbey", "apartment building/outdoor".
     """
     items = []
-    for label, line in enumerate(read_lines(names_file)):
+    for label, line in enumerate(read_lines(names_file, once=True)):
         place = line.strip().strip("/")
         path = os.path.join(image_dir, place)
         if not os.path.isdir(path):

@@ -111,7 +111,7 @@ def listed(image_dir: str, items: Iterable[tuple[str, int, str]], source: str) -
 
 def variant_lists(folder: str, image_dir: str) -> Lists:
     """FGVC Aircraft: variants.txt (names by label), images_variant_{train,val,test}.txt ("id name" lines)."""
-    label_of = {name: label for label, name in enumerate(read_lines(os.path.join(folder, "variants.txt")))}
+    label_of = {name: label for label, name in enumerate(read_lines(os.path.join(folder, "variants.txt"), once=True))}
     lists = []
     for part in PARTS:
         source = os.path.join(folder, f"images_variant_{part}.txt")
@@ -179,6 +179,9 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def read_lines(path: str) -> list[str]:
-    """The lines of a text file that are not blank."""
-    return [line for line in read_text(path).splitlines() if line.strip()]
+def read_lines(path: str, *, once: bool = False) -> list[str]:
+    """The lines of a text file that are not blank. once: UserError for one that stands there twice."""
+    lines = [line for line in read_text(path).splitlines() if line.strip()]
+    if once and len(set(lines)) < len(lines):
+        raise UserError(f"{path}: {next(line for line in lines if lines.count(line) > 1)!r} stands there twice")
+    return lines

@@ -200,6 +200,7 @@ GOOD = ("tools/hand_saw/00.jpg", "saw", "train")
         (csv_of([GOOD, ("tools/hand_saw/01.jpg", "-1", "test")]), ["line 3", "classes are numbers (-1"]),
         (csv_of([GOOD, ("tools/hand_saw/01.jpg", "nan", "test")]), ["line 3", "classes are numbers (nan"]),
         (csv_of([GOOD, ("tools/hand_saw/01.jpg", "_", "test")]), ["line 3", "class '_' has no name"]),
+        ('path,label\na.jpg,"saw\nb.jpg,saw\n', ["label runs over several lines, is a quotation mark missing?"]),
         (csv_of([GOOD, ("tools/hand_saw/01.jpg", "Saw", "test")]), ["class 'saw' has the name of class 'Saw'"]),
         (csv_of([GOOD, ("tools/hand_saw/01.jpg", "", "test")]), ["line 3", "expected a path and a label"]),
     ],

@@ -52,6 +52,7 @@ MISTAKES = [
     ("StanfordCars", remove("cars_test/00003.jpg"), MissingFile, ["1 of the 9", "cars_test/00003.jpg"]),
     ("SUN397", remove("ClassName.txt"), MissingFile, ["no ClassName.txt", "huggingface.co"]),
     ("SUN397", spoil_text("ClassName.txt", "/z/zoo\n"), MissingFile, ["z/zoo", "ClassName.txt"]),
+    ("SUN397", spoil_text("ClassName.txt", "/z/zoo\n/z/zoo\n"), UserError, ["'/z/zoo' stands there twice"]),
     ("MNIST", remove("t10k-labels-idx1-ubyte"), MissingFile, ["t10k-labels-idx1-ubyte (or .gz)"]),
     ("MNIST", spoil_text("t10k-images-idx3-ubyte", "<html>"), UserError, ["damaged or no idx file of 3"]),
     ("MNIST", spoil_text("t10k-images-idx3-ubyte", ""), UserError, ["damaged or no idx file of 3"]),
