@@ -69,24 +69,15 @@ def _prompt_pairs(found) -> dict:
 
 META_NET = r"(^|\.)meta_net\."
 ATTRIBUTES = "its prompts have another form, with words of attributes or anchors among the context vectors"
+REFUSED = {  # name -> mark, and why nothing here can run what was trained
+    "ATPrompt": (r"(^|\.)(ctx_att\d+|token_middle\d*)$", ATTRIBUTES),
+    "AnchorOPT (ATPrompt)": (r"(^|\.)(anchor_ctx_\d+|token_of)$", ATTRIBUTES),
+    "CoCoOp": (META_NET, "its prompts depend on the image, so there are no class vectors to continue from or to merge"),
+    "TCP": (META_NET, "half of what makes its class vectors is its meta_net, within the text tower, and no context"),
+    "unknown meta_net": (META_NET, "its context alone may not be all that was trained"),
+}
 METHODS = (
-    Method("ATPrompt", r"(^|\.)(ctx_att\d+|token_middle\d*)$", {}, {}, refused=ATTRIBUTES),
-    Method("AnchorOPT (ATPrompt)", r"(^|\.)(anchor_ctx_\d+|token_of)$", {}, {}, refused=ATTRIBUTES),
-    Method(
-        "CoCoOp",
-        META_NET,
-        {},
-        {},
-        refused="its prompts depend on the image, so there are no class vectors to continue from or to merge",
-    ),
-    Method(
-        "TCP",
-        META_NET,
-        {},
-        {},
-        refused="half of what makes its class vectors is its meta_net, within the text tower, and no context",
-    ),
-    Method("unknown meta_net", META_NET, {}, {}, refused="its context alone may not be all that was trained"),
+    *(Method(name, mark, {}, {}, refused=why) for name, (mark, why) in REFUSED.items()),
     Method(
         "MMA",
         r"^(shared|text|visual)_adapter\.",

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from dassl.engine import build_trainer
 from dassl.utils import (
     ArgumentParser,
-    MissingFile,
     RunLock,
     UserError,
     atomic_write,
@@ -88,22 +87,11 @@ def find_source(source: str | Path) -> tuple[Path, str]:
     from mergetune import stage1
 
     source = Path(source)
-    if not source.is_dir():
-        if not source.is_file():
-            raise MissingFile(f"No checkpoint at {source}: expected a run folder, a model folder or a file")
-        return source, source.resolve().parent.name
     there = [name for name in MODEL_FOLDERS if (source / name).is_dir()]
     if len(there) > 1:
         raise UserError(f"{source} holds several models: name one of {', '.join(str(source / name) for name in there)}")
-    name = there[0] if there else source.resolve().name
-    try:
-        return stage1.find_checkpoint(source, name), name
-    except MissingFile:
-        seen = ", ".join(sorted(p.name for p in source.iterdir())) or "nothing"
-        raise MissingFile(
-            f"No checkpoint in {source}: looked for model.pth.tar-N, model-N.pth.tar and model-best.pth.tar in it and "
-            f"in {', '.join(MODEL_FOLDERS)} (there: {seen})"
-        ) from None
+    file = stage1.find_checkpoint(source, there[0] if there else "")
+    return file, file.absolute().parent.name
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ def find_checkpoint(folder: str | Path, model_name: str) -> Path:
     try:
         return Path(find_model(str(folder), model_name, last=True))
     except MissingFile as error:
-        raise MissingFile(f"No stage-1 checkpoint in {folder}: {error}") from None
+        what = str(error).rpartition('": ')[2]
+        raise MissingFile(f"No stage-1 checkpoint in {folder}: {what}") from None
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from dassl.utils import (
     UserError,
     drop_token_buffers,
     get_logger,
+    listdir_nohidden,
     load_weights,
     resume_from_checkpoint,
     save_checkpoint,
@@ -333,29 +334,23 @@ def find_model(directory, name, epoch=None, *, last=False):
     """Path of the checkpoint of model `name`: `directory` is a run folder, the model's own folder, or the file itself.
 
     Of a folder the one after `epoch` epochs; without that the best one, or where none was kept the last (`last`: the
-    other way round). Both spellings of numbered files are known: model.pth.tar-50 and model-50.pth.tar.
-
-    Raises:
-        MissingFile: there is none; says what is there.
-        UserError: a file, and an epoch to choose.
+    other way round). Both spellings of numbered files are known: model.pth.tar-50 and model-50.pth.tar. MissingFile
+    says what is there, UserError that one file has no epoch to choose.
     """
     if os.path.isfile(directory):
         if epoch is not None:
             raise UserError(f'"{directory}" is one file of weights: there is no epoch {epoch} to choose (--load-epoch)')
         return directory
-    folders = [folder for folder in (os.path.join(directory, name), directory) if os.path.isdir(folder)]
-    for folder in folders:
-        matches = [match for file in sorted(os.listdir(folder)) if (match := _NUMBERED.fullmatch(file))]
-        numbered = {int(match[1] or match[2]): match[0] for match in matches}
-        best = os.path.isfile(os.path.join(folder, BEST))
-        if epoch is None and best and not (last and numbered):
+    for folder in (os.path.join(directory, name), directory):
+        there = listdir_nohidden(folder, sort=True) if os.path.isdir(folder) else []
+        numbered = {int(match[1] or match[2]): file for file in there if (match := _NUMBERED.fullmatch(file))}
+        if epoch is None and BEST in there and not (last and numbered):
             return os.path.join(folder, BEST)
         wanted = max(numbered, default=None) if epoch is None else int(epoch)
         if wanted in numbered:
             return os.path.join(folder, numbered[wanted])
-        if best or numbered:
+        if numbered or BEST in there:
             break
     looked = f"{BEST} and model.pth.tar-N" if epoch is None else f"model.pth.tar-{epoch} and model-{epoch}.pth.tar"
-    there = sorted(os.listdir(folder)) if folders else []
     found = ", ".join([file for file in there if file.startswith("model")] or there[:8]) or "no model file"
     raise MissingFile(f'Model not found at "{os.path.join(directory, name)}": looked for {looked}, found {found}')

@@ -143,7 +143,7 @@ def _load_safetensors(fpath):
     check_kind(fpath)
     try:
         return load_file(fpath)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, MemoryError) as error:  # the last: too large to be mapped
         raise UserError(f'"{fpath}" is damaged or no safetensors file: {error}') from error
 
 
