@@ -33,7 +33,7 @@ def sections() -> dict[str, dict]:
 
     train.every_key()
     keys = dict(KEYS)
-    for cls in map(TRAINER_REGISTRY.get, TRAINER_REGISTRY.registered_names()):
+    for cls in map(TRAINER_REGISTRY.get, sorted(TRAINER_REGISTRY.registered_names())):
         if cls.__module__.startswith(("condu.", "mergetune.trainers.", "dassl.")):
             keys |= trainer_keys(cls)
     found: dict[str, dict] = {}

@@ -12,7 +12,8 @@ from scripts.commands.base2new import METHODS, kd_weight
 from scripts.commands.command import recipe, source_of
 from scripts.condu import toy_stream
 from scripts.condu.orders import tasks_of
-from scripts.run import first_arguments, main, train_argv, trained_arguments
+from scripts.main_job import build_parser
+from scripts.run import Usage, first_arguments, main, parse, train_argv, trained_arguments
 from tests.conftest import ROOT
 
 LMC = ["10.0", "cosine", "True", "1.0", "1", "vit_b16_ep100_ctxv1"]
@@ -282,3 +283,17 @@ def test_what_is_typed_wins_over_what_a_script_adds(dry):
     args, run = toy_stream.read(words[3:])
     assert (run.seed, str(run.out)) == (3, "/x/toy_ft/order_toy_digits/seed3")
     assert run.root == "/data" and run.pairs == ("OPTIM.LR", "0.1")
+
+
+def test_pairs_may_be_joined_and_folders_of_the_environment_begin_with_a_tilde(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DATA", "~/data")
+    monkeypatch.setenv("OUTPUT", "~/runs")
+    runs, pairs = parse("coop/base2new_train", ["toy_shapes", "1", "--", "OPTIM.LR=-1e-3", "PRESET", "a"])
+    assert pairs == ["OPTIM.LR", "-1e-3", "PRESET", "a"]
+    words = train_argv("coop/base2new_train", runs[0], pairs)
+    assert words[words.index("--root") + 1] == "/home/me/data"
+    assert words[words.index("--output-dir") + 1].startswith("/home/me/runs/")
+    assert build_parser().parse_intermixed_args(["--set", "OPTIM.LR", "-.5", "--data=~/d"]).data == "/home/me/d"
+    with pytest.raises(Usage, match="OPTIM.LR has no value"):
+        parse("coop/base2new_train", ["toy_shapes", "1", "--", "PRESET=a", "OPTIM.LR"])
