@@ -199,7 +199,8 @@ def compared(found: list, records: list) -> list:
 
 def report(args: argparse.Namespace) -> list[Path]:
     """Prints the tables, writes them, draws the figures and the page that `args` ask for -> what was written."""
-    records = load_results(*args.folders)
+    left_out = []
+    records = load_results(*args.folders, left_out=left_out)
     if not records:
         raise UserError(f"No finished run: no readable results.json below {', '.join(map(str, args.folders))}")
     log, out = get_logger(), args.out or args.folders[0]
@@ -208,6 +209,7 @@ def report(args: argparse.Namespace) -> list[Path]:
     beside = compared(found, records) if args.against else []
     written = []
     for sheet in found + beside:
+        sheet.legend += [f"left out, for they could not be read: {', '.join(map(str, left_out))}"] if left_out else []
         log.info(sheet.text() + "\n")
         written += sheet.write(Path(out, "tables"), args.latex)
     drawn = []

@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 from dassl.report import curves
-from dassl.report.drawing import new_figure, style, value_ticks
+from dassl.report.drawing import style
 from dassl.report.fewshot import fewshot
 from dassl.report.figures import all_figures, path_figures
 from dassl.report.paths import families, load_paths
 from dassl.report.planes import load_planes, plane_figures
 from dassl.report.results import load_results
+from dassl.report.sweeps import sweeps
 from mergetune.report import METHODS
 from tests.conftest import ROOT
 from tests.fixtures.runs import read_csv, straight_path, write_path, write_run
@@ -208,12 +209,20 @@ def test_a_backend_that_is_not_there_is_no_matter(tmp_path, line):
     assert done.returncode == 0, done.stderr
 
 
-def test_labels_of_values_that_lie_close_do_not_overlap():
-    axes = new_figure(6, 4).subplots()
-    value_ticks(axes, [0, 0.01, 0.3, 1.0])
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "", "0.3", "1"]
-    value_ticks(axes, [5, 10, 100, 500])
-    assert axes.get_xscale() == "log" and [t.get_text() for t in axes.get_xticklabels()] == ["5", "10", "100", "500"]
+def test_values_of_a_sweep_that_lie_close_have_room_for_their_labels(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(curves, "save", lambda figure, *_: drawn.append(figure) or [])
+    for tau in (0.0, 0.01, 0.5):
+        for subset in ("base", "new"):
+            write_run(tmp_path / f"{tau}{subset}", trainer="CoOp_LMC", subset=subset, accuracy=50, protocol="sweep",
+                      preset="paper" if tau else "paper, changed: TRAINER.LMC.TAU", lmc={"TAU": tau})  # fmt: skip
+    curves.sweep_figures(sweeps(load_results(tmp_path), METHODS), tmp_path, METHODS)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    labels = figure.axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == ["0", "0.01", "0.5"]
+    boxes = [label.get_window_extent() for label in labels]
+    assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
 
 
 def test_no_legend_covers_a_line(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 
 from dassl.report.base2new import base2new
 from dassl.report.results import group_by, load_results, newest_each, select
+from mergetune.report import main
 from tests.fixtures.runs import only, write_run
 
 
@@ -52,12 +53,33 @@ def test_a_damaged_or_foreign_file_is_left_out_with_one_warning(tmp_path, capsys
 
 @pytest.mark.parametrize(
     "fields",
-    [{"seed": None}, {"seed": True}, {"metrics": []}, {"metrics": {"accuracy": np.nan}}, {"subset": ...}],
-)
+    [
+        {"seed": None}, {"seed": True}, {"metrics": []}, {"metrics": {"accuracy": np.nan}}, {"subset": ...},
+        {"metrics": {"accuracy": 10**400}}, {"metrics": {"accuracy": -5}}, {"metrics": {"accuracy": 250}},
+        {"accuracy": 60, "correct": 10, "total": 20}, {"subset": "old"}, {"kind": "merge"}, {"tasks": [["a"]]},
+        {"template_family": [1]}, {"labels": []},
+    ],
+)  # fmt: skip
 def test_a_result_with_a_bad_field_is_left_out(tmp_path, capsys, fields):
     write_run(tmp_path, **fields)
     assert load_results(tmp_path) == []
     assert next(iter(fields)).removesuffix("s") in capsys.readouterr().out
+
+
+def test_half_a_character_is_left_out_and_no_text_reaches_a_terminal_s_escapes(tmp_path, capsys):
+    write_run(tmp_path / "1", dataset="\ud800x")
+    write_run(tmp_path / "2", dataset="a\n\\input{b}\x1b[31m", backbone={"name": "tiny\r", "digest": ["\x07"]})
+    (record,) = load_results(tmp_path)
+    assert record["dataset"] == "a \\input{b} [31m"
+    assert record["backbone"] == {"name": "tiny ", "digest": [" "]}
+    assert "surrogates not allowed" in capsys.readouterr().out
+
+
+def test_the_tables_say_what_was_left_out(tmp_path, capsys):
+    write_run(tmp_path / "good")
+    bad = write_run(tmp_path / "bad", tasks=[["a"]])
+    main([str(tmp_path)])
+    assert f"left out, for they could not be read: {bad}" in (tmp_path / "tables" / "base2new.md").read_text()
 
 
 def test_without_the_field_the_command_says_what_a_run_was(tmp_path):

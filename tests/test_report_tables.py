@@ -6,7 +6,7 @@ from dassl.report.base2new import base2new, base2new_sheet
 from dassl.report.grid import is_below
 from dassl.report.results import load_results
 from dassl.report.stats import Summary, barrier
-from dassl.report.tables import Table, latex_text, show
+from dassl.report.tables import Table, latex_text, show, to_csv
 from mergetune.report import METHODS
 from tests.fixtures.runs import line_of, write_pairs
 
@@ -93,3 +93,12 @@ def test_rows_that_saw_other_data_or_were_chosen_otherwise_are_named(tmp_path):
         f"Trained on {shots}: CoOp, KgCoOp; {seen}: PromptKD.",
         "Checkpoint chosen on last_step: CoOp, KgCoOp; validation: PromptKD.",
     ]
+
+
+def test_no_cell_is_run_by_a_spreadsheet_or_read_as_html():
+    table = Table("a<b", ["method", "=1+1"], [["=cmd()", "-1.50"], ["@SUM(a)", "+3 to +4"], ["-x|<script>", "0"]])
+    rows = to_csv(table.columns, table.rows).splitlines()
+    assert rows == ["method,'=1+1", "'=cmd(),-1.50", "'@SUM(a),+3 to +4", "'-x|<script>,0"]
+    assert to_csv(["-2+cmd|' /C calc'!A0"], []).startswith("'-2+cmd")
+    text = table.markdown()
+    assert "<" not in text and "| -x\\|&lt;script> | 0 |" in text

@@ -50,12 +50,9 @@ class ZeroshotCLIP(FrozenClipTrainer):
     def templates(self) -> Sequence[str]:
         """The prompts whose class vectors are averaged."""
         name = self.cfg.TRAINER.ZEROSHOT.TEMPLATES
-        return [name] if "{}" in name else self.named_templates()[name]
-
-    def named_templates(self) -> dict[str, Sequence[str]]:
-        """What TRAINER.ZEROSHOT.TEMPLATES may name, for this data set."""
-        own = super().template
-        return {COOP: [self.template], **{name: templates(name, own) for name in (OWN, *LISTS)}}
+        if name == COOP or "{}" in name:
+            return [self.template if name == COOP else name]
+        return templates(name, super().template)
 
     def build_model(self) -> None:
         """Class vectors once; nothing is registered, so nothing trains or is saved."""
@@ -70,7 +67,8 @@ class ZeroshotCLIP(FrozenClipTrainer):
 
     def facts(self) -> dict:
         prompts, asked = list(self.templates()), self.cfg.TRAINER.ZEROSHOT.TEMPLATES
-        names = [asked, *(name for name, others in self.named_templates().items() if list(others) == prompts)]
+        own = {COOP: self.template, OWN: super().template}
+        names = [asked, *(name for name, template in own.items() if [template] == prompts)]
         names += prompts if len(prompts) == 1 else []
         return super().facts() | {
             "templates": described(asked, prompts),

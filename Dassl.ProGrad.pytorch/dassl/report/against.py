@@ -88,7 +88,9 @@ def against_sheet(sheet, records, methods, published=None):
         for partner in published.get(key, []) if cell["mean"] != "" and not _is_control(cell) else []:
             matched.setdefault(cell["method"], set()).add(key)
             if cell["dataset"] in AVERAGES and partner.sets and (ours := _sets(own)) != partner.sets:
-                notes.append(f"{cell['method']}: {_other_sets(ours, partner.sets)}")
+                more = "".join(f", with {name}" for name in sorted(ours - partner.sets))
+                over = f"published over {len(partner.sets)} data sets, ours over {len(ours)}{more}"
+                notes.append(f"{cell['method']}: averages are not compared: {over}.")
                 continue
             differing = _differing(partner, own, methods)
             notes += [f"{cell['method']}: {words}" for words in differing.values()]
@@ -126,12 +128,6 @@ def _is_control(cell):
 def _sets(own):
     """The data sets, or the tasks of streams, that an average is over."""
     return {name for record in own for name in record.get("tasks") or [record["dataset"]]}
-
-
-def _other_sets(ours, theirs):
-    gaps = {"without": theirs - ours, "with": ours - theirs}
-    words = " and ".join(f"{head} {', '.join(sorted(names))}" for head, names in gaps.items() if names)
-    return f"averages are not compared: published over {len(theirs)} data sets, ours {words}."
 
 
 def _missing(matched, published):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dassl.report.drawing import file_name, legend, new_figure, plain_axes, save, style, value_ticks, wrapped
+from dassl.report.drawing import file_name, legend, new_figure, plain_axes, save, style, wrapped
 from dassl.report.methods import row_names
 from dassl.report.tables import csv_numbers, to_csv
 
@@ -58,10 +58,12 @@ def _sweep_figure(sweep, values, name, folder):
     axes = figure.subplots()
     lines, averages = [], [sweep.average(row) for row in sweep.rows]
     for k, quantity in enumerate(("base", "new", "H of averages")):
-        points = [(x, average[quantity]) for x, average in zip(values, averages, strict=True) if average[quantity]]
+        points = [(place, average[quantity]) for place, average in enumerate(averages) if average[quantity]]
         _line(axes, points, quantity, style(k))
-        lines += [[quantity, f"{x:g}", *csv_numbers(s)] for x, s in points]
-    value_ticks(axes, values)
+        lines += [[quantity, f"{values[place]:g}", *csv_numbers(s)] for place, s in points]
+    axes.set_xticks(
+        range(len(values)), [f"{x:g}" for x in values]
+    )  # even where they lie close
     axes.set_xlabel(name)
     plain_axes(axes, "accuracy (%)")
     legend(figure)

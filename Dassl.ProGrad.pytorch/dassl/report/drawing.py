@@ -5,7 +5,6 @@ Each figure is a PNG at 150 dpi with its numbers beside it as CSV. Colours are O
 matplotlib is imported when a figure is drawn, and never opens a window.
 """
 
-import math
 import re
 import textwrap
 from pathlib import Path
@@ -62,23 +61,6 @@ def legend(figure):
     handles = [axes.get_legend_handles_labels() for axes in figure.axes]
     by_label = {label: handle for own in handles for handle, label in zip(*own, strict=True)}
     figure.legend(by_label.values(), by_label, loc="outside right upper", fontsize=8, frameon=False, handlelength=4)
-
-
-def value_ticks(axes, values):
-    """Ticks at the numbers that were tried, by powers where they span many; a label where the last one leaves room."""
-    low, high = min(values), max(values)
-    by_powers = low > 0 and high / low >= 20
-    if by_powers:
-        axes.set_xscale("log")
-        axes.minorticks_off()
-    places = [math.log(x) if by_powers else x for x in values]
-    width, labels, end = (max(places) - min(places)) or 1, [], -1.0
-    for place, x in sorted(zip(places, values, strict=True)):
-        text = f"{x:g}"
-        start = (place - min(places)) / width - 0.012 * len(text)  # of the axis, as wide as it is drawn
-        labels.append(text if start > end else "")
-        end = start + 0.024 * len(text) + 0.015 if start > end else end
-    axes.set_xticks(sorted(values), labels)
 
 
 def save(figure, file, numbers):

@@ -6,8 +6,8 @@ added: `file` (Path), `written` (modification time in seconds) and `kind` ("trai
 """
 
 import json
-import math
 import os
+import sys
 from pathlib import Path
 
 from dassl.utils import MissingFile, brief, get_logger, read_text
@@ -15,15 +15,21 @@ from dassl.utils import MissingFile, brief, get_logger, read_text
 FORMAT = 1
 RESULTS_FILE = "results.json"
 _FIELDS = {"trainer": str, "dataset": str, "protocol": str, "subset": str, "seed": int, "metrics": dict}
-_OPTIONAL = {"preset": str, "kind": str, "shots": int, "command": str | list, "merge": dict, "alpha_chosen_on": str,
-             "data_seen": str, "template_family": list}  # fmt: skip
+_TEXTS = ("preset", "kind", "alpha_chosen_on", "chosen_on", "data_seen", "source", "order", "labels", "ablation")
+_OPTIONAL = dict.fromkeys(_TEXTS, str) | {
+    "shots": int, "epochs": int | float, "max_epoch": int | float, "wall_s": int | float, "command": str | list,
+    "merge": dict, "lmc": dict, "teacher": dict, "backbone": dict | str, "vote": dict | str, "space": dict | str,
+    "tasks": list, "template_family": list,
+}  # fmt: skip
+_CHOICES = {"kind": ("train", "eval"), "subset": ("base", "new", "all")}
+PERCENT = ("accuracy", "error_rate", "macro_f1", "transfer", "average", "last")  # metrics
 
 
-def load_results(*folders):
+def load_results(*folders, left_out=None):
     """All readable results below `folders`, sorted by path -> list of records (dicts, see the module's head).
 
-    A file that is damaged, not ours or of another format costs one warning that names it, and is left
-    out. Folders may overlap. MissingFile if one of them does not exist.
+    A file that is damaged, contradicts itself, is not ours or of another format costs one warning that names it, is
+    left out, and is added to the list `left_out`. Folders may overlap. MissingFile if one of them does not exist.
     """
     records = []
     for file in find_files(RESULTS_FILE, *folders):
@@ -31,6 +37,8 @@ def load_results(*folders):
             records.append(read_result(file))
         except (OSError, ValueError, RecursionError) as error:
             get_logger().warning(f"Warning: {file} is left out: {error}")
+            if left_out is not None:
+                left_out.append(file)
     return records
 
 
@@ -61,9 +69,13 @@ def read_result(file):
             raise ValueError(f"field {field!r}: expected {getattr(kind, '__name__', kind)}, found {brief(value)}")
     if record.get("merge") and not isinstance(record["merge"].get("method", ""), str):
         raise ValueError(f"field 'merge': expected a method's name, found {brief(record['merge'])}")
-    for name, value in record["metrics"].items():
-        if not is_number(value):
-            raise ValueError(f"metric {name!r}: expected a finite number, found {brief(value)}")
+    for field in ("tasks", "template_family"):
+        if not all(isinstance(name, str) for name in record.get(field) or ()):
+            raise ValueError(f"field {field!r}: expected names, found {brief(record[field])}")
+    for field, choices in _CHOICES.items():
+        if record.get(field) and record[field] not in choices:
+            raise ValueError(f"field {field!r}: expected one of {', '.join(choices)}, found {brief(record[field])}")
+    _check_metrics(record)
     return {
         **record,
         "preset": record.get("preset") or "",
@@ -71,6 +83,30 @@ def read_result(file):
         "file": file,
         "written": file.stat().st_mtime,
     }
+
+
+def _check_metrics(record):
+    """Finite numbers, percentages among them, an accuracy that is that of the counts. ValueError if not."""
+    for name, value in record["metrics"].items():
+        if not is_number(value) or name in PERCENT and not 0 <= value <= 100:
+            raise ValueError(f"metric {name!r}: expected {'0 to 100' if name in PERCENT else 'a finite number'}, "
+                             f"found {brief(value)}")  # fmt: skip
+    correct, total, accuracy = record.get("correct"), record.get("total"), record["metrics"].get("accuracy")
+    counted = is_number(correct) and is_number(total) and total > 0 and accuracy is not None
+    if counted and abs(100 * correct / total - accuracy) > 0.01:
+        raise ValueError(f"accuracy {accuracy:g} is not that of {correct} of {total}")
+
+
+def _clean(value):
+    """JSON with a blank for whatever in its texts is no letter or sign: ends of lines, escapes of a terminal."""
+    if isinstance(value, dict):
+        return {_clean(name): _clean(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_clean(inner) for inner in value]
+    if isinstance(value, str) and not value.isprintable():
+        value.encode()  # UnicodeEncodeError, a ValueError, for half a character
+        return "".join(sign if sign.isprintable() else " " for sign in value)
+    return value
 
 
 def read_object(file, format):
@@ -83,12 +119,12 @@ def read_object(file, format):
         raise ValueError(f"expected a JSON object, found {type(content).__name__}")
     if content.get("format") != format:
         raise ValueError(f"expected format {format}, found {brief(content.get('format'))}")
-    return content
+    return _clean(content)
 
 
 def is_number(value):
     """True for a finite int or float; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _kind(record):

@@ -16,6 +16,7 @@ _LATEX = {
     "±": r"$\pm$", MISSING: "---", BELOW: r"$\downarrow$", MULTIPLY: r"$\times$",
     ">": "$>$", "<": "$<$",
 }  # fmt: skip
+_FORMULA = re.compile(r"[=@\t]|[+-](?![\d. ±to+-]*$)")  # +0.10 to +0.90 is none
 _LATEX_SIGNS = re.compile("|".join(map(re.escape, _LATEX)))
 
 
@@ -43,10 +44,10 @@ class Table:
     def markdown(self, level=3):
         """A heading of the given level, the table, the notes as a list -> str without a final newline."""
         head = [self.columns, ["---"] + ["---:"] * (len(self.columns) - 1)]
-        cells = [[cell.replace("|", "\\|") for cell in line] for line in head + self.rows]
-        lines = [f"{'#' * level} {self.title}", "", *("| " + " | ".join(line) + " |" for line in cells)]
+        cells = [[markdown_text(cell) for cell in line] for line in head + self.rows]
+        lines = [f"{'#' * level} {markdown_text(self.title)}", "", *("| " + " | ".join(line) + " |" for line in cells)]
         if self.notes:
-            lines += ["", *(f"- {note}" for note in self.notes)]
+            lines += ["", *(f"- {markdown_text(note)}" for note in self.notes)]
         return "\n".join(lines)
 
     def latex(self):
@@ -57,6 +58,11 @@ class Table:
         lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
         lines += [r"\end{tabular}", *(rf"\par\footnotesize {latex_text(note)}" for note in self.notes)]
         return "\n".join([*lines, r"\end{table}"])
+
+
+def markdown_text(text):
+    """Text without signs that end a cell or begin HTML -> str."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def latex_text(text):
@@ -92,9 +98,8 @@ def csv_numbers(summary, digits=2):
 
 
 def to_csv(columns, rows):
-    """Header and rows -> CSV text with unix line ends."""
+    """Header and rows -> CSV text with unix line ends; a text that a spreadsheet would run has a ' in front."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    writer.writerows([f"'{cell}" if _FORMULA.match(str(cell)) else cell for cell in line] for line in [columns, *rows])
     return buffer.getvalue()

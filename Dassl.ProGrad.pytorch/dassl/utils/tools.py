@@ -286,14 +286,10 @@ def import_matplotlib():
     Jupyter and Colab name a backend in it that other environments lack, and matplotlib refuses to be imported. What it
     names is left to a notebook's own plots, where it is there.
     """
-    asked = os.environ.get("MPLBACKEND")
-    if asked is None or "matplotlib" in sys.modules:
-        return importlib.import_module("matplotlib")
-    os.environ["MPLBACKEND"] = "agg"
-    try:
-        matplotlib = importlib.import_module("matplotlib")
-    finally:
+    asked = "" if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", "")
+    matplotlib = importlib.import_module("matplotlib")
+    if asked:
         os.environ["MPLBACKEND"] = asked
-    with contextlib.suppress(ValueError):
-        matplotlib.rcParams["backend"] = asked
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = asked
     return matplotlib
