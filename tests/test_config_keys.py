@@ -5,7 +5,7 @@ import math
 import pytest
 from yacs.config import CfgNode as CN
 
-from dassl.config import KEYS, get_cfg_default, leaves, merge_pairs
+from dassl.config import KEYS, get_cfg_default, leaves, merge_pairs, merge_yaml
 from dassl.engine import TRAINER_REGISTRY, TrainerX, add_trainer_nodes
 from dassl.engine.build import checked_class, config_nodes, trainer_keys
 from dassl.engine.launch import run
@@ -133,21 +133,26 @@ def test_names_that_others_register_or_read_themselves_are_taken(root, tmp_path,
     checked_class(cfg)
 
 
-def test_a_trainer_with_a_plain_default_config_has_the_types_of_its_defaults(monkeypatch):
+def test_a_trainer_with_a_plain_default_config_has_the_types_of_its_defaults(monkeypatch, tmp_path):
     class Plain(TrainerX):
         CONFIG = "PLAIN"
 
         @classmethod
         def default_config(cls):
-            return CN({"RATIO": 0.2, "DEPTH": 2, "NAMES": ["a"], "MAYBE": None, "RATES": [0.1], "CTX_INIT": "a photo"})
+            numbers = {"RATIO": 0.2, "DEPTH": 2, "MAYBE": None, "RATES": [0.1], "PAIRS": [[1]]}
+            return CN(numbers | {"NAMES": ["a"], "CTX_INIT": "a photo"})
 
     monkeypatch.setattr(TRAINER_REGISTRY, "_obj_map", {"Plain": Plain})
     cfg = get_cfg_default()
     add_trainer_nodes(cfg)
     merge_pairs(cfg, ["TRAINER.PLAIN.RATIO", "1", "TRAINER.PLAIN.NAMES", "[010,b]", "TRAINER.PLAIN.MAYBE", "3"])
     merge_pairs(cfg, ["TRAINER.PLAIN.RATES", "[1,2.5]", "TRAINER.PLAIN.DEPTH", "-7", "TRAINER.PLAIN.CTX_INIT", "False"])
-    node = {"RATIO": 1.0, "DEPTH": -7, "NAMES": ["010", "b"], "MAYBE": 3, "RATES": [1.0, 2.5], "CTX_INIT": False}
+    (tmp_path / "x.yaml").write_text("TRAINER: {PLAIN: {PAIRS: [[1, 1e5], [no, .5]]}}")
+    merge_yaml(cfg, tmp_path / "x.yaml")
+    node = {"RATIO": 1.0, "DEPTH": -7, "MAYBE": 3, "RATES": [1.0, 2.5], "PAIRS": [[1, "1e5"], [False, 0.5]]}
+    node |= {"NAMES": ["010", "b"], "CTX_INIT": False}
     assert node == cfg.TRAINER.PLAIN
     for pair in ("RATIO None", "DEPTH 1.5", "NAMES a", "RATIO fast"):
         with pytest.raises(UserError, match=f"TRAINER.PLAIN.{pair.split()[0]} = "):
             merge_pairs(cfg, f"TRAINER.PLAIN.{pair}".split())
+    assert node == CN.load_cfg(cfg.dump()).TRAINER.PLAIN

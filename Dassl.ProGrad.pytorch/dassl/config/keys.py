@@ -96,9 +96,7 @@ class Key:
         if str in (kind, self.also):
             value = str(value) if _is(value, str, float) else value
             return expand_user(value) if self.path and isinstance(value, str) else value
-        if isinstance(value, Typed):
-            value = str(value) if kind in (int, float) else value.value
-        value = literal(value)
+        value = literal(str(value) if isinstance(value, Typed) and kind in (int, float) else plain(value))
         return float(value) if kind is float and _is(value, int) and abs(value) <= sys.maxsize else value
 
     def check(self, name: str, value: Any, where: str = "", *, choices: bool = True) -> None:
@@ -175,6 +173,15 @@ def check_values(cfg: CN, keys: Keys, *, choices: bool = True) -> None:
             node = node.get(parent) if isinstance(node, CN) else None
         if isinstance(node, CN) and leaf in node:
             key.check(name, node[leaf], choices=choices)
+
+
+def plain(tree: object) -> object:
+    """A tree of a yaml file with each Typed as its value."""
+    if isinstance(tree, dict):
+        return {plain(key): plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(map(plain, tree))
+    return tree.value if isinstance(tree, Typed) else tree
 
 
 def literal(text: Any) -> Any:

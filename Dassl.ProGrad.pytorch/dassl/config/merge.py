@@ -15,7 +15,7 @@ from yacs.config import CfgNode as CN
 from dassl.utils import MissingFile, UserError, brief, closest, read_text, split_pairs
 
 from .defaults import RULES
-from .keys import Key, Typed, literal
+from .keys import Key, Typed, literal, plain
 
 FLEXIBLE_KEYS = ("CTX_INIT",)  # a bool or any text, whoever declares them
 
@@ -56,15 +56,7 @@ class _Loader(yaml.SafeLoader):
 
 def read_yaml(path: str | Path) -> dict:
     """The nested dictionary of a yaml file with its `_BASE_` files merged below it."""
-    return _plain(_read(path))
-
-
-def _plain(tree: object) -> object:
-    if isinstance(tree, dict):
-        return {_plain(key): _plain(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(map(_plain, tree))
-    return tree.value if isinstance(tree, Typed) else tree
+    return plain(_read(path))
 
 
 def _read(path: str | Path, _chain: tuple = ()) -> dict:
@@ -91,12 +83,12 @@ def _with_bases(tree: object, path: Path, what: str, chain: tuple) -> dict:
     _check_size(tree, what)
     if not isinstance(tree, dict):
         raise UserError(f"{what}: expected KEY: value lines, got {type(tree).__name__}")
-    bases = _plain(tree.pop("_BASE_", []))
+    bases = plain(tree.pop("_BASE_", []))
     bases = [bases] if isinstance(bases, str) else bases
     if not (isinstance(bases, list) and all(isinstance(base, str) for base in bases)):
         raise UserError(f"{what}: _BASE_ is {brief(bases)}, expected a file name or a list of them")
     if not isinstance(tree.get("_FINAL_", {}), dict):
-        raise UserError(f"{what}: _FINAL_ is {brief(_plain(tree['_FINAL_']))}, expected KEY: value lines")
+        raise UserError(f"{what}: _FINAL_ is {brief(plain(tree['_FINAL_']))}, expected KEY: value lines")
     merged: dict = {}
     for base in bases:
         _update(merged, _read(path.parent / base, (*chain, path.resolve())))
