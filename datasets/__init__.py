@@ -7,9 +7,9 @@ class in Dassl's own style works as well. Pictures of your own need no class: cu
 python -m datasets checks what lies below the data root (tools/).
 """
 
-from dassl.utils.registry import import_modules
-
 
 def register_all() -> None:
     """Import every module of this folder, so that its data sets are registered."""
+    from dassl.utils.registry import import_modules  # other programs probe for a package of this name
+
     import_modules(__name__, __path__)

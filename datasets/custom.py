@@ -10,6 +10,7 @@ import io
 import json
 import os
 import random
+import re
 from collections.abc import Iterable, Iterator
 
 from dassl.data import group_indices
@@ -33,6 +34,7 @@ from .readers import PARTS, Lists, class_folders, folder_images, listed
 
 SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 COLUMNS = ("path", "label", "split")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf", re.IGNORECASE)  # as spreadsheets write them
 MOST_COMPARED = 20_000  # images of a data set up to which copies are looked for
 Row = tuple[str, str, str]  # path, class, part or ""
 
@@ -44,6 +46,7 @@ class CustomDataset(MtilDataset):
 
     def __init__(self, cfg):
         self.own = own = cfg.DATASET.CUSTOM
+        self.first_named: dict[str, str] = {}  # where a table names a class first
         self.stream = cfg.TRAINER.MODAL == "mtil"
         if not own.PATH:
             raise UserError(f"{type(self).__name__}: no pictures given (DATASET.CUSTOM.PATH)")
@@ -77,7 +80,7 @@ class CustomDataset(MtilDataset):
 
     def place(self, kind: str) -> str:
         """Where a class is first named, for an error."""
-        raise NotImplementedError
+        return self.first_named.get(kind, os.path.join(self.image_dir, kind))
 
     def oddities(self, train_x: list[Datum], val: list[Datum], test: list[Datum]) -> Iterator[str]:
         yield from super().oddities(train_x, val, test)
@@ -109,7 +112,7 @@ class CustomDataset(MtilDataset):
     def names(self, kinds: set[str]) -> dict[str, str]:
         """{class: its name in prompts}, in label order: that of the file NAMES, else sorted."""
         if not self.own.NAMES:
-            numbers = sorted(kind for kind in kinds if not kind.isdecimal() and is_number(kind))
+            numbers = sorted(kind for kind in kinds if not kind.isdecimal() and NUMBER.fullmatch(kind))
             if numbers or all(kind.isdecimal() or kind.lower() in ("true", "false") for kind in kinds):
                 first = [*numbers, min(kinds)][0]
                 raise UserError(
@@ -161,9 +164,6 @@ class ImageFolder(CustomDataset):
             raise UserError(f"{self.image_dir}: expected class folders, or train, test and perhaps val; found {there}")
         return [row for part, folder in parts.items() for row in self._images(folder, part)]
 
-    def place(self, kind: str) -> str:
-        return os.path.join(self.image_dir, kind)
-
     def _images(self, inner: str, part: str) -> list[Row]:
         root = os.path.join(self.image_dir, inner) if inner else self.image_dir
         folders = class_folders(root)
@@ -198,7 +198,6 @@ class Manifest(CustomDataset):
 
     def rows(self) -> Iterable[Row]:
         seen: dict[str, str] = {}
-        self.places: dict[str, str] = {}
         for where, record in table_records(self.table):
             where = f"{self.table}, {where}"
             if surplus := record.pop(None, ()):
@@ -207,7 +206,7 @@ class Manifest(CustomDataset):
             path, kind, part = (text_of(record, key, where) for key in COLUMNS)
             if not path or not kind:
                 raise UserError(f"{where}: expected a path and a label, got {brief(record)}")
-            self.places.setdefault(kind, where)
+            self.first_named.setdefault(kind, where)
             if os.path.isabs(path):
                 below = os.path.commonpath([path, self.image_dir]) == self.image_dir
                 path = os.path.relpath(path, self.image_dir if below else os.path.realpath(self.image_dir))
@@ -221,9 +220,6 @@ class Manifest(CustomDataset):
             seen[path] = where
             yield path, kind, SPELLINGS.get(part.lower(), "")
 
-    def place(self, kind: str) -> str:
-        return self.places[kind]
-
 
 def text_of(record: dict, key: str, where: str) -> str:
     """One cell of a table, "" if it is not there. A label may be a whole number."""
@@ -235,15 +231,6 @@ def text_of(record: dict, key: str, where: str) -> str:
     if key == "label" and type(value) is int:
         return str(value)
     raise UserError(f"{where}: {key} is {json.dumps(value)}, expected a text")
-
-
-def is_number(text: str) -> bool:
-    """Also of a number that is not there, as spreadsheets write it: nan."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def same_content(train: list[Datum], test: list[Datum]) -> list[tuple[str, str]]:

@@ -98,7 +98,7 @@ class FewShotDataset(DatasetBase):
             if os.path.isfile(path):
                 if name != self.split_file:
                     get_logger().info(f"{path} is a split made here: results do not compare with published ones")
-                self.split_used = name
+                self.split_used, self.table = name, path
                 return split_json(path, self.image_dir)
         raise MissingFile(
             f"{type(self).__name__}: no split file {os.path.join(self.dataset_dir, self.split_file)}. It decides "

@@ -177,10 +177,9 @@ def read_image(path, max_pixels=0, exif_orientation=False):
             f'Image "{path}" cannot be read ({size} bytes): it is none of {", ".join(IMAGE_FORMATS)}, '
             "or of a kind that Pillow does not read"
         ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f'Image "{path}" cannot be read: {error} INPUT.MAX_PIXELS sets another limit') from error
     except _IMAGE_ERRORS as error:
-        raise UserError(f'Image "{path}" cannot be read ({size} bytes): {error}') from error
+        limit = " INPUT.MAX_PIXELS sets another limit" if "DecompressionBomb" in type(error).__name__ else ""
+        raise UserError(f'Image "{path}" cannot be read ({size} bytes): {error}{limit}') from error
 
 
 def _is_deep(image):
