@@ -11,6 +11,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 
+from dassl.utils.progress import progress
 from scripts.commands import COMMANDS, folder
 from scripts.jobs import Step
 from scripts.run import train_argv
@@ -140,7 +141,7 @@ class Job:
     def look(self):
         """Read every data set."""
         sets = Sets(self.found, len({step.arguments["DATASET"] for step in self.steps()}))
-        for step in self.steps():
+        for step in progress(list(self.steps()), "reading data"):
             key = step.arguments["DATASET"], kind_of(step)
             if key not in self.pictures:
                 self.pictures[key] = sets.size(read_step(step, self.bank)[0])
@@ -156,7 +157,7 @@ class Job:
         steps, banks = [step for cell in largest for step in cell], {}
         if steps and not self.found.problems:
             self.try_one(steps[0], 0.0, {})  # what a process pays once
-        for step in steps:
+        for step in progress(steps, "trying out"):
             name = kind_of(step)
             if name not in self.kinds and not self.found.problems:
                 self.kinds[name] = self.try_one(step, seconds, banks)

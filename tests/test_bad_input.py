@@ -148,7 +148,7 @@ def test_a_run_that_failed_at_its_test_goes_on_there(argv, data, tmp_path):
     assert (tmp_path / "out" / "resume.pt").exists() and not (tmp_path / "out" / "results.json").exists()
     path.write_bytes(whole)
     assert train.main(line)["total"] == 12
-    assert "2 epochs are done" in "".join(p.read_text() for p in (tmp_path / "out").glob("log.txt*"))
+    assert "2 epochs are done" in "".join(p.read_text() for p in (tmp_path / "out").glob("log*.txt"))
 
 
 def test_a_worker_process_fails_with_the_same_line(argv, data):

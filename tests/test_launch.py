@@ -231,7 +231,7 @@ def test_a_finished_folder_is_refused_and_overwritten_on_demand(root, tmp_path):
     assert {path.name for path in (tmp_path / "head").iterdir()} == {"checkpoint", "model.pth.tar-2"}
     assert not (tmp_path / "path.json").exists()
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert len(list(tmp_path.glob("log.txt*"))) == 2
+    assert len(list(tmp_path.glob("log*.txt"))) == 2
 
 
 def test_evaluating_nothing_is_an_error_and_never_trains(root, tmp_path):

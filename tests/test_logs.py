@@ -36,9 +36,13 @@ def test_one_run_logs_lines_prints_warnings_and_its_traceback(tmp_path, capsys):
     assert capsys.readouterr().out == "a line\na print\nstill here\nand here\n"
     with logging_to(tmp_path):
         get_logger().info("second run")
-    assert (tmp_path / "log.txt").read_text() == text
-    (later,) = tmp_path.glob("log.txt-20*")
-    assert later.read_text() == "second run\n"
+    assert (tmp_path / "log.txt").read_text() == "second run\n"
+    (earlier,) = tmp_path.glob("log-20*.txt")
+    assert earlier.read_text() == text
+    os.utime(tmp_path / "log.txt", ns=(earlier.stat().st_mtime_ns,) * 2)
+    with logging_to(tmp_path):
+        get_logger().info("third run")
+    assert {path.read_text() for path in tmp_path.glob("log*")} == {text, "second run\n", "third run\n"}
 
 
 def test_logger_never_closes_the_console(tmp_path, capsys):

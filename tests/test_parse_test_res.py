@@ -84,6 +84,8 @@ def test_a_resumed_run_counts_once_with_its_last_result(tmp_path):
     second = "Finish training\n" + RESULT.format("66.0", "34.0")
     (tmp_path / "seed1" / "log.txt-2026-01-02-03-04-05").write_text(second)
     assert "* accuracy: 58.00% +- 8.00%" in parse(tmp_path).stdout
+    (tmp_path / "seed1" / "log-2026-01-01-03-04-05.txt").write_text(second.replace("66.0", "1.0"))  # an earlier one
+    assert "* accuracy: 58.00% +- 8.00%" in parse(tmp_path).stdout
 
 
 def test_unfinished_and_missing_runs_are_named(tmp_path):

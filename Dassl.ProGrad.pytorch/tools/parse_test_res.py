@@ -48,12 +48,12 @@ def read_result(lines, keyword, is_signal):
 
 
 def read_run(folder, keyword, is_signal):
-    """Result of one run. A later log of the same run, log.txt-DATE, overrides log.txt."""
+    """Result of one run: of its last log that has one. log-DATE.txt is before log.txt, log.txt-DATE after it."""
     log = folder / "log.txt"
     if not log.is_file():
         raise NothingFound(f'No file found at "{log}"')
     found = None
-    for path in [log, *sorted(later for later in folder.glob("log.txt-*") if later.is_file())]:
+    for path in filter(Path.is_file, [*sorted(folder.glob("log-*.txt")), log, *sorted(folder.glob("log.txt-*"))]):
         if path.stat().st_size > MOST_BYTES:
             raise NothingFound(f'"{path}" has {path.stat().st_size} bytes, expected a log of at most {MOST_BYTES}')
         later = read_result(path.read_text(errors="replace").splitlines(), keyword, is_signal)

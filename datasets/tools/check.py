@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from dassl.data import few_shot
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.utils import UserError, closest
+from dassl.utils.progress import progress
 
 from ..protocol import MAX_VAL_SHOTS
 from .known import DRAW_SHOTS, KNOWN, published_draws
@@ -145,7 +146,8 @@ def undecodable(items: list[Datum], decode: str, jobs: int) -> Iterator[str]:
         return
     step = 1 if decode == "all" else max(1, len(items) // SAMPLE)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
-        yield from filter(None, pool.map(trouble, items[::step]))
+        opened = items[::step]
+        yield from filter(None, progress(pool.map(trouble, opened), "opening images", total=len(opened)))
 
 
 def trouble(item: Datum) -> str:

@@ -2,6 +2,7 @@
 and tracebacks."""
 
 import contextlib
+import itertools
 import logging
 import os
 import sys
@@ -102,17 +103,18 @@ class Logger:
 
 
 def _log_path(output):
-    """Path of a new log file: `output` itself if it ends in .txt or .log, else log.txt in that folder."""
+    """Path of a new log file: `output` itself if it ends in .txt or .log, else log.txt in that folder.
+
+    One that is there already gets the date of its last line: log-2026-01-02-03-04-05.txt.
+    """
     output = os.fspath(output)
     path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
-    if not os.path.exists(path):
-        return path
-    stamped = path + time.strftime("-%Y-%m-%d-%H-%M-%S")
-    count, free = 1, stamped
-    while os.path.exists(free):
-        count += 1
-        free = f"{stamped}-{count}"
-    return free
+    if os.path.exists(path):
+        stem, ending = os.path.splitext(path)
+        stem += time.strftime("-%Y-%m-%d-%H-%M-%S", time.localtime(os.path.getmtime(path)))
+        names = (f"{stem}{more}{ending}" for more in itertools.chain([""], map("-{}".format, itertools.count(2))))
+        os.rename(path, next(name for name in names if not os.path.exists(name)))
+    return path
 
 
 def _record(text):
@@ -142,7 +144,7 @@ def setup_logger(output=None):
     """From now on copy standard output, warnings and a fatal traceback into a log file.
 
     `output` is a file (.txt, .log) or a folder (log.txt in it); None does nothing. An existing file is kept
-    and the new one gets a time stamp. Returns the Logger, or None.
+    under its date. Returns the Logger, or None.
     """
     if output is None:
         return None
