@@ -31,24 +31,21 @@ def differs(path, old, trainer):
     UserError where it must not: in all but _FREE where an interrupted run goes on by itself, in _KEPT where
     cfg.RESUME names another one.
     """
-    resumed, new = trainer.cfg.RESUME, plain(dict(leaves(trainer.cfg)))
+    new = plain(dict(leaves(trainer.cfg)))
     # a key that only one of them has belongs to a trainer that was added or removed since
     found = {
         key: f"{key} was {old[key]!r}, is {new[key]!r}"
         for key in sorted(old.keys() & new.keys())
         if _listed(old[key]) != _listed(new[key]) and not key.startswith(_FREE)
     }
-    if not found:
-        return False
-    if not resumed:
-        raise UserError(
-            f"{path} is of a run with another config: {'; '.join(found.values())}. Give that config to go on, or "
-            "--overwrite to start afresh"
-        )
+    message = f"{path} is of a run with another config: {'; '.join(found.values())}"
+    if found and not trainer.cfg.RESUME:
+        raise UserError(f"{message}. Give that config to go on, or --overwrite to start afresh")
     if other := [words for key, words in found.items() if key.startswith((*_KEPT, *trainer.kept_keys))]:
         raise UserError(f"{path} is of another run, which this one cannot go on with: {'; '.join(other)}")
-    get_logger().info(f"{path} is of a run with another config: {'; '.join(found.values())}")
-    return True
+    if found:
+        get_logger().info(message)
+    return bool(found)
 
 
 def _listed(value):
@@ -59,7 +56,10 @@ def take_up(trainer, name, optimizer, scheduler, epochs):
     """States of a model's optimizer and scheduler from a run of another config, at the rates of this one."""
     ours = trainer._scheds[name]
     steps = epochs * trainer.steps_per_epoch if getattr(ours, "per_step", False) else None
-    go_on(trainer._optims[name], ours, optimizer, scheduler, steps)
+    try:
+        go_on(trainer._optims[name], ours, optimizer, scheduler, steps)
+    except (KeyError, ValueError) as error:
+        raise UserError(f'"{trainer.cfg.RESUME}" does not fit this run: {error}') from error
 
 
 class _Held:
@@ -76,34 +76,26 @@ def follow_pointers(trainer):
 
     Under another config, or one that nobody knows, by this run's rates and schedules.
     """
-    folder = trainer.cfg.RESUME
-    config = os.path.join(folder, "config.yaml")
+    config = os.path.join(trainer.cfg.RESUME, "config.yaml")
     if os.path.isfile(config) and not differs(config, dict(leaves(read_yaml(config))), trainer):
-        return trainer.resume_model_if_exist(folder)
+        return trainer.resume_model_if_exist(trainer.cfg.RESUME)
     built = trainer._optims, trainer._scheds
-    held = tuple({name: part and _Held() for name, part in parts.items()} for parts in built)
+    held = [{name: part and _Held() for name, part in parts.items()} for parts in built]
     trainer._optims, trainer._scheds = held
     try:
-        epoch = trainer.resume_model_if_exist(folder)
+        epoch = trainer.resume_model_if_exist(trainer.cfg.RESUME)
     finally:
         trainer._optims, trainer._scheds = built
     for name in trainer._models if epoch else ():
-        try:
-            take_up(trainer, name, *(parts[name] and parts[name].state for parts in held), epoch)
-        except (KeyError, ValueError) as error:
-            raise UserError(f'"{folder}" does not fit this run: {error}') from error
+        take_up(trainer, name, *(parts[name] and parts[name].state for parts in held), epoch)
     return epoch
 
 
 def take_best(trainer):
     """The best model so far is the other run's: a copy of it, or its result is forgotten where it is gone."""
-    if trainer.best_result == -math.inf:
-        return
-    files = [os.path.join(folder, name, BEST) for folder in (trainer.cfg.RESUME, trainer.output_dir)
-             for name in trainer._models]  # fmt: skip
-    theirs, ours = files[: len(files) // 2], files[len(files) // 2 :]
-    if not all(map(os.path.isfile, theirs)):
+    files = [os.path.join(trainer.cfg.RESUME, name, BEST) for name in trainer._models]
+    if not all(map(os.path.isfile, files)):
         trainer.best_result = -math.inf
-    elif is_main():
-        for source, target in zip(theirs, ours, strict=True):
-            atomic_save(load_checkpoint(source), target)
+    elif trainer.best_result > -math.inf and is_main():
+        for name, file in zip(trainer._models, files, strict=True):
+            atomic_save(load_checkpoint(file), os.path.join(trainer.output_dir, name, BEST))

@@ -180,11 +180,9 @@ def go_on(optimizer, scheduler, optimizer_state, scheduler_state, steps=None):
     done, for a schedule that goes by them; any other makes as many steps as the earlier one has made.
     """
     if optimizer is not None and optimizer_state is not None:
-        groups = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
-        if list(map(_kind, groups)) == list(map(_kind, optimizer_state["param_groups"])):
-            optimizer.load_state_dict(optimizer_state)
-            for group, own in zip(optimizer.param_groups, groups, strict=True):
-                group.update(own)
+        ours, theirs = optimizer.state_dict()["param_groups"], optimizer_state["param_groups"]
+        if list(map(_kind, ours)) == list(map(_kind, theirs)):
+            optimizer.load_state_dict(optimizer_state | {"param_groups": ours})
         else:
             get_logger().info(f"{type(optimizer).__name__} starts anew: the earlier run had another optimizer")
     if scheduler is not None and scheduler_state is not None:
@@ -195,8 +193,9 @@ def go_on(optimizer, scheduler, optimizer_state, scheduler_state, steps=None):
 
 
 def _kind(group):
-    """What tells apart the optimizers whose moments go by other names."""
-    return "betas" in group, "alpha" in group, bool(group.get("momentum")), bool(group.get("amsgrad"))
+    """What tells apart the optimizers whose moments go by other names, or to other parameters."""
+    names = "betas" in group, "alpha" in group, bool(group.get("momentum")), bool(group.get("amsgrad"))
+    return *names, len(group["params"])
 
 
 def _steps(state):
