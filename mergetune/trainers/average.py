@@ -16,7 +16,7 @@ from mergetune.trainers.coop_lmc import CoOp_LMC
 class CoOp_Average(CoOp_LMC):
     """Evaluated as it is, on the classes of the run; --resume-coop names the stage-1 folder."""
 
-    needs_checkpoint = False
+    needs_checkpoint = learns_prompts = False
     held_keys = (*CoOp_LMC.held_keys, "TRAINER.LMC.SPACE")
 
     def build_model(self) -> None:
