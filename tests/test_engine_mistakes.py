@@ -74,6 +74,13 @@ def test_nothing_to_train_is_said_before_training(root, tmp_path):
 
     with pytest.raises(UserError, match=rf"^Frozen \(.*{HERE}\) has nothing to train: no optimizer has a trainable"):
         Frozen(style_config(root, tmp_path, "ShortLosses")).train()
+    class Style(TRAINER_REGISTRY.get("StylePrompt")):
+        def build_model(self):
+            super().build_model()
+            self.model.requires_grad_(False)
+
+    with pytest.raises(UserError, match=rf"^Style \(.*{HERE}\): its loss depends on no trained weight"):
+        Style(style_config(root, tmp_path / "style", "StylePrompt")).train()
     for cls in (Empty, Torchs):
         TRAINER_REGISTRY.register(cls)
         try:

@@ -27,6 +27,7 @@ from dassl.utils import (
 from dassl.utils.distributed import is_main
 from dassl.utils.progress import progress
 
+from .build import source_of
 from .prograd import project_conflicting
 from .stopping import steps_end_first
 
@@ -212,25 +213,10 @@ class TrainerBase:
         self.end_progress()
 
     def before_train(self):
-        pass
+        """Hook, as those below: nothing by default."""
 
-    def after_train(self):
-        pass
-
-    def before_epoch(self):
-        pass
-
-    def after_epoch(self):
-        pass
-
-    def start_progress(self):
-        pass
-
-    def save_progress(self):
-        pass
-
-    def end_progress(self):
-        pass
+    after_train = before_epoch = after_epoch = before_train
+    start_progress = save_progress = end_progress = before_train
 
     def run_epoch(self):
         raise NotImplementedError
@@ -277,6 +263,8 @@ class TrainerBase:
 
     def model_backward(self, loss):
         self.detect_anomaly(loss)
+        if not loss.requires_grad:
+            raise UserError(f"{source_of(type(self))}: its loss depends on no trained weight")
         loss.backward()
 
     def model_update(self, names=None):
