@@ -181,9 +181,6 @@ def test_the_config_decides(cfg, backbone, monkeypatch, tmp_path):
     assert len(build_feature_loader(cfg, test_pixels, backbone, is_train=False).dataset.bank) == 1
     cfg.FEATURES.TEST = False
     assert build_feature_loader(cfg, test_pixels, backbone, is_train=False) is test_pixels
-    cfg.FEATURES.VIEWS = -1
-    with pytest.raises(UserError, match="FEATURES.VIEWS is -1, expected 0"):
-        build_feature_loader(cfg, train_pixels, backbone, is_train=True)
 
 
 # on disk

@@ -48,8 +48,6 @@ def build_feature_loader(cfg, loader, backbone, *, is_train, autocast=contextlib
 
     autocast: the context in which the run from pixels would encode (Precision.autocast).
     """
-    if cfg.FEATURES.VIEWS < 0:
-        raise UserError(f"FEATURES.VIEWS is {cfg.FEATURES.VIEWS}, expected 0 (pixels) or a number of views")
     if not (cfg.FEATURES.VIEWS > 0 if is_train else cfg.FEATURES.TEST):
         return loader
     return feature_loader(

@@ -38,8 +38,8 @@ def trainer_class(name):
 def checked_class(cfg):
     """The class that cfg.TRAINER.NAME names. What cfg lacks of the engine's keys gets its default.
 
-    UserError: a value that its key does not take. A class that declares no KEYS, as one written for Dassl, may know
-    other names than our choices, and reads its node of cfg.TRAINER as it likes.
+    UserError: a value that its key does not take, or that does not go with another. A class that declares no KEYS, as
+    one written for Dassl, may know other names than our choices, and reads its node of cfg.TRAINER as it likes.
     """
     cls = trainer_class(complete(cfg).TRAINER.NAME)
     for node, base in config_nodes(cls):
@@ -47,6 +47,8 @@ def checked_class(cfg):
     mine, theirs = trainer_keys(cls), tuple(f"TRAINER.{node}." for node, _ in config_nodes(cls))
     engine = {n: key for n, key in KEYS.items() if not re.match(r"TRAINER\.\w+\.", n) or mine and n.startswith(theirs)}
     check_values(cfg, engine | mine, choices=bool(mine))
+    if mine:
+        cls.check_cfg(cls.__new__(cls), cfg)
     return cls
 
 
