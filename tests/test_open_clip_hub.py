@@ -117,6 +117,9 @@ def test_a_damaged_folder_is_named(open_clip_folder, tmp_path):  # noqa: F811
     save_file({"ctx": torch.zeros(4)}, weights)
     with pytest.raises(UserError, match=f'open_clip cannot load "{tmp_path}"'):
         build_clip(f"open_clip:{tmp_path}")
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(UserError, match="is no checkpoint but a Git LFS pointer"):
+        build_clip(f"open_clip:{tmp_path}")
     weights.unlink()
     with pytest.raises(UserError, match="could not be loaded"):
         build_clip(f"open_clip:{tmp_path}")

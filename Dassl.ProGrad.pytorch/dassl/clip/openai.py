@@ -195,8 +195,7 @@ def read_state_dict(file):
         UserError: truncated, hostile, or not one of the three.
     """
     check_file(file)
-    state = script_tensors(file) if is_script_archive(file) else load_weights(file).state_dict
-    return {key: value for key, value in state.items() if torch.is_tensor(value)}
+    return script_tensors(file) if is_script_archive(file) else load_weights(file).state_dict
 
 
 def build_module(state, file="the state dict"):

@@ -70,10 +70,10 @@ _PLAIN = {
 }
 # What training scripts save beside the weights, as inert objects; "torch.optim" stands for all below it too
 _BESIDE = re.compile(
-    r"torch\.optim(\.\w+)* \w+|torch (device|Generator|[bcfiu]\w*\d+)|torch\.cuda\.amp\.grad_scaler GradScaler|"
+    r"torch\.optim(\.\w+)* \w+|torch (device|bool|[bcfiu]\w*\d+)|torch\._C Generator|"
     r"argparse Namespace|types SimpleNamespace|collections deque|datetime \w+|pathlib(\._local)? \w*Path|"
     r"(yacs\.config|easydict|addict\.addict) \w+|"
-    r"numpy ndarray|numpy\._?core\.multiarray _reconstruct"
+    r"numpy ndarray|numpy\._?core\.multiarray _reconstruct|(builtins|__builtin__) (complex|frozenset|slice)"
 )
 
 

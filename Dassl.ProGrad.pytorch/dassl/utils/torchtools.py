@@ -160,7 +160,7 @@ def load_weights(fpath):
     """The weights in a file, whoever wrote it -> Weights, on the CPU; read without running code.
 
     A state dict, or a checkpoint that has one under a usual name, also within another; wrappers' prefixes go (see
-    `strip_module`), and so does what lies beside a bare state dict: numbers, arguments, optimizers.
+    `strip_module`), and so does what is no tensor: numbers, arguments, optimizers.
 
     Raises:
         MissingFile: no such file.
@@ -172,15 +172,16 @@ def load_weights(fpath):
         if inner is None:
             break
         found = inner
-    if not any(isinstance(value, torch.Tensor) for value in found.values()):
-        raise UserError(f'"{fpath}" holds no weights, but {brief(list(found)[:8])}')
-    if found is checkpoint:
-        found = {key: value for key, value in found.items() if isinstance(value, torch.Tensor) and key != "epoch"}
-    if not all(isinstance(key, str) for key in found):
-        raise UserError(f'"{fpath}" has keys that are no names')
+    tensors = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
     epoch, result = _number(checkpoint.get("epoch")), _number(checkpoint.get("val_result"))
+    if found is checkpoint:
+        tensors.pop("epoch", None)
+    if not tensors:
+        raise UserError(f'"{fpath}" holds no weights, but {brief(list(found)[:8])}')
+    if not all(isinstance(key, str) for key in tensors):
+        raise UserError(f'"{fpath}" has keys that are no names')
     try:
-        return Weights(strip_module(found), epoch if isinstance(epoch, int) else None, result)
+        return Weights(strip_module(tensors), epoch if isinstance(epoch, int) else None, result)
     except UserError as error:
         raise UserError(f'"{fpath}": {error}') from None
 
