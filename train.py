@@ -6,7 +6,8 @@
 
 Several processes that train one model: torchrun --nproc_per_node 4 train.py ... (BATCH_SIZE is that of all together)
 
-Later wins: engine defaults, trainers' own keys, data-set yaml, method yaml, flags, KEY VALUE pairs.
+Later wins: engine defaults, trainers' own keys, data-set yaml, method yaml, flags, KEY VALUE pairs, those of
+the environment variable EXTRA_OPTS.
 """
 
 import argparse
@@ -108,6 +109,7 @@ def read_cfg(args: argparse.Namespace, folder: str | Path = ""):
     recipe = cfg.clone()
     merge_tree(cfg, {key: value for key, value in flags(args).items() if value is not None}, "command line")
     merge_pairs(cfg, args.opts, aliases)
+    merge_pairs(cfg, [] if folder else extra_opts(), aliases)
     if cfg.DATASET.NAME:
         check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
     if not cfg.TRAINER.NAME:
@@ -117,6 +119,18 @@ def read_cfg(args: argparse.Namespace, folder: str | Path = ""):
         cfg.PRESET = preset_name(recipe, cfg)
     cfg.freeze()
     return cfg, recipe
+
+
+def extra_opts() -> list[str]:
+    """KEY VALUE pairs of the environment variable EXTRA_OPTS, as if typed behind all others of each train.py line.
+    UserError for quotes that do not close."""
+    from dassl.utils import UserError
+
+    text = os.environ.get("EXTRA_OPTS", "")
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"EXTRA_OPTS is {text!r}: {error}") from error
 
 
 def flags(args: argparse.Namespace) -> dict:
@@ -165,9 +179,12 @@ def main(argv: list[str] | None = None) -> dict:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_intermixed_args(argv)
     from dassl.config import KEYS
-    from dassl.utils import UserError
+    from dassl.utils import UserError, get_logger
     from dassl.utils.distributed import one_process, process_group
 
+    if extra := extra_opts():
+        get_logger().info(f"EXTRA_OPTS appends {shlex.join(extra)}")
+        argv = [*argv, *extra]
     with one_process() if args.check else process_group():  # torchrun's, if it started this process
         cfg, recipe = read_cfg(args)
         named = args.output_dir or args.check or any(word.startswith("OUTPUT_DIR") for word in args.opts)

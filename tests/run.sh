@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
 # All tests, with their own set-up: bash tests/run.sh [pytest arguments]
+# Every command of README and docs, typed from a fresh checkout: bash tests/run.sh --docs [pytest arguments]
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 . "$root/scripts/setup.sh"
+if [ "${1:-}" = --docs ]; then
+    shift
+    set -- tests/docs/pages.py "$@"
+fi
 setup requirements.txt tests/requirements.txt
 cd "$root"
 # the HTML report is opened in a browser: any Chromium or Chrome on the path, else Debian's package

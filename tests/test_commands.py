@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import train
 from scripts import run
 from tests.conftest import ROOT
 
@@ -80,3 +81,25 @@ assert TrainerX is dassl.engine.TrainerX and DataManager and build_clip and load
 assert pickle.loads(pickle.dumps(AverageMeter)) is AverageMeter
 """
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ENGINE)}, check=True)
+
+
+def test_extra_opts_are_as_if_typed_last(argv, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("EXTRA_OPTS", "OPTIM.MAX_EPOCH 1 DATASET.NUM_SHOTS 3")
+    results = train.main(argv("OPTIM.MAX_EPOCH", "7"))
+    assert "EXTRA_OPTS appends OPTIM.MAX_EPOCH 1 DATASET.NUM_SHOTS 3" in capsys.readouterr().out
+    assert results["command"].endswith("OPTIM.MAX_EPOCH 7 OPTIM.MAX_EPOCH 1 DATASET.NUM_SHOTS 3")
+    assert results["shots"] == 3 and results["max_epoch"] == 1
+    assert "NUM_SHOTS: 3" in (tmp_path / "out" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("OPTIM.LRR 1", r"unknown config key OPTIM\.LRR"),
+        ("OPTIM.LR", "OPTIM.LR has no value"),
+        ("OPTIM.NAME 'sgd", 'EXTRA_OPTS is "OPTIM.NAME \'sgd": No closing quotation'),
+    ],
+)
+def test_extra_opts_are_checked(refused, monkeypatch, text, match):
+    monkeypatch.setenv("EXTRA_OPTS", text)
+    refused(match)

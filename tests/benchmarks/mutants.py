@@ -7,6 +7,7 @@ none does, where a line is no longer there, and where the copy fails before it i
 """
 
 import argparse
+import importlib.util
 import os
 import re
 import shutil
@@ -48,7 +49,10 @@ MUTANTS = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run, print; the exit status."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.parse_args(argv)
+    if missing := [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]:
+        parser.error(f"it needs {' and '.join(missing)}: pip install -r tests/requirements.txt")
     faults = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

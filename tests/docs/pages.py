@@ -1,0 +1,55 @@
+"""Every command, file and example of README and docs, typed into one shell a page from a fresh checkout.
+
+bash tests/run.sh --docs [-k PAGE]: two pages at a time, the longest first; short by EXTRA_OPTS and small data alone.
+"""
+
+import pytest
+
+from tests.docs.typed import INSTEAD, plain, typed_of
+from tests.fixtures.checkout import SMALL, TOY, check_out, commands_of, type_in, write_data, write_foreign
+from tests.fixtures.pages import BLOCK, PAGES, files_to_write, table, ticked
+
+LONG = ("README.md", "methods.md", "reproduce.md", "scale.md", "continual.md")
+ON_TOYS = ("costs.md", "migrate.md", "trainer.md")  # all of their commands
+# what a page says that its commands leave
+LEAVES = {
+    "README.md": ["output/tables/base2new.md", "output/tables/base2new.csv", "output/figures"],
+    "methods.md": ["output/ties/eval_base", "output/ties/eval_new", "classes.safetensors"],
+    "reproduce.md": ["output/report.html"],
+    "dataset.md": ["output/my_birds/subset.json"],
+}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("docs_data")
+    write_data(root)
+    return root
+
+
+@pytest.mark.parametrize("page", sorted(PAGES, key=lambda page: (page not in LONG, *map(page.__eq__, LONG))))
+def test_page(page, data, tmp_path):
+    folder = check_out(tmp_path / "clone", data)
+    write_foreign(folder)
+    commands = typed_of(page)
+    for name, content in files_to_write(PAGES[page]).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+        if name.endswith(".py"):
+            commands.insert(0, f"python -W error -c 'import {name.removesuffix('.py').replace('/', '.')}'")
+    typed = type_in(folder, commands, TOY if page in ON_TOYS else SMALL)
+    for entry in typed:
+        print(f"{entry.seconds:6.1f} s  {entry.status}  {' '.join(entry.command.split())[:150]}")
+    failed = [f"$ {entry.command}\n{entry.output[-3000:]}" for entry in typed if entry.status]
+    assert not failed, "\n\n".join(failed)
+    assert not [name for name in LEAVES.get(page, ()) if not (folder / name).exists()]
+    if page == "costs.md":
+        for name, size in table(page, "file, built-in CLIP, ToyDigits"):
+            assert (folder / ticked(name)[0]).stat().st_size == pytest.approx(int(size.replace(",", "")), rel=0.02)
+
+
+def test_what_runs_in_the_place_of_a_command_is_of_a_page():
+    documented = {plain(c) for text in PAGES.values() for kind, body in BLOCK.findall(text)
+                  if kind == "bash" for c in commands_of(body)}  # fmt: skip
+    assert not INSTEAD.keys() - documented
+    assert all(why for _, why in INSTEAD.values())
