@@ -53,9 +53,10 @@ def test_seeds_needed_grows_with_the_noise_and_has_an_end():
     assert seeds_needed(0.0, 1.0) is None and seeds_needed(0.001, 1.0) is None
 
 
-def test_a_stage_2_run_stands_beside_its_stage_1_and_its_control(tmp_path):
+@pytest.mark.parametrize("control", ["continued", "continued, changed: OPTIM.MAX_EPOCH"])
+def test_a_stage_2_run_stands_beside_its_stage_1_and_its_control(tmp_path, control):
     write_pairs(tmp_path, {"toy_a": [(80, 60), (80, 62)], "toy_b": [(70, 50), (70, 52)]}, trainer="CoOp")
-    for preset, gain in (("paper", 4), ("continued", 1)):
+    for preset, gain in (("paper", 4), (control, 1)):
         write_pairs(
             tmp_path,
             {"toy_a": [(80, 60 + gain), (80, 62 + gain)], "toy_b": [(70, 48), (70, 50)]},
@@ -69,7 +70,7 @@ def test_a_stage_2_run_stands_beside_its_stage_1_and_its_control(tmp_path):
     assert cells[1:3] == ["CoOp", f"{(first + second) / 2:+.2f}"]
     assert cells[4:6] == ["1 of 2", "2"]
     assert sum(line.startswith("CoOp_LMC (paper)") for line in text.splitlines()) == 2
-    assert not any(line.startswith("CoOp continued") for line in text.splitlines())
+    assert not any(line.startswith(("CoOp continued", "CoOp_LMC (continued")) for line in text.splitlines())
 
 
 def test_without_pairs_there_is_one_error(tmp_path):

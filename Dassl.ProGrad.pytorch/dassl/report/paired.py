@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dassl.report.base2new import SUBSETS, base2new
-from dassl.report.methods import CONTROL, row_names
+from dassl.report.methods import CONTROL, row_names, split_changes
 from dassl.report.sheet import Sheet
 from dassl.report.stats import summarise
 from dassl.report.tables import MISSING, Table
@@ -101,19 +101,21 @@ def paired_sheet(records, methods=None):
     )
 
 
+def is_control(row):
+    """Training on without the method, whatever else was changed."""
+    return split_changes(row.preset)[0] == CONTROL
+
+
 def _pairs(found):
     """(stage-2 row, row of its stage 1 or of a control) where backbone and shots agree."""
     methods = found.methods
     for ours in found.rows:
         stage1 = methods.stage1.get(ours.trainer)
-        if stage1 is None or ours.merge or ours.preset == CONTROL:
+        if stage1 is None or ours.merge or is_control(ours):
             continue
         for theirs in found.rows:
             alike = (theirs.backbone, theirs.shots, theirs.merge) == (ours.backbone, ours.shots, "")
-            control = theirs.trainer == f"{stage1}_Average" or (theirs.trainer, theirs.preset) == (
-                ours.trainer,
-                CONTROL,
-            )
+            control = theirs.trainer == f"{stage1}_Average" or theirs.trainer == ours.trainer and is_control(theirs)
             if alike and (theirs.trainer == stage1 or control):
                 yield ours, theirs
 
