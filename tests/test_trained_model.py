@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dassl.engine import TRAINER_REGISTRY, launch
 from dassl.utils import UserError
 from mergetune import merge
 from mergetune.report import METHODS
-from tests.fixtures import condu_runs, coop_runs
+from tests.fixtures import condu_runs, coop_runs, dassl_style_world
 from tests.fixtures.coop_runs import built, context, results
 
 run, shared, stage1 = coop_runs.run, coop_runs.shared, coop_runs.stage1  # fixtures
@@ -141,6 +142,23 @@ def test_class_specific_prompts_are_scored_on_their_own_classes_alone(run, own_c
     evaluate(run, own_classes, "base")
     with pytest.raises(UserError, match=r"trained on 3 classes \(abyssinian \.\. bengal\), this run has 3 \(boxer"):
         evaluate(run, own_classes, "new")
+
+
+def test_any_trainer_may_say_that_its_model_is_bound_to_its_classes(tmp_path):
+    world = dassl_style_world.write_pictures(tmp_path / "data")
+    bound = type("Bound", (TRAINER_REGISTRY.get("ShortLosses"),), {"bound_to_classes": "its head has a row a class"})
+    TRAINER_REGISTRY.register(bound)
+    try:
+        for name in ("train", "base", "new"):
+            subset = "base" if name == "train" else name
+            cfg = dassl_style_world.style_config(world, tmp_path / name, "Bound", DATASET__SUBSAMPLE_CLASSES=subset)
+            if name == "new":
+                with pytest.raises(UserError, match="trained on 3 classes .*: its head has a row a class"):
+                    launch.run(cfg, eval_only=True, model_dir=str(tmp_path / "train"))
+            else:
+                launch.run(cfg, eval_only=name != "train", model_dir=str(tmp_path / "train"))
+    finally:
+        del TRAINER_REGISTRY._obj_map["Bound"]
 
 
 def test_older_folders_are_compared_as_far_as_they_say(run, own_classes, tmp_path, caplog):
