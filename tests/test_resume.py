@@ -103,7 +103,7 @@ def kill(root, output, name, epoch, pairs=()):
 
 def losses_of(folder):
     """What the log says of each batch, times left out: {(epoch, batch): text}."""
-    lines = [line for log in sorted(Path(folder).glob("log.txt*")) for line in log.read_text().splitlines()]
+    lines = [line for log in sorted(Path(folder).glob("log*.txt")) for line in log.read_text().splitlines()]
     pattern = re.compile(r"epoch \[(\d+)/\d+\] batch \[(\d+)/\d+\] .*?data \S+ \(\S+\) (.*) eta")
     return {found.group(1, 2): found[3] for line in lines if (found := pattern.match(line))}
 

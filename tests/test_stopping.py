@@ -84,7 +84,7 @@ def test_told_again_and_again(root, tmp_path):  # noqa: F811
     halves = run(cfg)
     assert halves["history"] == whole["history"] and halves["metrics"] == whole["metrics"]
     assert losses_of(tmp_path / "halves") == losses_of(tmp_path / "whole")
-    said = "".join(path.read_text() for path in sorted((tmp_path / "halves").glob("log.txt*")))
+    said = "".join(path.read_text() for path in sorted((tmp_path / "halves").glob("log*.txt")))
     assert said.count("Told to stop: saved after batch 2 of epoch 2") == 1
     assert said.count("1 epochs are done and 2 batches of the next") == 1
     assert said.count(f"last good checkpoint: {tmp_path}/halves/resume.pt); the same command goes on") == 3
