@@ -154,6 +154,8 @@ def test_items_of_a_list_of_texts_stay_as_they_are_typed(cfg, tmp_path):
     for typed in ("[010, 1e5, no, 'a b', 2026-11-28]", "(010, '1e5', no, a b, \"2026-11-28\")", str(texts)):
         merge_pairs(cfg, [key, typed])
         assert texts == cfg.DATASET.SOURCE_DOMAINS
+    merge_pairs(cfg, [key, "['a, b', c]"])
+    assert cfg.DATASET.SOURCE_DOMAINS == ("a, b", "c")
     merge_yaml(cfg, write(tmp_path, "x.yaml", "DATASET:\n  SOURCE_DOMAINS: [010, 1e5, no, a b, 2026-11-28]"))
     assert texts == cfg.DATASET.SOURCE_DOMAINS
 

@@ -5,6 +5,7 @@ import ast
 import math
 import operator
 import pkgutil
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -202,9 +203,12 @@ def _items(text: str) -> Any:
     inside = text.strip()
     if inside[:1] + inside[-1:] not in ("[]", "()"):
         return text
-    parts = [part for part in map(str.strip, inside[1:-1].split(",")) if part]
-    items = [literal(part) if part[0] in "'\"" else part for part in parts]
-    return text if any(item[0] in "'\"" for item in items if isinstance(item, str) and item) else items
+    lexer = shlex.shlex(inside[1:-1], posix=True)
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = ",", True, ""
+    try:
+        return [part for part in map(str.strip, lexer) if part]
+    except ValueError:  # a quote is open
+        return text
 
 
 def _is(value: Any, *kinds: type | None) -> bool:
