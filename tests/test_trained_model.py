@@ -220,6 +220,7 @@ def test_init_weights_that_cannot_be_used_are_refused_before_training(run, stage
 
 
 def test_what_stage_1_changed_is_marked_on_what_continues_it(run, stage1):
-    folder = run("CoOp_LMC", "stage2", "--resume-coop", stage1, config="CoOp_LMC/paper", epochs=50, TEST__NO_TEST=True)
-    trained = results(folder)
-    assert trained["preset"] == "paper, changed: stage 1's OPTIM.MAX_EPOCH"
+    whole = built(run, "CoOp_LMC", "--resume-coop", stage1, config="CoOp_LMC/paper", epochs=50)
+    assert whole.facts()["preset"] == "paper, changed: stage 1's OPTIM.MAX_EPOCH"
+    both = built(run, "CoOp_LMC", "--resume-coop", stage1, config="CoOp_LMC/paper", epochs=3)
+    assert both.facts()["preset"] == "paper, changed: OPTIM.MAX_EPOCH"
