@@ -21,7 +21,7 @@ _OPTIONAL = dict.fromkeys(_TEXTS, str) | {
     "merge": dict, "lmc": dict, "teacher": dict, "backbone": dict | str, "vote": dict | str, "space": dict | str,
     "tasks": list, "template_family": list,
 }  # fmt: skip
-_CHOICES = {"kind": ("train", "eval"), "subset": ("base", "new", "all")}
+_CHOICES = {"kind": ("train", "eval", "import"), "subset": ("base", "new", "all")}
 PERCENT = ("accuracy", "error_rate", "macro_f1", "transfer", "average", "last")  # metrics
 
 
