@@ -1,6 +1,7 @@
 """The published numbers themselves, and a correct run of each method beside them: nothing is out because of a label."""
 
 from collections import defaultdict
+from functools import cache
 
 import pytest
 
@@ -112,12 +113,18 @@ MERGED = {
 }
 
 
-def recorded(script, cfg_name, dataset, merge):
-    """What a run of a script records of the facts that decide a comparison, by the config that it runs with."""
+@cache
+def config(script, cfg_name):
+    """What a script runs with."""
     command = COMMANDS[script]
     given = {"COOP_LMC": "True"} | (recipe(command, cfg_name) if cfg_name else {})
     arguments = command.complete(given | {"DATASET": "imagenet", "SEED": "1"})
-    cfg = train.setup_cfg(train.build_parser().parse_intermixed_args(train_argv(script, arguments, [])))
+    return train.setup_cfg(train.build_parser().parse_intermixed_args(train_argv(script, arguments, [])))
+
+
+def recorded(script, cfg_name, dataset, merge):
+    """What a run of a script records of the facts that decide a comparison, by the config that it runs with."""
+    cfg = config(script, cfg_name)
     facts = {
         "trainer": cfg.TRAINER.NAME, "preset": cfg.PRESET, "dataset": dataset, "kind": "eval", "chosen_on": "last_step",
         "shots": cfg.DATASET.NUM_SHOTS, "max_epoch": cfg.OPTIM.MAX_EPOCH, "backbone": {"name": cfg.MODEL.BACKBONE.NAME},
