@@ -1,5 +1,6 @@
 """docs/config.md, every config key with its default, type, range and meaning:  python scripts/config_docs.py --write"""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def render() -> str:
 
 
 if __name__ == "__main__":
-    if "--write" in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true", help="write the page instead of printing it")
+    if parser.parse_args().write:
         PAGE.write_text(render(), encoding="utf-8")
     else:
         print(render(), end="")

@@ -8,6 +8,7 @@
 # package index.
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd -P)
+case " $* " in *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;; esac
 [ "${DRY_RUN:-}" = 1 ] && { echo python -m nox -f scripts/noxfile.py "$@"; exit; }
 . "$root/scripts/python.sh"
 "$python" -c 'import nox' 2> /dev/null || { echo "error: nox is not installed: $python -m pip install nox" >&2; exit 1; }

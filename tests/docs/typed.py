@@ -32,8 +32,8 @@ INSTEAD = {
         GRID,
     ),
     "python scripts/sweep.py configs/sweeps/lambda_beta.yaml": (
-        "python scripts/sweep.py configs/sweeps/lambda_beta.yaml toy_shapes 1",
-        GRID,
+        "DRY_RUN=1 python scripts/sweep.py configs/sweeps/lambda_beta.yaml toy_shapes 1",
+        "README's sweep runs",
     ),
     "bash scripts/condu/toy_stream.sh": (
         "bash scripts/condu/toy_stream.sh --orders 2 --tasks toy_shapes,toy_colours",
@@ -44,7 +44,7 @@ INSTEAD = {
         "a path of the reader's own",
     ),
     "bash train.sh --all": ("bash train.sh --all toy_shapes 1 --dry-run", "every pair: an hour"),
-    "python tests/faults/run.py": ('python tests/faults/run.py --only "NaN"', "11 minutes"),
+    "python tests/faults/run.py": ('EXTRA_OPTS= python tests/faults/run.py --only "NaN"', "11 minutes"),
     "python tests/fuzz/run.py": ("python tests/fuzz/run.py --inputs 100", "100,000 files"),
     # reproduce.md
     **grid("bash train.sh --data data --trainer CoOp", "caltech101 1"),
@@ -70,7 +70,7 @@ INSTEAD = {
     ),
     "python scripts/sweep.py configs/sweeps/lambda_beta.yaml --data data $SETS 1 2 3": (
         "DRY_RUN=1 python scripts/sweep.py configs/sweeps/lambda_beta.yaml --data data caltech101 1",
-        "README's sweep runs on the built-in benchmark",
+        "README's sweep runs",
     ),
     "python -m datasets check --protocol coop --root data": (
         "python -m datasets check --protocol coop --root data || [ $? = 1 ]",
