@@ -4,27 +4,11 @@ Precedence, later wins: engine defaults, trainers' own keys, data-set yaml, meth
 yaml's `_FINAL_` section, command-line flags, KEY VALUE pairs.
 """
 
-from .defaults import _C as cfg_default
-from .defaults import KEYS, clean_cfg, complete, declare, get_cfg_default
-from .keys import Key, Keys, add_missing, build_node, check_values
-from .merge import aliased, leaves, merge_pairs, merge_tree, merge_yaml, read_yaml
+from dassl.utils.late import late_imports
 
-__all__ = [
-    "KEYS",
-    "Key",
-    "Keys",
-    "add_missing",
-    "aliased",
-    "build_node",
-    "cfg_default",
-    "check_values",
-    "clean_cfg",
-    "complete",
-    "declare",
-    "get_cfg_default",
-    "leaves",
-    "merge_pairs",
-    "merge_tree",
-    "merge_yaml",
-    "read_yaml",
-]
+__getattr__, __dir__, __all__ = late_imports(
+    __name__,
+    defaults="KEYS cfg_default clean_cfg complete declare get_cfg_default",
+    keys="Key Keys add_missing build_node check_values",
+    merge="aliased leaves merge_pairs merge_tree merge_yaml read_yaml",
+)

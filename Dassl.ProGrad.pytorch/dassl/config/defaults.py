@@ -198,7 +198,7 @@ KEYS: dict[str, Key] = {
     "TRAINER.FIXMATCH.STRONG_TRANSFORMS": _STRONG,
 }
 RULES: dict[str, Key] = dict(KEYS)  # and the keys of the trainers that are known
-_C = build_node(KEYS)
+_C = cfg_default = build_node(KEYS)  # the second is upstream's name for it
 _ENGINE = build_node({name: key for name, key in KEYS.items() if not re.match(r"TRAINER\.\w+\.", name)})
 
 
