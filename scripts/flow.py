@@ -12,10 +12,14 @@ and lock: $OUTPUT/flow.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shlex
+import signal
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -123,6 +127,37 @@ def snakemake_argv(args, grid: Grid, more: list[str]) -> list[str]:
     return argv + ([] if args.account else ["--slurm-no-account"]) + more
 
 
+@contextlib.contextmanager
+def sigterm_reaches_jobs():
+    """SIGTERM, by which snakemake starts no more jobs, ends those that run here as well: each saves what it has."""
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    before = signal.set_wakeup_fd(mouth.fileno())
+    threading.Thread(target=_hear, args=(ear,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        mouth.close()
+
+
+def _hear(ear: socket.socket) -> None:
+    import psutil  # snakemake brings it
+
+    def end(process) -> None:
+        for child in process.children():
+            if child.name() in ("sh", "bash"):
+                end(child)
+            else:
+                child.terminate()
+
+    while number := ear.recv(1):
+        if number[0] == signal.SIGTERM:
+            print("stopping; the same line goes on where this one ends", file=sys.stderr, flush=True)
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(psutil.Process())
+
+
 def run(args, grid: Grid, more: list[str]) -> int:
     """The workflow, then the tables; the exit status."""
     from dassl.utils import RunLock, UserError
@@ -138,7 +173,8 @@ def run(args, grid: Grid, more: list[str]) -> int:
         clear_dead_lock(home())
         os.chdir(home())  # snakemake's logs go below it
         try:
-            snakemake(snakemake_argv(args, grid, more))
+            with sigterm_reaches_jobs():
+                snakemake(snakemake_argv(args, grid, more))
         except SystemExit as done:
             failed = done.code
     os.chdir(ROOT)

@@ -20,6 +20,7 @@ from scripts.workflow.grid import Grid, home
 from scripts.workflow.lock import clear_dead_lock
 from scripts.workflow.tables import names, read_table, table_plan
 from tests.conftest import ROOT
+from tests.fixtures.interpreter import group
 
 ONE_EPOCH = ["--set", "OPTIM.MAX_EPOCH", "1"]
 SMALL = """
@@ -70,7 +71,8 @@ def start(table, data, output, *more):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, toy_data):
-    """(table, output, what was finished at the kill, what the second start printed), two processes at once."""
+    """(table, output, what was finished when it was ended for the second time, what later starts printed). First all
+    its processes are killed, then its leader is sent SIGTERM, which ends them all. Two processes at once."""
     output = tmp_path_factory.mktemp("output")
     table = output.parent / "small.yaml"
     table.write_text(SMALL)
@@ -80,10 +82,16 @@ def killed(tmp_path_factory, toy_data):
     assert first.poll() is None, first.communicate()[0]
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
-    before = finished(output)
     second = start(table, toy_data, output)
+    while len(list(output.rglob("results.json"))) < 8 and second.poll() is None:
+        time.sleep(0.02)
+    second.terminate()
     printed, _ = second.communicate()
-    assert second.returncode == 0, printed
+    assert second.returncode == 1 and not group(second.pid) and "the same line goes on" in printed, printed
+    before = finished(output)
+    third = start(table, toy_data, output)
+    printed += third.communicate()[0]
+    assert third.returncode == 0, printed
     return table, output, before, printed
 
 

@@ -1,6 +1,5 @@
 """The main job: a table and figures, finished work never repeated, a killed job continued."""
 
-import contextlib
 import csv
 import json
 import os
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +18,7 @@ from scripts.jobs import cell_steps
 from scripts.main_job import build_parser, plan, report_if_any, run_job
 from scripts.run import parse
 from tests.conftest import ROOT
-from tests.fixtures.interpreter import Python
+from tests.fixtures.interpreter import Python, group
 
 WORDS = [sys.executable, "scripts/main_job.py", "toy_shapes", "1", "--set", "OPTIM.MAX_EPOCH", "2"]
 WORDS += ["FEATURES.VIEWS", "2"]
@@ -35,15 +33,6 @@ ROWS += [f"CoOp average ({CHANGED})", *MERGED, *PRESETS]
 def marks(output):
     """When each finished run below a folder was finished."""
     return {path: path.stat().st_mtime_ns for path in output.rglob("results.json")}
-
-
-def group(leader):
-    """The live processes of a session, by number."""
-    stats = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            stats[int(path.parent.name)] = path.read_text().rpartition(")")[2].split()
-    return [pid for pid, stat in stats.items() if int(stat[2]) == leader and stat[0] != "Z"]
 
 
 @pytest.fixture(scope="module")
