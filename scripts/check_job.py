@@ -66,7 +66,8 @@ class Sets:
 
         cuda = torch.cuda.is_available() and cfg.USE_CUDA
         check_data(cfg, dataset, self.found, check_public)
-        anchor(cfg, dataset, Precision("fp32", "cuda" if cuda else "cpu"), self.found, self.seconds)
+        if not self.found.problems:
+            anchor(cfg, dataset, Precision("fp32", "cuda" if cuda else "cpu"), self.found, self.seconds)
 
 
 def quiet():
