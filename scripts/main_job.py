@@ -14,7 +14,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def grid(args, datasets: list[str], seeds: list[int]) -> tuple[list[str], list[i
     known = sorted(path.stem for path in (ROOT / "configs" / "datasets").glob("*.yaml"))
     names = [word for word in args.words if not word.isdigit()]
     for name in names:
-        check_availability(name, known)
+        check_availability(name, known, "DATASET")
     if args.data and not (names or datasets):
         raise UserError(f"--data DIR needs a data set's name, one of {', '.join(known)}")
     return names or datasets, [int(word) for word in args.words if word.isdigit()] or seeds
@@ -65,6 +65,15 @@ def check_readers(steps: list[Step]) -> None:
     for dataset in dict.fromkeys(step.arguments["DATASET"] for step in steps if "DATASET" in step.arguments):
         if problem := unknown_reader({"DATASET": dataset}):
             raise UserError(problem)
+
+
+def check_keys(steps: list[Step], pairs: Sequence[str]) -> None:
+    """Refuse a config key that there is not, or a value that it cannot have, before anything runs."""
+    import train
+    from dassl.config import merge_pairs
+
+    for some in dict.fromkeys([tuple(pairs), *(step.pairs for step in steps)]):
+        merge_pairs(train.every_key(), some)
 
 
 def plan(args) -> list[list[Step]]:
@@ -134,7 +143,9 @@ def run_job(args, plan, after=report) -> int:
     if os.environ.get("DRY_RUN") == "1":
         print(*plan_lines(cells), sep="\n")
         return 0
-    check_readers([step for cell in cells for step in cell])
+    steps = [step for cell in cells for step in cell]
+    check_readers(steps)
+    check_keys(steps, args.set)
     workers = args.workers or (1 if args.data else 2)
     if args.check:
         return check_job(plan, args, workers)

@@ -188,6 +188,7 @@ def test_missing_split_file_says_where_to_get_it(tmp_path):
     ("content", "words"),
     [
         ("{", ["not a JSON file"]),
+        ("<!DOCTYPE html><title>Sign in", ["is a web page"]),
         ([], ["expected an object with the lists train, val and test"]),
         ({"train": [], "test": []}, ["expected an object with the lists train, val and test"]),
         ({"train": [["a.png", "0", "cat"]], "val": [], "test": []}, ["train[0]", "['a.png', '0', 'cat']"]),

@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from dassl.utils import UserError
 from datasets.toy.build import world_digest
 from mergetune.path_card import LEG_POINTS
 from scripts.jobs import cell_steps
@@ -84,6 +85,15 @@ def test_failures_are_said_first_and_no_report_is_made_of_nothing(toy_data, tmp_
     assert "999 shots asked for" in failed[1]
     assert "No finished run" not in said.out + said.err and not (tmp_path / "tables").exists()
     assert "2 failed" in said.out
+
+
+@pytest.mark.parametrize("pair", ["OPTIM.RATE 1", "OPTIM.LR fast", "DATASET.NUM_SHOTS few"])
+def test_a_key_that_no_run_can_take_is_said_before_the_first_run(tmp_path, monkeypatch, pair):
+    monkeypatch.setenv("OUTPUT", str(tmp_path / "output"))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=pair.split()[0]):
+        run_job(build_parser().parse_args(["toy_shapes", "1", "--set", *pair.split()]), plan)
+    assert not (tmp_path / "output").exists()
 
 
 def test_a_report_that_fails_is_said_and_changes_the_exit_status(job, monkeypatch, capsys):

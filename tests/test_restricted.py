@@ -250,6 +250,7 @@ def test_foreign_files(tmp_path):
         ("model.pth", b"\x1f\x8b" + bytes(40), "compressed"),
         ("model.pth", b"\x89HDF\r\n" + bytes(40), "of another format"),
         ("model.pth", b"", "it is empty"),
+        ("model.pth", b"PK\x03\x04" + bytes(40), "its end is missing"),
         ("model.safetensors", b"", "it is empty"),
     ],
 )

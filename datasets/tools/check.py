@@ -155,14 +155,6 @@ def trouble(item: Datum) -> str:
     try:
         item.picture()
     except UserError as error:
-        with open(item.file, "rb") as file:
-            head = file.read(64).lstrip().lower()
-        if not head:
-            return f"{item.impath} is empty"
-        if head.startswith(b"version https://git-lfs"):
-            return f"{item.impath} is a Git LFS pointer; fetch the files with git lfs pull"
-        if head.startswith((b"<!doctype", b"<html")):
-            return f"{item.impath} is a web page"
         return str(error)
     return ""
 

@@ -21,7 +21,7 @@ import torch
 from .errors import UserError
 from .pickle_scan import scan_pickle
 from .plain_pickle import Function, PlainDtype, encode, plain_number
-from .tools import brief, check_file
+from .tools import STAND_INS, brief, check_file, stand_in
 
 # torch stores its records uncompressed; an archive that grows by more than this on reading is an attack
 _MAX_GROWTH = 20
@@ -115,10 +115,7 @@ def _restricted_pickle(path):
     return module
 
 
-# What is often found in the place of weights: how it begins -> what it is
-_OTHER_KINDS = {
-    rb"version https://git-lfs": "a Git LFS pointer: the file that it stands for was not downloaded (git lfs pull)",
-    rb"\s*<(!doctype html|html|head|\?xml|!--)": "a web page: its address leads to a page and not to the file",
+_OTHER_KINDS = STAND_INS | {  # how what is no weights begins -> what it is
     rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!": "compressed: unpack it first",
     rb"\x89HDF|GGUF|\x93NUMPY|\x89PNG|\xff\xd8\xff|%PDF": "of another format than torch's or safetensors",
     rb"\s*[\[{]\s*[\"\]}\[{]": "a JSON text",
@@ -140,9 +137,8 @@ def check_kind(path):
         if not named:
             raise UserError(f'"{path}" is a safetensors file under another name: let its name end in .safetensors')
         return
-    for pattern, kind in _OTHER_KINDS.items():
-        if re.match(pattern, head, re.IGNORECASE):
-            raise UserError(f'"{path}" is no checkpoint but {kind}')
+    if kind := stand_in(head, _OTHER_KINDS):
+        raise UserError(f'"{path}" is no checkpoint but {kind}')
     if named and (head[:2] in (b"PK", b"\x80\x02") or zipfile.is_zipfile(path)):
         raise UserError(f'"{path}" is a torch file under the name of safetensors: let its name end in .pth')
 
@@ -201,9 +197,9 @@ def check_sizes(path):
 
 def _scan_old(path):
     """The globals of the pickles that the older format begins with: magic number, version, system, content, keys."""
-    if not os.path.getsize(path):
-        raise ValueError("it is empty")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content[:4] == b"PK\x03\x04":
+            raise ValueError("its end is missing, as after a download or a copy that was interrupted")
         return set().union(*(scan_pickle(content) for _ in range(5)))
 
 

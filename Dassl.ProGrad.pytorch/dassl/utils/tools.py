@@ -10,6 +10,7 @@ import json
 import math
 import os
 import random
+import re
 import reprlib
 import shutil
 import stat
@@ -111,6 +112,19 @@ def _each_once(pairs):
     return named
 
 
+# What lies in the place of a file that was not downloaded, or not from its own address: how it begins -> what it is
+STAND_INS = {
+    rb"version https://git-lfs": "a Git LFS pointer: the file that it stands for was not downloaded (git lfs pull)",
+    rb"\s*<(!doctype html|html|head|\?xml|!--)": "a web page: its address leads to a page and not to the file",
+    rb"\Z": "empty",
+}
+
+
+def stand_in(head, kinds=STAND_INS):
+    """What a file is, by its first bytes, if it is one of `kinds`; else ""."""
+    return next((kind for pattern, kind in kinds.items() if re.match(pattern, head, re.IGNORECASE)), "")
+
+
 def read_json(fpath):
     """Parsed JSON file. Raises MissingFile, or UserError if it is not JSON or names a thing twice."""
     try:
@@ -118,7 +132,8 @@ def read_json(fpath):
     except (MissingFile, UserError):
         raise
     except ValueError as error:
-        raise UserError(f'"{fpath}" is not a JSON file: {error}') from error
+        reason = stand_in(read_text(fpath)[:512].encode()) or f"not a JSON file: {error}"
+        raise UserError(f'"{fpath}" is {reason}') from error
     except RecursionError:
         raise UserError(f'"{fpath}" is not a JSON file that can be read: nested too deep') from None
 
@@ -173,10 +188,8 @@ def read_image(path, max_pixels=0, exif_orientation=False):
                 grey = _eight_bits(image) if _is_deep(image) else image
                 return (grey if turn is None else grey.transpose(turn)).convert("RGB")
     except UnidentifiedImageError as error:
-        raise UserError(
-            f'Image "{path}" cannot be read ({size} bytes): it is none of {", ".join(IMAGE_FORMATS)}, '
-            "or of a kind that Pillow does not read"
-        ) from error
+        kind = stand_in(content[:512]) or f"none of {', '.join(IMAGE_FORMATS)}, or of a kind that Pillow does not read"
+        raise UserError(f'Image "{path}" cannot be read ({size} bytes): it is {kind}') from error
     except _IMAGE_ERRORS as error:
         limit = " INPUT.MAX_PIXELS sets another limit" if "DecompressionBomb" in type(error).__name__ else ""
         raise UserError(f'Image "{path}" cannot be read ({size} bytes): {error}{limit}') from error
