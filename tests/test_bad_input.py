@@ -77,8 +77,8 @@ def test_folders_that_hold_nothing(refused, tmp_path):
     for folder in (empty, tmp_path / "nowhere"):
         nothing = r'at ".*prompt_learner": looked for .*model\.pth\.tar-N, found no model'
         refused(nothing, "--eval-only", "--model-dir", folder)
-        refused(rf'Nothing to resume in "{folder}"', "--resume", folder)
         refused(rf"No stage-1 checkpoint in {folder}: looked", "--resume-coop", folder, trainer="CoOp_LMC")
+    refused(rf'Nothing to resume in "{folder}"', "--resume", folder)  # an empty one: from scratch, as in Dassl
 
 
 def test_an_output_folder_that_is_a_file(argv, tmp_path):
