@@ -182,5 +182,6 @@ def test_the_template_names_the_row_where_it_is_one(tmp_path):
     zero_shot_run(tmp_path, "toy_a", 60, "{} texture.", "coop", "{} texture.")
     zero_shot_run(tmp_path, "toy_a", 50, "a photo of a {}.", "a photo of a {}.")
     table = average_table(base2new(load_results(tmp_path), METHODS))
-    assert [row[0] for row in table.rows] == ["ZeroshotCLIP", "ZeroshotCLIP (a photo of a {}.)"]
+    assert [row[:2] for row in table.rows] == [["ZeroshotCLIP", "60.00"], ["ZeroshotCLIP (a photo of a {}.)", "50.00"]]
+    assert "below" not in " ".join(table.notes)  # zero-shot CLIP is no method that falls below it
     assert table.rows[1][1] == "50.00"

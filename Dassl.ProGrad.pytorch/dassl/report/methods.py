@@ -181,9 +181,9 @@ def sort_rows(rows, methods):
 
 
 def zero_shot_row(row, rows, methods):
-    """The zero-shot row on the same backbone, or None if there is none or it is the row itself."""
+    """The zero-shot row on the same backbone, or None if there is none or the row is zero-shot CLIP's own."""
     found = [r for r in rows if r.trainer == methods.zero_shot and r.backbone == row.backbone and not r.merge]
-    return found[0] if found and found[0] != row else None
+    return found[0] if found and row.trainer != methods.zero_shot else None
 
 
 def row_names(rows):
