@@ -224,6 +224,7 @@ def test_a_name_twice_in_json_is_refused(tmp_path, text):
     ("words", "match"),
     [
         (["--lr", "0.1"], r"unknown flag --lr; nearest: OPTIM\.LR"),
+        (["--optim.lr", "0.1"], r"unknown flag --optim\.lr; nearest: OPTIM\.LR"),
         (["--outputdir=x"], "unknown flag --outputdir; nearest: .*--output-dir"),
         (["--n_ctx", "4"], r"nearest: TRAINER\.COOP\.N_CTX"),
         (["--output-dir", "~nobody-here/x"], "no home folder of ~nobody-here"),

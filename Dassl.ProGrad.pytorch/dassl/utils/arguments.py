@@ -49,7 +49,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-\.?\d|-(inf|nan)\b")
 
     def error(self, message):
-        unknown = re.match(r"unrecognized arguments: (--?[\w-]+)", message)
+        unknown = re.match(r"unrecognized arguments: (--?[\w.-]+)", message)
         if unknown:
             message = f"unknown flag {unknown[1]}; nearest: {', '.join(self._nearest(unknown[1]))}"
         self.exit(2, f"{self.prog}: error: {message} (--help lists all flags)\n")
@@ -59,5 +59,5 @@ class ArgumentParser(argparse.ArgumentParser):
         names: dict[str, list[str]] = {}
         for name in (*self.keys(), *(string for action in self._actions for string in action.option_strings)):
             names.setdefault(name.rpartition(".")[2].strip("-").replace("-", "_").upper(), []).append(name)
-        word = flag.strip("-").replace("-", "_").upper()
+        word = flag.rpartition(".")[2].strip("-").replace("-", "_").upper()
         return names.get(word) or [name for near in closest(word, names, n=2) for name in names[near]]
