@@ -50,12 +50,12 @@ def grid(args, datasets: list[str], seeds: list[int]) -> tuple[list[str], list[i
     from dassl.utils import UserError, check_availability
 
     known = sorted(path.stem for path in (ROOT / "configs" / "datasets").glob("*.yaml"))
-    names = [word for word in args.words if not word.isdigit()]
+    names = [word for word in args.words if not word.isdecimal()]
     for name in names:
         check_availability(name, known, "DATASET")
     if args.data and not (names or datasets):
         raise UserError(f"--data DIR needs a data set's name, one of {', '.join(known)}")
-    return names or datasets, [int(word) for word in args.words if word.isdigit()] or seeds
+    return names or datasets, [int(word) for word in args.words if word.isdecimal()] or seeds
 
 
 def check_readers(steps: list[Step]) -> None:
@@ -136,6 +136,10 @@ def main() -> int:
 
 def run_job(args, plan, after=report) -> int:
     """Plan, run and report; the exit status. UserError before anything runs."""
+    from dassl.utils import UserError
+
+    if args.workers < 0:
+        raise UserError(f"--workers is {args.workers}, expected at least 1")
     if args.data:
         os.environ["DATA"] = os.path.abspath(args.data)
     os.chdir(ROOT)

@@ -93,7 +93,7 @@ def parse(name: str, words: list[str]) -> tuple[list[Arguments], list[str]]:
 def check(name: str, arguments: Arguments) -> None:
     """Refuse a number that is none, an unknown data set, order or CFG."""
     for key in NUMBERS:
-        if not arguments.get(key, "").isdigit() and arguments.get(key):
+        if not arguments.get(key, "").isdecimal() and arguments.get(key):
             raise usage(name, f"{key} is {arguments[key]!r}, expected a whole number")
     for key in ("DATASET", "SOURCE"):
         known = names(CONFIGS / "datasets")

@@ -96,6 +96,12 @@ def test_a_key_that_no_run_can_take_is_said_before_the_first_run(tmp_path, monke
     assert not (tmp_path / "output").exists()
 
 
+@pytest.mark.parametrize("words", [["toy_shapes", "²"], ["toy_shapes", "1", "--workers", "-1"]])
+def test_numbers_of_the_job_are_whole_and_positive(words):
+    with pytest.raises(UserError, match="²|--workers is -1"):
+        run_job(build_parser().parse_args(words), plan)
+
+
 def test_a_report_that_fails_is_said_and_changes_the_exit_status(job, monkeypatch, capsys):
     monkeypatch.setenv("OUTPUT", str(job[0]))
     cells = plan(build_parser().parse_args(["toy_shapes", "1"]))

@@ -131,7 +131,7 @@ def known_world(table: Table, worlds: dict[str, list[str]], args) -> list[str]:
     from dassl.utils import UserError
 
     world = WORLDS[bool(args.data)]
-    if not worlds.get(world) and not any(not word.isdigit() for word in args.words):
+    if not worlds.get(world) and not any(not word.isdecimal() for word in args.words):
         hint = "name some, or give --data DIR" if world == "toy" else "name some"
         raise UserError(f"table {table.name} has no {world} form: {hint}")
     return worlds.get(world, [])
@@ -148,9 +148,9 @@ def stream_cells(table: Table, args) -> list[list[Step]]:
     """A cell for each tuning, order and seed: they share nothing."""
     from scripts.condu.orders import tasks_of
 
-    words = [word for word in args.words if not word.isdigit()]
+    words = [word for word in args.words if not word.isdecimal()]
     orders = words or known_world(table, table.orders, args)
-    seeds = [int(word) for word in args.words if word.isdigit()] or table.seeds
+    seeds = [int(word) for word in args.words if word.isdecimal()] or table.seeds
     for order in orders:
         tasks_of(order)
     return [
