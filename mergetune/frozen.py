@@ -21,7 +21,7 @@ from dassl.engine import TrainerX
 from dassl.engine.results import classes_fact, images_seen
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, brief, load_pretrained_weights
+from dassl.utils import UserError, brief, get_logger, load_pretrained_weights
 from mergetune.stage1 import check_backbone, data_seen, find_checkpoint, used_keys
 from mergetune.weights import trainable
 
@@ -39,6 +39,8 @@ class FrozenClipTrainer(TrainerX):
         super().check_cfg(cfg)
         if cfg.MODEL.INIT_WEIGHTS and cfg.RESUME_COOP:
             raise UserError("MODEL.INIT_WEIGHTS and RESUME_COOP both say where training starts: give one of them")
+        if cfg.RESUME_COOP and not hasattr(self, "set_endpoints"):
+            get_logger().warning(f"RESUME_COOP (--resume-coop) is not used: {cfg.TRAINER.NAME} continues no stage 1")
 
     @property
     def classnames(self) -> list[str]:

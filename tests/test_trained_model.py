@@ -219,6 +219,14 @@ def test_init_weights_that_cannot_be_used_are_refused_before_training(run, stage
         built(run, trainer, **keys)
 
 
+def test_a_stage_1_folder_that_nothing_continues_is_said(run, stage1, caplog):
+    built(run, "CoOp", "--resume-coop", stage1)
+    assert "RESUME_COOP (--resume-coop) is not used: CoOp continues no stage 1" in caplog.text
+    caplog.clear()
+    built(run, "CoOp_LMC", "--resume-coop", stage1)
+    assert "is not used" not in caplog.text
+
+
 def test_what_stage_1_changed_is_marked_on_what_continues_it(run, stage1):
     whole = built(run, "CoOp_LMC", "--resume-coop", stage1, config="CoOp_LMC/paper", epochs=50)
     assert whole.facts()["preset"] == "paper, changed: stage 1's OPTIM.MAX_EPOCH"
