@@ -9,7 +9,9 @@ from datasets.toy_world import ToyData
 from mergetune import ensemble, merge
 from scripts.condu import stream
 from tests.fixtures.any_trainer import line
-from tests.fixtures.pages import CONDU, PAGES, ticked
+from tests.fixtures.pages import PAGES, ticked
+
+CONDU = {"TRAINER.CONDU.ITERATIONS": 2, "OPTIM.WARMUP_STEPS": 1, "TRAINER.CONDU.ROUND": 1, "OPTIM.LR": "1e-3"}
 
 
 def fields():

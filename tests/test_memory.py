@@ -30,6 +30,7 @@ from tests.fixtures.any_trainer import line
 from tests.fixtures.clip_files import openai_backbone
 from tests.fixtures.live_memory import peak_of, saved_bytes
 from tests.fixtures.open_clip_models import open_clip_folder  # noqa: F401  a fixture
+from tests.fixtures.rounding import tower_rounding
 
 NAMES = ["red star", "cat", "pale blue cat", "long and winding road", "green star"]
 SMALL = {"dim": 32, "image_size": 32, "width": 32, "layers": 3, "heads": 2, "text_width": 32, "text_layers": 3}
@@ -155,10 +156,11 @@ def test_features_and_gradients_are_those_of_the_whole_pass(clips, kind, method)
     assert any(value.abs().max() > 1e-4 for value in gradients.values())
     for name, settings in list(SETTINGS.items())[2 if kind == "eva" else 0 :]:  # its tower is a large one
         features, found = outcome(clip.saving_memory(*settings), method)
-        assert (features - whole).abs().max() <= 2e-6, name
+        layers = len(clip.text_blocks)
+        assert (features - whole).abs().max() <= tower_rounding(whole, layers), name
         assert found.keys() == gradients.keys()
         for key, value in gradients.items():
-            assert (found[key] - value).abs().max() <= 1e-6, (name, key)
+            assert (found[key] - value).abs().max() <= 1e-6 + tower_rounding(value, layers), (name, key)
 
 
 def test_random_numbers_stay_as_they_are_and_drops_are_drawn_again(clips):

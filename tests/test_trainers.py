@@ -1,7 +1,6 @@
 """CoOp, CoOp_LMC and their controls, through train.py, on pictures from files and the tiny CLIP."""
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ from dassl.utils import UserError
 from mergetune.lmc import anchor_distance, line_loss
 from tests.fixtures import coop_runs
 from tests.fixtures.coop_runs import CONFIGS, built, context, results
+from tests.fixtures.pages import PAGES, blocks
 
 run, shared, stage1 = coop_runs.run, coop_runs.shared, coop_runs.stage1  # fixtures
 
@@ -222,12 +222,9 @@ def test_best_val_chooses_on_validation_and_says_so(run, tmp_path, stage1):
 
 def test_a_third_trainer_is_one_class(run, tmp_path):
     """The README's example, as it stands there."""
-    text = Path("README.md").read_text()
-    code = text.split("```python\n@TRAINER_REGISTRY")[1].split("```")[0]
-    names = "from dassl.engine import TRAINER_REGISTRY\nfrom mergetune.trainers.coop import CoOp\n"
-    names += "from yacs.config import CfgNode as CN\n"
+    code = next(block for block in blocks(PAGES["README.md"], "python") if "MyCoOp" in block)
     scope: dict = {}
-    exec(names + "@TRAINER_REGISTRY" + code, scope)  # noqa: S102
+    exec(code, scope)  # noqa: S102
     folder = run("MyCoOp", "mine", config=CONFIGS["CoOp"], TRAINER__MINE__W=0.25)
     assert "mine " in (folder / "log.txt").read_text()
     shutil.rmtree(folder)
