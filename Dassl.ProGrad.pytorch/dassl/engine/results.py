@@ -37,10 +37,9 @@ _PROTOCOLS = {"base2novel": "base2new"}  # cfg.TRAINER.MODAL -> name of the prot
 def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_epoch=None, accuracy=None):
     """Log the peak memory and write `folder`/results.json -> its content. Every process of the run calls it.
 
-    kind: "train" or "eval". wall_s: seconds, earlier sessions of a resumed run included. accuracy: what
-    `test` returned, for a trainer whose own test passes the evaluator by. The `facts()` of the data
-    set, if it has any, and of the trainer override the engine's fields; what the trained model's own folder says of
-    it (`trained_facts`) overrides both.
+    kind: "train" or "eval". wall_s: seconds, earlier sessions of a resumed run included. accuracy: what `test`
+    returned, for a trainer whose own test passes the evaluator by. The `facts()` of the dataset, if any, and of the
+    trainer override the engine's fields; what the trained model's own folder says (`trained_facts`) overrides both.
     """
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
     evaluator = trainer.evaluator
