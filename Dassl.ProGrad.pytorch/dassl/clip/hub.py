@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from dassl.utils import MissingFile, UserError, check_kind, closest, get_logger, read_json, sha256_file
+from dassl.utils import MissingFile, UserError, check_kind, check_records, closest, get_logger, read_json, sha256_file
 
 from .backbone import Preprocess
 from .open_clip import OpenClip, OpenClipForeignText
@@ -107,6 +107,7 @@ def _build(package, source, text, device, precision):
     """open_clip's model. A Hugging Face text tower is built from the folder's own config.json where there is one."""
     if source.folder and (file := _weights_file(package, source)):
         check_kind(file)
+        check_records(file)
     options = {}
     foreign = text.get("hf_model_name")
     if foreign and _text_model_config(package, source):

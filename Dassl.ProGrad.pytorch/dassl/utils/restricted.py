@@ -6,6 +6,7 @@ saved attributes; tensors and plain containers come back as they are; any other 
 
 import collections
 import contextlib
+import hashlib
 import io
 import mmap
 import os
@@ -19,9 +20,10 @@ import zipfile
 import torch
 
 from .errors import UserError
+from .logger import get_logger
 from .pickle_scan import scan_pickle
 from .plain_pickle import Function, PlainDtype, encode, plain_number
-from .tools import STAND_INS, brief, check_file, stand_in
+from .tools import STAND_INS, brief, check_file, sha256_file, stand_in
 
 # torch stores its records uncompressed; an archive that grows by more than this on reading is an attack
 _MAX_GROWTH = 20
@@ -157,6 +159,7 @@ def check_archive(path):
                 raise UserError(f'"{path}" is refused: a tar archive is no checkpoint')
             return _scan_old(path)
         check_sizes(path)
+        check_records(path)
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
         if not any(name.endswith("data.pkl") for name in names):
@@ -195,8 +198,47 @@ def check_sizes(path):
         raise UserError(f'"{path}" is refused: {packed} bytes would unpack to {unpacked}')
 
 
+def _sums(archive):
+    """Whether a zip archive has CRC-32s; torch can be told to write none (`set_crc32_options`)."""
+    return any(entry.CRC for entry in archive.infolist())
+
+
+def check_records(path):
+    """Raise UserError for a zip archive of which a record is not what its CRC-32 says; 4 GB/s."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if not _sums(archive):
+            get_logger().info(f"{path} has no checksums: damage in it can go unnoticed")
+        elif broken := archive.testzip():
+            raise UserError(f'"{path}" is damaged: its record {brief(broken)} is not what its CRC-32 says')
+
+
+def checkpoint_digest(path):
+    """What a file of weights holds, as 32 hexadecimal digits: of an archive over its records' names, sizes and
+    CRC-32s, which takes milliseconds; of any other format, from the SHA-256 of the file.
+
+    Raises:
+        MissingFile: no such file.
+        UserError: no plain file, or a damaged archive.
+    """
+    path = os.fspath(path)
+    check_file(path)
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                # without the archive's own name, which is that of the file it was first written to
+                records = sorted((e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist())
+                if _sums(archive):
+                    return hashlib.sha256(repr(records).encode()).hexdigest()[:32]
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise damaged(path, error) from error
+    return sha256_file(path)[:32]
+
+
 def _scan_old(path):
     """The globals of the pickles that the older format begins with: magic number, version, system, content, keys."""
+    get_logger().info(f"{path} is in torch's older format, which has no checksums: damage in it can go unnoticed")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content[:4] == b"PK\x03\x04":
             raise ValueError("its end is missing, as after a download or a copy that was interrupted")
