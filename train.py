@@ -11,7 +11,6 @@ the environment variable EXTRA_OPTS.
 """
 
 import argparse
-import contextlib
 import functools
 import os
 import shlex
@@ -74,23 +73,36 @@ def every_key():
     return cfg
 
 
-def setup_cfg(args: argparse.Namespace, folder: str | Path = ""):
-    """The frozen config of a command line, or of a run folder with what a command line changes."""
-    return read_cfg(args, folder)[0]
+def folder_cfg(folder: str | Path, changes: dict[str, object] | None = None, root: str = ""):
+    """The frozen config of a run folder, with other values of some keys. root: where the data sets lie, if they have
+    moved."""
+    import datasets
+    from dassl.config import merge_tree
+    from dassl.engine import read_run_cfg
+
+    datasets.register_all()
+    every_key()  # registers all trainers
+    cfg = read_run_cfg(folder)
+    merge_tree(cfg, (changes or {}) | ({"DATASET.ROOT": os.path.abspath(root)} if root else {}), "a command")
+    cfg.freeze()
+    return cfg
 
 
-def read_cfg(args: argparse.Namespace, folder: str | Path = ""):
-    """The frozen config of a command line, or of a run folder, and that of its yaml files alone."""
+def setup_cfg(args: argparse.Namespace):
+    """The frozen config of a command line."""
+    return read_cfg(args)[0]
+
+
+def read_cfg(args: argparse.Namespace):
+    """The frozen config of a command line, and that of its yaml files alone."""
     import datasets
     from dassl.config import merge_pairs, merge_tree, merge_yaml
     from dassl.data.datasets import DATASET_REGISTRY
-    from dassl.engine import TRAINER_REGISTRY, read_run_cfg
+    from dassl.engine import TRAINER_REGISTRY
     from dassl.utils import UserError, check_availability
 
     datasets.register_all()
     cfg = every_key()
-    if folder:
-        cfg = read_run_cfg(folder)
     if args.trainer:
         check_availability(args.trainer, TRAINER_REGISTRY.registered_names(), "--trainer")
     aliases = getattr(TRAINER_REGISTRY.get(args.trainer), "ALIASES", {}) if args.trainer else {}
@@ -109,13 +121,13 @@ def read_cfg(args: argparse.Namespace, folder: str | Path = ""):
     recipe = cfg.clone()
     merge_tree(cfg, {key: value for key, value in flags(args).items() if value is not None}, "command line")
     merge_pairs(cfg, args.opts, aliases)
-    merge_pairs(cfg, [] if folder else extra_opts(), aliases)
+    merge_pairs(cfg, extra_opts(), aliases)
     if cfg.DATASET.NAME:
         check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
     if not cfg.TRAINER.NAME:
         known = ", ".join(TRAINER_REGISTRY.registered_names())
         raise UserError(f"No trainer: give --trainer, one of {known}")
-    if args.config_file or folder:
+    if args.config_file:
         cfg.PRESET = preset_name(recipe, cfg)
     cfg.freeze()
     return cfg, recipe
@@ -221,36 +233,38 @@ def run_config(args: argparse.Namespace, cfg, recipe, argv: list[str]) -> dict:
     from dassl.engine.launch import evaluates, run
 
     merged = args.eval_only_merge or args.eval_only_merge_dare
-    with merged_folder(args, cfg.TRAINER.NAME) if merged else contextlib.nullcontext(args.model_dir) as model_dir:
-        if args.check:
-            from dassl.engine.preflight import Evaluation
+    model_dir, row = merged_weights(args) if merged else (args.model_dir, None)
+    if args.check:
+        from dassl.engine.preflight import Evaluation
 
-            alone = evaluates(cfg, args.eval_only or merged, model_dir)
-            return check(cfg, recipe, Evaluation(model_dir, args.load_epoch) if alone else None)
-        return run(
-            cfg,
-            eval_only=args.eval_only or merged,
-            model_dir=model_dir,
-            load_epoch=None if merged else args.load_epoch,
-            no_train=args.no_train,
-            overwrite=args.overwrite,
-            recipe=recipe,
-            command=shlex.join(["python", "train.py", *argv]),
-        )
+        alone = evaluates(cfg, args.eval_only or merged, model_dir)
+        return check(cfg, recipe, Evaluation(model_dir, args.load_epoch) if alone else None)
+    return run(
+        cfg,
+        eval_only=args.eval_only or merged,
+        model_dir=model_dir,
+        load_epoch=None if merged else args.load_epoch,
+        no_train=args.no_train,
+        overwrite=args.overwrite,
+        recipe=recipe,
+        row=row,
+        command=shlex.join(["python", "train.py", *argv]),
+    )
 
 
-def merged_folder(args: argparse.Namespace, trainer: str):
-    """Context manager of a run folder around the weights in --model-dir that were merged elsewhere."""
-    from dassl.utils import UserError
-    from mergetune.merged_files import as_run, find_merged
+def merged_weights(args: argparse.Namespace) -> tuple[str, dict]:
+    """The file in --model-dir that was merged elsewhere, and what results.json says of it."""
+    from dassl.utils import UserError, get_logger
+    from mergetune.merged_files import find_merged, merged_row
 
     if not args.model_dir:
         raise UserError("Nothing to evaluate: --model-dir names the folder of the merged weights")
     if args.eval_only_merge and args.eval_only_merge_dare:
         raise UserError("--eval-only-merge and --eval-only-merge-dare exclude each other")
     method = "ties" if args.eval_only_merge else "dare"
-    options = {"value": args.lambda_val, "prefix": args.model_prefix, "name": args.model_name}
-    return as_run(find_merged(args.model_dir, method, **options), method, trainer)
+    file = find_merged(args.model_dir, method, value=args.lambda_val, prefix=args.model_prefix, name=args.model_name)
+    get_logger().info(f"Merged weights: {file}")
+    return str(file), merged_row(file, method)
 
 
 if __name__ == "__main__":

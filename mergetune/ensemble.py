@@ -13,8 +13,7 @@ import argparse
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,6 @@ from dassl.utils import (
 )
 from dassl.utils.progress import progress
 from dassl.utils.torchrun import one_process
-from mergetune.merging import wise_ft
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,46 +104,22 @@ def logits_at(trainer, split: str, weights: Mapping[str, Tensor]) -> tuple[Tenso
     return torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs])
 
 
-@dataclass
-class Ensemble:
-    """Both ends of the sweep, as trainable weights, with the class names of the run that they come from."""
+def sweep(
+    trainer, split: str, ends: Sequence[dict[str, Tensor]], alphas: Sequence[float], kind: str, outputs: str
+) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """(alpha, scores (N, C), labels (N,)) of each alpha, on a split of this trainer's data.
 
-    zero_shot: dict[str, Tensor]
-    fine_tuned: dict[str, Tensor]
-    classnames: list[str]
-    kind: str = "weight"
-    outputs: str = "probabilities"
+    ends: the trainable weights of zero-shot CLIP and of the run.
+    """
+    from mergetune.merging import wise_ft
 
-    @classmethod
-    def of(cls, trainer, kind: str, outputs: str) -> Ensemble:
-        """Of a trainer that has loaded its run."""
-        from mergetune.weights import trainable
-
-        weights = {name: value.detach().clone() for name, value in trainable(trainer.model).items()}
-        zero_shot = {name: value.detach().clone() for name, value in trainer.zero_shot_weights().items()}
-        return cls(zero_shot, weights, list(trainer.classnames), kind, outputs)
-
-    def scorer(self, trainer, split: str) -> tuple[Callable[[float], Tensor], Tensor]:
-        """alpha -> scores (N, C) on a split of this trainer's data, and its labels (N,)."""
-        ends = [self.on(trainer, weights) for weights in (self.zero_shot, self.fine_tuned)]
-        (first, labels), (last, _) = (logits_at(trainer, split, weights) for weights in ends)
-        if self.kind == "output":
-            return (lambda alpha: mix_outputs(first, last, alpha, self.outputs)), labels
-        known = {0.0: first, 1.0: last}
-
-        def score(alpha: float) -> Tensor:
-            return known[alpha] if alpha in known else logits_at(trainer, split, wise_ft(*ends, alpha))[0]
-
-        return score, labels
-
-    def on(self, trainer, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights for a trainer's classes: of a head, the rows with their names."""
-        from mergetune.heads import rows_for
-
-        key = getattr(trainer, "head_key", None)
-        if key is None or list(trainer.classnames) == self.classnames:
-            return weights
-        return weights | {key: weights[key][rows_for(self.classnames, trainer.classnames, "The run")]}
+    if kind == "weight":
+        for alpha in alphas:
+            yield alpha, *logits_at(trainer, split, wise_ft(*ends, alpha))
+        return
+    (first, labels), (last, _) = (logits_at(trainer, split, weights) for weights in ends)
+    for alpha in alphas:
+        yield alpha, mix_outputs(first, last, alpha, outputs), labels
 
 
 def data_set_name(word: str) -> str:
@@ -156,15 +130,37 @@ def data_set_name(word: str) -> str:
     return name
 
 
-def opened(run: Path, root: str, out: Path, dataset: str):
-    """The trainer of a run with its weights, on a data set, and its config."""
-    from dassl.engine.launch import load_trained
-    from mergetune.family import run_config
+def curve(trainer, swept: Iterator[tuple[float, Tensor, Tensor]], alpha: float) -> list[float]:
+    """Accuracy of each alpha in per cent; the trainer's evaluator then holds what one of them scored."""
+    accuracies = []
+    for value, scores, labels in swept:
+        accuracies.append(accuracy(scores, labels))
+        if value == alpha:
+            trainer.evaluator.reset()
+            trainer.evaluator.process(scores, labels)
+            trainer.evaluator.results = trainer.evaluator.evaluate()
+            log.info(f"{trainer.cfg.DATASET.NAME}: {accuracies[-1]:.2f}% at alpha {alpha:g}")
+    return accuracies
 
-    cfg = run_config(run, "--root", root, "--output-dir", str(out), "DATASET.NAME", dataset)
-    trainer = build_trainer(cfg)
+
+def validate(trainer, ends: Sequence[dict[str, Tensor]], alphas: Sequence[float], *mix: str) -> list[float]:
+    """Accuracy of each alpha on the validation images of the run's own data set."""
+    if not trainer.has_validation():
+        raise UserError(
+            f"{trainer.cfg.DATASET.NAME} has no validation images to choose alpha on, and the test images must not: "
+            "give one value, e.g. --alphas 0.5"
+        )
+    return [accuracy(scores, labels) for _, scores, labels in sweep(trainer, "val", ends, alphas, *mix)]
+
+
+def opened(run: Path, root: str, **changes: str):
+    """The trainer of a run with its weights; changes: of keys of its config."""
+    import train  # the command line is the one place that knows the data sets
+    from dassl.engine.launch import load_trained
+
+    trainer = build_trainer(train.folder_cfg(run, {"RESUME_COOP": ""} | changes, root))
     load_trained(trainer, str(run))
-    return trainer, cfg
+    return trainer
 
 
 def ensemble(
@@ -184,7 +180,8 @@ def ensemble(
     One alpha alone is taken as it is. UserError: several, and the run's data set has no validation images.
     """
     from dassl.engine.launch import AlreadyFinished
-    from mergetune.family import run_config
+    from dassl.engine.results import write_results
+    from mergetune.weights import trainable
 
     check_availability(kind, list(KINDS), "--kind")
     run, out = Path(run), Path(out or Path(run, f"ensemble_{kind}"))
@@ -193,60 +190,36 @@ def ensemble(
             raise AlreadyFinished(f'"{out}" holds a finished ensemble; --overwrite starts it again')
         (out / FILE).unlink(missing_ok=True)
         started = time.monotonic()
-        own = run_config(run, "--root", root).DATASET.NAME
+        trainer = opened(run, root)
+        own = trainer.cfg.DATASET.NAME
         names = [own, *(name for name in map(data_set_name, tests) if name != own)]
-        trainer, cfg = opened(run, root, out / own, own)
-        both = Ensemble.of(trainer, kind, outputs)
-        validation = validate(both, trainer, alphas) if len(alphas) > 1 else None
+        ends = [trainer.zero_shot_weights(), trainable(trainer.model)]
+        ends = [{name: value.detach().clone() for name, value in weights.items()} for weights in ends]
+        validation = validate(trainer, ends, alphas, kind, outputs) if len(alphas) > 1 else None
         alpha = alphas[0] if validation is None else choose(alphas, validation)
-        row = describe(trainer.trained["preset"], kind, outputs, alpha, "given" if validation is None else "validation")
+        row = describe(trainer.trained["preset"], kind, outputs, alpha)
+        row["alpha_chosen_on"] = "given" if validation is None else "validation"
         tested = {}
         for name in names:
             if name != own:
-                trainer, cfg = opened(run, root, out / name, name)
-            score, labels = both.scorer(trainer, "test")
-            tested[name] = [accuracy(score(value), labels) for value in alphas]
-            record(trainer, cfg, score(alpha), labels, row, out / name, time.monotonic() - started, command)
-            log.info(f"{name}: {tested[name][list(alphas).index(alpha)]:.2f}% at alpha {alpha:g}")
+                trainer = opened(run, root, **{"DATASET.NAME": name})
+            fitting = [trainer.fit_classes(str(run), weights) for weights in ends]
+            tested[name] = curve(trainer, sweep(trainer, "test", fitting, alphas, kind, outputs), alpha)
+            trainer.trained = trainer.trained | row
+            seconds = time.monotonic() - started
+            write_results(str(out / name), trainer, trainer.cfg, wall_s=seconds, command=command, kind="eval")
         facts = {"format": 1, "run": str(run), "kind": kind, "alphas": list(alphas), "alpha": alpha, **row}
         facts |= {"validation": validation, "test": tested, "command": command}
         write_json(facts, str(out / FILE))
     return facts
 
 
-def validate(both: Ensemble, trainer, alphas: Sequence[float]) -> list[float]:
-    """Accuracy of each alpha on the validation images of the run's own data set."""
-    if not trainer.has_validation():
-        raise UserError(
-            f"{trainer.cfg.DATASET.NAME} has no validation images to choose alpha on, and the test images must not: "
-            "give one value, e.g. --alphas 0.5"
-        )
-    score, labels = both.scorer(trainer, "val")
-    return [accuracy(score(alpha), labels) for alpha in alphas]
-
-
-def describe(preset: str, kind: str, outputs: str, alpha: float, chosen_on: str) -> dict:
+def describe(preset: str, kind: str, outputs: str, alpha: float) -> dict:
     """What results.json says of the ensemble."""
     title = f"{kind} ens."
     merge = {"method": KINDS[kind], "title": title, "alpha": alpha, "preset": preset}
-    if kind == "output":
-        merge["outputs"] = outputs
-    return {
-        "preset": f"{preset} + {title}" if preset else title,
-        "merge": merge,
-        "alpha_chosen_on": chosen_on,
-    }
-
-
-def record(trainer, cfg, scores: Tensor, labels: Tensor, row: dict, folder: Path, wall_s: float, command: str) -> None:
-    """results.json of the scores (N, C), as of any evaluation."""
-    from dassl.engine.results import write_results
-
-    trainer.evaluator.reset()
-    trainer.evaluator.process(scores, labels)
-    trainer.evaluator.results = trainer.evaluator.evaluate()
-    trainer.trained = trainer.trained | row
-    write_results(str(folder), trainer, cfg, wall_s=wall_s, command=command, kind="eval")
+    merge |= {"outputs": outputs} if kind == "output" else {}
+    return {"preset": f"{preset} + {title}" if preset else title, "merge": merge}
 
 
 def build_parser() -> argparse.ArgumentParser:

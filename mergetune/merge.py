@@ -1,22 +1,15 @@
 """Merge trained weights without training: `python -m mergetune.merge --method ties PARENT... --out FOLDER`."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dassl.utils import ArgumentParser, RunLock, UserError, errors_in_one_line, get_logger, write_json
-from dassl.utils.progress import progress
 from dassl.utils.torchrun import one_process
-from mergetune.merging import FILE, METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method, merge
-
-if TYPE_CHECKING:
-    from mergetune.family import Family, State
+from mergetune.merge_methods import METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method
 
 log = get_logger()
 
@@ -66,18 +59,19 @@ def merge_run(
     the first parent's, 0 leaves the product. root: where the data sets lie, if they have moved.
     UserError for parents that do not fit together, values that do not exist, and a folder that holds another run.
     """
-    from mergetune.family import Family
+    from dassl.engine.results import MERGE
+    from mergetune.merge_job import MergeJob
 
     out, choices = Path(out), candidates(values)
     try:
-        own = check_method(method, len(parents), values)
-        family = Family.read(parents, base, merge_space, root, needs_base=own.needs_base, keep=keep)
+        how = check_method(method, len(parents), values)
+        job = MergeJob(how, parents, base, merge_space, root, keep)
         with RunLock(str(out)):
             _clear(out)
-            state, chosen, tried = search(method, family, choices, keep)
-            family.write(out, state, rank, max((entry["val"] for entry in tried), default=None))
-            facts = describe(family, method, {**own.values, **chosen}, tried, command)
-            write_json(facts, str(out / FILE))
+            state, chosen, tried = job.search(method, choices)
+            job.write(out, state, rank, max((entry["val"] for entry in tried), default=None))
+            facts = job.describe(method, {**how.values, **chosen}, tried, command)
+            write_json(facts, str(out / MERGE))
     except ValueError as error:
         raise UserError(str(error)) from None
     log.info(f"{facts['row']['preset']}: {out}")
@@ -95,72 +89,13 @@ def candidates(values: dict) -> list[dict]:
     return [dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())]
 
 
-def search(method: str, family: Family, choices: Sequence[dict], keep: Sequence[str]) -> tuple[State, dict, list[dict]]:
-    """The merge of the choice with the best validation accuracy, the first of equals -> (state, choice, all tried).
-
-    Each entry of what was tried is a choice with its accuracy in percent as `val`; a single choice is not tried.
-    """
-    best, tried = None, []
-    for choice in progress(choices, "trying merges"):
-        state = merge(method, family.states, family.base, keep=keep, **choice)
-        score = family.validate(state) if len(choices) > 1 else None
-        if score is not None:
-            tried.append({**choice, "val": score})
-        if best is None or score > best[0]:
-            best = score, state, choice
-    return best[1], best[2], tried
-
-
-def describe(family: Family, method: str, values: dict, tried: list[dict], command: str) -> dict:
-    """merge.json: how the weights came about. `row` is what an evaluation of them says in its results.json.
-
-    tried: the values of a search with their validation accuracy in percent, if there was one.
-    """
-    own = METHODS[method]
-    shown = {name: value for name, value in values.items() if value is not None}
-    given = {"method": method, "title": own.title, "values": shown}
-    if own.needs_base:
-        given["base"] = family.base_name
-    if family.has_lora:
-        given["merge_space"] = family.merge_space
-    row = {
-        "preset": row_name(method, shown, family.others, given.get("base", ZERO_SHOT)),
-        "merge": given | {"parents": family.names, "of": family.first.facts.get("preset", "")},
-        "alpha_chosen_on": "validation" if tried else "given" if shown else None,
-    }
-    if family.first.facts.get("chosen_on"):
-        row["chosen_on"] = family.first.facts["chosen_on"]
-    records = [{"path": ZERO_SHOT} if parent is None else parent.record() for parent in family.parents]
-    facts = {"format": 1, **given, "parents": records, "tried": tried, "row": row, "command": command}
-    return facts | family.facts()
-
-
-def row_name(method: str, values: dict, others: Sequence[str] = (), base: str = ZERO_SHOT) -> str:
-    """The method, its values, the parents beside the first, and another base than usual, as a table shows them.
-
-    A seed is no part of it, so that rows are averaged over seeds.
-    """
-    own, words = METHODS[method], []
-    for name, value in values.items():
-        if isinstance(value, str):
-            words += [value] if value != own.values[name] else []
-        elif name == "weights":
-            words.append("weights " + " ".join(f"{entry:g}" for entry in value))
-        elif name != "seed" and (name != "task" or others):
-            words.append(f"{name} {value:g}")
-    groups = [", ".join(words), f"with {', '.join(others)}" if others else ""]
-    groups.append("" if base == ZERO_SHOT else f"from {Path(base).name}")
-    inside = "; ".join(filter(None, groups))
-    return f"{own.title} ({inside})" if inside else own.title
-
-
 def _clear(out: Path) -> None:
     """Remove what an earlier merge left; its evaluations are of other weights."""
-    from dassl.engine.results import FILE as RESULTS
+    from dassl.engine.results import FILE, MERGE
 
-    if (out / "config.yaml").exists() and not (out / FILE).exists():
+    if (out / "config.yaml").exists() and not (out / MERGE).exists():
         raise UserError(f"{out} holds a run that is no merge: choose another folder")
-    for path in (out / RESULTS, *out.glob(f"eval_*/{RESULTS}"), out / FILE):
+    for path in (out / FILE, *out.glob(f"eval_*/{FILE}"), out / MERGE):
         path.unlink(missing_ok=True)
 
 
@@ -171,11 +106,11 @@ def evaluate(
 
     out: default FOLDER/eval_SUBSET. AlreadyFinished if that holds results, unless `overwrite`.
     """
+    import train  # the command line is the one place that knows the data sets
     from dassl.engine.launch import run
-    from mergetune.family import run_config
 
-    out = out or Path(folder, f"eval_{subset}")
-    cfg = run_config(folder, "--output-dir", str(out), "--root", root, "DATASET.SUBSAMPLE_CLASSES", subset)
+    changes = {"OUTPUT_DIR": str(out or Path(folder, f"eval_{subset}")), "DATASET.SUBSAMPLE_CLASSES": subset}
+    cfg = train.folder_cfg(folder, changes | {"RESUME_COOP": ""}, root)
     return run(cfg, eval_only=True, model_dir=str(folder), overwrite=overwrite, command=command)
 
 

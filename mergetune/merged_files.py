@@ -1,18 +1,9 @@
 """Weights that were merged elsewhere, as files the released MERGETUNE evaluates: PREFIX_ties_lambda_VALUE.pth."""
 
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from dassl.engine import trainer_class
-from dassl.engine.base import BEST
-from dassl.utils import MissingFile, UserError, get_logger, save_checkpoint, sha256_file, write_json
-from mergetune.merging import FILE
-from mergetune.parents import read_state
-
-log = get_logger()
+from dassl.utils import MissingFile, UserError, sha256_file
 
 SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors")
 LAMBDA = re.compile(r".*_lambda_(-?[0-9.]+(?:e-?[0-9]+)?)(?:\.pth|\.pt|\.pth\.tar|\.safetensors)")
@@ -62,26 +53,10 @@ def _lambda(file: str) -> float | None:
         return None
 
 
-@contextmanager
-def as_run(file: Path, method: str, trainer: str) -> Iterator[str]:
-    """A run folder, for as long as it is needed, that holds a file's weights for that trainer.
-
-    Names may begin with `prompts.`, as in the released merges. The trainer names what is missing or surplus.
-    """
-    state, epoch = read_state(file)
+def merged_row(file: Path, method: str) -> dict:
+    """What the evaluation of such a file says of its weights."""
     value = _lambda(file.name)
     title = TITLES[method] + ("" if value is None else f" (lambda {value:g})")
     merged = {"method": method, "values": {} if value is None else {"lambda": value}, "file": file.name}
-    row = {"preset": title, "merge": merged | {"sha256": sha256_file(str(file))}, "alpha_chosen_on": "given"}
-    checkpoint = {"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None, "val_result": None}
-    log.info(f"Merged weights: {file}")
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder, trainer_class(trainer).model_name)
-        save_checkpoint(checkpoint, str(place), model_name=BEST)
-        write_json({"format": 1, "row": row, "data_seen": "unknown: merged elsewhere"}, str(Path(folder, FILE)))
-        try:
-            yield folder
-        except UserError as error:
-            if folder in str(error):
-                raise UserError(str(error).replace(str(place / BEST), str(file))) from error
-            raise
+    merged["sha256"] = sha256_file(str(file))
+    return {"preset": title, "merge": merged, "alpha_chosen_on": "given", "data_seen": "unknown: merged elsewhere"}

@@ -11,23 +11,17 @@ All functions raise ValueError for states or values that do not fit.
 Letters: n parents, d values of all merged tensors together.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-if TYPE_CHECKING:  # METHODS is read without torch
-    from torch import Tensor
+import torch
+from torch import Tensor
 
-State = Mapping[str, "Tensor"]
-Rule = Callable[[str, "Tensor"], "Tensor"]  # (name, task vectors (n, *shape)) -> (*shape)
+from mergetune.merge_methods import check_method
 
-FILE = "merge.json"  # in the folder of a merge
-# words in place of weights to start from, and what of LoRA is merged
-ZERO_SHOT, START, ZEROS = "zero-shot", "start", "zeros"
-SPACES = ("factors", "product")
+State = Mapping[str, Tensor]
+Rule = Callable[[str, Tensor], Tensor]  # (name, task vectors (n, *shape)) -> (*shape)
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 PARALLEL = 0.9995  # from this cosine on the arc is taken for its chord, which differs by less than 2e-4
@@ -89,8 +83,6 @@ def _combine(states: Sequence[State], rule: Callable[[str, list[Tensor]], Tensor
 
 def _on_tasks(base: State, parents: Sequence[State], rule: Rule, scale: float, keep: Collection[str]) -> dict:
     """base + scale * rule(task vectors)."""
-    import torch
-
     def apply(name: str, values: list[Tensor]) -> Tensor:
         *tuned, start = values
         return start + scale * rule(name, torch.stack(tuned) - start)
@@ -130,8 +122,6 @@ def ties(
     The magnitudes compete over the whole vector, not within a tensor. Values as large as the smallest one kept are
     kept too, so that the order of names does not matter.
     """
-    import torch
-
     names = check_alike([*parents, base], keep=keep)
     floors = [_trim_floor(base, parent, names, density) for parent in parents]
 
@@ -149,8 +139,6 @@ def _size(task: Tensor) -> Tensor:
 
 def _trim_floor(base: State, parent: State, names: Sequence[str], density: float) -> float:
     """The smallest magnitude among the `density` * d largest of a task vector."""
-    import torch
-
     _in_range("density", density, 0, 1)
     sizes = [_size(parent[name].double() - base[name].double()).flatten() for name in names]
     sizes = torch.cat(sizes) if sizes else torch.zeros(1)
@@ -162,8 +150,6 @@ def _trim_floor(base: State, parent: State, names: Sequence[str], density: float
 
 def _elected_mean(tasks: Tensor) -> Tensor:
     """Mean over the parents whose value has the sign of the sum; 0 where the sum is. (n, *shape) -> (*shape)."""
-    import torch
-
     agrees = (tasks.sign() == tasks.sum(0).sign()) & (tasks != 0)
     return torch.where(agrees, tasks, 0.0).sum(0) / agrees.sum(0).clamp_min(1)
 
@@ -190,8 +176,6 @@ def dare(
     then: average, sum (task arithmetic), or ties (sign election and mean of those that agree, without trimming).
     The draw is made on the CPU in order of names, parent after parent: device and order of names do not matter.
     """
-    import torch
-
     if not 0 < density <= 1:
         raise ValueError(f"density is {density}, expected above 0, up to 1")
     if then not in THEN:
@@ -250,8 +234,6 @@ def emr(base: State, parents: Sequence[State], *, keep: Collection[str] = ()) ->
 
     Where the sum is 0 the negative sign is taken.
     """
-    import torch
-
     names = check_alike([*parents, base], keep=keep)
     unified, masks = {}, [{} for _ in parents]
     own, left = [[0.0] for _ in parents], [[0.0] for _ in parents]
@@ -288,73 +270,17 @@ def _emr_model(base: State, parents: Sequence[State], task: int = 1, keep: Colle
     return {name: value if is_weight(name, value) else parents[0][name].clone() for name, value in restored.items()}
 
 
-@dataclass(frozen=True)
-class Method:
-    """One way to merge: `run(base, parents, keep=, **values)`."""
-
-    title: str
-    run: Callable[..., dict[str, Tensor]]
-    values: Mapping[str, object] = field(default_factory=dict)  # with their defaults
-    sweep: Mapping[str, Sequence] = field(default_factory=dict)  # what a search tries
-    needs_base: bool = True
-    most: int | None = None  # parents
-    least: int = 1
-
-
-TENTHS = tuple(i / 10 for i in range(11))
-METHODS: dict[str, Method] = {
-    "average": Method(
-        "Average", lambda _, parents, **values: average(parents, **values), {"weights": None}, needs_base=False, least=2
-    ),
-    "wise_ft": Method(
-        "WiSE-FT",
-        lambda base, parents, **values: wise_ft(base, parents[0], **values),
-        {"alpha": 0.5},
-        {"alpha": TENTHS},
-        most=1,
-    ),
-    "task_arithmetic": Method("Task arithmetic", task_arithmetic, {"scale": 0.4}, {"scale": TENTHS[1:]}),
-    "ties": Method(
-        "TIES", ties, {"density": 0.2, "scale": 1.0}, {"density": (0.1, 0.2, 0.5), "scale": (0.3, 0.5, 0.7, 1.0)}
-    ),
-    "dare": Method(
-        "DARE",
-        dare,
-        {"density": 0.1, "scale": 1.0, "seed": 1, "then": "average"},
-        {"density": (0.1, 0.3, 0.5, 0.9), "scale": (0.3, 0.5, 0.7, 1.0)},
-    ),
-    "slerp": Method(
-        "SLERP",
-        lambda _, parents, **values: slerp(*parents, **values),
-        {"t": 0.5, "per": "whole"},
-        {"t": TENTHS},
-        needs_base=False,
-        least=2,
-        most=2,
-    ),
-    "emr": Method("EMR", _emr_model, {"task": 1}),
-}
-
-
 def merge(
     method: str, parents: Sequence[State], base: State | None = None, *, keep: Collection[str] = (), **values
 ) -> dict[str, Tensor]:
     """Merge by a name of METHODS; values that are not given have their defaults."""
-    own = check_method(method, len(parents), values)
-    if own.needs_base and base is None:
+    if check_method(method, len(parents), values).needs_base and base is None:
         raise ValueError(f"{method} merges task vectors and needs the base weights")
-    return own.run(base, parents, keep=keep, **{**own.values, **values})
-
-
-def check_method(name: str, count: int, values: Mapping[str, object]) -> Method:
-    """The method of that name, if it takes so many parents and these values."""
-    if name not in METHODS:
-        raise ValueError(f"Unknown method {name!r}, expected one of {', '.join(METHODS)}")
-    own = METHODS[name]
-    for value in values:
-        if value not in own.values:
-            raise ValueError(f"{name} has no value {value!r}; it has {', '.join(own.values)}")
-    if count < own.least or (own.most is not None and count > own.most):
-        most = "or more" if own.most is None else "" if own.most == own.least else f"to {own.most}"
-        raise ValueError(f"{name} merges {' '.join(f'{own.least} {most}'.split())} parents, given {count}")
-    return own
+    if method == "average":
+        return average(parents, keep=keep, **values)
+    if method == "wise_ft":
+        return wise_ft(base, *parents, keep=keep, **values)
+    if method == "slerp":
+        return slerp(*parents, keep=keep, **values)
+    run = {"task_arithmetic": task_arithmetic, "ties": ties, "dare": dare, "emr": _emr_model}[method]
+    return run(base, parents, keep=keep, **values)

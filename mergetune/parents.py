@@ -4,14 +4,16 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
 import mergetune.trainers  # noqa: F401  registers them
-from dassl.engine import TRAINER_REGISTRY, read_run_cfg, trainer_class
+from dassl.engine import TRAINER_REGISTRY, build_trainer, read_run_cfg, trainer_class
 from dassl.engine.base import find_model
 from dassl.engine.results import run_facts
+from dassl.engine.state import rng_state, set_rng_state
 from dassl.utils import (
     MissingFile,
     UserError,
@@ -20,11 +22,12 @@ from dassl.utils import (
     is_plain_tensor,
     load_weights,
     read_json,
+    set_random_seed,
     sha256_file,
 )
 from mergetune.lora import ranks
-from mergetune.merging import ZERO_SHOT
-from mergetune.stage1 import used_keys
+from mergetune.merge_methods import ZERO_SHOT, ZEROS
+from mergetune.stage1 import check_backbone, used_keys
 
 # what results.json and merge.json say of that run alone, and not of its weights
 OF_THE_RUN = {"format", "kind", "metrics", "correct", "total", "command", "wall_s", "peak_mb", "versions", "device"}
@@ -36,20 +39,28 @@ PEFT_CONFIG, PEFT_FILES = "adapter_config.json", ("adapter_model.safetensors", "
 
 @dataclass
 class Parent:
-    """Weights to merge. run: the run folder that they come from, if it has a config."""
+    """Weights to merge, or a word that stands for some, which has no file. run: the run folder that they come from, if
+    it has a config; root: where its data sets lie, if they have moved."""
 
     spec: str
-    file: Path
-    state: dict[str, Tensor]
+    file: Path | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
     run: Path | None = None
     peft: dict = field(default_factory=dict)  # adapter_config.json
     facts: dict = field(default_factory=dict)
     epoch: int | None = None
+    root: str = ""
 
     def record(self) -> dict:
         """What merge.json says of it."""
+        if self.file is None:
+            return {"path": self.spec}
         own = {"path": str(self.file.resolve()), "sha256": sha256_file(str(self.file)), "epoch": self.epoch}
         return own | {name: self.facts[name] for name in SHOWN if name in self.facts}
+
+    def name(self) -> str:
+        """In a table's words."""
+        return self.facts.get("trainer", Path(self.spec).name)
 
     def scaling(self) -> dict[str, float]:
         """LoRA's factor of each module: lora_alpha / r, or / sqrt(r); 1 where no adapter_config.json says."""
@@ -59,6 +70,44 @@ class Parent:
             found[module] = alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
         return found
 
+    def build(self):
+        """The trainer of its run, with the weights that the run's seed draws."""
+        import train  # the command line is the one place that knows the data sets
+
+        if self.run is None:
+            raise UserError(
+                f"{ZERO_SHOT} and validation images are those of a run, and no parent is a run folder: "
+                f"add one, or give a file or {ZEROS} as the base"
+            )
+        cfg = train.folder_cfg(self.run, {"RESUME_COOP": "", "TEST.COMPUTE_CMAT": False, "VERBOSE": False}, self.root)
+        before = rng_state()
+        set_random_seed(max(cfg.SEED, 0))
+        trainer = build_trainer(cfg)
+        set_rng_state(before)
+        check_backbone(self.file, trainer.facts())
+        return trainer
+
+    @cached_property
+    def trainer(self):
+        """The trainer of its run, with these weights."""
+        trainer = self.build()
+        trainer._load_weights(trainer.model_name, str(self.file), self.state)
+        return trainer
+
+    def untrained(self) -> dict[str, Tensor]:
+        """The weights that its training started from: its seed gives them again."""
+        trainer = self.build()
+        if trainer.cfg.SEED < 0:
+            raise UserError(f"{self.run} trained without a seed, so nobody knows where it started")
+        return trainer.drop_keys({name: value.detach().cpu() for name, value in trainer.model.state_dict().items()})
+
+    def validate(self, state: dict[str, Tensor]) -> float:
+        """Accuracy in percent of other weights on the validation images of its run."""
+        if not self.trainer.has_validation():
+            raise UserError(f"{self.run} has no validation images, so its data cannot choose between values")
+        self.trainer._load_weights(self.trainer.model_name, str(self.file), state)
+        return self.trainer.test("val")
+
 
 def _of_module(peft: dict, pattern: str, module: str, default: float) -> float:
     """What an entry of adapter_config.json, {regular expression: value}, has for a module."""
@@ -66,12 +115,14 @@ def _of_module(peft: dict, pattern: str, module: str, default: float) -> float:
     return next((value for key, value in values.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
 
 
-def read_parent(spec: str | Path) -> Parent:
-    """A parent from a run folder (its best checkpoint if kept, else its last), a file, or a peft folder."""
+def read_parent(spec: str | Path, words: Sequence[str] = ()) -> Parent:
+    """A parent from a run folder (its best checkpoint if kept, else its last), a file, a peft folder, or a word."""
+    if str(spec) in words:
+        return Parent(str(spec))
     path = Path(spec)
     if not path.exists():
-        words = f"a run folder, a file of weights, a peft folder, or the word {ZERO_SHOT}"
-        raise MissingFile(f"No parent at {path}: expected {words}")
+        what = f"a run folder, a file of weights, a peft folder, or the word {ZERO_SHOT}"
+        raise MissingFile(f"No parent at {path}: expected {what}")
     if path.is_dir() and (path / PEFT_CONFIG).is_file():
         return _read_peft(str(spec), path)
     file = find_weights(path) if path.is_dir() else path

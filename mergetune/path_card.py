@@ -12,8 +12,7 @@ Letters: B images, C classes, D joint width, S line points.
 
 from __future__ import annotations
 
-import argparse
-import sys
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,14 +24,12 @@ from dassl.report.paths import FORMAT, QUANTITIES, SOLUTIONS, SPACES, SUBSETS
 from dassl.report.paths import PATH_FILE as FILE
 from dassl.report.stats import barrier, harmonic_mean
 from dassl.report.tables import Table
-from dassl.utils import ArgumentParser, UserError, get_logger, read_json, write_json
+from dassl.utils import ArgumentParser, UserError, errors_in_one_line, get_logger, read_json, write_json
 from dassl.utils.progress import progress
 from dassl.utils.torchrun import one_process
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mergetune.scoring import Batches
+    from mergetune.plane import Batches
 
 log = get_logger()
 
@@ -45,7 +42,7 @@ def walk(trainer, space: str, solutions: dict, batches: Batches) -> dict:
     """Every straight line of one subset -> {"t", "loss", "accuracy", "direct": {...}, "barrier": {line: {...}}}."""
     import torch
 
-    from mergetune.scoring import score
+    from mergetune.plane import score
 
     points = torch.linspace(0, 1, LEG_POINTS, device=trainer.device)
     ts = [round(t, 6) for t in points.tolist()]
@@ -98,8 +95,7 @@ def read_cfg(run: Path, subset: str = ""):
     import train  # the command line is the one place that knows the data sets
     from mergetune.continued import Continued
 
-    words = ["VERBOSE", "False", *(["DATASET.SUBSAMPLE_CLASSES", subset] if subset else [])]
-    cfg = train.setup_cfg(train.build_parser().parse_intermixed_args(words), run)
+    cfg = train.folder_cfg(run, {"VERBOSE": False} | ({"DATASET.SUBSAMPLE_CLASSES": subset} if subset else {}))
     if not (cfg.RESUME_COOP and issubclass(trainer_class(cfg.TRAINER.NAME), Continued)):
         raise UserError(f"{run} is no stage-2 run: {cfg.TRAINER.NAME} continues no stage 1")
     return cfg
@@ -128,21 +124,12 @@ def subsets_of(cfg) -> tuple[str, ...]:
 @contextmanager
 def image_features_once(trainer, space: str) -> Iterator[None]:
     """In the space of features all lines are scored on the same image features: compute those of a batch once."""
-    if space != "features":
-        yield
-        return
-    compute, kept = trainer.image_features, {}
-
-    def once(images: Tensor) -> Tensor:
-        if id(images) not in kept:
-            kept[id(images)] = compute(images)
-        return kept[id(images)]
-
-    trainer.image_features = once
+    if space == "features":
+        trainer.image_features = functools.cache(trainer.image_features)
     try:
         yield
     finally:
-        del trainer.image_features
+        vars(trainer).pop("image_features", None)
 
 
 def path_card(
@@ -219,8 +206,8 @@ def _digits(quantity: str) -> int:
     return 4 if quantity == "loss" else 2
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Command line -> Namespace with run, space, plane, figure, images."""
+def main(argv: list[str] | None = None) -> None:
+    """One command line."""
     parser = ArgumentParser(
         prog="python -m mergetune.path_card",
         description="Print the path card of a finished stage-2 run and write it to RUN/path.json.",
@@ -232,33 +219,24 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--plane", action="store_true", help="the plane through the three solutions too")
     parser.add_argument("--figure", action="store_true", help="draw the card into RUN/figures")
     parser.add_argument("--images", type=int, metavar="N", help="N test pictures of each subset, not all")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.images is not None and args.images < 1:
+        raise UserError(f"--images is {args.images}, expected at least 1")
+    from mergetune.predict import quiet
 
+    spaces = SPACES if args.space == "both" else (args.space,)
+    with quiet():
+        card = path_card(args.run, spaces, args.plane, args.images)
+    log.info("\n\n".join(card_table(card if space == SPACES[0] else card[space]).text() for space in spaces))
+    if "missing" in card.get("plane", {}):
+        log.warning(f"Warning: no plane: {card['plane']['missing']}")
+    if args.figure:
+        from dassl.report.figures import card_figures
+        from mergetune.report import METHODS
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point; bad input ends with one line on stderr and exit code 1."""
-    args = parse_args(argv)
-    try:
-        if args.images is not None and args.images < 1:
-            raise UserError(f"--images is {args.images}, expected at least 1")
-        spaces = SPACES if args.space == "both" else (args.space,)
-        from mergetune.predict import quiet
-
-        with quiet():
-            card = path_card(args.run, spaces, args.plane, args.images)
-        tables = [card_table(card if space == SPACES[0] else card[space]).text() for space in spaces]
-        log.info("\n\n".join(tables))
-        if "missing" in card.get("plane", {}):
-            log.warning(f"Warning: no plane: {card['plane']['missing']}")
-        if args.figure:
-            from dassl.report.figures import card_figures
-            from mergetune.report import METHODS
-
-            log.info("Wrote " + "\n      ".join(map(str, card_figures([args.run], Path(args.run, "figures"), METHODS))))
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+        log.info("Wrote " + "\n      ".join(map(str, card_figures([args.run], Path(args.run, "figures"), METHODS))))
 
 
 if __name__ == "__main__":
-    with one_process():
+    with errors_in_one_line(), one_process():
         main()

@@ -1,21 +1,39 @@
-"""The plane through three solutions (Garipov et al., arXiv 1802.10026) and the loss on it.
+"""Loss and accuracy on lines between solutions, and on the plane through three (Garipov et al., arXiv 1802.10026).
 
 With solutions a, b, c: u along b - a, v along what c - a has beyond u, both of unit length; a point of the plane is
 a + x u + y v. A solution is a tensor or a dict of tensors; lengths are those of all their values together.
-Letters: X, Y grid points along u and v, S line points.
+Letters: B images, C classes, X, Y grid points along u and v, S line points.
 """
 
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from dassl.utils.progress import progress
 from mergetune.lmc import Solution
-from mergetune.scoring import Batches, score
+
+Batches = list[tuple[Tensor, Tensor]]
 
 POINTS = 21  # along each direction
 MARGIN = 0.25  # beyond the solutions, of the larger extent they span
 FLAT = 1e-4  # a triangle lower than this part of its base is a line
+
+
+def score(trainer, space: str, start, end, points: Tensor, batches: Batches) -> dict[str, list[float]]:
+    """Cross-entropy in nats and accuracy in percent at the S points of the line between two solutions."""
+    loss = torch.zeros(len(points), dtype=torch.float64)
+    correct = torch.zeros(len(points), dtype=torch.float64)
+    # the model runs once for each point in the space of weights, so there one after another costs nothing
+    parts = [points] if space == "features" else list(points[:, None])
+    for images, labels in progress(batches, "scoring"):
+        found = [trainer.path_logits(space, start, end, part, images).float() for part in parts]
+        for k, logits in enumerate(torch.cat(found)):  # (B, C)
+            loss[k] += F.cross_entropy(logits, labels, reduction="sum").item()
+            correct[k] += (logits.argmax(1) == labels).sum().item()
+    count = sum(len(labels) for _, labels in batches)
+    return {"loss": (loss / count).tolist(), "accuracy": (100 * correct / count).tolist()}
 
 
 def combine(a: Solution, b: Solution, scale: float) -> Solution:

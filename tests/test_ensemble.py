@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from dassl.engine.launch import AlreadyFinished
 from dassl.utils import UserError
 from mergetune.ensemble import (
-    Ensemble,
     accuracy,
     choose,
     ensemble,
@@ -92,10 +91,10 @@ def test_alpha_is_chosen_by_validation_accuracy(runs):  # noqa: F811
     found = ensemble(runs.folder / "lp", alphas=ALPHAS, out=runs.folder / "chosen")
     trainer = runs.built("LinearProbe", "new")
     trainer.load_model(str(runs.folder / "lp"))
-    both = Ensemble.of(trainer, "weight", "probabilities")
+    zero_shot, fine_tuned = trainer.zero_shot_weights(), {"weight": trainer.model.weight.detach().clone()}
     with torch.no_grad():
         for alpha, measured in zip(ALPHAS, found["validation"], strict=True):
-            trainer.model.weight.copy_(wise_ft(both.zero_shot, both.fine_tuned, alpha)["weight"])
+            trainer.model.weight.copy_(wise_ft(zero_shot, fine_tuned, alpha)["weight"])
             assert trainer.test("val") == pytest.approx(measured)
     assert found["alpha"] == choose(ALPHAS, found["validation"]) and found["alpha_chosen_on"] == "validation"
 

@@ -18,6 +18,7 @@ ALLOWED = {f"dassl.{name}": {"dassl.config"} for name in LOW} | {
 }
 PURE = [
     "mergetune/lmc.py",
+    "mergetune/merge_methods.py",
     "mergetune/merging.py",
     "mergetune/lora.py",
     "condu/delta.py",

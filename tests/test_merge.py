@@ -12,7 +12,9 @@ import train
 from dassl.engine import build_trainer
 from dassl.utils import UserError, set_random_seed
 from mergetune import lora, merge, merging
-from mergetune.merge import evaluate, merge_run, row_name
+from mergetune.merge import evaluate, merge_run
+from mergetune.merge_job import row_name
+from mergetune.merge_methods import METHODS
 
 TINY = ["INPUT.SIZE", "(32,32)", "DATALOADER.NUM_WORKERS", "0", "MODEL.BACKBONE.NAME", "tiny"]
 TINY += ["DATASET.NUM_SHOTS", "16", "DATASET.SUBSAMPLE_CLASSES", "base", "OPTIM.MAX_EPOCH", "2", "OPTIM.LR", "0.02"]
@@ -169,7 +171,7 @@ def test_the_usual_values_of_a_method_are_searched(runs, out):
     merge.main(["--method", "ties", "--sweep", "--density", "0.5", str(runs()), "--out", str(out)])
     tried = json.loads((out / "merge.json").read_text())["tried"]
     assert [(entry["density"], entry["scale"]) for entry in tried] == [
-        (0.5, s) for s in merging.METHODS["ties"].sweep["scale"]
+        (0.5, s) for s in METHODS["ties"].sweep["scale"]
     ]
     with pytest.raises(UserError, match="average has no values to search"):
         merge.main(["--method", "average", "--sweep", "zero-shot", str(runs()), "--out", str(out)])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mergetune import merging
-from mergetune.merging import METHODS, emr, emr_restore, merge
+from mergetune.merge_methods import METHODS
+from mergetune.merging import emr, emr_restore, merge
 
 
 def state(seed, names=("ctx", "head.weight"), **more):

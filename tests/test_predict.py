@@ -18,7 +18,6 @@ from dassl.clip import build_clip
 from dassl.engine import build_trainer
 from dassl.utils import UserError, set_random_seed
 from mergetune import path_card
-from mergetune.family import run_config
 from mergetune.predict import Predictor, main
 from tests.fixtures.any_trainer import line
 
@@ -219,7 +218,7 @@ def changed(world, tmp_path):
     return go
 
 
-READERS = {"predict": lambda run: Predictor(run).cfg, "path_card": path_card.read_cfg, "train.py": run_config}
+READERS = {"predict": lambda run: Predictor(run).cfg, "path_card": path_card.read_cfg, "train.py": train.folder_cfg}
 
 
 @pytest.mark.parametrize("reader", READERS)

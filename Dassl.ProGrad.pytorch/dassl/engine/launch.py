@@ -41,7 +41,7 @@ from dassl.utils.memory import reset_peak
 from .build import build_trainer, checked_class
 from .lint import counts, opening
 from .results import FILE as RESULTS
-from .results import check_classes, write_results
+from .results import UNKNOWN, check_classes, write_results
 from .state import stop_workers
 from .stopping import sigterm_ends
 
@@ -56,7 +56,16 @@ class AlreadyFinished(UserError):
 
 
 def run(
-    cfg, *, eval_only=False, model_dir="", load_epoch=None, no_train=False, overwrite=False, command="", recipe=None
+    cfg,
+    *,
+    eval_only=False,
+    model_dir="",
+    load_epoch=None,
+    no_train=False,
+    overwrite=False,
+    command="",
+    recipe=None,
+    row=None,
 ):
     """Train, or evaluate the model in `model_dir`, into cfg.OUTPUT_DIR -> the content of results.json.
 
@@ -68,6 +77,7 @@ def run(
         no_train: build everything and return {}.
         overwrite: remove what a finished run left, instead of refusing.
         recipe: the config of the yaml files alone, for what the run says of itself.
+        row: what results.json says of the evaluated model; default what its own folder does.
 
     Raises:
         AlreadyFinished: results.json is there.
@@ -83,7 +93,7 @@ def run(
         if no_train:
             return {}
         with _released(trainer), _lost_workers(trainer):
-            accuracy = _evaluate(trainer, model_dir, load_epoch) if eval_only else _train(trainer)
+            accuracy = _evaluate(trainer, model_dir, load_epoch, row) if eval_only else _train(trainer)
         results = write_results(
             folder,
             trainer,
@@ -146,13 +156,13 @@ def build_run(cfg, recipe=None):
     return trainer
 
 
-def _evaluate(trainer, model_dir, load_epoch):
-    load_trained(trainer, model_dir, load_epoch)
+def _evaluate(trainer, model_dir, load_epoch, row):
+    load_trained(trainer, model_dir, load_epoch, row)
     return trainer.test()
 
 
-def load_trained(trainer, folder, epoch=None):
-    """Load a trained model, and take from its folder what describes it, for results.json.
+def load_trained(trainer, folder, epoch=None, row=None):
+    """Load a trained model, and take from its folder what describes it, for results.json, unless `row` does.
 
     UserError for one that knows its own classes only, and has others to score.
     """
@@ -160,7 +170,7 @@ def load_trained(trainer, folder, epoch=None):
         names = getattr(getattr(getattr(trainer, "dm", None), "dataset", None), "classnames", None)
         if names and (reason := getattr(trainer, "bound_to_classes", "")):
             check_classes(folder, names, reason)
-        trainer.trained = trainer.trained_facts(folder)
+        trainer.trained = UNKNOWN | row if row else trainer.trained_facts(folder)
     trainer.load_model(folder, epoch=epoch)
 
 

@@ -28,7 +28,7 @@ _OF_MODEL = ("preset", "shots", "seed", "max_epoch", "lmc", "data_seen", "source
              "alpha_chosen_on")  # fmt: skip
 _IN_CONFIG = {"preset": "PRESET", "shots": "DATASET.NUM_SHOTS", "seed": "SEED", "max_epoch": "OPTIM.MAX_EPOCH",
               "source": "DATASET.NAME", "source_subset": "DATASET.SUBSAMPLE_CLASSES"}  # fmt: skip
-_UNKNOWN = {"preset": "", "shots": None, "max_epoch": None, "lmc": None, "source": "", "source_subset": "",
+UNKNOWN = {"preset": "", "shots": None, "max_epoch": None, "lmc": None, "source": "", "source_subset": "",
             "data_seen": "unknown: no results.json beside the checkpoint"}  # fmt: skip
 _PACKAGES = ("dassl", "torch", "torchvision", "numpy", "pillow")
 _PROTOCOLS = {"base2novel": "base2new"}  # cfg.TRAINER.MODAL -> name of the protocol; others as they are
@@ -127,7 +127,7 @@ def trained_facts(place, trainer, by=""):
         changes += ["unfinished"] if known else []
         what = "its training is not finished" if known else "preset, shots and epochs of its training are unknown"
         get_logger().info(f"{place} has no {FILE}: {what}")
-    known = _UNKNOWN | known
+    known = UNKNOWN | known
     if not isinstance(known.get("seed"), int) or known["seed"] < 0:
         known.pop("seed", None)
     return known | {"preset": with_changes(str(known["preset"] or ""), changes)}

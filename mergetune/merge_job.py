@@ -1,0 +1,181 @@
+"""One merge: its sources brought into one space, the search for the best values, and the folder that comes of it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from yacs.config import CfgNode
+
+from dassl.engine import trainer_class
+from dassl.engine.base import BEST
+from dassl.engine.results import CLASSES
+from dassl.utils import UserError, atomic_write, save_checkpoint, write_json
+from dassl.utils.progress import progress
+from mergetune import lora
+from mergetune.merge_methods import METHODS, SPACES, START, ZERO_SHOT, ZEROS, Method
+from mergetune.merging import check_alike, is_weight, merge
+from mergetune.parents import PEFT_CONFIG, PEFT_FILES, Parent, check_origin, read_parent
+
+State = dict[str, Tensor]
+JOINED = ("source", "source_subset", "data_seen")  # facts of which the merge has all
+
+
+class MergeJob:
+    """Sources of a merge, read and found to fit together. UserError or ValueError for what does not fit.
+
+    Attributes: sources, and base (None where the method needs none); states and base_state, as they are merged,
+    products of LoRA included; first, the source that lends its config, or the first that was read if none has any.
+    """
+
+    def __init__(self, how: Method, parents: Sequence, base: str | Path, space: str, root: str, keep: Sequence[str]):
+        if space not in SPACES:
+            raise UserError(f"merge_space is {space!r}, expected one of {', '.join(SPACES)}")
+        self.space, self.keep = space, keep
+        self.sources = [read_parent(spec, words=(ZERO_SHOT,)) for spec in parents]
+        if not any(source.file for source in self.sources):
+            raise UserError(f"Nothing to merge: every parent is {ZERO_SHOT}")
+        self.base = read_parent(base, words=(ZERO_SHOT, START, ZEROS)) if how.needs_base else None
+        everything = [*self.sources, *([self.base] if self.base else [])]
+        self.read = [source for source in everything if source.file]
+        self.first = next((source for source in self.read if source.run), self.read[0])
+        self.first.root = root
+        self.ranks = lora.ranks(self.first.state)
+        self.check()
+        states = [self.in_space(source) for source in everything]
+        labels = [source.spec for source in self.sources] + ([f"the base {base}"] if self.base else [])
+        check_alike(states, labels, keep)
+        self.states, self.base_state = states[: len(self.sources)], states[-1] if self.base else None
+
+    def in_space(self, source: Parent) -> State:
+        """A source's state as it is merged."""
+        state = source.state if source.file else self.of_word(source.spec)
+        if self.space == "factors":
+            return state
+        return lora.products(state, (source if source.file else self.first).scaling())
+
+    def check(self) -> None:
+        """Refuse other backbones and classes, and in the space of factors LoRAs of another scaling."""
+        check_origin(self.read)
+        first = self.first
+        self.has_lora = any(lora.is_factor(name) for name in first.state)
+        if self.space == "product" and not self.has_lora:
+            raise UserError(f"merge_space product is for LoRA, and {first.spec} has no lora_A and lora_B")
+        for other in self.read if self.space == "factors" else ():
+            if other.scaling() != first.scaling() and lora.ranks(other.state) == lora.ranks(first.state):
+                raise UserError(
+                    f"{first.spec} and {other.spec} scale their LoRA updates differently "
+                    "(lora_alpha / r), so their factors cannot be merged: use merge_space product"
+                )
+
+    def of_word(self, word: str) -> State:
+        """The weights that a word stands for; what is no weight, or what zero-shot leaves open, is the first's."""
+        own = self.first.state
+        only_lora = self.first.run is None and own and all(map(lora.is_factor, own))
+        if word == ZEROS or word == ZERO_SHOT and only_lora:
+            return {name: torch.zeros_like(v) if is_weight(name, v) else v.clone() for name, v in own.items()}
+        if word == START:
+            drawn = {name: v for name, v in self.first.untrained().items() if is_weight(name, v)}
+            return own | {name: value.to(own[name].dtype) for name, value in drawn.items()}
+        try:
+            weights = self.first.trainer.zero_shot_weights()
+        except UserError as error:
+            raise UserError(f"{error}. Task vectors can also start where the training did: base {START}") from error
+        return own | {name: value.detach().cpu().to(own[name].dtype) for name, value in weights.items()}
+
+    def search(self, method: str, choices: Sequence[dict]) -> tuple[State, dict, list[dict]]:
+        """The merge of the choice with the best validation accuracy, the first of equals -> (state, choice, tried).
+
+        Each entry of what was tried is a choice with its accuracy in percent as `val`; a single choice is not tried.
+        """
+        best, tried = None, []
+        for choice in progress(choices, "trying merges"):
+            state = merge(method, self.states, self.base_state, keep=self.keep, **choice)
+            if len(choices) > 1:
+                tried.append({**choice, "val": self.first.validate(self.thin(state, None))})
+            if best is None or tried[-1]["val"] > best[0]:
+                best = tried[-1]["val"] if tried else None, state, choice
+        return best[1], best[2], tried
+
+    def thin(self, state: State, rank: int | None) -> State:
+        """A merged state with its products as factors again; rank None: the first source's, 0: as it is."""
+        return state if self.space == "factors" or rank == 0 else lora.factors(state, rank or self.ranks)
+
+    def write(self, out: Path, state: State, rank: int | None, score: float | None) -> None:
+        """A run folder, a peft folder, or a file of weights, as the sources are."""
+        state = {name: value.contiguous() for name, value in self.thin(state, rank).items()}
+        for name, value in state.items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise UserError(f"The merged {name} is infinite or NaN")
+        if self.first.run is not None:
+            self._write_run(out, state, score)
+            return
+        is_peft = self.first.peft and rank != 0
+        if is_peft:
+            write_json(self.first.peft | self._ranks(rank), str(out / PEFT_CONFIG))
+        from safetensors.torch import save
+
+        with atomic_write(str(out / (PEFT_FILES[0] if is_peft else "merged.safetensors"))) as target:
+            target.write(save(state))
+
+    def _write_run(self, out: Path, state: State, score: float | None) -> None:
+        text = (self.first.run / "config.yaml").read_text(encoding="utf-8")
+        name = trainer_class(CfgNode.load_cfg(text).TRAINER.NAME).model_name
+        checkpoint = {"epoch": self.first.epoch, "optimizer": None, "scheduler": None, "val_result": score}
+        save_checkpoint({"state_dict": state, **checkpoint}, str(out / name), model_name=BEST)
+        for file in ("config.yaml", CLASSES):
+            if (self.first.run / file).is_file():
+                with atomic_write(str(out / file)) as target:
+                    target.write((self.first.run / file).read_bytes())
+
+    def _ranks(self, rank: int | None) -> dict:
+        """What of adapter_config.json changes: factors of a product have the scaling 1."""
+        if self.space == "factors":
+            return {}
+        ranks = self.ranks if rank is None else {}
+        top = rank or max(ranks.values())
+        modules = {name.removeprefix("base_model.model."): r for name, r in ranks.items() if r != top}
+        return {"r": top, "lora_alpha": top, "use_rslora": False, "rank_pattern": modules, "alpha_pattern": modules}
+
+    def describe(self, method: str, values: dict, tried: list[dict], command: str) -> dict:
+        """merge.json: how the weights came about. `row` is what an evaluation of them says in its results.json, the
+        facts behind it what a later run asks of their origin, see `stage1.run_fact`.
+
+        tried: the values of a search with their validation accuracy in percent, if there was one.
+        """
+        shown = {name: value for name, value in values.items() if value is not None}
+        options = {"method": method, "title": METHODS[method].title, "values": shown}
+        options |= {"base": self.base.spec} if self.base else {}
+        options |= {"merge_space": self.space} if self.has_lora else {}
+        facts = self.first.facts
+        others = [source.name() for source in self.sources if source is not self.first]
+        row = {
+            "preset": row_name(method, shown, others, options.get("base", ZERO_SHOT)),
+            "merge": options | {"parents": [s.spec for s in self.sources], "of": facts.get("preset", "")},
+            "alpha_chosen_on": "validation" if tried else "given" if shown else None,
+        }
+        row |= {"chosen_on": facts["chosen_on"]} if facts.get("chosen_on") else {}
+        joined = {fact: dict.fromkeys(s.facts[fact] for s in self.read if s.facts.get(fact)) for fact in JOINED}
+        joined = {fact: " + ".join(values) for fact, values in joined.items()}
+        records = [source.record() for source in self.sources]
+        own = {"format": 1, **options, "parents": records, "tried": tried, "row": row, "command": command}
+        return own | facts | joined
+
+
+def row_name(method: str, values: dict, others: Sequence[str] = (), base: str = ZERO_SHOT) -> str:
+    """The method, its values, the parents beside the first, and another base than usual, as a table shows them.
+
+    A seed is no part of it, so that rows are averaged over seeds.
+    """
+    how, words = METHODS[method], []
+    for name, value in values.items():
+        if isinstance(value, str):
+            words += [value] if value != how.values[name] else []
+        elif name == "weights":
+            words.append("weights " + " ".join(f"{entry:g}" for entry in value))
+        elif name != "seed" and (name != "task" or others):
+            words.append(f"{name} {value:g}")
+    groups = [", ".join(words), f"with {', '.join(others)}" if others else ""]
+    groups.append("" if base == ZERO_SHOT else f"from {Path(base).name}")
+    inside = "; ".join(filter(None, groups))
+    return f"{how.title} ({inside})" if inside else how.title
