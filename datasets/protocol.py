@@ -50,6 +50,7 @@ class FewShotDataset(DatasetBase):
     split_used = ""
     table = ""  # the file that lists the images, if errors are to name it rather than their folder
     says_oddities = False
+    split_digest = ""
     test_only = False  # nothing is drawn; train_x carries the class names
 
     def __init__(self, cfg):

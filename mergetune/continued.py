@@ -49,14 +49,14 @@ class Continued:
         "SPACE": Key(
             "features", "features (class vectors) or weights (trainable parameters)", choices=tuple(DISTANCES)
         ),
-        "DISTANCE": Key("cosine", "features: cosine, l2, l2sq; weights: l2sq", choices=FEATURE_DISTANCES),
-        "LAMBDA": Key(10.0, "of the distance to zero-shot CLIP", ge=0),
-        "BETA": Key(1.0, "of the loss along the path to the stage-1 solution", ge=0),
-        "ENABLED": Key(True, "False: BETA is 0"),
-        "TAU": Key(1.0, "start at (1 - TAU) zero-shot + TAU stage 1", ge=0, le=1),
-        "NUM_SAMPLES": Key(5, "points on the path", ge=1),
-        "GRID": Key("released", "released: 0.1, 0.1 + 1/N, ...; uniform: i/N", choices=GRIDS),
-        "PATH_TO": Key("stage1", "the path's other end; zero_shot: the one-sided form released for MMA", choices=PATHS),
+        "DISTANCE": Key("cosine", "features: any; weights: l2sq", choices=FEATURE_DISTANCES, role="training"),
+        "LAMBDA": Key(10.0, "of the distance to zero-shot CLIP", ge=0, role="training"),
+        "BETA": Key(1.0, "of the loss along the path to the stage-1 solution", ge=0, role="training"),
+        "ENABLED": Key(True, "False: BETA is 0", role="training"),
+        "TAU": Key(1.0, "start at (1 - TAU) zero-shot + TAU stage 1", ge=0, le=1, role="training"),
+        "NUM_SAMPLES": Key(5, "points on the path", ge=1, role="training"),
+        "GRID": Key("released", "released: 0.1, 0.1 + 1/N, ...; uniform: i/N", choices=GRIDS, role="training"),
+        "PATH_TO": Key("stage1", "its other end; zero_shot: as released for MMA", choices=PATHS, role="training"),
     }
 
     def check_cfg(self, cfg: CN) -> None:

@@ -14,6 +14,10 @@ Made by `python scripts/config_docs.py --write` from the tables beside the code:
 `Dassl.ProGrad.pytorch/dassl/config/defaults.py`, a trainer's in its `KEYS`. A value of another type or out of its
 range is refused before a run makes anything, whether a yaml, a flag, `KEY VALUE`, `KEY=VALUE` or Python sets it. A
 text is taken as it is typed (`010`, `1e5`, `no`); a path may begin with `~`. A range counts for each item.
+
+A run that is finished or interrupted is held against the one that is asked for in all keys of its trainer that are not
+`incidental` (where, how fast, how much is printed); an evaluation not in those of role `training`. A path is compared
+by what lies there.
 """
 
 
@@ -21,7 +25,7 @@ def row(name: str, key) -> str:
     """A line of a table."""
     choices = [] if "as INPUT." in key.meaning or "REGISTRY" in str(key.choices) else key.available
     limits = ", ".join(filter(None, (key.limits, " / ".join(choices))))
-    cells = (f"`{name}`", f"`{key.default!r}`", key.type_name, limits, key.meaning)
+    cells = (f"`{name}`", f"`{key.default!r}`", key.type_name, limits, key.role, key.meaning)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -49,7 +53,7 @@ def render() -> str:
     """The page."""
     lines = [HEAD.rstrip()]
     for title, keys in sections().items():
-        head = ["| key | default | type | range | meaning |", "| --- | --- | --- | --- | --- |"]
+        head = ["| key | default | type | range | role | meaning |", "| --- | --- | --- | --- | --- | --- |"]
         lines += ["", f"## {title}", "", *head]
         lines += [row(name, key) for name, key in keys.items()]
     return "\n".join([*lines, ""])

@@ -32,7 +32,7 @@ class CoOp(FrozenClipTrainer):
         "CTX_INIT": Key(False, 'False: random; True: "a photo of a"; or any words, which set N_CTX', also=str),
         "CLASS_TOKEN_POSITION": Key("end", "of the class name among the words", choices=POSITIONS),
         "PREC": precision_key("amp"),
-        "W": Key(8.0, "KgCoOp: weight of the distance to zero-shot CLIP", ge=0),
+        "W": Key(8.0, "KgCoOp: weight of the distance to zero-shot CLIP", ge=0, role="training"),
     }
 
     def precision_mode(self) -> str:

@@ -42,11 +42,11 @@ class PromptSRC(FrozenClipTrainer):
         "CTX_INIT": Key("a photo of a", "as CoOp's", also=bool),
         "PROMPT_DEPTH_VISION": Key(9, "blocks with prompts, from the first", ge=1),
         "PROMPT_DEPTH_TEXT": Key(9, "likewise", ge=1),
-        "TEXT_LOSS_WEIGHT": Key(25.0, "of mean|t - t0|", ge=0),
-        "IMAGE_LOSS_WEIGHT": Key(10.0, "of mean|x - x0|", ge=0),
-        "LOGIT_LOSS_WEIGHT": Key(1.0, "of the divergence from zero-shot logits", ge=0),
-        "GPA_MEAN": Key(15.0, "of the normal density over epochs, counted from 1, that weights the sum"),
-        "GPA_STD": Key(1.0, "of that density", gt=0),
+        "TEXT_LOSS_WEIGHT": Key(25.0, "of mean|t - t0|", ge=0, role="training"),
+        "IMAGE_LOSS_WEIGHT": Key(10.0, "of mean|x - x0|", ge=0, role="training"),
+        "LOGIT_LOSS_WEIGHT": Key(1.0, "of the divergence from zero-shot logits", ge=0, role="training"),
+        "GPA_MEAN": Key(15.0, "of the normal density over epochs (from 1) that weights the sum", role="training"),
+        "GPA_STD": Key(1.0, "of that density", gt=0, role="training"),
         "PREC": precision_key("amp"),
     }
 

@@ -4,6 +4,7 @@ A key is a row here (see keys.py for what a row may say); docs/config.md is made
 """
 
 import re
+from dataclasses import replace
 
 from yacs.config import CfgNode as CN
 
@@ -25,14 +26,14 @@ _STRONG = Key((), "of the strong view, as INPUT.TRANSFORMS", item=str, choices=T
 
 KEYS: dict[str, Key] = {
     "VERSION": Key(1, "of the form of the config"),
-    "OUTPUT_DIR": Key("./output", "where log, checkpoints and results.json go", path=True),
+    "OUTPUT_DIR": Key("./output", "where log, checkpoints and results.json go", path=True, role="incidental"),
     "RESUME": Key("", "another run's folder to resume from", path=True),
     "RESUME_COOP": Key("", "stage-1 folder that a stage-2 trainer continues from (--resume-coop)", path=True),
-    "PRESET": Key("", "name of a published recipe, set by its yaml and recorded in results.json"),
+    "PRESET": Key("", "name of a published recipe, set by its yaml and recorded in results.json", role="incidental"),
     "SEED": Key(-1, "seeds Python, numpy and torch; negative: nothing is seeded", le=2**32 - 1),
-    "DETERMINISTIC": Key(False, "torch's deterministic algorithms, cuDNN's tuner off"),
-    "USE_CUDA": Key(True, "the GPU, if there is one"),
-    "VERBOSE": Key(True, "log what is built"),
+    "DETERMINISTIC": Key(False, "torch's deterministic algorithms, cuDNN's tuner off", role="incidental"),
+    "USE_CUDA": Key(True, "the GPU, if there is one", role="incidental"),
+    "VERBOSE": Key(True, "log what is built", role="incidental"),
     "INPUT.SIZE": Key((224, 224), "height, width", ge=1, length=2),
     "INPUT.INTERPOLATION": Key("bilinear", "of every resize", choices="dassl.data.transforms:INTERPOLATION_MODES"),
     "INPUT.RESIZE": Key("shortest", "of test images: shortest side, or both at once (SigLIP)", choices=RESIZE_MODES),
@@ -58,7 +59,7 @@ KEYS: dict[str, Key] = {
     "INPUT.RGS_P": Key(0.2, "probability of randomgrayscale", ge=0, le=1),
     "INPUT.GB_P": Key(0.5, "probability of gaussian_blur", ge=0, le=1),
     "INPUT.GB_K": Key(21, "its kernel, pixels", ge=1, test=is_odd),
-    "DATASET.ROOT": Key("", "folder of all data sets", path=True),
+    "DATASET.ROOT": Key("", "folder of all data sets", path=True, role="incidental"),
     "DATASET.NAME": Key("", "registered name"),
     "DATASET.SOURCE_DOMAINS": Key((), "for domain adaptation and generalisation", item=str),
     "DATASET.TARGET_DOMAINS": Key((), "for domain adaptation and generalisation", item=str),
@@ -80,11 +81,11 @@ KEYS: dict[str, Key] = {
     "DATASET.CUSTOM.TASK": Key("", "its name in tables and streams; empty: that of the folder or file"),
     "DATASET.CUSTOM.SPLIT": Key([0.5, 0.2, 0.3], "parts of a class: train, val, test", ge=0, le=1, length=3),
     "FEATURES.VIEWS": Key(0, "augmented views an image in the feature bank; 0: pixels every step", ge=0),
-    "FEATURES.TEST": Key(True, "frozen image towers: validation and test features from the bank"),
-    "FEATURES.DIR": Key("", "folder of the banks; empty: $OUTPUT/features, else output/features", path=True),
-    "FEATURES.STRICT": Key(False, "key the bank by the files' contents, not by size and time"),
-    "DATALOADER.NUM_WORKERS": Key(4, "processes a loader", ge=0),
-    "DATALOADER.PERSISTENT": Key(False, "keep workers between epochs"),
+    "FEATURES.TEST": Key(True, "frozen image towers: validation and test features from the bank", role="incidental"),
+    "FEATURES.DIR": Key("", "of banks; empty: $OUTPUT/features, else output/features", path=True, role="incidental"),
+    "FEATURES.STRICT": Key(False, "key the bank by the files' contents, not by size and time", role="incidental"),
+    "DATALOADER.NUM_WORKERS": Key(4, "processes a loader", ge=0, role="incidental"),
+    "DATALOADER.PERSISTENT": Key(False, "keep workers between epochs", role="incidental"),
     "DATALOADER.K_TRANSFORMS": Key(1, "augmented views a training image", ge=1),
     "DATALOADER.RETURN_IMG0": Key(False, "the image without augmentation too"),
     "DATALOADER.TRAIN_X.SAMPLER": Key("RandomSampler", "of labelled images", choices=SAMPLERS),
@@ -132,13 +133,13 @@ KEYS: dict[str, Key] = {
     "OPTIM.WARMUP_CONS_LR": Key(1e-5, "rate of a constant warm-up", ge=0),
     "OPTIM.WARMUP_MIN_LR": Key(1e-5, "first rate of a linear warm-up", ge=0),
     "OPTIM.WARMUP_RECOUNT": Key(True, "the schedule counts from 0 behind the warm-up"),
-    "TRAIN.CHECKPOINT_FREQ": Key(0, "epochs; below 1: only the last"),
-    "TRAIN.PRINT_FREQ": Key(10, "batches", ge=1),
+    "TRAIN.CHECKPOINT_FREQ": Key(0, "epochs; below 1: only the last", role="incidental"),
+    "TRAIN.PRINT_FREQ": Key(10, "batches", ge=1, role="incidental"),
     "TRAIN.COUNT_ITER": Key("train_x", "loader that an epoch is as long as", choices=COUNTS),
     "TRAIN.ACCUMULATE": Key(1, "batches a step: as one large batch, batch norms apart", ge=1),
     "TEST.EVALUATOR": Key("Classification", "registered name", choices="dassl.evaluation.build:EVALUATOR_REGISTRY"),
-    "TEST.PER_CLASS_RESULT": Key(False, "accuracy of each class"),
-    "TEST.COMPUTE_CMAT": Key(False, "confusion matrix, as cmat.pt"),
+    "TEST.PER_CLASS_RESULT": Key(False, "accuracy of each class", role="incidental"),
+    "TEST.COMPUTE_CMAT": Key(False, "confusion matrix, as cmat.pt", role="incidental"),
     "TEST.NO_TEST": Key(False, "no test after training"),
     "TEST.SPLIT": Key("test", "of the final test", choices=("val", "test")),
     "TEST.FINAL_MODEL": Key("last_step", "that is tested", choices=("last_step", "best_val")),
@@ -196,6 +197,18 @@ KEYS: dict[str, Key] = {
     "TRAINER.FIXMATCH.WEIGHT_U": _WEIGHT_U,
     "TRAINER.FIXMATCH.CONF_THRE": _CONFIDENCE,
     "TRAINER.FIXMATCH.STRONG_TRANSFORMS": _STRONG,
+}
+# What an evaluation does not read
+_TRAINING = (
+    "RESUME", "OPTIM.", "TRAIN.", "DATALOADER.TRAIN_", "DATALOADER.K_", "DATALOADER.RETURN_", "FEATURES.VIEWS",
+    "INPUT.VIEW_SEEDS", "INPUT.RRCROP", "INPUT.CROP_", "INPUT.CUTOUT", "INPUT.RANDAUGMENT", "INPUT.COLORJITTER",
+    "INPUT.RGS_", "INPUT.GB_", "INPUT.GN_", "DATASET.NUM_", "DATASET.FEWER_", "DATASET.SUBSET", "DATASET.ALL_AS_",
+    "TEST.NO_TEST", "TEST.FINAL_MODEL",
+)  # fmt: skip
+KEYS |= {
+    name: replace(key, role="training")
+    for name, key in KEYS.items()
+    if not key.role and name.startswith(_TRAINING) and name != "RESUME_COOP"
 }
 RULES: dict[str, Key] = dict(KEYS)  # and the keys of the trainers that are known
 _C = cfg_default = build_node(KEYS)  # the second is upstream's name for it

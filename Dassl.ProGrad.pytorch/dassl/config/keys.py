@@ -33,6 +33,9 @@ class Key:
     length: of a sequence; nonempty: it has an item. item: type of its items, where its default has none.
     also: another type that is taken. path: a text that names a file or folder; `~` is expanded.
     test: what the bounds cannot say; its docstring says it.
+    role: what a value bears on, by which `dassl.engine.recipe` compares runs: "" all results; "training", "evaluation"
+        those of one; "incidental" none: where, how fast, how much is printed. A path that bears on results names an
+        input, which is compared by what lies there.
     """
 
     default: Any
@@ -47,6 +50,7 @@ class Key:
     item: type | None = None
     also: type | None = None
     path: bool = False
+    role: str = ""
     test: Callable[[Any], bool] | None = None
 
     @property

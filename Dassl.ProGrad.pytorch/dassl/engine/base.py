@@ -35,7 +35,7 @@ log = get_logger()
 
 BEST = "model-best.pth.tar"
 EPOCHS = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}]"
-_NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
+NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
 
 
 class NotFinite(UserError, FloatingPointError):
@@ -331,7 +331,7 @@ def find_model(directory, name, epoch=None, *, last=False):
         return directory
     for folder in (os.path.join(directory, name), directory):
         there = listdir_nohidden(folder, sort=True) if os.path.isdir(folder) else []
-        numbered = {int(match[1] or match[2]): file for file in there if (match := _NUMBERED.fullmatch(file))}
+        numbered = {int(match[1] or match[2]): file for file in there if (match := NUMBERED.fullmatch(file))}
         if epoch is None and BEST in there and not (last and numbered):
             return os.path.join(folder, BEST)
         wanted = max(numbered, default=None) if epoch is None else int(epoch)

@@ -1,0 +1,216 @@
+"""The recipe of a run: what its results follow from. Is the run that lies in a folder the one that is asked for?
+
+The table of keys says of each what it bears on (`Key.role`); nodes of other trainers bear on nothing. A path that names
+an input (stage 1, a teacher, the backbone's file, a subset) is compared by what lies there, wherever that is now, and
+the data by its lists of images. A finished run keeps both in results.json: `recipe` and `inputs`.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from yacs.config import CfgNode as CN
+
+from dassl.config import RULES, Key, leaves, read_yaml
+from dassl.utils import UserError, brief, checkpoint_digest, digest, read_json
+
+from .base import BEST, NUMBERED, find_model
+from .build import config_nodes, trainer_class
+
+RESULTS, CONFIG, RESUME = "results.json", "config.yaml", "resume.pt"  # of a run's folder
+DATA = "DATASET.ROOT"  # the input that the lists of images are
+
+
+def plain(value: object) -> object:
+    """A value by which a list and a tuple of equal items are equal."""
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def own_nodes(cfg: CN) -> set[str]:
+    """Nodes of cfg.TRAINER that the run's trainer reads; empty for one in Dassl's style, which reads what it likes."""
+    return {node for node, _ in config_nodes(trainer_class(cfg.TRAINER.NAME))}
+
+
+def is_read(key: str, nodes: Iterable[str]) -> bool:
+    """Does a trainer with these nodes read the key?"""
+    parts = key.split(".")
+    return parts[0] != "TRAINER" or len(parts) < 3 or not nodes or parts[1] in nodes
+
+
+def role(key: str) -> str:
+    return RULES.get(key, Key(None)).role
+
+
+def recipe(cfg: CN, kind: str = "train") -> dict[str, object]:
+    """{key: value} of what the results of a run follow from. kind: "eval" leaves out what only trains."""
+    nodes, out = own_nodes(cfg), ("incidental", "training") if kind == "eval" else ("incidental",)
+    return {key: plain(value) for key, value in leaves(cfg) if role(key) not in out and is_read(key, nodes)}
+
+
+def changed(recorded: Mapping, asked: Mapping) -> list[str]:
+    """["OPTIM.MAX_EPOCH 1, asked for 5"] of each key that is asked for and was another.
+
+    1 is 1.0, a list is the tuple of its items. What the record lacks counts with its default, and where nobody knows
+    that, as equal: so does what is no longer asked for.
+    """
+    lines = []
+    for key, value in asked.items():
+        before = recorded[key] if key in recorded else RULES[key].default if key in RULES else value
+        if plain(before) != plain(value):
+            lines.append(f"{key} {brief(before)}, asked for {brief(value)}")
+    return lines
+
+
+# What a run begins from
+
+
+def content_digest(path: str | Path) -> str:
+    """What lies at a path, in 32 digits: a file's content, or that of the weights in a run folder or a model's: its
+    best ones and its last. "" where there is nothing."""
+    path = Path(path).expanduser()
+    if path.is_file():
+        return checkpoint_digest(path)
+    if not path.is_dir():
+        return ""
+    files = {}
+    for folder in sorted(place for place in (path, *path.iterdir()) if place.is_dir()):
+        if any(file.name == BEST or NUMBERED.fullmatch(file.name) for file in folder.iterdir()):
+            for last in (False, True):
+                file = find_model(str(folder), "", last=last)
+                files[file] = f"{folder.relative_to(path)} {checkpoint_digest(file)}"
+    files = files or {file: f"{file.name} {checkpoint_digest(file)}" for file in path.iterdir() if file.is_file()}
+    return digest(sorted(files.values())) if files else ""
+
+
+def input_digests(cfg: CN, kind: str = "train", dataset: object = None) -> dict[str, str]:
+    """{key: digest} of the inputs that are there. dataset: the run's, where it is built already."""
+    found = {}
+    for key, value in recipe(cfg, kind).items():
+        if value and RULES.get(key, Key(None)).path and not key.startswith("DATASET.CUSTOM."):
+            found[key] = content_digest(_weights_file(cfg, key, value))
+    if data := data_digest(build_lists(cfg) if dataset is None else dataset, cfg.DATASET.NAME):
+        found[DATA] = data
+    return {key: value for key, value in found.items() if value}
+
+
+def _weights_file(cfg: CN, key: str, value: str) -> str:
+    """The file that a key names; in a folder of OpenAI's files that of the CLIP that is asked for."""
+    name = cfg.MODEL.BACKBONE.NAME if key == "MODEL.BACKBONE.PATH" else ""
+    file = os.path.join(value, f"{name.replace('/', '-')}.pt")
+    return file if name and os.path.isfile(file) else value
+
+
+def build_lists(cfg: CN) -> object:
+    """The data set of a config, whatever part of it is asked for; None where it cannot be read, or has no digest."""
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.DATASET.SUBSET, cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES = "", -1, "all"
+    try:
+        cls = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+        return cls(cfg) if hasattr(cls, "split_digest") else None
+    except (UserError, OSError, KeyError):
+        return None
+
+
+def data_digest(dataset: object, name: str) -> str:
+    """Which images, labels and names a data set has, as far as it says: its name and digests, as in results.json."""
+    facts = {"dataset": name, "split_digest": getattr(dataset, "split_digest", None)}
+    facts |= dataset.facts() if hasattr(dataset, "facts") else {}
+    return _data_digest(facts)
+
+
+def _data_digest(facts: Mapping) -> str:
+    words = [facts.get("dataset"), facts.get("split_digest"), facts.get("world_digest")]
+    return " ".join(map(str, filter(None, words))) if words[1] else ""
+
+
+# What lies in a folder
+
+
+def record(folder: str | Path) -> dict:
+    """What the run in a folder says of itself: kind, recipe, inputs, weights; {} where none has begun.
+
+    Of older versions it has no digests; what a finished run of those says of its data counts.
+    """
+    state, file = finished(folder), Path(folder, CONFIG)
+    if state:
+        state["inputs"] = state.get("inputs", {}) | {DATA: _data_digest(state)}
+    elif Path(folder, RESUME).is_file():
+        state = _resume_state(Path(folder, RESUME))
+    if not (state.get("format") and (state.get("epoch") or "within" in state or "metrics" in state)):
+        return {}  # none, or broken off in its first epoch: it begins again
+    config = state.get("recipe") or (dict(leaves(read_yaml(file))) if file.is_file() else {})
+    return {"kind": "train", "inputs": {}, "weights": {}} | state | {"recipe": config}
+
+
+def finished(folder: str | Path) -> dict:
+    """What results.json of a run says; {} where there is none that can be read, so that the run is done again."""
+    try:
+        results = read_json(Path(folder, RESULTS))
+    except (UserError, OSError):
+        return {}
+    return results if isinstance(results, dict) and isinstance(results.get("metrics"), dict) else {}
+
+
+def _resume_state(path: Path) -> dict:
+    """What resume.pt holds, its tensors left on the disk; {} of a damaged one, of which its reader says so."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:
+        return {}
+
+
+def differences(
+    folder: str | Path, cfg: CN, *, eval_only: bool = False, model_dir: str = "", load_epoch: int | None = None
+) -> list[str]:
+    """Lines on what the run in a folder, finished or not, has otherwise than this one would; [] for the same recipe,
+    and where no run has begun.
+
+    An evaluation is compared in what it scores: the weights in `model_dir`, data, subset and split, not in what trained
+    them.
+    """
+    recorded, kind = record(folder), "eval" if eval_only else "train"
+    if not recorded:
+        return []
+    if recorded["kind"] != kind:
+        return [f"it is of kind {recorded['kind']}, asked for {kind}"]
+    lines = differing(recorded, recipe(cfg, kind), input_digests(cfg, kind))
+    weights = recorded["weights"]
+    if kind == "eval" and weights and model_dir and scored(weights["file"], model_dir, load_epoch) != weights["digest"]:
+        lines.append(f'the weights in "{model_dir}" are others than those that were scored')
+    return lines
+
+
+def differing(recorded: Mapping, asked: Mapping, inputs: Mapping[str, str]) -> list[str]:
+    """`changed`, where an input that both know counts by its digest."""
+    before, config = recorded["inputs"], recorded["recipe"]
+    both = {key for key in inputs if before.get(key)}
+    # an older version kept no digests: all that it knows of a path is whether there was one
+    both |= {key for key in inputs if key not in before and config.get(key)} - {"MODEL.BACKBONE.NAME"}
+    if DATA in both:
+        both |= {key for key in asked if key.startswith("DATASET.CUSTOM.") and RULES[key].path}
+    lines = changed(config, {key: value for key, value in asked.items() if key not in both})
+    for key in sorted(both & before.keys() & inputs.keys()):
+        if before[key] != inputs[key]:
+            what = "the data set" if key == DATA else f'{key} "{asked[key]}"'
+            lines.append(f"{what} holds something else than the run began from")
+    return lines
+
+
+def weights_digest(files: Iterable[str]) -> str:
+    """Of the weights of one model, or of several together."""
+    digests = [checkpoint_digest(file) for file in files]
+    return digests[0] if len(digests) == 1 else digest(digests)
+
+
+def scored(files: str, folder: str, epoch: int | None = None) -> str:
+    """Digest of the weights that an evaluation of `folder` would load, of the models that `files` names; "" if gone."""
+    try:
+        names = [os.path.dirname(file) for file in files.split(", ")]
+        return weights_digest([find_model(folder, name, epoch) for name in names])
+    except UserError:
+        return ""
