@@ -1,15 +1,17 @@
 """The state of a stream: all that ConDU (arXiv 2503.10705) keeps from one task to the next, in one folder.
 
-    stream.json                          which session counts (condu.sessions)
-    session_<t>/stream.json              tasks, class lists, prompts, recipes, backbone, space, scales, norms
-    session_<t>/fusion.safetensors       unified delta (fp32 or bf16) and packed masks
-    session_<t>/prototypes.safetensors   one tensor a task
+    session_<t>.safetensors   after task t: the unified delta (fp32 or bf16), a packed mask and prototypes a task; in
+                              its header tasks, class lists, prompts, recipes, backbone, space, scales, norms
 
-Letters: T tasks, C classes of a task, D joint width, P trained parameters. On disk: 4 P bytes (2 P if half)
+The highest number counts. A file is written beside its place and renamed, then the earlier one goes, so a process
+killed anywhere leaves a whole session. A checksum covers all of a file, and each session has the tasks of those
+before it. Letters: T tasks, C classes of a task, D joint width, P trained parameters. On disk: 4 P bytes (2 P if half)
 and T ceil(P / 8), and kilobytes.
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,13 +20,13 @@ import torch
 from torch import Tensor
 
 from condu.fusion import Fusion
-from condu.sessions import FILE, Sessions, exists, formed
-from dassl.utils import MissingFile, RunLock, UserError, tensor_digest
+from dassl.utils import MissingFile, RunLock, UserError, load_tensors, read_facts, save_tensors, tensor_digest
 
-__all__ = ["Stream", "Task", "exists", "sessions"]
-
-FUSION, PROTOTYPES = "fusion.safetensors", "prototypes.safetensors"
-_KINDS = {"backbone": dict, "space": dict, "scale": str, "tasks": list, "fusion": dict}
+FORMAT = 2  # of 1, several files a session and a pointer to the one that counts, nothing is read
+EARLIER = "stream.json"  # what format 1 left
+NAME = re.compile(r"session_(0|[1-9][0-9]*)\.safetensors")
+PROTOTYPES = "prototypes."  # before the number of a task
+_KINDS = {"session": int, "backbone": dict, "space": dict, "scale": str, "tasks": list, "fusion": dict}
 
 
 @dataclass
@@ -136,8 +138,8 @@ class Stream:
     def save(self, folder, history: bool = False, half: bool = False) -> None:
         """Make this the session of the folder that counts.
 
-        A process killed anywhere leaves the earlier session, or this one. history: keep the earlier one's
-        folder. half: the unified delta as bf16, at most 2^-9 of each value off.
+        A process killed anywhere leaves the earlier session, or this one. history: keep the earlier ones. half: the
+        unified delta as bf16, at most 2^-9 of each value off.
 
         Raises:
             WriteFailed: disk full, no permission; the earlier session still counts.
@@ -145,33 +147,25 @@ class Stream:
         """
         if not self.tasks:
             raise UserError(f'A stream without tasks cannot be saved to "{folder}"')
+        facts = self._identity() | {"tasks": [asdict(task) for task in self.tasks]}
         with RunLock(folder):
-            there = Sessions(folder)
-            if there.current is not None:
-                self._check_continues(there.folder, _facts(there))
+            there = sessions(folder)
+            if there:
+                _check_continues(folder, _facts(_file(folder, there[-1])), facts)
             tensors, fused = self.fusion.state()
             if half:
                 tensors = {
                     key: value.bfloat16() if value.is_floating_point() else value for key, value in tensors.items()
                 }
-            prototypes = {str(number): rows for number, rows in enumerate(self.prototypes)}
-            tasks = [asdict(task) for task in self.tasks]
-            facts = {**self._identity(), "half": half, "tasks": tasks, "fusion": _json(fused)}
-            there.write(self.session, facts, {FUSION: tensors, PROTOTYPES: prototypes}, history)
+            tensors |= {f"{PROTOTYPES}{number}": rows for number, rows in enumerate(self.prototypes)}
+            facts |= {"format": FORMAT, "session": self.session, "half": half, "fusion": _json(fused)}
+            save_tensors(_file(folder, self.session), tensors, facts)
+            for number in () if history else there:
+                if number != self.session:
+                    os.unlink(_file(folder, number))
 
     def _identity(self) -> dict:
         return {"backbone": self.backbone, "space": self.space, "scale": self.scale}
-
-    def _check_continues(self, folder: Path, earlier: Mapping) -> None:
-        """Refuse to put this stream in the place of another, or of a later session of itself."""
-        _check_same(folder, earlier, self._identity())
-        theirs = [(task["name"], task["expert"]) for task in earlier["tasks"]]
-        ours = [(task.name, task.expert) for task in self.tasks]
-        if ours[: len(theirs)] != theirs:
-            raise UserError(
-                f'"{folder}" holds the stream {_named(theirs)}, which {_named(ours)} does not continue '
-                "(in brackets: the experts' digests)"
-            )
 
     @classmethod
     def load(cls, folder, session: int | None = None, *, backbone=None, space=None, scale=None) -> "Stream":
@@ -180,37 +174,61 @@ class Stream:
 
         Raises:
             MissingFile: nothing was saved there.
-            UserError: no such session, a newer format, other facts (each with both values), a damaged file
-            (named).
+            UserError: no such session, another format, other facts (each with both values), a damaged file or one of
+            another stream (named).
         """
-        asked = {"backbone": backbone, "space": space, "scale": scale}
-        there = Sessions(folder)
+        facts = {"backbone": backbone, "space": space, "scale": scale}
+        asked = {key: value for key, value in facts.items() if value is not None}
         while True:
+            there = sessions(folder)
             try:
-                return cls._read(there, session, {key: value for key, value in asked.items() if value is not None})
+                return cls._read(folder, there, session, asked)
             except MissingFile:
-                before, there = there.current, Sessions(folder)
-                if before == there.current:  # else a running process moved on while this one was reading
+                if there == sessions(folder):  # else a running process moved on while this one was reading
                     raise
 
     @classmethod
-    def _read(cls, there: Sessions, session: int | None, asked: Mapping) -> "Stream":
-        facts = _facts(there, session)
-        _check_same(there.folder, facts, asked)
-        tensors, prototypes = there.tensors(facts, FUSION), there.tensors(facts, PROTOTYPES)
+    def _read(cls, folder, there: list[int], session: int | None, asked: Mapping) -> "Stream":
+        if not there:
+            raise MissingFile(f'No stream in "{folder}": there is no session_<number>.safetensors')
+        session = there[-1] if session is None else session
+        if session not in there:
+            kept = ", ".join(map(str, there))
+            raise UserError(f'"{folder}" has no session {session}; there: {kept} (others were not kept)')
+        for number in [session] if session != there[-1] else there[-2:-1]:  # no file of another stream
+            _check_continues(_file(folder, number), *(_facts(_file(folder, n)) for n in (number, there[-1])))
+        path = _file(folder, session)
+        facts = _facts(path)
+        _check_same(folder, facts, asked)
+        tensors, _, _ = load_tensors(path)
+        rows = {key: tensors.pop(key) for key in list(tensors) if key.startswith(PROTOTYPES)}
         try:
+            tasks = [Task(**entry) for entry in facts["tasks"]]
+            prototypes = [rows[f"{PROTOTYPES}{number}"] for number in range(len(tasks))]
             fusion = Fusion.from_state(tensors, facts["fusion"])
-            tasks = [Task(**told) for told in facts["tasks"]]
-            rows = [prototypes[str(number)] for number in range(len(tasks))]
-            stream = cls.of(fusion, tasks, rows, backbone=facts["backbone"], space=facts["space"])
+            return cls.of(fusion, tasks, prototypes, backbone=facts["backbone"], space=facts["space"])
         except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise UserError(f'"{there.home(facts["session"])}" holds no stream: {error}') from error
-        return stream
+            raise UserError(f'"{path}" holds no stream: {error}') from error
+
+
+def _file(folder, session: int) -> Path:
+    return Path(folder) / f"session_{session}.safetensors"
 
 
 def sessions(folder) -> list[int]:
-    """The sessions that can be loaded, ascending; none where nothing was saved. Raises UserError."""
-    return Sessions(folder).numbers
+    """The sessions that can be loaded, ascending; none where nothing was saved. UserError for an earlier format."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    if EARLIER in names:
+        raise UserError(
+            f'"{folder}" holds a stream of an earlier version ({EARLIER}), which this one does not read: evaluate it '
+            "with that version, or train it again in another folder"
+        )
+    return sorted(int(match[1]) for match in map(NAME.fullmatch, names) if match)
+
+
+def exists(folder) -> bool:
+    """Whether a stream was saved there. Raises as `sessions`."""
+    return bool(sessions(folder))
 
 
 def _json(value):
@@ -236,20 +254,35 @@ def _check(task: Task, prototypes: Tensor, earlier: list[Tensor]) -> None:
         raise UserError(f"Task {task.name}: some prototypes are not finite")
 
 
-def _facts(there: Sessions, session: int | None = None) -> dict:
-    """The facts of a session, which a stream has and of its kinds. Raises as `Sessions.manifest`."""
-    facts = there.manifest(session)
-    path = there.home(facts["session"]) / FILE
-    formed(path, facts, _KINDS)
-    known = [facts["backbone"].get("digest")]
+def _facts(path: Path) -> dict:
+    """What a session's file says of itself. Raises MissingFile; UserError for what is no session, or renamed."""
+    facts = read_facts(path)
+    if isinstance(facts, dict) and isinstance(facts.get("format"), int) and facts["format"] > FORMAT:
+        raise UserError(f'"{path}" has format {facts["format"]}, and this version reads up to {FORMAT}')
+    if not isinstance(facts, dict) or not all(isinstance(facts.get(name), kind) for name, kind in _KINDS.items()):
+        raise UserError(f'"{path}" is damaged or not the state of a stream')
+    texts = [facts["backbone"].get("digest")]
     for task in facts["tasks"]:
-        known += [task.get(name) for name in ("name", "expert")] if isinstance(task, dict) else [None]
-    if not all(isinstance(value, str) for value in known):
+        texts += [task.get(name) for name in ("name", "expert")] if isinstance(task, dict) else [None]
+    if not all(isinstance(value, str) for value in texts):
         raise UserError(f'"{path}": the digest of the backbone, or the name or expert of a task, is no text')
+    if _file(path.parent, facts["session"]) != path:
+        raise UserError(f'"{path}" is of another session, {facts["session"]}')
     return facts
 
 
-def _check_same(folder: Path, facts: Mapping, asked: Mapping) -> None:
+def _check_continues(place, earlier: Mapping, later: Mapping) -> None:
+    """UserError unless `earlier`, at `place`, is a session of the stream `later`, or that session itself."""
+    _check_same(place, earlier, {key: later[key] for key in ("backbone", "space", "scale")})
+    theirs, ours = ([(task["name"], task["expert"]) for task in facts["tasks"]] for facts in (earlier, later))
+    if ours[: len(theirs)] != theirs:
+        raise UserError(
+            f'"{place}" holds the stream {_named(theirs)}, which {_named(ours)} does not continue '
+            "(in brackets: the experts' digests)"
+        )
+
+
+def _check_same(folder, facts: Mapping, asked: Mapping) -> None:
     """Raise one UserError with every fact that differs."""
     differ = []
     for key, value in asked.items():

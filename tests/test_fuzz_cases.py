@@ -15,20 +15,27 @@ import pytest
 import torch
 
 from condu.import_released import stream_of
-from condu.sessions import seal
 from condu.stream import Stream
 from dassl.clip.openai import build_module, read_state_dict
 from dassl.config import get_cfg_default, merge_pairs
-from dassl.utils import UserError, load_checkpoint, load_plain_pickle, load_tensors, read_image, restricted_load
+from dassl.utils import (
+    UserError,
+    load_checkpoint,
+    load_plain_pickle,
+    load_tensors,
+    read_image,
+    restricted_load,
+    save_tensors,
+)
 from datasets import custom
 from datasets.matlab import mat_variable
 from datasets.official import pet_lists
 from mergetune import import_checkpoint, stage1
 from mergetune.foreign import recognise
-from tests.fixtures.streams import BACKBONE
+from tests.fixtures.streams import BACKBONE, small
 from tests.fuzz.mutate import packed_of
 from tests.fuzz.oracle import address_space
-from tests.fuzz.weight_targets import CLASSES, clip_state, good_session, good_stream, small_clip
+from tests.fuzz.weight_targets import CLASSES, clip_state, good_session, small_clip
 from tests.test_fuzz import written
 
 
@@ -125,13 +132,11 @@ def test_shapes_that_no_clip_has(key, value, match):
     ],
 )  # fmt: skip
 def test_facts_of_a_stream_of_another_kind(tmp_path, key, value):
-    files = dict(good_stream())
-    facts, pointer = (json.loads(files[name]) for name in ("session_1/stream.json", "stream.json"))
-    facts = seal(facts | {key: value})
-    pointer["sessions"]["1"]["check"] = facts["check"]
-    files["session_1/stream.json"], files["stream.json"] = (json.dumps(f).encode() for f in (facts, seal(pointer)))
-    with pytest.raises(UserError, match=r"session_1/stream.json"):
-        Stream.load(placed(tmp_path, files), backbone=BACKBONE)
+    small(2).save(tmp_path)
+    tensors, facts, _ = load_tensors(tmp_path / "session_1.safetensors")
+    save_tensors(tmp_path / "session_1.safetensors", tensors, facts | {key: value})
+    with pytest.raises(UserError, match=r"session_1.safetensors"):
+        Stream.load(tmp_path, backbone=BACKBONE)
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ def stages(bench: Bench) -> list[dict]:
     unified = sum(tensor.nbytes for tensor in fusion.unified.values())
     rows.append(_row(f"absorb the last of {size} tasks: the unified delta", seconds[-1], unified))
     rows.append(_materialise(bench, fusion))
-    state = bench.run.stream / f"session_{size - 1}"
-    rows.append(_row("the state on disk", None, sum(file.stat().st_size for file in state.iterdir())))
+    state = bench.run.stream / f"session_{size - 1}.safetensors"
+    rows.append(_row("the state on disk", None, state.stat().st_size))
     for what, folder in (("known and unseen tasks", "mtil_paper"), ("task-agnostic", "agnostic_target_paper")):
         wall_s = read_json(bench.run.out / folder / RESULTS)["wall_s"]
         rows.append(_row(f"evaluate {size} sessions, all votes, {what}", wall_s, None))

@@ -35,9 +35,7 @@ def finished(out):
     for results in Path(out).rglob(RESULTS):
         kept |= stamps(results.parent)
     rounds = [str(path) for path in Path(out).rglob("round-*.safetensors")]
-    for pointer in Path(out).rglob("stream/stream.json"):
-        named = json.loads(pointer.read_text())["sessions"].values()
-        rounds += [str(path) for entry in named for path in (pointer.parent / entry["folder"]).iterdir()]
+    rounds += [str(path) for path in Path(out).rglob("stream/session_*.safetensors")]
     return kept | {path: (Path(path).stat().st_ino, Path(path).stat().st_mtime_ns) for path in rounds}
 
 

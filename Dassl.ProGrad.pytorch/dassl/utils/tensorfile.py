@@ -29,8 +29,10 @@ def save_tensors(path, tensors, facts=None):
     crc = tensor_checksum(plain, facts)
     about = json.dumps({"crc32": crc, "facts": facts or {}})  # one entry, for the format does not order them
     with atomic_path(path) as temporary:
+        mode = os.stat(temporary).st_mode
         try:
             save_file(plain, temporary, metadata={"about": about})
+            os.chmod(temporary, mode)  # the library's own is 0600, whatever the umask
         except SafetensorError as error:  # the library's own class, also for what the system refused
             raise WriteFailed(f'Cannot write "{path}": {error}') from error
     return crc
