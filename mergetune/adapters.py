@@ -53,7 +53,7 @@ class MultiModalAdapters(nn.Module):
 
     def __init__(self, backbone: ClipBackbone, *, first: int, last: int, dim: int, scale: float):
         super().__init__()
-        check_range(backbone, first, last, dim)
+        check_range(backbone, first, last)
         self.numbers, self.scale = range(first, last + 1), scale
         self.text_adapter = self._beside(backbone.text_blocks, dim)
         self.visual_adapter = self._beside(backbone.image_blocks, dim)
@@ -111,7 +111,7 @@ class MultiModalAdapters(nn.Module):
         }
 
 
-def check_range(backbone: ClipBackbone, first: int, last: int, dim: int) -> None:
+def check_range(backbone: ClipBackbone, first: int, last: int) -> None:
     """Refuse adapters that have no place in one of the towers."""
     counts = {"image": len(backbone.image_blocks), "text": len(backbone.text_blocks)}
     for tower, count in counts.items():
@@ -127,5 +127,3 @@ def check_range(backbone: ClipBackbone, first: int, last: int, dim: int) -> None
             f"{counts['image']} image blocks and {counts['text']} text blocks: expected "
             f"1 <= ADAPTER_START <= ADAPTER_END <= {min(counts.values())}"
         )
-    if dim < 1:
-        raise UserError(f"ADAPTER_DIM is {dim}, expected at least 1")

@@ -222,7 +222,8 @@ def describe(preset: str, kind: str, outputs: str, alpha: float) -> dict:
     return {"preset": f"{preset} + {title}" if preset else title, "merge": merge}
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(argv: list[str] | None = None) -> dict:
+    """Run one command line; returns the content of sweep.json."""
     parser = ArgumentParser(
         prog="python -m mergetune.ensemble",
         description="Blend a fine-tuned run with zero-shot CLIP; alpha is chosen on validation images.",
@@ -238,24 +239,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--root", type="path", default="", help="folder of all data sets, if it is not where the run found it")
     add("--out", type="path", default="", metavar="DIR", help="where results go")
     add("--overwrite", action="store_true", help="start a finished ensemble again")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> dict:
-    """Run one command line; returns the content of sweep.json."""
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser().parse_args(argv)
-    return ensemble(
-        args.run,
-        alphas=read_alphas(args.alphas),
-        kind=args.kind,
-        outputs=args.outputs,
-        tests=args.test,
-        root=args.root,
-        out=args.out,
-        overwrite=args.overwrite,
-        command=shlex.join(["python", "-m", "mergetune.ensemble", *argv]),
-    )
+    args = vars(parser.parse_args(argv))
+    alphas, tests = read_alphas(args.pop("alphas")), args.pop("test")
+    command = shlex.join(["python", "-m", "mergetune.ensemble", *argv])
+    return ensemble(**args, alphas=alphas, tests=tests, command=command)
 
 
 if __name__ == "__main__":

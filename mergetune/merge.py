@@ -114,7 +114,19 @@ def evaluate(
     return run(cfg, eval_only=True, model_dir=str(folder), overwrite=overwrite, command=command)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def _reader(kind: type):
+    """Text such as "0.1,0.2" -> list of that kind of values; of floats where the default is None."""
+    kind = float if kind is type(None) else kind
+
+    def read(text: str) -> list:
+        return [kind(word) for word in text.split(",")]
+
+    read.__name__ = f"{kind.__name__}, or several with commas"
+    return read
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Run one command line; returns the folder."""
     parser = ArgumentParser(
         prog="python -m mergetune.merge",
         description="Merge trained weights without training, and evaluate what comes of it.",
@@ -135,51 +147,20 @@ def build_parser() -> argparse.ArgumentParser:
     for name, kind in KINDS.items():
         users = [f"{key} ({method.values[name]})" for key, method in METHODS.items() if name in method.values]
         add(f"--{name}", metavar="VALUE,...", type=_reader(kind), help=f"of {', '.join(users)}")
-    return parser
-
-
-def _reader(kind: type):
-    """Text such as "0.1,0.2" -> list of that kind of values; of floats where the default is None."""
-    kind = float if kind is type(None) else kind
-
-    def read(text: str) -> list:
-        return [kind(word) for word in text.split(",")]
-
-    read.__name__ = f"{kind.__name__}, or several with commas"
-    return read
-
-
-def given_values(args: argparse.Namespace) -> dict:
-    """The values of the method on a command line, with `--sweep` the usual ones for the rest."""
-    values = {name: getattr(args, name) for name in KINDS if getattr(args, name) is not None}
-    values = {name: found[0] if len(found) == 1 and name != "weights" else found for name, found in values.items()}
-    if args.sweep:
-        usual = METHODS[args.method].sweep
-        if not usual:
-            raise UserError(f"--sweep: {args.method} has no values to search")
-        values = {**usual, **values}
-    return values
-
-
-def main(argv: list[str] | None = None) -> Path:
-    """Run one command line; returns the folder."""
     argv = sys.argv[1:] if argv is None else argv
-    args = build_parser().parse_args(argv)
+    args = vars(parser.parse_args(argv))
     command = shlex.join(["python", "-m", "mergetune.merge", *argv])
-    out = merge_run(
-        args.method,
-        args.parents,
-        args.out,
-        base=args.base,
-        keep=[name for name in args.keep.split(",") if name],
-        merge_space=args.merge_space,
-        rank=args.rank,
-        root=args.root,
-        command=command,
-        **given_values(args),
-    )
-    for subset in args.eval:
-        evaluate(out, subset, root=args.root, overwrite=True, command=command)
+    subsets, sweep, keep = args.pop("eval"), args.pop("sweep"), args.pop("keep")
+    values = {name: args.pop(name) for name in KINDS}
+    values = {name: value for name, value in values.items() if value is not None}
+    values = {name: value[0] if len(value) == 1 and name != "weights" else value for name, value in values.items()}
+    if sweep:
+        if not (usual := METHODS[args["method"]].sweep):
+            raise UserError(f"--sweep: {args['method']} has no values to search")
+        values = {**usual, **values}
+    out = merge_run(**args, **values, keep=[name for name in keep.split(",") if name], command=command)
+    for subset in subsets:
+        evaluate(out, subset, root=args["root"], overwrite=True, command=command)
     return out
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import mergetune.trainers  # noqa: F401  registers them
 from dassl.engine import TRAINER_REGISTRY, build_trainer, read_run_cfg, trainer_class
 from dassl.engine.base import find_model
-from dassl.engine.results import run_facts
+from dassl.engine.results import run_facts, run_file
 from dassl.engine.state import rng_state, set_rng_state
 from dassl.utils import (
     MissingFile,
@@ -125,34 +125,13 @@ def read_parent(spec: str | Path, words: Sequence[str] = ()) -> Parent:
         raise MissingFile(f"No parent at {path}: expected {what}")
     if path.is_dir() and (path / PEFT_CONFIG).is_file():
         return _read_peft(str(spec), path)
-    file = find_weights(path) if path.is_dir() else path
-    run = next((folder for folder in file.absolute().parents[:2] if (folder / "config.yaml").is_file()), None)
-    state, epoch = read_state(file, trainer=_trainer_of(run) if run else None)
+    config = run_file(path, "config.yaml")
+    trainer = trainer_class(read_run_cfg(config.parent).TRAINER.NAME) if config else None
+    file = Path(find_model(str(path), trainer.model_name if trainer else ""))
+    state, epoch = read_state(file, trainer)
     known = run_facts(file.absolute())
     facts = {name: value for name, value in known.items() if name not in OF_THE_RUN}
-    return Parent(str(spec), file, state, run, facts=facts, epoch=epoch)
-
-
-def find_weights(folder: Path) -> Path:
-    """The checkpoint of a run folder. Without a config its only folder of checkpoints counts."""
-    own = any(folder.glob("model*.pth.tar*"))  # a model's folder
-    if own or (folder / "config.yaml").is_file():
-        return Path(find_model(str(folder), "" if own else _trainer_of(folder).model_name))
-    models = sorted({file.parent.name for file in folder.glob("*/model*.pth.tar*")})
-    if len(models) == 1:
-        return Path(find_model(str(folder), models[0]))
-    files = sorted(file for kind in ("*.safetensors", "*.pth", "*.pt") for file in folder.glob(kind))
-    if not models and len(files) == 1:
-        return files[0]
-    found = ", ".join([*models, *(file.name for file in files)]) or "neither"
-    raise MissingFile(
-        f"{folder} is no parent: expected one folder of checkpoints or one file of weights, found {found}"
-    )
-
-
-def _trainer_of(run: Path) -> type:
-    """The trainer of a run folder."""
-    return trainer_class(read_run_cfg(run).TRAINER.NAME)
+    return Parent(str(spec), file, state, config and config.parent, facts=facts, epoch=epoch)
 
 
 def _read_peft(spec: str, folder: Path) -> Parent:
@@ -217,33 +196,21 @@ def bound_to_classes(parent: Parent) -> list[str]:
 def check_origin(parents: Sequence[Parent]) -> None:
     """Refuse parents of another backbone, activation, preprocessing, or class list where weights hold classes."""
     for name in ("digest", "name", "activation", "preprocess"):
-        known = [(own, own.facts.get("backbone", {}).get(name)) for own in parents]
-        known = [(own, value) for own, value in known if value is not None]
-        if name == "name":  # a file of the same weights may go by another name
-            known = [(own, value) for own, value in known if not own.facts["backbone"].get("digest")]
-        for own, value in known[1:]:
-            if value != known[0][1]:
+        known = []
+        for own in parents:
+            backbone = own.facts.get("backbone", {})
+            value = backbone.get(name)
+            if value is not None and not (name == "name" and backbone.get("digest")):  # then other names are no others
+                shown = f"{backbone.get('name')} ({value[:12]})" if name == "digest" else value
+                known.append((value, f"{own.spec} has {shown}"))
+        for value, words in known[1:]:
+            if value != known[0][0]:
                 what = "backbone" if name in ("digest", "name") else name
-                raise UserError(
-                    f"Parents of another {what} cannot be merged: {_backbone(known[0][0], name)} and "
-                    f"{_backbone(own, name)}"
-                )
-    known = [own for own in parents if own.facts.get("classes", {}).get("digest")]
-    for own in known[1:]:
+                raise UserError(f"Parents of another {what} cannot be merged: {known[0][1]} and {words}")
+    known = [(own, own.facts["classes"]) for own in parents if own.facts.get("classes", {}).get("digest")]
+    for own, classes in known[1:]:
         bound = bound_to_classes(own)
-        if bound and own.facts["classes"]["digest"] != known[0].facts["classes"]["digest"]:
-            raise UserError(
-                f"Parents of other classes cannot be merged, for {bound[0]} holds one entry a class: "
-                f"{_classes(known[0])} and {_classes(own)}"
-            )
-
-
-def _backbone(parent: Parent, name: str) -> str:
-    own = parent.facts["backbone"]
-    value = f"{own.get('name')} ({own['digest'][:12]})" if name == "digest" else own[name]
-    return f"{parent.spec} has {value}"
-
-
-def _classes(parent: Parent) -> str:
-    own = parent.facts["classes"]
-    return f"{parent.spec} has {own['count']} ({own['first']} .. {own['last']})"
+        if bound and classes["digest"] != known[0][1]["digest"]:
+            both = [f"{p.spec} has {c['count']} ({c['first']} .. {c['last']})" for p, c in (known[0], (own, classes))]
+            what = f"Parents of other classes cannot be merged, for {bound[0]} holds one entry a class"
+            raise UserError(f"{what}: {' and '.join(both)}")

@@ -179,53 +179,30 @@ class Predictor:
             raise UserError(f"{self.cfg.TRAINER.NAME} has no class embeddings to export: its classifier is a network's")
         import torch
 
-        from mergetune.heads import HeadTrainer
-
         with torch.no_grad(), self.trainer.precision.autocast():
             vectors = self.trainer.class_vectors().float().cpu()
-        return vectors if isinstance(self.trainer, HeadTrainer) else torch.nn.functional.normalize(vectors, dim=-1)
+        return vectors if self._has_head else torch.nn.functional.normalize(vectors, dim=-1)
+
+    @property
+    def _has_head(self) -> bool:
+        return hasattr(self.trainer, "head_key")
 
     def export(self, path: str | Path) -> None:
         """Class embeddings as safetensors, see the command's help."""
         from safetensors.torch import save
 
-        from mergetune.heads import HeadTrainer
-
-        vectors = self.class_embeddings().contiguous()
-        trainer, head = self.trainer, isinstance(self.trainer, HeadTrainer)
-        facts = trainer.facts()
+        vectors, trainer, facts = self.class_embeddings().contiguous(), self.trainer, self.trainer.facts()
         metadata = {
             "classnames": json.dumps(self.classnames),
             "trainer": self.cfg.TRAINER.NAME,
             "backbone": facts["backbone"]["name"],
             "backbone_digest": facts["backbone"]["digest"],
             "preprocess": json.dumps(facts["backbone"]["preprocess"]),
-            "logit_scale": "1.0" if head else repr(trainer.clip.logit_scale.item()),
+            "logit_scale": "1.0" if self._has_head else repr(trainer.clip.logit_scale.item()),
             "image_tower": "the backbone's own" if trainer.frozen_image_tower else "changed in training",
         }
         with atomic_write(str(path)) as file:
             file.write(save({"class_embeddings": vectors}, metadata))
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m mergetune.predict",
-        description="Print the likeliest labels of images by a finished run; no data set is needed.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("run", type="path", metavar="RUN", help="folder of a finished run")
-    add("images", type="path", nargs="*", metavar="IMAGE", help="images, or folders of them")
-    add("--classes", default="", metavar="A,B,C", help="other class names; default: the run's")
-    add("--top", type=int, default=5, help="labels an image (default 5)")
-    add("--export", type="path", default="", metavar="FILE", help="write the class embeddings as safetensors")
-    add(
-        "--json",
-        action="store_true",
-        help="JSON on stdout: [{image, labels: [{label, probability}, ...]}, ...]",
-    )
-    return parser
 
 
 @contextmanager
@@ -266,8 +243,22 @@ def _counted(files: list[str], what: str) -> str:
     return f"{len(files)} {what}{'' if len(files) == 1 else 's'}" + (f" ({names})" if files else "")
 
 
-def predict(args: argparse.Namespace) -> dict[str, list[tuple[str, float]]]:
-    """Do what the command line says -> {image: [(label, probability), ...]}."""
+def main(argv: list[str] | None = None) -> None:
+    """One command line."""
+    parser = ArgumentParser(
+        prog="python -m mergetune.predict",
+        description="Print the likeliest labels of images by a finished run; no data set is needed.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", type="path", metavar="RUN", help="folder of a finished run")
+    add("images", type="path", nargs="*", metavar="IMAGE", help="images, or folders of them")
+    add("--classes", default="", metavar="A,B,C", help="other class names; default: the run's")
+    add("--top", type=int, default=5, help="labels an image (default 5)")
+    add("--export", type="path", default="", metavar="FILE", help="write the class embeddings as safetensors")
+    add("--json", action="store_true", help="JSON on stdout: [{image, labels: [{label, probability}, ...]}, ...]")
+    args = parser.parse_intermixed_args(argv)
     if not args.images and not args.export:
         raise UserError("Nothing to do: name images, or --export FILE")
     if args.top < 1:
@@ -280,7 +271,7 @@ def predict(args: argparse.Namespace) -> dict[str, list[tuple[str, float]]]:
     with quiet():
         model = Predictor(args.run, classes)
         ranks = model(images, args.top, broken)
-        found = dict(zip([path for path in images if path not in broken], ranks, strict=True))
+    found = dict(zip([path for path in images if path not in broken], ranks, strict=True))
     if args.json:
         named = [{"image": path, "labels": [{"label": label, "probability": p} for label, p in ranked]}
                  for path, ranked in found.items()]  # fmt: skip
@@ -295,12 +286,6 @@ def predict(args: argparse.Namespace) -> dict[str, list[tuple[str, float]]]:
             log.info(f"Wrote {args.export}: {len(model.classnames)} class embeddings")
     if broken:
         raise UserError(f"{len(broken)} of {len(images)} images cannot be read: {'; '.join(broken.values())}")
-    return found
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Entry point; bad input ends with one line on stderr and exit code 1."""
-    predict(build_parser().parse_intermixed_args(argv))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dassl.clip import ClipBackbone
-from dassl.utils import UserError, get_logger
+from dassl.utils import get_logger
 
 log = get_logger()
 
@@ -41,16 +41,12 @@ class PromptLearner(nn.Module):
     ):
         super().__init__()
         backbone.require_embeddings()
-        if position not in POSITIONS:
-            raise UserError(f"CLASS_TOKEN_POSITION is {position!r}, expected one of {', '.join(POSITIONS)}")
         names = [" ".join(name.replace("_", " ").split()) for name in classnames]
         self.words = words
         vectors = word_context(backbone, words) if words else None
         if vectors is not None and len(vectors) != n_ctx:
             log.info(f"N_CTX is {n_ctx}, but the context {words!r} has {len(vectors)} tokens: N_CTX = {len(vectors)}")
         self.n_ctx = n_ctx if vectors is None else len(vectors)
-        if self.n_ctx < 1:
-            raise UserError(f"N_CTX is {self.n_ctx}, expected at least 1")
         if vectors is None:
             vectors = torch.empty(*([len(names)] if class_specific else []), self.n_ctx, backbone.width)
             nn.init.normal_(vectors, std=0.02)
