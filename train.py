@@ -205,13 +205,13 @@ def main(argv: list[str] | None = None) -> dict:
         return run_config(args, cfg, recipe, argv)
 
 
-def check(cfg, recipe, evaluation) -> dict:
+def check(cfg, recipe, evaluates) -> dict:
     """The numbers that --check found. UserError if the run should not start."""
     from dassl.engine.lint import lint
     from dassl.engine.preflight import preflight
     from dassl.utils import UserError
 
-    found = preflight(cfg, evaluation=evaluation, recipe=lint(recipe, cfg), data_check=check_public)
+    found = preflight(cfg, evaluates=evaluates, recipe=lint(recipe, cfg), data_check=check_public)
     if found.problems:
         raise UserError(f"--check found: {'; '.join(found.problems)}")
     return found.values
@@ -235,10 +235,8 @@ def run_config(args: argparse.Namespace, cfg, recipe, argv: list[str]) -> dict:
     merged = args.eval_only_merge or args.eval_only_merge_dare
     model_dir, row = merged_weights(args) if merged else (args.model_dir, None)
     if args.check:
-        from dassl.engine.preflight import Evaluation
-
         alone = evaluates(cfg, args.eval_only or merged, model_dir)
-        return check(cfg, recipe, Evaluation(model_dir, args.load_epoch) if alone else None)
+        return check(cfg, recipe, (model_dir, args.load_epoch) if alone else None)
     return run(
         cfg,
         eval_only=args.eval_only or merged,

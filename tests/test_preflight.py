@@ -11,7 +11,7 @@ from condu.stream import exists
 from dassl.data.datasets import Datum
 from dassl.engine import preflight as module
 from dassl.engine.preflight import Findings, check_pictures, clock, preflight, wilson
-from dassl.engine.trial import Watched
+from dassl.engine.trial import Few
 from dassl.report.against import Published
 from dassl.utils import UserError
 from tests.fixtures.any_trainer import line
@@ -246,11 +246,10 @@ def test_the_peak_is_that_of_the_run(pets_root, tmp_path):
     assert 1 / 1.5 < peaks["--check",] / peaks[()] < 1.5
 
 
-def test_a_watched_loader_stops_early_and_counts_what_it_left_out(monkeypatch):
+def test_of_a_few_batches_the_length_is_theirs_and_each_is_timed():
     loader = torch.utils.data.DataLoader(list(range(100)), batch_size=1)
-    watched = Watched(loader, 0.0, torch.device("cpu"))
-    clocks = iter(range(1000))
-    monkeypatch.setattr(watched, "now", lambda: next(clocks))
-    watched.seconds = 8  # the clock ticks once a batch
-    assert len(list(watched)) == 10 and len(watched) == 100 and watched.batch_size == 1
-    assert watched.missed == 90
+    few = Few(loader, 4, torch.device("cpu"))
+    assert len(list(few)) == len(few) == len(few.times) == 4 and few.batch_size == 1
+    few.times = [9.0, 1.0, 2.0, 6.0]
+    assert few.pace == 2.0  # the first warms up
+    assert Few(few, 7, few.device).loader is loader

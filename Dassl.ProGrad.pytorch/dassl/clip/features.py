@@ -174,11 +174,14 @@ class FeatureBank:
 
     def _ensure(self, numbers):
         missing = [number for number in numbers if not self._open(number)]
-        if missing or side_by_side():
+        stand_in = getattr(self.pixels, "stand_in", None)  # function of bank and rounds: of a run that is tried out
+        if missing and stand_in:
+            stand_in(self, missing)
+        elif missing or side_by_side():
             self.fill(missing)
 
     def fill(self, missing):
-        """Build rounds that are not there. A rehearsal (rehearsal.py) puts another way in its place."""
+        """Build rounds that are not there."""
         if side_by_side():
             asked = broadcast(missing)  # by the main process: files may have come since another one looked
             if asked:

@@ -8,14 +8,15 @@ import io
 import math
 import os
 import shutil
+import tempfile
 import time
-from dataclasses import dataclass, field
 
 import torch
 
 from dassl.clip import build_clip_from_cfg, cosine_logits, is_clip, text_classifier
-from dassl.clip.rehearsal import stored_loader
+from dassl.clip.features import bank_folder, feature_loader
 from dassl.data import build_data_loader
+from dassl.data.shards import loader_like
 from dassl.data.transforms import build_transform
 from dassl.data.wrapper import image_reading
 from dassl.report.against import load_published
@@ -24,25 +25,20 @@ from dassl.utils.distributed import world_size
 from dassl.utils.memory import available_mb
 
 from .results import FILE as RESULTS
-from .trial import Evaluation, trial
-
-__all__ = ["Evaluation", "Findings", "preflight"]
+from .trial import trial
 
 ANCHOR_SECONDS = 40.0
 OPENED = 200  # pictures decoded to see whether they can be
 Z = 1.959964  # two-sided 95 %
 
 
-@dataclass
 class Findings:
     """What a check found, logged as it comes. problems: why the run should not start; values: numbers by name."""
 
-    lines: list = field(default_factory=list)
-    problems: list = field(default_factory=list)
-    values: dict = field(default_factory=dict)
+    def __init__(self):
+        self.problems, self.values = [], {}
 
     def say(self, line, **values):
-        self.lines.append(line)
         self.values |= values
         get_logger().info(line)
 
@@ -51,11 +47,11 @@ class Findings:
         self.say(f"PROBLEM: {line}")
 
 
-def preflight(cfg, *, evaluation=None, recipe=(), data_check=None, seconds=ANCHOR_SECONDS):
+def preflight(cfg, *, evaluates=None, recipe=(), data_check=None):
     """Check the run of a config -> Findings.
 
-    evaluation: an Evaluation instead of a training. recipe: lines on what differs from it. data_check: a function of
-    cfg in the place of our own look at the pictures -> (lines, problems). seconds: for the anchor.
+    evaluates: (model folder, epoch or None) instead of a training. recipe: lines on what differs from it. data_check: a
+    function of cfg that looks at the data set -> (lines, problems).
 
     Raises:
         UserError: what the run itself would stop with: no data, no weights, no stage 1, bad config.
@@ -65,15 +61,14 @@ def preflight(cfg, *, evaluation=None, recipe=(), data_check=None, seconds=ANCHO
     found = Findings()
     if os.path.isfile(os.path.join(cfg.OUTPUT_DIR, RESULTS)):
         found.say(f'note: "{cfg.OUTPUT_DIR}" holds a finished run, which is only started again by --overwrite')
-    with trial(cfg) as made:
-        trainer = made.trainer
-        dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+    with tempfile.TemporaryDirectory(prefix="preflight-") as folder, trial(cfg, folder) as made:
+        dataset = made.dataset
         check_data(cfg, dataset, found, data_check)
         if not found.problems:
-            estimate(made, evaluation, found)
+            estimate(made, evaluates, found)
             if dataset is not None:
-                anchor(cfg, dataset, made.trainer.precision, found, seconds)
-        for line in made.estimate.warnings:
+                anchor(cfg, dataset, made.trainer.precision, found)
+        for line in made.warnings:
             found.say(f"warning: {line}")
     for line in recipe or ["nothing changed"]:
         found.say(f"recipe: {line}")
@@ -121,30 +116,31 @@ def check_pictures(items, found, **reading):
 # time and memory
 
 
-def estimate(made, evaluation, found):
+def estimate(made, evaluates, found):
     """What the run will take, from its beginning."""
     try:
-        what = made.rehearse(evaluation)
+        made.run(evaluates)
     except torch.OutOfMemoryError as error:
         found.problem(f"the GPU's memory is too small for this batch size and model ({str(error).splitlines()[0]})")
         found.say(less_memory(made.trainer.cfg))
         return
-    parts = [f"{name} {clock(value)}" for name, value in what.phases.items() if value >= 0.05]
-    steps = f"{what.steps:,} steps of {1000 * what.step:.0f} ms; " if what.steps else ""
+    parts = [f"{name} {clock(value)}" for name, value in made.phases.items() if value >= 0.05]
+    steps = f"{made.steps:,} steps of {1000 * made.step:.0f} ms; " if made.steps else ""
+    numbers = {"seconds": made.seconds, "steps": made.steps, "step_s": made.step, "peak_mb": made.peak_mb}
     found.say(
-        f"estimate: {clock(what.seconds)} ({', '.join(parts)}); {steps}peak memory {what.peak_mb:,.0f} MiB",
-        seconds=what.seconds,
-        steps=what.steps,
-        step_s=what.step,
-        peak_mb=what.peak_mb,
-        phases=what.phases,
+        f"estimate: {clock(made.seconds)} ({', '.join(parts)}); {steps}peak memory {made.peak_mb:,.0f} MiB",
+        **numbers,
+        phases=made.phases,
     )
-    there = available_mb(made.device)
-    if what.peak_mb > there:
+    there = available_mb(made.trainer.device)
+    if made.peak_mb > there:
         found.say(f"note: {there:,.0f} MiB are there. {less_memory(made.trainer.cfg)}")
-    if what.pictures:
-        found.say(f"feature bank: {what.pictures:,} pictures to encode, {what.bank_bytes / 2**20:,.1f} MiB on disk")
-        check_space(what, found)
+    if made.pictures:
+        size = made.bank_bytes / 2**20
+        found.say(f"feature bank: {made.pictures:,} pictures to encode, {size:,.1f} MiB on disk")
+        place = next(place for place in made.bank_folder.resolve().parents if place.is_dir())
+        if (free := shutil.disk_usage(place).free / 2**20) < size:
+            found.problem(f"{place} has {free:,.0f} MiB left, the bank needs {size:,.0f} MiB")
 
 
 def less_memory(cfg):
@@ -155,15 +151,6 @@ def less_memory(cfg):
         *([] if cfg.MODEL.CHECKPOINT_BLOCKS else ["MODEL.CHECKPOINT_BLOCKS True where towers carry gradients"]),
     ]
     return f"Less memory for the same steps: {', '.join(ways)}"
-
-
-def check_space(what, found):
-    """Is there room for the feature bank?"""
-    folder = next(iter(what.bank_folders)).resolve()
-    there = next(place for place in (folder, *folder.parents) if place.is_dir())
-    free = shutil.disk_usage(there).free
-    if free < what.bank_bytes:
-        found.problem(f"{there} has {free / 2**20:,.0f} MiB left, the bank needs {what.bank_bytes / 2**20:,.0f} MiB")
 
 
 def clock(seconds):
@@ -179,7 +166,7 @@ def clock(seconds):
 
 
 @torch.no_grad()
-def anchor(cfg, dataset, precision, found, seconds):
+def anchor(cfg, dataset, precision, found, seconds=ANCHOR_SECONDS):
     """Zero-shot accuracy on the test pictures, beside the published one: all from the bank, or those that fit.
 
     seconds: for encoding; the pictures are drawn evenly, always the same ones first.
@@ -191,15 +178,12 @@ def anchor(cfg, dataset, precision, found, seconds):
     half = "fp16" if precision.dtype == torch.float16 else "fp32"
     clip = build_clip_from_cfg(cfg, half, device=precision.device, cached=True)
     text = text_classifier(clip, dataset.classnames, zero_shot_prompts(dataset)).float()
-    with contextlib.redirect_stdout(io.StringIO()):  # the transform is logged
-        loader = anchor_loader(cfg, dataset, clip, precision)
     right = seen = 0
     started = time.perf_counter()
-    for batch in loader:
-        features = batch.get("feature")
+    for batch in anchor_loader(cfg, dataset, clip, precision):
         with precision.autocast():
-            features = clip.encode_image(batch["img"].to(clip.device)) if features is None else features.to(clip.device)
-        logits = cosine_logits(features.float(), text, clip.logit_scale.float())
+            features = batch["feature"] if "feature" in batch else clip.encode_image(batch["img"].to(clip.device))
+        logits = cosine_logits(features.to(clip.device).float(), text, clip.logit_scale.float())
         right += int((logits.argmax(dim=-1).cpu() == batch["label"]).sum())
         seen += len(logits)
         if time.perf_counter() - started > seconds:
@@ -209,16 +193,15 @@ def anchor(cfg, dataset, precision, found, seconds):
 
 def anchor_loader(cfg, dataset, clip, precision):
     """All test features where the bank has them, else the pictures in a random order that is always the same."""
-    keys = {
-        "batch_size": cfg.DATALOADER.TEST.BATCH_SIZE,
-        "tfm": build_transform(cfg, is_train=False),
-        "is_train": False,
-    }
-    stored = stored_loader(cfg, build_data_loader(cfg, data_source=dataset.test, **keys), clip, precision.autocast)
-    if stored is not None:
-        return stored
-    order = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0)).tolist()
-    return build_data_loader(cfg, data_source=[dataset.test[k] for k in order], **keys)
+    size, absent = cfg.DATALOADER.TEST.BATCH_SIZE, []
+    with contextlib.redirect_stdout(io.StringIO()):  # the transform is logged
+        transform = build_transform(cfg, is_train=False)
+    pixels = build_data_loader(cfg, data_source=dataset.test, batch_size=size, tfm=transform, is_train=False)
+    pixels.dataset.stand_in = lambda bank, rounds: absent.extend(rounds)
+    options = {"folder": bank_folder(cfg), "autocast": precision.autocast, "strict": cfg.FEATURES.STRICT}
+    stored = feature_loader(pixels, clip, is_train=False, batch_size=size, **options)
+    order = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0))
+    return loader_like(pixels, [some.tolist() for some in order.split(size)]) if absent else stored
 
 
 def compare_anchor(cfg, right, seen, count, found):
@@ -232,10 +215,8 @@ def compare_anchor(cfg, right, seen, count, found):
     if published is not None:
         beside = f"published {published.value:.2f} ({published.source})"
     found.say(f"{words}; {beside}", anchor=accuracy, anchor_seen=seen)
-    if published is None:
-        return
-    band = published.band(cfg.DATASET.NAME)
-    if not low - band <= published.value <= high + band:
+    band = published.band(cfg.DATASET.NAME) if published else 0.0
+    if published and not low - band <= published.value <= high + band:
         found.problem(
             f"the zero-shot anchor is {accuracy:.2f}, published is {published.value:.2f}: look at weights, templates, "
             "class names and the pictures' transform before training"
