@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.fixtures.image_folders import config
 
 datasets.register_all()
-from datasets.toy_mtil import TASKS, TEST_PICTURES, first_of_each  # noqa: E402  registered once, by register_all
+from datasets.toy_world import TASKS, TEST_PICTURES, first_of_each  # noqa: E402  registered once, by register_all
 
 SMALL = (3, 2, 4)  # pictures a class
 

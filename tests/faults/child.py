@@ -188,7 +188,7 @@ def work(job):
     if "events" in job:
         _job["events"] = os.open(job["events"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     if "counts" in job:
-        from datasets.toy_mtil import MtilToy
+        from datasets.toy_world import MtilToy
 
         MtilToy.counts = tuple(job["counts"])
     if "uid" in job:
