@@ -4,10 +4,6 @@ Gloo, two real processes. All that goes well happens in one launch of them, for 
 """
 
 import json
-import os
-import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,10 +14,8 @@ from dassl.engine.processes import batch_share, start_epoch_together
 from dassl.utils import UserError, distributed
 from dassl.utils.distributed import average_gradients, broadcast, is_main, part, process_group, rank, world_size
 from tests.fixtures import distributed_jobs
-from tests.fixtures.command_line import ROOT
 from tests.fixtures.dassl_style_world import style_config, write_pictures
-from tests.fixtures.distributed_jobs import INTERRUPTED, TESTED, TRAINED, UNEVEN, differences, seen
-from tests.fixtures.distributed_worker import words
+from tests.fixtures.distributed_jobs import INTERRUPTED, TESTED, TRAINED, differences, seen
 
 folders = distributed_jobs.folders  # fixture
 # of a loss: its logits are up to 100 times a cosine, whose rounding, eps, they carry; the parts of a batch round apart
@@ -126,15 +120,10 @@ def test_what_all_find_wrong_is_said_once(folders):
     assert any("no such" in text for _, text in found)
 
 
-def test_torchrun_and_a_finished_folder(folders, pets_root):
+def test_a_finished_folder_is_refused_once(folders):
     """Only the main process looks into the folder; the others must not wait for it."""
-    argv = words(pets_root, folders[1] / "runs", "uneven", "CoOp", *UNEVEN)
-    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "train.py", *argv]
-    done = subprocess.run(line, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 1
-    ours = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert len(ours) == 1 and "holds a finished run" in ours[0], done.stderr
-    assert not re.findall(r'File ".*(dassl|train\.py).*"', done.stderr)
+    (kind, text), (other, _) = raised(folders, "finished")
+    assert (kind, other) == ("AlreadyFinished", "Elsewhere") and "holds a finished run" in text
 
 
 # The pieces

@@ -21,7 +21,6 @@ KINDS = {
         ("methods.md", "bash scripts/kgcoop_LMC/"),
         ("methods.md", "RUN=output/output_KgCoOp/"),
         ("methods.md", "python -m mergetune.merge --method ties"),
-        ("methods.md", "python -m mergetune.predict $RUN cat.jpg folder_of_dogs"),
         ("methods.md", "cat > example_0.py"),  # Predictor
         ("methods.md", "RUN=output/output_KgCoOp_LMC/"),
         ("methods.md", "python -m mergetune.path_card"),

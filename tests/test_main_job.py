@@ -5,9 +5,7 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 
 import pytest
@@ -21,7 +19,7 @@ from scripts.run import parse
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python, group
 
-WORDS = [sys.executable, "scripts/main_job.py", "toy_shapes", "1", "--set", "OPTIM.MAX_EPOCH", "2"]
+WORDS = ["scripts/main_job.py", "toy_shapes", "1", "--set", "OPTIM.MAX_EPOCH", "2"]
 WORDS += ["FEATURES.VIEWS", "2"]
 # two epochs are not the recipe, and the table says so
 CHANGED = "changed: OPTIM.MAX_EPOCH"
@@ -41,28 +39,27 @@ def job(toy_data, tmp_path_factory):
     """The job on one data set and seed, ended twice in the middle, by signals to its main process alone:
     (output folder, marks when it was ended, printed, {signal: (exit status, standard error, processes left)})."""
     output = tmp_path_factory.mktemp("output")
-    env = os.environ | {"DATA": str(toy_data), "OUTPUT": str(output), "OMP_NUM_THREADS": "1"}
+    env = {"DATA": str(toy_data), "OUTPUT": str(output)}
     ends = {}
     for number in (signal.SIGKILL, signal.SIGTERM):
         finished = len(marks(output))
-        with tempfile.TemporaryFile("w+") as said:
-            process = subprocess.Popen(WORDS, cwd=ROOT, env=env, start_new_session=True, stderr=said)
-            while len(marks(output)) < finished + 2 and process.poll() is None:
-                time.sleep(0.05)
-            process.send_signal(number)
-            status = process.wait()
-            for _ in range(600):  # at most a minute, if one of them does not end
-                if not (left := group(process.pid)):
-                    break
-                time.sleep(0.1)
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
-            said.seek(0)
-            ends[number] = status, said.read(), left
+        process = Python(WORDS, session=True, **env)
+        while len(marks(output)) < finished + 2 and process.returncode is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        process.wait()
+        for _ in range(600):  # at most a minute, if one of them does not end
+            if not (left := group(process.pid)):
+                break
+            time.sleep(0.1)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        ends[number] = process.returncode, process.stderr.read(), left
     before = marks(output)
-    last = subprocess.run(WORDS, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert last.returncode == 0, last.stdout + last.stderr
-    return output, before, last.stdout, ends
+    last = Python(WORDS, **env)
+    printed, said = last.communicate()
+    assert last.returncode == 0, printed + said
+    return output, before, printed, ends
 
 
 def test_workers_end_with_their_job_which_says_how_to_go_on(job):

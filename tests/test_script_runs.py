@@ -1,9 +1,10 @@
-"""The commands run for real, the first of each chain through the shell: small data, one epoch."""
+"""The commands run for real, the first of them through the shell: small data, one epoch."""
 
 import json
 
 import pytest
 
+from mergetune import report
 from scripts.commands import COMMANDS, run_folder
 from scripts.jobs import Step
 from scripts.run import main, missing, parse
@@ -11,7 +12,6 @@ from scripts.workers import run_step
 from tests.conftest import ROOT
 
 LMC = ["10.0", "cosine", "True", "1.0", "1", "vit_b16_ep100_ctxv1"]
-THROUGH_THE_SHELL = ("coop/base2new_train", "coop_LMC/base2new_train_coop", "coop_LMC/base2new_test_coop")
 COOP = {
     "coop/base2new_train": ["1"],
     "coop/base2new_test": ["1"],
@@ -56,13 +56,10 @@ def script(name):
 
 
 @pytest.fixture
-def command(clone, tmp_path, monkeypatch):
-    """`command(name, words, pairs, data, shell)`: a script's run, in a process of its own or in this one."""
+def command(tmp_path, monkeypatch):
+    """`command(name, words, pairs, data)`: a script's run, in this process."""
 
-    def run(name, words, pairs, data, shell):
-        if shell:
-            clone("bash", script(name), *words, *(["--", *pairs] if pairs else []), data=data, output=tmp_path)
-            return
+    def run(name, words, pairs, data):
         monkeypatch.setenv("DATA", str(data))
         (arguments, *_), pairs = parse(name, [*words, *(["--", *pairs] if pairs else [])])
         assert not missing(name, arguments, pairs)
@@ -125,9 +122,13 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(monkeypatch, cap
     assert not any(tmp_path.iterdir())
 
 
-def test_the_sequence_runs_on_a_small_imagenet(clone, command, imagenet_root, tmp_path):
+def test_the_sequence_runs_on_a_small_imagenet(clone, command, imagenet_root, tmp_path, capsys):
     for name, words in COOP.items():
-        command(name, ["imagenet", *words], SMALL, imagenet_root, shell=name in THROUGH_THE_SHELL)
+        if name == "coop/base2new_train":
+            first = ["bash", script(name), "imagenet", *words]
+            clone(*first, "--", *SMALL, data=imagenet_root, output=tmp_path)
+        else:
+            command(name, ["imagenet", *words], SMALL, imagenet_root)
         results = results_of(name, "imagenet", *words)
         assert results["dataset"] == "ImageNet"
         assert results["subset"] == ("new" if "new_test" in name else "base")
@@ -136,9 +137,9 @@ def test_the_sequence_runs_on_a_small_imagenet(clone, command, imagenet_root, tm
     trained = folder_of("coop_LMC/base2new_train_coop", "imagenet", *LMC)
     assert (trained / "prompt_mid_learner" / "checkpoint").is_file()
     assert "Finish training" in (trained / "log.txt").read_text()
-    again = clone("bash", script("coop/base2new_train"), "imagenet", "1", data=imagenet_root, output=tmp_path)
-    assert "finished: skipped" in again.stdout
-    table = clone("bash", "-c", f'"$VIRTUAL_ENV/bin/python" -m mergetune.report {tmp_path}').stdout
+    assert "finished: skipped" in clone(*first, data=imagenet_root, output=tmp_path).stdout
+    report.main([str(tmp_path)])
+    table = capsys.readouterr().out
     assert "CoOp" in table and "ImageNet" in table
 
 
@@ -158,7 +159,7 @@ def test_each_method_runs_from_its_first_command_to_its_test(command, toy_data, 
         name, *words = line.format(STUDENT=student).split()
         declared = COMMANDS[name]
         pairs = [] if declared.module else ONE_EPOCH
-        command(name, words, pairs, toy_data, shell=line == CHAINS[chain][0])
+        command(name, words, pairs, toy_data)
         results = results_of(name, *words, "SHOTS=2")  # the folder says the shots that are set
         assert 0 <= results["metrics"]["accuracy"] <= 100
         if not declared.module:

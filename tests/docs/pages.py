@@ -3,6 +3,9 @@
 bash tests/run.sh --docs [-k PAGE]: two pages at a time, the longest first; short by EXTRA_OPTS and small data alone.
 """
 
+import json
+import re
+
 import pytest
 
 from tests.docs.typed import INSTEAD, plain, typed_of
@@ -46,6 +49,20 @@ def test_page(page, data, tmp_path):
     if page == "costs.md":
         for name, size in table(page, "file, built-in CLIP, ToyDigits"):
             assert (folder / ticked(name)[0]).stat().st_size == pytest.approx(int(size.replace(",", "")), rel=0.02)
+
+
+def test_torchrun_and_a_finished_folder(data, tmp_path):
+    """As scale.md has it. A finished run is refused in one line by the main process, and nobody waits for another."""
+    folder = check_out(tmp_path / "clone", data)
+    line = "torchrun --standalone --nproc_per_node 2 train.py --root data --seed 1 --trainer CoOp"
+    line += " --output-dir output/pair --dataset-config-file configs/datasets/oxford_pets.yaml"
+    line += " --config-file configs/trainers/CoOp/vit_b16_ep100_ctxv1.yaml"
+    trained, refused = type_in(folder, [line, line], SMALL)
+    assert (trained.status, refused.status) == (0, 1), trained.output + refused.output
+    assert json.loads((folder / "output" / "pair" / "results.json").read_text())["processes"] == 2
+    errors = [line for line in refused.output.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and "holds a finished run" in errors[0]
+    assert not re.findall(r'File ".*(dassl|train\.py).*"', refused.output)
 
 
 def test_what_runs_in_the_place_of_a_command_is_of_a_page():
