@@ -66,7 +66,7 @@ def test_a_terabyte_of_zeros_is_refused_at_once(tmp_path):
     path = written(tmp_path, "file", b"")
     os.truncate(path, 1 << 40)
     for read in (load_checkpoint, restricted_load, read_state_dict):
-        with pytest.raises(UserError, match="file.* is refused: a tar archive"):
+        with pytest.raises(UserError, match="file.* is damaged or no checkpoint"):
             read(path)
     with pytest.raises(UserError, match="file"):
         load_tensors(path)
@@ -81,9 +81,10 @@ def test_many_marks_on_a_high_stack_take_no_time(tmp_path):
 
 def test_a_frame_longer_than_its_pickle(tmp_path):
     path = written(tmp_path, "file", b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"N.")
-    for read in (load_checkpoint, load_plain_pickle):
-        with pytest.raises(UserError, match="file.*a frame ends at byte 1099511627787, the pickle at 13"):
-            read(path)
+    with one_gigabyte_more():
+        with pytest.raises(UserError, match="file.* is damaged or no checkpoint"):
+            load_checkpoint(path)
+        assert load_plain_pickle(path) is None
     assert load_plain_pickle(written(tmp_path, "whole", pickle.dumps([b"x" * 70_000, "y" * 70_000] * 9, 4)))
 
 

@@ -19,12 +19,10 @@ from dassl.clip import openai
 from dassl.utils import (
     load_checkpoint,
     load_tensors,
-    pickle_scan,
     read_facts,
     restricted,
     restricted_load,
     save_tensors,
-    script_archive,
     tensorfile,
     torchtools,
 )  # fmt: skip
@@ -282,5 +280,5 @@ WEIGHTS = [
     Target("tensors", make_tensors, read_tensors, (relative(tensorfile),), weight=6),
     Target("stream", make_stream, read_stream, (relative(stream), relative(fusion)), weight=3),
     Target("released", make_session, read_session, (relative(released),), weight=2),
-    Target("clip", make_clip, read_clip, (relative(openai), relative(script_archive), relative(pickle_scan)), weight=1),
+    Target("clip", make_clip, read_clip, (relative(openai), relative(restricted)), weight=1),
 ]

@@ -1,9 +1,10 @@
-"""Reads Python pickles of plain data (data sets come as such) without running anything in them.
+"""Reads Python pickles without running anything in them; data sets come as such, and so do old checkpoints.
 
 Containers, numbers and strings come back as they are, arrays of bytes as PlainArray, and objects of classes
 that the caller names as what the caller gives in their place. Any other global is refused.
 """
 
+import contextlib
 import math
 import mmap
 import os
@@ -11,14 +12,19 @@ import pickle
 
 import numpy as np
 
-from .errors import MissingFile, UserError
-from .pickle_scan import scan_pickle
+from .errors import UserError
+from .tools import check_file
+
+MOST = 30_000_000  # instructions of one pickle; a list of ImageNet's images has 20 million
 
 
 class PlainArray:
     """What stands in for a NumPy array in a pickle: `array`, uint8 and read-only."""
 
     __slots__ = ("array",)
+
+    def __init__(self, *_):
+        pass
 
     def __setstate__(self, state):
         _, shape, dtype, fortran, content = state
@@ -42,34 +48,77 @@ class PlainDtype:
         self.order = state[1]
 
 
-def plain_number(dtype, content):
-    """The Python number of a NumPy scalar in a pickle; None for one that is no number."""
-    content = content.encode("latin1") if isinstance(content, str) else content
-    is_number = dtype.kind[:1] in ("f", "i", "u", "b") and dtype.order in ("<", ">", "=", "|")
-    return np.frombuffer(content, np.dtype(f"{dtype.order}{dtype.kind}"), count=1)[0].item() if is_number else None
-
-
-class Function:
-    """A function that the file can call but not reach into."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call):
-        object.__setattr__(self, "_call", call)
-
-    def __setattr__(self, name, value):
-        raise AttributeError(name)
-
-    def __call__(self, *args):
-        return self._call(*args)
-
-
 def encode(text, encoding="latin1"):
     return text.encode("latin1")  # how Python 3 writes bytes for Python 2
 
 
-_ARRAYS = {("numpy", "ndarray"): None, ("numpy", "dtype"): PlainDtype, ("_codecs", "encode"): Function(encode)} | {
-    (f"numpy.{core}.multiarray", "_reconstruct"): Function(lambda *args: PlainArray()) for core in ("core", "_core")
+class _Instructions(dict):
+    """Python's table of them, counted, without those that take memory for a claim or name things by number."""
+
+    def __init__(self):
+        left_out = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4)
+        super().__init__((k, v) for k, v in pickle._Unpickler.dispatch.items() if bytes([k]) not in left_out)
+        self.count = 0
+
+    def __getitem__(self, code):
+        self.count += 1
+        if code not in self or self.count > MOST:
+            raise ValueError(f"more than {MOST} instructions" if code in self else f"no instruction {bytes([code])}")
+        return super().__getitem__(code)
+
+
+class Unpickler(pickle._Unpickler):
+    """Python's own unpickler in Python: that in C gives memory to what a stream only claims.
+
+    file: with read and readline that give what is there, however much is asked for (BytesIO, mmap).
+    names: {(module, name): what stands for it}; a file may ask for no other global. what: it holds, for errors.
+    """
+
+    def __init__(self, file, path, names, what, encoding="latin1"):
+        super().__init__(file, encoding=encoding)
+        self.path, self.names, self.what = path, names, what
+        self.dispatch, self._sizes = _Instructions(), {}
+        for code, load in ((pickle.TUPLE, self.load_tuple), (pickle.TUPLE1, self.load_tuple1),
+                           (pickle.TUPLE2, self.load_tuple2), (pickle.TUPLE3, self.load_tuple3)):  # fmt: skip
+            self.dispatch[code[0]] = lambda _, load=load: self._tuple(load)
+        self.dispatch[pickle.BUILD[0]] = lambda _: self._build()
+
+    def find_class(self, module, name):
+        if (module, name) not in self.names:
+            raise UserError(f'"{self.path}" is refused: it asks for "{module}.{name}", which no {self.what} needs')
+        return self.names[module, name]
+
+    def _tuple(self, load):
+        """Tuples of tuples take longer to hash than anybody lives, or more stack than there is: each level counts
+        twice what it holds."""
+        load()
+        made = self.stack[-1]
+        size = len(made) + 2 * sum(self._sizes[id(item)][0] for item in made if id(item) in self._sizes)
+        if size > MOST:
+            raise ValueError("tuples are nested too deep")
+        self._sizes[id(made)] = size, made  # kept, so that no other gets its number
+
+    def _build(self):
+        """A file can set attributes of objects, not of what stands for a class or function."""
+        if not isinstance(self.stack[-2], tuple(kind for kind in self.names.values() if isinstance(kind, type))):
+            raise ValueError(f"sets attributes of a {type(self.stack[-2]).__name__}")
+        self.load_build()
+
+
+@contextlib.contextmanager
+def one_error(path, what):
+    """A damaged file can make a reader fail in any way: as UserError that names it. what: it should have been."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f'"{path}" is damaged or no {what}: {reason}') from error
+
+
+_ARRAYS = {("numpy", "ndarray"): None, ("numpy", "dtype"): PlainDtype, ("_codecs", "encode"): encode} | {
+    (f"numpy.{core}.multiarray", "_reconstruct"): PlainArray for core in ("core", "_core")
 }
 
 
@@ -82,25 +131,10 @@ def load_plain_pickle(path, classes=None):
         MissingFile: no such file.
         UserError: damaged, or asking for anything else; names the file.
     """
-    path = os.fspath(path)
-    if not os.path.isfile(path):
-        raise MissingFile(f'File is not found at "{path}"')
-    allowed = _ARRAYS | (classes or {})
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module, name):
-            if (module, name) not in allowed:
-                raise UserError(f'"{path}" is refused: it asks for "{module}.{name}", which plain data does not need')
-            return allowed[module, name]
-
-    try:
-        with open(path, "rb") as file:
-            if os.path.getsize(path):  # an empty one cannot be mapped; the unpickler says that it ends too soon
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                    scan_pickle(content)
-            return Unpickler(file, encoding="latin1").load()
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file can make the reader fail in any way
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f'"{path}" is damaged or no pickle of plain data: {reason}') from error
+    path, what = os.fspath(path), "pickle of plain data"
+    check_file(path)
+    with one_error(path, what), open(path, "rb") as file:
+        if not os.path.getsize(path):  # cannot be mapped
+            raise EOFError("it is empty")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return Unpickler(content, path, _ARRAYS | (classes or {}), what).load()

@@ -1,33 +1,31 @@
-"""Reads torch checkpoints of unknown origin without running anything in them.
+"""Reads torch checkpoints and TorchScript archives of unknown origin without running anything in them.
 
 Old checkpoints hold live scheduler and optimizer objects. Those come back as inert objects that carry the
-saved attributes; tensors and plain containers come back as they are; any other global is refused.
+saved attributes; tensors and plain containers come back as they are; any other global is refused. (torch's own
+safe reader knows neither stand-ins for dictionaries and queues nor pickles of later protocols, and no checksums.)
 """
 
 import collections
-import contextlib
 import hashlib
 import io
 import mmap
 import os
-import pickle
 import re
-import tarfile
-import types
-import warnings
 import zipfile
 
+import numpy as np
 import torch
 
 from .errors import UserError
 from .logger import get_logger
-from .pickle_scan import scan_pickle
-from .plain_pickle import Function, PlainDtype, encode, plain_number
+from .plain_pickle import PlainDtype, Unpickler, encode, one_error
 from .tools import STAND_INS, brief, check_file, sha256_file, stand_in
 
 # torch stores its records uncompressed; an archive that grows by more than this on reading is an attack
 _MAX_GROWTH = 20
 _SMALL = 1 << 24  # bytes of tensors that any file may hold
+_MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # how torch's older format begins
+_DEEPEST = 50  # modules within modules of a TorchScript archive; CLIP's have 7
 
 
 class Inert:
@@ -57,70 +55,102 @@ class Inert:
         return f"<inert {self.origin}>"
 
 
-_PLAIN = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("collections", "defaultdict"): collections.defaultdict,
-    ("collections", "Counter"): Function(collections.Counter),
-    ("torch", "Size"): torch.Size,
-    ("torch._utils", "_rebuild_tensor"): Function(torch._utils._rebuild_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): Function(torch._utils._rebuild_tensor_v2),
-    ("torch._utils", "_rebuild_parameter"): Function(torch._utils._rebuild_parameter),
-    ("numpy", "dtype"): PlainDtype,
-    ("_codecs", "encode"): Function(encode),
-    **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in (dict, set)},
-    **{(f"numpy.{core}.multiarray", "scalar"): Function(plain_number) for core in ("core", "_core")},
-}
 # What training scripts save beside the weights, as inert objects; "torch.optim" stands for all below it too
-_BESIDE = re.compile(
-    r"torch\.optim(\.\w+)* \w+|torch (device|bool|[bcfiu]\w*\d+)|torch\._C Generator|"
+_INERT = re.compile(
+    r"__torch__(\.\w+)* \w+|torch\.optim(\.\w+)* \w+|torch (device|per_\w+)|torch\._C Generator|"
+    r"torch\.serialization _get_layout|"
     r"argparse Namespace|types SimpleNamespace|collections deque|datetime \w+|pathlib(\._local)? \w*Path|"
     r"(yacs\.config|easydict|addict\.addict) \w+|"
     r"numpy ndarray|numpy\._?core\.multiarray _reconstruct|(builtins|__builtin__) (complex|frozenset|slice)"
 )
+_STORAGES = {
+    "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
+    "QInt8": torch.int8, "QUInt8": torch.uint8, "QInt32": torch.int32, "Untyped": torch.uint8,
+}  # fmt: skip
 
 
-# What torch's own safe reader would make of any size that a file names
-_GROWING = re.compile(r"(torch|torch\.\w+) \w*Tensor|(builtins|__builtin__) bytearray|by .*")
+def _plain_number(dtype, content):
+    """The Python number of a NumPy scalar in a pickle; None for one that is no number."""
+    content = content.encode("latin1") if isinstance(content, str) else content
+    is_number = dtype.kind[:1] in ("f", "i", "u", "b") and dtype.order in ("<", ">", "=", "|")
+    return np.frombuffer(content, np.dtype(f"{dtype.order}{dtype.kind}"), count=1)[0].item() if is_number else None
 
 
-def _restricted_pickle(path):
-    """A stand-in for the pickle module, as `torch.load` takes it, that admits the names above only."""
-    inert, most = {}, os.path.getsize(path)
+def _first(value, *_):
+    return value
 
-    def checked(load):
-        def persistent_load(claim):
-            if isinstance(claim, tuple) and any(type(part) is int and not 0 <= part <= most for part in claim):
-                raise UserError(
-                    f'"{path}" is refused: it has {most} bytes and says it holds the storage {brief(claim)}'
-                )
-            return load(claim)
 
-        return persistent_load
+def _no_plain_tensor(*_):
+    """In place of one that is sparse, quantized, without numbers, ...: it has a name, and nobody can use it."""
+    return torch.empty(0, device="meta")
 
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module, name):
-            if (module, name) in _PLAIN:
-                return _PLAIN[module, name]
-            if _BESIDE.fullmatch(f"{module} {name}"):
-                origin = f"{module}.{name}"
-                return inert.setdefault(origin, type(name, (Inert,), {"origin": origin}))
-            raise UserError(f'"{path}" is refused: it asks for "{module}.{name}", which no checkpoint needs')
 
-        def __setattr__(self, name, value):  # torch sets it; storages are given memory by what they claim
-            super().__setattr__(name, checked(value) if name == "persistent_load" else value)
+class _Reader(Unpickler):
+    """storage: (key, dtype, count of values) -> tensor (count,) of a storage that the pickle names. most: bytes of
+    tensors that it may make, for those of stride 0 can be of any size."""
 
-    def load(file, **kwargs):
-        return Unpickler(file, **kwargs).load()
+    def __init__(self, file, path, storage=None, most=0):
+        names = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("collections", "defaultdict"): collections.defaultdict,
+            ("collections", "Counter"): collections.Counter,
+            ("torch", "Size"): torch.Size,
+            ("torch", "Tensor"): None,  # not called, but named beside what rebuilds one with attributes
+            ("torch._tensor", "_rebuild_from_type_v2"): lambda rebuild, kind, args, state: rebuild(*args),
+            ("numpy", "dtype"): PlainDtype,
+            ("_codecs", "encode"): encode,
+            **{(module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in (dict, set)},
+            **{(f"numpy.{core}.multiarray", "scalar"): _plain_number for core in ("core", "_core")},
+            **{(module, f"{name}Storage"): dtype for module in ("torch", "torch.storage")
+               for name, dtype in _STORAGES.items()},
+            **{("torch._utils", f"_rebuild_tensor{version}"): self.tensor for version in ("", "_v2", "_v3")},
+            **{("torch._utils", f"_rebuild_parameter{more}"): self.parameter for more in ("", "_with_state")},
+            **{("torch.jit._pickle", f"build_{kind}list"): _first for kind in ("int", "bool", "double", "tensor")},
+            ("torch.jit._pickle", "restore_type_tag"): _first,
+        }  # fmt: skip
+        super().__init__(file, path, names, "checkpoint", encoding="utf-8")
+        self.storage, self.most, self.total = storage, most, 0
 
-    module = types.ModuleType("restricted_pickle")
-    module.Unpickler, module.load = Unpickler, load
-    return module
+    def find_class(self, module, name):
+        if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            return getattr(torch, name)
+        if module == "torch._utils" and name.startswith("_rebuild_"):
+            return self.names.get((module, name), _no_plain_tensor)
+        if (module, name) not in self.names and _INERT.fullmatch(f"{module} {name}"):
+            self.names[module, name] = type(name, (Inert,), {"origin": f"{module}.{name}"})
+        return super().find_class(module, name)
+
+    def persistent_load(self, claim):
+        kind, dtype, key, _, count, *view = claim
+        if kind != "storage" or count < 0:
+            raise ValueError(f"names {brief(claim)} where a storage is expected")
+        values = self.storage(key, dtype, count)
+        if view and view[0] is not None:  # of early files: a part of a storage
+            _, offset, size = view[0]
+            values = values[offset:][:size]
+        return values
+
+    def tensor(self, values, offset, shape, stride, grad=False, hooks=None, dtype=None, metadata=None):
+        values = values if dtype is None else values.view(dtype)
+        tensor = values.as_strided(tuple(shape), tuple(stride), offset)  # refuses what is outside
+        self.total += tensor.numel() * tensor.element_size()
+        if self.total > self.most:
+            raise UserError(
+                f'"{self.path}" is refused: {os.path.getsize(self.path)} bytes hold tensors of {self.total}'
+            )
+        return tensor.requires_grad_(grad)
+
+    def parameter(self, data, grad, hooks, state=None):
+        return torch.nn.Parameter(data.detach(), grad)
 
 
 _OTHER_KINDS = STAND_INS | {  # how what is no weights begins -> what it is
     rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|7z\xbc\xaf|Rar!": "compressed: unpack it first",
     rb"\x89HDF|GGUF|\x93NUMPY|\x89PNG|\xff\xd8\xff|%PDF": "of another format than torch's or safetensors",
     rb"\s*[\[{]\s*[\"\]}\[{]": "a JSON text",
+    rb"(?s:.{257})ustar": "a tar archive",
 }
 
 
@@ -145,73 +175,68 @@ def check_kind(path):
         raise UserError(f'"{path}" is a torch file under the name of safetensors: let its name end in .pth')
 
 
-def check_archive(path):
-    """Raise before `torch.load` sees a file that is absent or an archive of another kind -> the globals it asks for.
+class _Archive(zipfile.ZipFile):
+    """A zip archive of torch's; each record is held against its CRC-32 when it is read.
 
-    Raises:
-        MissingFile: no such file.
-        UserError: a damaged archive, a tar archive, a program, or one that would fill the memory.
+    Raises UserError for one that would fill the memory or has two entries of one name; whatever zipfile raises for a
+    damaged one.
     """
-    check_kind(path)
-    try:
-        if not zipfile.is_zipfile(path):
-            if _is_tar(path):
-                raise UserError(f'"{path}" is refused: a tar archive is no checkpoint')
-            return _scan_old(path)
-        check_sizes(path)
-        check_records(path)
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-        if not any(name.endswith("data.pkl") for name in names):
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.path, self.octets, entries, packed = path, {}, self.infolist(), os.path.getsize(path)
+        names = self.namelist()
+        if twice := [name for name, count in collections.Counter(names).items() if count > 1]:
+            raise UserError(f'"{path}" is refused: it has more than one entry {brief(twice[0])}')
+        if (unpacked := sum(entry.file_size for entry in entries)) > _MAX_GROWTH * packed:
+            raise UserError(f'"{path}" is refused: {packed} bytes would unpack to {unpacked}')
+        program = next((name for name in names if name.split("/")[1:] == ["data.pkl"]), None)
+        if program is None:
             raise UserError(f'"{path}" is no checkpoint but a zip archive of {brief(names[:3])}')
-        reader = torch._C.PyTorchFileReader(path)
-        if "constants.pkl" in reader.get_all_records():
-            raise UserError(f'"{path}" is a TorchScript program, not a checkpoint')
-        # torch's own reader: of entries that have one name, zipfile takes the last and torch another
-        return scan_pickle(io.BytesIO(reader.get_record("data.pkl")))
-    except UserError:
-        raise
-    except Exception as error:  # a damaged directory can make the readers fail in any way
-        raise damaged(path, error) from error
+        self.root = program.removesuffix("data.pkl")
+        self.is_script = f"{self.root}constants.pkl" in names
+        if not has_sums(self):
+            get_logger().info(f"{path} has no checksums: damage in it can go unnoticed")
+            for entry in entries:
+                entry.CRC = None
+
+    def load(self):
+        """The object in it."""
+        if f"{self.root}byteorder" in self.namelist() and self.read(f"{self.root}byteorder") != b"little":
+            raise UserError(f'"{self.path}" is refused: its numbers are big-endian')
+        most = max(_MAX_GROWTH * os.path.getsize(self.path), _SMALL)
+        return _Reader(io.BytesIO(self.read(f"{self.root}data.pkl")), self.path, self._storage, most).load()
+
+    def _storage(self, key, dtype, count):
+        if key not in self.octets:
+            self.octets[key] = self._octets(self.getinfo(f"{self.root}data/{key}"))
+        octets = self.octets[key]
+        if len(octets) != count * dtype.itemsize:
+            raise ValueError(f"{len(octets)} bytes for {count} values of {dtype} in data/{key}")
+        return octets.view(dtype)
+
+    def _octets(self, entry):
+        octets, place = torch.empty(entry.file_size, dtype=torch.uint8), 0
+        view = memoryview(octets.numpy())
+        with self.open(entry) as file:
+            while piece := file.read(1 << 20):
+                view[place : place + len(piece)] = piece
+                place += len(piece)
+        return octets
 
 
-def _is_tar(path):
-    """Whether `torch.load` would take a file for a tar archive. Never unpacks: `tarfile.is_tarfile` reads all of it."""
-    try:
-        tarfile.open(path, "r:").close()
-    except tarfile.TarError:
-        return False
-    return True
-
-
-def check_sizes(path):
-    """Raise UserError for a zip archive that would fill the memory or has two entries of one name; whatever zipfile
-    raises for a damaged one."""
-    packed = os.path.getsize(path)
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f'"{path}" is refused: it has more than one entry {brief(twice)}')
-    if unpacked > _MAX_GROWTH * packed:
-        raise UserError(f'"{path}" is refused: {packed} bytes would unpack to {unpacked}')
-
-
-def _sums(archive):
+def has_sums(archive):
     """Whether a zip archive has CRC-32s; torch can be told to write none (`set_crc32_options`)."""
     return any(entry.CRC for entry in archive.infolist())
 
 
 def check_records(path):
-    """Raise UserError for a zip archive of which a record is not what its CRC-32 says; 4 GB/s."""
-    if not zipfile.is_zipfile(path):
-        return
-    with zipfile.ZipFile(path) as archive:
-        if not _sums(archive):
-            get_logger().info(f"{path} has no checksums: damage in it can go unnoticed")
-        elif broken := archive.testzip():
-            raise UserError(f'"{path}" is damaged: its record {brief(broken)} is not what its CRC-32 says')
+    """Raise UserError for a zip archive of which a record is not what its CRC-32 says; 4 GB/s. For what another
+    reader than ours opens."""
+    if zipfile.is_zipfile(path):
+        with one_error(path, "checkpoint"), _Archive(path) as archive:
+            if broken := archive.testzip():
+                raise UserError(f'"{path}" is damaged: its record {brief(broken)} is not what its CRC-32 says')
 
 
 def checkpoint_digest(path):
@@ -225,97 +250,90 @@ def checkpoint_digest(path):
     path = os.fspath(path)
     check_file(path)
     if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                # without the archive's own name, which is that of the file it was first written to
-                records = sorted((e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist())
-                if _sums(archive):
-                    return hashlib.sha256(repr(records).encode()).hexdigest()[:32]
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise damaged(path, error) from error
+        with one_error(path, "checkpoint"), zipfile.ZipFile(path) as archive:
+            # without the archive's own name, which is that of the file it was first written to
+            records = sorted((e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist())
+            if has_sums(archive):
+                return hashlib.sha256(repr(records).encode()).hexdigest()[:32]
     return sha256_file(path)[:32]
 
 
-def _scan_old(path):
-    """The globals of the pickles that the older format begins with: magic number, version, system, content, keys."""
+def _load_old(path):
+    """torch's older format: magic number, version, the writer's system, content, keys of storages; their values."""
     get_logger().info(f"{path} is in torch's older format, which has no checksums: damage in it can go unnoticed")
+    size, storages = os.path.getsize(path), {}
+
+    def storage(key, dtype, count):
+        if key not in storages:
+            if count * dtype.itemsize + sum(values.nbytes for values in storages.values()) > size:
+                raise ValueError(f"it has {size} bytes and says it holds the storage {brief(key)} of {count} values")
+            storages[key] = torch.empty(count, dtype=dtype)
+        return storages[key]
+
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content[:4] == b"PK\x03\x04":
             raise ValueError("its end is missing, as after a download or a copy that was interrupted")
-        return set().union(*(scan_pickle(content) for _ in range(5)))
+        if [_Reader(content, path).load() for _ in range(2)] != [_MAGIC, _VERSION]:
+            raise ValueError("it does not begin as torch's files do")
+        _Reader(content, path).load()
+        tree = _Reader(content, path, storage, max(_MAX_GROWTH * size, _SMALL)).load()
+        for key in _Reader(content, path).load():
+            values = storages[key]
+            count = int.from_bytes(content.read(8), "little")
+            if count != len(values):
+                raise ValueError(f"storage {brief(key)} of {len(values)} values has {count}")
+            memoryview(values.view(torch.uint8).numpy())[:] = content.read(values.nbytes)
+    return tree
 
 
-def check_tensors(tree, path):
-    """Raise UserError for tensors of `tree` that are larger than their file by far, as those of stride 0 can be."""
-    most, stack, seen, total = max(_MAX_GROWTH * os.path.getsize(path), _SMALL), [tree], set(), 0
-    while stack:
-        value = stack.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            total += 0 if value.is_meta or value.layout != torch.strided else value.numel() * value.element_size()
-        elif isinstance(value, dict):
-            stack += value.values()
-        elif isinstance(value, list | tuple | set):
-            stack += value
-        elif isinstance(value, Inert):
-            stack += vars(value).values()
-    if total > most:
-        raise UserError(f'"{path}" is refused: {os.path.getsize(path)} bytes hold tensors of {total}')
+def is_script_archive(path):
+    """Whether a file is a zip archive with a program in it."""
+    try:
+        with _Archive(path) as archive:
+            return archive.is_script
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
 
 
-def damaged(path, error):
-    """The UserError for a file that a reader failed on."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f'"{path}" is damaged or no checkpoint: {reason}')
+def script_tensors(path):
+    """{name: tensor} of the modules in a TorchScript archive, as their state dict names them, on the CPU.
 
-
-def safe_load(path, map_location="cpu"):
-    """The object in a checkpoint by torch's own safe reader: tensors, plain containers and nothing that runs.
+    `torch.jit.load` runs what an archive brings: a module's `__setstate__` may write files or never end. Here modules
+    are nothing but their attributes.
 
     Raises:
-        MissingFile: no such file.
-        UserError: damaged, foreign, or out of proportion.
-        Exception: whatever that reader raises for all else.
+        UserError: damaged, or not what torch.jit.save writes; names the file.
     """
-    path = os.fspath(path)
-    names = check_archive(path)
-    if not zipfile.is_zipfile(path):
-        raise pickle.UnpicklingError("the older format names sizes that this reader believes")
-    if odd := sorted(filter(_GROWING.fullmatch, names)):
-        raise pickle.UnpicklingError(f"{odd[0]} can be of any size")
-    with _quiet():
-        found = torch.load(path, map_location=map_location, weights_only=True)
-    check_tensors(found, path)
-    return found
+    tensors = {}
+
+    def collect(module, prefix):
+        if prefix.count(".") > _DEEPEST:
+            raise UserError(f'"{path}" is refused: its modules are nested more than {_DEEPEST} deep')
+        for name, value in vars(module).items() if isinstance(module, Inert) else ():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{prefix}{name}"] = value
+            else:
+                collect(value, f"{prefix}{name}.")
+
+    with one_error(path, "checkpoint"), _Archive(path) as archive:
+        collect(archive.load(), "")
+    return tensors
 
 
-def restricted_load(path, map_location="cpu"):
-    """The object in a checkpoint (zip or older format); objects of `torch.optim` classes come back `Inert`.
+def restricted_load(path):
+    """The object in a checkpoint (zip or older format), its tensors on the CPU; objects of `torch.optim` classes and
+    the like come back `Inert`.
 
     Raises:
         MissingFile: no such file.
         UserError: damaged, foreign, or asking for anything but tensors and plain containers; names the file.
     """
     path = os.fspath(path)
-    check_archive(path)
-    try:
-        with _quiet():
-            found = torch.load(
-                path, map_location=map_location, pickle_module=_restricted_pickle(path), weights_only=False
-            )
-        check_tensors(found, path)
-        return found
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file can make the reader fail in any way
-        raise damaged(path, error) from error
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Without warnings of other people's pickle protocols and tensor layouts."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    check_kind(path)
+    with one_error(path, "checkpoint"):
+        if not zipfile.is_zipfile(path):
+            return _load_old(path)
+        with _Archive(path) as archive:
+            if archive.is_script:
+                raise UserError(f'"{path}" is a TorchScript program, not a checkpoint')
+            return archive.load()

@@ -14,7 +14,7 @@ from torch.nn import init
 from .atomic import atomic_save, atomic_write
 from .errors import MissingFile, UserError
 from .logger import get_logger
-from .restricted import check_kind, restricted_load, safe_load
+from .restricted import check_kind, restricted_load
 from .tools import brief, read_text, tolist_if_not
 
 _TOKEN_BUFFERS = {
@@ -103,8 +103,8 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
         get_logger().info(f'Best checkpoint saved to "{best}"')
 
 
-def load_checkpoint(fpath, map_location="cpu"):
-    """Dictionary in a checkpoint file, read without running code; `state_dict`, if any, is an OrderedDict.
+def load_checkpoint(fpath):
+    """Dictionary in a checkpoint file, on the CPU, read without running code; `state_dict`, if any, is an OrderedDict.
 
     Live schedulers and optimizers of old files come back as inert objects.
 
@@ -115,14 +115,9 @@ def load_checkpoint(fpath, map_location="cpu"):
     if fpath is None:
         raise UserError("File path is None")
     fpath = os.fspath(fpath)
-    try:
-        if fpath.endswith(".safetensors"):
-            return _load_safetensors(fpath)
-        checkpoint = safe_load(fpath, map_location)
-    except UserError:
-        raise
-    except Exception:  # old or damaged: the restricted reader decides, and says why if it refuses
-        checkpoint = restricted_load(fpath, map_location)
+    if fpath.endswith(".safetensors"):
+        return _load_safetensors(fpath)
+    checkpoint = restricted_load(fpath)
     if not isinstance(checkpoint, dict):
         raise UserError(f'"{fpath}" holds a {type(checkpoint).__name__}, but a checkpoint is a dictionary')
     if "state_dict" in checkpoint:
