@@ -21,19 +21,19 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
-from scripts.check_job import check_job  # noqa: E402
-from scripts.main_job import build_parser, check_readers, has_workflow, plan, report, report_if_any  # noqa: E402
+from scripts.check_job import check_job, kind_of  # noqa: E402
+from scripts.commands import COMMANDS  # noqa: E402
+from scripts.jobs import Step  # noqa: E402
+from scripts.main_job import build_parser, has_workflow, report, report_if_any  # noqa: E402
+from scripts.plans import plan  # noqa: E402
 from scripts.workflow.grid import UNITS, Grid, home, unit_of  # noqa: E402
-from scripts.workflow.lock import clear_dead_lock  # noqa: E402
-from scripts.workflow.status import status, unfinished  # noqa: E402
-from scripts.workflow.tables import read_table, table_plan  # noqa: E402
-
-SNAKEFILE = ROOT / "scripts" / "Snakefile"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
     for name, kind in (("partition", str), ("account", str), ("runtime", int), ("mem_mb", int)):
         minutes = " in minutes" if name == "runtime" else ""
         add(f"--{name.replace('_', '-')}", type=kind, help=f"of a Slurm job{minutes}")
+    add("--job", default="", help=argparse.SUPPRESS)  # run this one here: what a job of a whole cell is
     return found
 
 
@@ -64,18 +65,16 @@ def read(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return args, words[cut + 1 :]
 
 
-def planner(args):
-    """`plan(args)` -> cells. UserError for what a table decides itself, and for numbers out of range."""
+def cells_of(args) -> list[list[Step]]:
+    """The cells. UserError for what a table decides itself, and for numbers out of range."""
     from dassl.utils import UserError
 
     for name in ("workers", "gpus", "retries", "threads"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} is {getattr(args, name)}, expected 0 or more")
-    if not args.table:
-        return plan
-    if args.trainer or args.protocol or args.all:
+    if args.table and (args.trainer or args.protocol or args.all):
         raise UserError(f"{args.table} says which methods and protocol: leave out --trainer, --protocol and --all")
-    return table_plan(read_table(args.table))
+    return plan(args)
 
 
 def workers_of(args) -> int:
@@ -88,7 +87,7 @@ def grid_of(args, cells, words: list[str]) -> Grid:
     share = max(1, (os.cpu_count() or 1) // workers_of(args))
     return Grid(
         cells,
-        unit_of(cells, args.by),
+        args.by or unit_of(cells),
         words,
         threads=args.threads or (4 if args.slurm else share),
         gpus=args.gpus if args.slurm else min(1, args.gpus),
@@ -100,7 +99,7 @@ def grid_of(args, cells, words: list[str]) -> Grid:
 def read_grid(words: list[str]) -> Grid:
     """The grid that a command line stands for; the Snakefile and its jobs, each in its own folder, ask for it."""
     args, _ = read(words)
-    return grid_of(args, planner(args)(args), words)
+    return grid_of(args, cells_of(args), words)
 
 
 def from_anywhere(words: list[str], args) -> list[str]:
@@ -112,7 +111,7 @@ def from_anywhere(words: list[str], args) -> list[str]:
 def snakemake_argv(args, grid: Grid, more: list[str]) -> list[str]:
     """The words of snakemake's command line."""
     workers = workers_of(args)
-    argv = ["--snakefile", str(SNAKEFILE), "--directory", str(home())]
+    argv = ["--snakefile", str(ROOT / "scripts" / "Snakefile"), "--directory", str(home()), "--nolock"]  # RunLock does
     argv += ["--config", f"words={json.dumps(shlex.join(grid.words))}", "--rerun-incomplete"]
     argv += ["--rerun-triggers", "mtime", "--keep-going", "--scheduler", "greedy"]
     if not args.slurm:
@@ -170,7 +169,6 @@ def run(args, grid: Grid, more: list[str]) -> int:
         os.environ["VIRTUAL_ENV"] = sys.prefix  # the bash scripts use this Python too
     started, failed = time.time(), 0
     with RunLock(home()):
-        clear_dead_lock(home())
         os.chdir(home())  # snakemake's logs go below it
         try:
             with sigterm_reaches_jobs():
@@ -186,17 +184,88 @@ def run(args, grid: Grid, more: list[str]) -> int:
     return 1 if left or failed else 0
 
 
+def status(cells: list[list[Step]], jobs: int, workers: int) -> Iterator[str]:
+    """The lines of `--dry-run`: finished runs of all by data set (order, source) and seed, and an estimate by what
+    finished runs of a script and CFG took."""
+    from dassl.engine.preflight import clock
+    from dassl.report.tables import Table
+
+    runs = Grid(cells, "run").jobs
+    done = {name: run.finished for name, run in runs.items()}
+    waiting = sum(not done[name] and not all(done[other] for other in run.needs) for name, run in runs.items())
+    board, seconds, left = defaultdict(lambda: [0, 0]), defaultdict(list), Counter()
+    for name, step in ((name, run.steps[0]) for name, run in runs.items()):
+        cell = board[step.arguments.get("SOURCE") or step.subject, step.arguments["SEED"]]
+        cell[0] += done[name]
+        cell[1] += 1
+        left[kind_of(step)] += not done[name]
+        if done[name] and (wall := wall_s(step)) is not None:
+            seconds[kind_of(step)].append(wall)
+    seeds, subjects = (dict.fromkeys(key[place] for key in board) for place in (1, 0))
+    shown = [(name, *("/".join(map(str, board.get((name, seed), ()))) for seed in seeds)) for name in subjects]
+    yield Table("Finished runs of all", ("", *(f"seed {seed}" for seed in seeds)), shown).text()
+    yield ""
+    yield (
+        f"{len(runs)} runs in {jobs} jobs: {sum(done.values())} finished, {left.total() - waiting} to do, "
+        f"{waiting} waiting"
+    )
+    known = sum(count * sum(seconds[kind]) / len(seconds[kind]) for kind, count in left.items() if kind in seconds)
+    if known:
+        yield f"estimate: {clock(known)}; about {clock(known / workers)} in {workers} at once"
+    if unknown := sum(count for kind, count in left.items() if kind not in seconds):
+        yield f"{unknown} runs are of kinds of which none is finished: --check tries one of each"
+
+
+def wall_s(step: Step) -> float | None:
+    """What a finished run took, as its results say. A stream: all sessions; one pass evaluates all of them."""
+    from dassl.utils import read_json
+
+    command = COMMANDS[step.command]
+    walls = [read_json(mark).get("wall_s") for mark in command.marks(dict(step.arguments))]
+    return None if None in walls else (max if command.follows else sum)(walls)
+
+
+def unfinished(grid: Grid) -> Iterator[str]:
+    """A line for each job that has run and is not finished: the last of its log; one more for those that wait."""
+    left = [job for job in grid.jobs.values() if not job.finished]
+    ran = [job for job in left if job.log.is_file()]
+    for job in ran:
+        lines = [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
+        yield f"{job.rule} {job.name}: {(lines or ['ended without a word'])[-1]} ({job.log})"
+    if waiting := len(left) - len(ran):
+        yield f"{waiting} jobs did not start"
+
+
+def run_here(steps: Iterable[Step]) -> int:
+    """One job in this process: Python, PyTorch and CLIP are paid for once. Exit status 1 if a step failed; its error
+    is the last line."""
+    import torch
+
+    from scripts.workers import run_cell
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
+
+    def tell(what: str, text: str) -> None:
+        if what == "start":
+            print(time.strftime("%H:%M:%S"), text, flush=True)
+
+    if failure := run_cell([step for step in steps if not step.finished], tell):
+        print(f"error: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
 def main(words: list[str]) -> int:
     """Exit status: 1 if a job is not finished. UserError for a wrong command line, before anything runs."""
     args, more = read(words)
-    plan = planner(args)
-    cells = plan(args)
-    check_readers([step for cell in cells for step in cell])
+    cells = cells_of(args)
+    if args.job:
+        return run_here(grid_of(args, cells, words).jobs[args.job].steps)
     own = words[: words.index("--")] if "--" in words else words
     grid = grid_of(args, cells, from_anywhere(own, args))
     os.chdir(ROOT)
     if args.dry_run or args.check or os.environ.get("DRY_RUN") == "1":
-        status(grid, cells, workers_of(args))
+        print(*status(cells, len(grid.jobs), workers_of(args)), sep="\n")
         return check_job(plan, args, workers_of(args)) if args.check else 0
     return run(args, grid, more)
 

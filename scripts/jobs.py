@@ -1,7 +1,9 @@
 """Which commands make up a job: for a method pair, a protocol, a data set and a seed, in order."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from scripts.commands import COMMANDS, run_folder
 from scripts.commands.base2new import METHODS, TESTS
@@ -61,16 +63,6 @@ class Pair:
     card: bool = True
     ends: tuple[str, ...] = ()  # zero-shot CLIP of stage 2 where it may have other templates: CFGs of ZeroshotCLIP
 
-    def only(self, names: Iterable[str]) -> "Pair":
-        """With these presets alone, in the order of PRESETS."""
-        chosen = [place for place, name in enumerate(PRESETS) if name in names]
-        return replace(self, presets=pick(self.presets, chosen), toy=pick(self.toy, chosen))
-
-
-def pick(values: tuple, places: list[int]) -> tuple:
-    """The values at these places, none of none."""
-    return tuple(values[place] for place in places) if values else ()
-
 
 PRESETS = ("released", "paper", "continued")  # what a pair's `presets` and `toy` stand for
 _PROMPT = ("vit_b16_ep100_ctxv1", "paper", "continued")
@@ -108,13 +100,16 @@ TRANSFER = {"cross": "xd_test", "dg": "dg_test"}
 
 
 def step(command: str, given: Arguments, **more) -> Step:
-    return Step(command, COMMANDS[command].complete(given), **more)
+    """A step without its defaults: `with_keys` completes it."""
+    return Step(command, given, **more)
 
 
-def stage2_arguments(pair: Pair, script: str, toy: bool) -> list[Arguments]:
-    """The arguments of each preset, as its yaml has them."""
-    cfgs = (pair.toy if toy else ()) or pair.presets
-    return [{"COOP_LMC": "True"} | recipe(COMMANDS[script], cfg) for cfg in cfgs]
+def stages(pair: Pair, what: str, cell: Arguments, presets: Iterable[str]) -> Iterator[tuple[str, Arguments]]:
+    """Stage 1 and each preset of stage 2: the method, and the arguments that repeat its yaml."""
+    yield pair.stage1, {}
+    cfgs = is_toy(cell) and pair.toy or pair.presets
+    for cfg in (cfg for preset, cfg in zip(PRESETS, cfgs, strict=True) if preset in presets):
+        yield pair.stage2, {"COOP_LMC": "True"} | recipe(COMMANDS[METHODS[pair.stage2].script(what)], cfg)
 
 
 def zero_shot(test: str, cell: Arguments, ends: Iterable[str]) -> Iterator[Step]:
@@ -129,82 +124,70 @@ def zero_shot(test: str, cell: Arguments, ends: Iterable[str]) -> Iterator[Step]
             yield step(f"zsclip/{test}", cell | {"CFG": cfg})
 
 
+@lru_cache
 def templates(dataset: str) -> dict[str, str]:
-    """What ZeroshotCLIP's templates `coop` and `dataset` are on a data set of configs/datasets."""
+    """ZeroshotCLIP's templates `coop` and `dataset` on a data set of configs/datasets. UserError: it has no reader."""
     import datasets
     from dassl.config import read_yaml
     from dassl.data.datasets import DATASET_REGISTRY
+    from dassl.utils import check_availability
 
     datasets.register_all()
     node = read_yaml(ROOT / "configs" / "datasets" / f"{dataset}.yaml")["DATASET"]
-    known = node["NAME"] in DATASET_REGISTRY.registered_names()
-    own = getattr(DATASET_REGISTRY.get(node["NAME"]) if known else None, "templates", {})
+    check_availability(node["NAME"], DATASET_REGISTRY.registered_names(), "DATASET.NAME")
+    usual = getattr(DATASET_REGISTRY.get(node["NAME"]), "templates", {})
     prompts = node.get("CUSTOM", {}).get("PROMPTS")
-    anchor = prompts[0] if prompts else own.get("kgcoop", "a photo of a {}.")
-    return {"coop": anchor if prompts else own.get("coop", anchor), "dataset": anchor}
+    anchor = prompts[0] if prompts else usual.get("kgcoop", "a photo of a {}.")
+    return {"coop": anchor if prompts else usual.get("coop", anchor), "dataset": anchor}
 
 
-def base2new(pair: Pair, cell: Arguments) -> Iterator[Step]:
+def base2new(pair: Pair, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
     """Zero-shot, what teaches stage 1, stage 1, its average with CLIP, and each preset of stage 2: both halves."""
-
-    def trained(name: str, arguments: Arguments, card: bool = False) -> Iterator[Step]:
-        yield step(METHODS[name].script("base2new_train"), cell | arguments, card=card)
-        for what in TESTS:
-            yield step(METHODS[name].script(what), cell | arguments)
-
     for what in TESTS:
         yield from zero_shot(what, cell, pair.ends)
-    for name in (*pair.before, pair.stage1):
-        yield from trained(name, {})
-    if pair.average:
-        yield from (step(f"coop_average/{what}", cell) for what in TESTS)
-    for merge in pair.merges:
-        yield step("merge/base2new", cell | {"METHOD": merge, "STAGE1": METHODS[pair.stage1].folder})
-    script = METHODS[pair.stage2].script("base2new_train")
-    for arguments in stage2_arguments(pair, script, is_toy(cell)):
-        yield from trained(pair.stage2, arguments, card=pair.card)
+    before = [(name, {}) for name in pair.before]
+    for name, arguments in (*before, *stages(pair, "base2new_train", cell, presets)):
+        card = pair.card and name == pair.stage2
+        yield step(METHODS[name].script("base2new_train"), cell | arguments, card=card)
+        yield from (step(METHODS[name].script(what), cell | arguments) for what in TESTS)
+        if name == pair.stage1:
+            yield from (step(f"coop_average/{what}", cell) for what in TESTS if pair.average)
+            for merge in pair.merges:
+                yield step("merge/base2new", cell | {"METHOD": merge, "STAGE1": METHODS[name].folder})
 
 
-def transfer(pair: Pair, cell: Arguments, protocol: str) -> Iterator[Step]:
+def transfer(pair: Pair, cell: Arguments, presets: Iterable[str], protocol: str) -> Iterator[Step]:
     """A model of the cell's data set, the source, on it and on each target."""
-    test, places = TRANSFER[protocol], [*on_targets(cell, targets(protocol, cell["DATASET"]))]
+    test, places = TRANSFER[protocol], on_targets(cell, protocol)
     for place in places:
         yield from zero_shot(test, place, pair.ends[:-1])  # no weights are merged here
-    script = METHODS[pair.stage2].script("xd_train")
-    for name, sets in ((pair.stage1, [{}]), (pair.stage2, stage2_arguments(pair, script, is_toy(cell)))):
-        for arguments in sets:
-            yield step(METHODS[name].script("xd_train"), cell | arguments)
-            yield from (step(METHODS[name].script(test), place | arguments) for place in places)
+    for name, arguments in stages(pair, "xd_train", cell, presets):
+        yield step(METHODS[name].script("xd_train"), cell | arguments)
+        yield from (step(METHODS[name].script(test), place | arguments) for place in places)
     if pair.average:
         yield from (step(f"coop_average/{test}", place) for place in places)
 
 
-def fewshot(pair: Pair, cell: Arguments) -> Iterator[Step]:
+def fewshot(pair: Pair, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
     """The few-shot curve."""
     yield from zero_shot("fewshot_test", cell, pair.ends[:-1])
-    script = METHODS[pair.stage2].script("fewshot_train")
-    for name, sets in ((pair.stage1, [{}]), (pair.stage2, stage2_arguments(pair, script, is_toy(cell)))):
-        for arguments in sets:
-            for shots in SHOTS:
-                for what in ("fewshot_train", "fewshot_test"):
-                    yield step(METHODS[name].script(what), cell | arguments | {"SHOTS": shots})
+    for name, arguments in stages(pair, "fewshot_train", cell, presets):
+        for shots, what in itertools.product(SHOTS, ("fewshot_train", "fewshot_test")):
+            yield step(METHODS[name].script(what), cell | arguments | {"SHOTS": shots})
 
 
-def robust(name: str, cell: Arguments, names: Iterable[str] = PRESETS) -> Iterator[Step]:
-    """Robust fine-tuning: the source's own test and its shifted ones. names: presets, of which it has two."""
-    places = [*on_targets(cell, targets("robust", cell["DATASET"]))]
+def robust(name: str, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
+    """Robust fine-tuning: the source's own test and its shifted ones. presets: of which it has two."""
+    places = on_targets(cell, "robust")
     for place in places:
         yield from zero_shot("robust_test", place, [_ANCHOR if is_toy(cell) else "vit_b16_imagenet"])
-    presets = [{"CFG": f"{preset}_toy" if is_toy(cell) else preset} for preset in PRESETS[1:] if preset in names]
-    for script, sets in ((ROBUST[name], [{}]), (f"{ROBUST[name]}_LMC", presets)):
+    cfgs = [{"CFG": f"{preset}_toy" if is_toy(cell) else preset} for preset in PRESETS[1:] if preset in presets]
+    for script, sets in ((ROBUST[name], [{}]), (f"{ROBUST[name]}_LMC", cfgs)):
         for arguments in sets:
             yield step(f"robust/{script}_train", cell | arguments)
             yield from (step(f"robust/{script}_test", place | arguments) for place in places)
-            yield from (
-                step(f"robust/{kind}_ensemble", cell | arguments | {"METHOD": script})
-                for kind in ("weight", "output")
-                if kind == "weight" or not arguments  # output ensembles are a baseline of stage 1
-            )
+            for kind in ("weight", "output") if not arguments else ("weight",):  # output ensembles: of stage 1 alone
+                yield step(f"robust/{kind}_ensemble", cell | arguments | {"METHOD": script})
 
 
 def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[str] = ()) -> list[Step]:
@@ -217,13 +200,14 @@ def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[st
     given |= {"ORDER": order, "SEED": str(seed)}
     names = [f"condu/{name}" for name in (script, f"eval_MTIL_{tuning}", f"eval_agnostic_MTIL_{tuning}")]
     pairs = tuple(checked_pairs(list(pairs)))
-    return [step(name, COMMANDS[name].from_environment() | given, pairs=pairs) for name in names]
+    commands = {name: COMMANDS[name] for name in names}
+    return [Step(name, own.complete(own.from_environment() | given), pairs) for name, own in commands.items()]
 
 
-def on_targets(cell: Arguments, names: Iterable[str]) -> Iterator[Arguments]:
+def on_targets(cell: Arguments, protocol: str) -> list[Arguments]:
     """The cell's own data set as SOURCE, tested on itself and on each target."""
-    for name in (cell["DATASET"], *names):
-        yield cell | {"SOURCE": cell["DATASET"], "DATASET": name}
+    source = cell["DATASET"]
+    return [cell | {"SOURCE": source, "DATASET": name} for name in (source, *targets(protocol, source))]
 
 
 def is_toy(cell: Arguments) -> bool:
@@ -258,37 +242,26 @@ def cell_steps(
     pairs: KEY VALUE of each; presets: of stage 2.
     """
     cell = {"DATASET": dataset, "SEED": str(seed)}
-    if protocol == "base2new":
-        steps = base2new(PAIRS[name].only(presets), cell)
-    elif protocol == "fewshot":
-        steps = fewshot(PAIRS[name].only(presets), cell)
-    elif protocol == "robust":
-        steps = robust(name, cell, presets)
-    else:
-        steps = transfer(PAIRS[name].only(presets), cell, protocol)
-    return with_keys(steps, pairs)
+    if protocol == "robust":
+        return with_keys(robust(name, cell, presets), pairs)
+    steps, more = {"base2new": (base2new, ()), "fewshot": (fewshot, ())}.get(protocol, (transfer, (protocol,)))
+    return with_keys(steps(PAIRS[name], cell, presets, *more), pairs)
 
 
 def with_keys(steps: Iterable[Step], words: Iterable[str]) -> list[Step]:
-    """Steps with these KEY VALUE words for every run; their folders say the keys that folders name.
+    """Whole steps, with these KEY VALUE words for every run; their folders say the keys that folders name.
 
     UserError: a key that a script or the protocol says itself.
     """
     from dassl.utils import UserError
 
-    steps, pairs = list(steps), checked_pairs(list(words))
-    found = [_with_keys(step, pairs) for step in steps]
-    if len({step.folder for step in found}) < len({step.folder for step in steps}):
+    pairs, whole = checked_pairs(list(words)), []
+    for step in steps:
+        command = COMMANDS[step.command]
+        given, rest = follow(command, dict(step.arguments), pairs, builds_on(command, dict(step.arguments)))
+        own = step.pairs + tuple(rest) * (not command.module)
+        whole.append(replace(step, arguments=command.complete(given), pairs=own))
+    if len({step.folder for step in whole}) < len(whole):
         keys = ", ".join(pairs[::2])
         raise UserError(f"{keys}: the runs of this protocol differ in it; leave it out, or choose another protocol")
-    return found
-
-
-def _with_keys(step: Step, pairs: list[str]) -> Step:
-    command, arguments = COMMANDS[step.command], dict(step.arguments)
-    computed = {key for key, value in command.defaults.items() if callable(value)}
-    usual = command.complete({key: value for key, value in arguments.items() if key not in computed})
-    given = {key: value for key, value in arguments.items() if key not in computed or usual[key] != value}
-    given, rest = follow(command, dict(given), pairs, builds_on(command, arguments), fixed=())
-    own = step.pairs + tuple(rest) * (not command.module)
-    return replace(step, arguments=command.complete(given), pairs=own)
+    return whole

@@ -23,18 +23,18 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 from dassl.utils import ArgumentParser  # noqa: E402
 from scripts.check_job import check_job  # noqa: E402
 from scripts.commands import folder  # noqa: E402
-from scripts.jobs import PROTOCOLS, Step, cell_steps, sources  # noqa: E402
-from scripts.run import unknown_reader  # noqa: E402
+from scripts.jobs import PROTOCOLS, Step  # noqa: E402
+from scripts.plans import plan  # noqa: E402
 from scripts.workers import run_cells  # noqa: E402
 from scripts.workflow.grid import step_lines  # noqa: E402
 
 
-def report() -> None:
+def report(*more: str) -> None:
     """Tables and figures of everything below OUTPUT."""
     from mergetune.report import main as report_main
 
-    output = Path(folder("OUTPUT", "output"))
-    report_main([str(output), "--out", str(output), "--figures"])
+    output = folder("OUTPUT", "output")
+    report_main([output, "--out", output, "--figures", *more])
 
 
 def add_grid_flags(parser: argparse.ArgumentParser) -> None:
@@ -43,28 +43,7 @@ def add_grid_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes; default 2 on the built-in benchmark, else 1")
     parser.add_argument("--check", action="store_true", help="run nothing: check the data, estimate time and memory")
     parser.add_argument("words", nargs="*", metavar="DATASET [SEED...]", help="default: the toy data sets, seeds 1 2 3")
-
-
-def grid(args, datasets: list[str], seeds: list[int]) -> tuple[list[str], list[int]]:
-    """Data sets and seeds of a command line, each known; those given by default, if it names none."""
-    from dassl.utils import UserError, check_availability
-
-    known = sorted(path.stem for path in (ROOT / "configs" / "datasets").glob("*.yaml"))
-    names = [word for word in args.words if not word.isdecimal()]
-    for name in names:
-        check_availability(name, known, "DATASET")
-    if args.data and not (names or datasets):
-        raise UserError(f"--data DIR needs a data set's name, one of {', '.join(known)}")
-    return names or datasets, [int(word) for word in args.words if word.isdecimal()] or seeds
-
-
-def check_readers(steps: list[Step]) -> None:
-    """Refuse data sets that have no reader, before anything runs."""
-    from dassl.utils import UserError
-
-    for dataset in dict.fromkeys(step.arguments["DATASET"] for step in steps if "DATASET" in step.arguments):
-        if problem := unknown_reader({"DATASET": dataset}):
-            raise UserError(problem)
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys for every run")
 
 
 def check_keys(steps: list[Step], pairs: Sequence[str]) -> None:
@@ -76,33 +55,6 @@ def check_keys(steps: list[Step], pairs: Sequence[str]) -> None:
         merge_pairs(train.every_key(), some)
 
 
-def plan(args) -> list[list[Step]]:
-    """The cells of a command line: the pairs of one data set and seed are one cell, for they share runs."""
-    from dassl.utils import check_availability
-
-    every = [name for names in PROTOCOLS.values() for name in names]
-    check_availability(args.trainer or every[0], [*dict.fromkeys(every)], "--trainer")
-    protocol = args.protocol or ("robust" if args.trainer in PROTOCOLS["robust"] else "base2new")
-    check_availability(protocol, list(PROTOCOLS), "--protocol")
-    names = PROTOCOLS[protocol]
-    if not args.all:
-        names = [args.trainer or names[0]]
-        check_availability(names[0], list(PROTOCOLS[protocol]), f"--trainer of protocol {protocol}")
-    datasets, seeds = grid(args, [] if args.data else sources(protocol), [1, 2, 3])
-    cells = [
-        [step for name in names for step in cell_steps(name, protocol, dataset, seed, args.set)]
-        for seed in seeds
-        for dataset in datasets
-    ]
-    return without_repeats(cells)
-
-
-def without_repeats(cells: list[list[Step]]) -> list[list[Step]]:
-    """Each run once, where it comes first: no two processes meet in one folder."""
-    seen = set()
-    return [[step for step in cell if not (step.folder in seen or seen.add(step.folder))] for cell in cells]
-
-
 def build_parser(description: str = __doc__) -> argparse.ArgumentParser:
     """What names a grid, for the workflow too."""
     parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,7 +63,6 @@ def build_parser(description: str = __doc__) -> argparse.ArgumentParser:
     parser.add_argument("--protocol", help=f"one of {', '.join(PROTOCOLS)}; default the trainer's first")
     parser.add_argument("--all", action="store_true", help="every pair that has the protocol")
     add_grid_flags(parser)
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys for every run")
     return parser
 
 
@@ -128,13 +79,11 @@ def main() -> int:
     args, _ = parser.parse_known_intermixed_args()  # --all takes the words of the workflow too
     if args.all and has_workflow():
         print("snakemake is installed: all pairs run as its workflow, as by scripts/flow.py", flush=True)
-        from scripts.flow import main as flow
-
-        return flow(sys.argv[1:])
-    return run_job(parser.parse_intermixed_args(), plan)
+        os.execv(sys.executable, [sys.executable, str(ROOT / "scripts" / "flow.py"), *sys.argv[1:]])
+    return run_job(parser.parse_intermixed_args())
 
 
-def run_job(args, plan, after=report) -> int:
+def run_job(args, after=report) -> int:
     """Plan, run and report; the exit status. UserError before anything runs."""
     from dassl.utils import UserError
 
@@ -148,7 +97,6 @@ def run_job(args, plan, after=report) -> int:
         print(*plan_lines(cells), sep="\n")
         return 0
     steps = [step for cell in cells for step in cell]
-    check_readers(steps)
     check_keys(steps, args.set)
     workers = args.workers or (1 if args.data else 2)
     if args.check:
@@ -164,7 +112,7 @@ def plan_lines(cells: list[list[Step]]) -> Iterator[str]:
     """The command lines that do the same, as a shell takes them."""
     yield from (f"export {name}={shlex.quote(folder(name, ''))}" for name in ("DATA", "OUTPUT") if os.environ.get(name))
     for step in (step for cell in cells for step in cell):
-        for line in step_lines(step, "python", ""):
+        for line in step_lines(step, "python"):
             yield f"# finished: {line}" if step.finished else line
 
 

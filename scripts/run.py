@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from dassl.utils import expand_user  # noqa: E402
 from scripts.commands import COMMANDS, Command, folder, run_folder  # noqa: E402
-from scripts.commands.command import CARRIED, STAGE1, Arguments, checked_pairs, follow, of_stage1  # noqa: E402
+from scripts.commands.command import STAGE1, Arguments, checked_pairs, first_arguments, follow, of_source, of_stage1  # noqa: E402
 
 NUMBERS = ("SEED", "SHOTS", "LOADEP", "N", "GPUS")
 STREAM = "trained stream"
@@ -60,28 +60,29 @@ def parse(name: str, words: list[str]) -> tuple[list[Arguments], list[str]]:
     """The arguments by name, once for each seed that the script runs, and the KEY VALUE pairs behind `--`."""
     command = COMMANDS[name]
     cut = words.index("--") if "--" in words else len(words)
-    given, pairs = [word for word in words[:cut] if word not in command.flags], words[cut + 1 :]
-    flags = [word for word in words[:cut] if word in command.flags]
-    by_name = {} if command.free else dict(word.split("=", 1) for word in given if NAMED.match(word))
-    given = [word for word in given if command.free or not NAMED.match(word)]
+    words, pairs = words[:cut], words[cut + 1 :]
     if command.free:
-        form, given = ("WORDS",), [shlex.join(given)]
+        named = {"WORDS": shlex.join(words)}
     else:
-        form = next((form for form in (command.arguments, *command.forms) if len(form) == len(given)), None)
-    if form is None:
-        raise usage(name, f"{len(given)} arguments" if given else "")
-    named = by_name | dict(zip(form, given, strict=True))
+        named = dict(word.split("=", 1) for word in words if NAMED.match(word))
+        placed = [word for word in words if word not in command.flags and not NAMED.match(word)]
+        form = next((form for form in (command.arguments, *command.forms) if len(form) == len(placed)), None)
+        if form is None:
+            raise usage(name, f"{len(placed)} arguments" if placed else "")
+        named |= dict(zip(form, placed, strict=True))
     known = known_arguments(command, named)
-    if wrong := by_name.keys() - known:
+    if wrong := named.keys() - {*known, "WORDS"}:
         raise usage(name, f"no argument {', '.join(sorted(wrong))}; known: {', '.join(known)}")
     in_sweep = "SWEEP" in named  # whose folder names its keys
     try:
         pairs = checked_pairs(pairs, ("TRAINER.MODAL",) if in_sweep else ())
-        named, pairs = (named, pairs) if in_sweep else follow(command, named, pairs, builds_on(command, named), named)
+        if not in_sweep:
+            named, pairs = follow(command, named, pairs, builds_on(command, named), typed=True)
     except ValueError as error:
         raise usage(name, str(error)) from None
     named = command.from_environment() | named
-    named |= {"FLAGS": " ".join(flags)} if flags else {}
+    if flags := [word for word in words if word in command.flags]:
+        named["FLAGS"] = " ".join(flags)
     named |= {key: os.path.abspath(expand_user(named[key])) for key in command.folders if key in named}
     seeds = [{}] if "SEED" in named else [{"SEED": seed} for seed in command.seeds_to_run()]
     runs = [command.complete(named | seed) for seed in seeds]
@@ -145,33 +146,10 @@ def script_line(name: str, arguments: Arguments, pairs: Sequence[str] = ()) -> s
     command = COMMANDS[name]
     placed = {key: arguments[key] for key in command.arguments}
     usual = command.complete(placed)
-    named = [
-        f"{key}={value}"
-        for key, value in arguments.items()
-        if key in known_arguments(command, arguments) and usual.get(key) != value
-    ]
+    known = [key for key in known_arguments(command, arguments) if key in arguments]
+    named = [f"{key}={arguments[key]}" for key in known if usual.get(key) != arguments[key]]
     tail = ["--", *pairs] if pairs else []
     return shlex.join(["bash", f"scripts/{name}.sh", *placed.values(), *named, *tail])
-
-
-def first_arguments(name: str, arguments: Arguments) -> Arguments:
-    """The arguments of the command `name` whose run a command with these arguments continues or learns from."""
-    first, arguments = COMMANDS[name], trained_arguments(arguments)
-    own = {key: arguments[key] for key in CARRIED if key in arguments}
-    if "SHOTS" not in first.arguments:
-        own.pop("SHOTS", None)
-    return first.complete(own | of_stage1(arguments))
-
-
-def stage1_folder(command: Command, arguments: Arguments) -> str:
-    """The run that a stage-2 command continues from."""
-    own = run_folder(COMMANDS[command.stage1], first_arguments(command.stage1, arguments))
-    return arguments.get("STUDENT_DIR") or str(own)
-
-
-def trained_arguments(arguments: Arguments) -> Arguments:
-    """The arguments of the training behind an evaluation: those of the source, where there is one."""
-    return arguments | {"DATASET": arguments["SOURCE"]} if "SOURCE" in arguments else arguments
 
 
 def program(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
@@ -197,15 +175,15 @@ def train_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
     argv += ["--dataset-config-file", f"configs/datasets/{arguments['DATASET']}.yaml"]
     argv += ["--config-file", f"configs/trainers/{command.config.format(**arguments)}.yaml"]
     argv += ["--output-dir", str(run_folder(command, arguments))]
+    places = {what: run for what, run, _, _ in needs(name, arguments)}
     if command.evaluates:
-        trained = run_folder(COMMANDS[command.evaluates], trained_arguments(arguments))
-        argv += ["--model-dir", str(trained), "--eval-only"]
+        argv += ["--model-dir", places["trained model"], "--eval-only"]
     if arguments.get("LOADEP"):
         argv += ["--load-epoch", arguments["LOADEP"]]
     if command.eval_only:
         argv += ["--eval-only"]
     if command.stage1:
-        argv += ["--resume-coop", stage1_folder(command, arguments)]
+        argv += ["--resume-coop", places["stage-1 checkpoint"]]
     argv += ["DATASET.NUM_SHOTS", arguments["SHOTS"], "DATASET.SUBSAMPLE_CLASSES", command.subset]
     if command.protocol != "base2novel":
         argv += ["TRAINER.MODAL", command.protocol]
@@ -223,22 +201,24 @@ def ready(run: str | Path) -> bool:
 
 def needs(name: str, arguments: Arguments) -> list[tuple[str, str, str, Arguments]]:
     """What has to be there before a command runs: (what, folder, the command that makes it, its arguments)."""
-    command, found = COMMANDS[name], []
+    command, needed = COMMANDS[name], []
+
+    def need(what: str, other: str, own: Arguments, run: str = "") -> None:
+        needed.append((what, run or str(run_folder(COMMANDS[other], own)), other, own))
+
     if command.stage1:
-        own = first_arguments(command.stage1, arguments)
-        found.append(("stage-1 checkpoint", stage1_folder(command, arguments), command.stage1, own))
+        own = first_arguments(COMMANDS[command.stage1], arguments)
+        need("stage-1 checkpoint", command.stage1, own, arguments.get("STUDENT_DIR", ""))
     if command.teacher:
-        own = first_arguments(command.teacher, arguments)
-        found.append(("teacher", arguments["TEACHER_DIR"], command.teacher, own))
+        own = first_arguments(COMMANDS[command.teacher], arguments)
+        need("teacher", command.teacher, own, arguments["TEACHER_DIR"])
     if command.evaluates:
         trained = command.evaluates.format(**arguments)
-        own = trained_arguments(arguments) | (of_stage1(arguments) if command.module else {})
-        own = COMMANDS[trained].complete(own)
-        found.append(("trained model", str(run_folder(COMMANDS[trained], own)), trained, own))
+        own = of_source(arguments) | (of_stage1(arguments) if command.module else {})
+        need("trained model", trained, COMMANDS[trained].complete(own))
     if command.follows:
-        trained = command.follows(arguments)
-        found.append((STREAM, str(run_folder(COMMANDS[trained], arguments)), trained, arguments))
-    return found
+        need(STREAM, command.follows(arguments), arguments)
+    return needed
 
 
 def missing(name: str, arguments: Arguments, pairs: list[str]) -> str:
@@ -247,25 +227,7 @@ def missing(name: str, arguments: Arguments, pairs: list[str]) -> str:
     given = {"teacher": "TRAINER.PROMPTKD.TEACHER_DIR", "stage-1 checkpoint": "RESUME_COOP"}
     for what, run, other, own in needs(name, arguments):
         if what != STREAM and not ready(run) and given.get(what) not in pairs:
-            return unknown_reader(arguments) or f"no {what} in {run}; make it with:  {script_line(other, own)}"
-    return ""
-
-
-def unknown_reader(arguments: Arguments) -> str:
-    """Whether a data set has a yaml but no reader yet: the line that says so. Imports the engine."""
-    import datasets
-    from dassl.config import read_yaml
-    from dassl.data.datasets import DATASET_REGISTRY
-    from dassl.utils import UserError, check_availability
-
-    datasets.register_all()
-    try:
-        for key in ("DATASET", "SOURCE"):
-            if key in arguments:
-                name = read_yaml(CONFIGS / "datasets" / f"{arguments[key]}.yaml")["DATASET"]["NAME"]
-                check_availability(name, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
-    except UserError as error:
-        return str(error)
+            return f"no {what} in {run}; make it with:  {script_line(other, own)}"
     return ""
 
 

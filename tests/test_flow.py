@@ -1,4 +1,4 @@
-"""The workflow: a killed grid ends with its table and repeats nothing, a dry run writes nothing, locks, tables."""
+"""The workflow: a killed grid ends with its table and repeats nothing, a dry run writes nothing, tables."""
 
 import csv
 import os
@@ -15,10 +15,9 @@ import pytest
 from dassl.utils import RunLock, UserError
 from scripts import flow
 from scripts.commands import COMMANDS
+from scripts.plans import names_in, plan, read_table
 from scripts.run import parse, program
 from scripts.workflow.grid import Grid, home
-from scripts.workflow.lock import clear_dead_lock
-from scripts.workflow.tables import names, read_table, table_plan
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import group
 
@@ -100,7 +99,6 @@ def test_a_killed_grid_ends_with_its_table_and_repeats_nothing(killed):
     after = finished(output)
     assert 5 <= len([file for file in before if file.name == "results.json"]) < 2 * RUNS
     assert {file: after[file] for file in before} == before
-    assert "removed the lock of a workflow that was killed" in printed
     with open(output / "tables" / "base2new.csv") as file:
         rows = [row for row in csv.DictReader(file) if row["method"].startswith("CoOp_LMC (paper")]
     assert rows and all(row["n"] == "2" for row in rows)
@@ -161,17 +159,17 @@ def test_all_pairs_of_the_main_job_are_a_workflow(clone, tmp_path):
 # Jobs
 
 
-TABLES = [(name, world) for name in names() for world in ("toy", "public") if (name, world) != ("fewshot_mtil", "toy")]
+TABLES = [(name, world) for name in names_in("tables") for world in ("toy", "public")]
+TABLES.remove(("fewshot_mtil", "toy"))
 
 
 @pytest.mark.parametrize(("name", "world"), TABLES)
 def test_every_run_of_every_table_is_a_line_of_its_bash_script(name, world, place):
     """The line means the same run; what a run needs is made by a job before it, or by nobody."""
-    table = read_table(ROOT / "configs" / "tables" / f"{name}.yaml")
-    subject = [] if table.orders else ["toy_objects" if world == "toy" else "imagenet"]
-    args, _ = flow.read([*subject, "1", *(["--data", "/data"] if world == "public" else [])])
-    cells = table_plan(table)(args)
-    grid = Grid(cells, "run", [])
+    path = ROOT / "configs" / "tables" / f"{name}.yaml"
+    subject = [] if hasattr(read_table(path), "orders") else ["toy_objects" if world == "toy" else "imagenet"]
+    args, _ = flow.read([str(path), *subject, "1", *(["--data", "/data"] if world == "public" else [])])
+    grid = Grid(plan(args), "run")
     known = set()
     for job in grid.jobs.values():
         (step,) = job.steps
@@ -201,40 +199,6 @@ def test_each_job_gets_one_free_gpu(tmp_path):
     assert done.stdout.strip() == said[1]
     for process in (held[0], held[2]):
         process.communicate("\n")
-
-
-# Locks
-
-
-def locked(place):
-    """The files that snakemake locks a folder with."""
-    lock = place / "flow" / ".snakemake" / "locks" / "0.output.lock"
-    lock.parent.mkdir(parents=True)
-    lock.write_text("done/x\n")
-    return lock
-
-
-def test_a_dead_lock_is_removed_and_a_living_one_refused(place, tmp_path):
-    lock = locked(place)
-    fake = tmp_path / "snakemake"
-    fake.write_text("print(flush=True)\ninput()\n")
-    living = subprocess.Popen([sys.executable, fake], cwd=home(), stdin=-1, stdout=-1)
-    living.stdout.readline()
-    with pytest.raises(UserError, match=rf"running snakemake \(pid {living.pid}\)"):
-        clear_dead_lock(home())
-    assert lock.exists()
-    living.kill()
-    living.communicate()
-    clear_dead_lock(home())
-    assert not lock.exists()
-
-
-def test_a_lock_of_another_machine_stays(place):
-    lock = locked(place)
-    (home() / "host").write_text("elsewhere\n")
-    with pytest.raises(UserError, match="locked on elsewhere"):
-        clear_dead_lock(home())
-    assert lock.exists()
 
 
 def test_a_second_workflow_in_a_folder_is_refused(table, place):

@@ -9,7 +9,8 @@ from dassl.utils import UserError
 from scripts.check_job import kind_of
 from scripts.commands import COMMANDS, run_folder
 from scripts.jobs import PROTOCOLS, SHOTS, cell_steps, sources, targets, toy_sets
-from scripts.main_job import check_readers, without_repeats
+from scripts.main_job import build_parser
+from scripts.plans import plan
 from scripts.run import needs, parse, script_line, train_argv
 
 JOBS = [(name, protocol) for protocol, names in PROTOCOLS.items() for name in names]
@@ -57,14 +58,15 @@ def test_what_each_protocol_tests_on():
 
 
 def test_runs_that_two_cells_share_are_run_once():
-    cells = [cell_steps("CoOp", "cross", name, 1) for name in ("toy_objects", "toy_shapes")]
-    steps = [step for cell in without_repeats(cells) for step in cell]
-    assert len({step.folder for step in steps}) == len(steps) < sum(map(len, cells))
+    names = ("toy_objects", "toy_shapes")
+    cells = plan(build_parser().parse_args(["--protocol", "cross", *names, "1"]))
+    folders = [step.folder for cell in cells for step in cell]
+    assert len(set(folders)) == len(folders) < sum(len(cell_steps("CoOp", "cross", name, 1)) for name in names)
 
 
 def test_a_data_set_without_reader_stops_a_job_before_it_starts():
     with pytest.raises(UserError, match="nothing_there"):
-        check_readers(cell_steps("CoOp", "dg", "nothing_there", 1))
+        cell_steps("CoOp", "dg", "nothing_there", 1)
 
 
 def zero_shot_cfgs(name, protocol, dataset):

@@ -14,7 +14,8 @@ from dassl.utils import UserError
 from datasets.toy.build import world_digest
 from mergetune.path_card import LEG_POINTS
 from scripts.jobs import cell_steps
-from scripts.main_job import build_parser, plan, report_if_any, run_job
+from scripts.main_job import build_parser, report_if_any, run_job
+from scripts.plans import plan
 from scripts.run import parse
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python, group
@@ -74,7 +75,7 @@ def test_failures_are_said_first_and_no_report_is_made_of_nothing(toy_data, tmp_
     monkeypatch.setenv("OUTPUT", str(tmp_path))
     monkeypatch.chdir(ROOT)
     words = ["caltech101", "toy_digits", "1", "--workers", "1", "--set", "DATASET.NUM_SHOTS", "999"]
-    assert run_job(build_parser().parse_args(words), plan) == 1
+    assert run_job(build_parser().parse_args(words)) == 1
     said = capfd.readouterr()
     failed = [line for line in said.err.splitlines() if line.startswith("failed: ")]
     assert [line.split()[1] for line in failed] == ["caltech101", "toy_digits"]
@@ -89,14 +90,14 @@ def test_a_key_that_no_run_can_take_is_said_before_the_first_run(tmp_path, monke
     monkeypatch.setenv("OUTPUT", str(tmp_path / "output"))
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=pair.split()[0]):
-        run_job(build_parser().parse_args(["toy_shapes", "1", "--set", *pair.split()]), plan)
+        run_job(build_parser().parse_args(["toy_shapes", "1", "--set", *pair.split()]))
     assert not (tmp_path / "output").exists()
 
 
 @pytest.mark.parametrize("words", [["toy_shapes", "²"], ["toy_shapes", "1", "--workers", "-1"]])
 def test_numbers_of_the_job_are_whole_and_positive(words):
     with pytest.raises(UserError, match="²|--workers is -1"):
-        run_job(build_parser().parse_args(words), plan)
+        run_job(build_parser().parse_args(words))
 
 
 def test_a_report_that_fails_is_said_and_changes_the_exit_status(job, monkeypatch, capsys):

@@ -9,11 +9,11 @@ import train
 from dassl.utils import UserError
 from scripts.commands import COMMANDS
 from scripts.commands.base2new import METHODS, kd_weight
-from scripts.commands.command import recipe, source_of
+from scripts.commands.command import first_arguments, of_source, recipe, source_of
 from scripts.condu import toy_stream
 from scripts.condu.orders import tasks_of
 from scripts.main_job import build_parser
-from scripts.run import Usage, first_arguments, main, parse, train_argv, trained_arguments
+from scripts.run import Usage, main, parse, train_argv
 from tests.conftest import ROOT
 
 LMC = ["10.0", "cosine", "True", "1.0", "1", "vit_b16_ep100_ctxv1"]
@@ -156,15 +156,15 @@ def test_what_a_test_reads_is_what_its_training_wrote(dry, name, dataset):
     arguments = command.complete(dict(zip(command.arguments, words, strict=True)) | {"SEED": "1"})
     own = train_argv(name, arguments, [])
     if command.evaluates:
-        trained = trained_arguments(arguments)
+        trained = of_source(arguments)
         theirs = train_argv(command.evaluates, COMMANDS[command.evaluates].complete(trained), [])
         assert value_of("--model-dir", own) == value_of("--output-dir", theirs)
         assert "--eval-only" in own and value_of("--trainer", own) == value_of("--trainer", theirs)
     if command.stage1 and "STUDENT_DIR" not in command.arguments:
-        first = train_argv(command.stage1, first_arguments(command.stage1, arguments), [])
+        first = train_argv(command.stage1, first_arguments(COMMANDS[command.stage1], arguments), [])
         assert value_of("--resume-coop", own) == value_of("--output-dir", first)
     if command.teacher:
-        first = train_argv(command.teacher, first_arguments(command.teacher, arguments), [])
+        first = train_argv(command.teacher, first_arguments(COMMANDS[command.teacher], arguments), [])
         assert pairs_of(own)["TRAINER.PROMPTKD.TEACHER_DIR"] == value_of("--output-dir", first)
 
 

@@ -6,8 +6,9 @@ import pytest
 
 import train
 from dassl.utils import UserError
+from scripts.plans import label, read_sweep
+from scripts.plans import sweep_steps as steps
 from scripts.run import train_argv
-from scripts.sweep import label, read_sweep, steps
 from tests.conftest import ROOT
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))

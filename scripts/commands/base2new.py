@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from .command import Arguments, Command, of_stage1, run_folder, yaml_values
+from .command import Arguments, Command, first_arguments, run_folder, yaml_values
 
 LMC_ARGUMENTS = ("DATASET", "CLIP_WEIGHT", "LOSS_TYPE", "COOP_LMC", "W_LMC", "SEED", "CFG")
 LMC_PAIRS = (
@@ -43,8 +43,7 @@ def of_run(name: str):
     """A default: the folder of the run that another command makes on this data set and seed."""
 
     def default(arguments: Arguments) -> str:
-        own = {key: arguments[key] for key in ("DATASET", "SEED", "OUTPUT") if key in arguments}
-        return str(run_folder(COMMANDS[name], COMMANDS[name].complete(own | of_stage1(arguments))))
+        return str(run_folder(COMMANDS[name], first_arguments(COMMANDS[name], arguments)))
 
     return default
 

@@ -71,6 +71,11 @@ class Command:
             return self.left(arguments)
         return [run_folder(self, arguments) / self.marker] if self.marker else []
 
+    @property
+    def passed(self) -> dict[str, str]:
+        """Config keys whose value is an argument -> its name."""
+        return dict(zip(self.pairs[::2], (word.strip("{}") for word in self.pairs[1::2]), strict=True))
+
     def complete(self, given: Arguments) -> Arguments:
         """All arguments: the given ones, and the defaults of the rest."""
         arguments = dict(given)
@@ -97,11 +102,10 @@ def checked_pairs(words: Sequence[str], free: Sequence[str] = ()) -> list[str]:
 
 def folder_keys(command: Command) -> dict[str, str]:
     """Config keys whose value a command's folder names -> its argument."""
-    named = zip(command.pairs[::2], (word.strip("{}") for word in command.pairs[1::2]), strict=True)
-    found = {key: name for key, name in named if f"{{{name}}}" in command.output}
+    keys = {key: name for key, name in command.passed.items() if f"{{{name}}}" in command.output}
     if "SHOTS" in (*command.defaults, *command.arguments):
-        found[SHOTS_KEY] = "SHOTS"
-    return found
+        keys[SHOTS_KEY] = "SHOTS"
+    return keys
 
 
 def canonical(command: Command, key: str) -> str:
@@ -115,33 +119,45 @@ def canonical(command: Command, key: str) -> str:
 
 
 def follow(
-    command: Command, given: Arguments, pairs: Sequence[str], others: Sequence[Command], fixed: Sequence[str]
+    command: Command, given: Arguments, pairs: Sequence[str], others: Sequence[Command], typed: bool = False
 ) -> tuple[Arguments, list[str]]:
     """Arguments and KEY VALUE words, with the keys that the folder names as arguments, so that it says what is run.
     others: commands whose runs this one builds on; their folders follow too.
 
-    UserError: one of the `fixed` arguments has another value.
+    UserError: an argument that was `typed` has another value.
     """
     from dassl.utils import UserError
 
-    keys, own, rest = folder_keys(command), dict(given), []
+    arguments, rest = dict(given), []
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         for other in others:
             if name := folder_keys(other).get(canonical(other, key)):
-                own.setdefault(STAGE1 + name, value)
-        name = keys.get(canonical(command, key))
+                arguments.setdefault(STAGE1 + name, value)
+        name = folder_keys(command).get(canonical(command, key))
         if name is None:
             rest += [key, value]
-        elif name in fixed and given[name] != value:
+        elif typed and given.get(name, value) != value:
             raise UserError(f"{key} {value}: the argument {name} says {given[name]}, give it there")
         else:
-            own[name] = value
-    return own, rest
+            arguments[name] = value
+    return arguments, rest
 
 
 def of_stage1(arguments: Arguments) -> Arguments:
     """The arguments that are stage 1's, by the names that they have there."""
     return {key.removeprefix(STAGE1): value for key, value in arguments.items() if key.startswith(STAGE1)}
+
+
+def first_arguments(first: Command, arguments: Arguments) -> Arguments:
+    """The arguments of the command whose run one with these arguments continues or learns from."""
+    arguments = of_source(arguments)
+    own = {key: arguments[key] for key in CARRIED if key in arguments and (key != "SHOTS" or key in first.arguments)}
+    return first.complete(own | of_stage1(arguments))
+
+
+def of_source(arguments: Arguments) -> Arguments:
+    """The arguments of the training behind an evaluation: on the source, where there is one."""
+    return arguments | {"DATASET": arguments["SOURCE"]} if "SOURCE" in arguments else arguments
 
 
 def folder(variable: str, default: str) -> str:
@@ -180,6 +196,5 @@ def recipe(command: Command, cfg: str) -> Arguments:
     Those with a default of their own for each data set are left to it.
     """
     values = yaml_values(command.config.format(CFG=cfg))
-    passed = zip(command.pairs[::2], (word.strip("{}") for word in command.pairs[1::2]), strict=True)
-    named = {name: values[key] for key, name in passed if key in values}
+    named = {name: values[key] for key, name in command.passed.items() if key in values}
     return {"CFG": cfg} | {name: value for name, value in named.items() if not callable(command.defaults.get(name))}

@@ -8,21 +8,16 @@ the engine, which removes the output of a job that failed, never touches a resul
 import hashlib
 import shlex
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from scripts.commands import folder
+from scripts.commands.command import ROOT
 from scripts.jobs import Step, is_toy
 from scripts.run import needs, script_line
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 UNITS = ("run", "cell")
-# A toy run takes about as long as starting Python and PyTorch (6 s): its cells are jobs. A public one takes minutes to
-# hours: its runs are jobs, so that many machines share a cell.
-TOY_UNIT, PUBLIC_UNIT = "cell", "run"
-CARD = "-m mergetune.path_card"
 
 
 @dataclass(frozen=True)
@@ -52,53 +47,29 @@ def home() -> Path:
     return Path(folder("OUTPUT", "output"), "flow")
 
 
-def tag(steps: Iterable[Step]) -> str:
-    """Eight letters that differ where the folders do."""
-    return hashlib.sha256("\n".join(str(step.folder) for step in steps).encode()).hexdigest()[:8]
-
-
 class Grid:
     """Jobs by name, in an order in which each comes after those it needs.
 
-    words: the command line that plans the same grid again, in a job's own process; threads, gpus, attempts: of a job.
+    words: the command line that plans the same grid again, in a job's own process; threads, gpus, attempts: of a job;
+    slots: GPUs that jobs of this machine share.
     """
 
-    def __init__(self, cells: list[list[Step]], unit: str, words: list[str], threads=1, gpus=0, slots=0, retries=0):
+    def __init__(
+        self, cells: list[list[Step]], unit: str, words: Sequence[str] = (), threads=1, gpus=0, slots=0, retries=0
+    ):
         self.words, self.unit, self.threads = words, unit, threads
         self.gpus, self.slots, self.retries = gpus, slots, retries
-        steps = cells if unit == "cell" else [[step] for cell in cells for step in cell]
         self.jobs: dict[str, Job] = {}
-        self.maker: dict[str, str] = {}  # folder -> the job that makes it
-        for group in filter(None, steps):
-            job = self._job(group)
-            self.jobs[job.name] = job
-
-    def _job(self, steps: list[Step]) -> Job:
-        first = steps[0]
-        name = f"{first.subject}-seed{first.arguments['SEED']}-{tag(steps)}"
-        before = [found for step in steps for _, found, _, _ in needs(step.command, dict(step.arguments))]
-        needed = dict.fromkeys(self.maker[found] for found in before if found in self.maker)
-        for step in steps:
-            self.maker.setdefault(str(step.folder), name)
-        rule = "cell" if self.unit == "cell" else first.command.replace("/", "_")
-        return Job(rule, name, tuple(steps), tuple(needed))
-
-    @property
-    def rules(self) -> list[str]:
-        return list(dict.fromkeys(job.rule for job in self.jobs.values()))
-
-    @property
-    def home(self) -> Path:
-        return home()
-
-    @property
-    def resources(self) -> dict[str, int]:
-        """Of a job, beside its threads."""
-        return {"gpu": self.gpus} if self.gpus else {}
-
-    @cached_property
-    def flags(self) -> list[str]:
-        return [str(job.flag) for job in self.jobs.values()]
+        makers: dict[str, str] = {}  # folder -> the job that makes it
+        for steps in filter(None, cells if unit == "cell" else [[step] for cell in cells for step in cell]):
+            folders = [str(step.folder) for step in steps]
+            tag = hashlib.sha256("\n".join(folders).encode()).hexdigest()[:8]
+            name = f"{steps[0].subject}-seed{steps[0].arguments['SEED']}-{tag}"
+            before = [run for step in steps for _, run, _, _ in needs(step.command, dict(step.arguments))]
+            needed = dict.fromkeys(makers[run] for run in before if run in makers)
+            makers = dict.fromkeys(folders, name) | makers
+            rule = "cell" if unit == "cell" else steps[0].command.replace("/", "_")
+            self.jobs[name] = Job(rule, name, tuple(steps), tuple(needed))
 
     def needed(self, name: str) -> list[str]:
         """The flags that a job waits for."""
@@ -119,20 +90,21 @@ class Grid:
         python = shlex.quote(sys.executable)
         slot = f"{python} scripts/workflow/gpu.py {self.slots} {shlex.quote(str(home()))} " if self.slots else ""
         if self.unit == "cell":
-            lines = [f"{slot}{python} scripts/workflow/cell.py {shlex.join([name, *self.words])}"]
+            lines = [f"{slot}{python} scripts/flow.py --job {shlex.join([name, *self.words])}"]
         else:
             lines = list(step_lines(job.steps[0], python, slot))
         return f"cd {shlex.quote(str(ROOT))} && ({' && '.join(lines)}) >> {shlex.quote(str(job.log))} 2>&1"
 
 
-def step_lines(step: Step, python: str, slot: str) -> Iterator[str]:
+def step_lines(step: Step, python: str, slot: str = "") -> Iterator[str]:
     """A step's bash script, and its path card where one belongs to it."""
     yield slot + script_line(step.command, dict(step.arguments), step.pairs)
     if step.card:
-        yield f"{slot}{python} {CARD} {shlex.quote(str(step.folder))}"
+        yield f"{slot}{python} -m mergetune.path_card {shlex.quote(str(step.folder))}"
 
 
-def unit_of(cells: list[list[Step]], asked: str = "") -> str:
-    """What is one job, if the command line does not say."""
+def unit_of(cells: list[list[Step]]) -> str:
+    """What is one job, if the command line does not say. A toy run takes about as long as starting Python and PyTorch
+    (6 s): its cells are jobs. A public one takes minutes to hours: its runs are, so that many machines share a cell."""
     toy = all(is_toy({"DATASET": step.subject}) or step.subject == "toy" for cell in cells for step in cell)
-    return asked or (TOY_UNIT if toy else PUBLIC_UNIT)
+    return "cell" if toy else "run"
