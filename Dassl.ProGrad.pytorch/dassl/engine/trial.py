@@ -12,7 +12,7 @@ import os
 import sys
 import time
 import warnings
-from statistics import mean, median
+from statistics import mean
 
 import torch
 from torch.utils.data import default_collate
@@ -59,9 +59,8 @@ class Few:
 
     @property
     def pace(self):
-        """Seconds of a batch; with workers, whose batches come in bursts, their mean."""
-        counted = self.times[1 + self.loader.num_workers :] or self.times or [0.0]
-        return mean(counted) if self.loader.num_workers else median(counted)
+        """Seconds of a batch, after the first ones."""
+        return mean(self.times[1 + self.loader.num_workers :] or self.times or [0.0])
 
 
 @contextlib.contextmanager
@@ -91,8 +90,10 @@ class Trial:
     def __init__(self, cfg, counted):
         self.phases, self.warnings, self.steps, self.step, self.peak_mb = {}, [], 0, 0.0, 0.0
         self.pictures, self.bank_bytes, self.bank_folder, self.counted, self.sampling = 0, 0, None, {*counted}, 0.0
-        with self.quiet(), self.phase("start"):
+        started = time.perf_counter()
+        with self.quiet():
             self.trainer = build_run(cfg)
+        self.add("start", time.perf_counter() - started)
         self.dataset = getattr(getattr(self.trainer, "dm", None), "dataset", None)
         for loader in self.loaders(TRAINING + EVALUATION).values():
             if isinstance(loader.dataset, DatasetWrapper):
@@ -109,13 +110,6 @@ class Trial:
 
     def add(self, phase, seconds):
         self.phases[phase] = self.phases.get(phase, 0.0) + max(0.0, seconds)
-
-    @contextlib.contextmanager
-    def phase(self, name):
-        """Time what is within, without samples for the bank."""
-        sampling, started = self.sampling, time.perf_counter()
-        yield
-        self.add(name, time.perf_counter() - started - (self.sampling - sampling))
 
     @contextlib.contextmanager
     def quiet(self):
@@ -139,12 +133,13 @@ class Trial:
         """
         trainer = self.trainer
         with self.quiet():
-            with self.phase("start"):
-                if evaluates:
-                    load_trained(trainer, *evaluates)
-                else:
-                    trainer.before_train()
-                    trainer.start_progress()
+            started = time.perf_counter()
+            if evaluates:
+                load_trained(trainer, *evaluates)
+            else:
+                trainer.before_train()
+                trainer.start_progress()
+            self.add("start", time.perf_counter() - started - self.sampling)
             if not evaluates and trainer.start_epoch < trainer.max_epoch:
                 self.train()
             if evaluates or not trainer.cfg.TEST.NO_TEST:
