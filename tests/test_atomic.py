@@ -3,11 +3,13 @@
 import os
 import random
 import signal
+import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from dassl.utils import atomic_save, atomic_write
+from dassl.utils import RunLock, WriteFailed, atomic_save, atomic_write
 from dassl.utils.atomic import atomic_folder, atomic_path
 
 VALUES = {str(i): torch.full((2000,), float(i)) for i in range(300)}
@@ -55,3 +57,51 @@ def test_two_who_write_one_file_do_not_meet(tmp_path):
                 file.write(name)
     assert (tmp_path / "file").read_text() == first  # the last to end
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_links_in_the_place_of_temporary_files_and_locks_are_not_followed(tmp_path):
+    victim, run = tmp_path / "victim", tmp_path / "run"
+    victim.write_text("keep")
+    (run / "folder").mkdir(parents=True)
+    for name in (".file.0.tmp", ".folder.0.tmp", ".file.2.tmp"):
+        (run / name).symlink_to(victim)
+    os.link(victim, run / ".file.1.tmp")
+    with atomic_write(run / "file", "w") as file:
+        file.write("whole")
+    with atomic_folder(run / "folder") as folder:
+        open(os.path.join(folder, "new"), "w").close()
+    assert (run / "file").read_text() == "whole" and os.listdir(run / "folder") == ["new"]
+    for place in ("linked", "twice"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "linked" / ".lock").symlink_to(victim)
+    os.link(victim, tmp_path / "twice" / ".lock")
+    for place, reason in (("linked", ".lock is a link"), ("twice", ".lock is a second name of another file")):
+        with pytest.raises(WriteFailed, match=f"{place}.*: {reason}"), RunLock(tmp_path / place):
+            pass
+    assert victim.read_text() == "keep"
+
+
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_a_lock_and_a_file_may_be_written_by_whom_the_umask_says(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with RunLock(tmp_path), atomic_write(tmp_path / "file") as file:
+            file.write(b"whole")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in (".lock", "file")} == {0o666 & ~umask}
+
+
+def test_many_who_write_one_file_leave_one_whole_file(tmp_path):
+    """Beside what killed writers left, which all of them may want to clear away."""
+    for number in range(3):
+        (tmp_path / f".file.{number}.tmp").write_bytes(b"half")
+
+    def write(number):
+        for _ in range(50):
+            with atomic_write(tmp_path / "file") as file:
+                file.write(bytes([number]) * 1000)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert os.listdir(tmp_path) == ["file"] and len(set((tmp_path / "file").read_bytes())) == 1

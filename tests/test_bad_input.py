@@ -91,7 +91,7 @@ def test_an_output_folder_that_is_a_file(argv, tmp_path):
 
 def test_a_feature_folder_that_is_a_file(refused, tmp_path):
     (tmp_path / "features").write_text("mine")
-    refused(rf'Feature bank: cannot write to "{tmp_path}/features/')
+    refused(rf'Cannot write to the folder "{tmp_path}/features/')
 
 
 # Data

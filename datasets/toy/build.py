@@ -5,7 +5,6 @@ name], and world.json: what was drawn. A data set is written under a temporary n
 lock beside it makes a second process wait for the first. One with another world.json is replaced.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from dassl.utils.lock import locked
 from dassl.utils.progress import progress
 from datasets.toy.world import COUNTS, VERSION, WORLD
 
@@ -32,9 +32,7 @@ def write_toy(root, toy, counts=COUNTS):
     folder, stamp = Path(root) / toy.folder, _stamp(toy, counts)
     if _is(folder, stamp):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / f".{toy.folder}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder.parent / f".{toy.folder}.lock", lambda _: None):  # another process draws: waited for
         for left in folder.parent.glob(f".{toy.folder}.*/"):  # of a killed writer: nobody else holds the lock
             shutil.rmtree(left, ignore_errors=True)
         if not _is(folder, stamp):

@@ -5,14 +5,13 @@ $OUTPUT/features, else output/features below the current folder.
 """
 
 import argparse
-import fcntl
 import os
 import re
 import shutil
 import time
 from pathlib import Path
 
-from dassl.utils import UserError, errors_in_one_line, expand_user, get_logger, read_json
+from dassl.utils import UserError, errors_in_one_line, expand_user, get_logger, locked, read_json
 
 ROW = "{:32}  {:>9}  {:>6}  {:>9}  {:16}  {}"
 
@@ -43,11 +42,11 @@ def describe(path: Path) -> str:
 
 def remove(path: Path) -> None:
     """Remove a bank. UserError if a run builds it now."""
-    with open(path / ".lock", "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path} is being built by a run") from None
+
+    def busy(_):
+        raise UserError(f"{path} is being built by a run")
+
+    with locked(path / ".lock", busy):
         shutil.rmtree(path)
 
 

@@ -13,7 +13,6 @@ Letters: N images, D joint width, K transforms of one image in one round (cfg.DA
 """
 
 import contextlib
-import fcntl
 import functools
 import os
 from pathlib import Path
@@ -27,10 +26,10 @@ from dassl.data.transforms import describe_transform
 from dassl.utils import (
     MissingFile,
     UserError,
-    WriteFailed,
     digest,
     get_logger,
     is_deep_image,
+    locked,
     sha256_file,
     write_json,
 )
@@ -318,27 +317,10 @@ def _describe_file(path, strict):
     return [*found, "scaled"] if is_deep_image(path) else found  # earlier versions clipped such an image
 
 
-@contextlib.contextmanager
 def _turn(folder):
-    """One builder at a time; the kernel takes the turn back from a process that dies."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "ab")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise WriteFailed(f'Feature bank: cannot write to "{folder}" ({error.strerror})') from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            get_logger().info(f"Feature bank: another process builds {folder}, waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # a file system without locks: both build, and the last rename stands
-            get_logger().warning(f'Feature bank: "{folder}" cannot be locked ({error.strerror})')
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # loader workers hold the file too, and may outlive a failure
-                fcntl.flock(file, fcntl.LOCK_UN)
+    """One builder at a time."""
+    said = f"Feature bank: another process builds {folder}, waiting for it"
+    return locked(folder / ".lock", lambda _: get_logger().info(said))
 
 
 def _as_it_is(batch):

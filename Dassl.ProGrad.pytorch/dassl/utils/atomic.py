@@ -1,7 +1,6 @@
 """Files that are either whole or absent: write beside the target, flush to disk, rename over it."""
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -10,9 +9,9 @@ import signal
 import threading
 
 from .errors import UserError, WriteFailed
+from .lock import take
 
 
-@contextlib.contextmanager
 def atomic_path(path):
     """Context manager that gives a temporary name to write to; `path` changes only when the block ends
     without an error.
@@ -22,72 +21,15 @@ def atomic_path(path):
     Raises:
         WriteFailed: the file cannot be written; the old one, if any, is untouched.
     """
-    target = os.path.realpath(path)
-    folder = os.path.dirname(target)
-    with _refusals(path):
-        os.makedirs(folder, exist_ok=True)
-        with _temporary(target, lambda name: os.open(name, os.O_RDWR | os.O_CREAT, 0o666)) as temporary:
-            try:
-                yield temporary
-                _sync(temporary)
-                os.replace(temporary, target)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                raise
-        _sync_folder(folder)
+    return _whole(path, lambda name: os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)))
 
 
-@contextlib.contextmanager
-def _refusals(path):
-    """The system's refusal to write, as WriteFailed."""
-    try:
-        yield
-    except UserError:
-        raise
-    except OSError as error:
-        raise WriteFailed(f'Cannot write "{path}": {error.strerror or error}') from error
+def atomic_folder(path):
+    """`atomic_path` for a folder to fill. `path` must be absent or an empty folder when the block ends.
 
-
-@contextlib.contextmanager
-def _temporary(target, opened):
-    """The first of .<name>.0.tmp, .<name>.1.tmp, ... beside `target` that no living process writes, held meanwhile.
-
-    So what a killed process has left is taken over by whoever writes that target next. The kernel says who lives:
-    each writer locks its own. opened: makes it, if it is not there -> descriptor.
+    Files in it must have reached the disk by themselves (atomic_write).
     """
-    folder, name = os.path.split(target)
-    for number in itertools.count():
-        temporary = os.path.join(folder, f".{name}.{number}.tmp")
-        try:
-            handle = opened(temporary)
-        except PermissionError:
-            if not os.path.lexists(temporary):
-                raise
-            continue  # another user's
-        try:
-            owned = _owned(handle, temporary)
-            if owned is None:  # no locks, so a name that no other process takes
-                os.rename(temporary, temporary := os.path.join(folder, f".{name}.{os.getpid()}.tmp"))
-            if owned is not False:
-                yield temporary
-                return
-        finally:
-            os.close(handle)
-
-
-def _owned(handle, path):
-    """Lock an open file or folder -> whether it is ours, and still has that name; None if the file system has no
-    locks."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(handle), os.stat(path))
-    return False  # who had it has renamed it just now
+    return _whole(path, os.mkdir)
 
 
 @contextlib.contextmanager
@@ -100,46 +42,78 @@ def atomic_write(path, mode="wb", **open_kwargs):
 
 
 @contextlib.contextmanager
-def atomic_folder(path):
-    """Context manager that gives a temporary folder to fill, which becomes `path` when the block ends
-    without an error. `path` must be absent or an empty folder by then.
-
-    Files in it must have reached the disk by themselves (atomic_write).
-
-    Raises:
-        WriteFailed: the folder cannot be written; nothing of it is left.
-    """
+def _whole(path, make):
     target = os.path.realpath(path)
-    with _refusals(path), _temporary(target, _opened_folder) as temporary:
+    folder, name = os.path.split(target)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        names = (os.path.join(folder, f".{name}.{number}.tmp") for number in itertools.count())
+        temporary, handle = next((found, handle) for found in names if (handle := _claim(found, make)) is not None)
         try:
-            for entry in os.scandir(temporary):  # of a killed process
-                shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
             yield temporary
-            _sync_folder(temporary)
-            os.rename(temporary, path)
+            _sync(temporary)
+            os.replace(temporary, target)
         except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
             raise
-        _sync_folder(os.path.dirname(target))
+        finally:
+            os.close(handle)
+        _sync(folder)  # the rename must reach the disk too
+    except UserError:
+        raise
+    except OSError as error:
+        raise WriteFailed(f'Cannot write "{path}": {error.strerror or error}') from error
 
 
-def _opened_folder(path):
-    os.makedirs(path, exist_ok=True)
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _claim(temporary, make):
+    """A new file or folder of that name -> its descriptor, which holds a lock on it; None if the name is taken.
+
+    What a killed process has left under it goes. The kernel says who lives: each writer locks its own.
+    """
+    seen = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    if os.path.lexists(temporary):
+        try:
+            left = os.open(temporary, seen)
+        except OSError:  # a link, or another user's
+            return None
+        try:
+            if not (take(left) and _has_name(left, temporary)):
+                return None
+            _remove(temporary)
+        finally:
+            os.close(left)
+    try:
+        make(temporary)
+    except FileExistsError:  # another process was quicker
+        return None
+    with contextlib.suppress(FileNotFoundError):  # another took it for a dead one's before it was locked
+        handle = os.open(temporary, seen)
+        if take(handle) is not False and _has_name(handle, temporary):
+            return handle
+        os.close(handle)
+    return None
+
+
+def _has_name(handle, path):
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    return False
+
+
+def _remove(path):
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync(path):
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sync_folder(folder):
-    """The rename itself must reach the disk too; some network file systems refuse, which is no failure."""
-    with contextlib.suppress(OSError):
-        _sync(folder)
+    # some network file systems refuse it for folders, which is no failure
+    with contextlib.suppress(OSError) if os.path.isdir(path) else contextlib.nullcontext():
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def atomic_save(obj, path):
