@@ -114,7 +114,7 @@ def test_a_schedule_by_steps_is_at_the_steps_of_the_epochs_done(root):
 def test_what_must_not_change_is_refused_by_name(root, finished, tmp_path, key, value):
     stop_at(build(root, tmp_path / "half"), 2)
     for theirs in (finished, tmp_path / "half"):
-        with pytest.raises(UserError, match=f"cannot go on with: {key} was .*, is '?{value}'?"):
+        with pytest.raises(UserError, match=f"cannot go on with: {key} .*, asked for '?{value}'?"):
             build(root, tmp_path / "out", key, value, "RESUME", theirs, name="ShortLosses", epochs=6).train()
     assert not os.path.exists(tmp_path / "out" / "head")
 

@@ -22,7 +22,8 @@ from tests.fixtures.dassl_style_world import style_config, write_pictures
 FIELDS = {
     "format", "kind", "trainer", "preset", "dataset", "protocol", "subset", "shots", "seed", "metrics", "correct",
     "total", "split_digest", "backbone", "templates", "data_seen", "chosen_on", "alpha_chosen_on", "versions",
-    "device", "precision", "wall_s", "peak_mb", "command", "epochs", "max_epoch",
+    "device", "precision", "wall_s", "peak_mb", "command", "epochs", "max_epoch", "recipe", "inputs",
+    "classes", "weights",
 }  # fmt: skip
 
 
@@ -220,8 +221,8 @@ def test_a_finished_folder_is_refused_and_overwritten_on_demand(root, tmp_path):
     (tmp_path / "path.json").write_text("{}")
     (tmp_path / "notes.txt").write_text("mine")
     before = sorted(path.name for path in tmp_path.iterdir())
-    for eval_only in (False, True):
-        with pytest.raises(AlreadyFinished, match=f'"{tmp_path}" holds a finished run; --overwrite'):
+    for eval_only, other in ((False, ""), (True, " of another recipe: kind train, asked for eval")):
+        with pytest.raises(AlreadyFinished, match=f'"{tmp_path}" holds a finished run{other}[;.] --overwrite'):
             run(cfg, eval_only=eval_only, model_dir=str(tmp_path))
     assert issubclass(AlreadyFinished, UserError)
     assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -222,7 +222,7 @@ def test_state_that_is_not_plain_is_named(root, tmp_path):
 
 def test_a_run_of_another_config_is_not_continued(root, tmp_path, capsys):
     stop_at(build(root, tmp_path / "a"), 2)
-    with pytest.raises(UserError, match=r"OPTIM.LR was 0.02, is 0.5; TRAINER.SHORT.NOISE was 0.01, is 0.0"):
+    with pytest.raises(UserError, match=r"OPTIM.LR 0.02, asked for 0.5; TRAINER.SHORT.NOISE 0.01, asked for 0.0"):
         build(root, tmp_path / "a", pairs=["OPTIM.LR", "0.5", "TRAINER.SHORT.NOISE", "0.0"]).train()
     # where and how it runs may change
     build(root, tmp_path / "a", pairs=["TRAIN.PRINT_FREQ", "1", "DATALOADER.NUM_WORKERS", "1"]).train()
@@ -230,7 +230,7 @@ def test_a_run_of_another_config_is_not_continued(root, tmp_path, capsys):
     stop_at(build(root, tmp_path / "b"), 2)
     chosen = build(root, tmp_path / "c", pairs=["RESUME", str(tmp_path / "b"), "OPTIM.MAX_EPOCH", "6"])
     chosen.train()
-    assert "OPTIM.MAX_EPOCH was 5, is 6" in capsys.readouterr().out
+    assert "OPTIM.MAX_EPOCH 5, asked for 6" in capsys.readouterr().out
     assert chosen.start_epoch == 2
     assert (tmp_path / "b" / "resume.pt").exists()
     assert os.listdir(tmp_path / "c" / "head") != []

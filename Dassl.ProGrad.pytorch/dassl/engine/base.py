@@ -53,6 +53,7 @@ class TrainerBase:
         self._scheds = OrderedDict()
         self._writer = None
         self._loaded = None  # (file name, checkpoint's epoch, its validation result) of the last load_model
+        self._files = []  # that it read
 
     # Registered models
 
@@ -144,6 +145,7 @@ class TrainerBase:
             shown = "" if result is None else f", val_result={result:.2f}"
             log.info(f"Load {path} to {name} (epoch={reached}{shown})")
             self._loaded = os.path.basename(path), reached, result
+        self._files = list(paths.values())
 
     def _load_weights(self, name, path, given):
         wanted = set(self.drop_keys(OrderedDict(self._models[name].state_dict())))
@@ -323,8 +325,17 @@ def find_model(directory, name, epoch=None, *, last=False):
 
     Of a folder the one after `epoch` epochs; without that the best one, or where none was kept the last (`last`: the
     other way round). Both spellings of numbered files are known: model.pth.tar-50 and model-50.pth.tar. MissingFile
-    says what is there, UserError that one file has no epoch to choose.
+    says what is there, UserError that one file has no epoch to choose, or that it is not what its run wrote.
     """
+    from .recipe import check_written  # late: it looks for files as this module does
+
+    path = find_file(directory, name, epoch, last=last)
+    check_written(path)
+    return path
+
+
+def find_file(directory, name, epoch=None, *, last=False):
+    """As `find_model`, whoever wrote the file."""
     if os.path.isfile(directory):
         if epoch is not None:
             raise UserError(f'"{directory}" is one file of weights: there is no epoch {epoch} to choose (--load-epoch)')

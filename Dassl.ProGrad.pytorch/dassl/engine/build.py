@@ -116,7 +116,10 @@ def read_run_cfg(folder):
     path = os.path.join(folder, "config.yaml")
     if not os.path.isfile(path):
         raise MissingFile(f"{folder} is no run folder: it holds no config.yaml")
+    from .recipe import check_config  # late: it looks for a trainer's keys as this module does
+
     tree = read_yaml(path)
+    check_config(path, dict(leaves(tree)))
     trainers = tree.pop("TRAINER", None)
     name = trainers.get("NAME") if isinstance(trainers, dict) else None
     if name not in TRAINER_REGISTRY.registered_names():

@@ -9,15 +9,8 @@ from dassl.utils import UserError, atomic_save, get_logger, load_checkpoint
 from dassl.utils.distributed import is_main
 
 from .base import BEST
-from .state import plain
+from .recipe import GO_ON, changed, recipe
 
-# Keys that may differ between the two halves of a run: they change where and how, not what
-_FREE = (
-    "OUTPUT_DIR", "RESUME", "PRESET", "VERBOSE", "USE_CUDA", "DETERMINISTIC", "DATASET.ROOT", "DATALOADER.NUM_WORKERS",
-    "DATALOADER.PERSISTENT", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ", "TEST.EVALUATOR",
-    "TEST.PER_CLASS_RESULT", "TEST.COMPUTE_CMAT", "TEST.SPLIT", "MODEL.BACKBONE.PATH", "FEATURES.",
-    "TRAINER.CONDU.STREAM", "TRAINER.CONDU.EXPERTS", "TRAINER.CONDU.HISTORY",
-)  # fmt: skip
 # Keys that a run shares with another one that cfg.RESUME names; `kept_keys` of its trainer too
 _KEPT = (
     "TRAINER.NAME", "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES", "DATASET.NUM_SHOTS", "DATASET.SOURCE_DOMAINS",
@@ -26,30 +19,20 @@ _KEPT = (
 
 
 def differs(path, old, trainer):
-    """Does the config of `trainer` differ from `old`, {key: value} of the earlier run at `path`?
+    """Does the recipe of `trainer` differ from `old`, {key: value} of the earlier run at `path`?
 
-    UserError where it must not: in all but _FREE where an interrupted run goes on by itself, in _KEPT where
-    cfg.RESUME names another one.
+    UserError where it must not: at all where an interrupted run goes on by itself, in _KEPT where cfg.RESUME names
+    another one.
     """
-    new = plain(dict(leaves(trainer.cfg)))
-    # a key that only one of them has belongs to a trainer that was added or removed since
-    found = {
-        key: f"{key} was {old[key]!r}, is {new[key]!r}"
-        for key in sorted(old.keys() & new.keys())
-        if _listed(old[key]) != _listed(new[key]) and not key.startswith(_FREE)
-    }
-    message = f"{path} is of a run with another config: {'; '.join(found.values())}"
-    if found and not trainer.cfg.RESUME:
-        raise UserError(f"{message}. Give that config to go on, or --overwrite to start afresh")
-    if other := [words for key, words in found.items() if key.startswith((*_KEPT, *trainer.kept_keys))]:
+    lines = changed(old, recipe(trainer.cfg) | {"RESUME": old.get("RESUME", "")})
+    message = f"{path} is of a run with another config: {'; '.join(lines)}"
+    if lines and not trainer.cfg.RESUME:
+        raise UserError(f"{message}. {GO_ON}")
+    if other := [line for line in lines if line.startswith((*_KEPT, *trainer.kept_keys))]:
         raise UserError(f"{path} is of another run, which this one cannot go on with: {'; '.join(other)}")
-    if found:
+    if lines:
         get_logger().info(message)
-    return bool(found)
-
-
-def _listed(value):
-    return list(value) if isinstance(value, tuple) else value
+    return bool(lines)
 
 
 def take_up(trainer, name, optimizer, scheduler, epochs):

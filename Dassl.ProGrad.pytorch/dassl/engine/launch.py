@@ -7,6 +7,7 @@ Under torchrun several processes make one run: the main one owns the folder and 
 """
 
 import contextlib
+import functools
 import glob
 import os
 import re
@@ -40,7 +41,7 @@ from dassl.utils.memory import reset_peak
 
 from .build import build_trainer, checked_class
 from .lint import counts, opening
-from .results import FILE as RESULTS
+from .recipe import CONFIG, GO_ON, RESULTS, begun_from, differences, finished, input_digests, unfinished
 from .results import UNKNOWN, check_classes, write_results
 from .state import stop_workers
 from .stopping import sigterm_ends
@@ -87,20 +88,28 @@ def run(
     evaluates(cfg, eval_only, model_dir)
     folder = cfg.OUTPUT_DIR
     started = time.monotonic()  # a clock may be set back
-    with process_group(), own_device(cfg.USE_CUDA), sigterm_ends(), backend(cfg), _owned(folder, overwrite):
+    kind, scores = "eval" if eval_only else "train", {"model_dir": model_dir, "load_epoch": load_epoch}
+    check = functools.partial(check_folder, cfg, kind, **scores)
+    with process_group(), own_device(cfg.USE_CUDA), sigterm_ends(), backend(cfg), _owned(folder, overwrite, check):
         log.debug(f"***************\n** Arguments **\n***************\n{command}")
         trainer = build_run(cfg, recipe)
+        trainer._progress.inputs = input_digests(cfg, kind, trainer)
+        if line := begun_from(cfg):
+            log.warning(f"This run begins from what is not finished: {line}")
+            trainer.trained = {"unfinished": line}
         if no_train:
             return {}
         with _released(trainer), _lost_workers(trainer):
             accuracy = _evaluate(trainer, model_dir, load_epoch, row) if eval_only else _train(trainer)
+        if is_main() and not os.path.isfile(os.path.join(folder, CONFIG)):
+            raise UserError(f'"{folder}" was removed or emptied while the run was in it: run it again')
         results = write_results(
             folder,
             trainer,
             cfg,
             wall_s=time.monotonic() - started + trainer.earlier_seconds(),
             command=command,
-            kind="eval" if eval_only else "train",
+            kind=kind,
             load_epoch=load_epoch,
             accuracy=accuracy,
         )
@@ -117,16 +126,27 @@ def evaluates(cfg, eval_only, model_dir):
     return eval_only
 
 
+def check_folder(cfg, kind, **scores):
+    """UserError if cfg.OUTPUT_DIR holds a finished run, or the half of another one than this."""
+    folder, lines = cfg.OUTPUT_DIR, differences(cfg.OUTPUT_DIR, cfg, eval_only=kind == "eval", **scores)
+    if finished(folder):
+        if not lines:
+            raise AlreadyFinished(f'"{folder}" holds a finished run; --overwrite starts it again')
+        ways = "--overwrite starts it again, another --output-dir keeps both"
+        raise AlreadyFinished(f'"{folder}" holds a finished run of another recipe: {"; ".join(lines)}. {ways}')
+    if lines and not cfg.RESUME:
+        raise UserError(f'"{folder}" holds half a run of another recipe: {"; ".join(lines)}. {GO_ON}')
+
+
 @contextlib.contextmanager
-def _owned(folder, overwrite):
-    """The main process locks the folder, finds it unfinished and logs into it; the others wait for that."""
+def _owned(folder, overwrite, check):
+    """The main process locks the folder, finds it free for this run and logs into it; the others wait for that."""
     with contextlib.ExitStack() as held:
         if is_main():
             held.enter_context(RunLock(folder))
             if overwrite:
                 _clear(folder)
-            if os.path.isfile(os.path.join(folder, RESULTS)):
-                raise AlreadyFinished(f'"{folder}" holds a finished run; --overwrite starts it again')
+            check()
             held.enter_context(logging_to(folder))
         barrier()
         yield
@@ -138,7 +158,7 @@ def build_run(cfg, recipe=None):
         log.debug(f"************\n** Config **\n************\n{cfg}")
         log.debug(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
         log.info(opening(cfg, recipe))
-        with atomic_write(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as file:
+        with atomic_write(os.path.join(cfg.OUTPUT_DIR, CONFIG), "w") as file:
             file.write(cfg.dump())
     if cfg.SEED >= 0:
         log.debug(f"Setting fixed seed: {cfg.SEED}")
@@ -170,8 +190,11 @@ def load_trained(trainer, folder, epoch=None, row=None):
         names = getattr(getattr(getattr(trainer, "dm", None), "dataset", None), "classnames", None)
         if names and (reason := getattr(trainer, "bound_to_classes", "")):
             check_classes(folder, names, reason)
-        trainer.trained = UNKNOWN | row if row else trainer.trained_facts(folder)
+        trainer.trained = trainer.trained | (UNKNOWN | row if row else trainer.trained_facts(folder))
     trainer.load_model(folder, epoch=epoch)
+    if folder and (line := unfinished(folder, trainer._loaded and trainer._loaded[1])):
+        log.warning(f"{folder}: {line}")
+        trainer.trained["unfinished"] = "; ".join(filter(None, [line, trainer.trained.get("unfinished")]))
 
 
 def _train(trainer):

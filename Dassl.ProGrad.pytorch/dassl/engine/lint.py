@@ -1,7 +1,6 @@
 """What a run changes in the defaults and in its recipe, the yaml files, and what of that will have no effect or makes
 it another run."""
 
-import os
 import shutil
 import textwrap
 
@@ -9,24 +8,21 @@ import torch
 
 from dassl.clip.features import bank_folder
 from dassl.config import get_cfg_default, leaves
-from dassl.utils import brief, read_json
+from dassl.utils import brief
 
-from .build import add_trainer_nodes, config_nodes, trainer_class
-from .results import FILE as RESULTS
+from .build import add_trainer_nodes
+from .recipe import finished, is_read, own_nodes, plain, role
 
-# what a recipe does not say: where a run stands, its seed, how fast it goes
-FREE = (
-    *("OUTPUT_DIR", "DATASET.ROOT", "SEED", "RESUME", "TRAINER.NAME", "USE_CUDA", "VERBOSE", "DETERMINISTIC"),
-    *("DATALOADER.NUM_WORKERS", "DATALOADER.PERSISTENT", "TRAIN.PRINT_FREQ", "TRAIN.CHECKPOINT_FREQ"),
-    *("FEATURES.DIR", "FEATURES.TEST", "FEATURES.STRICT", "MODEL.BACKBONE.PATH"),
-)
+# what a command line says, not a yaml
+TYPED = ("SEED", "RESUME", "RESUME_COOP", "TRAINER.NAME")
 
 
 def lint(recipe, cfg):
     """Lines on what differs between the config of the yaml files and the one that will run."""
     changed = changed_keys(recipe, cfg)
     nodes = own_nodes(cfg)
-    lines = [f"{key}: {old!r} -> {new!r}{idle(key, nodes)}" for key, old, new in changed]
+    unread = f" has no effect: this trainer reads TRAINER.{', TRAINER.'.join(sorted(nodes))}"
+    lines = [f"{key}: {old!r} -> {new!r}{'' if is_read(key, nodes) else unread}" for key, old, new in changed]
     if cfg.SEED < 0:
         lines.append("no seed: the run cannot be repeated")
     return lines + stage1_differs(cfg)
@@ -35,28 +31,12 @@ def lint(recipe, cfg):
 def changed_keys(recipe, cfg):
     """(key, value in the recipe, value of the run) of each difference."""
     pairs = zip(leaves(recipe), leaves(cfg), strict=True)
-    return [(key, old, new) for (key, old), (_, new) in pairs if old != new and not key.startswith(FREE)]
-
-
-def own_nodes(cfg):
-    """Nodes of cfg.TRAINER that the run's trainer reads; empty for one in Dassl's style, which reads what it likes."""
-    return {node for node, _ in config_nodes(trainer_class(cfg.TRAINER.NAME))}
-
-
-def idle(key, nodes):
-    """What to say of a key that no one reads."""
-    parts = key.split(".")
-    if parts[0] != "TRAINER" or len(parts) < 3 or not nodes or parts[1] in nodes:
-        return ""
-    return f" has no effect: this trainer reads TRAINER.{', TRAINER.'.join(sorted(nodes))}"
+    return [(k, old, new) for (k, old), (_, new) in pairs if old != new and role(k) != "incidental" and k not in TYPED]
 
 
 def stage1_differs(cfg):
     """Lines on what the stage-1 run that this one continues did otherwise."""
-    file = os.path.join(cfg.RESUME_COOP, RESULTS)
-    if not cfg.RESUME_COOP or not os.path.isfile(file):
-        return []
-    theirs = read_json(file)
+    theirs = finished(cfg.RESUME_COOP) if cfg.RESUME_COOP else {}
     ours = {
         "dataset": cfg.DATASET.NAME,
         "subset": cfg.DATASET.SUBSAMPLE_CLASSES,
@@ -92,13 +72,8 @@ def from_defaults(cfg):
     usual, nodes = get_cfg_default(), own_nodes(cfg)
     add_trainer_nodes(usual)
     before = dict(leaves(usual))
-    changed = [(key, value) for key, value in leaves(cfg) if key not in TOLD and not idle(key, nodes)]
+    changed = [(key, value) for key, value in leaves(cfg) if key not in TOLD and is_read(key, nodes)]
     return [f"{key} {brief(value)}" for key, value in changed if plain(before.get(key)) != plain(value)]
-
-
-def plain(value):
-    """A value by which a list and a tuple of equal items are equal."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def listed(title, items):

@@ -14,11 +14,12 @@ from yacs.config import CfgNode as CN
 from dassl.config import RULES, Key, leaves, read_yaml
 from dassl.utils import UserError, brief, checkpoint_digest, digest, read_json
 
-from .base import BEST, NUMBERED, find_model
+from .base import BEST, NUMBERED, find_file
 from .build import config_nodes, trainer_class
 
 RESULTS, CONFIG, RESUME = "results.json", "config.yaml", "resume.pt"  # of a run's folder
 DATA = "DATASET.ROOT"  # the input that the lists of images are
+GO_ON = "Give that config to go on, --overwrite to start afresh, or another --output-dir to keep both"
 
 
 def plain(value: object) -> object:
@@ -76,19 +77,20 @@ def content_digest(path: str | Path) -> str:
     for folder in sorted(place for place in (path, *path.iterdir()) if place.is_dir()):
         if any(file.name == BEST or NUMBERED.fullmatch(file.name) for file in folder.iterdir()):
             for last in (False, True):
-                file = find_model(str(folder), "", last=last)
+                file = find_file(str(folder), "", last=last)
                 files[file] = f"{folder.relative_to(path)} {checkpoint_digest(file)}"
     files = files or {file: f"{file.name} {checkpoint_digest(file)}" for file in path.iterdir() if file.is_file()}
     return digest(sorted(files.values())) if files else ""
 
 
-def input_digests(cfg: CN, kind: str = "train", dataset: object = None) -> dict[str, str]:
-    """{key: digest} of the inputs that are there. dataset: the run's, where it is built already."""
+def input_digests(cfg: CN, kind: str = "train", trainer: object = None) -> dict[str, str]:
+    """{key: digest} of the inputs that are there. trainer: the run's, with its data, where it is built already."""
     found = {}
     for key, value in recipe(cfg, kind).items():
         if value and RULES.get(key, Key(None)).path and not key.startswith("DATASET.CUSTOM."):
             found[key] = content_digest(_weights_file(cfg, key, value))
-    if data := data_digest(build_lists(cfg) if dataset is None else dataset, cfg.DATASET.NAME):
+    dataset = build_lists(cfg) if trainer is None else getattr(getattr(trainer, "dm", None), "dataset", None)
+    if data := data_digest(dataset, cfg.DATASET.NAME):
         found[DATA] = data
     return {key: value for key, value in found.items() if value}
 
@@ -126,6 +128,12 @@ def _data_digest(facts: Mapping) -> str:
     return " ".join(map(str, filter(None, words))) if words[1] else ""
 
 
+def begun_from(cfg: CN) -> str:
+    """Which inputs are runs that were broken off, or still train, and how far they are; "" for none."""
+    paths = {key: value for key, value in recipe(cfg).items() if value and RULES.get(key, Key(None)).path}
+    return "; ".join(f"{key}: {line}" for key, value in paths.items() if (line := unfinished(value)))
+
+
 # What lies in a folder
 
 
@@ -141,7 +149,7 @@ def record(folder: str | Path) -> dict:
         state = _resume_state(Path(folder, RESUME))
     if not (state.get("format") and (state.get("epoch") or "within" in state or "metrics" in state)):
         return {}  # none, or broken off in its first epoch: it begins again
-    config = state.get("recipe") or (dict(leaves(read_yaml(file))) if file.is_file() else {})
+    config = state.get("recipe") or (dict(leaves(read_yaml(file))) if file.is_file() else state.get("config", {}))
     return {"kind": "train", "inputs": {}, "weights": {}} | state | {"recipe": config}
 
 
@@ -152,6 +160,38 @@ def finished(folder: str | Path) -> dict:
     except (UserError, OSError):
         return {}
     return results if isinstance(results, dict) and isinstance(results.get("metrics"), dict) else {}
+
+
+def unfinished(place: str | Path, epochs: int | None = None) -> str:
+    """ "epochs 30 of 300, unfinished" of a run's folder, or a file or folder in it, whose training has not ended; "" of
+    any other. epochs: what the weights in question have; default: what the run has done."""
+    run = next((up for up in (Path(place), *Path(place).absolute().parents[:2]) if (up / CONFIG).is_file()), None)
+    if run is None or finished(run):
+        return ""
+    if epochs is None:
+        epochs = _resume_state(run / RESUME).get("epoch", 0)
+    return f"epochs {epochs} of {dict(leaves(read_yaml(run / CONFIG))).get('OPTIM.MAX_EPOCH')}, unfinished"
+
+
+def written(folder: str | Path) -> dict[str, str]:
+    """{path in the run's folder: digest} of its checkpoints."""
+    files = sorted(Path(folder).glob("*/model*.pth.tar*"))
+    return {file.relative_to(folder).as_posix(): checkpoint_digest(file) for file in files}
+
+
+def check_written(path: str | Path) -> None:
+    """UserError for a checkpoint in the folder of a finished run that is not what this run has written."""
+    path = Path(path).absolute()
+    digests = finished(path.parents[1]).get("weights", {}).get("files")
+    if digests and digests.get(path.relative_to(path.parents[1]).as_posix()) != checkpoint_digest(path):
+        raise UserError(f"{path} is not what the run of {path.parents[1] / RESULTS} wrote: put its own file back, or "
+                        "train again with --overwrite")  # fmt: skip
+
+
+def check_config(file: str | Path | None, config: Mapping) -> None:
+    """UserError unless a finished run's config.yaml, of these values, is what it was run with."""
+    if file and (lines := changed(config, finished(Path(file).parent).get("recipe", {}))):
+        raise UserError(f"{file} is not of the run of {RESULTS} beside it: {'; '.join(lines)}")
 
 
 def _resume_state(path: Path) -> dict:
@@ -177,8 +217,13 @@ def differences(
     if not recorded:
         return []
     if recorded["kind"] != kind:
-        return [f"it is of kind {recorded['kind']}, asked for {kind}"]
-    lines = differing(recorded, recipe(cfg, kind), input_digests(cfg, kind))
+        return [f"kind {recorded['kind']}, asked for {kind}"]
+    if not recorded["recipe"]:
+        return [f"{CONFIG} is gone, so nobody knows what it was"]
+    asked = recipe(cfg, kind)
+    if "metrics" not in recorded:  # the half of a run that began from another one has what it took from it
+        asked.pop("RESUME")
+    lines = differing(recorded, asked, input_digests(cfg, kind))
     weights = recorded["weights"]
     if kind == "eval" and weights and model_dir and scored(weights["file"], model_dir, load_epoch) != weights["digest"]:
         lines.append(f'the weights in "{model_dir}" are others than those that were scored')
@@ -211,6 +256,6 @@ def scored(files: str, folder: str, epoch: int | None = None) -> str:
     """Digest of the weights that an evaluation of `folder` would load, of the models that `files` names; "" if gone."""
     try:
         names = [os.path.dirname(file) for file in files.split(", ")]
-        return weights_digest([find_model(folder, name, epoch) for name in names])
+        return weights_digest([find_file(folder, name, epoch) for name in names])
     except UserError:
         return ""

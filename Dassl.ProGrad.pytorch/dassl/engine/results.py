@@ -1,5 +1,6 @@
 """results.json: what a finished run was and what came of it. Written last, so its presence means finished."""
 
+import contextlib
 import math
 import os
 import platform
@@ -12,13 +13,14 @@ import torch
 from dassl.config import leaves, read_yaml
 from dassl.report.methods import CHANGED
 from dassl.report.stamps import FEWER
-from dassl.utils import UserError, digest, get_logger, read_json, write_json
+from dassl.utils import MissingFile, UserError, digest, get_logger, read_json, write_json
 from dassl.utils.distributed import is_main, world_size
 from dassl.utils.memory import report_peak
 
-from .base import BEST
+from .base import BEST, find_file
+from .recipe import RESULTS as FILE
+from .recipe import check_config, recipe, weights_digest, written
 
-FILE = "results.json"
 CLASSES = "classes.json"
 MERGE = "merge.json"  # in its place where weights were merged
 FORMAT = 1
@@ -57,6 +59,7 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
         "metrics": {name: float(value) for name, value in metrics.items()},
         "correct": getattr(evaluator, "correct", None),
         "total": getattr(evaluator, "total", None),
+        "weights": weights_fact(folder, trainer, kind),
         "split_digest": getattr(dataset, "split_digest", None),
         "backbone": {"name": cfg.MODEL.BACKBONE.NAME, "digest": None, "activation": None, "preprocess": None},
         "templates": getattr(dataset, "template", None),
@@ -71,7 +74,11 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
         "command": command,
         "max_epoch": cfg.OPTIM.MAX_EPOCH,
         "epochs": _epochs(trainer, cfg, kind, load_epoch),
+        "recipe": recipe(cfg, kind),
+        "inputs": trainer._progress.inputs,
     }
+    if names := getattr(dataset, "classnames", None):
+        results["classes"] = classes_fact(names)
     if hasattr(dataset, "facts"):
         results |= dataset.facts()
     results |= trainer.facts()
@@ -84,6 +91,19 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
         write_classes(folder, trainer)
         write_json(results, os.path.join(folder, FILE))
     return results
+
+
+def weights_fact(folder, trainer, kind):
+    """Which weights were scored: {"file", "digest"}, and {file: digest} of all that a training has written."""
+    files, names = trainer._files, trainer.get_model_names()
+    if kind == "train" and not files and names and not trainer.cfg.TEST.NO_TEST:
+        with contextlib.suppress(MissingFile):  # a trainer may keep its weights elsewhere
+            files = [find_file(folder, name, last=True) for name in names]
+    facts = {}
+    if files:
+        named = ["/".join(Path(file).parts[-2:]) for file in files]
+        facts = {"file": ", ".join(named), "digest": weights_digest(files)}
+    return facts | ({"files": written(folder)} if kind == "train" else {})
 
 
 def run_file(place, name):
@@ -104,7 +124,12 @@ def run_classes(place):
     file = run_file(place, CLASSES)
     facts = read_json(file) if file else None
     names = facts.get("classnames") if isinstance(facts, dict) else None
-    return names if names and isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+    if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    scored = run_facts(file).get("classes")
+    if isinstance(scored, dict) and scored.get("digest", digest(names)) != digest(names):
+        raise UserError(f"{file} is not of the run of {file.parent / FILE}, whose classes are others")
+    return names
 
 
 def trained_facts(place, trainer, by=""):
@@ -115,6 +140,7 @@ def trained_facts(place, trainer, by=""):
     """
     facts, file, ours = run_facts(place), run_file(place, "config.yaml"), dict(leaves(trainer.cfg))
     config = dict(leaves(read_yaml(file))) if file else {}
+    check_config(file, config)
     changes = [key for key in getattr(trainer, "held_keys", ()) if config.get(key, ours[key]) != ours[key]]
     if facts:
         names = _OF_MODEL + (("templates",) if getattr(trainer, "learns_prompts", False) else ())

@@ -61,6 +61,7 @@ class Progress:
     def __init__(self, trainer):
         self.trainer = trainer
         self.seconds = 0.0  # that earlier sessions of this run took
+        self.inputs = {}  # digests of what the run began from
         self.holds = False  # does the run's own resume.pt hold more than the number 0?
         self.hold = False  # does `end` leave it, for the caller to `drop`?
         self._rng = None  # of the interrupted run, until the first epoch begins
@@ -86,7 +87,7 @@ class Progress:
         """
         cfg, trainer = self.trainer.cfg, self.trainer
         if os.path.isfile(self.path):
-            epoch = self.load(self.path)
+            epoch = self.load(self.path, own=True)
             self.holds = bool(epoch or self._within)
             if self.holds or not cfg.RESUME:
                 return epoch
@@ -176,6 +177,7 @@ class Progress:
             "history": trainer._history.epochs,
             "seconds": self.seconds + time.monotonic() - self._started,
             "config": plain(dict(leaves(trainer.cfg))),
+            "inputs": self.inputs,
             "models": {
                 name: {
                     "model": self._plain(f"model {name}", model.state_dict()),
@@ -202,8 +204,8 @@ class Progress:
         if is_main() and os.path.isfile(self.path):
             os.unlink(self.path)
 
-    def load(self, path):
-        """Restore the trainer from a resume.pt -> epoch to go on with.
+    def load(self, path, own=False):
+        """Restore the trainer from a resume.pt, `own` or of the run that cfg.RESUME names -> epoch to go on with.
 
         Raises:
             UserError: damaged, of another config, or does not fit the models.
