@@ -18,8 +18,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-# keys of ConDU that say where a run stands, not what it does
-CONDU_OWN = ("STREAM", "EXPERTS", "HISTORY", "SESSION", "ROUND", "TASK_AGNOSTIC", "LABELS", "RESIDENT", "CHUNK")
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 
@@ -166,24 +164,15 @@ def flags(args: argparse.Namespace) -> dict:
 
 def preset_name(recipe, cfg) -> str:
     """The preset's name, with the keys that a command line changed, so no table calls it the recipe."""
-    from dassl.config import leaves
-    from dassl.engine.lint import idle, own_nodes
+    from dassl.engine.lint import changed_keys
+    from dassl.engine.recipe import is_read, own_nodes, role
     from dassl.engine.results import with_changes
 
-    # which trainer, in what precision, protocol and by what vote, results.json says by itself; a folder is no value
-    # of a recipe
-    own = ("TRAINER.NAME", "PREC", "TRAINER.MODAL", "_DIR", *(f"CONDU.{key}" for key in CONDU_OWN))
-    nodes = own_nodes(cfg)
-    changed = [
-        key
-        for (key, old), (_, new) in zip(leaves(recipe), leaves(cfg), strict=True)
-        if old != new
-        and key.startswith(("TRAINER.", "OPTIM.", "MODEL.INIT_WEIGHTS"))
-        and not key.endswith(own)
-        and not key.startswith("TRAINER.CONDU.VOTE.")
-        and not idle(key, nodes)
-    ]
-    return with_changes(cfg.PRESET, changed)
+    # precision and protocol results.json says by itself, as it does how a model is evaluated; a folder is no value
+    nodes, named = own_nodes(cfg), ("TRAINER.", "OPTIM.", "MODEL.INIT_WEIGHTS")
+    changed = [key for key, _, _ in changed_keys(recipe, cfg) if key.startswith(named) and is_read(key, nodes)]
+    said = ("PREC", "TRAINER.MODAL", "_DIR")
+    return with_changes(cfg.PRESET, [k for k in changed if role(k) != "evaluation" and not k.endswith(said)])
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -203,6 +192,18 @@ def main(argv: list[str] | None = None) -> dict:
         if not named and KEYS["OUTPUT_DIR"].default == cfg.OUTPUT_DIR:
             raise UserError("Where do results go? --output-dir names the run's folder")
         return run_config(args, cfg, recipe, argv)
+
+
+def differences(argv: list[str], memo: dict | None = None) -> list[str]:
+    """Lines on what the run in the folder of a command line has otherwise than this line would; as
+    `dassl.engine.recipe.differences`, which says of `memo`. [] where no run has begun there."""
+    from dassl.engine import recipe
+
+    args = build_parser().parse_intermixed_args(argv)
+    cfg = read_cfg(args)[0]
+    eval_only, model_dir, _ = evaluated(args)
+    scored = {"model_dir": model_dir, "load_epoch": args.load_epoch}
+    return recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=eval_only, memo=memo, **scored)
 
 
 def check(cfg, recipe, evaluates) -> dict:
@@ -232,16 +233,15 @@ def run_config(args: argparse.Namespace, cfg, recipe, argv: list[str]) -> dict:
     """Train, evaluate or check as the arguments say."""
     from dassl.engine.launch import evaluates, run
 
-    merged = args.eval_only_merge or args.eval_only_merge_dare
-    model_dir, row = merged_weights(args) if merged else (args.model_dir, None)
+    eval_only, model_dir, row = evaluated(args)
     if args.check:
-        alone = evaluates(cfg, args.eval_only or merged, model_dir)
+        alone = evaluates(cfg, eval_only, model_dir)
         return check(cfg, recipe, (model_dir, args.load_epoch) if alone else None)
     return run(
         cfg,
-        eval_only=args.eval_only or merged,
+        eval_only=eval_only,
         model_dir=model_dir,
-        load_epoch=None if merged else args.load_epoch,
+        load_epoch=None if row else args.load_epoch,
         no_train=args.no_train,
         overwrite=args.overwrite,
         recipe=recipe,
@@ -250,11 +250,14 @@ def run_config(args: argparse.Namespace, cfg, recipe, argv: list[str]) -> dict:
     )
 
 
-def merged_weights(args: argparse.Namespace) -> tuple[str, dict]:
-    """The file in --model-dir that was merged elsewhere, and what results.json says of it."""
+def evaluated(args: argparse.Namespace) -> tuple[bool, str, dict | None]:
+    """Whether a line trains nothing, the model that it evaluates, and of a file in --model-dir that was merged
+    elsewhere what results.json says."""
     from dassl.utils import UserError, get_logger
     from mergetune.merged_files import find_merged, merged_row
 
+    if not (args.eval_only_merge or args.eval_only_merge_dare):
+        return args.eval_only, args.model_dir, None
     if not args.model_dir:
         raise UserError("Nothing to evaluate: --model-dir names the folder of the merged weights")
     if args.eval_only_merge and args.eval_only_merge_dare:
@@ -262,7 +265,7 @@ def merged_weights(args: argparse.Namespace) -> tuple[str, dict]:
     method = "ties" if args.eval_only_merge else "dare"
     file = find_merged(args.model_dir, method, value=args.lambda_val, prefix=args.model_prefix, name=args.model_name)
     get_logger().info(f"Merged weights: {file}")
-    return str(file), merged_row(file, method)
+    return True, str(file), merged_row(file, method)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from .build import config_nodes, trainer_class
 
 RESULTS, CONFIG, RESUME = "results.json", "config.yaml", "resume.pt"  # of a run's folder
 DATA = "DATASET.ROOT"  # the input that the lists of images are
+DRAW = {"DATASET.SUBSET": "", "DATASET.NUM_SHOTS": -1, "DATASET.SUBSAMPLE_CLASSES": "all"}  # none: whole lists
 GO_ON = "Give that config to go on, --overwrite to start afresh, or another --output-dir to keep both"
 
 
@@ -83,16 +84,32 @@ def content_digest(path: str | Path) -> str:
     return digest(sorted(files.values())) if files else ""
 
 
-def input_digests(cfg: CN, kind: str = "train", trainer: object = None) -> dict[str, str]:
-    """{key: digest} of the inputs that are there. trainer: the run's, with its data, where it is built already."""
-    found = {}
-    for key, value in recipe(cfg, kind).items():
-        if value and RULES.get(key, Key(None)).path and not key.startswith("DATASET.CUSTOM."):
-            found[key] = content_digest(_weights_file(cfg, key, value))
-    dataset = build_lists(cfg) if trainer is None else getattr(getattr(trainer, "dm", None), "dataset", None)
-    if data := data_digest(dataset, cfg.DATASET.NAME):
-        found[DATA] = data
+def input_digests(cfg: CN, kind: str = "train", trainer: object = None, memo: dict | None = None) -> dict[str, str]:
+    """{key: digest} of the inputs that are there. trainer: the run's, with its data, where it is built already.
+
+    memo: a dict that a caller of many keeps, as long as nothing that they begin from changes.
+    """
+    memo = {} if memo is None else memo
+    asked = recipe(cfg, kind)
+    found = {key: _weights_file(cfg, key, value) for key, value in paths(asked).items()}
+    for file in {*found.values()} - memo.keys():
+        memo[file] = content_digest(file)
+    found = {key: memo[file] for key, file in found.items()}
+    if trainer is not None:
+        found[DATA] = data_digest(getattr(getattr(trainer, "dm", None), "dataset", None), cfg.DATASET.NAME)
+    else:
+        lists = {key: value for key, value in asked.items() if key.startswith("DATASET.") and key not in DRAW}
+        lists = digest(lists, cfg.DATASET.ROOT, cfg.TRAINER.MODAL)
+        if lists not in memo:
+            memo[lists] = data_digest(build_lists(cfg), cfg.DATASET.NAME)
+        found[DATA] = memo[lists]
     return {key: value for key, value in found.items() if value}
+
+
+def paths(asked: Mapping) -> dict[str, str]:
+    """The inputs of a recipe that are files or folders; those of own data count as its lists of images."""
+    named = {key: value for key, value in asked.items() if value and RULES.get(key, Key(None)).path}
+    return {key: value for key, value in named.items() if not key.startswith("DATASET.CUSTOM.")}
 
 
 def _weights_file(cfg: CN, key: str, value: str) -> str:
@@ -108,10 +125,12 @@ def build_lists(cfg: CN) -> object:
 
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.DATASET.SUBSET, cfg.DATASET.NUM_SHOTS, cfg.DATASET.SUBSAMPLE_CLASSES = "", -1, "all"
+    for key, value in DRAW.items():
+        cfg.DATASET[key.removeprefix("DATASET.")] = value
     try:
         cls = DATASET_REGISTRY.get(cfg.DATASET.NAME)
-        return cls(cfg) if hasattr(cls, "split_digest") else None
+        silent = type(cls.__name__, (cls,), {"say_oddities": lambda *lists: None})
+        return silent(cfg) if hasattr(cls, "split_digest") else None
     except (UserError, OSError, KeyError):
         return None
 
@@ -130,8 +149,7 @@ def _data_digest(facts: Mapping) -> str:
 
 def begun_from(cfg: CN) -> str:
     """Which inputs are runs that were broken off, or still train, and how far they are; "" for none."""
-    paths = {key: value for key, value in recipe(cfg).items() if value and RULES.get(key, Key(None)).path}
-    return "; ".join(f"{key}: {line}" for key, value in paths.items() if (line := unfinished(value)))
+    return "; ".join(f"{key}: {line}" for key, path in paths(recipe(cfg)).items() if (line := unfinished(path)))
 
 
 # What lies in a folder
@@ -184,14 +202,14 @@ def check_written(path: str | Path) -> None:
     path = Path(path).absolute()
     digests = finished(path.parents[1]).get("weights", {}).get("files")
     if digests and digests.get(path.relative_to(path.parents[1]).as_posix()) != checkpoint_digest(path):
-        raise UserError(f"{path} is not what the run of {path.parents[1] / RESULTS} wrote: put its own file back, or "
+        raise UserError(f"{path} is not of the run of {path.parents[1] / RESULTS}: put its own file back, or "
                         "train again with --overwrite")  # fmt: skip
 
 
 def check_config(file: str | Path | None, config: Mapping) -> None:
     """UserError unless a finished run's config.yaml, of these values, is what it was run with."""
     if file and (lines := changed(config, finished(Path(file).parent).get("recipe", {}))):
-        raise UserError(f"{file} is not of the run of {RESULTS} beside it: {'; '.join(lines)}")
+        raise UserError(f"{file} is not of the run of {Path(file).parent / RESULTS}: {'; '.join(lines)}")
 
 
 def _resume_state(path: Path) -> dict:
@@ -205,10 +223,16 @@ def _resume_state(path: Path) -> dict:
 
 
 def differences(
-    folder: str | Path, cfg: CN, *, eval_only: bool = False, model_dir: str = "", load_epoch: int | None = None
+    folder: str | Path,
+    cfg: CN,
+    *,
+    eval_only: bool = False,
+    model_dir: str = "",
+    load_epoch: int | None = None,
+    memo: dict | None = None,
 ) -> list[str]:
     """Lines on what the run in a folder, finished or not, has otherwise than this one would; [] for the same recipe,
-    and where no run has begun.
+    and where no run has begun. memo: of `input_digests`.
 
     An evaluation is compared in what it scores: the weights in `model_dir`, data, subset and split, not in what trained
     them.
@@ -223,7 +247,9 @@ def differences(
     asked = recipe(cfg, kind)
     if "metrics" not in recorded:  # the half of a run that began from another one has what it took from it
         asked.pop("RESUME")
-    lines = differing(recorded, asked, input_digests(cfg, kind))
+    if model_dir:  # whose seed is that of the row
+        asked.pop("SEED")
+    lines = differing(recorded, asked, input_digests(cfg, kind, memo=memo))
     weights = recorded["weights"]
     if kind == "eval" and weights and model_dir and scored(weights["file"], model_dir, load_epoch) != weights["digest"]:
         lines.append(f'the weights in "{model_dir}" are others than those that were scored')
