@@ -42,7 +42,7 @@ def test_seed_0_is_a_seed_and_a_cpu_serves_where_a_gpu_was_asked_for(argv, tmp_p
 def test_a_finished_folder_is_left_alone_until_told_otherwise(argv, tmp_path):
     train.main(argv())
     files = {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    with pytest.raises(UserError, match=f'"{tmp_path}/out" holds a finished run; --overwrite'):
+    with pytest.raises(UserError, match=f'"{tmp_path}/out" holds a finished run of another recipe: OPTIM.LR'):
         train.main(argv("OPTIM.LR", "0.1"))
     assert {p: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == files
     before = context(tmp_path / "out")
@@ -68,6 +68,8 @@ def test_a_checkpoint_of_nan_weights_is_not_evaluated(argv, refused, tmp_path):
     checkpoint = torch.load(file, weights_only=True)
     checkpoint["state_dict"]["ctx"][0, 0] = float("nan")
     torch.save(checkpoint, file)
+    refused(r"tar-2 is not of the run of .*results\.json", "--eval-only", "--model-dir", tmp_path / "stage1")
+    (tmp_path / "stage1" / "results.json").unlink()
     refused(r"model\.pth\.tar-2: ctx is infinite or NaN", "--eval-only", "--model-dir", tmp_path / "stage1")
 
 

@@ -66,6 +66,10 @@ def changed(recorded: Mapping, asked: Mapping) -> list[str]:
 # What a run begins from
 
 
+def is_checkpoint(file: Path) -> bool:
+    return file.name == BEST or NUMBERED.fullmatch(file.name) is not None
+
+
 def content_digest(path: str | Path) -> str:
     """What lies at a path, in 32 digits: a file's content, or that of the weights in a run folder or a model's: its
     best ones and its last. "" where there is nothing."""
@@ -76,7 +80,7 @@ def content_digest(path: str | Path) -> str:
         return ""
     files = {}
     for folder in sorted(place for place in (path, *path.iterdir()) if place.is_dir()):
-        if any(file.name == BEST or NUMBERED.fullmatch(file.name) for file in folder.iterdir()):
+        if any(map(is_checkpoint, folder.iterdir())):
             for last in (False, True):
                 file = find_file(str(folder), "", last=last)
                 files[file] = f"{folder.relative_to(path)} {checkpoint_digest(file)}"
@@ -200,10 +204,10 @@ def written(folder: str | Path) -> dict[str, str]:
 def check_written(path: str | Path) -> None:
     """UserError for a checkpoint in the folder of a finished run that is not what this run has written."""
     path = Path(path).absolute()
-    digests = finished(path.parents[1]).get("weights", {}).get("files")
-    if digests and digests.get(path.relative_to(path.parents[1]).as_posix()) != checkpoint_digest(path):
-        raise UserError(f"{path} is not of the run of {path.parents[1] / RESULTS}: put its own file back, or "
-                        "train again with --overwrite")  # fmt: skip
+    results = path.parents[1] / RESULTS
+    digests = finished(results.parent).get("weights", {}).get("files") if is_checkpoint(path) else None
+    if digests and digests.get(f"{path.parent.name}/{path.name}") != checkpoint_digest(path):
+        raise UserError(f"{path} is not of the run of {results}: put its own file back, or train again (--overwrite)")
 
 
 def check_config(file: str | Path | None, config: Mapping) -> None:
