@@ -21,25 +21,12 @@ import torch
 
 from condu.metrics import AccuracyMatrix
 from condu.slots import Slots
-from condu.snapshot import LabelSpace, Member, Snapshot, TestSet, prototypes_of, snapshot_of, text_vectors
+from condu.snapshot import LabelSpace, Member, Snapshot, text_vectors
 from condu.voting import Vote, similarity, vote
 from dassl.clip import cosine_logits
-from dassl.utils import UserError, check_availability, get_logger
+from dassl.utils import get_logger
 from dassl.utils.distributed import all_reduce
 from dassl.utils.progress import progress
-
-__all__ = [
-    "Cell",
-    "Evaluator",
-    "LABELS",
-    "LabelSpace",
-    "Member",
-    "Snapshot",
-    "Sweep",
-    "TestSet",
-    "prototypes_of",
-    "snapshot_of",
-]
 
 LABELS = ("target", "union")
 TEXTS_OF = 128  # models whose class vectors are kept: 2.4 MB each for 1,201 classes of width 512
@@ -67,12 +54,13 @@ class Sweep:
 
     def mtil(self):
         """{rule: AccuracyMatrix}: learned tasks by their experts, the others by the vote."""
-        return {rule: self._matrix(functools.partial(_of_mtil, rule=rule)) for rule in self.rules}
+        return {
+            rule: self._matrix(lambda cell, rule=rule: cell.votes[rule]["target"] if cell.known is None else cell.known)
+            for rule in self.rules
+        }
 
     def agnostic(self):
-        """{rule: {label space: AccuracyMatrix}}: every task by the vote. UserError if learned ones were not."""
-        if any(set(cell.votes) != set(self.rules) for row in self.rows for cell in row):
-            raise UserError("learned tasks were not voted on: sweep with agnostic=True")
+        """{rule: {label space: AccuracyMatrix}}: every task by the vote, of a sweep with agnostic=True."""
         return {
             rule: {
                 labels: self._matrix(lambda cell, rule=rule, labels=labels: cell.votes[rule][labels])
@@ -88,10 +76,6 @@ class Sweep:
     def _matrix(self, count):
         correct = torch.tensor([[count(cell) for cell in row] for row in self.rows])
         return AccuracyMatrix(self.tasks, correct, torch.tensor([cell.total for cell in self.rows[0]]))
-
-
-def _of_mtil(cell, rule):
-    return cell.votes[rule]["target"] if cell.known is None else cell.known
 
 
 def log_cell(name, cell, after=""):
@@ -160,13 +144,7 @@ class Evaluator:
 
     def votes(self, snapshot, test, rules, labels=("target",)):
         """{rule: {label space: correct answers}} of {rule: Vote}; labels: "target", "union" or both."""
-        for name in labels:
-            check_availability(name, LABELS, "The label space LABELS")
         return self._cells(test, [_Job(snapshot.members, None, snapshot, dict(rules), tuple(labels))])[0].votes
-
-    def row(self, snapshot, tests, rules, agnostic=False, log=True):
-        """One Cell a test set, for a stream as it is now: a session's row. As `sweep` of one snapshot."""
-        return [self._column([snapshot], test, rules, agnostic, log)[0] for test in tests]
 
     def sweep(self, snapshots, tests, rules, agnostic=False, log=True):
         """All cells in one pass over the pictures -> Sweep.
@@ -174,14 +152,8 @@ class Evaluator:
         snapshots[i]: after session i, T of them; tests: T, in the order of learning; rules: {name: Vote}.
         agnostic: learned tasks go through the votes too, and all of them in both label spaces.
         """
-        names = [test.name for test in tests]
-        for i, snapshot in enumerate(snapshots):
-            if snapshot.tasks != names[: i + 1]:
-                raise UserError(f"session {i} has learned {snapshot.tasks}, the test sets are of {names[: i + 1]}")
-        if len(snapshots) != len(tests):
-            raise UserError(f"{len(snapshots)} sessions and {len(tests)} test sets, expected as many of each")
         columns = [self._column(snapshots, test, rules, agnostic, log) for test in progress(tests, "evaluating")]
-        return Sweep(names, list(rules), [list(row) for row in zip(*columns, strict=True)])
+        return Sweep([test.name for test in tests], list(rules), [list(row) for row in zip(*columns, strict=True)])
 
     def matrix(self, snapshots, tests, rules, agnostic=False):
         """{rule: AccuracyMatrix}; agnostic: {rule: {label space: AccuracyMatrix}}. As `sweep`, without a log."""

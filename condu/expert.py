@@ -26,7 +26,7 @@ from dassl.utils.distributed import is_main, rank, world_size
 
 from .iterations import IterationSampler, iteration_loader
 from .settings import KEYS, check_keys, learning_rates
-from .snapshot import prototypes_of, text_vectors
+from .snapshot import prompts_of, prototypes_of, task_of, text_vectors
 from .space import build_space
 from .store import SUFFIX, ExpertStore
 
@@ -65,7 +65,7 @@ class ConDU_Expert(TrainerX):
     @property
     def task(self) -> str:
         """The task's name in streams and stores."""
-        return getattr(self.dm.dataset, "task", self.cfg.DATASET.NAME)
+        return task_of(self.dm.dataset)
 
     @property
     def classnames(self) -> list[str]:
@@ -75,8 +75,7 @@ class ConDU_Expert(TrainerX):
     @property
     def prompts(self) -> list[str]:
         """Templates; the first one trains, evaluation averages over all."""
-        dataset = self.dm.dataset
-        return list(getattr(dataset, "prompts", None) or [dataset.template])
+        return prompts_of(self.dm.dataset)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -29,9 +29,6 @@ class Slots:
         self._resident = OrderedDict()  # key -> ClipBackbone, the one used last at the end
         self._idle = []
 
-    def __contains__(self, key):
-        return key in self._resident
-
     def clip(self, key, fill):
         """The CLIP with the weights of `key`, frozen: right until another key is asked for.
 
@@ -51,11 +48,6 @@ class Slots:
         self.filled += 1
         self._resident[key] = clip
         return clip
-
-    def clear(self):
-        """Forget which weights lie where; the memory stays for the next fill."""
-        self._idle += self._resident.values()
-        self._resident.clear()
 
     def _free_slot(self):
         if self._idle:

@@ -18,7 +18,15 @@ from dassl.data.shards import share_of_batches
 from dassl.utils import UserError, digest
 from dassl.utils.distributed import gather_batches, side_by_side
 
-SOURCES = ("pretrained", "expert")
+
+def task_of(dataset) -> str:
+    """A data set's name in streams and stores."""
+    return getattr(dataset, "task", "") or type(dataset).__name__
+
+
+def prompts_of(dataset) -> list[str]:
+    """Templates; the first one trains, evaluation averages over all."""
+    return list(getattr(dataset, "prompts", None) or [dataset.template])
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,6 @@ class Snapshot:
 
     prototypes: (C_i, D) each. prototype_source: whose features they and the similarity are made of, the
     "pretrained" model's or, an ablation that costs every picture T passes, each "expert"'s own.
-    UserError where the lists do not fit each other.
     """
 
     tasks: list[str]
@@ -48,18 +55,6 @@ class Snapshot:
     prototypes: list[Tensor]
     members: list[Member]
     prototype_source: str = "pretrained"
-
-    def __post_init__(self):
-        if self.prototype_source not in SOURCES:
-            raise UserError(f'prototypes from "{self.prototype_source}", expected one of {", ".join(SOURCES)}')
-        if not self.tasks or len(set(self.tasks)) < len(self.tasks):
-            raise UserError(f"a stream of tasks {self.tasks}: expected one or more, each once")
-        for what in ("classnames", "prompts", "prototypes", "members"):
-            if len(getattr(self, what)) != len(self.tasks):
-                raise UserError(f"a stream of {len(self.tasks)} tasks has {len(getattr(self, what))} {what}")
-        for task, names, rows in zip(self.tasks, self.classnames, self.prototypes, strict=True):
-            if len(rows) != len(names):
-                raise UserError(f"task {task} has {len(names)} classes and {len(rows)} prototypes")
 
     def member(self, task):
         """The expert of a learned task."""

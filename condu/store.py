@@ -8,10 +8,11 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
 from torch import Tensor
 
-from dassl.utils import UserError, load_tensors, read_facts, save_tensors
+from dassl.utils import UserError, load_tensors, save_tensors
 
 FORMAT = 1
 SUFFIX = ".safetensors"
@@ -50,9 +51,10 @@ class ExpertStore:
         if not path.is_file():
             return None
         tensors, header, _ = load_tensors(path)
-        if not _is_expert(header, task) or "prototypes" not in tensors:
+        stored = header.get("facts")
+        known = (header.get("format"), header.get("task")) == (FORMAT, task) and isinstance(stored, dict)
+        if not known or "prototypes" not in tensors:
             raise UserError(f'"{path}" is no expert of {task} in format {FORMAT}')
-        stored = header["facts"]
         differ = [
             f"{name} {json.dumps(stored[name]) if name in stored else 'not told'}, expected {json.dumps(value)}"
             for name, value in json.loads(json.dumps(dict(facts or {}))).items()
@@ -64,24 +66,9 @@ class ExpertStore:
         return delta, tensors["prototypes"], stored
 
     def names(self) -> list[str]:
-        """Tasks that have an expert here, sorted; files that are none are passed over."""
-        named = ((path, _task_of(path)) for path in self.folder.glob(f"*{SUFFIX}"))
-        return sorted(task for path, task in named if task and self.path(task) == path)
+        """Tasks that have a file here, sorted."""
+        return sorted(unquote(path.name.removesuffix(SUFFIX)) for path in self.folder.glob(f"[!.]*{SUFFIX}"))
 
 
 def _percent(found: re.Match) -> str:
     return "".join(f"%{byte:02X}" for byte in found[0].encode())
-
-
-def _task_of(path: Path) -> str:
-    """Whose expert a file is, "" if it is none."""
-    try:
-        header = read_facts(path)
-    except UserError:
-        return ""
-    task = header.get("task")
-    return task if isinstance(task, str) and _is_expert(header, task) else ""
-
-
-def _is_expert(header: Mapping, task: str) -> bool:
-    return (header.get("format"), header.get("task")) == (FORMAT, task) and isinstance(header.get("facts"), dict)

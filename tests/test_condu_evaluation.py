@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from condu.evaluation import Cell, Sweep, prototypes_of
+from condu.snapshot import prototypes_of
 from condu.voting import PRESETS, Vote, vote
-from dassl.utils import UserError
 from tests.fixtures.condu_world import World, member_of
 
 RULES = PRESETS | {
@@ -134,15 +133,6 @@ def test_a_sweep_is_the_single_calls(tmp_path):
     assert not torch.equal(agnostic["paper"]["union"].correct, agnostic["paper"]["target"].correct)
 
 
-def test_rows_of_a_growing_stream_make_the_same_matrix(world):
-    evaluator, rules = world.evaluator(), {"paper": PRESETS["paper"]}
-    rows = [evaluator.row(snapshot, world.tests, rules) for snapshot in world.snapshots()]
-    grown = Sweep([test.name for test in world.tests], list(rules), rows).mtil()["paper"]
-    whole = world.evaluator().matrix(world.snapshots(), world.tests, rules)["paper"]
-    assert torch.equal(grown.correct, whole.correct)
-    assert {count for of in world.decoded().values() for count in of} == {1}
-
-
 def test_a_stream_of_one_task_has_no_vote_and_no_transfer(tmp_path):
     world = World(tmp_path, tasks=1)
     matrix = world.evaluator().matrix(world.snapshots(), world.tests, PRESETS)["paper"]
@@ -253,23 +243,9 @@ def test_more_resident_experts_are_filled_less_often(world):
     assert filled[6] == 2 < filled[1]
 
 
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda e, w: e.votes(w.snapshot(2), w.tests[0], RULES, ("targets",)), "targets"),
-        (lambda e, w: e.sweep(w.snapshots()[::-1], w.tests, RULES), "session 0 has learned"),
-        (lambda e, w: e.sweep(w.snapshots()[:3], w.tests, RULES), "3 sessions and 6 test sets"),
-        (lambda e, w: Sweep(["A"], ["paper"], [[Cell(4, known=3)]]).agnostic(), "agnostic=True"),
-    ],
-)
-def test_what_does_not_fit_is_refused_before_a_picture_is_read(world, call, message):
-    with pytest.raises(UserError, match=message):
-        call(world.evaluator(), world)
-    assert not any(world.decoded().values())
-
-
 def test_the_log_has_the_lines_of_the_released_code(world, caplog):
     with caplog.at_level("INFO", "dassl"):
-        correct = world.evaluator().row(world.snapshot(2), world.tests[:1], PRESETS)[0].known
+        (row,) = world.evaluator().sweep([world.snapshot(1)], world.tests[:1], PRESETS).rows
+        correct = row[0].known
     lines = [record.message for record in caplog.records]
     assert lines == ["Evaluating on Task0", f"Top-1 accuracy: {100 * correct / 12:.2f}"]

@@ -9,7 +9,6 @@ from condu.metrics import AccuracyMatrix
 from condu.results import write_matrix
 from dassl.report.mtil import streams
 from dassl.report.results import load_results
-from dassl.utils import UserError
 
 FACTS = {
     "trainer": "ConDU",
@@ -53,23 +52,3 @@ def test_one_task_has_no_transfer(tmp_path):
     metrics = write_matrix(tmp_path, AccuracyMatrix(["A"], [[3]], [4]), FACTS)["metrics"]
     assert metrics == {"average": 75.0, "last": 75.0}
     assert load_results(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "changed, message",
-    [
-        ({"protocol": "til"}, 'unknown protocol "til"'),
-        ({"labels": "union"}, 'protocol mtil: label space "union"'),
-        ({"protocol": "mtil_agnostic"}, 'label space "None"'),
-        ({"protocol": "mtil_agnostic", "labels": "all"}, 'label space "all"'),
-    ],
-)
-def test_facts_that_contradict_each_other_are_refused(tmp_path, matrix, changed, message):
-    with pytest.raises(UserError, match=message):
-        write_matrix(tmp_path, matrix, FACTS | changed)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_missing_fact_is_named(tmp_path, matrix):
-    with pytest.raises(UserError, match="no seed, command"):
-        write_matrix(tmp_path, matrix, {k: v for k, v in FACTS.items() if k not in ("seed", "command")})

@@ -115,19 +115,10 @@ def test_chunks_are_whole_batches_in_order(world, size, parts):
     assert torch.equal(torch.cat([pixels for pixels, _ in chunks])[7], test.loader.dataset[7]["img"])
 
 
-def test_sets_and_snapshots_that_cannot_be_are_refused(world):
+def test_sets_that_cannot_be_are_refused(world):
     test = world.tests[0]
     shuffled = DataLoader(test.loader.dataset, shuffle=True)
     with pytest.raises(UserError, match="every picture in order"):
         TestSet("x", test.classnames, test.prompts, shuffled)
     with pytest.raises(UserError, match="label 2, but 2 class names"):
         list(TestSet("x", ["a", "b"], test.prompts, test.loader).chunks(100, "cpu"))
-    for changed, message in (
-        ({"members": world.members[:1]}, "2 tasks has 1 members"),
-        ({"prototypes": world.prototypes[1::-1]}, "Task0 has 3 classes and 2 prototypes"),
-        ({"prototype_source": "trained"}, '"trained", expected one of pretrained, expert'),
-    ):
-        with pytest.raises(UserError, match=message):
-            world.snapshot(2, **changed)
-    with pytest.raises(UserError, match="expected one or more"):
-        world.snapshot(0)

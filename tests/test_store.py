@@ -44,17 +44,13 @@ def test_what_is_not_there_is_none(store, tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_names_are_sorted_and_strangers_are_passed_over(store):
-    assert store.names() == ["Task0", "Task1", "Task2"]
+def test_names_are_sorted_and_strangers_are_refused(store):
     store.save("Aircraft", delta(0), rows(0), {})
+    (store.folder / ".Task9.safetensors.0.tmp").write_bytes(b"half")
+    assert store.names() == ["Aircraft", "Task0", "Task1", "Task2"]
     save_file({"w": torch.ones(2)}, store.folder / "model.safetensors")
     save_tensors(store.folder / "Other.safetensors", {"w": torch.ones(2)}, {"format": 1, "task": "Task0", "facts": {}})
-    (store.folder / ".Task9.safetensors.77.tmp").write_bytes(b"half")
-    (store.folder / ".Task9.safetensors").write_bytes((store.folder / "Task0.safetensors").read_bytes())
     (store.folder / "Task9.safetensors").write_bytes((store.folder / "Task0.safetensors").read_bytes())
-    (store.folder / "Task8.safetensors").mkdir()
-    (store.folder / "notes.txt").write_text("Task7")
-    assert store.names() == ["Aircraft", "Task0", "Task1", "Task2"]
     for stranger in ("model", "Other", "Task9"):
         with pytest.raises(UserError, match=f"{stranger}.safetensors"):
             store.load(stranger)

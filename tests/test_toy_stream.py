@@ -5,10 +5,8 @@ import json
 import pytest
 
 from condu.metrics import AccuracyMatrix
-from scripts.condu.ablations import evaluate_ablations
-from scripts.condu.any_order import evaluate_orders
-from scripts.condu.baselines import TITLES, evaluate_baselines, mean_of
 from scripts.condu.bench import Bench
+from scripts.condu.experiments import TITLES, evaluate_ablations, evaluate_baselines, evaluate_orders, mean_of
 from scripts.condu.orders import random_orders
 from scripts.condu.toy_stream import main, read
 

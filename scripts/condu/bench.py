@@ -5,16 +5,21 @@ Letters: T tasks of the order.
 
 import copy
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 
-from condu.evaluation import Evaluator, Snapshot, TestSet, snapshot_of
+from torch import Tensor
+
+from condu.evaluation import Evaluator
 from condu.metrics import AccuracyMatrix
 from condu.results import write_matrix
 from condu.settings import vote_rule
 from condu.slots import Slots
+from condu.snapshot import Snapshot, TestSet, prompts_of, snapshot_of, task_of
 from condu.space import build_space
+from condu.store import ExpertStore
 from condu.stream import Stream, exists, sessions
 from condu.voting import PRESETS, Vote
 from dassl.clip import build_clip_from_cfg, check_input
@@ -23,6 +28,7 @@ from dassl.data.data_manager import build_dataset
 from dassl.data.transforms import build_transform
 from dassl.engine.precision import Precision
 from dassl.utils import MissingFile, UserError, read_json
+from dassl.utils.distributed import broadcast
 from scripts.condu.sessions import RESULTS, Run
 
 OWN = "own"  # name of a vote that is none of the presets
@@ -59,12 +65,12 @@ class Bench:
     @cached_property
     def tests(self) -> list[TestSet]:
         sets = zip(self.cfgs, self.datasets, strict=True)
-        return [TestSet(name_of(d), d.classnames, prompts_of(d), self.loader(cfg, d.test)) for cfg, d in sets]
+        return [TestSet(task_of(d), d.classnames, prompts_of(d), self.loader(cfg, d.test)) for cfg, d in sets]
 
     @property
     def names(self) -> list[str]:
         """Task names in the order of learning."""
-        return [name_of(dataset) for dataset in self.datasets]
+        return [task_of(dataset) for dataset in self.datasets]
 
     @property
     def backbone(self) -> dict:
@@ -109,6 +115,22 @@ class Bench:
         presets = [read_json(file).get("preset") for file in files if file.is_file()]
         return Stream.load(self.run.stream).trained_facts(presets) if exists(self.run.stream) else {}
 
+    @cached_property
+    def experts(self) -> dict[str, tuple[dict, Tensor]]:
+        """{task: (delta, prototypes (C, D))}, in the order of the run. UserError if one was not kept."""
+        return load_experts(ExpertStore(self.run.experts), self.names)
+
+    def results(self, folders: Mapping, facts: Mapping, measure: Callable, overwrite: bool = False) -> dict:
+        """{key: AccuracyMatrix} of folders by key: read where all are finished, else what `measure()` gives, in the
+        keys' order, recorded with the facts of its key. Several processes measure together."""
+        if broadcast(all(map(finished, folders.values())) and not overwrite):
+            return {key: read_matrix(folder) for key, folder in folders.items()}
+        started = time.monotonic()
+        matrices = dict(zip(folders, measure(), strict=True))
+        for key, matrix in matrices.items():
+            self.record(folders[key], matrix, started, **facts[key])
+        return matrices
+
     def record(self, folder: Path, matrix: AccuracyMatrix, started: float, **facts) -> None:
         """results.json of a matrix. facts: trainer, protocol, ... override what the config and the stream say."""
         own = {
@@ -125,13 +147,12 @@ class Bench:
         write_matrix(str(folder), matrix, own | self.trained | facts, self.clip.device)
 
 
-def name_of(dataset) -> str:
-    """The task's name in the stream."""
-    return getattr(dataset, "task", "") or dataset.__class__.__name__
-
-
-def prompts_of(dataset) -> list[str]:
-    return list(getattr(dataset, "prompts", None) or [dataset.template])
+def load_experts(store: ExpertStore, names: Sequence[str]) -> dict[str, tuple[dict, Tensor]]:
+    """{task: (delta, prototypes)} of these tasks. UserError for one that is not there."""
+    found = {name: store.load(name) for name in names}
+    if missing := [name for name, expert in found.items() if expert is None]:
+        raise UserError(f"{store.folder} has no expert of {', '.join(missing)}; train the stream with --keep-experts")
+    return {name: (delta, prototypes) for name, (delta, prototypes, _) in found.items()}
 
 
 def training_line(run: Run) -> str:
@@ -143,6 +164,11 @@ def training_line(run: Run) -> str:
 def vote_facts(name: str, rule: Vote) -> dict:
     """What results.json says of a vote."""
     return {"name": name, **asdict(rule)}
+
+
+def task_names(bench: Bench) -> list[str]:
+    """In the order of learning; draws the images of the toy world where they are missing."""
+    return bench.names
 
 
 def finished(folder: Path) -> bool:

@@ -7,20 +7,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from condu.evaluation import Member, TestSet
-from scripts.condu import baselines
-from scripts.condu.any_order import Experts
+from condu.snapshot import Member, TestSet
 from scripts.condu.bench import Bench
+from scripts.condu.experiments import member
 
 SHOWN = 40  # pictures of a task; more make a t-SNE slow and no clearer
 
 
 @torch.no_grad()
-def features_of(bench: Bench, member: Member, test: TestSet) -> tuple[Tensor, Tensor]:
+def features_of(bench: Bench, model: Member, test: TestSet) -> tuple[Tensor, Tensor]:
     """Unit features (N, D) and labels (N,) of some test pictures, spread over the set."""
     pixels, labels = next(iter(test.chunks(bench.evaluator.chunk, bench.clip.device)))
     rows = torch.linspace(0, len(labels) - 1, min(SHOWN, len(labels))).long()
-    clip = bench.evaluator.slots.clip(member.key, member.fill)
+    clip = bench.evaluator.slots.clip(model.key, model.fill)
     with bench.autocast():
         features = clip.encode_image(pixels[rows])
     return torch.nn.functional.normalize(features.float(), dim=-1).cpu(), labels[rows].cpu()
@@ -30,12 +29,12 @@ def write_features(bench: Bench) -> None:
     """tsne.json: every task's pictures through its own expert, and through the expert of the last session."""
     from dassl.report.tsne import SCATTER_FILE, write_scatter
 
-    experts, last = Experts.load(bench), bench.snapshots()[-1]
+    last = bench.snapshots()[-1]
     features, about = [], []
     for test in bench.tests:
-        own = baselines.member(bench, experts.deltas[test.name])
-        for kind, member in (("expert", own), ("reconstructed", last.member(test.name))):
-            found, labels = features_of(bench, member, test)
+        own = member(bench, bench.experts[test.name][0])
+        for kind, model in (("expert", own), ("reconstructed", last.member(test.name))):
+            found, labels = features_of(bench, model, test)
             features.append(found)
             about += [(test.name, kind, test.classnames[label]) for label in labels.tolist()]
     title = f"Experts and their reconstructions after {len(bench.tests)} tasks"

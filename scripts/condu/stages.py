@@ -3,14 +3,11 @@
 import time
 from collections.abc import Callable
 
-from condu.evaluation import prototypes_of
 from condu.fusion import Fusion
+from condu.snapshot import prototypes_of
 from dassl.utils import read_json, write_json
-from scripts.condu.any_order import Experts
 from scripts.condu.bench import Bench
 from scripts.condu.sessions import RESULTS
-
-COLUMNS = ("seconds", "MB left")
 
 
 def stages(bench: Bench) -> list[dict]:
@@ -21,10 +18,10 @@ def stages(bench: Bench) -> list[dict]:
     file = bench.run.out / "stages.json"
     if file.is_file():
         return read_json(file)
-    experts, size = Experts.load(bench), len(bench.names)
-    rows = [_training(bench, experts), _prototypes(bench, experts)]
+    size = len(bench.names)
+    rows = [_training(bench), _prototypes(bench)]
     fusion, seconds = Fusion(bench.cfg.TRAINER.CONDU.SCALE), []
-    for name, delta in experts.deltas.items():
+    for name, (delta, _) in bench.experts.items():
         seconds.append(_seconds(lambda name=name, delta=delta: fusion.absorb(name, delta)))
     masks = sum(mask.nbytes for mask in fusion.masks[-1].values())
     rows.append(_row("absorb a task: its mask", sum(seconds) / size, masks))
@@ -50,14 +47,14 @@ def _seconds(call: Callable) -> float:
     return time.perf_counter() - started
 
 
-def _training(bench: Bench, experts: Experts) -> dict:
+def _training(bench: Bench) -> dict:
     """A whole session, as its run recorded it."""
     walls = [read_json(bench.run.session(index) / RESULTS)["wall_s"] for index in range(len(bench.names))]
-    delta = next(iter(experts.deltas.values()))
+    delta, _ = next(iter(bench.experts.values()))
     return _row("a session: the expert's delta", sum(walls) / len(walls), sum(t.nbytes for t in delta.values()))
 
 
-def _prototypes(bench: Bench, experts: Experts) -> dict:
+def _prototypes(bench: Bench) -> dict:
     sets = [*zip(bench.cfgs, bench.datasets, bench.tests, strict=True)]
 
     def compute() -> None:
@@ -65,7 +62,7 @@ def _prototypes(bench: Bench, experts: Experts) -> dict:
             loader = bench.loader(cfg, dataset.train_x)
             prototypes_of(bench.clip, loader, test.classnames, test.prompts, bench.autocast)
 
-    left = sum(tensor.nbytes for tensor in experts.prototypes.values()) / len(sets)
+    left = sum(tensor.nbytes for _, tensor in bench.experts.values()) / len(sets)
     return _row("prototypes of a task", _seconds(compute) / len(sets), round(left))
 
 

@@ -74,12 +74,12 @@ def main(argv: list[str] | None = None) -> None:
         if args.action == "train":
             train_stream(run, args.gpus)
             return
-        from scripts.condu.bench import config
+        from scripts.condu.bench import Bench, config
         from scripts.condu.evaluate import evaluate_stream
 
         command = shlex.join(["python", "-m", "scripts.condu.stream", *argv])
         with own_device(config(run, run.tasks[0]).USE_CUDA):
-            evaluate_stream(run, args.out, agnostic=PROTOCOLS[args.action], overwrite=args.overwrite, command=command)
+            evaluate_stream(Bench(run), args.out, PROTOCOLS[args.action], command, args.overwrite)
 
 
 if __name__ == "__main__":

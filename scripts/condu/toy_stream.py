@@ -6,22 +6,28 @@ What is finished is skipped; everything lies in OUT/<cfg>/order_<order>/seed<k>.
 """
 
 import argparse
+import functools
+import importlib
 import os
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from dassl.utils import ArgumentParser, UserError, atomic_write, errors_in_one_line  # noqa: E402
-from scripts.condu import toy_jobs as jobs  # noqa: E402
+from dassl.utils.progress import progress, report_bars  # noqa: E402
 from scripts.condu.orders import label_of, random_orders, tasks_of  # noqa: E402
 from scripts.condu.sessions import Run, program  # noqa: E402
-from scripts.condu.toy_jobs import WORKERS, together  # noqa: E402
-from scripts.workers import pool  # noqa: E402
+from scripts.workers import GONE, pool, quietly, tell_bar  # noqa: E402
+
+WORKERS = 2
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,29 +57,87 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, Run]:
     return args, Run(out, args.tasks, cfg, args.seed, os.path.abspath(args.root), str(experts), tuple(args.opts))
 
 
+def together(workers: tuple, run: Run, what: str, *jobs: tuple) -> list:
+    """Run jobs ("module.function" of this package, *arguments) at the same time under one bar, each with the worker's
+    evaluator of the run as first argument, and say how long it took -> their results.
+
+    workers: what `scripts.workers.pool` gives. Each failure is said when it happens, once; SystemExit after all.
+    """
+    executor, queue = workers
+    print(f"{what} ...", flush=True)
+    started = time.time()
+    futures = [executor.submit(_job, number, run, *job) for number, job in enumerate(jobs)]
+    waiting, parts, failures = set(futures), [0.0] * len(jobs), set()
+    form = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+    with progress(what=what, total=len(jobs), bar_format=form) as bar:
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in done:
+                if (error := str(future.exception())) not in failures:
+                    _say_failure(what, future)
+                failures.add(error)
+            while not queue.empty():
+                number, part = queue.get()[1]
+                parts[number] = max(parts[number], part)
+            bar.update(sum(parts) - bar.n)
+    if any(future.exception() for future in futures):
+        sys.exit(1)
+    print(f"{what}: {time.time() - started:.0f} s", flush=True)
+    return [future.result() for future in futures]
+
+
+def _say_failure(what: str, future: Future) -> None:
+    """One line for bad input and for a lost process, a traceback for a bug."""
+    error = future.exception()
+    if isinstance(error, BrokenProcessPool):
+        error = UserError(GONE)
+    if isinstance(error, UserError | OSError | SystemExit):
+        print(f"error: {what}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    elif error:
+        traceback.print_exception(error)
+
+
+@functools.lru_cache(maxsize=1)
+def bench_of(run: Run):
+    """The process's evaluator: test pictures and the pretrained model's features of them are kept between jobs."""
+    from scripts.condu.bench import Bench
+
+    return Bench(run)
+
+
+def _job(number: int, run: Run, name: str, *arguments):
+    """In a worker."""
+    report_bars(lambda part: tell_bar("part", (number, part)))
+    module, function = name.split(".")
+    job = getattr(importlib.import_module(f"scripts.condu.{module}"), function)
+    return quietly(lambda: job(bench_of(run), *arguments))
+
+
 def run_all(run: Run, count: int, command: str) -> dict:
     """Everything, in stages; what is finished is skipped -> the tables' content."""
     found = {}
     with pool(WORKERS, threads=1) as workers:
-        names, _ = together(workers, "Drawing the pictures", (jobs.draw, run), (jobs.warm_up,))
-        sequential = (jobs.learn_in_sequence, run, names)
-        together(workers, "Training experts, and one model in sequence", (jobs.learn, run), sequential)
-        known = (jobs.evaluate, run, False, command)
-        found["known"], found["baselines"] = together(
-            workers, "Evaluating the stream and the baselines", known, (jobs.baselines, run, command)
+        stage = functools.partial(together, workers, run)
+        names, _ = stage("Drawing the pictures", *[("bench.task_names",)] * WORKERS)
+        training = ("experiments.train_experts",), ("experiments.train_sequential",)
+        stage("Training experts, and one model in sequence", *training)
+        known = ("evaluate.evaluate_stream", str(run.out / "mtil"), False, command)
+        found["known"], found["baselines"] = stage(
+            "Evaluating the stream and the baselines", known, ("experiments.evaluate_baselines", command)
         )
-        unknown = (jobs.evaluate, run, True, command)
-        found["agnostic"], found["ablations"] = together(
-            workers, "Evaluating without task names, and the ablations", unknown, (jobs.ablations, run, command)
+        unknown = ("evaluate.evaluate_stream", str(run.out / "agnostic"), True, command)
+        found["agnostic"], found["ablations"] = stage(
+            "Evaluating without task names, and the ablations", unknown, ("experiments.evaluate_ablations", command)
         )
         numbered = dict(enumerate(random_orders(names, count, run.seed)))
         shares = [{n: order for n, order in numbered.items() if n % WORKERS == k} for k in range(WORKERS)]
-        halves = together(
-            workers, f"Fusing {len(numbered)} random orders", *((jobs.orders, run, share, command) for share in shares)
+        halves = stage(
+            f"Fusing {len(numbered)} random orders",
+            *(("experiments.evaluate_orders", share, command) for share in shares),
         )
         found["orders"] = {rule: [m for half in halves for m in half.get(rule, {}).values()] for rule in halves[0]}
-        (found["stages"],) = together(workers, "Timing the stages", (jobs.stages, run))
-        (found["figures"],) = together(workers, "Drawing the figures", (jobs.figures, run))
+        (found["stages"],) = stage("Timing the stages", ("stages.stages",))
+        (found["figures"],) = stage("Drawing the figures", ("figures.draw_figures",))
     return found
 
 
