@@ -189,7 +189,7 @@ def sheets(records: list, folders: list, protocols: list[str] | None = None) -> 
 def compared(found: list, records: list) -> list:
     """The sheets of published numbers beside ours; a table that has none is said to have none."""
     comparisons = []
-    for sheet in (sheet for sheet in found if sheet.files):
+    for sheet in (sheet for sheet in found if {"dataset", "task"} & {*sheet.columns}):
         try:
             comparisons.append(against_sheet(sheet, records, METHODS))
         except UserError as error:

@@ -180,7 +180,7 @@ def test_our_seeds_and_what_was_not_run_are_shown(tmp_path):
     (gap,) = (note for note in table.notes if "not run here" in note)
     assert gap.startswith("CoOp: published, but not run here: ") and "EuroSAT" in gap and "OxfordPets" not in gap
     line = next(k for k, row in enumerate(table.rows) if row[1:3] == ["Caltech101", "base"])
-    assert len(table.files[line, table.columns.index("ours")]) == 2
+    assert len(table.rows[line][table.columns.index("ours")].files) == 2
 
 
 @pytest.mark.parametrize("preset", ["continued", "continued, changed: OPTIM.MAX_EPOCH"])

@@ -51,7 +51,7 @@ def test_a_method_that_lacks_cards_is_averaged_over_the_others_and_says_so(tmp_p
     write_path(tmp_path / "kg", bumped(0.1), trainer="KgCoOp_LMC")
     (table,) = barriers_sheet([tmp_path], METHODS).tables
     assert table.notes == ["KgCoOp_LMC (paper): average over 1 of them, no card on: toy_b."]
-    assert {str(tmp_path / name / "results.json") for name in ("toy_a", "toy_b")} == set(table.files[0, 2])
+    assert {str(tmp_path / name / "results.json") for name in ("toy_a", "toy_b")} == set(table.rows[0][2].files)
 
 
 def test_no_card_no_table(tmp_path):

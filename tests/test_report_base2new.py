@@ -23,8 +23,8 @@ def test_one_data_set_averages_h_over_seeds_with_the_population_deviation(tmp_pa
     write_pairs(tmp_path, {"toy_a": [(80, 60), (90, 30)]})
     found = base2new(load_results(tmp_path))
     cell = found.cell(only(found), "toy_a")
-    assert cell["base"] == (85, 5, 2)
-    assert cell["new"] == (45, 15, 2)
+    assert cell["base"][:3] == (85, 5, 2)
+    assert cell["new"][:3] == (45, 15, 2)
     # H is 68.571... for seed 1 and 45 for seed 2
     assert cell["H"].mean == pytest.approx((480 / 7 + 45) / 2)
     assert cell["H"].std == pytest.approx((480 / 7 - 45) / 2)
@@ -49,8 +49,8 @@ def test_the_average_deviates_over_the_averages_of_single_seeds(tmp_path):
     write_pairs(tmp_path, {"toy_a": [(80, 50), (60, 60)], "toy_b": [(60, 50), (80, 60)]})
     found = base2new(load_results(tmp_path))
     average = found.average(only(found))
-    assert average["base"] == (70, 0, 2)
-    assert average["new"] == (55, 5, 2)
+    assert average["base"][:3] == (70, 0, 2)
+    assert average["new"][:3] == (55, 5, 2)
     first, second = 7000 / 120, 8400 / 130
     assert average["H of averages"].mean == pytest.approx(2 * 70 * 55 / 125)
     assert average["H of averages"].std == pytest.approx((second - first) / 2)
@@ -59,7 +59,7 @@ def test_the_average_deviates_over_the_averages_of_single_seeds(tmp_path):
 def test_a_single_seed_has_no_deviation(tmp_path):
     write_pairs(tmp_path, {"toy_a": [(80, 60)]})
     found = base2new(load_results(tmp_path))
-    assert found.cell(only(found), "toy_a")["base"] == (80, None, 1)
+    assert found.cell(only(found), "toy_a")["base"][:3] == (80, None, 1)
     assert "±" not in sheet_of(found).text().split("mean ±")[0]
 
 
@@ -71,7 +71,7 @@ def test_a_method_that_lacks_a_cell_shows_it_and_has_no_average(tmp_path):
     whole, broken = (found.average(row) for row in found.rows)
     assert whole["mean of H"].mean == 50
     assert broken["base"].mean == 75
-    assert broken["new"] is broken["H of averages"] is broken["mean of H"] is None
+    assert not any(broken[q] for q in ("new", "H of averages", "mean of H"))
     text = sheet_of(found).text()
     assert "CoOp: not averaged where a data set is missing: toy_b (new)." in text
     line = next(line for line in text.split("toy_b")[1].splitlines() if line.startswith("CoOp"))
@@ -86,7 +86,7 @@ def test_a_method_that_lacks_a_cell_shows_it_and_has_no_average(tmp_path):
 def test_uneven_seeds_are_said_and_the_average_is_that_of_the_printed_means(tmp_path):
     write_pairs(tmp_path, {"toy_a": [(80, 60), (60, 60)], "toy_b": [(50, 40), (None, None)]})
     found = base2new(load_results(tmp_path))
-    assert found.average(only(found))["base"] == (60, None, 1)
+    assert found.average(only(found))["base"][:3] == (60, None, 1)
     assert "CoOp: data sets have different seeds" in sheet_of(found).text()
 
 
@@ -99,15 +99,15 @@ def test_h_uses_the_seeds_that_have_both_halves(tmp_path):
 
 def test_no_shared_seed_still_averages_the_means():
     summary = summarise_average({"toy_a": {1: 10.0}, "toy_b": {2: 30.0}})
-    assert summary == (20, None, 0)
-    assert summarise_average({"toy_a": {1: 10.0}, "toy_b": {}}) is None
+    assert summary[:3] == (20, None, 0)
+    assert not summarise_average({"toy_a": {1: 10.0}, "toy_b": {}})
 
 
 def test_a_training_run_is_no_evaluation(tmp_path):
     write_run(tmp_path / "train", accuracy=99, kind="train", command="train.py")
     write_run(tmp_path / "new", subset="new", accuracy=40)
     found = base2new(load_results(tmp_path))
-    assert found.cell(only(found), "toy_a")["base"] is None
+    assert not found.cell(only(found), "toy_a")["base"]
     assert "toy_a (base; trained, not evaluated)" in sheet_of(found).text()
 
 

@@ -25,7 +25,7 @@ def test_runs_under_the_old_and_the_new_name_share_a_row(tmp_path):
     write_run(tmp_path / "1", trainer="CoOp_LMC", preset="released", seed=1, accuracy=40)
     write_run(tmp_path / "2", trainer="KgCoOp_COOP_LMC", preset="released", seed=2, accuracy=60)
     found = base2new(load_results(tmp_path), METHODS)
-    assert found.cell(only(found), "toy_a")["base"] == (50, 10, 2)
+    assert found.cell(only(found), "toy_a")["base"][:3] == (50, 10, 2)
 
 
 def test_runs_that_differ_in_shots_or_backbone_are_never_averaged_together(tmp_path):

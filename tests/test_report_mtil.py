@@ -98,7 +98,7 @@ def test_tasks_and_the_matrix_as_papers_print_them(tmp_path):
     assert matrix.rows[0] == ["a", "80.5", "30.5", "20.5"] and matrix.rows[2] == ["c", "60.5", "70.5", "90.5"]
     files = [str(tmp_path / seed / "results.json") for seed in "12"]
     for one, cell in ((table(found, "Last by task"), (0, 2)), (matrix, (1, 2))):
-        assert one.notes == ["n: 2 seeds."] and one.files[cell] == files
+        assert one.notes == ["n: 2 seeds."] and one.rows[cell[0]][cell[1]].files == tuple(files)
 
 
 def test_missing_cells_are_dashes_with_a_reason(tmp_path):

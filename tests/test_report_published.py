@@ -11,6 +11,7 @@ from dassl.report.against import against_sheet, load_published
 from dassl.report.methods import CSV_HEAD
 from dassl.report.sheet import Sheet
 from dassl.report.stats import harmonic_mean
+from dassl.report.tables import Cell
 from mergetune.report import METHODS
 from mergetune.templates import IMAGENET, described
 from scripts.commands import COMMANDS
@@ -149,17 +150,16 @@ def recorded(script, cfg_name, dataset, merge):
 
 def as_published(protocol, trainer, merge, facts_of):
     """A sheet of runs that have every published number of a method, compared."""
-    lines, files, records = [], [], {}
+    lines, records = [], {}
     for key, (one, *_) in load_published().items():
         if key[:3] == (protocol, trainer, merge):
             names = sorted(one.sets) if key[4] in ("average", "Avg-C", "Avg-D") else [key[4]]
             own = [facts_of(name) | {"file": name} for name in names]
             records |= {record["file"]: record for record in own}
             head = [trainer, trainer, own[0]["preset"], CLIP, own[0]["shots"]]
-            lines.append([*head, key[4], key[5], one.value, "", "3"])
-            files.append([record["file"] for record in own])
+            lines.append([*head, key[4], key[5], Cell(one.value, [record["file"] for record in own]), "", "3"])
     columns = [*CSV_HEAD, "dataset", "quantity", "mean", "std", "n"]
-    sheet = Sheet(protocol, "", [], [], columns, lines, files)
+    sheet = Sheet(protocol, "", [], [], columns, lines)
     return against_sheet(sheet, list(records.values()), METHODS)
 
 

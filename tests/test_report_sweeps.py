@@ -73,7 +73,7 @@ def test_base_to_new_runs_fill_the_presets_own_place(tmp_path):
     write_run(tmp_path / "other", "KgCoOp_LMC", "toy_b", preset="paper", lmc=PAPER, max_epoch=50)
     (sweep,) = sweeps(load_results(tmp_path), METHODS)
     assert sweep.found.datasets == ["toy_a"]  # the sweep's own
-    assert [sweep.average(row)["base"].mean for row in sweep.rows] == [80, 70]
+    assert [sweep.found.average(row)["base"].mean for row in sweep.rows] == [80, 70]
 
 
 def test_a_missing_data_set_and_the_runs_behind_a_line_are_known(tmp_path):
@@ -84,7 +84,7 @@ def test_a_missing_data_set_and_the_runs_behind_a_line_are_known(tmp_path):
                 write_run(tmp_path / f"{tau}{dataset}{subset}", "KgCoOp_LMC", dataset, **fields)
     (table,) = sweeps_sheet(load_results(tmp_path), METHODS).tables
     assert table.notes == ["tau 1: not averaged where a data set is missing: toy_b (base and new)."]
-    assert len(table.files[0, 1]) == 2 and len(table.files[0, 3]) == 4
+    assert [len(table.rows[0][k].files) for k in (1, 3)] == [2, 4]
 
 
 def test_presets_side_by_side_are_no_sweep(tmp_path):

@@ -14,7 +14,7 @@ from importlib import resources
 from dassl.report.methods import CONTROL, row_of, split_changes
 from dassl.report.sheet import Sheet
 from dassl.report.sweeps import epochs_asked
-from dassl.report.tables import MISSING, Table
+from dassl.report.tables import MISSING, Cell, Table
 from dassl.utils import UserError
 
 FORMAT = 1
@@ -80,10 +80,10 @@ def against_sheet(sheet, records, methods, published=None):
     """
     published = load_published() if published is None else published
     by_file = {str(record["file"]): record for record in records}
-    rows, lines, notes, sources, files, matched = [], [], [], {}, {}, {}
-    for line, behind in zip(sheet.lines, sheet.files, strict=bool(sheet.files)):
+    rows, lines, notes, sources, matched = [], [], [], {}, {}
+    for line in sheet.lines:
         cell = _named(dict(zip(sheet.columns, line, strict=True)))
-        key = _key(sheet.name, cell, methods)
+        key, behind = _key(sheet.name, cell, methods), cell["mean"].files
         own = [by_file[file] for file in dict.fromkeys(behind) if file in by_file]
         for partner in published.get(key, []) if cell["mean"] != "" and not _is_control(cell) else []:
             matched.setdefault(cell["method"], set()).add(key)
@@ -95,12 +95,10 @@ def against_sheet(sheet, records, methods, published=None):
             differing = _differing(partner, own, methods)
             notes += [f"{cell['method']}: {words}" for words in differing.values()]
             number = sources.setdefault(partner.source, len(sources) + 1)
-            row = _row(cell, partner, list(differing))
-            files[len(rows), 3] = behind
-            rows.append(
-                [*row[:4], cell["n"], *row[4:7], row[7] or f"{MISSING} ({', '.join(differing)})", f"[{number}]"]
-            )
-            lines.append([*row, ", ".join(differing), partner.source, cell["n"]])
+            *row, verdict = _row(cell, partner, differing)
+            shown = verdict or f"{MISSING} ({', '.join(differing)})"
+            rows.append([*row[:3], Cell(row[3], behind), cell["n"], *row[4:], shown, f"[{number}]"])
+            lines.append([*row, verdict, ", ".join(differing), partner.source, cell["n"]])
         notes += [f"{cell['method']}: {words}" for words in _uneven(own)] if key in published else []
     notes = [*dict.fromkeys(notes), *_missing(matched, published)]
     if not rows:
@@ -112,7 +110,7 @@ def against_sheet(sheet, records, methods, published=None):
     return Sheet(
         name=f"{sheet.name}_against_paper",
         heading=f"{sheet.heading}, against published numbers",
-        tables=[Table(title, COLUMNS, rows, notes, files)],
+        tables=[Table(title, COLUMNS, rows, notes)],
         legend=[RULE, SILENT, "n: our seeds", *(f"[{number}] {source}" for source, number in sources.items())],
         columns=[*COLUMNS[:1], "dataset", "quantity", "ours", "published", "difference", "band", "verdict", "differs",
                  "source", "n"],

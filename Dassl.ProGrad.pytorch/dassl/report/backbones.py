@@ -4,9 +4,9 @@ from dassl.report.base2new import AVERAGES, PROTOCOL, SUBSETS, base2new
 from dassl.report.grid import with_accuracy
 from dassl.report.methods import CSV_HEAD, Methods, backbone_of, csv_head, row_names
 from dassl.report.results import group_by, select
-from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
+from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet, row_notes
 from dassl.report.stats import Summary, summarise
-from dassl.report.tables import MISSING, Table, csv_numbers, show, show_n
+from dassl.report.tables import Table, csv_numbers, show, show_n
 from dassl.utils import UserError
 
 NAME = "backbones"
@@ -14,8 +14,7 @@ GAIN = "gain in H"
 
 
 def backbones(records, methods=None):
-    """Records -> [(Base2New of one backbone, Row, {quantity: Summary or None})]. UserError if there is but one
-    backbone."""
+    """Records -> [(Base2New of one backbone, Row, {quantity: Summary})]. UserError if there is but one backbone."""
     methods = methods or Methods()
     runs = with_accuracy(records, protocol=PROTOCOL, subset=SUBSETS)
     groups = group_by(select(runs, kind="eval"), backbone_of)
@@ -29,47 +28,38 @@ def backbones(records, methods=None):
 
 
 def _gain(found, row):
-    """H of averages over that of the stage-1 method, or None where there is none. Deviation and n: of the seeds'
-    differences."""
+    """H of averages over that of the stage-1 method -> Summary. Deviation and n: of the seeds' differences."""
     first = found.methods.stage1.get(row.trainer)
     stage1 = [r for r in found.rows if r.trainer == first and r.shots == row.shots and not r.merge]
     if len(stage1) != 1 or row.merge:
-        return None
+        return Summary(None)
     ours, theirs = (found.average(r)["H of averages"] for r in (row, stage1[0]))
-    if ours is None or theirs is None:
-        return None
+    if not (ours and theirs):
+        return Summary(None)
     mine, other = found.h_by_seed(row), found.h_by_seed(stage1[0])
     paired = summarise({seed: mine[seed] - other[seed] for seed in mine if seed in other})
-    return Summary(ours.mean - theirs.mean, paired and paired.std, paired.n if paired else 0)
+    return paired._replace(mean=ours.mean - theirs.mean)
 
 
 def backbones_sheet(records, methods=None):
     """Records -> Sheet with one table, a line for each method and backbone."""
     found = backbones(records, methods)
     names = row_names([row._replace(backbone="") for _, row, _ in found])
-    rows, lines, notes, files = [], [], [], {}
+    rows, lines, notes = [], [], []
     for own, row, cells in found:
-        for place, subsets in enumerate((("base",), ("new",), SUBSETS, SUBSETS), start=3):
-            files[len(rows), place] = own.grid.files_of(row, [column for s in subsets for column in own.columns(s)])
-        name, stage2 = names[row._replace(backbone="")], row.trainer in own.methods.stage1
-        shown = [show(cells[q]) for q in AVERAGES]
-        risen = (_signed(cells[GAIN]) if cells[GAIN] else MISSING) if stage2 else ""
-        count = str(len(own.datasets))
-        if gaps := own.missing(row):
-            notes.append(f"{name}, {row.backbone}: not averaged where a data set is missing: {', '.join(gaps)}.")
-        rows.append([name, row.backbone, count, *shown, risen, show_n([cells[q] for q in AVERAGES])])
+        name, gain = names[row._replace(backbone="")], cells[GAIN]
+        averages = [cells[q] for q in AVERAGES]
+        sign = "+" if gain and gain.mean >= 0 else ""
+        risen = sign + show(gain) if row.trainer in own.methods.stage1 else ""
+        gaps = ", ".join(own.missing(row))
+        notes += row_notes(f"{name}, {row.backbone}", gaps and f"not averaged where a data set is missing: {gaps}")
+        rows.append([name, row.backbone, str(len(own.datasets)), *map(show, averages), risen, show_n(averages)])
         lines += [[*csv_head(row, {row: name}), q, *csv_numbers(summary)] for q, summary in cells.items()]
-    table = Table(
-        "Average over the data sets of each backbone",
-        ["method", "backbone", "data sets", *AVERAGES, GAIN, "n"],
-        rows,
-        notes,
-        files,
-    )
+    columns = ["method", "backbone", "data sets", *AVERAGES, GAIN, "n"]
     return Sheet(
         name=NAME,
         heading="Backbones, base-to-new accuracy in percent",
-        tables=[table],
+        tables=[Table("Average over the data sets of each backbone", columns, rows, notes)],
         legend=[
             SEEDS_LEGEND,
             f"{GAIN}: H of averages of a stage-2 method minus that of its stage 1; deviation of the seeds' differences",
@@ -78,7 +68,3 @@ def backbones_sheet(records, methods=None):
         columns=[*CSV_HEAD, "quantity", "mean", "std", "n"],
         lines=lines,
     )
-
-
-def _signed(summary):
-    return f"{'+' if summary.mean >= 0 else ''}{show(summary)}"

@@ -4,13 +4,15 @@ See `stats.barrier` for the definition and `paths` for the curves. A barrier is 
 averaged over seeds and data sets: the barrier of an averaged curve would hide those that differ in place.
 """
 
-from dassl.report.grid import Grid
-from dassl.report.methods import CSV_HEAD, Methods, csv_head, row_names, row_of, sort_rows
+import itertools
+
+from dassl.report.grid import Grid, fill
+from dassl.report.methods import CSV_HEAD, Methods, row_names, row_of, sort_rows
 from dassl.report.paths import QUANTITIES, SUBSETS, load_paths
 from dassl.report.results import RESULTS_FILE, group_by, newest_each
-from dassl.report.sheet import SEEDS_LEGEND, Sheet
+from dassl.report.sheet import SEEDS_LEGEND, Sheet, csv_lines, data_sets, row_notes
 from dassl.report.stats import barrier
-from dassl.report.tables import MISSING, Table, csv_numbers, show, show_n
+from dassl.report.tables import MISSING, Table, show, show_n
 from dassl.utils import UserError
 
 NAME = "barriers"
@@ -64,24 +66,24 @@ def barriers_sheet(folders, methods=None):
 
 def _grid(records, methods):
     """Grid with columns (data set, line, subset, quantity), and the data sets."""
-    scores, files = {}, {}
-    for r in newest_each(records, key=lambda r: (row_of(r, methods), r["dataset"], r["seed"]), what="paths"):
-        for column, height in run_barriers(r["path"]).items():
-            cell = row_of(r, methods), (r["dataset"], *column)
-            scores.setdefault(cell, {})[r["seed"]] = height
-            files.setdefault(cell, []).append(str(r["file"].with_name(RESULTS_FILE)))
+
+    def cells(run):
+        row, heights = row_of(run, methods), run_barriers(run["path"])
+        return {(row, (run["dataset"], *column)): height for column, height in heights.items()}
+
+    newest = newest_each(records, key=lambda r: (row_of(r, methods), r["dataset"], r["seed"]), what="paths")
+    scores, files = fill([{**run, "file": run["file"].with_name(RESULTS_FILE)} for run in newest], cells)
     rows = sort_rows((row for row, _ in scores), methods)
     datasets = sorted({column[0] for _, column in scores}, key=methods.dataset_rank)
     return Grid(rows, list(dict.fromkeys(column for _, column in scores)), scores, files=files), datasets
 
 
 def _cells(grid, row, datasets, subset):
-    """{(quantity, line): Summary or None}: the average over the data sets of which the row has a card."""
+    """{(quantity, line): Summary}: the average over the data sets of which the row has a card."""
     cells = {}
-    for quantity in QUANTITIES:
-        for line in LINES:
-            columns = [(dataset, line, subset, quantity) for dataset in datasets]
-            cells[quantity, line] = grid.average(row, [column for column in columns if grid.by_seed(row, column)])
+    for quantity, line in itertools.product(QUANTITIES, LINES):
+        columns = [(dataset, line, subset, quantity) for dataset in datasets]
+        cells[quantity, line] = grid.cell(row, *(column for column in columns if grid.by_seed(row, column)))
     return cells
 
 
@@ -91,30 +93,25 @@ def _subsets(grid, row):
 
 
 def _table(grid, datasets, space):
-    names, rows, files, notes = row_names(grid.rows), [], {}, []
+    names, rows, notes = row_names(grid.rows), [], []
     for row in grid.rows:
-        has = [d for d in datasets if any(c[0] == d and grid.by_seed(row, c) for c in grid.columns)]
-        if len(has) < len(datasets):
-            notes.append(
-                f"{names[row]}: average over {len(has)} of them, no card on: {', '.join(sorted({*datasets} - {*has}))}."
-            )
+        lacks = [d for d in datasets if not any(c[0] == d and grid.by_seed(row, c) for c in grid.columns)]
+        has = f"average over {len(datasets) - len(lacks)} of them, no card on: {', '.join(sorted(lacks))}"
+        notes += row_notes(names[row], lacks and has)
         for subset in _subsets(grid, row):
             cells = _cells(grid, row, datasets, subset)
-            for place, (quantity, line) in enumerate(cells, start=2):
-                files[len(rows), place] = grid.files_of(row, [(d, line, subset, quantity) for d in datasets])
             shown = [show(cell, digits=DIGITS[quantity]) for (quantity, _), cell in cells.items()]
             rows.append([names[row], subset, *shown, show_n(filter(None, cells.values()))])
     columns = ["method", "classes", *(f"{quantity} {line}" for quantity in QUANTITIES for line in LINES), "n"]
-    count = len(datasets)
-    return Table(
-        f"Space of {space}, average over {count} data set{'s' if count > 1 else ''}", columns, rows, notes, files
-    )
+    return Table(f"Space of {space}, average over {data_sets(datasets)}", columns, rows, notes)
 
 
 def _csv_lines(grid, datasets, space):
-    names, lines = row_names(grid.rows), []
-    for row in grid.rows:
-        for subset in _subsets(grid, row):
-            for (quantity, line), found in _cells(grid, row, datasets, subset).items():
-                lines.append([*csv_head(row, names), space, quantity, LINES[line], subset, *csv_numbers(found, 6)])
-    return lines
+    def cells(row):
+        return {
+            (space, quantity, LINES[line], subset): summary
+            for subset in _subsets(grid, row)
+            for (quantity, line), summary in _cells(grid, row, datasets, subset).items()
+        }
+
+    return csv_lines(row_names(grid.rows), cells, digits=6)

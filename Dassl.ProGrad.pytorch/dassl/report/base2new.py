@@ -9,23 +9,22 @@ Only evaluation runs count, so base and new come from the same checkpoint, loade
 
 from dataclasses import dataclass
 
-from dassl.report.grid import Grid, build, is_below, with_accuracy
-from dassl.report.methods import (
-    CSV_HEAD,
-    Methods,
-    csv_head,
-    names_on,
-    row_names,
-    row_of,
-    shared_settings,
-    split_by_template,
-    zero_shot_row,
-)
+from dassl.report.grid import Grid, build, with_accuracy
+from dassl.report.methods import CSV_HEAD, Methods, names_on, row_names, row_of, shared_settings, split_by_template
 from dassl.report.results import select
-from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
+from dassl.report.sheet import (
+    EVALUATIONS_LEGEND,
+    SEEDS_LEGEND,
+    Sheet,
+    below_zero_shot,
+    csv_lines,
+    data_sets,
+    method_table,
+    row_notes,
+)
 from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
 from dassl.report.stats import Summary, harmonic_mean, summarise
-from dassl.report.tables import BELOW, Table, csv_numbers, show, show_n
+from dassl.report.tables import BELOW
 from dassl.utils import UserError
 
 PROTOCOL = "base2new"
@@ -53,17 +52,16 @@ class Base2New:
         return self.grid.by_seed(row, (dataset, quantity))
 
     def cell(self, row, dataset):
-        """{"base", "new", "H": Summary or None} over the seeds of one data set."""
+        """{"base", "new", "H": Summary} over the seeds of one data set."""
         return {q: self.grid.cell(row, (dataset, q)) for q in QUANTITIES}
 
     def average(self, row):
-        """{"base", "new", "H of averages", "mean of H": Summary or None}; None if any data set is missing."""
-        base, new, mean_of_h = (self.grid.average(row, self.columns(q)) for q in QUANTITIES)
-        h = None
+        """{"base", "new", "H of averages", "mean of H": Summary}, without a number if any data set is missing."""
+        base, new, mean_of_h = (self.grid.cell(row, *self.columns(q)) for q in QUANTITIES)
+        h = Summary(None, files=base.files + new.files)
         if base and new:
-            spread = summarise(self.h_by_seed(row))
-            h = Summary(harmonic_mean(base.mean, new.mean), spread and spread.std, spread.n if spread else 0)
-        return {"base": base, "new": new, "H of averages": h, "mean of H": mean_of_h}
+            h = summarise(self.h_by_seed(row))._replace(mean=harmonic_mean(base.mean, new.mean), files=h.files)
+        return dict(zip(AVERAGES, (base, new, h, mean_of_h._replace(files=h.files)), strict=True))
 
     def columns(self, quantity):
         """The grid's columns of one quantity."""
@@ -71,28 +69,28 @@ class Base2New:
 
     def h_by_seed(self, row):
         """{seed: H of the averaged base and new accuracy}, of the seeds that all data sets have on both."""
-        base, new = (self.grid.average_by_seed(row, self.columns(subset)) for subset in SUBSETS)
-        return {seed: harmonic_mean(base[seed], new[seed]) for seed in base if seed in new}
+        return _h_by_seed(*(self.grid.average_by_seed(row, self.columns(subset)) for subset in SUBSETS))
 
     def missing(self, row):
         """What a row lacks, in words -> list such as ["toy_digits (new)"]."""
         gaps = []
         for dataset in self.datasets:
-            lacking = [q for _, q in self.grid.missing(row, [(dataset, s) for s in SUBSETS])]
-            if lacking:
+            if lacking := [subset for subset in SUBSETS if not self.by_seed(row, dataset, subset)]:
                 trained = any((row, (dataset, subset)) in self.grid.trained for subset in SUBSETS)
-                hint = "; trained, not evaluated" if trained else ""
-                gaps.append(f"{dataset} ({' and '.join(lacking)}{hint})")
+                gaps.append(f"{dataset} ({' and '.join(lacking)}{'; trained, not evaluated' if trained else ''})")
         return gaps
 
     def below(self, row):
-        """Where a row is below zero-shot CLIP -> {data set: list of the quantities of JUDGED}, both if empty."""
-        reference = zero_shot_row(row, self.rows, self.methods)
+        """Where a row is below zero-shot CLIP -> {data set: list of the quantities of JUDGED}."""
+        columns = [(dataset, q) for dataset in self.datasets for q in JUDGED]
         found = {}
-        for dataset in self.datasets if reference else []:
-            ours, theirs = self.cell(row, dataset), self.cell(reference, dataset)
-            found[dataset] = [q for q in JUDGED if is_below(ours[q], theirs[q])]
-        return {dataset: quantities for dataset, quantities in found.items() if quantities}
+        for dataset, q in below_zero_shot(row, columns, self.grid, self.methods):
+            found.setdefault(dataset, []).append(q)
+        return found
+
+
+def _h_by_seed(base, new):
+    return {seed: harmonic_mean(base[seed], new[seed]) for seed in base if seed in new}
 
 
 def base2new(records, methods=None, protocol=PROTOCOL, row=None):
@@ -107,70 +105,45 @@ def base2new(records, methods=None, protocol=PROTOCOL, row=None):
             f"No base-to-new table: of {len(records)} results, {len(runs)} follow the protocol {protocol!r} "
             "on the base or new classes and none of these is an evaluation run"
         )
-    grid = build(
-        runs,
-        row_of=row or (lambda r: row_of(r, methods)),
-        column_of=lambda r: (r["dataset"], r["subset"]),
-        methods=methods,
-    )
+    grid = build(runs, row or (lambda r: row_of(r, methods)), lambda r: (r["dataset"], r["subset"]), methods)
     datasets = sorted({dataset for dataset, _ in grid.columns}, key=methods.dataset_rank)
-    _add_h(grid, datasets)
-    return Base2New(grid, datasets, methods)
-
-
-def _add_h(grid, datasets):
-    """H beside base and new, for each seed that has both."""
     grid.columns = [(dataset, quantity) for dataset in datasets for quantity in QUANTITIES]
     for row in grid.rows:
         for dataset in datasets:
-            base, new = (grid.by_seed(row, (dataset, subset)) for subset in SUBSETS)
-            grid.scores[row, (dataset, "H")] = {s: harmonic_mean(base[s], new[s]) for s in base if s in new}
+            halves = [(row, (dataset, subset)) for subset in SUBSETS]
+            grid.scores[row, (dataset, "H")] = _h_by_seed(*(grid.scores.get(half, {}) for half in halves))
+            grid.files[row, (dataset, "H")] = [file for half in halves for file in grid.files.get(half, ())]
+    return Base2New(grid, datasets, methods)
 
 
 def average_table(found):
     """The average over data sets -> Table with columns method, base, new, H of averages, mean of H, n."""
     names = row_names(found.rows)
-    rows, notes, files = [], [], {}
-    for number, row in enumerate(found.rows):
-        average = found.average(row)
-        reference = zero_shot_row(row, found.rows, found.methods)
-        theirs = found.average(reference) if reference else dict.fromkeys(AVERAGES)
-        marks = [q != "base" and is_below(average[q], theirs[q]) for q in AVERAGES]
-        rows.append([names[row], *map(show, average.values(), marks), show_n(average.values())])
-        notes += _notes(found, row, names[row])
-        for place, subsets in enumerate((("base",), ("new",), SUBSETS, SUBSETS), start=1):
-            files[number, place] = found.grid.files_of(row, [c for s in subsets for c in found.columns(s)])
-    count = len(found.datasets)
-    title = f"Average over {count} data set{'s' if count > 1 else ''}"
-    return Table(title, ["method", *AVERAGES, "n"], rows, notes + stamp_notes(found.grid, names), files)
+    title = f"Average over {data_sets(found.datasets)}"
+    notes = [note for row in names for note in _notes(found, row, names[row])] + stamp_notes(found.grid, names)
+    return method_table(title, names, AVERAGES, found.average, found.methods, unjudged=["base"], notes=notes)
 
 
 def _notes(found, row, name):
     """What a reader of the row's average must know."""
-    notes = []
-    if gaps := found.missing(row):
-        notes.append(f"{name}: not averaged where a data set is missing: {', '.join(gaps)}.")
-    if found.grid.uneven(row, found.columns("base") + found.columns("new")):
-        notes.append(
-            f"{name}: data sets have different seeds; means use all of them, "
-            "deviations and n only the seeds that all data sets share."
-        )
-    if below := found.below(row):
-        where = ", ".join(f"{dataset} ({', '.join(quantities)})" for dataset, quantities in below.items())
-        notes.append(f"{name}: below zero-shot on: {where}.")
-    return notes
+    gaps = ", ".join(found.missing(row))
+    below = ", ".join(f"{dataset} ({', '.join(quantities)})" for dataset, quantities in found.below(row).items())
+    return row_notes(
+        name,
+        gaps and f"not averaged where a data set is missing: {gaps}",
+        found.grid.uneven(row, found.columns("base") + found.columns("new"))
+        and "data sets have different seeds; means use all of them, deviations and n only the seeds that all data "
+        "sets share",
+        below and f"below zero-shot on: {below}",
+    )
 
 
 def dataset_table(found, dataset):
     """One data set -> Table with columns method, base, new, H, n."""
     names = names_on(dataset, found.grid)
-    rows, files = [], {}
-    for number, row in enumerate(found.rows):
-        cell, below = found.cell(row, dataset), found.below(row).get(dataset, [])
-        rows.append([names[row], *(show(s, q in below) for q, s in cell.items()), show_n(cell.values())])
-        for place, subsets in enumerate((("base",), ("new",), SUBSETS), start=1):
-            files[number, place] = found.grid.files_of(row, [(dataset, subset) for subset in subsets])
-    return Table(dataset, ["method", *QUANTITIES, "n"], rows, files=files)
+    return method_table(
+        dataset, names, QUANTITIES, lambda row: found.cell(row, dataset), found.methods, unjudged=["base"]
+    )
 
 
 def base2new_sheet(records, methods=None):
@@ -179,7 +152,12 @@ def base2new_sheet(records, methods=None):
 
 
 def sheet_of(found):
-    """Base2New -> Sheet."""
+    """Base2New -> Sheet. CSV: a line for each row, data set (or "average") and quantity."""
+
+    def cells(row):
+        by_dataset = {"average": found.average(row)} | {d: found.cell(row, d) for d in found.datasets}
+        return {(dataset, q): summary for dataset, cell in by_dataset.items() for q, summary in cell.items()}
+
     settings = shared_settings(found.rows)
     return Sheet(
         name=PROTOCOL,
@@ -194,29 +172,5 @@ def sheet_of(found):
             EVALUATIONS_LEGEND,
         ],
         columns=[*CSV_HEAD, "dataset", "quantity", "mean", "std", "n", *STAMP_COLUMNS],
-        lines=_csv_lines(found),
-        files=_csv_files(found),
+        lines=csv_lines(row_names(found.rows), cells, lambda row: stamp_cells(found.grid, row)),
     )
-
-
-def _csv_lines(found):
-    """One line for each row, data set (or "average") and quantity; no mean and n 0 if missing."""
-    names = row_names(found.rows)
-    lines = []
-    for row in found.rows:
-        cells = {"average": found.average(row), **{d: found.cell(row, d) for d in found.datasets}}
-        head, stamps = csv_head(row, names), stamp_cells(found.grid, row)
-        for dataset, cell in cells.items():
-            lines += [[*head, dataset, q, *csv_numbers(summary), *stamps] for q, summary in cell.items()]
-    return lines
-
-
-def _csv_files(found):
-    """The results.json behind each of these lines."""
-    files = []
-    for row in found.rows:
-        for datasets, quantities in ((found.datasets, AVERAGES), *(([name], QUANTITIES) for name in found.datasets)):
-            for quantity in quantities:
-                subsets = [quantity] if quantity in SUBSETS else SUBSETS
-                files.append(found.grid.files_of(row, [(name, subset) for subset in subsets for name in datasets]))
-    return files

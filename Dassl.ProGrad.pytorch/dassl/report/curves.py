@@ -20,7 +20,7 @@ def fewshot_figure(found, folder):
     trained = [row for row in found.grid.rows if row.trainer != found.methods.zero_shot]
     lines = []
     for row in found.grid.rows:
-        points = [(k, s) for k in found.shots if (s := found.average(row, k))]
+        points = [(k, s) for k, s in found.cells(row).items() if s]
         lines += [[names[row], k, *csv_numbers(s)] for k, s in points]
         if row not in trained:
             if points:
@@ -56,7 +56,7 @@ def _sweep_figure(sweep, values, name, folder):
     over = f"mean over {count} data sets" if count > 1 else sweep.found.datasets[0]
     figure = new_figure(6.8, 4.0, f"{sweep.name}: {name}", f"{over}; bars: one standard deviation over seeds")
     axes = figure.subplots()
-    lines, averages = [], [sweep.average(row) for row in sweep.rows]
+    lines, averages = [], [sweep.found.average(row) for row in sweep.rows]
     for k, quantity in enumerate(("base", "new", "H of averages")):
         points = [(place, average[quantity]) for place, average in enumerate(averages) if average[quantity]]
         _line(axes, points, quantity, style(k))

@@ -52,7 +52,7 @@ class Epochs:
     def lines(self, quantity):
         """{row: Summary of the average over its data sets, mean (P,)}."""
         found = {row: summarise_average(self.runs.get((row, quantity), {})) for row in self.rows}
-        return {row: summary for row, summary in found.items() if summary is not None}
+        return {row: summary for row, summary in found.items() if summary}
 
 
 def epoch_curves(records, methods=None):
@@ -140,7 +140,7 @@ def epoch_figure(found, folder):
     width = 3.0 + 4.0 * len(quantities)
     figure = new_figure(width, max(4.0, 1.4 + 0.5 * len(found.rows)), _title(found), _caption(found))
     for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities, strict=True):
-        for row, (mean, std, _) in found.lines(quantity).items():
+        for row, (mean, std, *_) in found.lines(quantity).items():
             look, epochs = style(found.rows.index(row)), found.epochs[row]
             if std is not None:
                 axes.fill_between(epochs, mean - std, mean + std, color=look["color"], alpha=0.15, lw=0)
@@ -182,7 +182,7 @@ def epoch_numbers(found):
     for quantity in found.quantities:
         for row, average in found.lines(quantity).items():
             summaries = {dataset: summarise(seeds) for dataset, seeds in sorted(found.runs[row, quantity].items())}
-            for dataset, (mean, std, n) in ({"average": average} | summaries).items():
+            for dataset, (mean, std, n, _) in ({"average": average} | summaries).items():
                 for k, epoch in enumerate(found.epochs[row]):
                     cells = ["" if x is None or np.isnan(x[k]) else f"{x[k]:.6f}" for x in (mean, std)]
                     lines.append([names[row], dataset, quantity, epoch, *cells, n])

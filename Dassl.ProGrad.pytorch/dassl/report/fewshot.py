@@ -5,22 +5,21 @@ Zero-shot CLIP sees no shots; its row has the same number in every column.
 
 from dataclasses import dataclass
 
-from dassl.report.grid import Grid, build, is_below, with_accuracy, without_repeats
-from dassl.report.methods import (
-    CSV_HEAD,
-    Methods,
-    csv_head,
-    names_on,
-    row_names,
-    row_of,
-    sees_no_data,
-    split_by_template,
-    zero_shot_row,
-)
+from dassl.report.grid import Grid, build, with_accuracy, without_repeats
+from dassl.report.methods import CSV_HEAD, Methods, names_on, row_names, row_of, sees_no_data, split_by_template
 from dassl.report.results import select
-from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
+from dassl.report.sheet import (
+    EVALUATIONS_LEGEND,
+    SEEDS_LEGEND,
+    Sheet,
+    below_zero_shot,
+    csv_lines,
+    data_sets,
+    method_table,
+    row_notes,
+)
 from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
-from dassl.report.tables import BELOW, Table, csv_numbers, show, show_n
+from dassl.report.tables import BELOW
 from dassl.utils import UserError
 
 PROTOCOL = "fewshot"
@@ -36,13 +35,10 @@ class FewShot:
     shots: list
     methods: Methods
 
-    def columns(self, shots, dataset=None):
-        """The grid's columns of a number of shots, on one data set or all."""
-        return [(d, shots) for d in ([dataset] if dataset else self.datasets)]
-
-    def average(self, row, shots, dataset=None):
-        """Summary on one data set, or of the average over all; None if one is missing."""
-        return self.grid.average(row, self.columns(shots, dataset))
+    def cells(self, row, dataset=None):
+        """{shots: Summary} on one data set, or of the average over all; no number if one is missing."""
+        datasets = [dataset] if dataset else self.datasets
+        return {k: self.grid.cell(row, *((d, k) for d in datasets)) for k in self.shots}
 
 
 def fewshot(records, methods=None):
@@ -64,12 +60,7 @@ def fewshot(records, methods=None):
 
     own = without_repeats(own, lent, lambda r: (row(r), r["dataset"], r["shots"], r["seed"]))
     own = [{**r, "data_seen": _without_shots(r)} for r in own]
-    grid = build(
-        own,
-        row_of=row,
-        column_of=lambda r: (r["dataset"], r["shots"]),
-        methods=methods,
-    )
+    grid = build(own, row, lambda r: (r["dataset"], r["shots"]), methods)
     return FewShot(grid, sorted(datasets, key=methods.dataset_rank), shots, methods)
 
 
@@ -81,73 +72,47 @@ def _without_shots(record):
 
 def _table(found, dataset=None):
     """-> Table with a column for each number of shots, on one data set or on average."""
-    names, rows, notes, files = names_on(dataset, found.grid), [], [], {}
-    for number, row in enumerate(found.grid.rows):
-        reference = zero_shot_row(row, found.grid.rows, found.methods)
-        cells = [found.average(row, k, dataset) for k in found.shots]
-        theirs = [found.average(reference, k, dataset) if reference else None for k in found.shots]
-        marks = map(is_below, cells, theirs)
-        rows.append([names[row], *map(show, cells, marks), show_n(cells)])
-        for place, k in enumerate(found.shots, start=1):
-            files[number, place] = found.grid.files_of(row, found.columns(k, dataset))
-        if dataset is None:
-            notes += _notes(found, row, names[row], reference)
-    count = len(found.datasets)
-    title = dataset or f"Average over {count} data set{'s' if count > 1 else ''}"
+    names, notes = names_on(dataset, found.grid), []
     if dataset is None:
-        notes += stamp_notes(found.grid, names)
-    return Table(title, ["method", *map(_column, found.shots), "n"], rows, notes, files)
+        notes = [note for row in names for note in _notes(found, row, names[row])] + stamp_notes(found.grid, names)
+    title, columns = dataset or f"Average over {data_sets(found.datasets)}", map(_column, found.shots)
+    return method_table(title, names, columns, lambda row: found.cells(row, dataset), found.methods, notes=notes)
 
 
 def _column(shots):
     return "all" if shots < 1 else "1 shot" if shots == 1 else f"{shots} shots"
 
 
-def _notes(found, row, name, reference):
-    notes = []
-    columns = [column for k in found.shots for column in found.columns(k)]
-    if gaps := found.grid.missing(row, columns):
-        shown = ", ".join(
-            f"{dataset} at {k}" + ("; trained, not evaluated" if (row, (dataset, k)) in found.grid.trained else "")
-            for dataset, k in gaps
-        )
-        notes.append(f"{name}: no run on: {shown}.")
-    if found.grid.uneven(row, columns):
-        notes.append(f"{name}: cells have different seeds; deviations and n are of the seeds that data sets share.")
-    cell = found.grid.cell
-    below = [c for c in columns if reference and is_below(cell(row, c), cell(reference, c))]
-    if below:
-        notes.append(f"{name}: below zero-shot on: {', '.join(f'{dataset} at {k}' for dataset, k in below)}.")
-    return notes
+def _notes(found, row, name):
+    columns = [(dataset, k) for k in found.shots for dataset in found.datasets]
+    gaps = ", ".join(found.grid.missing(row, columns, "{0[0]} at {0[1]}".format))
+    below = [f"{dataset} at {k}" for dataset, k in below_zero_shot(row, columns, found.grid, found.methods)]
+    return row_notes(
+        name,
+        gaps and f"no run on: {gaps}",
+        found.grid.uneven(row, columns)
+        and "cells have different seeds; deviations and n are of the seeds that data sets share",
+        below and f"below zero-shot on: {', '.join(below)}",
+    )
 
 
 def fewshot_sheet(records, methods=None):
     """Records -> Sheet: the average over data sets, then each data set."""
     found = fewshot(records, methods)
-    single = [None] if len(found.datasets) == 1 else [None, *found.datasets]
+    over = [None, *found.datasets]
     backbones = {row.backbone for row in found.grid.rows}
     return Sheet(
         name=PROTOCOL,
         heading="Accuracy in percent by shots" + (f" ({backbones.pop()})" if len(backbones) == 1 else ""),
-        tables=[_table(found, dataset) for dataset in single],
+        tables=[_table(found, dataset) for dataset in (over if len(over) > 2 else over[:1])],
         legend=[SEEDS_LEGEND, f"{BELOW}: below zero-shot CLIP on the same backbone", EVALUATIONS_LEGEND],
         columns=[*CSV_HEAD[:-1], "dataset", "shots", "mean", "std", "n", *STAMP_COLUMNS],
-        lines=_csv_lines(found),
-        files=[
-            found.grid.files_of(row, found.columns(k, dataset))
-            for row in found.grid.rows
-            for dataset in (None, *found.datasets)
-            for k in found.shots
+        lines=[
+            [*line[:4], *line[5:]]  # shots are a column of the cells here, none of the rows
+            for line in csv_lines(
+                row_names(found.grid.rows),
+                lambda row: {(d or "average", k): s for d in over for k, s in found.cells(row, d).items()},
+                lambda row: stamp_cells(found.grid, row),
+            )
         ],
     )
-
-
-def _csv_lines(found):
-    names = row_names(found.grid.rows)
-    return [
-        [*csv_head(row, names)[:-1], dataset or "average", k, *csv_numbers(found.average(row, k, dataset))]
-        + stamp_cells(found.grid, row)
-        for row in found.grid.rows
-        for dataset in (None, *found.datasets)
-        for k in found.shots
-    ]

@@ -133,7 +133,7 @@ def path_numbers(curves):
 
 
 def _point_lines(head, ts, summary):
-    mean, std, n = summary
+    mean, std, n, _ = summary
     return [[*head, f"{t:g}", f"{mean[k]:.6f}", "" if std is None else f"{std[k]:.6f}", n] for k, t in enumerate(ts)]
 
 
@@ -148,7 +148,7 @@ def _path_panel(axes, curves, quantity):
             for dataset in curves.datasets:
                 mean = curves.dataset(dataset, subset, quantity).mean
                 axes.plot(curves.t, mean, look["linestyle"], color=look["color"], lw=0.8, alpha=0.4)
-        mean, std, _ = curves.average(subset, quantity)
+        mean, std, *_ = curves.average(subset, quantity)
         if std is not None:
             axes.fill_between(curves.t, mean - std, mean + std, color=look["color"], alpha=0.2, lw=0)
         axes.plot(curves.t, mean, **look, lw=2.2, ms=7, mec="white", mew=1, markevery=solutions)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from dassl.report.methods import sort_rows
 from dassl.report.results import newest_each, select
 from dassl.report.stamps import collect
-from dassl.report.stats import mean_by_seed, summarise, summarise_average
+from dassl.report.stats import mean_by_seed, summarise_average
 
 
 @dataclass
@@ -29,52 +29,36 @@ class Grid:
     stamps: dict = field(default_factory=dict)
     files: dict = field(default_factory=dict)
 
-    def files_of(self, row, columns):
-        """The results.json behind the row's cells in these columns -> list of str."""
-        return [file for column in columns for file in self.files.get((row, column), [])]
-
     def by_seed(self, row, column):
         """{seed: value}, empty where there is none."""
         return self.scores.get((row, column), {})
 
-    def cell(self, row, column):
-        """Summary over the seeds, or None."""
-        return summarise(self.by_seed(row, column))
+    def cell(self, row, *columns):
+        """Summary over the seeds; of several columns that of their average, no number if one of them is missing."""
+        files = tuple(file for column in columns for file in self.files.get((row, column), ()))
+        return summarise_average(self._taken(row, columns))._replace(files=files)
 
-    def average(self, row, columns=None):
-        """Summary of the average over columns (default all), or None if one of them is missing."""
-        return summarise_average(self._taken(row, columns))
-
-    def average_by_seed(self, row, columns=None):
+    def average_by_seed(self, row, columns):
         """{seed: average over columns}, of the seeds that all columns have."""
         return mean_by_seed(self._taken(row, columns))
 
     def _taken(self, row, columns):
-        return {column: self.by_seed(row, column) for column in (self.columns if columns is None else columns)}
+        return {column: self.by_seed(row, column) for column in columns}
 
-    def missing(self, row, columns=None):
-        """The columns (of those given, default all) without a number -> list."""
-        return [column for column, scores in self._taken(row, columns).items() if not scores]
+    def missing(self, row, columns, words=str):
+        """The columns without a number -> list of what `words` says of each, and whether a run was trained there."""
+        hint = "; trained, not evaluated"
+        gaps = [column for column in columns if not self.by_seed(row, column)]
+        return [words(column) + hint * ((row, column) in self.trained) for column in gaps]
 
-    def uneven(self, row, columns=None):
+    def uneven(self, row, columns):
         """True if the columns that a row has do not all have the same seeds."""
-        seeds = [frozenset(scores) for scores in self._taken(row, columns).values() if scores]
-        return len(set(seeds)) > 1
+        return len({frozenset(scores) for scores in self._taken(row, columns).values() if scores}) > 1
 
 
 def with_accuracy(records, **wanted):
     """Records that have an accuracy and the wanted values."""
     return [r for r in select(records, **wanted) if "accuracy" in r["metrics"]]
-
-
-def fill(records, row_of, column_of):
-    """Evaluation runs by cell -> {(row, column): {seed: record}}; the newest run of a cell counts."""
-    cells = {}
-    for record in newest_each(
-        select(records, kind="eval"), key=lambda r: (row_of(r), column_of(r), r["seed"]), what="evaluations"
-    ):
-        cells.setdefault((row_of(record), column_of(record)), {})[record["seed"]] = record
-    return cells
 
 
 def without_repeats(own, lent, key):
@@ -88,21 +72,34 @@ def without_repeats(own, lent, key):
     return kept
 
 
+def fill(runs, cells_of):
+    """`scores` and `files` of a Grid. runs: one for each cell and seed; cells_of: run -> {(row, column): value}."""
+    scores, files = {}, {}
+    for run in runs:
+        for cell, value in cells_of(run).items():
+            scores.setdefault(cell, {})[run["seed"]] = value
+            files.setdefault(cell, []).append(str(run["file"]))
+    return scores, files
+
+
 def build(records, row_of, column_of, methods, column_key=None):
-    """Records -> Grid. row_of, column_of: functions of a record; column_key: sorts the columns."""
-    cells = fill(records, row_of, column_of)
+    """Records -> Grid; the newest evaluation of a cell counts. row_of, column_of: of a record; column_key: sorts."""
+
+    def cell_of(record):
+        return row_of(record), column_of(record)
+
+    runs = newest_each(select(records, kind="eval"), key=lambda r: (*cell_of(r), r["seed"]), what="evaluations")
+    scores, files = fill(runs, lambda r: {cell_of(r): r["metrics"]["accuracy"]})
     return Grid(
-        rows=sort_rows((row for row, _ in cells), methods),
-        columns=sorted({column for _, column in cells}, key=column_key),
-        scores={cell: {seed: r["metrics"]["accuracy"] for seed, r in runs.items()} for cell, runs in cells.items()},
-        trained={(row_of(r), column_of(r)) for r in select(records, kind="train")},
-        stamps=collect((r for runs in cells.values() for r in runs.values()), row_of, column_of),
-        files={cell: [str(r["file"]) for r in runs.values()] for cell, runs in cells.items()},
+        rows=sort_rows((row for row, _ in scores), methods),
+        columns=sorted({column for _, column in scores}, key=column_key),
+        scores=scores,
+        trained=set(map(cell_of, select(records, kind="train"))),
+        stamps=collect(runs, row_of, column_of),
+        files=files,
     )
 
 
 def is_below(summary, reference):
     """True if a mean, as it is printed, is below the reference's; False where either is missing."""
-    if summary is None or reference is None:
-        return False
-    return round(float(summary.mean), 2) < round(float(reference.mean), 2)
+    return bool(summary and reference) and round(float(summary.mean), 2) < round(float(reference.mean), 2)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from dassl.report.grid import Grid, without_repeats
+from dassl.report.grid import Grid, fill, without_repeats
 from dassl.report.methods import Methods, row_of, sort_rows
 from dassl.report.results import group_by, is_number, newest_each, select
 from dassl.report.stats import summarise
@@ -36,7 +36,7 @@ SPACES = {"full": "FT", "lora_factors": "LoRA", "lora_product": "LoRA, product"}
 MANY = 2  # orders without a name, from which on their spread is shown and not each of them
 
 
-class Cell(NamedTuple):
+class Column(NamedTuple):
     """A column of the grid: a mean over tasks, one task's number, or (`after`) one cell of the matrix."""
 
     quantity: str
@@ -49,7 +49,7 @@ class Stream:
     """The runs of one order and label space.
 
     tasks: in that order; order: its name, else its tasks, as `named` says; ablation: the rows are ablations of a
-    method, not methods; grid: columns are Cells.
+    method, not methods; grid: columns are Columns.
     """
 
     labels: str | None
@@ -114,19 +114,14 @@ def _grid(key, runs, methods):
     """Name of the order and Grid of a group of runs. key: label space, tasks, named or not, ablation or not."""
     _, tasks, named, ablation = key
     kept = newest_each(runs, key=lambda r: (method_of(r, methods), r["seed"]), what="evaluated streams")
-    scores, files = {}, {}
-    for run in kept:
-        row = method_of(run, methods)
-        for cell, value in run["cells"].items():
-            scores.setdefault((row, cell), {})[run["seed"]] = value
-            files.setdefault((row, cell), []).append(str(run["file"]))
+    scores, files = fill(kept, lambda r: {(method_of(r, methods), cell): value for cell, value in r["cells"].items()})
     rows = sort_rows((method_of(r, methods) for r in kept), methods)
     if ablation:  # k = 2 before k = 10
         rows.sort(key=lambda row: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", row.label)])
     cells = [
-        *(Cell(metric) for metric in (*METRICS, KNOWN)),
-        *(Cell(metric, task) for metric in METRICS for task in tasks),
-        *(Cell(q, task, after) for q in ("accuracy", KNOWN) for after in tasks for task in tasks),
+        *(Column(metric) for metric in (*METRICS, KNOWN)),
+        *(Column(metric, task) for metric in METRICS for task in tasks),
+        *(Column(q, task, after) for q in ("accuracy", KNOWN) for after in tasks for task in tasks),
     ]
     taken = {cell for _, cell in scores}
     order = str(runs[0]["order"]) if named else ", ".join(tasks)
@@ -134,15 +129,15 @@ def _grid(key, runs, methods):
 
 
 def _cells(record):
-    """What a record measured -> {Cell: percent}. ValueError if its matrix is none of its tasks."""
+    """What a record measured -> {Column: percent}. ValueError if its matrix is none of its tasks."""
     tasks, matrix = record.get("tasks"), record["matrix"]
     if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) for task in tasks):
         raise ValueError(f"tasks: expected a list of names, found {tasks!r}")
     if len(set(tasks)) < len(tasks) or not isinstance(matrix, dict) or matrix.get("tasks") != tasks:
         raise ValueError("matrix: expected one of the run's own tasks, each once")
-    found = {Cell(metric): record["metrics"][metric] for metric in METRICS if metric in record["metrics"]}
+    found = {Column(metric): record["metrics"][metric] for metric in METRICS if metric in record["metrics"]}
     for metric in METRICS:
-        found |= {Cell(metric, t): x for t, x in zip(tasks, _numbers(matrix, metric, len(tasks)), strict=True)}
+        found |= {Column(metric, t): x for t, x in zip(tasks, _numbers(matrix, metric, len(tasks)), strict=True)}
     squares = {"accuracy": matrix} | ({KNOWN: record} if record.get(KNOWN) is not None else {})
     for quantity, holder in squares.items():
         rows = holder.get(quantity)
@@ -150,10 +145,10 @@ def _cells(record):
             raise ValueError(f"{quantity}: expected {len(tasks)} rows")
         for i, after in enumerate(tasks):
             row = _numbers(rows, i, len(tasks))
-            found |= {Cell(quantity, task, after): x for task, x in zip(tasks, row, strict=True)}
-    last = [found.get(Cell(KNOWN, task, tasks[-1])) for task in tasks]
+            found |= {Column(quantity, task, after): x for task, x in zip(tasks, row, strict=True)}
+    last = [found.get(Column(KNOWN, task, tasks[-1])) for task in tasks]
     if None not in last:
-        found[Cell(KNOWN)] = fmean(last)
+        found[Column(KNOWN)] = fmean(last)
     return {cell: value for cell, value in found.items() if value is not None}
 
 
@@ -213,7 +208,7 @@ def orders(found):
         rows = {row for one in group for row in one.grid.rows}
         values = {
             (row, metric): {
-                one.tasks: float(summary.mean) for one in group if (summary := one.grid.cell(row, Cell(metric)))
+                one.tasks: float(summary.mean) for one in group if (summary := one.grid.cell(row, Column(metric)))
             }
             for row in rows
             for metric in METRICS

@@ -6,7 +6,7 @@ import numpy as np
 
 from dassl.report.drawing import COLOURS, MARKERS, file_name, new_figure, plain_axes, save, style, wrapped
 from dassl.report.methods import row_names
-from dassl.report.mtil import METRICS, PROTOCOLS, Cell, orders, shown_streams, streams, trained_rows
+from dassl.report.mtil import METRICS, PROTOCOLS, Column, orders, shown_streams, streams, trained_rows
 from dassl.report.tables import csv_numbers, to_csv
 from dassl.report.tsne import KINDS, load_scatters
 from dassl.utils import UserError
@@ -64,9 +64,9 @@ def matrix_figure(stream, row, folder, protocol):
     Below the line: learned by then.
     """
     tasks, grid, name = stream.tasks, stream.grid, row_names(stream.grid.rows)[row]
-    cells = {(after, task): grid.cell(row, Cell("accuracy", task, after)) for after in tasks for task in tasks}
-    values = np.array([[np.nan if (s := cells[a, t]) is None else s.mean for t in tasks] for a in tasks])
-    sums = [f"{title} {s.mean:.1f}" for m, title in METRICS.items() if (s := grid.cell(row, Cell(m)))]
+    cells = {(after, task): grid.cell(row, Column("accuracy", task, after)) for after in tasks for task in tasks}
+    values = np.array([[s.mean if (s := cells[a, t]) else np.nan for t in tasks] for a in tasks])
+    sums = [f"{title} {s.mean:.1f}" for m, title in METRICS.items() if (s := grid.cell(row, Column(m)))]
     seeds = max((s.n for s in cells.values() if s), default=0)
     caption = f"{stream.title}; {', '.join(sums)}; {seeds} seed{'s' if seeds > 1 else ''}; below the line: learned"
     size = len(tasks)

@@ -118,11 +118,11 @@ def _table(table, runs, names):
 
 
 def _row(table, number, line, runs, names):
-    files = [file for (row, _), behind in table.files.items() if row == number for file in behind]
+    files = [file for cell in line for file in _files(cell)]
     stamps = sorted(_stamps(runs.of(files)))
     cells = []
     for place, (name, text) in enumerate(zip(table.columns, line, strict=True)):
-        numbers, shown = runs.anchors(table.files.get((number, place), [])), _text(text)
+        numbers, shown = runs.anchors(_files(text)), _text(text)
         if numbers:
             shown = f'<a href="#run{numbers[0]}" data-runs="{" ".join(map(str, numbers))}">{shown}</a>'
         tag, mark = "td" if place else "th", f' data-dataset="{_text(name)}"' if name in names.datasets else ""
@@ -133,6 +133,11 @@ def _row(table, number, line, runs, names):
     attributes = f'data-method="{_text(method)}" data-stamps="{_text("|".join(stamps))}"'
     attributes += f' data-dataset="{_text(dataset)}"' if dataset in names.datasets else ""
     return f"<tr {attributes}>{''.join(cells)}</tr>"
+
+
+def _files(cell):
+    """The results.json behind a table's cell, where they are known."""
+    return getattr(cell, "files", ())
 
 
 def _stamps(records):
@@ -151,7 +156,7 @@ def _contents(sheets, figures):
 def _filters(sheets, runs, names):
     """One list of choices each for method, data set and stamp."""
     tables = [table for sheet in sheets for table in sheet.tables]
-    files = dict.fromkeys(file for table in tables for behind in table.files.values() for file in behind)
+    files = dict.fromkeys(file for table in tables for line in table.rows for cell in line for file in _files(cell))
     stamps = sorted(_stamps(runs.of(files)))
     groups = {head: [words for words in stamps if words.startswith(f"{head}: ")] for head in STAMPS.values()}
     choices = [

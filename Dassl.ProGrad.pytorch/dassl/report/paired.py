@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dassl.report.base2new import SUBSETS, base2new
+from dassl.report.base2new import base2new
 from dassl.report.methods import CONTROL, row_names, split_changes
-from dassl.report.sheet import Sheet
+from dassl.report.sheet import Sheet, data_sets
 from dassl.report.stats import summarise
-from dassl.report.tables import MISSING, Table
+from dassl.report.tables import MISSING, Cell, Table
 from dassl.utils import UserError
 
 NAME = "paired"
@@ -73,23 +73,22 @@ def student(probability):
 def paired_sheet(records, methods=None):
     """Records -> Sheet. UserError if no stage-2 row has its stage-1 row beside it."""
     found = base2new(records, methods)
-    names, rows, notes, files, pairs = row_names(found.rows), [], [], {}, 0
-    every = [column for subset in SUBSETS for column in found.columns(subset)]
+    names, rows, notes, pairs = row_names(found.rows), [], [], 0
     for ours, theirs in _pairs(found):
         result = paired_difference(found.h_by_seed(ours), found.h_by_seed(theirs))
         pairs += result is not None
         if result is None:
             notes.append(_gap(found, ours, theirs, names))
-        files[len(rows), 2] = [file for row in (ours, theirs) for file in found.grid.files_of(row, every)]
-        rows.append([names[ours], names[theirs], *_cells(result, _wins(found, ours, theirs))])
+        difference, *others = _cells(result, _wins(found, ours, theirs))
+        files = [file for row in (ours, theirs) for file in found.average(row)["H of averages"].files]
+        rows.append([names[ours], names[theirs], Cell(difference, files), *others])
     if not pairs:
         raise UserError("No paired table: no stage-2 method has its stage-1 method on the same seeds and data sets")
-    count = len(found.datasets)
-    title = f"Difference in H of averages over {count} data set{'s' if count > 1 else ''}"
+    title = f"Difference in H of averages over {data_sets(found.datasets)}"
     return Sheet(
         name=NAME,
         heading="Base-to-new H, paired over seeds",
-        tables=[Table(title, COLUMNS, rows, notes, files)],
+        tables=[Table(title, COLUMNS, rows, notes)],
         legend=[
             "interval: 95 %, Student's t over the seeds' differences; wins: data sets with a higher mean H",
             "seeds needed: for 80 % power at 5 % if difference and spread are as seen; an estimate from few seeds "

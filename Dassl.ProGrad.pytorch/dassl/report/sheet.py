@@ -1,9 +1,11 @@
 """What one protocol has to say: a heading, its tables, a legend and the numbers, written in every format."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from dassl.report.tables import MISSING, latex_text, to_csv
+from dassl.report.grid import is_below
+from dassl.report.methods import csv_head, zero_shot_row
+from dassl.report.tables import MISSING, Table, csv_numbers, latex_text, show, show_n, to_csv
 from dassl.utils import atomic_write
 
 SEEDS_LEGEND = "mean ± population deviation over n seeds; where the columns of a line differ, n is given for each"
@@ -12,11 +14,8 @@ EVALUATIONS_LEGEND = f"{MISSING}: no evaluation run found; a training run's own 
 
 @dataclass
 class Sheet:
-    """name: the files' stem; tables: the one to read first stands first; lines: rows of the CSV.
-
-    legend: lines below all tables; columns: names of the CSV's; files: for each of `lines` the results.json behind
-    it, of a sheet whose numbers can be compared with published ones.
-    """
+    """name: the files' stem; tables: the one to read first stands first; legend: lines below all tables;
+    columns, lines: of the CSV."""
 
     name: str
     heading: str
@@ -24,7 +23,6 @@ class Sheet:
     legend: list
     columns: list
     lines: list
-    files: list = field(default_factory=list)
 
     def text(self):
         """For the terminal: the table to read first stands last -> str."""
@@ -55,3 +53,45 @@ class Sheet:
             with atomic_write(paths[-1], "w", encoding="utf-8", newline="") as file:
                 file.write(text)
         return paths
+
+
+def method_table(title, names, columns, cells, methods, unjudged=(), uncounted=(), extra=lambda row: [], notes=()):
+    """-> Table with a line for each method: its name, what `extra` says of it, its cells, the number of seeds.
+
+    names: {row: printed}; cells: row -> {quantity: Summary}, marked where below zero-shot CLIP's but for the
+    quantities `unjudged`; n is not of those `uncounted`.
+    """
+    rows, by_row = [], {row: cells(row) for row in names}
+    for row, summaries in by_row.items():
+        theirs = by_row.get(zero_shot_row(row, names, methods), {})
+        shown = [show(s, q not in unjudged and is_below(s, theirs.get(q))) for q, s in summaries.items()]
+        rows.append([names[row], *extra(row), *shown, show_n(s for q, s in summaries.items() if q not in uncounted)])
+    return Table(title, ["method", *columns, "n"], rows, [*notes])
+
+
+def csv_lines(names, cells, after=lambda row: [], digits=2):
+    """A line for each row and cell: who it is, the cell's key, mean, std, n, what `after` says of the row.
+
+    names: {row: printed}; cells: row -> {tuple of str: Summary}.
+    """
+    return [
+        [*csv_head(row, names), *key, *csv_numbers(summary, digits), *after(row)]
+        for row in names
+        for key, summary in cells(row).items()
+    ]
+
+
+def below_zero_shot(row, columns, grid, methods):
+    """The columns on which a row is below zero-shot CLIP on the same backbone -> list."""
+    reference = zero_shot_row(row, grid.rows, methods)
+    return [c for c in columns if reference and is_below(grid.cell(row, c), grid.cell(reference, c))]
+
+
+def row_notes(name, *texts):
+    """What a reader must know of a row; empty texts say nothing -> list of str."""
+    return [f"{name}: {text}." for text in texts if text]
+
+
+def data_sets(names):
+    """ "1 data set", "2 data sets"."""
+    return f"{len(names)} data set{'s' if len(names) > 1 else ''}"

@@ -9,11 +9,18 @@ import numpy as np
 
 
 class Summary(NamedTuple):
-    """Mean, population deviation (None for a single value) and number of seeds."""
+    """Mean, population deviation (None for a single value), number of seeds, and the results.json behind them.
+
+    Without a number the mean is None and the summary is false.
+    """
 
     mean: Any
-    std: Any
-    n: int
+    std: Any = None
+    n: int = 0
+    files: tuple = ()
+
+    def __bool__(self):
+        return self.mean is not None
 
 
 def harmonic_mean(base, new):
@@ -22,10 +29,10 @@ def harmonic_mean(base, new):
 
 
 def summarise(by_seed):
-    """{seed: value} -> Summary, or None if there is no seed."""
+    """{seed: value} -> Summary."""
     values = list(by_seed.values())
     if not values:
-        return None
+        return Summary(None)
     std = np.std(values, axis=0) if len(values) > 1 else None
     return Summary(np.mean(values, axis=0), std, len(values))
 
@@ -37,16 +44,15 @@ def mean_by_seed(by_dataset):
 
 
 def summarise_average(by_dataset):
-    """{data set: {seed: value}} -> Summary of the average over data sets, or None if one of them is empty.
+    """{data set: {seed: value}} -> Summary of the average over data sets, without a number if one of them is empty.
 
     The mean is that of the data sets' means, whatever their seeds. Deviation and n are those of the
     averages of single seeds, so they come from the seeds that all data sets share; n may be 0.
     """
     if not by_dataset or not all(by_dataset.values()):
-        return None
+        return Summary(None)
     mean = np.mean([np.mean(list(by_seed.values()), axis=0) for by_seed in by_dataset.values()], axis=0)
-    shared = summarise(mean_by_seed(by_dataset))
-    return Summary(mean, shared.std if shared else None, shared.n if shared else 0)
+    return summarise(mean_by_seed(by_dataset))._replace(mean=mean)
 
 
 def barrier(t, values, low_is_good=True):

@@ -8,13 +8,14 @@ makes one table: a list with the cost of training, or, for two keys, a matrix of
 from collections import Counter
 from dataclasses import dataclass
 
+from dassl.report.base2new import AVERAGES, SUBSETS, Base2New, base2new
 from dassl.report.base2new import PROTOCOL as BASE2NEW
-from dassl.report.base2new import SUBSETS, Base2New, base2new
 from dassl.report.grid import with_accuracy, without_repeats
-from dassl.report.methods import CHANGED, CSV_HEAD, Methods, Row, backbone_of, csv_head, merge_name, split_changes
+from dassl.report.methods import CHANGED, CSV_HEAD, Methods, Row, backbone_of, merge_name, split_changes
 from dassl.report.results import group_by, newest_each, select
-from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
-from dassl.report.tables import MISSING, MULTIPLY, Table, csv_numbers, show, show_n
+from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet, csv_lines, data_sets, row_notes
+from dassl.report.stats import Summary
+from dassl.report.tables import MISSING, MULTIPLY, Table, show, show_n
 from dassl.utils import UserError
 
 PROTOCOL = "sweep"
@@ -27,7 +28,8 @@ COST_LEGEND = [
 
 @dataclass
 class Sweep:
-    """One set of keys and the runs that differ in no other. settings: dicts; rows: of `found`, in their order."""
+    """One set of keys and the runs that differ in no other. rows: of `found`, in the order of their settings;
+    costs: {setting: (mean seconds of a run, relative to stage 1 whole runs and single epochs, None without any)}."""
 
     name: str
     keys: tuple
@@ -35,9 +37,9 @@ class Sweep:
     found: Base2New
     costs: dict
 
-    def average(self, row):
-        """As of `Base2New.average`."""
-        return self.found.average(row)
+    def values(self, row):
+        """A row's values of the keys."""
+        return tuple(dict(row.setting)[key] for key in self.keys)
 
 
 def sweeps(records, methods=None):
@@ -104,8 +106,9 @@ def _family_sweeps(family, evaluations, group, records, methods):
     for keys in sorted((k for k in sets if not any(k < other for other in sets)), key=lambda k: (len(k), sorted(k))):
         named = tuple(sorted(keys, key=lambda k: (order.index(k) if k in order else len(order), k)))
         rows = [row for row, changed in changes.items() if changed <= keys]
-        rows.sort(key=lambda row: [_order(dict(row.setting)[key]) for key in named])
-        result.append(Sweep(family.label, named, rows, found, costs))
+        sweep = Sweep(family.label, named, rows, found, costs)
+        rows.sort(key=lambda row: [*map(_order, sweep.values(row))])
+        result.append(sweep)
     return result
 
 
@@ -126,18 +129,8 @@ def _centre(evaluations):
     return {key: max(counter, key=lambda v: (counter[v], str(v))) for key, counter in counts.items()}
 
 
-@dataclass
-class Cost:
-    """Of training at one setting: mean seconds of a run, and, relative to stage 1, whole runs and single epochs."""
-
-    seconds: float
-    runs: float | None
-    epochs: float | None
-
-
 def _costs(family, training, records, methods):
-    """{setting: Cost} from the wall clock of training runs; relative to the stage-1 runs of the same data sets and
-    seeds."""
+    """`costs` of a Sweep by the wall clock of training runs, beside stage 1 on the same data sets and seeds."""
     first = methods.stage1.get(family.trainer)
     stage1 = [
         r
@@ -151,7 +144,7 @@ def _costs(family, training, records, methods):
         shared = [cell for cell in own if cell in base]
         ratios = [sum(own[c][k] for c in shared) / sum(base[c][k] for c in shared) if shared else None for k in (0, 1)]
         if own:
-            costs[setting] = Cost(sum(run for run, _ in own.values()) / len(own), *ratios)
+            costs[setting] = sum(run for run, _ in own.values()) / len(own), *ratios
     return costs
 
 
@@ -162,58 +155,44 @@ def _seconds(training):
     return {(r["dataset"], r["seed"]): (r["wall_s"], r["wall_s"] / r["epochs"]) for r in newest}
 
 
-def _name(key, methods):
-    return methods.settings.get(key, key.lower())
-
-
 def _value(value):
     return MISSING if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
 def sweep_table(sweep, methods):
     """-> Table: a matrix of H of averages where two keys vary, else a line a setting with its cost."""
-    count = len(sweep.found.datasets)
-    where = f"average over {count} data set{'s' if count > 1 else ''}"
-    names = [_name(key, methods) for key in sweep.keys]
+    where = f"average over {data_sets(sweep.found.datasets)}"
+    names = [methods.settings.get(key, key.lower()) for key in sweep.keys]
     if len(names) == 2:
         return _matrix(sweep, names, where)
     costs = [sweep.costs.get(row.setting) for row in sweep.rows]
     head = ["train s", f"{MULTIPLY} stage 1", f"{MULTIPLY} stage 1 an epoch"] if any(costs) else []
-    rows, notes, files = [], [], {}
+    rows, notes = [], []
     for row, cost in zip(sweep.rows, costs, strict=True):
-        average = sweep.average(row)
-        for place, subsets in enumerate((("base",), ("new",), SUBSETS, SUBSETS), start=len(names)):
-            columns = [column for subset in subsets for column in sweep.found.columns(subset)]
-            files[len(rows), place] = sweep.found.grid.files_of(row, columns)
-        values = [_value(dict(row.setting)[key]) for key in sweep.keys]
-        if gaps := sweep.found.missing(row):
-            shown = ", ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
-            notes.append(f"{shown}: not averaged where a data set is missing: {', '.join(gaps)}.")
-        rows.append(
-            [*values, *map(show, average.values()), *(_show_cost(cost) if head else []), show_n(average.values())]
-        )
+        averages, values = sweep.found.average(row).values(), [*map(_value, sweep.values(row))]
+        gaps = ", ".join(sweep.found.missing(row))
+        shown = ", ".join(map(" ".join, zip(names, values, strict=True)))
+        notes += row_notes(shown, gaps and f"not averaged where a data set is missing: {gaps}")
+        rows.append([*values, *map(show, averages), *(_show_cost(cost) if head else []), show_n(averages)])
     title = f"{sweep.name}: {', '.join(names)} ({where})"
-    return Table(title, [*names, "base", "new", "H of averages", "mean of H", *head, "n"], rows, notes, files)
+    return Table(title, [*names, *AVERAGES, *head, "n"], rows, notes)
 
 
 def _matrix(sweep, names, where):
     """H of averages: the first key downwards, the second across."""
-    cells = {tuple(dict(row.setting)[key] for key in sweep.keys): sweep.average(row) for row in sweep.rows}
+    cells = {sweep.values(row): sweep.found.average(row)["H of averages"] for row in sweep.rows}
     down, across = (sorted({pair[k] for pair in cells}, key=_order) for k in (0, 1))
-    rows = [
-        [_value(a), *(show(cells[a, b]["H of averages"] if (a, b) in cells else None) for b in across)] for a in down
-    ]
+    rows = [[_value(a), *(str(show(cells.get((a, b), Summary(None)))) for b in across)] for a in down]
     title = f"{sweep.name}: H of averages by {names[0]} and {names[1]} ({where})"
-    counts = sorted({average["H of averages"].n for average in cells.values() if average["H of averages"]})
+    counts = sorted({h.n for h in cells.values() if h})
     notes = [f"n: {' to '.join(map(str, counts[:: len(counts) - 1 or 1]))}, seeds behind a cell."] if counts else []
     return Table(title, [names[0], *(f"{names[1]} {_value(b)}" for b in across)], rows, notes)
 
 
-def _show_cost(cost):
-    if cost is None:
-        return [MISSING] * 3
-    ratios = [MISSING if ratio is None else f"{ratio:.2f}" for ratio in (cost.runs, cost.epochs)]
-    return [f"{cost.seconds:.1f}", *ratios]
+def _show_cost(cost, missing=MISSING):
+    seconds, *ratios = cost or [None] * 3
+    shown = [missing if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+    return [missing if seconds is None else f"{seconds:.1f}", *shown]
 
 
 def sweeps_sheet(records, methods=None):
@@ -225,21 +204,16 @@ def sweeps_sheet(records, methods=None):
         name=PROTOCOL,
         heading="Sweeps, base-to-new accuracy in percent",
         tables=[sweep_table(sweep, methods) for sweep in found],
-        legend=[
-            SEEDS_LEGEND,
-            *(COST_LEGEND if any(sweep.costs for sweep in found) else []),
-            EVALUATIONS_LEGEND,
-        ],
+        legend=[SEEDS_LEGEND, *(COST_LEGEND if any(sweep.costs for sweep in found) else []), EVALUATIONS_LEGEND],
         columns=[*CSV_HEAD, *keys, "quantity", "mean", "std", "n", "train_s", "x_stage1", "x_stage1_epoch"],
         lines=[line for sweep in found for line in _csv_lines(sweep, keys)],
     )
 
 
 def _csv_lines(sweep, keys):
-    lines = []
-    for row in sweep.rows:
-        setting, cost = dict(row.setting), sweep.costs.get(row.setting)
-        seconds = ["", "", ""] if cost is None else [cell.replace(MISSING, "") for cell in _show_cost(cost)]
-        head = [*csv_head(row, {row: sweep.name}), *(_value(setting.get(key)) for key in keys)]
-        lines += [[*head, q, *csv_numbers(summary), *seconds] for q, summary in sweep.average(row).items()]
-    return lines
+    def cells(row):
+        head = [_value(dict(row.setting).get(key)) for key in keys]
+        return {(*head, q): summary for q, summary in sweep.found.average(row).items()}
+
+    names = dict.fromkeys(sweep.rows, sweep.name)
+    return csv_lines(names, cells, lambda row: _show_cost(sweep.costs.get(row.setting), missing=""))

@@ -20,18 +20,25 @@ _FORMULA = re.compile(r"[=@\t]|[+-](?![\d. ±to+-]*$)")  # +0.10 to +0.90 is non
 _LATEX_SIGNS = re.compile("|".join(map(re.escape, _LATEX)))
 
 
+class Cell(str):
+    """What a table or a CSV shows of a number. files: the results.json behind it."""
+
+    files = ()
+
+    def __new__(cls, text, files=()):
+        cell = super().__new__(cls, text)
+        cell.files = files
+        return cell
+
+
 @dataclass
 class Table:
-    """title: str; columns: K names; rows: lists of K strings; notes: lines below the table.
-
-    files: {(row number, column number): the results.json behind that cell}, where they are known.
-    """
+    """title: str; columns: K names; rows: lists of K strings, Cells where their runs are known; notes: lines below."""
 
     title: str
     columns: list
     rows: list
     notes: list = field(default_factory=list)
-    files: dict = field(default_factory=dict)
 
     def text(self):
         """Aligned columns below the title -> str without a final newline."""
@@ -71,16 +78,16 @@ def latex_text(text):
 
 
 def show(summary, below=False, digits=2):
-    """A Summary in decimals: "71.20 ± 0.52", "71.20" for one seed, a dash for None; an arrow if `below`."""
-    if summary is None:
-        return MISSING
+    """A Summary in decimals: "71.20 ± 0.52", "71.20" for one seed, a dash for none; an arrow if `below` -> Cell."""
+    if not summary:
+        return Cell(MISSING, summary.files)
     deviation = "" if summary.std is None else f" ± {summary.std:.{digits}f}"
-    return f"{summary.mean:.{digits}f}{deviation}{' ' + BELOW if below else ''}"
+    return Cell(f"{summary.mean:.{digits}f}{deviation}{' ' + BELOW if below else ''}", summary.files)
 
 
 def show_n(summaries):
     """The number of seeds behind a line; where its columns differ, one number for each."""
-    counts = [0 if s is None else s.n for s in summaries]
+    counts = [summary.n for summary in summaries]
     if not any(counts):
         return MISSING
     return str(counts[0]) if len(set(counts)) == 1 else "/".join(map(str, counts))
@@ -88,13 +95,8 @@ def show_n(summaries):
 
 def csv_numbers(summary, digits=2):
     """mean, std, n of a Summary as CSV cells; empty where there is no number."""
-    if summary is None:
-        return ["", "", "0"]
-    return [
-        f"{summary.mean:.{digits}f}",
-        "" if summary.std is None else f"{summary.std:.{digits}f}",
-        str(summary.n),
-    ]
+    mean, std = ("" if x is None else f"{x:.{digits}f}" for x in summary[:2])
+    return [Cell(mean, summary.files), std, str(summary.n)]
 
 
 def to_csv(columns, rows):

@@ -6,59 +6,62 @@ classes of a column count in every table, whatever protocol they were made for.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from dassl.report.grid import Grid, build, is_below, with_accuracy, without_repeats
+from dassl.report.grid import Grid, build, with_accuracy, without_repeats
 from dassl.report.methods import (
     CSV_HEAD,
     Methods,
     chosen_alpha,
-    csv_head,
     merge_values,
     row_names,
     row_of,
     sees_no_data,
     shared_settings,
     split_by_template,
-    zero_shot_row,
 )
 from dassl.report.results import group_by, is_number, select
-from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet
+from dassl.report.sheet import (
+    EVALUATIONS_LEGEND,
+    SEEDS_LEGEND,
+    Sheet,
+    below_zero_shot,
+    csv_lines,
+    method_table,
+    row_notes,
+)
 from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
-from dassl.report.tables import BELOW, MISSING, Table, csv_numbers, show, show_n
+from dassl.report.tables import BELOW, MISSING
 from dassl.utils import UserError
 
 SUBSET = "all"
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """name: in results.json; heading: of its sheet; average: name of the mean over targets; also: protocols whose
-    runs on the source's own test set count here too."""
+class Protocol(NamedTuple):
+    """heading: of its sheet; average: name of the mean over targets; also: protocols whose runs on the source's own
+    test set count here too."""
 
-    name: str
     heading: str
     average: str
     also: tuple = ()
 
 
 PROTOCOLS = {
-    p.name: p
-    for p in (
-        Protocol("cross", "Cross-data-set accuracy in percent", "Avg-C", ("dg",)),
-        Protocol("dg", "Domain generalisation, accuracy in percent", "Avg-D", ("cross",)),
-        Protocol("robust", "Robust fine-tuning, accuracy in percent", "Avg-D"),
-    )
+    "cross": Protocol("Cross-data-set accuracy in percent", "Avg-C", ("dg",)),
+    "dg": Protocol("Domain generalisation, accuracy in percent", "Avg-D", ("cross",)),
+    "robust": Protocol("Robust fine-tuning, accuracy in percent", "Avg-D"),
 }
 
 
 @dataclass
 class Transfer:
-    """What was trained on one data set. grid: its columns are data sets, the source first; alphas: {row: [(alpha,
-    what it was chosen on)]}."""
+    """What was trained on one data set. grid: its columns are data sets, the source first; average: name of the mean
+    over targets; alphas: {row: {(alpha, what it was chosen on)}}."""
 
     source: str
     grid: Grid
     methods: Methods
+    average: str
     alphas: dict = field(default_factory=dict)
 
     @property
@@ -66,13 +69,10 @@ class Transfer:
         """All data sets but the source."""
         return [name for name in self.grid.columns if name != self.source]
 
-    def below(self, row):
-        """Data sets on which a row is below zero-shot CLIP on the same backbone."""
-        reference = zero_shot_row(row, self.grid.rows, self.methods)
-        if reference is None:
-            return []
-        cell = self.grid.cell
-        return [name for name in self.grid.columns if is_below(cell(row, name), cell(reference, name))]
+    def cells(self, row):
+        """{data set or name of the average: Summary}."""
+        cells = {name: self.grid.cell(row, name) for name in self.grid.columns}
+        return cells | {self.average: self.grid.cell(row, *self.targets)}
 
 
 def transfer(records, protocol, methods=None):
@@ -80,7 +80,7 @@ def transfer(records, protocol, methods=None):
 
     protocol: a key of PROTOCOLS.
     """
-    methods, known = methods or Methods(), PROTOCOLS[protocol]
+    methods = methods or Methods()
     runs = split_by_template(with_accuracy(records, subset=SUBSET), methods)
     own = select(runs, protocol=protocol)
     trained = [r for r in own if not sees_no_data(r)]
@@ -93,26 +93,24 @@ def transfer(records, protocol, methods=None):
     found = []
     for source, group in group_by(trained, source_of).items() or [("", own)]:
         names = {r["dataset"] for r in group if r["kind"] == "eval"} | ({source} - {""})
-        lent = [r for r in select(runs, protocol=known.also, dataset=source, kind="eval") if source_of(r) == source]
-        lent += [r for r in zero_shot if r["dataset"] in names]
+        lent = select(runs, protocol=PROTOCOLS[protocol].also, dataset=source, kind="eval")
+        lent = [r for r in lent if source_of(r) == source] + [r for r in zero_shot if r["dataset"] in names]
         group = without_repeats(group, lent, lambda r: (row_of(r, methods), r["dataset"], r["seed"]))
-        found.append(_one_source(source, group, methods))
+        found.append(_one_source(source, group, methods, PROTOCOLS[protocol].average))
     return found
 
 
-def _one_source(source, records, methods):
-    grid = build(
-        records,
-        row_of=lambda r: row_of(r, methods),
-        column_of=lambda r: r["dataset"],
-        methods=methods,
-        column_key=lambda name: (name != source, methods.dataset_rank(name)),
-    )
-    alphas = {}
+def _one_source(source, records, methods, average):
+    def rank(name):
+        return name != source, methods.dataset_rank(name)
+
+    grid = build(records, lambda r: row_of(r, methods), lambda r: r["dataset"], methods, rank)
+    found = Transfer(source, grid, methods, average)
     for record in records:
-        if (alpha := alpha_of(record)) is not None:
-            alphas.setdefault(row_of(record, methods), set()).add((alpha, chosen_alpha(record) or "given"))
-    return Transfer(source, grid, methods, {row: sorted(found) for row, found in alphas.items()})
+        if is_number(alpha := merge_values(record).get("alpha")):
+            chosen = alpha, chosen_alpha(record) or "given"
+            found.alphas.setdefault(row_of(record, methods), set()).add(chosen)
+    return found
 
 
 def source_of(record):
@@ -120,53 +118,46 @@ def source_of(record):
     return record.get("source") or record["dataset"]
 
 
-def alpha_of(record):
-    """The weight of the fine-tuned model in a merge with the zero-shot one, or None."""
-    alpha = merge_values(record).get("alpha")
-    return alpha if is_number(alpha) else None
-
-
-def _table(found, average):
+def _table(found):
     """-> Table with columns method, [alpha, chosen on], source, targets, average, n."""
-    grid, names, rows, notes, files = found.grid, row_names(found.grid.rows), [], [], {}
-    for number, row in enumerate(grid.rows):
-        reference = zero_shot_row(row, grid.rows, found.methods)
-        mean = grid.average(row, found.targets)
-        low = is_below(mean, grid.average(reference, found.targets)) if reference else False
-        below, cells = found.below(row), [grid.cell(row, name) for name in grid.columns]
-        numbers = [show(s, name in below) for name, s in zip(grid.columns, cells, strict=True)]
-        alphas = _alpha_cells(found.alphas.get(row)) if found.alphas else []
-        rows.append([names[row], *alphas, *numbers, show(mean, low), show_n([*cells, mean])])
-        notes += _notes(found, row, names[row], average)
-        for place, behind in enumerate([*([name] for name in grid.columns), found.targets], start=1 + len(alphas)):
-            files[number, place] = grid.files_of(row, behind)
-    columns = ["method", *(["alpha", "chosen on"] if found.alphas else []), *grid.columns, average, "n"]
-    title = f"Trained on {found.source}" if found.source else "Zero-shot"
-    return Table(title, columns, rows, notes + stamp_notes(grid, names), files)
+    grid, names = found.grid, row_names(found.grid.rows)
+    head = ["alpha", "chosen on"] if found.alphas else []
+
+    def alphas(row):
+        return _alpha_cells(found.alphas.get(row), MISSING) if head else []
+
+    return method_table(
+        f"Trained on {found.source}" if found.source else "Zero-shot",
+        names,
+        [*head, *grid.columns, found.average],
+        found.cells,
+        found.methods,
+        extra=alphas,
+        notes=[note for row in names for note in _notes(found, row, names[row])] + stamp_notes(grid, names),
+    )
 
 
-def _alpha_cells(found):
-    """[(alpha, chosen on)] -> two cells; a range where seeds chose differently."""
+def _alpha_cells(found, missing=""):
+    """{(alpha, chosen on)} -> two cells; a range where seeds chose differently."""
     if not found:
-        return [MISSING, MISSING]
+        return [missing] * 2
     values = sorted({alpha for alpha, _ in found})
     shown = f"{values[0]:g}" + (f" to {values[-1]:g}" if len(values) > 1 else "")
     return [shown, ", ".join(sorted({chosen for _, chosen in found}))]
 
 
-def _notes(found, row, name, average):
-    notes = []
-    if gaps := found.grid.missing(row, found.targets):
-        hints = [f"{g}; trained, not evaluated" if (row, g) in found.grid.trained else g for g in gaps]
-        notes.append(f"{name}: no {average}, a target is missing: {', '.join(hints)}.")
-    if found.grid.uneven(row):
-        notes.append(
-            f"{name}: data sets have different seeds; {average} uses all of them, its deviation and n only the "
-            "seeds that all targets share."
-        )
-    if below := found.below(row):
-        notes.append(f"{name}: below zero-shot on: {', '.join(below)}.")
-    return notes
+def _notes(found, row, name):
+    grid, average = found.grid, found.average
+    gaps = ", ".join(grid.missing(row, found.targets))
+    below = below_zero_shot(row, grid.columns, grid, found.methods)
+    return row_notes(
+        name,
+        gaps and f"no {average}, a target is missing: {gaps}",
+        grid.uneven(row, grid.columns)
+        and f"data sets have different seeds; {average} uses all of them, its deviation and n only the seeds that all "
+        "targets share",
+        below and f"below zero-shot on: {', '.join(below)}",
+    )
 
 
 def transfer_sheet(records, protocol, methods=None):
@@ -176,7 +167,7 @@ def transfer_sheet(records, protocol, methods=None):
     return Sheet(
         name=protocol,
         heading=known.heading + (f" ({settings})" if settings else ""),
-        tables=[_table(one, known.average) for one in found],
+        tables=[_table(one) for one in found],
         legend=[
             SEEDS_LEGEND,
             f"{known.average}: mean over the targets, all columns but the first data set, which is the source",
@@ -185,23 +176,13 @@ def transfer_sheet(records, protocol, methods=None):
             EVALUATIONS_LEGEND,
         ],
         columns=[*CSV_HEAD, "alpha", "alpha_chosen_on", "source", "dataset", "mean", "std", "n", *STAMP_COLUMNS],
-        lines=[line for one in found for line in _csv_lines(one, known.average)],
-        files=[
-            one.grid.files_of(row, columns)
-            for one in found
-            for row in one.grid.rows
-            for columns in (*([name] for name in one.grid.columns), one.targets)
-        ],
+        lines=[line for one in found for line in _csv_lines(one)],
     )
 
 
-def _csv_lines(found, average):
-    grid, names, lines = found.grid, row_names(found.grid.rows), []
-    for row in grid.rows:
-        alphas = _alpha_cells(found.alphas[row]) if row in found.alphas else ["", ""]
-        cells = {name: grid.cell(row, name) for name in grid.columns} | {average: grid.average(row, found.targets)}
-        lines += [
-            [*csv_head(row, names), *alphas, found.source, name, *csv_numbers(summary), *stamp_cells(grid, row)]
-            for name, summary in cells.items()
-        ]
-    return lines
+def _csv_lines(found):
+    def cells(row):
+        head = (*_alpha_cells(found.alphas.get(row)), found.source)
+        return {(*head, name): summary for name, summary in found.cells(row).items()}
+
+    return csv_lines(row_names(found.grid.rows), cells, lambda row: stamp_cells(found.grid, row))
