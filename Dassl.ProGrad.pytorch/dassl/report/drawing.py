@@ -74,6 +74,13 @@ def save(figure, file, numbers):
     return [file, table]
 
 
+def curve_lines(head, xs, summary):
+    """A curve's lines of a CSV: head, x, mean, std, n; empty what is not finite. summary: mean and std (P,)."""
+    mean, std, n, _ = summary
+    values = zip(xs, mean, [None] * len(xs) if std is None else std, strict=True)
+    return [[*head, f"{x:g}", *("" if y is None or y != y else f"{y:.6f}" for y in pair), n] for x, *pair in values]
+
+
 def file_name(title):
     """A title as a file name without ending; beyond 100 characters (disks take 255) a digest ends it."""
     name = re.sub(r"[^A-Za-z0-9.]+", "_", title).strip("_")

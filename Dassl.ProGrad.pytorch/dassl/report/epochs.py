@@ -10,9 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from dassl.report.drawing import AXIS_LABELS, file_name, legend, new_figure, plain_axes, save, style, wrapped
+from dassl.report.drawing import (
+    AXIS_LABELS,
+    curve_lines,
+    file_name,
+    legend,
+    new_figure,
+    plain_axes,
+    save,
+    style,
+    wrapped,
+)
 from dassl.report.methods import Methods, row_names, row_of, shared_settings, sort_rows, split_changes
-from dassl.report.results import group_by, is_number, newest_each, select
+from dassl.report.results import group_by, is_number, most_alike, newest_each, select
 from dassl.report.stats import summarise, summarise_average
 from dassl.report.tables import to_csv
 from dassl.utils import UserError, get_logger
@@ -89,11 +99,10 @@ def _one_family(protocol, family, records, methods):
     epochs, runs, others = {}, {}, []
     for row, group in _by_row(records, methods).items():
         newest = newest_each(group, key=lambda r: (r["dataset"], r["subset"], r["seed"]), what="training runs")
-        grids = group_by(newest, lambda r: tuple(entry["epoch"] for entry in r["history"]))
-        grid = max(grids, key=lambda numbers: len(grids[numbers]))
-        others += [str(r["file"]) for numbers, own in grids.items() if numbers != grid for r in own]
+        grid, alike, unlike = most_alike(newest, lambda r: tuple(entry["epoch"] for entry in r["history"]))
+        others += unlike
         epochs[row] = np.array(grid)
-        for record in grids[grid]:
+        for record in alike:
             for quantity in QUANTITIES:
                 values = [entry.get(quantity) for entry in record["history"]]
                 if any(map(is_number, values)):
@@ -182,8 +191,6 @@ def epoch_numbers(found):
     for quantity in found.quantities:
         for row, average in found.lines(quantity).items():
             summaries = {dataset: summarise(seeds) for dataset, seeds in sorted(found.runs[row, quantity].items())}
-            for dataset, (mean, std, n, _) in ({"average": average} | summaries).items():
-                for k, epoch in enumerate(found.epochs[row]):
-                    cells = ["" if x is None or np.isnan(x[k]) else f"{x[k]:.6f}" for x in (mean, std)]
-                    lines.append([names[row], dataset, quantity, epoch, *cells, n])
+            for dataset, summary in ({"average": average} | summaries).items():
+                lines += curve_lines([names[row], dataset, quantity], found.epochs[row], summary)
     return to_csv(["method", "dataset", "quantity", "epoch", "mean", "std", "n"], lines)

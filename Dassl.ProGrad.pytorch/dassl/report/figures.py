@@ -3,20 +3,28 @@
 See `drawing` for how they look.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from dassl.report.curves import fewshot_figure, sweep_figures
-from dassl.report.drawing import AXIS_LABELS, SUBSET_STYLES, file_name, new_figure, plain_axes, save, wrapped
+from dassl.report.drawing import (
+    AXIS_LABELS,
+    SUBSET_STYLES,
+    curve_lines,
+    file_name,
+    new_figure,
+    plain_axes,
+    save,
+    wrapped,
+)
 from dassl.report.epochs import epoch_curves, epoch_figures
 from dassl.report.fewshot import fewshot
 from dassl.report.methods import Methods
 from dassl.report.mtil_figures import heatmaps, order_figures, scatter_figures
 from dassl.report.paths import PATH_FILE, QUANTITIES, families, load_paths
 from dassl.report.planes import load_planes, plane_figures
+from dassl.report.stats import summarise, summarise_average
 from dassl.report.sweeps import sweeps
 from dassl.report.tables import to_csv
 from dassl.report.tsne import SCATTER_FILE
@@ -24,13 +32,6 @@ from dassl.utils import UserError, check_availability
 from dassl.utils.progress import progress
 
 ARROW = " \N{RIGHTWARDS ARROW} "
-
-
-class Figure(NamedTuple):
-    """needs: what a folder must hold; draw: (folders, records, out, methods) -> Paths, none or UserError without it."""
-
-    needs: str
-    draw: Callable
 
 
 def all_figures(folders, records, out, methods=None, names=None):
@@ -41,16 +42,16 @@ def all_figures(folders, records, out, methods=None, names=None):
     written = []
     for name in names or ():
         check_availability(name, FIGURES, "--figure")
-    for name, figure in progress(FIGURES.items(), "drawing"):
+    for name, (needs, draw) in progress(FIGURES.items(), "drawing"):
         if names and name not in names:
             continue
         try:
-            found, reason = figure.draw(folders, records, out, methods or Methods()), ""
+            found, reason = draw(folders, records, out, methods or Methods()), ""
         except UserError as error:
             found, reason = [], f" ({error})"  # no such runs, as the tables say
         if names and not found:
             where = ", ".join(map(str, folders))
-            raise UserError(f"No figure {name!r}: it needs {figure.needs}; none below {where}{reason}")
+            raise UserError(f"No figure {name!r}: it needs {needs}; none below {where}{reason}")
         written += found
     return written
 
@@ -68,40 +69,32 @@ def path_figures(folders, out, methods=None):
     return written
 
 
-# By name, in the order of drawing
+# By name, in the order of drawing: what a folder must hold, and (folders, records, out, methods) -> Paths, none or
+# UserError without it.
 FIGURES = {
-    "path": Figure(
+    "path": (
         f"a {PATH_FILE} beside results.json, as stage-2 runs leave it",
-        lambda folders, records, out, methods: path_figures(folders, out, methods),
+        lambda folders, _, out, methods: path_figures(folders, out, methods),
     ),
-    "plane": Figure(
+    "plane": (
         f"a {PATH_FILE} with the plane through its solutions",
-        lambda folders, records, out, methods: plane_figures(load_planes(*folders), out, methods),
+        lambda folders, _, out, methods: plane_figures(load_planes(*folders), out, methods),
     ),
-    "fewshot": Figure(
+    "fewshot": (
         "evaluations of the protocol 'fewshot'",
-        lambda folders, records, out, methods: fewshot_figure(fewshot(records, methods), out),
+        lambda _, records, out, methods: fewshot_figure(fewshot(records, methods), out),
     ),
-    "sweep": Figure(
+    "sweep": (
         "base-to-new evaluations of one method at several values of a single number among its settings",
-        lambda folders, records, out, methods: sweep_figures(sweeps(records, methods), out, methods),
+        lambda _, records, out, methods: sweep_figures(sweeps(records, methods), out, methods),
     ),
-    "epochs": Figure(
+    "epochs": (
         "training runs that recorded their epochs",
-        lambda folders, records, out, methods: epoch_figures(epoch_curves(records, methods), out),
+        lambda _, records, out, methods: epoch_figures(epoch_curves(records, methods), out),
     ),
-    "heatmap": Figure(
-        "evaluated streams of tasks with their accuracy matrix",
-        lambda folders, records, out, methods: heatmaps(records, out, methods),
-    ),
-    "orders": Figure(
-        "evaluated streams of the same tasks in several orders",
-        lambda folders, records, out, methods: order_figures(records, out, methods),
-    ),
-    "tsne": Figure(
-        f"a {SCATTER_FILE}",
-        lambda folders, records, out, methods: scatter_figures(folders, out),
-    ),
+    "heatmap": ("evaluated streams of tasks with their accuracy matrix", heatmaps),
+    "orders": ("evaluated streams of the same tasks in several orders", order_figures),
+    "tsne": (f"a {SCATTER_FILE}", scatter_figures),
 }
 
 
@@ -120,21 +113,14 @@ def path_curve(curves, file):
 def path_numbers(curves):
     """The figure's numbers -> CSV text: one line per path, data set (or "average"), subset, quantity and point."""
     lines = []
-    for subset in curves.subsets:
-        for quantity in QUANTITIES:
-            summaries = {"average": curves.average(subset, quantity)}
-            summaries |= {d: curves.dataset(d, subset, quantity) for d in curves.datasets}
-            for dataset, summary in summaries.items():
-                lines += _point_lines(["through ours", dataset, subset, quantity], curves.t, summary)
-            if curves.direct:
-                direct = curves.average_direct(subset, quantity)
-                lines += _point_lines(["direct", "average", subset, quantity], curves.direct_t, direct)
+    for (subset, quantity), runs in curves.runs.items():
+        summaries = {"average": summarise_average(runs)} | {d: summarise(runs[d]) for d in curves.datasets}
+        for dataset, summary in summaries.items():
+            lines += curve_lines(["through ours", dataset, subset, quantity], curves.t, summary)
+        if curves.direct:
+            direct = summarise_average(curves.direct[subset, quantity])
+            lines += curve_lines(["direct", "average", subset, quantity], curves.direct_t, direct)
     return to_csv(["path", "dataset", "subset", "quantity", "t", "mean", "std", "n"], lines)
-
-
-def _point_lines(head, ts, summary):
-    mean, std, n, _ = summary
-    return [[*head, f"{t:g}", f"{mean[k]:.6f}", "" if std is None else f"{std[k]:.6f}", n] for k, t in enumerate(ts)]
 
 
 def _path_panel(axes, curves, quantity):
@@ -146,14 +132,14 @@ def _path_panel(axes, curves, quantity):
         look = SUBSET_STYLES[subset]
         if len(curves.datasets) > 1:
             for dataset in curves.datasets:
-                mean = curves.dataset(dataset, subset, quantity).mean
+                mean = summarise(curves.runs[subset, quantity][dataset]).mean
                 axes.plot(curves.t, mean, look["linestyle"], color=look["color"], lw=0.8, alpha=0.4)
-        mean, std, *_ = curves.average(subset, quantity)
+        mean, std, *_ = summarise_average(curves.runs[subset, quantity])
         if std is not None:
             axes.fill_between(curves.t, mean - std, mean + std, color=look["color"], alpha=0.2, lw=0)
         axes.plot(curves.t, mean, **look, lw=2.2, ms=7, mec="white", mew=1, markevery=solutions)
         if curves.direct:
-            direct = curves.average_direct(subset, quantity).mean
+            direct = summarise_average(curves.direct[subset, quantity]).mean
             axes.plot(2 * curves.direct_t, direct, ":", color=look["color"], lw=1.6)
         ends[subset] = mean[-1]
     plain_axes(axes, AXIS_LABELS[quantity], quantity)
@@ -178,7 +164,7 @@ def _direct_labels(axes, ends):
 
 def _caption(curves):
     """What is averaged, and what the card notes."""
-    datasets, n = curves.datasets, curves.average(curves.subsets[0], "loss").n
+    datasets, n = curves.datasets, summarise_average(curves.runs[curves.subsets[0], "loss"]).n
     averaged = [f"{len(datasets)} data sets"] if len(datasets) > 1 else []
     averaged += [f"{n} seeds"] if n > 1 else []
     parts = [f"bold: mean over {' and '.join(averaged)}"] if averaged else []

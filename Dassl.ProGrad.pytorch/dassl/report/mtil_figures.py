@@ -12,7 +12,7 @@ from dassl.report.tsne import KINDS, load_scatters
 from dassl.utils import UserError
 
 
-def heatmaps(records, out, methods):
+def heatmaps(_, records, out, methods):
     """A heatmap for each stream's trained methods, into `out` -> Paths. records: of `load_results`."""
     return [
         file
@@ -23,7 +23,7 @@ def heatmaps(records, out, methods):
     ]
 
 
-def order_figures(records, out, methods):
+def order_figures(_, records, out, methods):
     """The spread over orders, a figure for each set of tasks, into `out` -> Paths. records: of `load_results`."""
     return [
         file
@@ -43,7 +43,7 @@ def _protocols(records, methods):
         yield protocol, found
 
 
-def scatter_figures(folders, out):
+def scatter_figures(folders, _, out, __):
     """A t-SNE for each tsne.json below `folders`, into `out` -> Paths."""
     return [
         path

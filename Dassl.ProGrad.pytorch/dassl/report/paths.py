@@ -20,21 +20,20 @@ Letters: P points.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from dassl.report.methods import EACH_TEMPLATE, row_names, row_of, sort_rows
 from dassl.report.results import (
     RESULTS_FILE,
-    find_files,
     group_by,
     is_number,
+    most_alike,
     newest_each,
+    read_all,
     read_object,
     read_result,
 )
-from dassl.report.stats import summarise, summarise_average
 from dassl.utils import get_logger
 
 PATH_FILE = "path.json"
@@ -46,30 +45,23 @@ SPACES = ("features", "weights")
 SOLUTIONS = ("zero_shot", "ours", "fine_tuned")
 
 
-class Family(NamedTuple):
-    """Runs that belong into one figure. name: the method's printed name; space: what was interpolated."""
-
-    name: str
-    space: str
-    subsets: tuple = ("base", "new")
-
-
 @dataclass
 class PathCurves:
-    """The runs of one family on one grid.
+    """The runs of one method and space on one grid.
 
     name: printed name of the middle solution; t: (P,); runs: {(subset, quantity): {data set: {seed: (P,)}}};
-    direct: the same on `direct_t`, empty where a run lacks it.
+    direct: the same on `direct_t`, empty where a run lacks it; note: of the first run that has one; template: of
+    zero-shot CLIP at the start, where the runs say.
     """
 
     name: str
     space: str
     t: np.ndarray
     runs: dict
+    note: str
+    template: str
     direct_t: np.ndarray | None = None
     direct: dict = field(default_factory=dict)
-    note: str = ""  # of the first run that has one
-    template: str = ""  # of zero-shot CLIP at the start, where the runs say
 
     @property
     def ends(self):
@@ -87,18 +79,6 @@ class PathCurves:
         """Sorted names."""
         return sorted(self.runs[self.subsets[0], "loss"])
 
-    def dataset(self, dataset, subset, quantity):
-        """Summary over the seeds of one data set, mean (P,)."""
-        return summarise(self.runs[subset, quantity][dataset])
-
-    def average(self, subset, quantity):
-        """Summary of the average over data sets, mean (P,); deviation and n over the seeds that all share."""
-        return summarise_average(self.runs[subset, quantity])
-
-    def average_direct(self, subset, quantity):
-        """The same of the direct line."""
-        return summarise_average(self.direct[subset, quantity])
-
 
 def load_paths(*folders):
     """All readable path.json of finished runs -> list of records, one for each space: the run's own, with `path` and
@@ -106,16 +86,12 @@ def load_paths(*folders):
 
     One that is damaged, or whose run has no results.json, costs one warning and is left out.
     """
-    records = []
-    for file in find_files(PATH_FILE, *folders):
-        try:
-            paths = read_paths(file)
-            record = read_result(file.with_name(RESULTS_FILE))
-        except (OSError, ValueError, RecursionError) as error:
-            get_logger().warning(f"Warning: {file} is left out: {error}")
-            continue
-        records += [{**record, "file": file, "path": path, "space": path["space"]} for path in paths]
-    return records
+
+    def read(file):
+        paths, record = read_paths(file), read_result(file.with_name(RESULTS_FILE))
+        return [{**record, "file": file, "path": path, "space": path["space"]} for path in paths]
+
+    return [record for records in read_all(PATH_FILE, folders, read) for record in records]
 
 
 def read_paths(file):
@@ -168,40 +144,39 @@ def numbers(values, name, length=None):
 
 def families(records, methods):
     """Records of `load_paths` -> list of PathCurves, one per printed method and space, in printed order."""
-    rows = sort_rows((row_of(r, methods) for r in records), methods)
-    names = row_names(rows)
-    groups = group_by(
-        records,
-        key=lambda r: Family(names[row_of(r, methods)], r["space"], tuple(s for s in SUBSETS if s in r["path"])),
-    )
+    names = row_names(sort_rows((row_of(r, methods) for r in records), methods))
+    groups = group_by(records, lambda r: (names[row_of(r, methods)], r["space"], _of_path(r["path"])))
     order = list(names.values())
-    ordered = sorted(groups, key=lambda family: (order.index(family.name), family[1:]))
-    return [path_curves(groups[family], family.name, family.space, family.subsets) for family in ordered]
+    return [_path_curves(groups[key], *key) for key in sorted(groups, key=lambda key: (order.index(key[0]), key[1:]))]
 
 
-def path_curves(records, name, space="features", subsets=("base", "new")):
+def _of_path(path):
+    """Its subsets, in printed order."""
+    return tuple(subset for subset in SUBSETS if subset in path)
+
+
+def _path_curves(records, name, space, subsets):
     """Records of one family -> PathCurves. Runs on another grid than most: one warning, and left out."""
-    grids = group_by(records, key=lambda r: tuple(r["path"]["t"]))
-    grid = max(grids, key=lambda t: len(grids[t]))
-    others = [str(r["file"]) for t, group in grids.items() if t != grid for r in group]
+    grid, alike, others = most_alike(records, lambda r: tuple(r["path"]["t"]))
     if others:
         get_logger().warning(f"Warning: {name}: left out for other points t than most: {', '.join(others)}")
-    kept = newest_each(grids[grid], key=lambda r: (r["dataset"], r["seed"]), what="paths")
-    lines = {tuple(r["path"]["direct"]["t"]) if "direct" in r["path"] else None for r in kept}
-    curves = PathCurves(name, space, np.array(grid), _runs([(r, r["path"]) for r in kept], subsets))
-    curves.note = next((r["path"]["note"] for r in kept if r["path"].get("note")), "")
+    kept = newest_each(alike, key=lambda r: (r["dataset"], r["seed"]), what="paths")
+    note = next((r["path"]["note"] for r in kept if r["path"]["note"]), "")
     templates = {r["path"]["template"] for r in kept}
-    curves.template = templates.pop() if len(templates) == 1 else EACH_TEMPLATE
+    template = templates.pop() if len(templates) == 1 else EACH_TEMPLATE
+    curves = PathCurves(name, space, np.array(grid), _runs(kept, subsets, lambda path: path), note, template)
+    lines = {tuple(r["path"]["direct"]["t"]) if "direct" in r["path"] else None for r in kept}
     if len(lines) == 1 and None not in lines:
         curves.direct_t = np.array(lines.pop())
-        curves.direct = _runs([(r, r["path"]["direct"]) for r in kept], subsets)
+        curves.direct = _runs(kept, subsets, lambda path: path["direct"])
     return curves
 
 
-def _runs(pairs, subsets):
-    """[(record, its curves)] -> {(subset, quantity): {data set: {seed: (P,)}}}."""
+def _runs(records, subsets, curves_of):
+    """{(subset, quantity): {data set: {seed: (P,)}}}. curves_of: path -> the curves that are meant."""
     runs = {(s, q): {} for s in subsets for q in QUANTITIES}
-    for record, curves in pairs:
+    for record in records:
         for (subset, quantity), by_dataset in runs.items():
-            by_dataset.setdefault(record["dataset"], {})[record["seed"]] = curves[subset][quantity]
+            curve = curves_of(record["path"])[subset][quantity]
+            by_dataset.setdefault(record["dataset"], {})[record["seed"]] = curve
     return runs

@@ -15,9 +15,8 @@ import numpy as np
 from dassl.report.drawing import AXIS_LABELS, MARKERS, file_name, new_figure, save
 from dassl.report.methods import row_names, row_of
 from dassl.report.paths import FORMAT, PATH_FILE, QUANTITIES, RESULTS_FILE, SPACES, SUBSETS, numbers
-from dassl.report.results import find_files, read_object, read_result
+from dassl.report.results import read_all, read_object, read_result
 from dassl.report.tables import to_csv
-from dassl.utils import get_logger
 
 
 def load_planes(*folders):
@@ -25,18 +24,18 @@ def load_planes(*folders):
 
     A damaged one costs a warning and is left out.
     """
-    records = []
-    for file in find_files(PATH_FILE, *folders):
-        try:
-            card = read_object(file, FORMAT)
-            plane = card.get("plane")
-            if isinstance(plane, dict) and any(subset in plane for subset in SUBSETS):
-                own = card if card.get("space") == plane.get("space") else card.get(plane.get("space"), {})
-                plane = _checked(plane) | {"template": str(own.get("zero_shot_template") or "")}
-                records.append({**read_result(file.with_name(RESULTS_FILE)), "plane": plane, "file": file})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            get_logger().warning(f"Warning: the plane in {file} is left out: {error}")
-    return records
+    return read_all(PATH_FILE, folders, _read, what="the plane in ")
+
+
+def _read(file):
+    """A path.json -> record, or None without a plane."""
+    card = read_object(file, FORMAT)
+    plane = card.get("plane")
+    if not isinstance(plane, dict) or not any(subset in plane for subset in SUBSETS):
+        return None
+    own = card if card.get("space") == plane.get("space") else card.get(plane.get("space"), {})
+    plane = _checked(plane) | {"template": str(own.get("zero_shot_template") or "")}
+    return {**read_result(file.with_name(RESULTS_FILE)), "plane": plane, "file": file}
 
 
 def _checked(plane):
@@ -59,11 +58,8 @@ def _checked(plane):
 def plane_figures(records, folder, methods):
     """A figure for each record of `load_planes` -> [PNG, CSV, ...]."""
     names = row_names({row_of(r, methods) for r in records})
-    written = []
-    for record in records:
-        title = f"{names[row_of(record, methods)]}, {record['dataset']}, seed {record['seed']}"
-        written += plane_figure(record["plane"], title, folder)
-    return written
+    titles = [f"{names[row_of(r, methods)]}, {r['dataset']}, seed {r['seed']}" for r in records]
+    return [file for r, title in zip(records, titles, strict=True) for file in plane_figure(r["plane"], title, folder)]
 
 
 def plane_figure(plane, title, folder):

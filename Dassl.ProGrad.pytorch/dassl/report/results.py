@@ -31,15 +31,23 @@ def load_results(*folders, left_out=None):
     A file that is damaged, contradicts itself, is not ours or of another format costs one warning that names it, is
     left out, and is added to the list `left_out`. Folders may overlap. MissingFile if one of them does not exist.
     """
-    records = []
-    for file in find_files(RESULTS_FILE, *folders):
+    return read_all(RESULTS_FILE, folders, read_result, left_out=left_out)
+
+
+def read_all(name, folders, read, what="", left_out=None):
+    """`read(file)` of every file called `name` below `folders`, without those that are None -> list.
+
+    A file that cannot be read costs one warning, `what` before its name, and is added to the list `left_out`.
+    """
+    found = []
+    for file in find_files(name, *folders):
         try:
-            records.append(read_result(file))
-        except (OSError, ValueError, RecursionError) as error:
-            get_logger().warning(f"Warning: {file} is left out: {error}")
+            found.append(read(file))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            get_logger().warning(f"Warning: {what}{file} is left out: {error}")
             if left_out is not None:
                 left_out.append(file)
-    return records
+    return [content for content in found if content is not None]
 
 
 def find_files(name, *folders):
@@ -148,6 +156,13 @@ def group_by(records, key):
     for record in records:
         groups.setdefault(key(record), []).append(record)
     return groups
+
+
+def most_alike(records, key):
+    """What most records agree in -> (their `key`, these records, the files of the others)."""
+    groups = group_by(records, key)
+    most = max(groups, key=lambda k: len(groups[k]))
+    return most, groups.pop(most), [str(r["file"]) for group in groups.values() for r in group]
 
 
 def newest_each(records, key, what="runs"):

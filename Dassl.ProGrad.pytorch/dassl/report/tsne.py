@@ -9,8 +9,8 @@ of a picture by an expert and by its reconstruction lie side by side. Letters: D
 
 import numpy as np
 
-from dassl.report.results import find_files, is_number, read_object
-from dassl.utils import get_logger, write_json
+from dassl.report.results import is_number, read_all, read_object
+from dassl.utils import write_json
 
 FORMAT = 1
 SCATTER_FILE = "tsne.json"
@@ -51,13 +51,7 @@ def write_scatter(file, features, about, title=""):
 
 def load_scatters(*folders):
     """Every tsne.json below `folders` -> list of (Path, content); a damaged one costs a warning and is left out."""
-    found = []
-    for file in find_files(SCATTER_FILE, *folders):
-        try:
-            found.append((file, _checked(read_object(file, FORMAT))))
-        except (OSError, ValueError, RecursionError) as error:
-            get_logger().warning(f"Warning: {file} is left out: {error}")
-    return found
+    return read_all(SCATTER_FILE, folders, lambda file: (file, _checked(read_object(file, FORMAT))))
 
 
 def _checked(content):
