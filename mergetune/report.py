@@ -2,12 +2,11 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from dassl.report.against import against_sheet
 from dassl.report.backbones import backbones_sheet
-from dassl.report.barriers import NAME as BARRIERS
 from dassl.report.barriers import barriers_sheet
 from dassl.report.base2new import base2new_sheet
 from dassl.report.fewshot import fewshot_sheet
@@ -16,9 +15,8 @@ from dassl.report.methods import Methods
 from dassl.report.mtil import PROTOCOLS as STREAMS
 from dassl.report.mtil_tables import mtil_sheet
 from dassl.report.page import write_page
-from dassl.report.paired import NAME as PAIRED
 from dassl.report.paired import paired_sheet
-from dassl.report.results import load_results
+from dassl.report.results import NoRuns, load_results
 from dassl.report.sweeps import sweeps_sheet
 from dassl.report.transfer import PROTOCOLS as TRANSFERS
 from dassl.report.transfer import transfer_sheet
@@ -84,21 +82,16 @@ METHODS = Methods(
 )
 
 
-def _of_records(make: Callable, **more) -> Callable:
-    """A maker of sheets that looks at no folder."""
-    return lambda records, folders, methods: make(records, methods=methods, **more)
-
-
-# What the command can print, in order: name -> function of records, folders and methods.
+# What the command can print, in order: name -> function of records, without what is printed of folders.
 SHEETS = {
-    BARRIERS: lambda _, folders, methods: barriers_sheet(folders, methods),
-    **{name: _of_records(transfer_sheet, protocol=name) for name in TRANSFERS},
-    "fewshot": _of_records(fewshot_sheet),
-    "sweep": _of_records(sweeps_sheet),
-    "backbones": _of_records(backbones_sheet),
-    **{name: _of_records(mtil_sheet, protocol=name) for name in STREAMS},
-    PAIRED: _of_records(paired_sheet),
-    "base2new": _of_records(base2new_sheet),
+    "barriers": None,
+    **{name: partial(transfer_sheet, protocol=name) for name in TRANSFERS},
+    "fewshot": fewshot_sheet,
+    "sweep": sweeps_sheet,
+    "backbones": backbones_sheet,
+    **{name: partial(mtil_sheet, protocol=name) for name in STREAMS},
+    "paired": paired_sheet,
+    "base2new": base2new_sheet,
 }
 
 EPILOG = """\
@@ -166,23 +159,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def sheets(records: list, folders: list, protocols: list[str] | None = None) -> list:
-    """The Sheets for which there are runs. UserError if there is none, or none of one that was asked for."""
+    """The Sheets for which there are runs. NoRuns if there is none, or none of one that was asked for."""
     found, reasons = [], []
     for name in protocols or SHEETS:
         check_availability(name, list(SHEETS), "--protocol")
-    for name, make in SHEETS.items():
-        if protocols and name not in protocols:
-            continue
+    for name, make in ((name, make) for name, make in SHEETS.items() if not protocols or name in protocols):
         try:
-            found.append(make(records, folders, METHODS))
-        except UserError as error:
+            found.append(make(records, methods=METHODS) if make else barriers_sheet(folders, METHODS))
+        except NoRuns as error:
             reasons.append(str(error))
             # a source model is trained as `cross`, also where only `dg` evaluates it
             evaluated = name == "cross" and any((r["protocol"], r.get("kind")) == ("dg", "eval") for r in records)
             if not protocols and not evaluated and any(record["protocol"] == name for record in records):
                 get_logger().warning(f"Warning: {error}")
     if (protocols and reasons) or not found:
-        raise UserError(" ".join(reasons))
+        raise NoRuns(" ".join(reasons))
     return found
 
 
@@ -192,7 +183,7 @@ def compared(found: list, records: list) -> list:
     for sheet in (sheet for sheet in found if {"dataset", "task"} & {*sheet.columns}):
         try:
             comparisons.append(against_sheet(sheet, records, METHODS))
-        except UserError as error:
+        except NoRuns as error:
             get_logger().info(f"{error}\n")
     return comparisons
 
@@ -209,12 +200,14 @@ def report(args: argparse.Namespace) -> list[Path]:
     beside = compared(found, records) if args.against else []
     written = []
     for sheet in found + beside:
-        sheet.legend += [f"left out, for they could not be read: {', '.join(map(str, left_out))}"] if left_out else []
+        if left_out:
+            sheet.legend.append(f"left out, for they could not be read: {', '.join(map(str, left_out))}")
         log.info(sheet.text() + "\n")
         written += sheet.write(Path(out, "tables"), args.latex)
     drawn = []
     if args.figure or args.figures or args.html:
-        drawn = figures(args.folders, records, Path(out, "figures"), None if args.figures else args.figure)
+        names = None if args.figures else args.figure
+        drawn = all_figures(args.folders, records, Path(out, "figures"), METHODS, names)
     if args.figures and not drawn:
         log.warning(f"Warning: no figure: no run has what one of {', '.join(FIGURES)} needs")
     written += drawn
@@ -222,11 +215,6 @@ def report(args: argparse.Namespace) -> list[Path]:
         written.append(write_page(args.html, found[::-1] + beside, drawn, records))  # what a terminal shows last
     log.info("Wrote " + "\n      ".join(map(str, written)))
     return written
-
-
-def figures(folders: list, records: list, out: Path, names: list[str] | None = None) -> list[Path]:
-    """The named figures, or every one for which there are runs -> the files. UserError for a name without runs."""
-    return all_figures(folders, records, out, METHODS, names)
 
 
 def main(argv: list[str] | None = None) -> None:

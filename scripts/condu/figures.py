@@ -43,12 +43,13 @@ def write_features(bench: Bench) -> None:
 
 def draw_figures(bench: Bench) -> list[str]:
     """All figures of the run -> the picture files, anew each time: they are made of the results alone."""
+    from dassl.report.figures import all_figures
     from dassl.report.results import load_results
     from dassl.report.tsne import SCATTER_FILE
-    from mergetune.report import figures
+    from mergetune.report import METHODS
 
     out = bench.run.out
     if not (out / SCATTER_FILE).is_file():
         write_features(bench)
-    drawn = figures([out], load_results(out), Path(out, "figures"))
+    drawn = all_figures([out], load_results(out), Path(out, "figures"), METHODS)
     return [str(path) for path in drawn if path.suffix == ".png"]

@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from importlib import resources
 
 from dassl.report.methods import CONTROL, row_of, split_changes
+from dassl.report.results import NoRuns
 from dassl.report.sheet import Sheet
 from dassl.report.sweeps import epochs_asked
 from dassl.report.tables import MISSING, Cell, Table
-from dassl.utils import UserError
 
 FORMAT = 1
 ONE, AVERAGE = 1.0, 0.5  # half width of the band in points
@@ -74,7 +74,7 @@ def _read_block(block, content):
 
 
 def against_sheet(sheet, records, methods, published=None):
-    """A protocol's Sheet -> a Sheet of its numbers beside published ones. UserError if none has a partner.
+    """A protocol's Sheet -> a Sheet of its numbers beside published ones. NoRuns if none has a partner.
 
     records: those that the sheet was made of, for the facts that differ.
     """
@@ -103,7 +103,7 @@ def against_sheet(sheet, records, methods, published=None):
     notes = [*dict.fromkeys(notes), *_missing(matched, published)]
     if not rows:
         reason = f"--against paper: none of the {sheet.name} results has a published partner"
-        raise UserError("; ".join([reason, *notes]))
+        raise NoRuns("; ".join([reason, *notes]))
     judged = [line[7] for line in lines if line[7]]
     title = f"{judged.count('in')} of {len(judged)} in the band"
     title += f", {len(rows) - len(judged)} not judged" if len(rows) > len(judged) else ""

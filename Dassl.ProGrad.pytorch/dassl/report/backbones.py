@@ -2,24 +2,21 @@
 
 from dassl.report.base2new import AVERAGES, PROTOCOL, SUBSETS, base2new
 from dassl.report.grid import with_accuracy
-from dassl.report.methods import CSV_HEAD, Methods, backbone_of, csv_head, row_names
-from dassl.report.results import group_by, select
-from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet, row_notes
+from dassl.report.methods import NONE, backbone_of, row_names
+from dassl.report.results import NoRuns, group_by, select
+from dassl.report.sheet import csv_lines, method_sheet, row_notes
 from dassl.report.stats import Summary, summarise
-from dassl.report.tables import Table, csv_numbers, show, show_n
-from dassl.utils import UserError
+from dassl.report.tables import Table, show, show_n
 
-NAME = "backbones"
 GAIN = "gain in H"
 
 
-def backbones(records, methods=None):
-    """Records -> [(Base2New of one backbone, Row, {quantity: Summary})]. UserError if there is but one backbone."""
-    methods = methods or Methods()
+def backbones(records, methods=NONE):
+    """Records -> [(Base2New of one backbone, Row, {quantity: Summary})]. NoRuns if there is but one backbone."""
     runs = with_accuracy(records, protocol=PROTOCOL, subset=SUBSETS)
     groups = group_by(select(runs, kind="eval"), backbone_of)
     if len(groups) < 2:
-        raise UserError(f"No backbones table: base-to-new evaluations on {len(groups)} backbones, expected 2 or more")
+        raise NoRuns(f"No backbones table: base-to-new evaluations on {len(groups)} backbones, expected 2 or more")
     lines = []
     for group in groups.values():
         found = base2new(group, methods)
@@ -41,7 +38,7 @@ def _gain(found, row):
     return paired._replace(mean=ours.mean - theirs.mean)
 
 
-def backbones_sheet(records, methods=None):
+def backbones_sheet(records, methods=NONE):
     """Records -> Sheet with one table, a line for each method and backbone."""
     found = backbones(records, methods)
     names = row_names([row._replace(backbone="") for _, row, _ in found])
@@ -54,17 +51,13 @@ def backbones_sheet(records, methods=None):
         gaps = ", ".join(own.missing(row))
         notes += row_notes(f"{name}, {row.backbone}", gaps and f"not averaged where a data set is missing: {gaps}")
         rows.append([name, row.backbone, str(len(own.datasets)), *map(show, averages), risen, show_n(averages)])
-        lines += [[*csv_head(row, {row: name}), q, *csv_numbers(summary)] for q, summary in cells.items()]
+        lines += csv_lines({row: name}, lambda row, cells=cells: {(q,): summary for q, summary in cells.items()})
     columns = ["method", "backbone", "data sets", *AVERAGES, GAIN, "n"]
-    return Sheet(
-        name=NAME,
-        heading="Backbones, base-to-new accuracy in percent",
-        tables=[Table("Average over the data sets of each backbone", columns, rows, notes)],
-        legend=[
-            SEEDS_LEGEND,
-            f"{GAIN}: H of averages of a stage-2 method minus that of its stage 1; deviation of the seeds' differences",
-            EVALUATIONS_LEGEND,
-        ],
-        columns=[*CSV_HEAD, "quantity", "mean", "std", "n"],
-        lines=lines,
+    return method_sheet(
+        "backbones",
+        "Backbones, base-to-new accuracy in percent",
+        [Table("Average over the data sets of each backbone", columns, rows, notes)],
+        [f"{GAIN}: H of averages of a stage-2 method minus that of its stage 1; deviation of the seeds' differences"],
+        ["quantity"],
+        lines,
     )

@@ -7,15 +7,13 @@ averaged over seeds and data sets: the barrier of an averaged curve would hide t
 import itertools
 
 from dassl.report.grid import Grid, fill
-from dassl.report.methods import CSV_HEAD, Methods, row_names, row_of, sort_rows
+from dassl.report.methods import NONE, row_names, row_of, sort_rows
 from dassl.report.paths import QUANTITIES, SUBSETS, load_paths
-from dassl.report.results import RESULTS_FILE, group_by, newest_each
-from dassl.report.sheet import SEEDS_LEGEND, Sheet, csv_lines, data_sets, row_notes
+from dassl.report.results import RESULTS_FILE, NoRuns, group_by, newest_each
+from dassl.report.sheet import csv_lines, data_sets, method_sheet, row_notes
 from dassl.report.stats import barrier
 from dassl.report.tables import MISSING, Table, show, show_n
-from dassl.utils import UserError
 
-NAME = "barriers"
 LINES = {"Z-O": "zero-shot to ours", "O-F": "ours to fine-tuned", "Z-F": "zero-shot to fine-tuned"}
 DIGITS = {"loss": 4, "accuracy": 2}
 
@@ -37,30 +35,29 @@ def run_barriers(path):
     return found
 
 
-def barriers_sheet(folders, methods=None):
-    """Run folders -> Sheet with a table for each space. UserError if there is no path.json."""
-    methods = methods or Methods()
+def barriers_sheet(folders, methods=NONE):
+    """Run folders -> Sheet with a table for each space. NoRuns if there is no path.json."""
     records = load_paths(*folders)
     if not records:
-        raise UserError(f"No barriers table: no path.json of a finished run below {', '.join(map(str, folders))}")
+        raise NoRuns(f"No barriers table: no path.json of a finished run below {', '.join(map(str, folders))}")
     tables, lines = [], []
     for space, group in sorted(group_by(records, lambda r: r["space"]).items()):
         grid, datasets = _grid(group, methods)
         tables.append(_table(grid, datasets, space))
         lines += _csv_lines(grid, datasets, space)
-    return Sheet(
-        name=NAME,
-        heading="Barriers on straight lines between solutions",
-        tables=tables,
-        legend=[
-            SEEDS_LEGEND,
+    return method_sheet(
+        "barriers",
+        "Barriers on straight lines between solutions",
+        tables,
+        [
             "barrier: largest loss (nats) above the straight line between the losses at the ends, or accuracy "
             "(points) below it; of each run, then averaged",
             f"Z-O: {LINES['Z-O']}; O-F: {LINES['O-F']}; Z-F: {LINES['Z-F']}, straight",
             f"{MISSING}: the method has no zero-shot solution, or the card lacks the line",
         ],
-        columns=[*CSV_HEAD, "space", "quantity", "line", "subset", "mean", "std", "n"],
-        lines=lines,
+        ["space", "quantity", "line", "subset"],
+        lines,
+        evaluations=False,
     )
 
 

@@ -10,22 +10,12 @@ Only evaluation runs count, so base and new come from the same checkpoint, loade
 from dataclasses import dataclass
 
 from dassl.report.grid import Grid, build, with_accuracy
-from dassl.report.methods import CSV_HEAD, Methods, names_on, row_names, row_of, shared_settings, split_by_template
-from dassl.report.results import select
-from dassl.report.sheet import (
-    EVALUATIONS_LEGEND,
-    SEEDS_LEGEND,
-    Sheet,
-    below_zero_shot,
-    csv_lines,
-    data_sets,
-    method_table,
-    row_notes,
-)
+from dassl.report.methods import NONE, Methods, names_on, row_names, row_of, shared_settings, split_by_template
+from dassl.report.results import require_evaluations
+from dassl.report.sheet import below_zero_shot, csv_lines, data_sets, method_sheet, method_table, row_notes
 from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
 from dassl.report.stats import Summary, harmonic_mean, summarise
 from dassl.report.tables import BELOW
-from dassl.utils import UserError
 
 PROTOCOL = "base2new"
 SUBSETS = ("base", "new")
@@ -93,18 +83,13 @@ def _h_by_seed(base, new):
     return {seed: harmonic_mean(base[seed], new[seed]) for seed in base if seed in new}
 
 
-def base2new(records, methods=None, protocol=PROTOCOL, row=None):
-    """Records of `load_results` -> Base2New. UserError if none is a base-to-new evaluation.
+def base2new(records, methods=NONE, protocol=PROTOCOL, row=None):
+    """Records of `load_results` -> Base2New. NoRuns if none is a base-to-new evaluation.
 
     protocol: one name or several; row: function of a record, if rows are something else than methods.
     """
-    methods = methods or Methods()
     runs = split_by_template(with_accuracy(records, protocol=protocol, subset=SUBSETS), methods)
-    if not select(runs, kind="eval"):
-        raise UserError(
-            f"No base-to-new table: of {len(records)} results, {len(runs)} follow the protocol {protocol!r} "
-            "on the base or new classes and none of these is an evaluation run"
-        )
+    require_evaluations(runs, records, "base-to-new", protocol, "the base or new")
     grid = build(runs, row or (lambda r: row_of(r, methods)), lambda r: (r["dataset"], r["subset"]), methods)
     datasets = sorted({dataset for dataset, _ in grid.columns}, key=methods.dataset_rank)
     grid.columns = [(dataset, quantity) for dataset in datasets for quantity in QUANTITIES]
@@ -146,7 +131,7 @@ def dataset_table(found, dataset):
     )
 
 
-def base2new_sheet(records, methods=None):
+def base2new_sheet(records, methods=NONE):
     """Records -> Sheet: the average over data sets, then each data set."""
     return sheet_of(base2new(records, methods))
 
@@ -158,19 +143,17 @@ def sheet_of(found):
         by_dataset = {"average": found.average(row)} | {d: found.cell(row, d) for d in found.datasets}
         return {(dataset, q): summary for dataset, cell in by_dataset.items() for q, summary in cell.items()}
 
-    settings = shared_settings(found.rows)
-    return Sheet(
-        name=PROTOCOL,
-        heading="Base-to-new accuracy in percent" + (f" ({settings})" if settings else ""),
-        tables=[average_table(found), *(dataset_table(found, d) for d in found.datasets)],
-        legend=[
-            SEEDS_LEGEND,
+    return method_sheet(
+        PROTOCOL,
+        "Base-to-new accuracy in percent" + shared_settings(found.rows),
+        [average_table(found), *(dataset_table(found, d) for d in found.datasets)],
+        [
             "H: harmonic mean of base and new, per seed, then averaged over seeds",
             "H of averages: H of the averaged base and the averaged new accuracy (as papers print it)",
             "mean of H: mean over data sets of their H",
             f"{BELOW}: H or accuracy on new classes below zero-shot CLIP's on the same backbone",
-            EVALUATIONS_LEGEND,
         ],
-        columns=[*CSV_HEAD, "dataset", "quantity", "mean", "std", "n", *STAMP_COLUMNS],
-        lines=csv_lines(row_names(found.rows), cells, lambda row: stamp_cells(found.grid, row)),
+        ["dataset", "quantity"],
+        csv_lines(row_names(found.rows), cells, stamp_cells(found.grid)),
+        STAMP_COLUMNS,
     )

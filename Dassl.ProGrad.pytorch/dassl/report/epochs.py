@@ -10,29 +10,19 @@ from pathlib import Path
 
 import numpy as np
 
-from dassl.report.drawing import (
-    AXIS_LABELS,
-    curve_lines,
-    file_name,
-    legend,
-    new_figure,
-    plain_axes,
-    save,
-    style,
-    wrapped,
-)
-from dassl.report.methods import Methods, row_names, row_of, shared_settings, sort_rows, split_changes
-from dassl.report.results import group_by, is_number, most_alike, newest_each, select
+from dassl.report import drawing
+from dassl.report.methods import NONE, row_names, row_of, shared_settings, sort_rows, split_changes
+from dassl.report.results import NoRuns, group_by, is_number, most_alike, newest_each, select
 from dassl.report.stats import summarise, summarise_average
 from dassl.report.tables import to_csv
-from dassl.utils import UserError, get_logger
+from dassl.utils import get_logger
 
 # Names in `history` -> (title, axis) of their panel, in drawn order.
 QUANTITIES = {
     "loss": ("training loss", "loss that the method minimises"),
-    "acc": ("training accuracy", AXIS_LABELS["accuracy"]),
+    "acc": ("training accuracy", drawing.AXIS_LABELS["accuracy"]),
     "agree": ("agreement with the teacher", "pictures (%)"),
-    "val_accuracy": ("validation accuracy", AXIS_LABELS["accuracy"]),
+    "val_accuracy": ("validation accuracy", drawing.AXIS_LABELS["accuracy"]),
 }
 
 
@@ -65,22 +55,21 @@ class Epochs:
         return {row: summary for row, summary in found.items() if summary}
 
 
-def epoch_curves(records, methods=None):
-    """Records of `load_results` -> list of Epochs, as they come. UserError if no training run has a record."""
-    methods = methods or Methods()
+def epoch_curves(records, methods=NONE):
+    """Records of `load_results` -> list of Epochs, as they come. NoRuns if no training run has a record."""
     runs = [r for r in select(records, kind="train") if r.get("history") and _checked(r)]
     if not runs:
-        raise UserError(
+        raise NoRuns(
             f"No epochs figure: of {len(records)} results, {len(select(records, kind='train'))} are training runs and "
             "none of these recorded its epochs"
         )
-    groups = group_by(runs, lambda r: (r["protocol"], _family(methods.trainer(r), methods)))
-    return [_one_family(protocol, family, group, methods) for (protocol, family), group in groups.items()]
 
+    def family(record):
+        """The printed name of the stage-1 method that a run's trainer is or continues."""
+        trainer = methods.trainer(record)
+        return record["protocol"], methods.label(methods.stage1.get(trainer, trainer))
 
-def _family(trainer, methods):
-    """The printed name of the stage-1 method that a trainer is or continues."""
-    return methods.label(methods.stage1.get(trainer, trainer))
+    return [_one_family(*key, group, methods) for key, group in group_by(runs, family).items()]
 
 
 def _checked(record):
@@ -115,16 +104,12 @@ def _one_family(protocol, family, records, methods):
 
 def _by_row(records, methods):
     """{Row: records}; runs of one method that differ in settings (a sweep) are rows named by what differs."""
-
-    def method(record):
-        return row_of({**record, "preset": split_changes(record["preset"])[0]}, methods)
-
     found = {}
-    for plain, group in group_by(records, method).items():
+    plainly = group_by(records, lambda r: row_of({**r, "preset": split_changes(r["preset"])[0]}, methods))
+    for plain, group in plainly.items():
         settings = [r.get("lmc") if isinstance(r.get("lmc"), dict) else {} for r in group]
-        varied = [
-            k for k in dict.fromkeys(k for s in settings for k in s) if len({str(s.get(k)) for s in settings}) > 1
-        ]
+        keys = dict.fromkeys(k for s in settings for k in s)
+        varied = [k for k in keys if len({str(s.get(k)) for s in settings}) > 1]
         for setting, record in zip(settings, group, strict=True):
             row = row_of(record, methods)
             changed = split_changes(record["preset"])[1]
@@ -146,34 +131,30 @@ def epoch_figure(found, folder):
     Band: one deviation over seeds.
     """
     quantities, names = found.quantities, row_names(found.rows)
-    width = 3.0 + 4.0 * len(quantities)
-    figure = new_figure(width, max(4.0, 1.4 + 0.5 * len(found.rows)), _title(found), _caption(found))
+    title = f"{found.family} over epochs, {found.protocol}" + shared_settings(found.rows)
+    size = 3.0 + 4.0 * len(quantities), max(4.0, 1.4 + 0.5 * len(found.rows))
+    figure = drawing.new_figure(*size, title, _caption(found))
     for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities, strict=True):
         for row, (mean, std, *_) in found.lines(quantity).items():
-            look, epochs = style(found.rows.index(row)), found.epochs[row]
+            look, epochs = drawing.style(found.rows.index(row)), found.epochs[row]
             if std is not None:
                 axes.fill_between(epochs, mean - std, mean + std, color=look["color"], alpha=0.15, lw=0)
             every = max(1, len(epochs) // 8)
             axes.plot(epochs, mean, **look, lw=1.8, ms=5, markevery=every, label=_label(found, row, quantity, names))
         title, ylabel = QUANTITIES[quantity]
-        plain_axes(axes, ylabel, title)
+        drawing.plain_axes(axes, ylabel, title)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    legend(figure)
-    stem = file_name(f"epochs_{found.protocol}_{found.family}")
-    return save(figure, Path(folder, f"{stem}.png"), epoch_numbers(found))
-
-
-def _title(found):
-    settings = shared_settings(found.rows)
-    return f"{found.family} over epochs, {found.protocol}" + (f" ({settings})" if settings else "")
+    drawing.legend(figure)
+    stem = drawing.file_name(f"epochs_{found.protocol}_{found.family}")
+    return drawing.save(figure, Path(folder, f"{stem}.png"), epoch_numbers(found))
 
 
 def _label(found, row, quantity, names):
     """A method's name; with the number of its data sets where it lacks some."""
     own = len(found.runs[row, quantity])
     gaps = "" if own == len(found.datasets) else f" ({own} of {len(found.datasets)} data sets)"
-    return wrapped(names[row] + gaps, 28, 3)
+    return drawing.wrapped(names[row] + gaps, 28, 3)
 
 
 def _caption(found):
@@ -192,5 +173,5 @@ def epoch_numbers(found):
         for row, average in found.lines(quantity).items():
             summaries = {dataset: summarise(seeds) for dataset, seeds in sorted(found.runs[row, quantity].items())}
             for dataset, summary in ({"average": average} | summaries).items():
-                lines += curve_lines([names[row], dataset, quantity], found.epochs[row], summary)
+                lines += drawing.curve_lines([names[row], dataset, quantity], found.epochs[row], summary)
     return to_csv(["method", "dataset", "quantity", "epoch", "mean", "std", "n"], lines)

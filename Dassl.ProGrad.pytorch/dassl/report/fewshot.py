@@ -6,21 +6,20 @@ Zero-shot CLIP sees no shots; its row has the same number in every column.
 from dataclasses import dataclass
 
 from dassl.report.grid import Grid, build, with_accuracy, without_repeats
-from dassl.report.methods import CSV_HEAD, Methods, names_on, row_names, row_of, sees_no_data, split_by_template
-from dassl.report.results import select
-from dassl.report.sheet import (
-    EVALUATIONS_LEGEND,
-    SEEDS_LEGEND,
-    Sheet,
-    below_zero_shot,
-    csv_lines,
-    data_sets,
-    method_table,
-    row_notes,
+from dassl.report.methods import (
+    NONE,
+    Methods,
+    names_on,
+    row_names,
+    row_of,
+    sees_no_data,
+    shared_settings,
+    split_by_template,
 )
+from dassl.report.results import require_evaluations, select
+from dassl.report.sheet import below_zero_shot, csv_lines, data_sets, method_sheet, method_table, row_notes
 from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
 from dassl.report.tables import BELOW
-from dassl.utils import UserError
 
 PROTOCOL = "fewshot"
 SUBSET = "all"
@@ -41,16 +40,11 @@ class FewShot:
         return {k: self.grid.cell(row, *((d, k) for d in datasets)) for k in self.shots}
 
 
-def fewshot(records, methods=None):
-    """Records of `load_results` -> FewShot. UserError if there is no evaluation."""
-    methods = methods or Methods()
+def fewshot(records, methods=NONE):
+    """Records of `load_results` -> FewShot. NoRuns if there is no evaluation."""
     runs = split_by_template(with_accuracy(records, subset=SUBSET), methods)
     own = [r for r in select(runs, protocol=PROTOCOL) if not sees_no_data(r) and r.get("shots") is not None]
-    if not select(own, kind="eval"):
-        raise UserError(
-            f"No fewshot table: of {len(records)} results, {len(own)} follow the protocol {PROTOCOL!r} on all "
-            "classes and none of these is an evaluation run"
-        )
+    require_evaluations(own, records, PROTOCOL, PROTOCOL, "all")
     shots = sorted({r["shots"] for r in own if r["kind"] == "eval"})
     datasets = {r["dataset"] for r in own if r["kind"] == "eval"}
     lent = [{**r, "shots": k} for r in runs if sees_no_data(r) and r["dataset"] in datasets for k in shots]
@@ -96,23 +90,24 @@ def _notes(found, row, name):
     )
 
 
-def fewshot_sheet(records, methods=None):
+def fewshot_sheet(records, methods=NONE):
     """Records -> Sheet: the average over data sets, then each data set."""
     found = fewshot(records, methods)
     over = [None, *found.datasets]
-    backbones = {row.backbone for row in found.grid.rows}
-    return Sheet(
-        name=PROTOCOL,
-        heading="Accuracy in percent by shots" + (f" ({backbones.pop()})" if len(backbones) == 1 else ""),
-        tables=[_table(found, dataset) for dataset in (over if len(over) > 2 else over[:1])],
-        legend=[SEEDS_LEGEND, f"{BELOW}: below zero-shot CLIP on the same backbone", EVALUATIONS_LEGEND],
-        columns=[*CSV_HEAD[:-1], "dataset", "shots", "mean", "std", "n", *STAMP_COLUMNS],
-        lines=[
-            [*line[:4], *line[5:]]  # shots are a column of the cells here, none of the rows
-            for line in csv_lines(
-                row_names(found.grid.rows),
-                lambda row: {(d or "average", k): s for d in over for k, s in found.cells(row, d).items()},
-                lambda row: stamp_cells(found.grid, row),
-            )
-        ],
+    lines = csv_lines(
+        row_names(found.grid.rows),
+        lambda row: {(d or "average", k): s for d in over for k, s in found.cells(row, d).items()},
+        stamp_cells(found.grid),
     )
+    sheet = method_sheet(
+        PROTOCOL,
+        "Accuracy in percent by shots" + shared_settings(found.grid.rows),  # none of the rows says its shots
+        [_table(found, dataset) for dataset in (over if len(over) > 2 else over[:1])],
+        [f"{BELOW}: below zero-shot CLIP on the same backbone"],
+        ["dataset", "shots"],
+        lines,
+        STAMP_COLUMNS,
+    )
+    for line in [sheet.columns, *sheet.lines]:
+        del line[4]  # of the row: shots are a column of the cells here
+    return sheet

@@ -7,37 +7,29 @@ from pathlib import Path
 
 import numpy as np
 
+from dassl.report import drawing
 from dassl.report.curves import fewshot_figure, sweep_figures
-from dassl.report.drawing import (
-    AXIS_LABELS,
-    SUBSET_STYLES,
-    curve_lines,
-    file_name,
-    new_figure,
-    plain_axes,
-    save,
-    wrapped,
-)
 from dassl.report.epochs import epoch_curves, epoch_figures
 from dassl.report.fewshot import fewshot
-from dassl.report.methods import Methods
+from dassl.report.methods import NONE
 from dassl.report.mtil_figures import heatmaps, order_figures, scatter_figures
 from dassl.report.paths import PATH_FILE, QUANTITIES, families, load_paths
 from dassl.report.planes import load_planes, plane_figures
+from dassl.report.results import NoRuns
 from dassl.report.stats import summarise, summarise_average
 from dassl.report.sweeps import sweeps
 from dassl.report.tables import to_csv
 from dassl.report.tsne import SCATTER_FILE
-from dassl.utils import UserError, check_availability
+from dassl.utils import check_availability
 from dassl.utils.progress import progress
 
 ARROW = " \N{RIGHTWARDS ARROW} "
 
 
-def all_figures(folders, records, out, methods=None, names=None):
+def all_figures(folders, records, out, methods=NONE, names=None):
     """The named figures (default: every one for which there are runs), into `out` -> Paths.
 
-    records: of `load_results`. UserError for a name that FIGURES lacks, or one for which the folders have nothing.
+    records: of `load_results`. UserError for a name that FIGURES lacks, NoRuns for one without runs.
     """
     written = []
     for name in names or ():
@@ -46,12 +38,12 @@ def all_figures(folders, records, out, methods=None, names=None):
         if names and name not in names:
             continue
         try:
-            found, reason = draw(folders, records, out, methods or Methods()), ""
-        except UserError as error:
+            found, reason = draw(folders, records, out, methods), ""
+        except NoRuns as error:
             found, reason = [], f" ({error})"  # no such runs, as the tables say
         if names and not found:
             where = ", ".join(map(str, folders))
-            raise UserError(f"No figure {name!r}: it needs {needs}; none below {where}{reason}")
+            raise NoRuns(f"No figure {name!r}: it needs {needs}; none below {where}{reason}")
         written += found
     return written
 
@@ -61,16 +53,16 @@ def card_figures(folders, out, methods):
     return path_figures(folders, out, methods) + plane_figures(load_planes(*folders), out, methods)
 
 
-def path_figures(folders, out, methods=None):
+def path_figures(folders, out, methods=NONE):
     """A path curve per stage-2 method and space, from the path.json below `folders`, into `out` -> Paths."""
     written = []
-    for curves in families(load_paths(*folders), methods or Methods()):
-        written += path_curve(curves, Path(out, f"{file_name(f'path_{curves.name}_{curves.space}')}.png"))
+    for curves in families(load_paths(*folders), methods):
+        written += path_curve(curves, Path(out, f"{drawing.file_name(f'path_{curves.name}_{curves.space}')}.png"))
     return written
 
 
 # By name, in the order of drawing: what a folder must hold, and (folders, records, out, methods) -> Paths, none or
-# UserError without it.
+# NoRuns without it.
 FIGURES = {
     "path": (
         f"a {PATH_FILE} beside results.json, as stage-2 runs leave it",
@@ -104,10 +96,10 @@ def path_curve(curves, file):
     curves: PathCurves. Bold: average over data sets and seeds; band: one deviation over seeds; faint: one
     data set each; dotted: the direct line zero-shot -> fine-tuned, drawn over the same width.
     """
-    figure = new_figure(9.2, 3.9, ARROW.join(curves.ends), _caption(curves))
+    figure = drawing.new_figure(9.2, 3.9, ARROW.join(curves.ends), _caption(curves))
     for axes, quantity in zip(figure.subplots(1, 2), QUANTITIES, strict=True):
         _path_panel(axes, curves, quantity)
-    return save(figure, file, path_numbers(curves))
+    return drawing.save(figure, file, path_numbers(curves))
 
 
 def path_numbers(curves):
@@ -116,10 +108,10 @@ def path_numbers(curves):
     for (subset, quantity), runs in curves.runs.items():
         summaries = {"average": summarise_average(runs)} | {d: summarise(runs[d]) for d in curves.datasets}
         for dataset, summary in summaries.items():
-            lines += curve_lines(["through ours", dataset, subset, quantity], curves.t, summary)
+            lines += drawing.curve_lines(["through ours", dataset, subset, quantity], curves.t, summary)
         if curves.direct:
             direct = summarise_average(curves.direct[subset, quantity])
-            lines += curve_lines(["direct", "average", subset, quantity], curves.direct_t, direct)
+            lines += drawing.curve_lines(["direct", "average", subset, quantity], curves.direct_t, direct)
     return to_csv(["path", "dataset", "subset", "quantity", "t", "mean", "std", "n"], lines)
 
 
@@ -129,7 +121,7 @@ def _path_panel(axes, curves, quantity):
     solutions = [int(np.flatnonzero(curves.t == x)[0]) for x in places]
     ends = {}
     for subset in curves.subsets:
-        look = SUBSET_STYLES[subset]
+        look = drawing.SUBSET_STYLES[subset]
         if len(curves.datasets) > 1:
             for dataset in curves.datasets:
                 mean = summarise(curves.runs[subset, quantity][dataset]).mean
@@ -142,8 +134,8 @@ def _path_panel(axes, curves, quantity):
             direct = summarise_average(curves.direct[subset, quantity]).mean
             axes.plot(2 * curves.direct_t, direct, ":", color=look["color"], lw=1.6)
         ends[subset] = mean[-1]
-    plain_axes(axes, AXIS_LABELS[quantity], quantity)
-    axes.set_xticks(places, [wrapped(name, 24, 3) for name in curves.ends])
+    drawing.plain_axes(axes, drawing.AXIS_LABELS[quantity], quantity)
+    axes.set_xticks(places, [drawing.wrapped(name, 24, 3) for name in curves.ends])
     axes.set_xlim(places[0] - 0.05, 2.05)
     axes.axvline(1, color="0.8", lw=0.8, zorder=0)
     _direct_labels(axes, ends)
@@ -158,7 +150,7 @@ def _direct_labels(axes, ends):
     for (subset, y), sign in zip(places, (-1, 1), strict=False):
         axes.annotate(
             subset, (2.05, y + sign * shift), xytext=(4, 0), textcoords="offset points", va="center",
-            color=SUBSET_STYLES[subset]["color"], fontweight="bold", annotation_clip=False,
+            color=drawing.SUBSET_STYLES[subset]["color"], fontweight="bold", annotation_clip=False,
         )  # fmt: skip
 
 

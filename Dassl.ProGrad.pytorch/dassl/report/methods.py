@@ -72,6 +72,9 @@ class Methods:
         return self.datasets.index(name) if known else len(self.datasets), name
 
 
+NONE = Methods()  # every method by the names in its record
+
+
 def split_changes(preset):
     """A record's preset -> (the preset itself or "", what was changed: list of str)."""
     own, mark, changes = preset.partition(CHANGED)
@@ -208,12 +211,12 @@ def names_on(dataset, grid):
 
 
 def shared_settings(rows):
-    """What all rows agree on beside the method, as words -> str such as "tiny, 16 shots"."""
+    """What all rows agree on beside the method, behind a heading -> str such as " (tiny, 16 shots)", or ""."""
     backbones = {row.backbone for row in rows}
     shots = {row.shots for row in rows} - {None}
-    words = [*backbones] if len(backbones) == 1 else []
+    words = [*backbones - {""}] if len(backbones) == 1 else []
     words += map(_shots, shots) if len(shots) == 1 else []
-    return ", ".join(filter(None, words))
+    return f" ({', '.join(words)})" if any(words) else ""
 
 
 def csv_head(row, names):

@@ -19,10 +19,10 @@ from statistics import fmean
 from typing import NamedTuple
 
 from dassl.report.grid import Grid, fill, without_repeats
-from dassl.report.methods import Methods, row_of, sort_rows
-from dassl.report.results import group_by, is_number, newest_each, select
+from dassl.report.methods import NONE, Methods, row_of, sort_rows
+from dassl.report.results import NoRuns, group_by, is_number, newest_each, select
 from dassl.report.stats import summarise
-from dassl.utils import UserError, get_logger
+from dassl.utils import get_logger
 
 MTIL, AGNOSTIC = "mtil", "mtil_agnostic"
 PROTOCOLS = {
@@ -66,12 +66,12 @@ class Stream:
         return ", ".join(filter(None, [f"order {self.order}", LABEL_SPACES.get(self.labels, self.labels)]))
 
 
-def streams(records, protocol, methods=None):
-    """Records of `load_results` -> list of Stream, label spaces and orders as they come. UserError if there is none.
+def streams(records, protocol, methods=NONE):
+    """Records of `load_results` -> list of Stream, label spaces and orders as they come. NoRuns if there is none.
 
     protocol: a key of PROTOCOLS. A run whose matrix is damaged costs one warning and is left out.
     """
-    methods, runs = methods or Methods(), []
+    runs = []
     own = _with_matrix(records, protocol)
     for record in own + _lent(own, records, protocol, methods):
         try:
@@ -79,7 +79,7 @@ def streams(records, protocol, methods=None):
         except ValueError as error:
             get_logger().warning(f"Warning: {record['file']} is left out: {error}")
     if not runs:
-        raise UserError(
+        raise NoRuns(
             f"No {protocol} table: of {len(records)} results, {len(own)} are evaluated streams of the protocol "
             f"{protocol!r} with their accuracy matrix" + (", all damaged" if own else "")
         )

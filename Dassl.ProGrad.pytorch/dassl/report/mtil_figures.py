@@ -7,9 +7,9 @@ import numpy as np
 from dassl.report.drawing import COLOURS, MARKERS, file_name, new_figure, plain_axes, save, style, wrapped
 from dassl.report.methods import row_names
 from dassl.report.mtil import METRICS, PROTOCOLS, Column, orders, shown_streams, streams, trained_rows
+from dassl.report.results import NoRuns
 from dassl.report.tables import csv_numbers, to_csv
 from dassl.report.tsne import KINDS, load_scatters
-from dassl.utils import UserError
 
 
 def heatmaps(_, records, out, methods):
@@ -38,7 +38,7 @@ def _protocols(records, methods):
     for protocol in PROTOCOLS:
         try:
             found = streams(records, protocol, methods)
-        except UserError:
+        except NoRuns:
             continue  # no such runs, as the tables say
         yield protocol, found
 

@@ -3,9 +3,9 @@
 Tables of the three numbers have deviations; those by task are means alone, to one decimal, as papers print them.
 """
 
-from dassl.report.methods import CSV_HEAD, row_names, shared_settings
+from dassl.report.methods import NONE, row_names, shared_settings
 from dassl.report.mtil import KNOWN, METRICS, PROTOCOLS, Column, orders, shown_streams, streams, trained_rows
-from dassl.report.sheet import SEEDS_LEGEND, Sheet, csv_lines, method_table, row_notes
+from dassl.report.sheet import csv_lines, method_sheet, method_table, row_notes
 from dassl.report.tables import BELOW, MISSING, Cell, Table
 
 
@@ -79,28 +79,27 @@ def _orders_table(one):
     return Table(one.title, ["method", "mean", "deviation", "min", "max", "orders"], lines)
 
 
-def mtil_sheet(records, protocol, methods=None):
+def mtil_sheet(records, protocol, methods=NONE):
     """Records -> Sheet: the three numbers of each stream, many orders, tasks, matrices."""
     found = streams(records, protocol, methods)
     shown, spreads = shown_streams(found), orders(found)
-    settings = shared_settings([row for one in found for row in one.grid.rows])
     tables = [_summary_table(one) for one in shown] + [_orders_table(one) for one in spreads]
     tables += [_summary_table(one) for one in found if one.ablation]
     tables += [_task_table(one, metric) for one in shown for metric in METRICS]
     tables += [_matrix_table(one, row) for one in shown for row in trained_rows(one)]
-    return Sheet(
-        name=protocol,
-        heading=PROTOCOLS[protocol] + (f" ({settings})" if settings else ""),
-        tables=tables,
-        legend=[
-            SEEDS_LEGEND,
+    return method_sheet(
+        protocol,
+        PROTOCOLS[protocol] + shared_settings([row for one in found for row in one.grid.rows]),
+        tables,
+        [
             "Transfer: accuracy before a task's turn, mean over earlier sessions, then over all tasks but the first",
             "Average: mean over all sessions, then over tasks; Last: after the last session, mean over tasks",
             f"{BELOW}: below zero-shot CLIP's number of the same order and backbone; {MISSING}: not measured",
             *(["deviation, min, max: over orders, each the mean of its seeds"] if spreads else []),
         ],
-        columns=[*CSV_HEAD, "order", "labels", "quantity", "after", "task", "mean", "std", "n"],
-        lines=[line for one in found for line in _csv_lines(one)],
+        ["order", "labels", "quantity", "after", "task"],
+        [line for one in found for line in _csv_lines(one)],
+        evaluations=False,
     )
 
 

@@ -12,13 +12,12 @@ from typing import NamedTuple
 import numpy as np
 
 from dassl.report.base2new import base2new
-from dassl.report.methods import CONTROL, row_names, split_changes
+from dassl.report.methods import CONTROL, NONE, row_names, split_changes
+from dassl.report.results import NoRuns
 from dassl.report.sheet import Sheet, data_sets
 from dassl.report.stats import summarise
 from dassl.report.tables import MISSING, Cell, Table
-from dassl.utils import UserError
 
-NAME = "paired"
 LEVEL, POWER = 0.95, 0.80
 MOST = 1000  # more seeds than anybody runs
 COLUMNS = ["method", "beside", "difference in H", "95 % interval", "wins", "n", "seeds needed"]
@@ -70,8 +69,8 @@ def student(probability):
     return t.ppf(probability, np.arange(MOST))
 
 
-def paired_sheet(records, methods=None):
-    """Records -> Sheet. UserError if no stage-2 row has its stage-1 row beside it."""
+def paired_sheet(records, methods=NONE):
+    """Records -> Sheet. NoRuns if no stage-2 row has its stage-1 row beside it."""
     found = base2new(records, methods)
     names, rows, notes, pairs = row_names(found.rows), [], [], 0
     for ours, theirs in _pairs(found):
@@ -83,10 +82,10 @@ def paired_sheet(records, methods=None):
         files = [file for row in (ours, theirs) for file in found.average(row)["H of averages"].files]
         rows.append([names[ours], names[theirs], Cell(difference, files), *others])
     if not pairs:
-        raise UserError("No paired table: no stage-2 method has its stage-1 method on the same seeds and data sets")
+        raise NoRuns("No paired table: no stage-2 method has its stage-1 method on the same seeds and data sets")
     title = f"Difference in H of averages over {data_sets(found.datasets)}"
     return Sheet(
-        name=NAME,
+        name="paired",
         heading="Base-to-new H, paired over seeds",
         tables=[Table(title, COLUMNS, rows, notes)],
         legend=[

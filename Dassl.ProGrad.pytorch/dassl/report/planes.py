@@ -14,8 +14,8 @@ import numpy as np
 
 from dassl.report.drawing import AXIS_LABELS, MARKERS, file_name, new_figure, save
 from dassl.report.methods import row_names, row_of
-from dassl.report.paths import FORMAT, PATH_FILE, QUANTITIES, RESULTS_FILE, SPACES, SUBSETS, numbers
-from dassl.report.results import read_all, read_object, read_result
+from dassl.report.paths import FORMAT, PATH_FILE, QUANTITIES, SPACES, SUBSETS, numbers
+from dassl.report.results import RESULTS_FILE, read_all, read_object, read_result
 from dassl.report.tables import to_csv
 
 

@@ -10,7 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-from dassl.utils import MissingFile, brief, get_logger, read_text
+from dassl.utils import MissingFile, UserError, brief, get_logger, read_text
+
+
+class NoRuns(UserError):
+    """No run has what a table or figure is made of."""
+
 
 FORMAT = 1
 RESULTS_FILE = "results.json"
@@ -148,6 +153,15 @@ def select(records, **wanted):
     """Records whose fields have the wanted values; a tuple, list or set admits each of its members."""
     allowed = {name: v if isinstance(v, tuple | list | set) else (v,) for name, v in wanted.items()}
     return [r for r in records if all(r.get(name) in values for name, values in allowed.items())]
+
+
+def require_evaluations(own, records, table, protocol, classes):
+    """NoRuns if of the records that follow a protocol on these classes, `own`, none is an evaluation run."""
+    if not select(own, kind="eval"):
+        raise NoRuns(
+            f"No {table} table: of {len(records)} results, {len(own)} follow the protocol {protocol!r} on {classes} "
+            "classes and none of these is an evaluation run"
+        )
 
 
 def group_by(records, key):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dassl.report.grid import is_below
-from dassl.report.methods import csv_head, zero_shot_row
+from dassl.report.methods import CSV_HEAD, csv_head, zero_shot_row
 from dassl.report.tables import MISSING, Table, csv_numbers, latex_text, show, show_n, to_csv
 from dassl.utils import atomic_write
 
@@ -67,6 +67,13 @@ def method_table(title, names, columns, cells, methods, unjudged=(), uncounted=(
         shown = [show(s, q not in unjudged and is_below(s, theirs.get(q))) for q, s in summaries.items()]
         rows.append([names[row], *extra(row), *shown, show_n(s for q, s in summaries.items() if q not in uncounted)])
     return Table(title, ["method", *columns, "n"], rows, [*notes])
+
+
+def method_sheet(name, heading, tables, legend, keys, lines, after=(), evaluations=True):
+    """-> Sheet of tables and lines as this module makes them. keys, after: names of a CSV's columns between those that
+    name a row and its numbers, and behind; evaluations: all numbers are those of evaluation runs."""
+    legend = [SEEDS_LEGEND, *legend, *([EVALUATIONS_LEGEND] if evaluations else [])]
+    return Sheet(name, heading, tables, legend, [*CSV_HEAD, *keys, "mean", "std", "n", *after], lines)
 
 
 def csv_lines(names, cells, after=lambda row: [], digits=2):

@@ -81,10 +81,14 @@ def stamp_notes(grid, names):
     return notes
 
 
-def stamp_cells(grid, row):
-    """A row's stamps for a CSV, in the order of STAMP_COLUMNS -> list of str, "" where there is none."""
-    own = grid.stamps.get(row, {})
-    return [_words(_joined(own[name]), None) if name in own else "" for name in STAMPS]
+def stamp_cells(grid):
+    """A row's stamps for a CSV, in the order of STAMP_COLUMNS -> function: row -> list of str, "" for none."""
+
+    def cells(row):
+        own = grid.stamps.get(row, {})
+        return [_words(_joined(own[name]), None) if name in own else "" for name in STAMPS]
+
+    return cells
 
 
 def _joined(columns):

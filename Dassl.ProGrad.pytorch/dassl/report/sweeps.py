@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from dassl.report.base2new import AVERAGES, SUBSETS, Base2New, base2new
 from dassl.report.base2new import PROTOCOL as BASE2NEW
 from dassl.report.grid import with_accuracy, without_repeats
-from dassl.report.methods import CHANGED, CSV_HEAD, Methods, Row, backbone_of, merge_name, split_changes
-from dassl.report.results import group_by, newest_each, select
-from dassl.report.sheet import EVALUATIONS_LEGEND, SEEDS_LEGEND, Sheet, csv_lines, data_sets, row_notes
+from dassl.report.methods import CHANGED, NONE, Row, backbone_of, merge_name, split_changes
+from dassl.report.results import NoRuns, group_by, newest_each, select
+from dassl.report.sheet import csv_lines, data_sets, method_sheet, row_notes
 from dassl.report.stats import Summary
 from dassl.report.tables import MISSING, MULTIPLY, Table, show, show_n
-from dassl.utils import UserError
 
 PROTOCOL = "sweep"
 EPOCHS = "epochs"
@@ -42,9 +41,8 @@ class Sweep:
         return tuple(dict(row.setting)[key] for key in self.keys)
 
 
-def sweeps(records, methods=None):
-    """Records of `load_results` -> list of Sweep. UserError if nothing varies."""
-    methods = methods or Methods()
+def sweeps(records, methods=NONE):
+    """Records of `load_results` -> list of Sweep. NoRuns if nothing varies."""
     runs = [r for r in records if _setting(r) and r["protocol"] in (PROTOCOL, BASE2NEW) and not merge_name(r, methods)]
     found = []
     for family, group in group_by(runs, key=lambda r: _family(r, methods)).items():
@@ -52,7 +50,7 @@ def sweeps(records, methods=None):
         if len({_setting(r) for r in evaluations}) > 1:
             found += _family_sweeps(family, evaluations, group, records, methods)
     if not found:
-        raise UserError(
+        raise NoRuns(
             f"No sweep table: of {len(records)} results, {len(runs)} say their settings, and no method was evaluated "
             "with more than one"
         )
@@ -195,18 +193,18 @@ def _show_cost(cost, missing=MISSING):
     return [missing if seconds is None else f"{seconds:.1f}", *shown]
 
 
-def sweeps_sheet(records, methods=None):
+def sweeps_sheet(records, methods=NONE):
     """Records -> Sheet with a table for each set of keys that varies together."""
-    methods = methods or Methods()
     found = sweeps(records, methods)
     keys = list(dict.fromkeys(key for sweep in found for key in sweep.keys))
-    return Sheet(
-        name=PROTOCOL,
-        heading="Sweeps, base-to-new accuracy in percent",
-        tables=[sweep_table(sweep, methods) for sweep in found],
-        legend=[SEEDS_LEGEND, *(COST_LEGEND if any(sweep.costs for sweep in found) else []), EVALUATIONS_LEGEND],
-        columns=[*CSV_HEAD, *keys, "quantity", "mean", "std", "n", "train_s", "x_stage1", "x_stage1_epoch"],
-        lines=[line for sweep in found for line in _csv_lines(sweep, keys)],
+    return method_sheet(
+        PROTOCOL,
+        "Sweeps, base-to-new accuracy in percent",
+        [sweep_table(sweep, methods) for sweep in found],
+        COST_LEGEND if any(sweep.costs for sweep in found) else [],
+        [*keys, "quantity"],
+        [line for sweep in found for line in _csv_lines(sweep, keys)],
+        ["train_s", "x_stage1", "x_stage1_epoch"],
     )
 
 

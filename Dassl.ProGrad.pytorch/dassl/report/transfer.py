@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dassl.report.grid import Grid, build, with_accuracy, without_repeats
 from dassl.report.methods import (
-    CSV_HEAD,
+    NONE,
     Methods,
     chosen_alpha,
     merge_values,
@@ -20,19 +20,10 @@ from dassl.report.methods import (
     shared_settings,
     split_by_template,
 )
-from dassl.report.results import group_by, is_number, select
-from dassl.report.sheet import (
-    EVALUATIONS_LEGEND,
-    SEEDS_LEGEND,
-    Sheet,
-    below_zero_shot,
-    csv_lines,
-    method_table,
-    row_notes,
-)
+from dassl.report.results import group_by, is_number, require_evaluations, select
+from dassl.report.sheet import below_zero_shot, csv_lines, method_sheet, method_table, row_notes
 from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
 from dassl.report.tables import BELOW, MISSING
-from dassl.utils import UserError
 
 SUBSET = "all"
 
@@ -75,21 +66,16 @@ class Transfer:
         return cells | {self.average: self.grid.cell(row, *self.targets)}
 
 
-def transfer(records, protocol, methods=None):
-    """Records of `load_results` -> list of Transfer, one per source. UserError if there is no evaluation.
+def transfer(records, protocol, methods=NONE):
+    """Records of `load_results` -> list of Transfer, one per source. NoRuns if there is no evaluation.
 
     protocol: a key of PROTOCOLS.
     """
-    methods = methods or Methods()
     runs = split_by_template(with_accuracy(records, subset=SUBSET), methods)
     own = select(runs, protocol=protocol)
     trained = [r for r in own if not sees_no_data(r)]
     zero_shot = [r for r in select(runs, kind="eval") if sees_no_data(r)]
-    if not select(own, kind="eval"):
-        raise UserError(
-            f"No {protocol} table: of {len(records)} results, {len(own)} follow the protocol {protocol!r} on all "
-            "classes and none of these is an evaluation run"
-        )
+    require_evaluations(own, records, protocol, protocol, "all")
     found = []
     for source, group in group_by(trained, source_of).items() or [("", own)]:
         names = {r["dataset"] for r in group if r["kind"] == "eval"} | ({source} - {""})
@@ -160,23 +146,21 @@ def _notes(found, row, name):
     )
 
 
-def transfer_sheet(records, protocol, methods=None):
+def transfer_sheet(records, protocol, methods=NONE):
     """Records -> Sheet with a table for each source."""
     found, known = transfer(records, protocol, methods), PROTOCOLS[protocol]
-    settings = shared_settings([row for one in found for row in one.grid.rows])
-    return Sheet(
-        name=protocol,
-        heading=known.heading + (f" ({settings})" if settings else ""),
-        tables=[_table(one) for one in found],
-        legend=[
-            SEEDS_LEGEND,
+    return method_sheet(
+        protocol,
+        known.heading + shared_settings([row for one in found for row in one.grid.rows]),
+        [_table(one) for one in found],
+        [
             f"{known.average}: mean over the targets, all columns but the first data set, which is the source",
             f"{BELOW}: below zero-shot CLIP on the same backbone",
             *(["alpha: weight of the fine-tuned model in the merge"] if any(one.alphas for one in found) else []),
-            EVALUATIONS_LEGEND,
         ],
-        columns=[*CSV_HEAD, "alpha", "alpha_chosen_on", "source", "dataset", "mean", "std", "n", *STAMP_COLUMNS],
-        lines=[line for one in found for line in _csv_lines(one)],
+        ["alpha", "alpha_chosen_on", "source", "dataset"],
+        [line for one in found for line in _csv_lines(one)],
+        STAMP_COLUMNS,
     )
 
 
@@ -185,4 +169,4 @@ def _csv_lines(found):
         head = (*_alpha_cells(found.alphas.get(row)), found.source)
         return {(*head, name): summary for name, summary in found.cells(row).items()}
 
-    return csv_lines(row_names(found.grid.rows), cells, lambda row: stamp_cells(found.grid, row))
+    return csv_lines(row_names(found.grid.rows), cells, stamp_cells(found.grid))
