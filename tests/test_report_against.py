@@ -7,7 +7,7 @@ from condu.results import write_matrix
 from dassl.report.against import Published, against_sheet, load_published
 from dassl.report.base2new import base2new_sheet
 from dassl.report.fewshot import fewshot_sheet
-from dassl.report.mtil_tables import mtil_sheet
+from dassl.report.mtil import mtil_sheet
 from dassl.report.results import load_results
 from dassl.report.transfer import transfer_sheet
 from dassl.utils import UserError

@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dassl.report import curves
-from dassl.report.drawing import style
+from dassl.report import drawing
 from dassl.report.fewshot import fewshot
-from dassl.report.figures import all_figures, path_figures
+from dassl.report.figures import all_figures, fewshot_figure, load_planes, path_figures, plane_figures, sweep_figures
 from dassl.report.paths import families, load_paths
-from dassl.report.planes import load_planes, plane_figures
 from dassl.report.results import load_results
 from dassl.report.sweeps import sweeps
 from mergetune.report import METHODS
@@ -179,7 +177,7 @@ def test_curves_by_shots_and_by_a_swept_key(tmp_path):
 
 
 def test_styles_differ_without_colour():
-    looks = [style(k) for k in range(12)]
+    looks = [drawing.style(k) for k in range(12)]
     assert len({(look["linestyle"], look["marker"]) for look in looks}) == 12
 
 
@@ -211,12 +209,12 @@ def test_a_backend_that_is_not_there_is_no_matter(tmp_path, line):
 
 def test_values_of_a_sweep_that_lie_close_have_room_for_their_labels(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(curves, "save", lambda figure, *_: drawn.append(figure) or [])
+    monkeypatch.setattr(drawing, "save", lambda figure, *_: drawn.append(figure) or [])
     for tau in (0.0, 0.01, 0.5):
         for subset in ("base", "new"):
             write_run(tmp_path / f"{tau}{subset}", trainer="CoOp_LMC", subset=subset, accuracy=50, protocol="sweep",
                       preset="paper" if tau else "paper, changed: TRAINER.LMC.TAU", lmc={"TAU": tau})  # fmt: skip
-    curves.sweep_figures(sweeps(load_results(tmp_path), METHODS), tmp_path, METHODS)
+    sweep_figures(sweeps(load_results(tmp_path), METHODS), tmp_path, METHODS)
     (figure,) = drawn
     figure.draw_without_rendering()
     labels = figure.axes[0].get_xticklabels()
@@ -227,12 +225,12 @@ def test_values_of_a_sweep_that_lie_close_have_room_for_their_labels(tmp_path, m
 
 def test_no_legend_covers_a_line(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(curves, "save", lambda figure, *_: drawn.append(figure) or [])
+    monkeypatch.setattr(drawing, "save", lambda figure, *_: drawn.append(figure) or [])
     for shots in (1, 16):
         for k, trainer in enumerate(("CoOp", "KgCoOp")):
             write_run(tmp_path / f"{shots}{trainer}", trainer=trainer, protocol="fewshot", subset="all", shots=shots,
                       accuracy=50 + k + shots)  # fmt: skip
-    curves.fewshot_figure(fewshot(load_results(tmp_path), METHODS), tmp_path)
+    fewshot_figure(fewshot(load_results(tmp_path), METHODS), tmp_path)
     (figure,) = drawn
     figure.draw_without_rendering()
     (legend,), (axes,) = figure.legends, figure.axes

@@ -11,9 +11,8 @@ from PIL import Image
 from condu.metrics import AccuracyMatrix
 from condu.results import write_matrix
 from dassl.report.drawing import new_figure
-from dassl.report.mtil import orders, shown_streams, streams
+from dassl.report.mtil import mtil_sheet, orders, shown_streams, streams
 from dassl.report.mtil_figures import heatmap
-from dassl.report.mtil_tables import mtil_sheet
 from dassl.report.results import load_results
 from dassl.report.tsne import load_scatters, tsne, write_scatter
 from dassl.utils import UserError

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from dassl.report.base2new import base2new_sheet
-from dassl.report.mtil_tables import mtil_sheet
+from dassl.report.mtil import mtil_sheet
 from dassl.report.page import write_page
 from dassl.report.results import load_results
 from dassl.report.transfer import transfer_sheet

@@ -9,9 +9,8 @@ import train
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.report.against import against_sheet, load_published
 from dassl.report.methods import CSV_HEAD
-from dassl.report.sheet import Sheet
 from dassl.report.stats import harmonic_mean
-from dassl.report.tables import Cell
+from dassl.report.tables import Cell, Sheet
 from mergetune.report import METHODS
 from mergetune.templates import IMAGENET, described
 from scripts.commands import COMMANDS

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dassl.report.backbones import backbones_sheet
+from dassl.report.base2new import backbones_sheet
 from dassl.report.results import load_results
 from dassl.report.stats import harmonic_mean
 from dassl.report.sweeps import sweeps, sweeps_sheet

@@ -13,9 +13,8 @@ from importlib import resources
 
 from dassl.report.methods import CONTROL, row_of, split_changes
 from dassl.report.results import NoRuns
-from dassl.report.sheet import Sheet
 from dassl.report.sweeps import epochs_asked
-from dassl.report.tables import MISSING, Cell, Table
+from dassl.report.tables import MISSING, Cell, Sheet, Table
 
 FORMAT = 1
 ONE, AVERAGE = 1.0, 0.5  # half width of the band in points

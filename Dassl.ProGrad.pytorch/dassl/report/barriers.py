@@ -10,9 +10,8 @@ from dassl.report.grid import Grid, fill
 from dassl.report.methods import NONE, row_names, row_of, sort_rows
 from dassl.report.paths import QUANTITIES, SUBSETS, load_paths
 from dassl.report.results import RESULTS_FILE, NoRuns, group_by, newest_each
-from dassl.report.sheet import csv_lines, data_sets, method_sheet, row_notes
 from dassl.report.stats import barrier
-from dassl.report.tables import MISSING, Table, show, show_n
+from dassl.report.tables import MISSING, Table, csv_lines, data_sets, method_sheet, row_notes, show, show_n
 
 LINES = {"Z-O": "zero-shot to ours", "O-F": "ours to fine-tuned", "Z-F": "zero-shot to fine-tuned"}
 DIGITS = {"loss": 4, "accuracy": 2}

@@ -17,9 +17,8 @@ from dassl.report.methods import (
     split_by_template,
 )
 from dassl.report.results import require_evaluations, select
-from dassl.report.sheet import below_zero_shot, csv_lines, data_sets, method_sheet, method_table, row_notes
 from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
-from dassl.report.tables import BELOW
+from dassl.report.tables import BELOW, below_zero_shot, csv_lines, data_sets, method_sheet, method_table, row_notes
 
 PROTOCOL = "fewshot"
 SUBSET = "all"

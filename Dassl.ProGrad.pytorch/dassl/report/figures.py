@@ -8,17 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from dassl.report import drawing
-from dassl.report.curves import fewshot_figure, sweep_figures
 from dassl.report.epochs import epoch_curves, epoch_figures
 from dassl.report.fewshot import fewshot
-from dassl.report.methods import NONE
+from dassl.report.methods import NONE, row_names, row_of
 from dassl.report.mtil_figures import heatmaps, order_figures, scatter_figures
-from dassl.report.paths import PATH_FILE, QUANTITIES, families, load_paths
-from dassl.report.planes import load_planes, plane_figures
-from dassl.report.results import NoRuns
+from dassl.report.paths import FORMAT, PATH_FILE, QUANTITIES, SPACES, SUBSETS, families, load_paths, numbers
+from dassl.report.results import RESULTS_FILE, NoRuns, read_all, read_object, read_result
 from dassl.report.stats import summarise, summarise_average
 from dassl.report.sweeps import sweeps
-from dassl.report.tables import to_csv
+from dassl.report.tables import csv_numbers, to_csv
 from dassl.report.tsne import SCATTER_FILE
 from dassl.utils import check_availability
 from dassl.utils.progress import progress
@@ -169,3 +167,163 @@ def _caption(curves):
     subject = f"{datasets[0]}, interpolated" if len(datasets) == 1 else "Interpolated"
     lines = ["; ".join([f"{subject}: {curves.space}", *parts]), curves.note]
     return "\n".join(filter(None, lines))
+
+
+def fewshot_figure(found, folder):
+    """Accuracy by shots, a line for each method, averaged over data sets -> [PNG, CSV].
+
+    found: FewShot. Bars: one deviation over seeds; level line: zero-shot CLIP.
+    """
+    count = len(found.datasets)
+    over = f"mean over {count} data sets" if count > 1 else found.datasets[0]
+    figure = drawing.new_figure(8.4, 4.4, "Accuracy by shots", f"{over}; bars: one standard deviation over seeds")
+    axes = figure.subplots()
+    names = row_names(found.grid.rows)
+    labels = {row: drawing.wrapped(name, 28, 3) for row, name in names.items()}
+    trained = [row for row in found.grid.rows if row.trainer != found.methods.zero_shot]
+    lines = []
+    for row in found.grid.rows:
+        points = [(k, s) for k, s in found.cells(row).items() if s]
+        lines += [[names[row], k, *csv_numbers(s)] for k, s in points]
+        if row not in trained:
+            if points:
+                dashes = (0, (1, 1 + found.grid.rows.index(row)))  # several templates
+                axes.axhline(points[0][1].mean, color="0.4", lw=1.4, ls=dashes, label=labels[row])
+            continue
+        _line(axes, points, labels[row], drawing.style(trained.index(row)))
+    if len(trained) and min(found.shots) > 0:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(found.shots, [str(k) for k in found.shots])
+    axes.minorticks_off()
+    axes.set_xlabel("shots a class")
+    drawing.plain_axes(axes, "accuracy (%)")
+    drawing.legend(figure)
+    return drawing.save(figure, Path(folder, "fewshot.png"), to_csv(["method", "shots", "mean", "std", "n"], lines))
+
+
+def sweep_figures(found, folder, methods):
+    """Base, new and H of averages over each single numeric key that was swept -> [PNG, CSV, ...]."""
+    written = []
+    for sweep in found:
+        if len(sweep.keys) != 1:
+            continue
+        values = [dict(row.setting)[sweep.keys[0]] for row in sweep.rows]
+        if all(isinstance(value, int | float) for value in values):
+            name = methods.settings.get(sweep.keys[0], sweep.keys[0].lower())
+            written += _sweep_figure(sweep, values, name, folder)
+    return written
+
+
+def _sweep_figure(sweep, values, name, folder):
+    count = len(sweep.found.datasets)
+    over = f"mean over {count} data sets" if count > 1 else sweep.found.datasets[0]
+    figure = drawing.new_figure(6.8, 4.0, f"{sweep.name}: {name}", f"{over}; bars: one standard deviation over seeds")
+    axes = figure.subplots()
+    lines, averages = [], [sweep.found.average(row) for row in sweep.rows]
+    for k, quantity in enumerate(("base", "new", "H of averages")):
+        points = [(place, average[quantity]) for place, average in enumerate(averages) if average[quantity]]
+        _line(axes, points, quantity, drawing.style(k))
+        lines += [[quantity, f"{values[place]:g}", *csv_numbers(s)] for place, s in points]
+    axes.set_xticks(
+        range(len(values)), [f"{x:g}" for x in values]
+    )  # even where they lie close
+    axes.set_xlabel(name)
+    drawing.plain_axes(axes, "accuracy (%)")
+    drawing.legend(figure)
+    file = Path(folder, f"{drawing.file_name(f'sweep_{sweep.name}_{name}')}.png")
+    return drawing.save(figure, file, to_csv(["quantity", name, "mean", "std", "n"], lines))
+
+
+def _line(axes, points, label, look):
+    """Means with their deviations as bars. points: [(x, Summary)]."""
+    errors = [s.std or 0 for _, s in points]
+    axes.errorbar(
+        [x for x, _ in points], [s.mean for _, s in points], errors, label=label, lw=1.8, ms=5, capsize=2, **look
+    )
+
+
+def load_planes(*folders):
+    """Runs whose path.json has the plane through the three solutions (Garipov et al., arXiv 1802.10026) -> list of
+    records: the run's own, with `plane`. A damaged one costs a warning and is left out.
+
+        "plane": {"space": "features", "base": {"x": [X], "y": [Y], "loss": [[X] * Y], "accuracy": [[X] * Y],
+                                                "points": {"zero_shot": {"x", "y", ...}, "ours": ..., ...}},
+                  "new": {...}}
+
+    X, Y: grid points along the plane's two orthonormal directions. Class vectors depend on the subset's names, so each
+    subset has a plane of its own.
+    """
+    return read_all(PATH_FILE, folders, _read, what="the plane in ")
+
+
+def _read(file):
+    """A path.json -> record, or None without a plane."""
+    card = read_object(file, FORMAT)
+    plane = card.get("plane")
+    if not isinstance(plane, dict) or not any(subset in plane for subset in SUBSETS):
+        return None
+    own = card if card.get("space") == plane.get("space") else card.get(plane.get("space"), {})
+    plane = _checked(plane) | {"template": str(own.get("zero_shot_template") or "")}
+    return {**read_result(file.with_name(RESULTS_FILE)), "plane": plane, "file": file}
+
+
+def _checked(plane):
+    """The plane with arrays for lists -> dict. ValueError, KeyError or TypeError if it is none."""
+    found = {"space": str(plane.get("space", SPACES[0])), "subsets": {}}
+    for subset in SUBSETS:
+        if subset not in plane:
+            continue
+        raw = plane[subset]
+        own = {axis: numbers(raw[axis], f"{subset} {axis}") for axis in "xy"}
+        for q in QUANTITIES:
+            own[q] = np.array([numbers(row, f"{subset} {q}", len(own["x"])) for row in raw[q]])
+            if own[q].shape != (len(own["y"]), len(own["x"])):
+                raise ValueError(f"{subset} {q}: expected {len(own['y'])} rows, found {len(own[q])}")
+        own["points"] = {name: (float(point["x"]), float(point["y"])) for name, point in raw["points"].items()}
+        found["subsets"][subset] = own
+    return found
+
+
+def plane_figures(records, folder, methods):
+    """A figure for each record of `load_planes` -> [PNG, CSV, ...]."""
+    names = row_names({row_of(r, methods) for r in records})
+    titles = [f"{names[row_of(r, methods)]}, {r['dataset']}, seed {r['seed']}" for r in records]
+    return [file for r, title in zip(records, titles, strict=True) for file in plane_figure(r["plane"], title, folder)]
+
+
+def plane_figure(plane, title, folder):
+    """Contours of the loss on each subset, the solutions marked -> [PNG, CSV]."""
+    caption = f"{plane['space']}: orthonormal plane through the three solutions; levels are quantiles of the loss"
+    if plane["template"]:
+        caption += f"; zero-shot: {plane['template']}"
+    count = len(plane["subsets"])
+    flat = min(1.5, max(np.ptp(own["y"]) / np.ptp(own["x"]) for own in plane["subsets"].values()))
+    figure = drawing.new_figure(4.6 * count + 0.6, 1.5 + 3.2 * flat, title, caption)
+    lines = []
+    for axes, (subset, own) in zip(np.atleast_1d(figure.subplots(1, count)), plane["subsets"].items(), strict=True):
+        levels = np.unique(np.quantile(own["loss"], np.linspace(0, 1, 13)))
+        if len(levels) < 2:  # a flat loss
+            levels = np.array([levels[0], levels[0] + 1e-6])
+        filled = axes.contourf(own["x"], own["y"], own["loss"], levels=levels, cmap="cividis")
+        axes.contour(own["x"], own["y"], own["loss"], levels=levels, colors="0.2", linewidths=0.4)
+        figure.colorbar(filled, ax=axes, format="%.3g", label=drawing.AXIS_LABELS["loss"])
+        _mark(axes, own["points"])
+        axes.set_title(subset, loc="left", fontsize=11)
+        axes.set_aspect("equal")
+        axes.locator_params(nbins=5)
+        axes.ticklabel_format(scilimits=(-2, 4))
+        for j, y in enumerate(own["y"]):
+            for i, x in enumerate(own["x"]):
+                lines.append([subset, f"{x:.6g}", f"{y:.6g}", *(f"{own[q][j, i]:.6f}" for q in QUANTITIES)])
+    file = Path(folder, drawing.file_name(f"plane_{title}_{plane['space']}") + ".png")
+    return drawing.save(figure, file, to_csv(["subset", "x", "y", *QUANTITIES], lines))
+
+
+def _mark(axes, points):
+    """The solutions, white on black so that they show on any colour."""
+    for k, (name, (x, y)) in enumerate(points.items()):
+        axes.plot(x, y, drawing.MARKERS[k], color="white", mec="black", ms=9)
+        axes.annotate(
+            name.replace("_", "-"), (x, y), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8,
+            bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.75},
+        )  # fmt: skip

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dassl.report.drawing import COLOURS, MARKERS, file_name, new_figure, plain_axes, save, style, wrapped
+from dassl.report import drawing
 from dassl.report.methods import row_names
 from dassl.report.mtil import METRICS, PROTOCOLS, Column, orders, shown_streams, streams, trained_rows
 from dassl.report.results import NoRuns
@@ -48,7 +48,7 @@ def scatter_figures(folders, _, out, __):
     return [
         path
         for file, content in load_scatters(*folders)
-        for path in scatter_figure(content, Path(out, f"{file_name(f'tsne_{_place(file, folders)}')}.png"))
+        for path in scatter_figure(content, Path(out, f"{drawing.file_name(f'tsne_{_place(file, folders)}')}.png"))
     ]
 
 
@@ -71,7 +71,7 @@ def matrix_figure(stream, row, folder, protocol):
     caption = f"{stream.title}; {', '.join(sums)}; {seeds} seed{'s' if seeds > 1 else ''}; below the line: learned"
     size = len(tasks)
     width = max(6.0, 2.6 + 0.66 * size)
-    figure = new_figure(width, 1.9 + 0.42 * size, f"{name}: accuracy (%) after each task", caption)
+    figure = drawing.new_figure(width, 1.9 + 0.42 * size, f"{name}: accuracy (%) after each task", caption)
     axes = figure.subplots()
     heatmap(figure, axes, values)
     axes.set_xticks(range(size), tasks, rotation=35, ha="right", rotation_mode="anchor")
@@ -79,8 +79,8 @@ def matrix_figure(stream, row, folder, protocol):
     axes.set_xlabel("tested on")
     axes.set_ylabel("after learning")
     lines = [[after, task, *csv_numbers(cells[after, task])] for after in tasks for task in tasks]
-    stem = file_name("_".join(filter(None, ["matrix", protocol, name, stream.labels, stream.order])))
-    return save(figure, Path(folder, f"{stem}.png"), to_csv(["after", "task", "mean", "std", "n"], lines))
+    stem = drawing.file_name("_".join(filter(None, ["matrix", protocol, name, stream.labels, stream.order])))
+    return drawing.save(figure, Path(folder, f"{stem}.png"), to_csv(["after", "task", "mean", "std", "n"], lines))
 
 
 def heatmap(figure, axes, values):
@@ -105,35 +105,36 @@ def heatmap(figure, axes, values):
 def orders_figure(one, folder, protocol):
     """Each order's Transfer, Average and Last, with their mean and deviation -> [PNG, CSV]. one: Orders."""
     names, lines = row_names(one.rows), []
-    figure = new_figure(9.2, 1.7 + 0.55 * len(one.rows), one.title, "points: an order each; bar: mean ± deviation")
+    caption = "points: an order each; bar: mean ± deviation"
+    figure = drawing.new_figure(9.2, 1.7 + 0.55 * len(one.rows), one.title, caption)
     panels = figure.subplots(1, len(METRICS), sharey=True)
     places = range(len(one.rows), 0, -1)  # the first method on top
     for axes, (metric, title) in zip(panels, METRICS.items(), strict=True):
         for y, row in zip(places, one.rows, strict=True):
-            values, look = list(one.values[row, metric].values()), style(one.rows.index(row))
+            values, look = list(one.values[row, metric].values()), drawing.style(one.rows.index(row))
             lines += [[names[row], metric, k + 1, f"{value:.4f}"] for k, value in enumerate(values)]
             if summary := one.spread(row, metric):
                 offsets = 0.22 * np.cos(2.4 * np.arange(len(values)))  # 2.4: no two neighbours alike
                 axes.plot(values, y + offsets, look["marker"], color=look["color"], ms=4.5, alpha=0.55, mew=0)
                 axes.errorbar(summary.mean, y, xerr=summary.std or 0, fmt="|", color="black", ms=16, mew=2, capsize=4)
-        plain_axes(axes, "", title)
+        drawing.plain_axes(axes, "", title)
         axes.grid(axis="x", color="0.92", lw=0.8)
         axes.set_xlabel("accuracy (%)")
         axes.margins(x=0.12)
-    panels[0].set_yticks(list(places), [wrapped(names[row], 26, 3) for row in one.rows])
+    panels[0].set_yticks(list(places), [drawing.wrapped(names[row], 26, 3) for row in one.rows])
     panels[0].set_ylim(0.4, len(one.rows) + 0.6)
-    stem = file_name(f"orders_{protocol}_{one.title}")
-    return save(figure, Path(folder, f"{stem}.png"), to_csv(["method", "metric", "order", "value"], lines))
+    stem = drawing.file_name(f"orders_{protocol}_{one.title}")
+    return drawing.save(figure, Path(folder, f"{stem}.png"), to_csv(["method", "metric", "order", "value"], lines))
 
 
 def scatter_figure(content, file):
     """Image features by expert and by its reconstruction in one plane -> [PNG, CSV]. content: of `load_scatters`."""
     tasks, points = content["tasks"], content["points"]
     caption = "t-SNE of image features; filled: " + KINDS["expert"] + "; open: " + KINDS["reconstructed"]
-    figure = new_figure(7.6, 6.4, content.get("title") or "Experts and their reconstructions", caption)
+    figure = drawing.new_figure(7.6, 6.4, content.get("title") or "Experts and their reconstructions", caption)
     axes = figure.subplots()
     for k, task in enumerate(tasks):
-        colour = COLOURS[k % len(COLOURS)]
+        colour = drawing.COLOURS[k % len(drawing.COLOURS)]
         looks = {
             "expert": {"color": colour, "lw": 0, "s": 18, "alpha": 0.75, "label": task},
             "reconstructed": {"facecolors": "none", "edgecolors": colour, "lw": 0.8, "s": 40},
@@ -146,9 +147,9 @@ def scatter_figure(content, file):
     axes.set_yticks([])
     axes.margins(0.05)
     lines = [[p["task"], p["kind"], p["label"], f"{p['x']:.6g}", f"{p['y']:.6g}"] for p in points]
-    return save(figure, file, to_csv(["task", "kind", "label", "x", "y"], lines))
+    return drawing.save(figure, file, to_csv(["task", "kind", "label", "x", "y"], lines))
 
 
 def _marker(k):
     """The k-th task's sign; with `COLOURS` no pair comes twice in 49 tasks."""
-    return MARKERS[(k + k // len(COLOURS)) % len(MARKERS)]
+    return drawing.MARKERS[(k + k // len(drawing.COLOURS)) % len(drawing.MARKERS)]

@@ -14,9 +14,8 @@ import numpy as np
 from dassl.report.base2new import base2new
 from dassl.report.methods import CONTROL, NONE, row_names, split_changes
 from dassl.report.results import NoRuns
-from dassl.report.sheet import Sheet, data_sets
 from dassl.report.stats import summarise
-from dassl.report.tables import MISSING, Cell, Table
+from dassl.report.tables import MISSING, Cell, Sheet, Table, data_sets
 
 LEVEL, POWER = 0.95, 0.80
 MOST = 1000  # more seeds than anybody runs

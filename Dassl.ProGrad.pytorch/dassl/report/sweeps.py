@@ -13,9 +13,8 @@ from dassl.report.base2new import PROTOCOL as BASE2NEW
 from dassl.report.grid import with_accuracy, without_repeats
 from dassl.report.methods import CHANGED, NONE, Row, backbone_of, merge_name, split_changes
 from dassl.report.results import NoRuns, group_by, newest_each, select
-from dassl.report.sheet import csv_lines, data_sets, method_sheet, row_notes
 from dassl.report.stats import Summary
-from dassl.report.tables import MISSING, MULTIPLY, Table, show, show_n
+from dassl.report.tables import MISSING, MULTIPLY, Table, csv_lines, data_sets, method_sheet, row_notes, show, show_n
 
 PROTOCOL = "sweep"
 EPOCHS = "epochs"

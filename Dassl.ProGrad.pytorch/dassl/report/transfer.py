@@ -21,9 +21,8 @@ from dassl.report.methods import (
     split_by_template,
 )
 from dassl.report.results import group_by, is_number, require_evaluations, select
-from dassl.report.sheet import below_zero_shot, csv_lines, method_sheet, method_table, row_notes
 from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
-from dassl.report.tables import BELOW, MISSING
+from dassl.report.tables import BELOW, MISSING, below_zero_shot, csv_lines, method_sheet, method_table, row_notes
 
 SUBSET = "all"
 
