@@ -15,6 +15,7 @@ from dassl.utils import load_checkpoint, set_random_seed
 from tests.conftest import ROOT
 from tests.fixtures import dialect_train
 from tests.fixtures.dassl_style_world import CLASSES, write_pictures
+from tests.fixtures.interpreter import Python
 
 PAIRS = [
     *("USE_CUDA", "False", "DATALOADER.NUM_WORKERS", "0", "DATALOADER.TRAIN_X.BATCH_SIZE", "8"),
@@ -174,18 +175,11 @@ def test_a_trainer_without_models(client, words):
 
 
 def test_a_clients_train_py_in_a_process_of_its_own_and_both_parsers_on_its_log(words, tmp_path):
-    path = os.pathsep.join([str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")])
-    command = [sys.executable, str(ROOT / "tests" / "fixtures" / "dialect_train.py")]
-    done = subprocess.run(
-        command + words("DialectProGrad", "seed1"),
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    process = Python(["tests/fixtures/dialect_train.py", *words("DialectProGrad", "seed1")])
+    printed, said = process.communicate()
+    assert process.returncode == 0, said
     log = (tmp_path / "seed1" / "log.txt").read_text()
-    assert "Setting fixed seed: 1" in done.stdout and "Setting fixed seed" not in log  # said before the tee is there
+    assert "Setting fixed seed: 1" in printed and "Setting fixed seed" not in log  # said before the tee is there
     assert "SUBSAMPLE_CLASSES: all" in log and "Pillow (" in log
     accuracy = parsed(log, "Finished training")
     tool = ROOT / "Dassl.ProGrad.pytorch" / "tools" / "parse_test_res.py"

@@ -28,10 +28,8 @@ KINDS = {
     ],
     "others": [
         ("README.md", "python train.py --trainer MyCoOp"),  # with the trainer and the data set of its examples
-        ("README.md", "python scripts/flow.py"),
         ("methods.md", "python -m mergetune.import_checkpoint"),
         ("continual.md", "python -m condu.import_released"),
-        ("continual.md", "python train.py --trainer ConDU"),
         ("reproduce.md", "python -m datasets links"),
     ],
 }

@@ -19,7 +19,7 @@ from scripts.plans import names_in, plan, read_table
 from scripts.run import parse, program
 from scripts.workflow.grid import Grid, home
 from tests.conftest import ROOT
-from tests.fixtures.interpreter import group
+from tests.fixtures.interpreter import Python, group
 
 ONE_EPOCH = ["--set", "OPTIM.MAX_EPOCH", "1"]
 SMALL = """
@@ -148,11 +148,11 @@ def test_a_dry_run_estimates_by_what_finished_runs_of_a_kind_took(table, place, 
     assert "24 runs are of kinds of which none is finished" in printed
 
 
-def test_all_pairs_of_the_main_job_are_a_workflow(clone, tmp_path):
+def test_all_pairs_of_the_main_job_are_a_workflow(tmp_path):
     words = ["scripts/main_job.py", "--all", "--protocol", "robust", "toy_objects", "1", "--dry-run"]
-    done = clone(sys.executable, *words, output=tmp_path / "output")
-    assert done.stdout.startswith("snakemake is installed: all pairs run as its workflow")
-    assert "runs in 1 jobs: 0 finished" in done.stdout
+    printed, _ = Python(words, OUTPUT=str(tmp_path / "output")).communicate()
+    assert printed.startswith("snakemake is installed: all pairs run as its workflow")
+    assert "runs in 1 jobs: 0 finished" in printed
     assert not (tmp_path / "output").exists()
 
 

@@ -1,7 +1,5 @@
 """Sweeps: every yaml of the project, and one run from grid to table."""
 
-import sys
-
 import pytest
 
 import train
@@ -10,6 +8,7 @@ from scripts.plans import label, read_sweep
 from scripts.plans import sweep_steps as steps
 from scripts.run import train_argv
 from tests.conftest import ROOT
+from tests.fixtures.interpreter import Python
 
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 SMALL = """
@@ -94,9 +93,11 @@ def test_a_wrong_yaml_is_refused_by_name(small, old, new, told):
         read_sweep(small)
 
 
-def test_a_sweep_runs_to_its_table(clone, small, toy_data, tmp_path, monkeypatch):
-    words = [sys.executable, "scripts/sweep.py", small, "--workers", "1", "--set", "OPTIM.MAX_EPOCH", "1"]
-    printed = clone(*words, "FEATURES.VIEWS", "1", data=toy_data, output=tmp_path / "out").stdout
+def test_a_sweep_runs_to_its_table(small, toy_data, tmp_path, monkeypatch):
+    words = ["scripts/sweep.py", small, "--workers", "1", "--set", "OPTIM.MAX_EPOCH", "1", "FEATURES.VIEWS", "1"]
+    process = Python(words, DATA=str(toy_data), OUTPUT=str(tmp_path / "out"))
+    printed, said = process.communicate()
+    assert process.returncode == 0, said
     assert "tau" in printed and (tmp_path / "out" / "tables" / "sweep.md").is_file()
     monkeypatch.setenv("OUTPUT", str(tmp_path / "out"))
     runs = steps(read_sweep(small), "toy_digits", 1, ())
