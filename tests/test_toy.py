@@ -1,10 +1,10 @@
 """The toy world: the same pictures everywhere, whole on disk, readable like any other data set."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,13 @@ from PIL import Image
 import datasets
 from dassl.config import get_cfg_default, merge_tree, merge_yaml
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import UserError
+from dassl.utils import UserError, WriteFailed
 from datasets.toy import pretrain, world
 from datasets.toy.build import sample_pictures, world_digest, write_toy
 from datasets.toy.draw import generator
 from datasets.toy.styles import STYLES, finish
 from datasets.toy.world import WORLD
+from tests.test_sessions import die_before, in_a_child
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (2, 1, 3)  # pictures a class
@@ -141,18 +142,37 @@ def test_two_processes_write_at_once(tmp_path):
     assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [".toy_sizes.lock", "toy_sizes"]
 
 
-def test_a_killed_writer_leaves_nothing_that_is_read_as_whole(tmp_path):
-    code = "from datasets.toy.build import write_toy\nfrom datasets.toy.world import WORLD\nimport sys\n"
-    code += "write_toy(sys.argv[1], WORLD['ToySizes'])\n"
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".toy_sizes.*/new/images/*/0005.png")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert not (tmp_path / "toy_sizes").exists()
-    assert (write_toy(tmp_path, WORLD["ToySizes"], SMALL) / "world.json").is_file()
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".toy_sizes.lock", "toy_sizes"]
+@pytest.mark.parametrize("other", [False, True], ids=["first", "in the place of another world"])
+def test_a_killed_writer_leaves_nothing_that_is_read_as_whole_and_is_gone_on_from(tmp_path, other, monkeypatch):
+    """Killed before every ninth of its calls to the system."""
+    toy, counts = WORLD["ToyArrows"], (1, 1, 1)
+    whole = files_of(write_toy(tmp_path / "whole", toy, counts))
+    for number in itertools.count(1, 9):
+        root = tmp_path / str(number)
+        if other:
+            with monkeypatch.context() as patch:
+                patch.setitem(world.STRENGTHS, "ToyArrows", 0.123)
+                write_toy(root, toy, (1, 1, 0))
+
+        def draw(root=root, number=number):
+            die_before(number, root)
+            write_toy(root, toy, counts)
+
+        done = in_a_child(draw)
+        assert files_of(write_toy(root, toy, counts)) == whole
+        assert sorted(path.name for path in root.iterdir()) == [".toy_arrows.lock", "toy_arrows"]
+        if done == 0:
+            break
+    assert number > 30
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
+
+
+def test_a_root_that_may_not_be_written_is_one_line():
+    with pytest.raises(WriteFailed, match='Cannot write to the folder "/proc/nowhere"'):
+        write_toy("/proc/nowhere", WORLD["ToyArrows"], SMALL)
 
 
 def test_data_set_objects(toy_classes, tmp_path):

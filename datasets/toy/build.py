@@ -6,9 +6,7 @@ lock beside it makes a second process wait for the first. One with another world
 """
 
 import json
-import os
 import shutil
-import tempfile
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from dassl.utils.atomic import atomic_folder
 from dassl.utils.lock import locked
 from dassl.utils.progress import progress
 from datasets.toy.world import COUNTS, VERSION, WORLD
@@ -25,7 +24,7 @@ SPLITS = ("train", "val", "test")
 
 
 def write_toy(root, toy, counts=COUNTS):
-    """Write `toy` below `root` unless it is there; returns its folder.
+    """Write `toy` below `root` unless it is there; returns its folder. Raises WriteFailed.
 
     counts: pictures a class for train, val and test; the k-th picture of a class does not depend on them.
     """
@@ -33,17 +32,12 @@ def write_toy(root, toy, counts=COUNTS):
     if _is(folder, stamp):
         return folder
     with locked(folder.parent / f".{toy.folder}.lock", lambda _: None):  # another process draws: waited for
-        for left in folder.parent.glob(f".{toy.folder}.*/"):  # of a killed writer: nobody else holds the lock
-            shutil.rmtree(left, ignore_errors=True)
         if not _is(folder, stamp):
-            with tempfile.TemporaryDirectory(prefix=f".{toy.folder}.", dir=folder.parent) as temporary:
-                new, old = Path(temporary) / "new", Path(temporary) / "old"
-                _draw(new, toy, counts)
-                (new / "world.json").write_text(json.dumps(stamp | {"pillow": PIL.__version__}, indent=1))
-                if folder.exists():
-                    os.rename(folder, old)
-                os.rename(new, folder)
-                shutil.rmtree(old, ignore_errors=True)
+            with atomic_folder(folder) as temporary:
+                _draw(Path(temporary), toy, counts)
+                Path(temporary, "world.json").write_text(json.dumps(stamp | {"pillow": PIL.__version__}, indent=1))
+                (folder / "world.json").unlink(missing_ok=True)  # of another world, which is no longer whole
+                shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
