@@ -8,6 +8,7 @@ the first half ("base") or the second ("new"), so both halves share one draw.
 import hashlib
 import os
 import random
+from collections.abc import Iterator
 
 from dassl.data import few_shot, subsample_classes
 from dassl.data.datasets import DatasetBase, Datum, check_items
@@ -15,6 +16,7 @@ from dassl.utils import MissingFile, UserError, closest, get_logger
 
 from .readers import Lists, split_json
 from .subset import FORMAT, picked, read_subset
+from .tools.known import not_published
 
 SAMPLER = "coop-1"  # names the way of drawing in saved subsets
 MAX_VAL_SHOTS = 4
@@ -61,8 +63,10 @@ class FewShotDataset(DatasetBase):
                 raise UserError(f"{type(self).__name__}: no {part} images in {self.image_dir}")
         self.has_val = bool(val) and val is not test
         check_items(f"{type(self).__name__}: {self.table or self.dataset_dir}", train, (), val, test)
-        self.say_oddities(train, val, test)
         self.split_digest = self._digest(train, val if self.has_val else (), test)
+        self.say_oddities(train, val, test)
+        if cfg.VERBOSE and self.split_used in ("", self.split_file):  # another one is said to be
+            self.say_unpublished(train, val, test)
         train, val = self._draw(train, val, cfg)
         subset = cfg.DATASET.SUBSAMPLE_CLASSES
         if self.has_val:
@@ -115,6 +119,18 @@ class FewShotDataset(DatasetBase):
     def facts(self) -> dict:
         """What results.json records of it: a split that is not the published one."""
         return {"split_file": self.split_used} if self.split_used not in ("", self.split_file) else {}
+
+    def oddities(self, train_x: list[Datum], val: list[Datum], test: list[Datum]) -> Iterator[str]:
+        yield from super().oddities(train_x, val, test)
+        if repeated := len(train_x) - len({item.impath for item in train_x}):
+            yield f"{repeated} of {len(train_x):,} training images stand in the list more than once"
+
+    def say_unpublished(self, train: list[Datum], val: list[Datum], test: list[Datum]) -> None:
+        """Warn, in one line, of a public set whose lists are not the published ones."""
+        sizes = {"train": 0 if self.test_only else len(train), "val": len(val) * self.has_val, "test": len(test)}
+        counts = sizes | {"classes": self.get_num_classes(train)}
+        if lines := not_published(type(self).__name__, counts, self.split_digest, self.split_file):
+            get_logger().warning(f"{type(self).__name__}: not the published lists: {'; '.join(lines)}")
 
     def _read(self) -> Lists:
         """`read`, whose errors name the data set and, for what is missing, where to get it."""

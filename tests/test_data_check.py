@@ -92,6 +92,28 @@ def test_counts_and_the_content_of_the_split(check, pets, monkeypatch):
     assert f"not the published one (content {found.split}" in rows["OxfordPets"]["problems"][0]
 
 
+@pytest.mark.parametrize(
+    ("part", "change", "words"),
+    [
+        ("test", lambda own, train: own + own[:1], ["7 test images instead of 6", "1 of 7 test images stand"]),
+        ("test", lambda own, train: own[1:], ["5 test images instead of 6"]),
+        ("test", lambda own, train: own[1:] + train[:1], ["content", "1 images are in both the training and the test"]),
+        ("train", lambda own, train: own[:-1] + own[-2:-1], ["content", "1 of 18 training images stand in the list"]),
+        ("train", lambda own, train: own, []),
+    ],
+)
+def test_a_run_says_of_a_public_set_that_its_lists_are_not_the_published_ones(pets, capsys, part, change, words):
+    file = pets / "split_zhou_OxfordPets.json"
+    split = json.loads(file.read_text())
+    file.write_text(json.dumps(split | {part: change(split[part], split["train"])}))
+    capsys.readouterr()
+    build_dataset(config(pets.parent, "OxfordPets", VERBOSE=True))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("OxfordPets: ")]
+    assert len(said) == len(words)
+    assert all(any(word in line for line in said) for word in words)
+    assert sum("not the published lists" in line for line in said) == bool(words)
+
+
 def test_draws_are_compared_with_the_published_ones(check, tmp_path, monkeypatch):
     """Published: 16 training and 4 validation images of seeds 1, 2, 3, by their paths."""
     write_pets(tmp_path, counts=(20, 6, 1))

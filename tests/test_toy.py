@@ -170,9 +170,20 @@ def files_of(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
 
 
-def test_a_root_that_may_not_be_written_is_one_line():
-    with pytest.raises(WriteFailed, match='Cannot write to the folder "/proc/nowhere"'):
-        write_toy("/proc/nowhere", WORLD["ToyArrows"], SMALL)
+def test_a_folder_that_cannot_be_written_to_is_named_with_the_ways_on(tmp_path):
+    (tmp_path / "data").write_text("a file")
+    with pytest.raises(WriteFailed, match=r'ToySizes is not in ".*/data" and cannot be drawn there \(.*: DATA,'):
+        write_toy(tmp_path / "data", WORLD["ToySizes"], SMALL)
+
+
+def test_a_split_that_is_not_the_one_drawn_is_said(tmp_path, capsys):
+    split = write_toy(tmp_path, WORLD["ToySizes"], SMALL) / "split_zhou_ToySizes.json"
+    write_toy(tmp_path, WORLD["ToySizes"], SMALL)
+    assert not capsys.readouterr().out
+    lists = json.loads(split.read_text())
+    split.write_text(json.dumps(lists | {"test": lists["test"][1:]}))
+    write_toy(tmp_path, WORLD["ToySizes"], SMALL)
+    assert capsys.readouterr().out == f"{split} is not the benchmark's: remove {split.parent}, and it is drawn again\n"
 
 
 def test_data_set_objects(toy_classes, tmp_path):

@@ -19,12 +19,11 @@ from dassl.utils import UserError, closest
 from dassl.utils.progress import progress
 
 from ..protocol import MAX_VAL_SHOTS
-from .known import DRAW_SHOTS, KNOWN, published_draws
+from .known import DRAW_SHOTS, KNOWN, not_published, published_draws
 
 SAMPLE = 64  # pictures a set that --decode sample opens
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2")
 OK, PROBLEM, ABSENT = "ok", "problem", "not found"
-UNITS = {"classes": "classes", "train": "training images", "val": "validation images", "test": "test images"}
 Count = int | None
 
 
@@ -103,20 +102,11 @@ def count(row: Row, data: DatasetBase) -> None:
 
 def compare(row: Row, data: DatasetBase) -> None:
     """Counts, split digest and draws against what is known."""
-    known = KNOWN.get(row.dataset)
-    if known is None:
-        return
-    wrong = [
-        f"{getattr(row, part):,} {what} instead of {expected:,}"
-        for part, what in UNITS.items()
-        if (expected := getattr(known, part)) and getattr(row, part) != expected
-    ]
-    if wrong:
-        row.problem(", ".join(wrong))
-    if row.split == "local":
+    local = row.split == "local"
+    for line in not_published(row.dataset, vars(row), "" if local else data.split_digest, data.split_file):
+        row.problem(line)
+    if local:
         row.problem(f"{data.split_used} is a split made here: its numbers cannot be compared with published ones")
-    elif known.split and data.split_digest != known.split:
-        row.problem(f"{data.split_file} is not the published one (content {data.split_digest}, expected {known.split})")
     elif not row.problems:
         row.problems += wrong_draws(data, published_draws().get(row.dataset, []))
         row.status = PROBLEM if row.problems else OK

@@ -52,6 +52,19 @@ MTIL = {
 }
 KNOWN = COOP | MTIL
 PROTOCOLS = {"coop": COOP, "mtil": MTIL, "all": KNOWN}
+UNITS = {"classes": "classes", "train": "training images", "val": "validation images", "test": "test images"}
+
+
+def not_published(name: str, counts: dict[str, int], digest: str, split_file: str) -> list[str]:
+    """What is not as published in the lists of a public set: counts, by the names of Known, and content, if any."""
+    if name not in KNOWN:
+        return []
+    known = KNOWN[name]
+    sizes = [(counts[part], what, getattr(known, part)) for part, what in UNITS.items()]
+    wrong = ", ".join(f"{size:,} {what} instead of {count:,}" for size, what, count in sizes if count not in (0, size))
+    content = f"{split_file} is not the published one (content {digest}, expected {known.split})"
+    return [line for line in (wrong, content if digest and known.split not in ("", digest) else "") if line]
+
 
 # For seeds 1, 2 and 3, a line each: SHA-256 (16 digits) of the relative paths of 16 training and of 4
 # validation images a class, joined by line feeds.

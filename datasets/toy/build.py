@@ -5,6 +5,7 @@ name], and world.json: what was drawn. A data set is written under a temporary n
 lock beside it makes a second process wait for the first. One with another world.json is replaced.
 """
 
+import contextlib
 import json
 import shutil
 from functools import lru_cache
@@ -15,6 +16,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from dassl.utils import WriteFailed, get_logger
 from dassl.utils.atomic import atomic_folder
 from dassl.utils.lock import locked
 from dassl.utils.progress import progress
@@ -24,35 +26,58 @@ SPLITS = ("train", "val", "test")
 
 
 def write_toy(root, toy, counts=COUNTS):
-    """Write `toy` below `root` unless it is there; returns its folder. Raises WriteFailed.
+    """Write `toy` below `root` unless it is there; returns its folder.
 
     counts: pictures a class for train, val and test; the k-th picture of a class does not depend on them.
+    WriteFailed: it is not there and cannot be written.
     """
     folder, stamp = Path(root) / toy.folder, _stamp(toy, counts)
-    if _is(folder, stamp):
-        return folder
-    with locked(folder.parent / f".{toy.folder}.lock", lambda _: None):  # another process draws: waited for
+    try:
         if not _is(folder, stamp):
-            with atomic_folder(folder) as temporary:
-                _draw(Path(temporary), toy, counts)
-                Path(temporary, "world.json").write_text(json.dumps(stamp | {"pillow": PIL.__version__}, indent=1))
-                (folder / "world.json").unlink(missing_ok=True)  # of another world, which is no longer whole
-                shutil.rmtree(folder, ignore_errors=True)
+            with locked(folder.parent / f".{toy.folder}.lock", lambda _: None):  # another process draws: waited for
+                if not _is(folder, stamp):
+                    _write(folder, toy, counts, stamp)
+    except (OSError, WriteFailed) as error:
+        raise WriteFailed(
+            f'{toy.name} is not in "{folder.parent}" and cannot be drawn there ({error}): '
+            "DATA, --data or --root names a folder that has it, or that can be written to"
+        ) from error
+    split = folder / f"split_zhou_{toy.name}.json"
+    with contextlib.suppress(OSError, ValueError):  # said by who reads it
+        if json.loads(split.read_bytes()) != _lists(toy, counts):
+            get_logger().warning(f"{split} is not the benchmark's: remove {folder}, and it is drawn again")
     return folder
 
 
+def _write(folder, toy, counts, stamp):
+    with atomic_folder(folder) as temporary:
+        _draw(Path(temporary), toy, counts)
+        Path(temporary, "world.json").write_text(json.dumps(stamp | {"pillow": PIL.__version__}, indent=1))
+        (folder / "world.json").unlink(missing_ok=True)  # of another world, which is no longer whole
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _draw(folder, toy, counts):
-    parts = {}
-    for split, count, first in zip(SPLITS, counts, np.cumsum([0, *counts]).tolist(), strict=False):
-        parts[split] = []
-        for label, name in enumerate(progress(toy.classnames, f"drawing {toy.name}, {split}")):
-            place = name.replace(" ", "_")
-            (folder / "images" / place).mkdir(parents=True, exist_ok=True)
-            for number in range(count):
-                path = f"{place}/{first + number:04d}.png"
-                Image.fromarray(toy.picture(name, split, number)).save(folder / "images" / path)
-                parts[split].append([path, label, name])
-    (folder / f"split_zhou_{toy.name}.json").write_text(json.dumps(parts))
+    lists = _lists(toy, counts)
+    for split, items in lists.items():
+        for index, (path, _, name) in enumerate(progress(items, f"drawing {toy.name}, {split}")):
+            file = folder / "images" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(toy.picture(name, split, index % (len(items) // len(toy.classnames)))).save(file)
+    (folder / f"split_zhou_{toy.name}.json").write_text(json.dumps(lists))
+
+
+def _lists(toy, counts):
+    """The split file's content: {part: [[path, label, class name], ...]}."""
+    starts = np.cumsum([0, *counts]).tolist()
+    return {
+        split: [
+            [f"{name.replace(' ', '_')}/{number:04d}.png", label, name]
+            for label, name in enumerate(toy.classnames)
+            for number in range(start, start + count)
+        ]
+        for split, start, count in zip(SPLITS, starts, counts, strict=False)
+    }
 
 
 def _stamp(toy, counts):
