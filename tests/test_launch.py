@@ -242,7 +242,7 @@ def test_evaluating_nothing_is_an_error_and_never_trains(root, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(MissingFile, match="Model not found"):
         run(cfg, eval_only=True, model_dir=str(tmp_path / "nowhere"))
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "log.txt", "config.yaml"}
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_names_leave_no_results(root, tmp_path):
@@ -315,7 +315,7 @@ def test_runs_leave_the_process_as_it_was(root, tmp_path, capsys):
     capsys.readouterr()
     print("on the console alone")
     assert capsys.readouterr().out == "on the console alone\n"
-    for name in ("good", "eval", "bad", "worse"):
+    for name in ("good", "eval", "bad"):  # nothing is left of the other
         log = (tmp_path / name / "log.txt").read_text()
         assert log.count("** Config **") == 1
         assert "console alone" not in log

@@ -128,7 +128,7 @@ def test_an_interrupted_run_is_refused_before_anything_of_it_is_overwritten(run)
     assert results(run("CoOp", folder.name))["epochs"] == 3
 
 
-def stopped(run, epoch=2):
+def stopped(run, epoch=2, **keys):
     """The folder of a CoOp run that was broken off at the start of an epoch, from 0."""
     from dassl.engine import TRAINER_REGISTRY
 
@@ -139,7 +139,7 @@ def stopped(run, epoch=2):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TRAINER_REGISTRY.get("CoOp"), "before_epoch", stop)
         with pytest.raises(KeyboardInterrupt):
-            run("CoOp", "stopped")
+            run("CoOp", "stopped", **keys)
     return run.folder / "stopped"
 
 
@@ -184,3 +184,109 @@ def test_a_run_of_an_earlier_version_is_compared_by_what_it_has(run):
     assert "recipe" not in facts
     assert asked(run, facts["trainer"], folder, **keys) == []
     assert asked(run, facts["trainer"], folder, **keys | {"OPTIM__LR": 0.7})[0].startswith("OPTIM.LR ")
+
+
+# What an interrupted run finds of its own
+
+BEST = {"TEST__FINAL_MODEL": "best_val"}
+
+
+@pytest.fixture(scope="session")
+def whole(shared):
+    """The results of a run that chooses its model on validation."""
+    return results(shared("CoOp", "whole", **BEST))
+
+
+def same_run(ours, theirs):
+    return all(ours[name] == theirs[name] for name in ("metrics", "correct", "chosen_on", "epochs", "history"))
+
+
+@pytest.mark.parametrize("what", ["lost", "exchanged", "of another run"])
+def test_a_best_model_that_is_not_the_interrupted_runs_own_is_named(run, stage1, what):
+    folder = stopped(run, **BEST)
+    file = folder / "prompt_learner" / "model-best.pth.tar"
+    kept = file.read_bytes()
+    other = torch.load(file)
+    if what == "lost":
+        file.unlink()
+    elif what == "exchanged":
+        other["state_dict"]["ctx"] += 1
+        torch.save(other, file)
+    else:
+        shutil.copy(stage1 / "prompt_learner" / "model.pth.tar-3", file)
+        state = torch.load(folder / "resume.pt")
+        torch.save(state | {"epoch": 1}, folder / "resume.pt")  # epoch 3 is none that it can have come to
+    message = f"{file}, the best model so far, is (gone|not the one that this run wrote).*--overwrite"
+    with pytest.raises(UserError, match=message):
+        run("CoOp", folder.name, **BEST)
+    if what != "of another run":
+        file.write_bytes(kept)
+        assert results(run("CoOp", folder.name, **BEST))["chosen_on"] == "validation"
+
+
+def test_a_best_model_written_right_before_the_kill_is_found_again(run, monkeypatch):
+    from dassl.engine import TRAINER_REGISTRY
+    from dassl.engine.resume import Progress
+
+    save, test = Progress.save, TRAINER_REGISTRY.get("CoOp").test
+
+    def rising(self, split=None):  # on these few images the first epoch would be the best
+        accuracy = test(self, split)
+        return accuracy if split is None else float(self.epoch)
+
+    def killed(self):
+        if self.trainer.epoch == 1:
+            raise KeyboardInterrupt
+        save(self)
+
+    monkeypatch.setattr(TRAINER_REGISTRY.get("CoOp"), "test", rising)
+    whole = results(run("CoOp", "whole", **BEST))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Progress, "save", killed)
+        run("CoOp", "stopped", **BEST)
+    assert torch.load(run.folder / "stopped" / "prompt_learner" / "model-best.pth.tar")["epoch"] == 2
+    assert same_run(results(run("CoOp", "stopped", **BEST)), whole)
+
+
+@pytest.mark.parametrize("lost", ["resume.pt", "results.json"])
+def test_without_resume_pt_a_run_starts_afresh_and_ends_as_one_undisturbed(run, whole, lost):
+    if lost == "resume.pt":
+        folder = stopped(run, **BEST)
+    else:
+        folder = run("CoOp", "stopped", **BEST)
+        (folder / "prompt_learner" / "model.pth.tar-9").write_bytes(b"of an attempt with more epochs")
+    (folder / lost).unlink()
+    assert same_run(results(run("CoOp", "stopped", **BEST)), whole)
+    assert not (folder / "prompt_learner" / "model.pth.tar-9").exists()
+
+
+def test_a_damaged_resume_file_names_the_way_on(run):
+    folder = stopped(run)
+    content = (folder / "resume.pt").read_bytes()
+    (folder / "resume.pt").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"resume.pt.*--overwrite starts the run afresh"):
+        run("CoOp", folder.name)
+    assert results(run("CoOp", folder.name, "--overwrite"))["epochs"] == 3
+
+
+def test_a_folder_that_is_removed_meanwhile_is_no_finished_run(run):
+    from dassl.engine import TRAINER_REGISTRY
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TRAINER_REGISTRY.get("CoOp"), "before_epoch", lambda self: shutil.rmtree(run.folder / "gone"))
+        with pytest.raises(UserError, match="gone.* was removed or emptied while the run was in it"):
+            run("CoOp", "gone", epochs=1)
+    assert not (run.folder / "gone" / "results.json").exists()
+
+
+def test_a_refusal_leaves_nothing_and_a_folder_may_be_called_x_txt(run):
+    with pytest.raises(UserError, match="name its folder with --resume-coop"):
+        run("CoOp_LMC", "refused")
+    assert not (run.folder / "refused").exists()
+    (run.folder / "mine").mkdir()
+    (run.folder / "mine" / "notes.md").write_text("mine")
+    with pytest.raises(UserError, match="Model not found"):
+        run("CoOp", "mine", "--eval-only", "--model-dir", run.folder / "nowhere")
+    assert [path.name for path in (run.folder / "mine").iterdir()] == ["notes.md"]
+    assert (run("ZeroshotCLIP", "x.txt", "--eval-only") / "log.txt").is_file()
+    assert not list(run.folder.glob("log*"))

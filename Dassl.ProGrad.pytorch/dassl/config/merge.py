@@ -5,6 +5,8 @@ A yaml file may say `_BASE_: other.yaml` (or a list; relative to its own folder;
 backbone only says so there.
 """
 
+import copy
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -59,13 +61,19 @@ def read_yaml(path: str | Path) -> dict:
     return plain(_read(path))
 
 
+@functools.lru_cache(maxsize=128)
+def _parse(text: str) -> object:
+    """A main job reads a few files some hundred times."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def _read(path: str | Path, _chain: tuple = ()) -> dict:
     path = Path(path)
     what = f"Config file {path}" + (f" (_BASE_ of {_chain[-1]})" if _chain else "")
     if path.suffix not in (".yaml", ".yml"):
         raise UserError(f"{what}: expected a .yaml file (a .py file would be executed and is refused)")
     try:
-        tree = yaml.load(read_text(path), Loader=_Loader)
+        tree = copy.deepcopy(_parse(read_text(path)))
     except MissingFile:
         near = closest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if os.path.isdir(path.parent) else []
         raise MissingFile(f"{what} does not exist" + (f"; nearest: {', '.join(near)}" if near else "")) from None

@@ -41,8 +41,8 @@ from dassl.utils.memory import reset_peak
 
 from .build import build_trainer, checked_class
 from .lint import counts, opening
-from .recipe import CONFIG, GO_ON, RESULTS, begun_from, differences, finished, input_digests, unfinished
-from .results import UNKNOWN, check_classes, write_results
+from .recipe import CONFIG, GO_ON, RESULTS, RESUME, begun_from, differences, finished, input_digests, unfinished
+from .results import MERGE, UNKNOWN, check_classes, write_results
 from .state import stop_workers
 from .stopping import sigterm_ends
 
@@ -127,7 +127,7 @@ def evaluates(cfg, eval_only, model_dir):
 
 
 def check_folder(cfg, kind, **scores):
-    """UserError if cfg.OUTPUT_DIR holds a finished run, or the half of another one than this."""
+    """UserError if cfg.OUTPUT_DIR holds a finished run, the half of another one than this, or merged weights."""
     folder, lines = cfg.OUTPUT_DIR, differences(cfg.OUTPUT_DIR, cfg, eval_only=kind == "eval", **scores)
     if finished(folder):
         if not lines:
@@ -136,6 +136,12 @@ def check_folder(cfg, kind, **scores):
         raise AlreadyFinished(f'"{folder}" holds a finished run of another recipe: {"; ".join(lines)}. {ways}')
     if lines and not cfg.RESUME:
         raise UserError(f'"{folder}" holds half a run of another recipe: {"; ".join(lines)}. {GO_ON}')
+    there = [name for name in (CONFIG, RESUME, MERGE) if os.path.isfile(os.path.join(folder, name))]
+    if kind == "train" and MERGE in there:
+        raise UserError(f'"{folder}" holds merged weights: choose another --output-dir')
+    if kind == "train" and there == [CONFIG]:
+        log.info(f'What is left in "{folder}" of a run without {RESUME} is removed: this run starts afresh')
+        _clear(folder)
 
 
 @contextlib.contextmanager
@@ -143,13 +149,30 @@ def _owned(folder, overwrite, check):
     """The main process locks the folder, finds it free for this run and logs into it; the others wait for that."""
     with contextlib.ExitStack() as held:
         if is_main():
+            held.enter_context(_refusals_leave_nothing(folder))
             held.enter_context(RunLock(folder))
             if overwrite:
                 _clear(folder)
             check()
-            held.enter_context(logging_to(folder))
+            held.enter_context(logging_to(os.path.join(folder, "log.txt")))
         barrier()
         yield
+
+
+@contextlib.contextmanager
+def _refusals_leave_nothing(folder):
+    """A run that is refused before it has made anything leaves the folder as it was."""
+    before = set(os.listdir(folder)) if os.path.isdir(folder) else None
+    try:
+        yield
+    except UserError:
+        new = set(os.listdir(folder)) - (before or set()) if os.path.isdir(folder) else set()
+        if all(name in (".lock", CONFIG, "subset.json") or re.fullmatch(r"log.*\.txt", name) for name in new):
+            for name in new:
+                os.unlink(os.path.join(folder, name))
+            if before is None and os.path.isdir(folder):
+                os.rmdir(folder)
+        raise
 
 
 def build_run(cfg, recipe=None):

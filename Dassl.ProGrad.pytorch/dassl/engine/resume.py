@@ -13,6 +13,7 @@ nothing but the number 0: checkpoints beside it are of a run that has to start a
 """
 
 import itertools
+import math
 import os
 import time
 import warnings
@@ -21,10 +22,10 @@ import torch
 from torch import nn
 
 from dassl.config import leaves
-from dassl.utils import UserError, atomic_save, brief, get_logger, load_checkpoint, upgrade_keys
+from dassl.utils import UserError, atomic_save, brief, checkpoint_digest, get_logger, load_checkpoint, upgrade_keys
 from dassl.utils.distributed import gather, is_main, rank, world_size
 
-from .base import TrainerBase
+from .base import BEST, TrainerBase
 from .earlier import differs, follow_pointers, take_best, take_up
 from .processes import batch_share
 from .state import (
@@ -62,6 +63,7 @@ class Progress:
         self.trainer = trainer
         self.seconds = 0.0  # that earlier sessions of this run took
         self.inputs = {}  # digests of what the run began from
+        self.best = {}  # those of its best model's files, by model
         self.holds = False  # does the run's own resume.pt hold more than the number 0?
         self.hold = False  # does `end` leave it, for the caller to `drop`?
         self._rng = None  # of the interrupted run, until the first epoch begins
@@ -87,7 +89,11 @@ class Progress:
         """
         cfg, trainer = self.trainer.cfg, self.trainer
         if os.path.isfile(self.path):
-            epoch = self.load(self.path, own=True)
+            try:
+                epoch = self.load(self.path, own=True)
+            except UserError as error:
+                way = "" if "--overwrite" in str(error) else ". --overwrite starts the run afresh"
+                raise UserError(f"{error}{way}") from error
             self.holds = bool(epoch or self._within)
             if self.holds or not cfg.RESUME:
                 return epoch
@@ -98,7 +104,31 @@ class Progress:
         path = os.path.join(cfg.RESUME, FILE)
         epoch = self.load(path) if os.path.isfile(path) else follow_pointers(trainer)
         take_best(trainer)
+        self.keep_best()
         return epoch
+
+    def keep_best(self):
+        """The files of the best model so far have just been written."""
+        files = {name: os.path.join(self.trainer.output_dir, name, BEST) for name in self.trainer._models}
+        there = {name: file for name, file in files.items() if is_main() and os.path.isfile(file)}
+        self.best = {name: checkpoint_digest(file) for name, file in there.items()}
+
+    def check_best(self, epochs=None):
+        """UserError where the files of the best model are not those that this run has written.
+
+        epochs: what resume.pt has; a best model of the next one was written after it, right before the run was killed:
+        it is found again, and nothing is the best until then.
+        """
+        for name, digest in self.best.items() if is_main() else ():
+            file = os.path.join(self.trainer.output_dir, name, BEST)
+            there = os.path.isfile(file)
+            if there and digest in (None, checkpoint_digest(file)):
+                continue
+            if there and epochs is not None and load_checkpoint(file).get("epoch") == epochs + 1:
+                self.trainer.best_result = -math.inf
+                continue
+            what = "is not the one that this run wrote" if there else "is gone"
+            raise UserError(f"{file}, the best model so far, {what}: put it back, or --overwrite starts the run afresh")
 
     def begin(self):
         """Right before the first epoch: note what can change, and take up the random states."""
@@ -174,6 +204,7 @@ class Progress:
             "format": FORMAT,
             "epoch": epochs,
             "best_result": float(trainer.best_result),
+            "best": self.best,
             "history": trainer._history.epochs,
             "seconds": self.seconds + time.monotonic() - self._started,
             "config": plain(dict(leaves(trainer.cfg))),
@@ -245,6 +276,12 @@ class Progress:
         trainer._history.epochs = state.get("history", [])  # older files have none
         trainer.epoch = state["epoch"] - 1  # for what runs before the first epoch, or if none is left
         self.seconds = state["seconds"]
+        if own:
+            known = state["best_result"] > -math.inf and trainer.chooses_best()
+            # older files have no digests
+            self.best = state.get("best", dict.fromkeys(trainer._models) if known else {})
+            self.inputs = state.get("inputs", {}) | self.inputs
+            self.check_best(state["epoch"])
         self._rng, self._iterated = state["rng"], state["loaders"]
         more = f" and {self._within['batches']} batches of the next" if self._within else ""
         log.info(f"Resuming from {path}: {state['epoch']} epochs are done{more}")

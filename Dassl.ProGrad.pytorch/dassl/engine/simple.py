@@ -198,6 +198,7 @@ class SimpleTrainer(TrainerBase):
             takes = inspect.signature(self.save_model).parameters.keys()
             more = {"val_result": result} if takes & {"val_result", "kwargs"} else {}  # the fork's takes neither
             self.save_model(self.epoch, self.output_dir, **more, model_name=BEST)
+            self._progress.keep_best()
         self.evaluator.reset()  # the run's results are those of the final test
         self.evaluator.results = None
 
@@ -208,6 +209,7 @@ class SimpleTrainer(TrainerBase):
             if self.chooses_best():
                 log.info("Deploy the model with the best val performance")
                 barrier()  # the main process has written it
+                self._progress.check_best()
                 self.load_model(self.output_dir)
             else:
                 log.info("Deploy the last-epoch model")

@@ -26,6 +26,6 @@ def launched():
     if len(said) < len(_VARIABLES):  # some clusters set one or two of them for their own use
         return False
     numbers = [said[name] for name in _VARIABLES if name != "MASTER_ADDR"]
-    if not all(text.isdigit() for text in numbers):
-        raise UserError(f"torchrun's environment is damaged, expected numbers: {said}")
+    if not all(text.isdecimal() for text in numbers) or int(said["RANK"]) >= max(1, int(said["WORLD_SIZE"])):
+        raise UserError(f"torchrun's environment is damaged, expected numbers, RANK below WORLD_SIZE: {said}")
     return int(said["WORLD_SIZE"]) > 1
