@@ -8,7 +8,6 @@ import io
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,30 +93,24 @@ def find_source(source: str | Path) -> tuple[Path, str]:
     return file, file.absolute().parent.name
 
 
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint that was read: its file, what is in it, the epochs it was trained for if it says."""
-
-    path: Path
-    found: Found
-    epoch: int | None
-
-
-def read(path: Path, folder: str) -> Source:
-    """Recognise a file that lay in a model folder of that name. UserError names the file."""
+def read(path: Path, folder: str) -> tuple[Found, int | None]:
+    """What is in a file that lay in a model folder of that name, and the epochs that it was trained for if it says.
+    UserError names the file."""
     from dassl.utils import load_weights
-    from mergetune.foreign import recognise
+    from mergetune.foreign import recognise, weights
 
     state, epoch, _ = load_weights(path)
     try:
-        return Source(path, recognise(state, folder), epoch)
+        found = recognise(state, folder)
+        weights(found)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    return found, epoch
 
 
 def choose_trainer(found: Found, asked: str) -> str:
     """The trainer that was asked for, or the usual one of the method. UserError if it cannot run the file."""
-    known = found.method.trainers
+    known = found.format.trainers
     if asked and asked not in known:
         raise UserError(f"--trainer {asked} cannot run a {found.name} file, {', '.join(known)} can")
     return asked or {"KgCoOp": "KgCoOp", "MERGETUNE": "CoOp_LMC"}.get(found.name) or next(iter(known))
@@ -127,21 +120,20 @@ def build_cfg(args: argparse.Namespace, trainer: str, pairs: dict) -> CfgNode:
     """The run's config as train.py builds it; what follows from the file gives way to KEY VALUE pairs."""
     import train  # the command line is the one place that knows the data sets
 
-    subset = (
-        {} if trainer.startswith("PromptKD") else {"DATASET.SUBSAMPLE_CLASSES": "base"}
-    )  # a student sees all classes
+    subset = {} if trainer.startswith("PromptKD") else {"DATASET.SUBSAMPLE_CLASSES": "base"}  # a student sees all
     words = ["--trainer", trainer, "--output-dir", args.out, "--config-file", args.config_file]
     words += ["--dataset-config-file", args.dataset_config_file, "--root", args.root]
     words += [str(word) for pair in (subset | pairs).items() for word in pair]
     return train.setup_cfg(train.build_parser().parse_intermixed_args([*words, *args.opts]))
 
 
-def check_fit(source: Source, trainer) -> None:
-    """Hold a file against the backbone and the class names of a built trainer, by the untrained tensors in it."""
+def check_fit(path: Path, found: Found, trainer) -> None:
+    """Hold a file against a built trainer: class names and backbone by the untrained tensors in it, and then by the
+    trainer's own strict load."""
     from dassl.utils import is_plain_tensor
     from mergetune import stage1
+    from mergetune.foreign import weights
 
-    path, found = source.path, source.found
     prompts = getattr(trainer.model, "prompt_learner", trainer.model)
     suffix = next((value for key, value in found.state.items() if key.rpartition(".")[2] == "token_suffix"), None)
     if suffix is not None and hasattr(prompts, "fixed"):
@@ -151,8 +143,8 @@ def check_fit(source: Source, trainer) -> None:
         check_tokens(path, found.state["tokenized_prompts"], trainer.tokens)
     visual = getattr(trainer.clip.module, "visual", None)
     own = {} if visual is None else visual.state_dict()
-    for key, theirs in found.state.items():
-        ours = own.get(key.removeprefix("image_encoder.")) if key in found.ignored else None
+    for key in found.of("ignored"):
+        theirs, ours = found.state[key], own.get(key.removeprefix("image_encoder."))
         if ours is None:
             continue
         if not is_plain_tensor(theirs):
@@ -160,6 +152,7 @@ def check_fit(source: Source, trainer) -> None:
         # fp16 storage rounds by 5e-4 of the value
         if ours.shape != theirs.shape or not theirs.float().allclose(ours.float().cpu(), rtol=1e-3, atol=1e-4):
             raise UserError(f"{path} was trained on another backbone than {trainer.clip.name}: {key} differs")
+    trainer._load_weights(trainer.get_model_names()[0], path, weights(found))
 
 
 def check_tokens(path: Path, theirs: Tensor, ours: Tensor) -> None:
@@ -173,17 +166,6 @@ def check_tokens(path: Path, theirs: Tensor, ours: Tensor) -> None:
     differ = (theirs[:, : ours.shape[1]] != ours.cpu()).any(1).sum().item()
     if differ:
         raise UserError(f"{path} was trained with other texts: {differ} of {len(ours)} classes differ")
-
-
-def write_model(folder: Path, source: Source) -> None:
-    """The checkpoint in our layout: trained weights, and the class names' embeddings to check against."""
-    from dassl.utils import save_checkpoint
-    from mergetune.foreign import weights
-
-    found, epoch = source.found, source.epoch
-    state = weights(found) | {key: found.state[key] for key in KEPT if key in found.state}
-    content = {"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None, "val_result": None}
-    save_checkpoint(content, str(folder), model_name=f"model.pth.tar-{epoch or 0}")
 
 
 def score(cfg: CfgNode, subsets: Sequence[str], out: Path, command: str) -> dict[str, dict[str, float]]:
@@ -207,7 +189,7 @@ def score(cfg: CfgNode, subsets: Sequence[str], out: Path, command: str) -> dict
 def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
     """Do what the command line says -> the content of import.json."""
     from dassl.engine.results import FILE as RESULTS
-    from mergetune.foreign import rows, to_text, weights
+    from mergetune.foreign import rows, shortened, to_text
     from mergetune.stage1 import run_fact
 
     out = Path(args.out)
@@ -218,57 +200,60 @@ def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
         raise UserError("KEY VALUE pairs change a config, and there is none: give --config-file")
     if bool(args.root) != bool(args.dataset_config_file) or (args.root and not args.config_file):
         raise UserError("Scoring needs all of --config-file, --dataset-config-file and --root")
-    source = read(*find_source(args.source))
-    found = source.found
-    log.info(f"file      {source.path}\n{to_text(found)}")
-    try:
-        weights(found)
-    except UserError as error:
-        raise UserError(f"{source.path}: {error}") from None
+    path, folder = find_source(args.source)
+    found, epoch = read(path, folder)
+    log.info(f"file      {path}\n{to_text(found)}")
     trainer = choose_trainer(found, args.trainer)
     facts = {
         "format": 1,
-        "source": str(source.path.resolve()),
-        "sha256": sha256_file(source.path),
+        "source": str(path.resolve()),
+        "sha256": sha256_file(path),
         "method": found.name,
         "trainer": trainer,
-        "config": found.pairs,
+        "config": found.format.pairs(found),
         "sizes": found.sizes,
         "backbones": found.backbones,
-        "doubts": found.doubts,
+        "doubts": [f"unknown keys are left out: {shortened(left)}" for left in [found.of("unknown")] if left],
         "keys": rows(found),
     }
     with RunLock(args.out):
-        write_run(args, source, facts, command)
+        write_run(args, path, found, epoch, facts, command)
     log.info(f"Wrote {out}, for {trainer}")
     if trainer in STAGE2:
         words = ["--trainer", STAGE2[trainer], "--resume-coop", args.out]
-        words += [str(word) for pair in found.pairs.items() for word in pair]
+        words += [str(word) for pair in facts["config"].items() for word in pair]
         log.info(f"Continue it with: python train.py {shlex.join(words)} ...")
     return facts
 
 
-def write_run(args: argparse.Namespace, source: Source, facts: dict, command: str) -> None:
-    """The folder: checkpoint, config, results.json, scores, and last import.json with `facts` and the scores."""
+def write_run(args: argparse.Namespace, path: Path, found: Found, epoch: int | None, facts: dict, command: str) -> None:
+    """The folder: checkpoint, config, results.json, scores, and last import.json with `facts` and the scores.
+
+    The checkpoint has the trained weights, and the class names' embeddings to check against.
+    """
     from dassl.engine.results import FILE as RESULTS
     from dassl.engine.results import write_classes
+    from dassl.utils import save_checkpoint
+    from mergetune.foreign import weights
 
-    out, found, trainer = Path(args.out), source.found, facts["trainer"]
+    out, trainer = Path(args.out), facts["trainer"]
     results = {"format": 1, "kind": "import", "trainer": trainer, "preset": "", "dataset": "", "protocol": "",
                "subset": "", "seed": -1, "metrics": {}, "command": command}  # fmt: skip
-    cfg = build_cfg(args, trainer, found.pairs) if args.config_file else None
+    cfg = build_cfg(args, trainer, facts["config"]) if args.config_file else None
     if args.root:
         built = build_trainer(cfg)
-        check_fit(source, built)
+        check_fit(path, found, built)
         write_classes(str(out), built)
         data = cfg.DATASET
         results |= {"dataset": data.NAME, "subset": data.SUBSAMPLE_CLASSES, "seed": cfg.SEED}
         results |= {name: value for name, value in built.facts().items() if name in CHECKED}
-    write_model(out / found.method.trainers[trainer], source)
+    state = weights(found) | {key: found.state[key] for key in KEPT if key in found.state}
+    content = {"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None, "val_result": None}
+    save_checkpoint(content, str(out / found.format.trainers[trainer]), model_name=f"model.pth.tar-{epoch or 0}")
     if cfg is not None:
         with atomic_write(str(out / "config.yaml"), "w") as file:
             file.write(cfg.dump())
-    seen = f"imported from {source.path.name}: {args.data_seen or 'unknown'}"
+    seen = f"imported from {path.name}: {args.data_seen or 'unknown'}"
     write_json(results | {"data_seen": seen}, str(out / RESULTS))
     if args.root:
         own_only = "DATASET.SUBSAMPLE_CLASSES" in args.opts or found.class_specific

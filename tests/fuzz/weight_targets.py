@@ -17,6 +17,7 @@ from safetensors.torch import save
 from condu import fusion, released, stream
 from dassl.clip import openai
 from dassl.utils import (
+    UserError,
     load_checkpoint,
     load_tensors,
     read_facts,
@@ -117,10 +118,10 @@ def each(*readers):
 
 
 def read_foreign(path: Path):
-    source = import_checkpoint.read(path, "prompt_learner")
-    foreign.to_text(source.found)
-    with contextlib.suppress(ValueError):  # import_checkpoint puts the file's name before it
-        foreign.weights(source.found)
+    found, _ = import_checkpoint.read(path, "prompt_learner")
+    foreign.to_text(found)
+    with contextlib.suppress(UserError):  # import_checkpoint puts the file's name before it
+        found.format.pairs(found)
 
 
 def read_stage1(path: Path):
