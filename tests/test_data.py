@@ -78,12 +78,7 @@ def test_datum_of_a_missing_file_names_it_and_what_there_is(tmp_path):
 def test_datum_properties_are_read_only(tmp_path):
     write_image(str(tmp_path / "a.png"))
     datum = Datum(impath=str(tmp_path / "a.png"), label=3, domain=1, classname="emu")
-    assert (datum.impath, datum.label, datum.domain, datum.classname) == (
-        str(tmp_path / "a.png"),
-        3,
-        1,
-        "emu",
-    )
+    assert (datum.impath, datum.label, datum.domain, datum.classname) == (str(tmp_path / "a.png"), 3, 1, "emu")
     with pytest.raises(AttributeError):
         datum.label = 4
     other = datum.relabelled(0)
@@ -127,9 +122,11 @@ def test_base_splits_by_domain_and_checks_domain_names():
         base.check_input_domains(["photo"], [])
 
 
-def test_unknown_data_set_is_refused_with_the_nearest(tmp_path):
+def test_an_unknown_data_set_and_an_empty_list_are_refused(cfg, tmp_path):
     with pytest.raises(UserError, match=r"do you mean \[EightPictures\]"):
         build_dataset(config(tmp_path, "EightPicture"))
+    with pytest.raises(UserError, match="EightPictures: the list of test images is empty"):
+        build_data_loader(cfg, data_source=[], tfm=ToTensor(), is_train=False)
 
 
 # --- DatasetWrapper
@@ -325,11 +322,6 @@ def test_the_last_short_batch_is_dropped_in_training_only(cfg, is_train, size, b
     data = build_dataset(cfg).train_x
     loader = build_data_loader(cfg, data_source=data, batch_size=size, tfm=ToTensor(), is_train=is_train)
     assert len(list(loader)) == len(loader) == batches
-
-
-def test_an_empty_list_is_refused(cfg):
-    with pytest.raises(UserError, match="EightPictures: the list of test images is empty"):
-        build_data_loader(cfg, data_source=[], tfm=ToTensor(), is_train=False)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -8,6 +8,7 @@ characters; a process started, a file written, code run; too much time; much mem
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import sys
 import traceback
@@ -35,7 +36,8 @@ RUNS = {"os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.s
 class Target:
     """A reader. make: draws an input. read: reads one from its folder. covers: the modules whose lines are counted,
     by their path in the repository. names: what an error line may hold in place of a path in the folder. prepare:
-    makes what inputs share, in the folder above. child: the program that the reader may start."""
+    makes what inputs share, in the folder above. child: the program that the reader may start. writes: whether it may
+    write below the folder."""
 
     name: str
     make: Callable[..., Files]
@@ -46,6 +48,7 @@ class Target:
     prepare: Callable[[Path], object] | None = None
     weight: int = 4  # its share of the inputs
     child: str = ""
+    writes: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,9 @@ def judge(target: Target, files: Files, folder: Path, watch: Watch) -> Verdict:
         signal.setitimer(signal.ITIMER_REAL, 0)
     verdict = Verdict(kind, _line(error), _where(error))
     if kind in ("read", "refused"):
+        if target.writes:
+            seen = [(what, detail) for what, detail in seen if what != "wrote" or str(folder) not in detail]
+            shutil.rmtree(folder / "out", ignore_errors=True)
         verdict = _beside(seen, files, folder, before, size, error, verdict)
         if verdict.kind == "refused":
             verdict = _worded(target, folder, verdict)

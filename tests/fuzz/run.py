@@ -23,7 +23,7 @@ from tests.fuzz.lines import function_lines, ranges  # noqa: E402
 from tests.fuzz.oracle import Target  # noqa: E402
 from tests.fuzz.targets import TARGETS  # noqa: E402
 
-FEWEST = 20  # inputs of a target that starts a process for each
+FEWEST = 5  # inputs of a target that starts a process for each
 
 
 def build_parser() -> argparse.ArgumentParser:
