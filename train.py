@@ -15,6 +15,7 @@ import functools
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -71,17 +72,20 @@ def every_key():
     return cfg
 
 
-def folder_cfg(folder: str | Path, changes: dict[str, object] | None = None, root: str = ""):
+def folder_cfg(
+    folder: str | Path, changes: dict[str, object] | None = None, root: str = "", pairs: Sequence[str] = ()
+):
     """The frozen config of a run folder, with other values of some keys. root: where the data sets lie, if they have
-    moved."""
+    moved; pairs: KEY, VALUE, ... as typed."""
     import datasets
-    from dassl.config import merge_tree
+    from dassl.config import merge_pairs, merge_tree
     from dassl.engine import read_run_cfg
 
     datasets.register_all()
     every_key()  # registers all trainers
     cfg = read_run_cfg(folder)
     merge_tree(cfg, (changes or {}) | ({"DATASET.ROOT": os.path.abspath(root)} if root else {}), "a command")
+    merge_pairs(cfg, list(pairs))
     cfg.freeze()
     return cfg
 

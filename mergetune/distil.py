@@ -76,7 +76,7 @@ class Teacher:
         self.text = F.normalize(text.float(), dim=-1)
 
     def _prompted(self, classnames: list[str], folder: str) -> DeepPromptedClip:
-        file = stage1.find_checkpoint(folder, PROMPTSRC_FOLDER)
+        file = stage1.find_checkpoint(folder, PROMPTSRC_FOLDER, "TRAINER.PROMPTKD.TEACHER_DIR")
         state = keep_prompts(stage1.load_state(file))
         if not {"prompt_learner.ctx", "image_encoder.VPT"} <= state.keys():
             raise UserError(f"{file} holds no teacher: expected the keys of PromptSRC, found {', '.join(state)}")

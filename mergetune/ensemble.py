@@ -10,6 +10,7 @@ Letters: N images, C classes.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import time
@@ -19,12 +20,14 @@ from typing import TYPE_CHECKING
 
 from dassl.config import read_yaml
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.engine import build_trainer
+from dassl.engine import build_trainer, trainer_class
 from dassl.utils import (
     ArgumentParser,
     RunLock,
     UserError,
+    atomic_files,
     check_availability,
+    checkpoint_digest,
     errors_in_one_line,
     get_logger,
     write_json,
@@ -105,7 +108,7 @@ def logits_at(trainer, split: str, weights: Mapping[str, Tensor]) -> tuple[Tenso
 
 
 def sweep(
-    trainer, split: str, ends: Sequence[dict[str, Tensor]], alphas: Sequence[float], kind: str, outputs: str
+    trainer, split: str, ends: Sequence[dict[str, Tensor]], alphas: Sequence[float], *, kind: str, outputs: str | None
 ) -> Iterator[tuple[float, Tensor, Tensor]]:
     """(alpha, scores (N, C), labels (N,)) of each alpha, on a split of this trainer's data.
 
@@ -143,22 +146,22 @@ def curve(trainer, swept: Iterator[tuple[float, Tensor, Tensor]], alpha: float) 
     return accuracies
 
 
-def validate(trainer, ends: Sequence[dict[str, Tensor]], alphas: Sequence[float], *mix: str) -> list[float]:
+def validate(trainer, ends: Sequence[dict[str, Tensor]], alphas: Sequence[float], **mix) -> list[float]:
     """Accuracy of each alpha on the validation images of the run's own data set."""
     if not trainer.has_validation():
         raise UserError(
             f"{trainer.cfg.DATASET.NAME} has no validation images to choose alpha on, and the test images must not: "
             "give one value, e.g. --alphas 0.5"
         )
-    return [accuracy(scores, labels) for _, scores, labels in sweep(trainer, "val", ends, alphas, *mix)]
+    return [accuracy(scores, labels) for _, scores, labels in sweep(trainer, "val", ends, alphas, **mix)]
 
 
-def opened(run: Path, root: str, **changes: str):
-    """The trainer of a run with its weights; changes: of keys of its config."""
+def opened(run: Path, root: str, dataset: str):
+    """The trainer of a run with its weights, on a data set."""
     import train  # the command line is the one place that knows the data sets
     from dassl.engine.launch import load_trained
 
-    trainer = build_trainer(train.folder_cfg(run, {"RESUME_COOP": ""} | changes, root))
+    trainer = build_trainer(train.folder_cfg(run, {"RESUME_COOP": "", "DATASET.NAME": dataset}, root))
     load_trained(trainer, str(run))
     return trainer
 
@@ -179,42 +182,70 @@ def ensemble(
 
     One alpha alone is taken as it is. UserError: several, and the run's data set has no validation images.
     """
-    from dassl.engine.launch import AlreadyFinished
-    from dassl.engine.results import write_results
-    from mergetune.weights import trainable
+    import train  # the command line is the one place that knows the data sets
+    from dassl.engine.base import find_model
+    from dassl.engine.recipe import RESULTS, finished
 
     check_availability(kind, list(KINDS), "--kind")
     run, out = Path(run), Path(out or Path(run, f"ensemble_{kind}"))
+    cfg = train.folder_cfg(run, {"RESUME_COOP": ""}, root)
+    names = list(dict.fromkeys([cfg.DATASET.NAME, *map(data_set_name, tests)]))
+    mix = {"kind": kind, "outputs": outputs if kind == "output" else None}
+    digest = checkpoint_digest(find_model(str(run), trainer_class(cfg.TRAINER.NAME).model_name))
+    asked = mix | {"alphas": list(alphas), "tests": names, "weights": digest}
     with RunLock(str(out)):
-        if (out / FILE).is_file() and not overwrite:
-            raise AlreadyFinished(f'"{out}" holds a finished ensemble; --overwrite starts it again')
-        (out / FILE).unlink(missing_ok=True)
-        started = time.monotonic()
-        trainer = opened(run, root)
-        own = trainer.cfg.DATASET.NAME
-        names = [own, *(name for name in map(data_set_name, tests) if name != own)]
-        ends = [trainer.zero_shot_weights(), trainable(trainer.model)]
-        ends = [{name: value.detach().clone() for name, value in weights.items()} for weights in ends]
-        validation = validate(trainer, ends, alphas, kind, outputs) if len(alphas) > 1 else None
-        alpha = alphas[0] if validation is None else choose(alphas, validation)
-        row = describe(trainer.trained["preset"], kind, outputs, alpha)
-        row["alpha_chosen_on"] = "given" if validation is None else "validation"
-        tested = {}
-        for name in names:
-            if name != own:
-                trainer = opened(run, root, **{"DATASET.NAME": name})
-            fitting = [trainer.fit_classes(str(run), weights) for weights in ends]
-            tested[name] = curve(trainer, sweep(trainer, "test", fitting, alphas, kind, outputs), alpha)
-            trainer.trained = trainer.trained | row
-            seconds = time.monotonic() - started
-            write_results(str(out / name), trainer, trainer.cfg, wall_s=seconds, command=command, kind="eval")
-        facts = {"format": 1, "run": str(run), "kind": kind, "alphas": list(alphas), "alpha": alpha, **row}
-        facts |= {"validation": validation, "test": tested, "command": command}
-        write_json(facts, str(out / FILE))
+        check_new(out, asked, overwrite)
+        earlier = finished(out, FILE, "test").get("test", {}).keys() & set(DATASET_REGISTRY.registered_names())
+        with atomic_files(out, FILE, [f"{name}/{RESULTS}" for name in earlier]) as folder:
+            facts = {"format": 1, "run": str(run), "kind": kind, "alphas": list(alphas)}
+            facts |= mixed(run, root, names, alphas, mix, Path(folder), command) | {"command": command, "asked": asked}
+            write_json(facts, os.path.join(folder, FILE))
     return facts
 
 
-def describe(preset: str, kind: str, outputs: str, alpha: float) -> dict:
+def check_new(out: Path, asked: dict, overwrite: bool) -> None:
+    """AlreadyFinished if the folder holds an ensemble, which may be another one, and is not to go."""
+    from dassl.engine.launch import AlreadyFinished
+    from dassl.engine.recipe import changed, finished
+
+    facts = {} if overwrite else finished(out, FILE, "test")
+    if facts:
+        before = {"kind": facts["kind"], "alphas": facts["alphas"], "tests": list(facts["test"])}  # older versions
+        lines = changed(facts.get("asked", before), asked)
+        if not lines:
+            raise AlreadyFinished(f'"{out}" holds a finished ensemble; --overwrite starts it again')
+        ways = "--overwrite starts it again, another --out keeps both"
+        raise AlreadyFinished(f'"{out}" holds another ensemble: {"; ".join(lines)}. {ways}')
+
+
+def mixed(
+    run: Path, root: str, names: Sequence[str], alphas: Sequence[float], mix: dict, folder: Path, command: str
+) -> dict:
+    """Choose alpha, and write the results of each data set below `folder`, the run's own first -> what comes of it."""
+    from dassl.engine.results import write_results
+    from mergetune.weights import trainable
+
+    started = time.monotonic()
+    trainer = opened(run, root, names[0])
+    ends = [trainer.zero_shot_weights(), trainable(trainer.model)]
+    ends = [{name: value.detach().clone() for name, value in weights.items()} for weights in ends]
+    validation = validate(trainer, ends, alphas, **mix) if len(alphas) > 1 else None
+    alpha = alphas[0] if validation is None else choose(alphas, validation)
+    row = describe(trainer.trained["preset"], alpha, **mix)
+    row["alpha_chosen_on"] = "given" if validation is None else "validation"
+    row |= {name: trainer.trained[name] for name in ("unfinished",) if name in trainer.trained}
+    tested = {}
+    for name in names:
+        trainer = trainer if name == names[0] else opened(run, root, name)
+        fitting = [trainer.fit_classes(str(run), weights) for weights in ends]
+        tested[name] = curve(trainer, sweep(trainer, "test", fitting, alphas, **mix), alpha)
+        trainer.trained = trainer.trained | row
+        seconds = time.monotonic() - started
+        write_results(str(folder / name), trainer, trainer.cfg, wall_s=seconds, command=command, kind="eval")
+    return {"alpha": alpha, **row, "validation": validation, "test": tested}
+
+
+def describe(preset: str, alpha: float, *, kind: str, outputs: str | None) -> dict:
     """What results.json says of the ensemble."""
     title = f"{kind} ens."
     merge = {"method": KINDS[kind], "title": title, "alpha": alpha, "preset": preset}

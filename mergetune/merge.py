@@ -2,12 +2,13 @@
 
 import argparse
 import itertools
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dassl.utils import ArgumentParser, RunLock, UserError, errors_in_one_line, get_logger, write_json
+from dassl.utils import ArgumentParser, RunLock, UserError, atomic_files, errors_in_one_line, get_logger, write_json
 from dassl.utils.torchrun import one_process
 from mergetune.merge_methods import METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method
 
@@ -48,6 +49,7 @@ def merge_run(
     merge_space: str = "factors",
     rank: int | None = None,
     root: str = "",
+    overwrite: bool = False,
     command: str = "",
     **values,
 ) -> Path:
@@ -56,22 +58,30 @@ def merge_run(
     values: the method's own; a list of several is a search on the validation images of the first run (of `weights`, a
     list of lists). base: where task vectors start. keep: names that are no weights and come from the first parent.
     merge_space: of LoRA, factors or product (see mergetune.lora); rank: of the factors made of a product, default
-    the first parent's, 0 leaves the product. root: where the data sets lie, if they have moved.
+    the first parent's, 0 leaves the product. root: where the data sets lie, if they have moved. overwrite: make it
+    again where `out` holds a merge, which is left as it is if it is this one, and refused if it is another.
     UserError for parents that do not fit together, values that do not exist, and a folder that holds another run.
     """
-    from dassl.engine.results import MERGE
-    from mergetune.merge_job import MergeJob
+    from dassl.engine.recipe import MERGE
+    from dassl.utils.atomic import begun
+    from mergetune.merge_job import LEFT, MergeJob, is_finished
 
     out, choices = Path(out), candidates(values)
     try:
         how = check_method(method, len(parents), values)
         job = MergeJob(how, parents, base, merge_space, root, keep)
+        asked = job.asked(method, choices, rank)
         with RunLock(str(out)):
-            _clear(out)
+            if is_finished(out, asked, overwrite):
+                log.info(f"{out} holds this merge: nothing to do (--overwrite makes it again)")
+                return out
             state, chosen, tried = job.search(method, choices)
-            job.write(out, state, rank, max((entry["val"] for entry in tried), default=None))
-            facts = job.describe(method, {**how.values, **chosen}, tried, command)
-            write_json(facts, str(out / MERGE))
+            stale = LEFT if (out / MERGE).is_file() or begun(out, MERGE) else ()
+            with atomic_files(out, MERGE, stale) as folder:
+                files = job.write(Path(folder), state, rank, max((entry["val"] for entry in tried), default=None))
+                facts = job.describe(method, {**how.values, **chosen}, tried, command)
+                facts |= {"asked": asked, "weights": {"files": files}}
+                write_json(facts, os.path.join(folder, MERGE))
     except ValueError as error:
         raise UserError(str(error)) from None
     log.info(f"{facts['row']['preset']}: {out}")
@@ -89,28 +99,23 @@ def candidates(values: dict) -> list[dict]:
     return [dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())]
 
 
-def _clear(out: Path) -> None:
-    """Remove what an earlier merge left; its evaluations are of other weights."""
-    from dassl.engine.results import FILE, MERGE
-
-    if (out / "config.yaml").exists() and not (out / MERGE).exists():
-        raise UserError(f"{out} holds a run that is no merge: choose another folder")
-    for path in (out / FILE, *out.glob(f"eval_*/{FILE}"), out / MERGE):
-        path.unlink(missing_ok=True)
-
-
 def evaluate(
     folder: str | Path, subset: str, out: str | Path = "", *, root: str = "", overwrite: bool = False, command: str = ""
 ) -> dict:
     """Evaluate a merged (or any) run folder on a subset of its classes -> the content of results.json.
 
-    out: default FOLDER/eval_SUBSET. AlreadyFinished if that holds results, unless `overwrite`.
+    out: default FOLDER/eval_SUBSET. If that holds this very evaluation, it is not done again; if another, that is
+    AlreadyFinished, unless `overwrite`.
     """
     import train  # the command line is the one place that knows the data sets
     from dassl.engine.launch import run
+    from dassl.engine.recipe import differences, finished
 
     changes = {"OUTPUT_DIR": str(out or Path(folder, f"eval_{subset}")), "DATASET.SUBSAMPLE_CLASSES": subset}
     cfg = train.folder_cfg(folder, changes | {"RESUME_COOP": ""}, root)
+    results = {} if overwrite else finished(cfg.OUTPUT_DIR)
+    if results and not differences(cfg.OUTPUT_DIR, cfg, eval_only=True, model_dir=str(folder)):
+        return results
     return run(cfg, eval_only=True, model_dir=str(folder), overwrite=overwrite, command=command)
 
 
@@ -142,6 +147,7 @@ def main(argv: list[str] | None = None) -> Path:
     add("--merge-space", default="factors", choices=SPACES, help="of LoRA: its two factors, or their product")
     add("--rank", type=int, help="of the factors made of a product; default the first parent's, 0 leaves the product")
     add("--root", type="path", default="", help="folder of all data sets, if it is not where the first run found it")
+    add("--overwrite", action="store_true", help="make a finished merge again")
     add("--sweep", action="store_true", help="search the method's usual values where none are given")
     add("--eval", nargs="+", default=[], choices=SUBSETS, help="evaluate on these classes into FOLDER/eval_SUBSET")
     for name, kind in KINDS.items():
@@ -160,7 +166,7 @@ def main(argv: list[str] | None = None) -> Path:
         values = {**usual, **values}
     out = merge_run(**args, **values, keep=[name for name in keep.split(",") if name], command=command)
     for subset in subsets:
-        evaluate(out, subset, root=args["root"], overwrite=True, command=command)
+        evaluate(out, subset, root=args["root"], command=command)
     return out
 
 

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.engine import trainer_class
 from dassl.engine.base import BEST
+from dassl.engine.recipe import CONFIG, MERGE, RESULTS, changed, finished
 from dassl.engine.results import CLASSES
-from dassl.utils import UserError, atomic_write, save_checkpoint, write_json
+from dassl.utils import UserError, atomic_write, checkpoint_digest, save_checkpoint, write_json
+from dassl.utils.atomic import begun
 from dassl.utils.progress import progress
 from mergetune import lora
 from mergetune.merge_methods import METHODS, SPACES, START, ZERO_SHOT, ZEROS, Method
@@ -19,6 +22,9 @@ from mergetune.parents import PEFT_CONFIG, PEFT_FILES, Parent, check_origin, rea
 
 State = dict[str, Tensor]
 JOINED = ("source", "source_subset", "data_seen")  # facts of which the merge has all
+# what goes of an earlier merge: weights that the new one may not have, and evaluations, which are of those
+LEFT = ("*/model*.pth.tar*", "*/checkpoint", "merged.safetensors", *PEFT_FILES, PEFT_CONFIG, CLASSES)
+LEFT += (RESULTS, f"eval_*/{RESULTS}")
 
 
 class MergeJob:
@@ -83,6 +89,16 @@ class MergeJob:
             raise UserError(f"{error}. Task vectors can also start where the training did: base {START}") from error
         return own | {name: value.detach().cpu().to(own[name].dtype) for name, value in weights.items()}
 
+    def asked(self, method: str, choices: Sequence[dict], rank: int | None) -> dict:
+        """What a finished merge is compared by. One choice has its defaults with it."""
+        if len(choices) == 1:
+            whole = {**METHODS[method].values, **choices[0]}
+            choices = [{name: value for name, value in whole.items() if value is not None}]
+        sources = [source.sha256 for source in self.sources]
+        options = {"merge_space": self.space, "keep": list(self.keep), "rank": rank}
+        base = self.base.sha256 if self.base else None
+        return {"method": method, "choices": choices, "parents": sources, "base": base} | options
+
     def search(self, method: str, choices: Sequence[dict]) -> tuple[State, dict, list[dict]]:
         """The merge of the choice with the best validation accuracy, the first of equals -> (state, choice, tried).
 
@@ -101,22 +117,22 @@ class MergeJob:
         """A merged state with its products as factors again; rank None: the first source's, 0: as it is."""
         return state if self.space == "factors" or rank == 0 else lora.factors(state, rank or self.ranks)
 
-    def write(self, out: Path, state: State, rank: int | None, score: float | None) -> None:
-        """A run folder, a peft folder, or a file of weights, as the sources are."""
+    def write(self, out: Path, state: State, rank: int | None, score: float | None) -> dict[str, str]:
+        """A run folder, a peft folder, or a file of weights, as the sources are -> {file: digest}."""
         state = {name: value.contiguous() for name, value in self.thin(state, rank).items()}
         for name, value in state.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise UserError(f"The merged {name} is infinite or NaN")
         if self.first.run is not None:
             self._write_run(out, state, score)
-            return
-        is_peft = self.first.peft and rank != 0
-        if is_peft:
-            write_json(self.first.peft | self._ranks(rank), str(out / PEFT_CONFIG))
-        from safetensors.torch import save
-
-        with atomic_write(str(out / (PEFT_FILES[0] if is_peft else "merged.safetensors"))) as target:
-            target.write(save(state))
+        else:
+            is_peft = self.first.peft and rank != 0
+            if is_peft:
+                write_json(self.first.peft | self._ranks(rank), str(out / PEFT_CONFIG))
+            with atomic_write(str(out / (PEFT_FILES[0] if is_peft else "merged.safetensors"))) as target:
+                target.write(save(state))
+        files = [file for file in out.rglob("*") if file.is_file()]
+        return {file.relative_to(out).as_posix(): checkpoint_digest(file) for file in files}
 
     def _write_run(self, out: Path, state: State, score: float | None) -> None:
         text = (self.first.run / "config.yaml").read_text(encoding="utf-8")
@@ -154,6 +170,8 @@ class MergeJob:
             "merge": options | {"parents": [s.spec for s in self.sources], "of": facts.get("preset", "")},
             "alpha_chosen_on": "validation" if tried else "given" if shown else None,
         }
+        lines = [f"{source.spec}: {source.unfinished}" for source in self.read if source.unfinished]
+        row |= {"unfinished": "; ".join(lines)} if lines else {}
         row |= {"chosen_on": facts["chosen_on"]} if facts.get("chosen_on") else {}
         joined = {fact: dict.fromkeys(s.facts[fact] for s in self.read if s.facts.get(fact)) for fact in JOINED}
         joined = {fact: " + ".join(values) for fact, values in joined.items()}
@@ -179,3 +197,21 @@ def row_name(method: str, values: dict, others: Sequence[str] = (), base: str = 
     groups.append("" if base == ZERO_SHOT else f"from {Path(base).name}")
     inside = "; ".join(filter(None, groups))
     return f"{how.title} ({inside})" if inside else how.title
+
+
+def is_finished(out: Path, asked: dict, overwrite: bool) -> bool:
+    """Does the folder hold that merge, whole? UserError for another one, unless it is to go, and for another run."""
+    if not (out / MERGE).is_file() and (out / CONFIG).exists() and not begun(out, MERGE):
+        raise UserError(f"{out} holds a run that is no merge: choose another folder")
+    facts = finished(out, MERGE, "row")
+    if overwrite or not facts:
+        return False
+    tried = [{name: value for name, value in entry.items() if name != "val"} for entry in facts["tried"]]
+    # what older versions say
+    before = {"method": facts["method"], "choices": tried or [facts["values"]]}
+    before["parents"] = [parent.get("sha256", parent["path"]) for parent in facts["parents"]]
+    if lines := changed(facts.get("asked", before), asked):
+        ways = "--overwrite makes it again, another --out keeps both"
+        raise UserError(f"{out} holds another merge: {'; '.join(lines)}. {ways}")
+    files = facts.get("weights", {}).get("files", {})
+    return all((out / name).is_file() and checkpoint_digest(out / name) == digest for name, digest in files.items())

@@ -12,13 +12,15 @@ from torch import Tensor
 import mergetune.trainers  # noqa: F401  registers them
 from dassl.engine import TRAINER_REGISTRY, build_trainer, read_run_cfg, trainer_class
 from dassl.engine.base import find_model
-from dassl.engine.results import run_facts, run_file
+from dassl.engine.recipe import check_written, unfinished
+from dassl.engine.results import run_classes, run_facts, run_file
 from dassl.engine.state import rng_state, set_rng_state
 from dassl.utils import (
     MissingFile,
     UserError,
     brief,
     drop_token_buffers,
+    get_logger,
     is_plain_tensor,
     load_weights,
     read_json,
@@ -29,8 +31,11 @@ from mergetune.lora import ranks
 from mergetune.merge_methods import ZERO_SHOT, ZEROS
 from mergetune.stage1 import check_backbone, used_keys
 
+log = get_logger()
+
 # what results.json and merge.json say of that run alone, and not of its weights
 OF_THE_RUN = {"format", "kind", "metrics", "correct", "total", "command", "wall_s", "peak_mb", "versions", "device"}
+OF_THE_RUN |= {"weights", "inputs", "asked", "unfinished"}
 OF_THE_RUN |= {"merge", "row", "method", "title", "values", "base", "merge_space", "parents", "tried"}
 SHOWN = ("trainer", "preset", "dataset", "subset", "seed")  # in merge.json's list of parents
 MOST_ALPHA = 1_000_000  # of LoRA's scaling and ranks: beyond it products are infinite
@@ -49,13 +54,20 @@ class Parent:
     peft: dict = field(default_factory=dict)  # adapter_config.json
     facts: dict = field(default_factory=dict)
     epoch: int | None = None
+    unfinished: str = ""  # how far its training is, if that has not ended
     root: str = ""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of its file; a word is itself."""
+        return sha256_file(str(self.file)) if self.file else self.spec
 
     def record(self) -> dict:
         """What merge.json says of it."""
         if self.file is None:
             return {"path": self.spec}
-        own = {"path": str(self.file.resolve()), "sha256": sha256_file(str(self.file)), "epoch": self.epoch}
+        own = {"path": str(self.file.resolve()), "sha256": self.sha256, "epoch": self.epoch}
+        own |= {"unfinished": self.unfinished} if self.unfinished else {}
         return own | {name: self.facts[name] for name in SHOWN if name in self.facts}
 
     def name(self) -> str:
@@ -129,9 +141,13 @@ def read_parent(spec: str | Path, words: Sequence[str] = ()) -> Parent:
     trainer = trainer_class(read_run_cfg(config.parent).TRAINER.NAME) if config else None
     file = Path(find_model(str(path), trainer.model_name if trainer else ""))
     state, epoch = read_state(file, trainer)
+    run_classes(file)  # refuses those of another run
     known = run_facts(file.absolute())
+    lines = "; ".join(filter(None, [unfinished(file, epoch), known.get("row", known).get("unfinished")]))
+    if lines:
+        log.warning(f"{spec}: {lines}")
     facts = {name: value for name, value in known.items() if name not in OF_THE_RUN}
-    return Parent(str(spec), file, state, config and config.parent, facts=facts, epoch=epoch)
+    return Parent(str(spec), file, state, config and config.parent, facts=facts, epoch=epoch, unfinished=lines)
 
 
 def _read_peft(spec: str, folder: Path) -> Parent:
@@ -141,6 +157,8 @@ def _read_peft(spec: str, folder: Path) -> Parent:
     file = next((folder / name for name in PEFT_FILES if (folder / name).is_file()), None)
     if file is None:
         raise MissingFile(f"{folder} has an {PEFT_CONFIG} but no {' or '.join(PEFT_FILES)}")
+    for name in (file, folder / PEFT_CONFIG):
+        check_written(name)
     _check_peft(own, folder / PEFT_CONFIG)
     state, epoch = read_state(file)
     for module, rank in ranks(state).items():

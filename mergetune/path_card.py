@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,23 +90,29 @@ def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"
     return batches
 
 
-def read_cfg(run: Path, subset: str = ""):
-    """The frozen config of a stage-2 run, on another subset of the classes if one is named."""
+def read_cfg(run: Path, subset: str = "", pairs: Sequence[str] = ()):
+    """The frozen config of a stage-2 run, on another subset of the classes if one is named.
+
+    pairs: KEY, VALUE, ... of what has moved since.
+    """
     import train  # the command line is the one place that knows the data sets
     from mergetune.continued import Continued
+    from mergetune.stage1 import check_begun_from
 
-    cfg = train.folder_cfg(run, {"VERBOSE": False} | ({"DATASET.SUBSAMPLE_CLASSES": subset} if subset else {}))
+    changes = {"VERBOSE": False} | ({"DATASET.SUBSAMPLE_CLASSES": subset} if subset else {})
+    cfg = train.folder_cfg(run, changes, pairs=pairs)
     if not (cfg.RESUME_COOP and issubclass(trainer_class(cfg.TRAINER.NAME), Continued)):
         raise UserError(f"{run} is no stage-2 run: {cfg.TRAINER.NAME} continues no stage 1")
+    check_begun_from(run, cfg)
     return cfg
 
 
 @contextmanager
-def loaded(run: Path, subset: str) -> Iterator:
+def loaded(run: Path, subset: str, pairs: Sequence[str] = ()) -> Iterator:
     """The trainer of a run with its weights, as an evaluation of this subset would have it."""
     import torch
 
-    trainer = build_trainer(read_cfg(run, subset))
+    trainer = build_trainer(read_cfg(run, subset, pairs))
     trainer.load_model(str(run))
     trainer.set_model_mode("eval")
     with torch.no_grad(), trainer.precision.autocast():
@@ -133,24 +139,28 @@ def image_features_once(trainer, space: str) -> Iterator[None]:
 
 
 def path_card(
-    run: str | Path, spaces: tuple[str, ...] = SPACES[:1], plane: bool = False, images: int | None = None
+    run: str | Path,
+    spaces: tuple[str, ...] = SPACES[:1],
+    plane: bool = False,
+    images: int | None = None,
+    pairs: Sequence[str] = (),
 ) -> dict:
     """Compute RUN/path.json from the run's config, its stage 1 and its checkpoint -> its content.
 
     The space of features is always there; "weights" adds the other under that name; plane: the plane through the
     three solutions, in the last of `spaces`. images: of each subset, evenly spaced, instead of all. What an earlier
-    call found and this one leaves out is kept.
+    call found and this one leaves out is kept. pairs: KEY, VALUE, ... of what has moved since.
     """
+    from dassl.engine.recipe import weights_digest
     from mergetune.plane import add_plane
 
     run = Path(run)
-    cfg = read_cfg(run)
-    subsets = subsets_of(cfg)
+    subsets = subsets_of(read_cfg(run, pairs=pairs))
     wanted = [space for space in SPACES if space in spaces or space == SPACES[0]]
     card: dict = {space: {"space": space, "images": {}, "barrier": {}} for space in wanted}
     plane_card: dict = {"space": spaces[-1]}
     for subset in subsets:
-        with loaded(run, subset) as trainer:
+        with loaded(run, subset, pairs) as trainer:
             for space in wanted:
                 began = time.perf_counter()
                 batches = batches_of(trainer, images, CHUNK[space])
@@ -163,8 +173,12 @@ def path_card(
                 if space == SPACES[0] and trainer.path_note:
                     card[space]["note"] = trainer.path_note
                 card[space]["seconds"] = round(card[space].get("seconds", 0) + time.perf_counter() - began, 3)
-    found = {"format": FORMAT, **card.pop(SPACES[0]), **card} | ({"plane": plane_card} if plane else {})
+    own = {"digest": weights_digest(trainer._files)}  # whose card it is
+    found = {"format": FORMAT, **own, **card.pop(SPACES[0]), **card} | ({"plane": plane_card} if plane else {})
     earlier = read_json(run / FILE) if (run / FILE).is_file() else {}
+    if not isinstance(earlier, dict) or earlier.get("digest", own["digest"]) != own["digest"]:
+        log.warning(f"Warning: {run / FILE} was not of this run's weights: nothing of it is kept")
+        earlier = {}
     kept = {name: earlier[name] for name in (SPACES[1], "plane") if name in earlier and name not in found}
     write_json(found | kept, str(run / FILE))
     return found | kept
@@ -214,11 +228,13 @@ def main(argv: list[str] | None = None) -> None:
         epilog="Loss in nats, accuracy in percent, on the test pictures. Barrier: largest loss above the straight line "
         "between the losses at both ends, or accuracy below it. The space of weights runs the model at 63 points.",
     )
-    parser.add_argument("run", type="path", metavar="RUN", help="folder of a finished stage-2 training run")
-    parser.add_argument("--space", choices=[*SPACES, "both"], default=SPACES[0], help="what is interpolated")
-    parser.add_argument("--plane", action="store_true", help="the plane through the three solutions too")
-    parser.add_argument("--figure", action="store_true", help="draw the card into RUN/figures")
-    parser.add_argument("--images", type=int, metavar="N", help="N test pictures of each subset, not all")
+    add = parser.add_argument
+    add("run", type="path", metavar="RUN", help="folder of a finished stage-2 training run")
+    add("--space", choices=[*SPACES, "both"], default=SPACES[0], help="what is interpolated")
+    add("--plane", action="store_true", help="the plane through the three solutions too")
+    add("--figure", action="store_true", help="draw the card into RUN/figures")
+    add("--images", type=int, metavar="N", help="N test pictures of each subset, not all")
+    add("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="what has moved: RESUME_COOP")
     args = parser.parse_args(argv)
     if args.images is not None and args.images < 1:
         raise UserError(f"--images is {args.images}, expected at least 1")
@@ -226,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
 
     spaces = SPACES if args.space == "both" else (args.space,)
     with quiet():
-        card = path_card(args.run, spaces, args.plane, args.images)
+        card = path_card(args.run, spaces, args.plane, args.images, sum(args.set, []))
     log.info("\n\n".join(card_table(card if space == SPACES[0] else card[space]).text() for space in spaces))
     if "missing" in card.get("plane", {}):
         log.warning(f"Warning: no plane: {card['plane']['missing']}")

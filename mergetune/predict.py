@@ -21,9 +21,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
+from dassl.config import merge_pairs
 from dassl.data.datasets import Datum
 from dassl.engine import read_run_cfg, trainer_class
-from dassl.utils import ArgumentParser, MissingFile, UserError, atomic_write, errors_in_one_line, get_logger, read_json
+from dassl.utils import (
+    ArgumentParser,
+    MissingFile,
+    UserError,
+    atomic_write,
+    brief,
+    errors_in_one_line,
+    get_logger,
+    read_json,
+)
 from dassl.utils.progress import progress
 from dassl.utils.tools import IMAGE_SUFFIXES
 from dassl.utils.torchrun import one_process
@@ -66,22 +76,25 @@ class WithoutData:
         self.dm = SimpleNamespace(dataset=self.classes, num_classes=len(names), lab2cname=self.lab2cname)
 
 
-def read_cfg(run: Path):
-    """The config of a run folder, ready for a trainer that only predicts."""
+def read_cfg(run: Path, pairs: Sequence[str] = ()):
+    """The config of a run folder, ready for a trainer that only predicts. pairs: KEY, VALUE, ... of what has moved."""
     import mergetune.trainers  # noqa: F401  registers them
+    from mergetune.stage1 import check_begun_from
 
     cfg = read_run_cfg(run)
+    merge_pairs(cfg, list(pairs))
     cfg.VERBOSE, cfg.OUTPUT_DIR = False, str(run)
     cls = trainer_class(cfg.TRAINER.NAME)
     if cls.needs_checkpoint:
         cfg.RESUME_COOP = cfg.MODEL.INIT_WEIGHTS = ""  # the run's weights hold all that these gave
     cfg.freeze()
+    check_begun_from(run, cfg)
     return cfg, cls
 
 
 def read_classes(run: Path, classes: Sequence[str]) -> SimpleNamespace:
     """The run's classes and templates, with other class names if some are given."""
-    from dassl.engine.results import CLASSES
+    from dassl.engine.results import CLASSES, run_classes
 
     path = run / CLASSES
     if not path.is_file() and not classes:
@@ -89,10 +102,13 @@ def read_classes(run: Path, classes: Sequence[str]) -> SimpleNamespace:
             f"{run} does not say what its classes are called: no {CLASSES}, which a run writes when it is finished. "
             "Name them with --classes, in the order of their labels"
         )
+    run_classes(run)  # refuses those of another run
     known = read_json(str(path)) if path.is_file() else {}
+    if not isinstance(known, dict):
+        raise UserError(f"{path} holds {brief(known)}, expected the class names of a run: name them with --classes")
     names = list(classes) or known.get("classnames")
-    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise UserError(f"class names are {names!r}, expected a list of names")
+    if not names or not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise UserError(f"class names are {brief(names)}, expected a list of names")
     twice = sorted({name for name in names if names.count(name) > 1})
     if classes and twice:
         raise UserError(f"--classes names {', '.join(twice)} more than once")
@@ -105,17 +121,20 @@ class Predictor:
 
     run: its folder, or below it a model's folder or one checkpoint.
     classes: other class names; default the run's. UserError where the model knows only its own.
+    pairs: KEY, VALUE, ... of what has moved since.
+    Attribute unfinished: how far the training is that has not ended, of the run or of what it began from; or "".
     """
 
-    def __init__(self, run: str | Path, classes: Sequence[str] = ()):
+    def __init__(self, run: str | Path, classes: Sequence[str] = (), pairs: Sequence[str] = ()):
         import torch
 
         from dassl.data.transforms import build_transform
+        from dassl.engine.recipe import begun_from, unfinished
         from dassl.engine.results import run_file
 
         weights = Path(run)
         run = (run_file(weights, "config.yaml") or weights / "config.yaml").parent
-        cfg, cls = read_cfg(run)
+        cfg, cls = read_cfg(run, pairs)
         data = read_classes(run, classes)
         with torch.random.fork_rng():  # initial weights are drawn, and then loaded
             self.trainer = type(cls.__name__, (WithoutData, cls), {"classes": data})(cfg)
@@ -125,6 +144,8 @@ class Predictor:
             raise UserError(f"{run} knows only its own {len(data.own)} classes: {reason}")
         if cls.needs_checkpoint:
             self.trainer.load_model(str(weights))
+        epochs = self.trainer._loaded and self.trainer._loaded[1]
+        self.unfinished = "; ".join(filter(None, [unfinished(run, epochs), begun_from(cfg)]))
         self.trainer.set_model_mode("eval")
         self._held = getattr(self.trainer, "classifier_held", nullcontext)()
         self._held.__enter__()  # for good: one pass of the text tower serves all pictures
@@ -199,6 +220,7 @@ class Predictor:
             "backbone_digest": facts["backbone"]["digest"],
             "preprocess": json.dumps(facts["backbone"]["preprocess"]),
             "logit_scale": "1.0" if self._has_head else repr(trainer.clip.logit_scale.item()),
+            **({"unfinished": self.unfinished} if self.unfinished else {}),
             "image_tower": "the backbone's own" if trainer.frozen_image_tower else "changed in training",
         }
         with atomic_write(str(path)) as file:
@@ -257,6 +279,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--classes", default="", metavar="A,B,C", help="other class names; default: the run's")
     add("--top", type=int, default=5, help="labels an image (default 5)")
     add("--export", type="path", default="", metavar="FILE", help="write the class embeddings as safetensors")
+    add("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="what has moved: RESUME_COOP")
     add("--json", action="store_true", help="JSON on stdout: [{image, labels: [{label, probability}, ...]}, ...]")
     args = parser.parse_intermixed_args(argv)
     if not args.images and not args.export:
@@ -269,7 +292,9 @@ def main(argv: list[str] | None = None) -> None:
     broken: dict[str, str] = {}
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
     with quiet():
-        model = Predictor(args.run, classes)
+        model = Predictor(args.run, classes, sum(args.set, []))
+        if model.unfinished:
+            sys.stderr.write(f"{args.run}: {model.unfinished}\n")
         ranks = model(images, args.top, broken)
     found = dict(zip([path for path in images if path not in broken], ranks, strict=True))
     if args.json:

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
+from dassl.config import leaves
 from dassl.engine.base import find_model
+from dassl.engine.recipe import content_digest, finished
 from dassl.engine.results import run_facts
 from dassl.utils import MissingFile, UserError, drop_token_buffers, get_logger, is_plain_tensor, load_weights
 from mergetune.foreign import unused_keys
@@ -17,14 +20,29 @@ from mergetune.weights import trainable
 
 log = get_logger()
 
+INPUTS = ("RESUME_COOP", "TRAINER.PROMPTKD.TEACHER_DIR")  # that a trained model is read with
 
-def find_checkpoint(folder: str | Path, model_name: str) -> Path:
-    """The last numbered checkpoint of a run folder or a model folder, else its best one; or the file itself."""
+
+def find_checkpoint(folder: str | Path, model_name: str, key: str = "RESUME_COOP") -> Path:
+    """The last numbered checkpoint of a run folder or a model folder, else its best one; or the file itself. key: of
+    the config that names the folder."""
     try:
         return Path(find_model(str(folder), model_name, last=True))
     except MissingFile as error:
         what = str(error).rpartition('": ')[2]
+        flag = "--resume-coop" if key == "RESUME_COOP" else key
+        if not Path(folder).exists():
+            what += f". Has it moved? --set {key} FOLDER says where, in train.py {flag} FOLDER"
         raise MissingFile(f"No stage-1 checkpoint in {folder}: {what}") from None
+
+
+def check_begun_from(run: str | Path, cfg: CfgNode) -> None:
+    """UserError if what lies where a finished run's stage 1 or teacher was, or has moved to, is not what it used."""
+    values = dict(leaves(cfg))
+    for key, before in finished(run).get("inputs", {}).items():
+        value = values.get(key)
+        if key in INPUTS and value and content_digest(value) not in ("", before):
+            raise UserError(f"{run}: {key} {value} holds something else than the run began from")
 
 
 def load_state(path: Path) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from tests.faults import places, stops
 from tests.faults.bench import Bench
 from tests.faults.child import PHASES
 from tests.faults.kills import Campaign
-from tests.faults.traces import differences, left_over
+from tests.faults.traces import differences, left_over, place
 from tests.faults.warm import Warm
 from tests.faults.world import World
 from tests.fixtures.dassl_style_world import style_config, write_pictures
@@ -40,6 +40,24 @@ def bench(warm, tmp_path_factory):
 def test_a_kill_in_each_phase_changes_nothing(phase, campaign):
     kill = campaign.strike(phase)
     assert (kill["phase"], kill["problems"]) == (phase, [])
+
+
+def test_a_merge_that_is_killed_goes_on(bench, tmp_path):
+    """As its last file is to be put in its place; every other moment: tests/test_merge_again.py."""
+    line = ["-m", "mergetune.merge", "--method", "wise_ft", bench.out / "coop", "--out", bench.out / "merged"]
+    bench.clear()
+    bench.run(bench.world.train("coop"), [*line, "--alpha", "1"])
+    place(bench.out, tmp_path / "before")
+    line += ["--alpha", "0,0.5", "--overwrite"]
+    calls = [event.words[0] for event in bench.run(line, files=True).events() if event.kind == "file"]
+    place(bench.out, tmp_path / "whole")
+    place(tmp_path / "before", bench.out)
+    running = bench.start(line, files=True, hold=[["file", "replace", calls.count("replace")]])
+    assert running.held(), running.text()
+    running.kill()
+    assert running.end() == -9 and not (bench.out / "merged" / "merge.json").exists()
+    bench.run(line)
+    assert not differences(tmp_path / "whole", bench.out) + left_over(bench.out)
 
 
 def test_sigterm(bench):

@@ -138,7 +138,8 @@ def test_stage_1_and_stage_2_merge(runs, out):
     torch.testing.assert_close(weights(out), merging.slerp(last(stage1), last(stage2), 0.25))
     found = evaluate(out, "base")
     assert found["trainer"] == "CoOp" and found["preset"] == "SLERP (t 0.25; with CoOp_LMC)"
-    merge_run("emr", [stage2, stage1], out, task=2)
+    merge_run("emr", [stage2, stage1], out, task=2, overwrite=True)
+    assert not (out / "eval_base" / "results.json").exists()  # of the weights before
     assert evaluate(out, "new")["trainer"] == "CoOp_LMC"
 
 
@@ -194,6 +195,8 @@ def changed(run, tmp_path, **facts):
     for name, value in facts.items():
         found[name] = found[name] | value
     (copy / "results.json").write_text(json.dumps(found))
+    if "classes" in facts:
+        (copy / "classes.json").unlink()
     return copy
 
 
@@ -270,14 +273,15 @@ def test_files_of_weights_merge_without_a_run(runs, out, tmp_path):
     torch.save({"state_dict": {"module.w": torch.ones(3)}}, two)
     merge_run("average", [one, two], out, weights=[1.0, 3.0])
     assert load_file(out / "merged.safetensors")["w"].tolist() == [0.75] * 3
-    merge_run("task_arithmetic", [two], out, base=one, scale=0.5)
+    merge_run("task_arithmetic", [two], out, base=one, scale=0.5, overwrite=True)
     assert load_file(out / "merged.safetensors")["w"].tolist() == [0.5] * 3
     for values, match in (
         ({}, "no parent is a run folder"),
         ({"base": one, "scale": [0.1, 0.2]}, "no parent is a run"),
     ):
         with pytest.raises(UserError, match=match):
-            merge_run("task_arithmetic", [two], out, **values)
+            merge_run("task_arithmetic", [two], out, **values, overwrite=True)
+    assert load_file(out / "merged.safetensors")["w"].tolist() == [0.5] * 3  # the old result goes for a new one alone
     torch.save({"w": torch.tensor([1.0, float("nan"), 0.0])}, two)
     with pytest.raises(UserError, match="two.pth: w is infinite or NaN"):
         merge_run("average", [one, two], out)
@@ -309,11 +313,11 @@ def test_lora_merges_by_product_or_by_factors(out, tmp_path):
     one, two = peft(tmp_path / "one", 1), peft(tmp_path / "two", 2, r=3, lora_alpha=3)
     merge_run("average", [one, two], out, merge_space="product", rank=5)
     torch.testing.assert_close(update(out), (update(one) + update(two)) / 2, rtol=1e-4, atol=1e-5)
-    merge_run("task_arithmetic", [one, two], out, merge_space="product", rank=0, scale=1.0)
+    merge_run("task_arithmetic", [one, two], out, merge_space="product", rank=0, scale=1.0, overwrite=True)
     found = load_file(out / "merged.safetensors")["base_model.model.text.q_proj.lora_delta.weight"]
     torch.testing.assert_close(found, update(one) + update(two), rtol=1e-4, atol=1e-5)
     same = peft(tmp_path / "same", 3)
-    merge_run("ties", [one, same], out, density=1.0)
+    merge_run("ties", [one, same], out, density=1.0, overwrite=True)
     states = [load_file(folder / "adapter_model.safetensors") for folder in (one, same)]
     zeros = {name: torch.zeros_like(value) for name, value in states[0].items()}
     torch.testing.assert_close(load_file(out / "adapter_model.safetensors"), merging.ties(zeros, states, 1.0))

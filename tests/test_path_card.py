@@ -162,11 +162,10 @@ def test_the_direct_line_and_the_path_share_their_ends(carded):
 def test_a_run_without_zero_shot_has_the_second_half_of_the_path_alone(runs, tmp_path, capsys):
     run = tmp_path / "run"
     run.mkdir()
-    for name in ("config.yaml", "results.json", "prompt_mid_learner"):
-        (run / name).symlink_to(runs / "CoOp_LMC" / name)
-    text = (runs / "CoOp_LMC" / "config.yaml").read_text()
-    (run / "config.yaml").unlink()
-    (run / "config.yaml").write_text(text.replace("NAME: CoOp_LMC", "NAME: CardWithoutZeroShot"))
+    (run / "prompt_mid_learner").symlink_to(runs / "CoOp_LMC" / "prompt_mid_learner")
+    for name, before in (("config.yaml", "NAME: CoOp_LMC"), ("results.json", '"TRAINER.NAME": "CoOp_LMC"')):
+        text = (runs / "CoOp_LMC" / name).read_text()
+        (run / name).write_text(text.replace(before, before.replace("CoOp_LMC", "CardWithoutZeroShot")))
     main([str(run), "--plane", "--figure"])
     said = capsys.readouterr().out
     assert "no zero-shot solution" in said and "no plane: a plane needs three" in said

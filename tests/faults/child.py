@@ -4,10 +4,10 @@
 
 A line of JSON on standard input is a job; the answer is the pid of the fork that does it. `wait PID` is answered by
 its status. A job: lines (see `go`), said (named pipe for what it prints), and what may be added: events (file where it
-announces phases and steps), hold (list of [kind, word, number]: where it stops itself until SIGCONT; kind "tick" has a
-fourth item, which function call of that phase, from 1), ticks (count those calls), env, full (the phase from whose
-first beginning on no file may grow), uid, counts (pictures a class of a toy task), nan ([epoch, batch] before which a
-weight becomes NaN).
+announces phases and steps), files (announce changes of files' names too), hold (list of [kind, word, number]: where it
+stops itself until SIGCONT; kind "tick" has a fourth item, which function call of that phase, from 1), ticks (count
+those calls), env, full (the phase from whose first beginning on no file may grow), uid, counts (pictures a class of a
+toy task), nan ([epoch, batch] before which a weight becomes NaN).
 
 Nothing of the product is changed: public functions are wrapped by others that say when they begin and end.
 """
@@ -120,6 +120,17 @@ def counted(owner):
     owner.forward_backward = counting
 
 
+def named(name):
+    """Make `os.NAME`, which changes the names of files, say so before it does."""
+    plain = getattr(os, name)
+
+    def telling(*args, **kwargs):
+        announce("file", name)
+        return plain(*args, **kwargs)
+
+    setattr(os, name, telling)
+
+
 def spoil(trainer):
     """One NaN among the weights, as a fault of the memory would leave it."""
     next(p for p in trainer.optimizers()[0].param_groups[0]["params"] if p.requires_grad).data.view(-1)[0] = float(
@@ -187,6 +198,8 @@ def work(job):
     _job.update(job)
     if "events" in job:
         _job["events"] = os.open(job["events"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for name in ("mkdir", "rename", "replace", "rmdir", "unlink") if job.get("files") else ():
+        named(name)
     if "counts" in job:
         from datasets.toy_world import MtilToy
 

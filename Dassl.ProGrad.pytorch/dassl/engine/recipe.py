@@ -18,6 +18,7 @@ from .base import BEST, NUMBERED, find_file
 from .build import config_nodes, trainer_class
 
 RESULTS, CONFIG, RESUME = "results.json", "config.yaml", "resume.pt"  # of a run's folder
+MERGE = "merge.json"  # in the place of results.json where weights were merged
 DATA = "DATASET.ROOT"  # the input that the lists of images are
 DRAW = {"DATASET.SUBSET": "", "DATASET.NUM_SHOTS": -1, "DATASET.SUBSAMPLE_CLASSES": "all"}  # none: whole lists
 GO_ON = "Give that config to go on, --overwrite to start afresh, or another --output-dir to keep both"
@@ -175,20 +176,26 @@ def record(folder: str | Path) -> dict:
     return {"kind": "train", "inputs": {}, "weights": {}} | state | {"recipe": config}
 
 
-def finished(folder: str | Path) -> dict:
-    """What results.json of a run says; {} where there is none that can be read, so that the run is done again."""
+def finished(folder: str | Path, name: str = RESULTS, field: str = "metrics") -> dict:
+    """What results.json of a run says, or another such file with that field; {} where there is none that can be read,
+    so that the run is done again."""
     try:
-        results = read_json(Path(folder, RESULTS))
+        results = read_json(Path(folder, name))
     except (UserError, OSError):
         return {}
-    return results if isinstance(results, dict) and isinstance(results.get("metrics"), dict) else {}
+    return results if isinstance(results, dict) and isinstance(results.get(field), dict) else {}
+
+
+def whole(folder: str | Path) -> dict:
+    """What merge.json, or results.json, says of a merge or of a run that is finished; {} of any other."""
+    return finished(folder, MERGE, "row") or finished(folder)
 
 
 def unfinished(place: str | Path, epochs: int | None = None) -> str:
     """ "epochs 30 of 300, unfinished" of a run's folder, or a file or folder in it, whose training has not ended; "" of
     any other. epochs: what the weights in question have; default: what the run has done."""
     run = next((up for up in (Path(place), *Path(place).absolute().parents[:2]) if (up / CONFIG).is_file()), None)
-    if run is None or finished(run):
+    if run is None or whole(run):
         return ""
     if epochs is None:
         epochs = _resume_state(run / RESUME).get("epoch", 0)
@@ -202,17 +209,21 @@ def written(folder: str | Path) -> dict[str, str]:
 
 
 def check_written(path: str | Path) -> None:
-    """UserError for a checkpoint in the folder of a finished run that is not what this run has written."""
+    """UserError for a file of weights in the folder of a finished run, or of a merge, that this has not written."""
     path = Path(path).absolute()
-    results = path.parents[1] / RESULTS
-    digests = finished(results.parent).get("weights", {}).get("files") if is_checkpoint(path) else None
-    if digests and digests.get(f"{path.parent.name}/{path.name}") != checkpoint_digest(path):
-        raise UserError(f"{path} is not of the run of {results}: put its own file back, or train again (--overwrite)")
+    for folder in path.parents[:2]:
+        digests, name = whole(folder).get("weights", {}).get("files", {}), path.relative_to(folder).as_posix()
+        if digests and (name in digests or is_checkpoint(path)):
+            if digests.get(name) != checkpoint_digest(path):
+                file = folder / (MERGE if (folder / MERGE).is_file() else RESULTS)
+                ways = "put its own file back, or make it again (--overwrite)"
+                raise UserError(f"{path} is not of the run of {file}: {ways}")
+            return
 
 
 def check_config(file: str | Path | None, config: Mapping) -> None:
     """UserError unless a finished run's config.yaml, of these values, is what it was run with."""
-    if file and (lines := changed(config, finished(Path(file).parent).get("recipe", {}))):
+    if file and (lines := changed(config, whole(Path(file).parent).get("recipe", {}))):
         raise UserError(f"{file} is not of the run of {Path(file).parent / RESULTS}: {'; '.join(lines)}")
 
 

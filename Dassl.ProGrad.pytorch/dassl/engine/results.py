@@ -18,11 +18,10 @@ from dassl.utils.distributed import is_main, world_size
 from dassl.utils.memory import report_peak
 
 from .base import BEST, find_file
+from .recipe import MERGE, check_config, recipe, weights_digest, written
 from .recipe import RESULTS as FILE
-from .recipe import check_config, recipe, weights_digest, written
 
 CLASSES = "classes.json"
-MERGE = "merge.json"  # in its place where weights were merged
 FORMAT = 1
 # what describes a trained model, and not the run that evaluates it; the same in a config; what an evaluation says of it
 # where nobody knows

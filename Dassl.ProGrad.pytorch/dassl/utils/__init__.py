@@ -5,7 +5,7 @@ from .late import late_imports
 __getattr__, __dir__, __all__ = late_imports(
     __name__,
     arguments="ArgumentParser expand_user split_pairs",
-    atomic="atomic_folder atomic_path atomic_save atomic_write write_json",
+    atomic="atomic_files atomic_folder atomic_path atomic_save atomic_write write_json",
     errors="MissingFile UnknownName UserError WriteFailed WrongType errors_in_one_line",
     lock="RunLock locked",
     logger="Logger get_logger logging_to setup_logger",

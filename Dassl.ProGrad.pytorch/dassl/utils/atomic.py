@@ -1,6 +1,7 @@
 """Files that are either whole or absent: write beside the target, flush to disk, rename over it."""
 
 import contextlib
+import glob
 import itertools
 import json
 import os
@@ -30,6 +31,35 @@ def atomic_folder(path):
     Files in it must have reached the disk by themselves (atomic_write).
     """
     return _whole(path, os.mkdir)
+
+
+@contextlib.contextmanager
+def atomic_files(folder, marker, stale=()):
+    """`atomic_folder` for files that replace those of the same names in `folder`; `marker`, which says that they belong
+    together, goes first and comes last. stale: patterns of what else goes. After a kill in between `begun` is true."""
+    new = _new(folder, marker)
+    _remove(new)
+    with atomic_folder(new) as temporary:
+        yield temporary
+    for pattern in (marker, *stale):
+        for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
+            os.unlink(path)
+    files = [os.path.join(place, name) for place, _, names in os.walk(new) for name in names]
+    for file in sorted(files, key=os.path.join(new, marker).__eq__):
+        target = os.path.join(folder, os.path.relpath(file, new))
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        os.replace(file, target)
+        _sync(os.path.dirname(target))
+    shutil.rmtree(new)
+
+
+def _new(folder, marker):
+    return os.path.join(os.path.realpath(folder), f".{marker}.new")
+
+
+def begun(folder, marker):
+    """Has a process been killed while it put the files of `atomic_files` in their places?"""
+    return os.path.isdir(_new(folder, marker))
 
 
 @contextlib.contextmanager
