@@ -184,7 +184,7 @@ def test_img0_is_the_whole_picture_resized(cfg):
 
 def test_view_seed_is_fixed_for_ever():
     assert view_seed(1, 0, "a/b.jpg") == 15154948268109529450
-    assert len({view_seed(s, v, k) for s in (1, 2) for v in (0, 1) for k in ("a", "b")}) == 8
+    assert len({view_seed(s, v, k) for s in (1, 2) for v in (0, 1) for k in ("a", "b", "a\udcff")}) == 12
 
 
 def test_relative_key_survives_a_move(tmp_path):

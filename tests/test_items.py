@@ -43,6 +43,7 @@ def refused(train, test, *words, **parts):
         ([(0, "cat"), (1, ["dog"])], ["/a/1.jpg", "its class name is a list"]),
         ([(0, "cat"), (1, None)], ["/a/1.jpg", "its class name is a NoneType"]),
         ([(0, "cat"), (1, "")], ["label 1, class '', /a/1.jpg", "no class name"]),
+        ([(0, "cat"), (1, "caf\udce9")], ["label 1, class 'caf\\udce9', /a/1.jpg", "no Unicode text"]),
         ([(0, "cat"), (1, "dog"), (1, "emu")], ["class 'emu', /a/2.jpg: label 1 is 'dog' elsewhere"]),
     ],
 )

@@ -72,7 +72,7 @@ def relative_key(impath: str, root: str) -> str:
 
 def view_seed(seed: int, view: int, key: str) -> int:
     """64-bit seed of one view of one image: BLAKE2b of "seed/view/key"."""
-    name = f"{int(seed)}/{int(view)}/{key}".encode()
+    name = f"{int(seed)}/{int(view)}/{key}".encode(errors="surrogatepass")  # names of files need not be Unicode
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big")
 
 

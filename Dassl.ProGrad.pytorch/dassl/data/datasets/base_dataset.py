@@ -109,6 +109,8 @@ def check_items(name: str, train_x: Sequence, train_u: Sequence = (), val: Seque
                 raise UserError(f"{where}: its label is a {type(label).__name__}, expected a whole number: 0, 1, ...")
             if not isinstance(classname, str):
                 raise UserError(f"{where}: its class name is a {type(classname).__name__}, expected a text")
+            if any("\ud800" <= letter <= "\udfff" for letter in classname):  # of a folder whose name is no UTF-8
+                raise UserError(f"{where}: its class name is no Unicode text; rename the folder")
             if part == "train_u":
                 continue
             if label < 0:
