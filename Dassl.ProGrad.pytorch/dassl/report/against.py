@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from importlib import resources
 
-from dassl.report.methods import CONTROL, row_of, split_changes
+from dassl.report.methods import is_control, row_of
 from dassl.report.results import NoRuns
 from dassl.report.sweeps import epochs_asked
 from dassl.report.tables import MISSING, Cell, Sheet, Table
@@ -81,12 +81,14 @@ def against_sheet(sheet, records, methods, published=None):
     by_file = {str(record["file"]): record for record in records}
     rows, lines, notes, sources, matched = [], [], [], {}, {}
     for line in sheet.lines:
-        cell = _named(dict(zip(sheet.columns, line, strict=True)))
+        cell = dict(zip(sheet.columns, line, strict=True))
         key, behind = _key(sheet.name, cell, methods), cell["mean"].files
         own = [by_file[file] for file in dict.fromkeys(behind) if file in by_file]
-        for partner in published.get(key, []) if cell["mean"] != "" and not _is_control(cell) else []:
+        control = is_control(cell["preset"].split(" + ")[0])  # nobody publishes training on without the method
+        for partner in published.get(key, []) if cell["mean"] != "" and not control else []:
             matched.setdefault(cell["method"], set()).add(key)
-            if cell["dataset"] in AVERAGES and partner.sets and (ours := _sets(own)) != partner.sets:
+            ours = {name for record in own for name in record.get("tasks") or [record["dataset"]]}
+            if key[4] in AVERAGES and partner.sets and ours != partner.sets:
                 more = "".join(f", with {name}" for name in sorted(ours - partner.sets))
                 over = f"published over {len(partner.sets)} data sets, ours over {len(ours)}{more}"
                 notes.append(f"{cell['method']}: averages are not compared: {over}.")
@@ -94,7 +96,7 @@ def against_sheet(sheet, records, methods, published=None):
             differing = _differing(partner, own, methods)
             notes += [f"{cell['method']}: {words}" for words in differing.values()]
             number = sources.setdefault(partner.source, len(sources) + 1)
-            *row, verdict = _row(cell, partner, differing)
+            *row, verdict = _row(cell, key[4:], partner, differing)
             shown = verdict or f"{MISSING} ({', '.join(differing)})"
             rows.append([*row[:3], Cell(row[3], behind), cell["n"], *row[4:], shown, f"[{number}]"])
             lines.append([*row, verdict, ", ".join(differing), partner.source, cell["n"]])
@@ -117,16 +119,6 @@ def against_sheet(sheet, records, methods, published=None):
     )  # fmt: skip
 
 
-def _is_control(cell):
-    """Training on without the method is nobody's published number."""
-    return split_changes(cell["preset"].split(" + ")[0])[0] == CONTROL
-
-
-def _sets(own):
-    """The data sets, or the tasks of streams, that an average is over."""
-    return {name for record in own for name in record.get("tasks") or [record["dataset"]]}
-
-
 def _missing(matched, published):
     """Data sets with a published number and no run here -> a line for each method. matched: {method: keys}."""
     notes = []
@@ -138,35 +130,30 @@ def _missing(matched, published):
     return notes
 
 
-def _named(cell):
-    """A CSV line with `dataset` and `quantity`; of streams these are the task and, say, "transfer I target"."""
-    if "task" not in cell:
-        shots = f"{cell['shots']} shot{'s' * (cell['shots'] != 1)}"
-        return {"quantity": "" if "source" in cell else shots, **cell}
-    words = [cell["quantity"], cell["order"], cell["labels"], cell["after"]]
-    return cell | {"dataset": cell["task"] or "average", "quantity": " ".join(filter(None, words))}
-
-
 def _key(protocol, cell, methods):
-    """Where the published partners of a CSV line would stand."""
+    """Where the published partners of a CSV line would stand: of streams the data set is the task, the quantity, say,
+    "transfer I target"."""
     if "task" in cell:
         space = next((name for name in ("LoRA", "FT") if f"({name}" in cell["method"]), "")
-        words = [space, f"{cell['shots']} shots" if int(cell["shots"] or 0) > 0 else ""]
-        made = ", ".join(filter(None, words))
-        return protocol, cell["trainer"], made, cell["backbone"], cell["dataset"], cell["quantity"]
-    printed = cell["preset"].split(" + ")[-1]
-    merge = next((key for key, name in methods.merges.items() if printed.startswith(f"{name} (")), "")
-    return protocol, cell["trainer"], merge, cell["backbone"], cell["dataset"], cell["quantity"]
+        made = ", ".join(filter(None, [space, f"{cell['shots']} shots" if int(cell["shots"] or 0) > 0 else ""]))
+        words = [cell["quantity"], cell["order"], cell["labels"], cell["after"]]
+        number = cell["task"] or "average", " ".join(filter(None, words))
+    else:
+        printed = cell["preset"].split(" + ")[-1]
+        made = next((key for key, name in methods.merges.items() if printed.startswith(f"{name} (")), "")
+        shots = "" if "source" in cell else f"{cell['shots']} shot{'s' * (cell['shots'] != 1)}"
+        number = cell["dataset"], cell.get("quantity", shots)
+    return protocol, cell["trainer"], made, cell["backbone"], *number
 
 
-def _row(cell, partner, differing):
-    ours, band = float(cell["mean"]), partner.band(cell["dataset"])
+def _row(cell, number, partner, differing):
+    """Cells of COLUMNS without n and source. number: data set and quantity."""
+    ours, band = float(cell["mean"]), partner.band(number[0])
     difference = round(ours - partner.value, 2)
     verdict = "" if differing else "in" if abs(difference) <= band + 1e-9 else "out"
     shown = f"{ours:.2f}" + (f" ± {cell['std']}" if cell["std"] else "")
-    names = [cell["method"], cell["dataset"], cell["quantity"]]
     theirs = f"{partner.value:.2f}" + " (derived)" * partner.derived
-    return [*names, shown, theirs, f"{difference:+.2f}", f"{band:.2f}", verdict]
+    return [cell["method"], *number, shown, theirs, f"{difference:+.2f}", f"{band:.2f}", verdict]
 
 
 def _differing(partner, own, methods):
@@ -178,9 +165,10 @@ def _differing(partner, own, methods):
         theirs, ours = set(), set()
         for record in own:
             value = wanted.get(record["dataset"]) if isinstance(wanted, dict) else wanted
-            if value is None or _fact(record, name, methods) != value:
+            fact = _fact(record, name, methods)
+            if value is None or fact != value:
                 theirs.add("not stated there" if value is None else f"published with {value}")
-                ours.add(_shown(_fact(record, name, methods)))
+                ours.add("not stated here" if fact in (None, "") else str(fact))
         if theirs:
             found[name] = f"{name} {', '.join(sorted(ours))}, {', '.join(sorted(theirs))}."
     return found
@@ -197,15 +185,9 @@ def _fact(record, name, methods):
     return record
 
 
-def _shown(value):
-    return "not stated here" if value in (None, "") else str(value)
-
-
 def _uneven(own):
     """What our own seeds do not agree on -> lines."""
     for name in ("precision", "split_digest", "versions"):
-        by_dataset = {}
-        for record in own:
-            by_dataset.setdefault(record["dataset"], set()).add(json.dumps(record.get(name), sort_keys=True))
-        if any(len(values) > 1 for values in by_dataset.values()):
+        pairs = {(record["dataset"], json.dumps(record.get(name), sort_keys=True)) for record in own}
+        if len(pairs) > len({record["dataset"] for record in own}):
             yield f"its seeds differ in {name}."

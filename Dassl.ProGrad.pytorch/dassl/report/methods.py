@@ -81,6 +81,11 @@ def split_changes(preset):
     return own.removesuffix(", "), changes.split(", ") if mark else []
 
 
+def is_control(preset):
+    """Training on without the method, whatever else was changed."""
+    return split_changes(preset)[0] == CONTROL
+
+
 def split_by_template(records, methods):
     """Zero-shot runs on other templates than the usual ones as rows of their own, by the template as their preset.
 

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dassl.report.base2new import base2new
-from dassl.report.methods import CONTROL, NONE, row_names, split_changes
+from dassl.report.grid import is_below
+from dassl.report.methods import NONE, is_control, row_names
 from dassl.report.results import NoRuns
-from dassl.report.stats import summarise
-from dassl.report.tables import MISSING, Cell, Sheet, Table, data_sets
+from dassl.report.tables import MISSING, Cell, Sheet, Table, data_sets, row_notes
 
 LEVEL, POWER = 0.95, 0.80
 MOST = 1000  # more seeds than anybody runs
@@ -71,16 +71,18 @@ def student(probability):
 def paired_sheet(records, methods=NONE):
     """Records -> Sheet. NoRuns if no stage-2 row has its stage-1 row beside it."""
     found = base2new(records, methods)
-    names, rows, notes, pairs = row_names(found.rows), [], [], 0
-    for ours, theirs in _pairs(found):
-        result = paired_difference(found.h_by_seed(ours), found.h_by_seed(theirs))
-        pairs += result is not None
+    names, rows, notes = row_names(found.rows), [], []
+    for pair in _pairs(found):
+        result = paired_difference(*map(found.h_by_seed, pair))
+        beside = [names[row] for row in pair]
         if result is None:
-            notes.append(_gap(found, ours, theirs, names))
-        difference, *others = _cells(result, _wins(found, ours, theirs))
-        files = [file for row in (ours, theirs) for file in found.average(row)["H of averages"].files]
-        rows.append([names[ours], names[theirs], Cell(difference, files), *others])
-    if not pairs:
+            gaps = [f"{names[row]} lacks {', '.join(missing)}" for row in pair if (missing := found.missing(row))]
+            why = "; ".join(gaps) or "no seed that both have on all data sets"
+            notes += row_notes(" beside ".join(beside), why)
+        difference, *others = _cells(result, _wins(found, *pair))
+        files = [file for row in pair for file in found.average(row)["H of averages"].files]
+        rows.append([*beside, Cell(difference, files), *others])
+    if len(notes) == len(rows):
         raise NoRuns("No paired table: no stage-2 method has its stage-1 method on the same seeds and data sets")
     title = f"Difference in H of averages over {data_sets(found.datasets)}"
     return Sheet(
@@ -93,14 +95,9 @@ def paired_sheet(records, methods=NONE):
             "is rough",
             f"{MISSING}: no number, or no interval from a single seed",
         ],
-        columns=[*COLUMNS],
+        columns=COLUMNS,
         lines=rows,
     )
-
-
-def is_control(row):
-    """Training on without the method, whatever else was changed."""
-    return split_changes(row.preset)[0] == CONTROL
 
 
 def _pairs(found):
@@ -108,30 +105,20 @@ def _pairs(found):
     methods = found.methods
     for ours in found.rows:
         stage1 = methods.stage1.get(ours.trainer)
-        if stage1 is None or ours.merge or is_control(ours):
+        if stage1 is None or ours.merge or is_control(ours.preset):
             continue
         for theirs in found.rows:
             alike = (theirs.backbone, theirs.shots, theirs.merge) == (ours.backbone, ours.shots, "")
-            control = theirs.trainer == f"{stage1}_Average" or theirs.trainer == ours.trainer and is_control(theirs)
-            if alike and (theirs.trainer == stage1 or control):
+            control = theirs.trainer == ours.trainer and is_control(theirs.preset)
+            if alike and (control or theirs.trainer in (stage1, f"{stage1}_Average")):
                 yield ours, theirs
 
 
 def _wins(found, ours, theirs):
     """ "7 of 10": data sets on which the mean H is higher, as printed; a tie counts half."""
-    points, both = 0.0, 0
-    for dataset in found.datasets:
-        a, b = (summarise(found.by_seed(row, dataset, "H")) for row in (ours, theirs))
-        if a and b:
-            difference = round(float(a.mean), 2) - round(float(b.mean), 2)
-            points, both = points + (difference > 0) + 0.5 * (difference == 0), both + 1
-    return f"{points:g} of {both}"
-
-
-def _gap(found, ours, theirs, names):
-    """Why a pair has no number."""
-    gaps = [f"{names[row]} lacks {', '.join(missing)}" for row in (ours, theirs) if (missing := found.missing(row))]
-    return f"{names[ours]} beside {names[theirs]}: {'; '.join(gaps) or 'no seed that both have on all data sets'}."
+    pairs = [(found.cell(ours, dataset)["H"], found.cell(theirs, dataset)["H"]) for dataset in found.datasets]
+    points = [(1 + is_below(b, a) - is_below(a, b)) / 2 for a, b in pairs if a and b]
+    return f"{sum(points):g} of {len(points)}"
 
 
 def _cells(result, wins):
