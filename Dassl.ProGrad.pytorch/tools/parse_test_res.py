@@ -19,35 +19,27 @@ from pathlib import Path
 
 MOST_BYTES = 1 << 30
 LARGEST = 1e9  # a damaged log may hold any number, and means of infinite ones are none
+TRAINED = re.compile(r"Finish training|Finished training( in .*)?")  # the whole line that says that training is over
+RESULT = re.compile("=> result")
 
 
 class NothingFound(Exception):
     """There is no result where one was asked for."""
 
 
-def ends_training(line):
-    """Whether a stripped line says that training is over."""
-    return line in ("Finish training", "Finished training") or line.startswith("Finished training in ")
-
-
-def starts_result(line):
-    """Whether a stripped line opens a block of results."""
-    return line == "=> result"
-
-
-def read_result(lines, keyword, is_signal):
-    """Last number of `* KEYWORD: NUMBER%` behind a line for which `is_signal`; None if there is none."""
+def read_result(lines, keyword, signal):
+    """Last number of `* KEYWORD: NUMBER%` behind a line that is the signal; None if there is none."""
     pattern = re.compile(rf"\* {re.escape(keyword)}: ([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)%", re.ASCII)
     armed, found = False, None
     for line in map(str.strip, lines):
-        armed = armed or is_signal(line)
+        armed = armed or signal.fullmatch(line)
         match = pattern.search(line)
         if armed and match and abs(number := float(match.group(1))) < LARGEST:
             found = number
     return found
 
 
-def read_run(folder, keyword, is_signal):
+def read_run(folder, keyword, signal):
     """Result of one run: of its last log that has one. log-DATE.txt is before log.txt, log.txt-DATE after it."""
     log = folder / "log.txt"
     if not log.is_file():
@@ -56,7 +48,7 @@ def read_run(folder, keyword, is_signal):
     for path in filter(Path.is_file, [*sorted(folder.glob("log-*.txt")), log, *sorted(folder.glob("log.txt-*"))]):
         if path.stat().st_size > MOST_BYTES:
             raise NothingFound(f'"{path}" has {path.stat().st_size} bytes, expected a log of at most {MOST_BYTES}')
-        later = read_result(path.read_text(errors="replace").splitlines(), keyword, is_signal)
+        later = read_result(path.read_text(errors="replace").splitlines(), keyword, signal)
         found = found if later is None else later
     return found
 
@@ -68,18 +60,13 @@ def subfolders(directory):
     return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def spread(values, ci95):
-    """Population standard deviation, or half the width of the 95 % interval of the mean."""
-    deviation = statistics.pstdev(values)
-    return 1.96 * deviation / math.sqrt(len(values)) if ci95 else deviation
-
-
-def summarise(directory, keyword, is_signal, ci95):
-    """Print one line a run and the summary of `directory`; returns the mean."""
+def summarise(directory, keyword, signal, ci95):
+    """Print one line a run and the summary of `directory`: the mean with the population standard deviation, or with
+    half the width of its 95 % interval; returns the mean."""
     print(f"Parsing files in {directory}")
     values = []
     for folder in subfolders(directory):
-        value = read_run(folder, keyword, is_signal)
+        value = read_run(folder, keyword, signal)
         if value is None:
             warnings.warn(f'No result in "{folder / "log.txt"}": left out', stacklevel=2)
             continue
@@ -87,37 +74,27 @@ def summarise(directory, keyword, is_signal, ci95):
         values.append(value)
     if not values:
         raise NothingFound(f"Nothing found in {directory}")
-    mean = statistics.fmean(values)
-    print("===")
-    print(f"Summary of directory: {directory}")
-    print(f"* {keyword}: {mean:.2f}% +- {spread(values, ci95):.2f}%")
-    print("===")
+    mean, deviation = statistics.fmean(values), statistics.pstdev(values)
+    spread = 1.96 * deviation / math.sqrt(len(values)) if ci95 else deviation
+    print(f"===\nSummary of directory: {directory}\n* {keyword}: {mean:.2f}% +- {spread:.2f}%\n===")
     return mean
 
 
-def build_parser():
-    """The command line."""
+def main(argv=None):
+    """Run one command line. Raises NothingFound."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="folder that holds one sub-folder a run")
     parser.add_argument("--ci95", action="store_true", help="95 %% confidence interval instead of the deviation")
     parser.add_argument("--test-log", action="store_true", help="logs of evaluations, not of training runs")
     parser.add_argument("--multi-exp", action="store_true", help="directory holds folders of runs")
     parser.add_argument("--keyword", default="accuracy", help="which result: accuracy, error, macro_f1")
-    return parser
-
-
-def main(argv=None):
-    """Run one command line. Raises NothingFound."""
-    args = build_parser().parse_args(argv)
-    is_signal = starts_result if args.test_log else ends_training
-    if not args.multi_exp:
-        summarise(args.directory, args.keyword, is_signal, args.ci95)
-        return
-    means = [summarise(folder, args.keyword, is_signal, args.ci95) for folder in subfolders(args.directory)]
+    args = parser.parse_args(argv)
+    folders = subfolders(args.directory) if args.multi_exp else [args.directory]
+    means = [summarise(f, args.keyword, RESULT if args.test_log else TRAINED, args.ci95) for f in folders]
     if not means:
         raise NothingFound(f"Nothing found in {args.directory}")
-    print("Average performance")
-    print(f"* {args.keyword}: {statistics.fmean(means):.2f}%")
+    if args.multi_exp:
+        print(f"Average performance\n* {args.keyword}: {statistics.fmean(means):.2f}%")
 
 
 if __name__ == "__main__":
