@@ -8,9 +8,8 @@ import pytest
 import train
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.report.against import against_sheet, load_published
-from dassl.report.methods import CSV_HEAD
 from dassl.report.stats import harmonic_mean
-from dassl.report.tables import Cell, Sheet
+from dassl.report.tables import CSV_HEAD, Cell, Sheet
 from mergetune.report import METHODS
 from mergetune.templates import IMAGENET, described
 from scripts.commands import COMMANDS

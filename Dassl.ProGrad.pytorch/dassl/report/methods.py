@@ -196,11 +196,11 @@ def zero_shot_row(row, rows, methods):
 
 def row_names(rows):
     """Printed names -> dict row -> str. Rows that share a label get what tells them apart behind it."""
+    words = {r: (r.preset or "no preset", r.backbone or "unknown backbone", _shots(r.shots)) for r in rows}
     names = {}
     for row in rows:
-        twins = [other for other in rows if other.label == row.label]
-        differs = [len(set(words)) > 1 for words in zip(*map(_describe, twins), strict=True)]
-        names[row] = ", ".join([row.label, *compress(_describe(row), differs)])
+        twins = zip(*(words[other] for other in rows if other.label == row.label), strict=True)
+        names[row] = ", ".join([row.label, *compress(words[row], (len(set(twin)) > 1 for twin in twins))])
     return names
 
 
@@ -222,20 +222,6 @@ def shared_settings(rows):
     words = [*backbones - {""}] if len(backbones) == 1 else []
     words += map(_shots, shots) if len(shots) == 1 else []
     return f" ({', '.join(words)})" if any(words) else ""
-
-
-def csv_head(row, names):
-    """The cells that name a row in a CSV; see CSV_HEAD."""
-    made = " + ".join(filter(None, [row.preset, row.merge]))
-    return [names[row], row.trainer, made, row.backbone, "" if row.shots is None else row.shots]
-
-
-CSV_HEAD = ["method", "trainer", "preset", "backbone", "shots"]
-
-
-def _describe(row):
-    """(preset, backbone, shots) in words."""
-    return row.preset or "no preset", row.backbone or "unknown backbone", _shots(row.shots)
 
 
 def _shots(shots):

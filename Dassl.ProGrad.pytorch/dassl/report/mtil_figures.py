@@ -44,18 +44,13 @@ def _protocols(records, methods):
 
 
 def scatter_figures(folders, _, out, __):
-    """A t-SNE for each tsne.json below `folders`, into `out` -> Paths."""
-    return [
-        path
-        for file, content in load_scatters(*folders)
-        for path in scatter_figure(content, Path(out, f"{drawing.file_name(f'tsne_{_place(file, folders)}')}.png"))
-    ]
-
-
-def _place(file, folders):
-    """Where a file lies below the folder that it was found in, as words."""
-    near = [file.parent.relative_to(f) for f in map(Path, folders) if file.is_relative_to(f)]
-    return "_".join(min(near, key=lambda path: len(path.parts)).parts)
+    """A t-SNE for each tsne.json below `folders`, named by where it lies, into `out` -> Paths."""
+    written = []
+    for file, content in load_scatters(*folders):
+        near = [file.parent.relative_to(f) for f in map(Path, folders) if file.is_relative_to(f)]
+        place = "_".join(min(near, key=lambda path: len(path.parts)).parts)
+        written += scatter_figure(content, Path(out, f"{drawing.file_name(f'tsne_{place}')}.png"))
+    return written
 
 
 def matrix_figure(stream, row, folder, protocol):
@@ -135,21 +130,17 @@ def scatter_figure(content, file):
     axes = figure.subplots()
     for k, task in enumerate(tasks):
         colour = drawing.COLOURS[k % len(drawing.COLOURS)]
+        marker = drawing.MARKERS[(k + k // len(drawing.COLOURS)) % len(drawing.MARKERS)]  # 49 tasks without a repeat
         looks = {
             "expert": {"color": colour, "lw": 0, "s": 18, "alpha": 0.75, "label": task},
             "reconstructed": {"facecolors": "none", "edgecolors": colour, "lw": 0.8, "s": 40},
         }
         for kind in KINDS:
             own = np.array([(p["x"], p["y"]) for p in points if (p["task"], p["kind"]) == (task, kind)]).reshape(-1, 2)
-            axes.scatter(own[:, 0], own[:, 1], marker=_marker(k), **looks[kind])
+            axes.scatter(own[:, 0], own[:, 1], marker=marker, **looks[kind])
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=1.6)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.margins(0.05)
     lines = [[p["task"], p["kind"], p["label"], f"{p['x']:.6g}", f"{p['y']:.6g}"] for p in points]
     return drawing.save(figure, file, to_csv(["task", "kind", "label", "x", "y"], lines))
-
-
-def _marker(k):
-    """The k-th task's sign; with `COLOURS` no pair comes twice in 49 tasks."""
-    return drawing.MARKERS[(k + k // len(drawing.COLOURS)) % len(drawing.MARKERS)]

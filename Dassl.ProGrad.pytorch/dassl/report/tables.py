@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dassl.report.grid import is_below
-from dassl.report.methods import CSV_HEAD, csv_head, zero_shot_row
+from dassl.report.methods import zero_shot_row
 from dassl.utils import atomic_write
 
 MISSING = "\N{EM DASH}"
@@ -112,6 +112,7 @@ def to_csv(columns, rows):
     return buffer.getvalue()
 
 
+CSV_HEAD = ["method", "trainer", "preset", "backbone", "shots"]
 SEEDS_LEGEND = "mean ± population deviation over n seeds; where the columns of a line differ, n is given for each"
 EVALUATIONS_LEGEND = f"{MISSING}: no evaluation run found; a training run's own final test is not counted"
 
@@ -185,11 +186,12 @@ def csv_lines(names, cells, after=lambda row: [], digits=2):
 
     names: {row: printed}; cells: row -> {tuple of str: Summary}.
     """
-    return [
-        [*csv_head(row, names), *key, *csv_numbers(summary, digits), *after(row)]
-        for row in names
-        for key, summary in cells(row).items()
-    ]
+    lines = []
+    for row, name in names.items():
+        made = " + ".join(filter(None, [row.preset, row.merge]))
+        head = [name, row.trainer, made, row.backbone, "" if row.shots is None else row.shots]
+        lines += [[*head, *key, *csv_numbers(s, digits), *after(row)] for key, s in cells(row).items()]
+    return lines
 
 
 def below_zero_shot(row, columns, grid, methods):
