@@ -71,7 +71,7 @@ def _grid(records, methods):
     scores, files = fill([{**run, "file": run["file"].with_name(RESULTS_FILE)} for run in newest], cells)
     rows = sort_rows((row for row, _ in scores), methods)
     datasets = sorted({column[0] for _, column in scores}, key=methods.dataset_rank)
-    return Grid(rows, list(dict.fromkeys(column for _, column in scores)), scores, files=files), datasets
+    return Grid(rows, list(dict.fromkeys(column for _, column in scores)), scores, files), datasets
 
 
 def _cells(grid, row, datasets, subset):

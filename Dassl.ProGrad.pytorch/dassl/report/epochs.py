@@ -28,16 +28,13 @@ QUANTITIES = {
 
 @dataclass
 class Epochs:
-    """Training runs of one family (a stage-1 method and what continues it) in one protocol.
-
-    rows: in printed order; epochs: {row: (P,)}; runs: {(row, quantity): {data set: {seed: (P,)}}}.
-    """
+    """Training runs of one family (a stage-1 method and what continues it) in one protocol."""
 
     protocol: str
     family: str
-    rows: list
-    epochs: dict
-    runs: dict
+    rows: list  # in printed order
+    epochs: dict  # {row: (P,)}
+    runs: dict  # {(row, quantity): {data set: {seed: (P,)}}}
 
     @property
     def datasets(self):

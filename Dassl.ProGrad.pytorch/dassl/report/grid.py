@@ -15,19 +15,14 @@ from dassl.report.stats import mean_by_seed, summarise_average
 
 @dataclass
 class Grid:
-    """Numbers by row, column and seed.
-
-    rows, columns: in printed order; scores: {(row, column): {seed: value}}; trained: the (row, column) of
-    training runs, which name a missing cell's likely reason; stamps: of `stamps.collect`; files: {(row, column):
-    paths of the results.json behind it}.
-    """
+    """Numbers by row, column and seed; rows and columns in printed order."""
 
     rows: list
     columns: list
-    scores: dict
-    trained: set = field(default_factory=set)
-    stamps: dict = field(default_factory=dict)
-    files: dict = field(default_factory=dict)
+    scores: dict  # {(row, column): {seed: value}}
+    files: dict  # {(row, column): paths of the results.json behind it}
+    trained: set = field(default_factory=set)  # (row, column) of training runs: a missing cell's likely reason
+    stamps: dict = field(default_factory=dict)  # of `stamps.collect`
 
     def by_seed(self, row, column):
         """{seed: value}, empty where there is none."""

@@ -22,26 +22,16 @@ _ABOUT = {"method", "title", "preset", "of", "base", "parents", "merge_space"}
 
 @dataclass(frozen=True)
 class Methods:
-    """Printed names, in printed order.
+    """Printed names, in printed order."""
 
-    labels: (trainer, preset) -> name; preset None stands for any preset not listed beside it.
-    short: trainer -> its name where a preset stands behind it or a merge.
-    aliases: old trainer name -> current one.
-    merges: name of a merging method -> printed name.
-    stage1: stage-2 trainer -> the trainer that it continues.
-    settings: key that a sweep varies -> printed name, in printed order.
-    zero_shot: trainer whose row is the reference that "below zero-shot" compares with.
-    datasets: names in printed order; others follow by alphabet.
-    """
-
-    labels: Mapping = field(default_factory=dict)
-    short: Mapping = field(default_factory=dict)
-    aliases: Mapping = field(default_factory=dict)
-    merges: Mapping = field(default_factory=dict)
-    stage1: Mapping = field(default_factory=dict)
-    settings: Mapping = field(default_factory=dict)
-    zero_shot: str = "ZeroshotCLIP"
-    datasets: tuple = ()
+    labels: Mapping = field(default_factory=dict)  # (trainer, preset) -> name; None: any preset not listed beside it
+    short: Mapping = field(default_factory=dict)  # trainer -> its name where a preset stands behind it or a merge
+    aliases: Mapping = field(default_factory=dict)  # old trainer name -> current one
+    merges: Mapping = field(default_factory=dict)  # name of a merging method -> printed name
+    stage1: Mapping = field(default_factory=dict)  # stage-2 trainer -> the trainer that it continues
+    settings: Mapping = field(default_factory=dict)  # key that a sweep varies -> printed name
+    zero_shot: str = "ZeroshotCLIP"  # trainer whose row is the reference that "below zero-shot" compares with
+    datasets: tuple = ()  # names; others follow by alphabet
 
     def trainer(self, record):
         """A record's trainer, by its current name."""
@@ -110,19 +100,15 @@ def split_by_template(records, methods):
 
 
 class Row(NamedTuple):
-    """One row of a table: what must agree for runs to be averaged over seeds.
-
-    shots is None where the method sees no data or the run does not say; merge: "TIES (density 0.2)", or "";
-    setting: the values of a sweep, (key, value) each.
-    """
+    """One row of a table: what must agree for runs to be averaged over seeds."""
 
     label: str
     trainer: str
     preset: str
     backbone: str
-    shots: int | None
-    merge: str = ""
-    setting: tuple = ()
+    shots: int | None  # None where the method sees no data or the run does not say
+    merge: str = ""  # such as "TIES (density 0.2)"
+    setting: tuple = ()  # the values of a sweep, (key, value) each
 
 
 def row_of(record, methods, shots=True):

@@ -47,18 +47,14 @@ class Column(NamedTuple):
 
 @dataclass
 class Stream:
-    """The runs of one order and label space.
-
-    tasks: in that order; order: its name, else its tasks, as `named` says; ablation: the rows are ablations of a
-    method, not methods; grid: columns are Columns.
-    """
+    """The runs of one order and label space."""
 
     labels: str | None
-    tasks: tuple
-    named: bool
-    ablation: bool
-    order: str
-    grid: Grid
+    tasks: tuple  # in that order
+    named: bool  # whether the order has a name
+    ablation: bool  # whether the rows are ablations of a method, not methods
+    order: str  # its name, else its tasks
+    grid: Grid  # of Columns
     methods: Methods
 
     @property
@@ -126,7 +122,7 @@ def _grid(key, runs, methods):
     ]
     taken = {cell for _, cell in scores}
     order = str(runs[0]["order"]) if named else ", ".join(tasks)
-    return order, Grid(rows, [c for c in cells if c in taken], scores, files=files)
+    return order, Grid(rows, [c for c in cells if c in taken], scores, files)
 
 
 def _cells(record):

@@ -47,21 +47,16 @@ SOLUTIONS = ("zero_shot", "ours", "fine_tuned")
 
 @dataclass
 class PathCurves:
-    """The runs of one method and space on one grid.
+    """The runs of one method and space on one grid."""
 
-    name: printed name of the middle solution; t: (P,); runs: {(subset, quantity): {data set: {seed: (P,)}}};
-    direct: the same on `direct_t`, empty where a run lacks it; note: of the first run that has one; template: of
-    zero-shot CLIP at the start, where the runs say.
-    """
-
-    name: str
+    name: str  # printed, of the middle solution
     space: str
-    t: np.ndarray
-    runs: dict
-    note: str
-    template: str
+    t: np.ndarray  # (P,)
+    runs: dict  # {(subset, quantity): {data set: {seed: (P,)}}}
+    note: str  # of the first run that has one
+    template: str  # of zero-shot CLIP at the start, where the runs say
     direct_t: np.ndarray | None = None
-    direct: dict = field(default_factory=dict)
+    direct: dict = field(default_factory=dict)  # as `runs` on `direct_t`, empty where a run lacks it
 
     @property
     def ends(self):
