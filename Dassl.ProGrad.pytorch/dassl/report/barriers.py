@@ -41,9 +41,9 @@ def barriers_sheet(folders, methods=NONE):
         raise NoRuns(f"No barriers table: no path.json of a finished run below {', '.join(map(str, folders))}")
     tables, lines = [], []
     for space, group in sorted(group_by(records, lambda r: r["space"]).items()):
-        grid, datasets = _grid(group, methods)
-        tables.append(_table(grid, datasets, space))
-        lines += _csv_lines(grid, datasets, space)
+        table, numbers = _space(space, *_grid(group, methods))
+        tables.append(table)
+        lines += numbers
     return method_sheet(
         "barriers",
         "Barriers on straight lines between solutions",
@@ -83,31 +83,20 @@ def _cells(grid, row, datasets, subset):
     return cells
 
 
-def _subsets(grid, row):
-    """Of the row's cards, in printed order."""
-    return [subset for subset in SUBSETS if any(c[2] == subset and grid.by_seed(row, c) for c in grid.columns)]
-
-
-def _table(grid, datasets, space):
-    names, rows, notes = row_names(grid.rows), [], []
-    for row in grid.rows:
+def _space(space, grid, datasets):
+    """-> Table and CSV lines of one space: a row for each method and subset of the classes that it has a card of."""
+    rows, notes, lines = [], [], []
+    for row, name in row_names(grid.rows).items():
         lacks = [d for d in datasets if not any(c[0] == d and grid.by_seed(row, c) for c in grid.columns)]
         has = f"average over {len(datasets) - len(lacks)} of them, no card on: {', '.join(sorted(lacks))}"
-        notes += row_notes(names[row], lacks and has)
-        for subset in _subsets(grid, row):
+        notes += row_notes(name, lacks and has)
+        for subset in SUBSETS:
             cells = _cells(grid, row, datasets, subset)
+            if not any(cells.values()):
+                continue
             shown = [show(cell, digits=DIGITS[quantity]) for (quantity, _), cell in cells.items()]
-            rows.append([names[row], subset, *shown, show_n(filter(None, cells.values()))])
+            rows.append([name, subset, *shown, show_n(filter(None, cells.values()))])
+            numbers = {(space, quantity, LINES[line], subset): cell for (quantity, line), cell in cells.items()}
+            lines += csv_lines({row: name}, {row: numbers}.get, digits=6)
     columns = ["method", "classes", *(f"{quantity} {line}" for quantity in QUANTITIES for line in LINES), "n"]
-    return Table(f"Space of {space}, average over {data_sets(datasets)}", columns, rows, notes)
-
-
-def _csv_lines(grid, datasets, space):
-    def cells(row):
-        return {
-            (space, quantity, LINES[line], subset): summary
-            for subset in _subsets(grid, row)
-            for (quantity, line), summary in _cells(grid, row, datasets, subset).items()
-        }
-
-    return csv_lines(row_names(grid.rows), cells, digits=6)
+    return Table(f"Space of {space}, average over {data_sets(datasets)}", columns, rows, notes), lines

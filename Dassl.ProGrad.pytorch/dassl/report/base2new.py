@@ -221,7 +221,7 @@ def backbones_sheet(records, methods=NONE):
         gaps = ", ".join(own.missing(row))
         notes += row_notes(f"{name}, {row.backbone}", gaps and f"not averaged where a data set is missing: {gaps}")
         rows.append([name, row.backbone, str(len(own.datasets)), *map(show, averages), risen, show_n(averages)])
-        lines += csv_lines({row: name}, lambda row, cells=cells: {(q,): summary for q, summary in cells.items()})
+        lines += csv_lines({row: name}, {row: {(q,): summary for q, summary in cells.items()}}.get)
     columns = ["method", "backbone", "data sets", *AVERAGES, GAIN, "n"]
     return method_sheet(
         "backbones",

@@ -34,22 +34,17 @@ class Epochs:
     family: str
     rows: list  # in printed order
     epochs: dict  # {row: (P,)}
-    runs: dict  # {(row, quantity): {data set: {seed: (P,)}}}
+    runs: dict  # {quantity: {row: {data set: {seed: (P,)}}}}, of those that some run recorded, in drawn order
 
     @property
     def datasets(self):
         """Of all rows, sorted."""
-        return sorted({dataset for by_dataset in self.runs.values() for dataset in by_dataset})
-
-    @property
-    def quantities(self):
-        """Those that some run recorded, in drawn order."""
-        return [q for q in QUANTITIES if any(self.runs.get((row, q)) for row in self.rows)]
+        return sorted({name for by_row in self.runs.values() for by_dataset in by_row.values() for name in by_dataset})
 
     def lines(self, quantity):
         """{row: Summary of the average over its data sets, mean (P,)}."""
-        found = {row: summarise_average(self.runs.get((row, quantity), {})) for row in self.rows}
-        return {row: summary for row, summary in found.items() if summary}
+        by_row = self.runs[quantity]
+        return {row: summarise_average(by_row[row]) for row in self.rows if row in by_row}
 
 
 def epoch_curves(records, methods=NONE):
@@ -82,7 +77,7 @@ def _checked(record):
 
 def _one_family(protocol, family, records, methods):
     """Of each method the runs with the epochs that most of its runs have; the others share one warning."""
-    epochs, runs, others = {}, {}, []
+    epochs, runs, others = {}, {quantity: {} for quantity in QUANTITIES}, []
     for row, group in _by_row(records, methods).items():
         newest = newest_each(group, key=lambda r: (r["dataset"], r["subset"], r["seed"]), what="training runs")
         grid, alike, unlike = most_alike(newest, lambda r: tuple(entry["epoch"] for entry in r["history"]))
@@ -92,10 +87,11 @@ def _one_family(protocol, family, records, methods):
             for quantity in QUANTITIES:
                 values = [entry.get(quantity) for entry in record["history"]]
                 if any(map(is_number, values)):
-                    own = runs.setdefault((row, quantity), {}).setdefault(record["dataset"], {})
-                    own[record["seed"]] = np.array([x if is_number(x) else np.nan for x in values], dtype=float)
+                    by_seed = runs[quantity].setdefault(row, {}).setdefault(record["dataset"], {})
+                    by_seed[record["seed"]] = np.array([x if is_number(x) else np.nan for x in values], dtype=float)
     if others:
         get_logger().warning(f"Warning: {protocol}, {family}: left out for other epochs than most: {', '.join(others)}")
+    runs = {quantity: by_row for quantity, by_row in runs.items() if by_row}
     return Epochs(protocol, family, sort_rows(epochs, methods), epochs, runs)
 
 
@@ -119,25 +115,27 @@ def _by_row(records, methods):
 
 def epoch_figures(found, folder):
     """A figure for each Epochs with a quantity to draw -> [PNG, CSV, ...]."""
-    return [file for one in found if one.quantities for file in epoch_figure(one, folder)]
+    return [file for one in found if one.runs for file in _epoch_figure(one, folder)]
 
 
-def epoch_figure(found, folder):
+def _epoch_figure(found, folder):
     """A panel for each quantity, a line for each method: mean over data sets and seeds -> [PNG, CSV].
 
     Band: one deviation over seeds.
     """
-    quantities, names = found.quantities, row_names(found.rows)
+    names, several = row_names(found.rows), len(found.datasets)
     title = f"{found.family} over epochs, {found.protocol}" + shared_settings(found.rows)
-    size = 3.0 + 4.0 * len(quantities), max(4.0, 1.4 + 0.5 * len(found.rows))
+    size = 3.0 + 4.0 * len(found.runs), max(4.0, 1.4 + 0.5 * len(found.rows))
     figure = drawing.new_figure(*size, title, _caption(found))
-    for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(quantities))), quantities, strict=True):
+    for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(found.runs))), found.runs, strict=True):
         for row, (mean, std, *_) in found.lines(quantity).items():
             look, epochs = drawing.style(found.rows.index(row)), found.epochs[row]
             if std is not None:
                 axes.fill_between(epochs, mean - std, mean + std, color=look["color"], alpha=0.15, lw=0)
-            every = max(1, len(epochs) // 8)
-            axes.plot(epochs, mean, **look, lw=1.8, ms=5, markevery=every, label=_label(found, row, quantity, names))
+            count, every = len(found.runs[quantity][row]), max(1, len(epochs) // 8)
+            label = names[row] + (f" ({count} of {several} data sets)" if count < several else "")
+            label = drawing.wrapped(label, 28, 3)
+            axes.plot(epochs, mean, **look, lw=1.8, ms=5, markevery=every, label=label)
         title, ylabel = QUANTITIES[quantity]
         drawing.plain_axes(axes, ylabel, title)
         axes.set_xlabel("epoch")
@@ -147,16 +145,9 @@ def epoch_figure(found, folder):
     return drawing.save(figure, Path(folder, f"{stem}.png"), epoch_numbers(found))
 
 
-def _label(found, row, quantity, names):
-    """A method's name; with the number of its data sets where it lacks some."""
-    own = len(found.runs[row, quantity])
-    gaps = "" if own == len(found.datasets) else f" ({own} of {len(found.datasets)} data sets)"
-    return drawing.wrapped(names[row] + gaps, 28, 3)
-
-
 def _caption(found):
     datasets = found.datasets
-    counts = sorted({s.n for q in found.quantities for s in found.lines(q).values()})
+    counts = sorted({s.n for q in found.runs for s in found.lines(q).values()})
     parts = [f"mean over {len(datasets)} data sets" if len(datasets) > 1 else datasets[0]]
     if counts[-1] > 1:
         parts += [f"{' to '.join(map(str, counts[:: len(counts) - 1 or 1]))} seeds, band: one standard deviation"]
@@ -166,9 +157,9 @@ def _caption(found):
 def epoch_numbers(found):
     """The figure's numbers -> CSV text: a line per method, data set (or "average"), quantity and epoch."""
     names, lines = row_names(found.rows), []
-    for quantity in found.quantities:
+    for quantity, by_row in found.runs.items():
         for row, average in found.lines(quantity).items():
-            summaries = {dataset: summarise(seeds) for dataset, seeds in sorted(found.runs[row, quantity].items())}
+            summaries = {dataset: summarise(seeds) for dataset, seeds in sorted(by_row[row].items())}
             for dataset, summary in ({"average": average} | summaries).items():
                 lines += drawing.curve_lines([names[row], dataset, quantity], found.epochs[row], summary)
     return to_csv(["method", "dataset", "quantity", "epoch", "mean", "std", "n"], lines)

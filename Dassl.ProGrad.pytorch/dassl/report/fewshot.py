@@ -52,15 +52,11 @@ def fewshot(records, methods=NONE):
         return row_of(record, methods, shots=False)
 
     own = without_repeats(own, lent, lambda r: (row(r), r["dataset"], r["shots"], r["seed"]))
-    own = [{**r, "data_seen": _without_shots(r)} for r in own]
+    for k, r in enumerate(own):
+        if isinstance(seen := r.get("data_seen"), str):  # the number of shots is the column
+            own[k] = {**r, "data_seen": seen.replace(f"{r['shots']} shots", "the shots")}
     grid = build(own, row, lambda r: (r["dataset"], r["shots"]), methods)
     return FewShot(grid, sorted(datasets, key=methods.dataset_rank), shots, methods)
-
-
-def _without_shots(record):
-    """The stamp `data_seen` without its number of shots, which is the column."""
-    seen = record.get("data_seen")
-    return seen.replace(f"{record['shots']} shots", "the shots") if isinstance(seen, str) else seen
 
 
 def _table(found, dataset=None):
@@ -68,12 +64,9 @@ def _table(found, dataset=None):
     names, notes = names_on(dataset, found.grid), []
     if dataset is None:
         notes = [note for row in names for note in _notes(found, row, names[row])] + stamp_notes(found.grid, names)
-    title, columns = dataset or f"Average over {data_sets(found.datasets)}", map(_column, found.shots)
+    title = dataset or f"Average over {data_sets(found.datasets)}"
+    columns = ["all" if k < 1 else "1 shot" if k == 1 else f"{k} shots" for k in found.shots]
     return method_table(title, names, columns, lambda row: found.cells(row, dataset), found.methods, notes=notes)
-
-
-def _column(shots):
-    return "all" if shots < 1 else "1 shot" if shots == 1 else f"{shots} shots"
 
 
 def _notes(found, row, name):

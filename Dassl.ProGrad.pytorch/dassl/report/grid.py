@@ -77,8 +77,8 @@ def fill(runs, cells_of):
     return scores, files
 
 
-def build(records, row_of, column_of, methods, column_key=None):
-    """Records -> Grid; the newest evaluation of a cell counts. row_of, column_of: of a record; column_key: sorts."""
+def build(records, row_of, column_of, methods):
+    """Records -> Grid; the newest evaluation of a cell counts. row_of, column_of: functions of a record."""
 
     def cell_of(record):
         return row_of(record), column_of(record)
@@ -87,7 +87,7 @@ def build(records, row_of, column_of, methods, column_key=None):
     scores, files = fill(runs, lambda r: {cell_of(r): r["metrics"]["accuracy"]})
     return Grid(
         rows=sort_rows((row for row, _ in scores), methods),
-        columns=sorted({column for _, column in scores}, key=column_key),
+        columns=sorted({column for _, column in scores}),
         scores=scores,
         trained=set(map(cell_of, select(records, kind="train"))),
         stamps=collect(runs, row_of, column_of),

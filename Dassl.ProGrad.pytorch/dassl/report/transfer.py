@@ -64,6 +64,11 @@ class Transfer:
         cells = {name: self.grid.cell(row, name) for name in self.grid.columns}
         return cells | {self.average: self.grid.cell(row, *self.targets)}
 
+    def numbers(self, row):
+        """The same by alpha, what it was chosen on, source and data set, as a CSV has them."""
+        head = (*_alpha_cells(self.alphas.get(row)), self.source)
+        return {(*head, name): summary for name, summary in self.cells(row).items()}
+
 
 def transfer(records, protocol, methods=NONE):
     """Records of `load_results` -> list of Transfer, one per source. NoRuns if there is no evaluation.
@@ -81,20 +86,14 @@ def transfer(records, protocol, methods=NONE):
         lent = select(runs, protocol=PROTOCOLS[protocol].also, dataset=source, kind="eval")
         lent = [r for r in lent if source_of(r) == source] + [r for r in zero_shot if r["dataset"] in names]
         group = without_repeats(group, lent, lambda r: (row_of(r, methods), r["dataset"], r["seed"]))
-        found.append(_one_source(source, group, methods, PROTOCOLS[protocol].average))
-    return found
-
-
-def _one_source(source, records, methods, average):
-    def rank(name):
-        return name != source, methods.dataset_rank(name)
-
-    grid = build(records, lambda r: row_of(r, methods), lambda r: r["dataset"], methods, rank)
-    found = Transfer(source, grid, methods, average)
-    for record in records:
-        if is_number(alpha := merge_values(record).get("alpha")):
-            chosen = alpha, chosen_alpha(record) or "given"
-            found.alphas.setdefault(row_of(record, methods), set()).add(chosen)
+        grid = build(group, lambda r: row_of(r, methods), lambda r: r["dataset"], methods)
+        grid.columns.sort(key=lambda name, source=source: (name != source, methods.dataset_rank(name)))
+        alphas = {}
+        for record in group:
+            if is_number(alpha := merge_values(record).get("alpha")):
+                chosen = alpha, chosen_alpha(record) or "given"
+                alphas.setdefault(row_of(record, methods), set()).add(chosen)
+        found.append(Transfer(source, grid, methods, PROTOCOLS[protocol].average, alphas))
     return found
 
 
@@ -158,14 +157,6 @@ def transfer_sheet(records, protocol, methods=NONE):
             *(["alpha: weight of the fine-tuned model in the merge"] if any(one.alphas for one in found) else []),
         ],
         ["alpha", "alpha_chosen_on", "source", "dataset"],
-        [line for one in found for line in _csv_lines(one)],
+        [line for one in found for line in csv_lines(row_names(one.grid.rows), one.numbers, stamp_cells(one.grid))],
         STAMP_COLUMNS,
     )
-
-
-def _csv_lines(found):
-    def cells(row):
-        head = (*_alpha_cells(found.alphas.get(row)), found.source)
-        return {(*head, name): summary for name, summary in found.cells(row).items()}
-
-    return csv_lines(row_names(found.grid.rows), cells, stamp_cells(found.grid))
