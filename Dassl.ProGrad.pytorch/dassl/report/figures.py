@@ -52,10 +52,19 @@ def card_figures(folders, out, methods):
 
 
 def path_figures(folders, out, methods=NONE):
-    """A path curve per stage-2 method and space, from the path.json below `folders`, into `out` -> Paths."""
+    """Loss and accuracy on the path zero-shot -> ours -> fine-tuned, each subset, from the path.json below `folders`,
+    into `out` -> [PNG, CSV, ...], for each stage-2 method and space.
+
+    Bold: average over data sets and seeds; band: one deviation over seeds; faint: one data set each; dotted: the
+    direct line zero-shot -> fine-tuned, drawn over the same width.
+    """
     written = []
     for curves in families(load_paths(*folders), methods):
-        written += path_curve(curves, Path(out, f"{drawing.file_name(f'path_{curves.name}_{curves.space}')}.png"))
+        figure = drawing.new_figure(9.2, 3.9, ARROW.join(curves.ends), _caption(curves))
+        for axes, quantity in zip(figure.subplots(1, 2), QUANTITIES, strict=True):
+            _path_panel(axes, curves, quantity)
+        file = Path(out, f"{drawing.file_name(f'path_{curves.name}_{curves.space}')}.png")
+        written += drawing.save(figure, file, _path_numbers(curves))
     return written
 
 
@@ -88,19 +97,7 @@ FIGURES = {
 }
 
 
-def path_curve(curves, file):
-    """Loss and accuracy on the path zero-shot -> ours -> fine-tuned, each subset -> [the PNG, its CSV].
-
-    curves: PathCurves. Bold: average over data sets and seeds; band: one deviation over seeds; faint: one
-    data set each; dotted: the direct line zero-shot -> fine-tuned, drawn over the same width.
-    """
-    figure = drawing.new_figure(9.2, 3.9, ARROW.join(curves.ends), _caption(curves))
-    for axes, quantity in zip(figure.subplots(1, 2), QUANTITIES, strict=True):
-        _path_panel(axes, curves, quantity)
-    return drawing.save(figure, file, path_numbers(curves))
-
-
-def path_numbers(curves):
+def _path_numbers(curves):
     """The figure's numbers -> CSV text: one line per path, data set (or "average"), subset, quantity and point."""
     lines = []
     for (subset, quantity), runs in curves.runs.items():

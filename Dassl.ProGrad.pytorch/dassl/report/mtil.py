@@ -193,23 +193,16 @@ class Orders(NamedTuple):
     rows: list
     values: dict
 
-    def spread(self, row, metric):
-        """Summary over the orders, n counting them; None if there is none."""
-        return summarise(self.values[row, metric])
-
 
 def orders(found):
     """Streams -> list of Orders, one for each label space and set of tasks with two unnamed orders or more."""
     result = []
     for (labels, tasks), group in _by_tasks(one for one in found if not one.named).items():
         rows = {row for one in group for row in one.grid.rows}
-        values = {
-            (row, metric): {
-                one.tasks: float(summary.mean) for one in group if (summary := one.grid.cell(row, Column(metric)))
-            }
-            for row in rows
-            for metric in METRICS
-        }
+        values = {(row, metric): {} for row in rows for metric in METRICS}
+        for (row, metric), by_order in values.items():
+            means = {one.tasks: one.grid.cell(row, Column(metric)).mean for one in group}
+            by_order.update({tasks: float(mean) for tasks, mean in means.items() if mean is not None})
         rows = [row for row in rows if max(len(values[row, metric]) for metric in METRICS) >= MANY]
         if rows:
             title = ", ".join(filter(None, [f"{len(group)} orders of {len(tasks)} tasks", LABEL_SPACES.get(labels)]))
@@ -302,8 +295,8 @@ def _orders_table(one):
     lines = []
     for row, name in row_names(one.rows).items():
         for metric, title in METRICS.items():
-            if summary := one.spread(row, metric):
-                values = one.values[row, metric].values()
+            values = one.values[row, metric].values()
+            if summary := summarise(one.values[row, metric]):
                 numbers = [summary.mean, summary.std, min(values), max(values)]
                 shown = [MISSING if x is None else f"{x:.2f}" for x in numbers]
                 lines.append([f"{name}: {title}", *shown, str(summary.n)])

@@ -8,6 +8,7 @@ from dassl.report import drawing
 from dassl.report.methods import row_names
 from dassl.report.mtil import METRICS, PROTOCOLS, Column, orders, shown_streams, streams, trained_rows
 from dassl.report.results import NoRuns
+from dassl.report.stats import summarise
 from dassl.report.tables import csv_numbers, to_csv
 from dassl.report.tsne import KINDS, load_scatters
 
@@ -108,7 +109,7 @@ def orders_figure(one, folder, protocol):
         for y, row in zip(places, one.rows, strict=True):
             values, look = list(one.values[row, metric].values()), drawing.style(one.rows.index(row))
             lines += [[names[row], metric, k + 1, f"{value:.4f}"] for k, value in enumerate(values)]
-            if summary := one.spread(row, metric):
+            if summary := summarise(one.values[row, metric]):
                 offsets = 0.22 * np.cos(2.4 * np.arange(len(values)))  # 2.4: no two neighbours alike
                 axes.plot(values, y + offsets, look["marker"], color=look["color"], ms=4.5, alpha=0.55, mew=0)
                 axes.errorbar(summary.mean, y, xerr=summary.std or 0, fmt="|", color="black", ms=16, mew=2, capsize=4)
