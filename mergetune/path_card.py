@@ -177,8 +177,7 @@ def path_card(
     found = {"format": FORMAT, **own, **card.pop(SPACES[0]), **card} | ({"plane": plane_card} if plane else {})
     earlier = read_json(run / FILE) if (run / FILE).is_file() else {}
     if not isinstance(earlier, dict) or earlier.get("digest", own["digest"]) != own["digest"]:
-        log.warning(f"Warning: {run / FILE} was not of this run's weights: nothing of it is kept")
-        earlier = {}
+        earlier = {}  # of other weights
     kept = {name: earlier[name] for name in (SPACES[1], "plane") if name in earlier and name not in found}
     write_json(found | kept, str(run / FILE))
     return found | kept

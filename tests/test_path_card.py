@@ -1,6 +1,7 @@
 """The path card: its ends and middle are evaluations, its lines straight, its plane flat; on real small runs."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -232,3 +233,43 @@ def test_the_basis_is_orthonormal_and_rebuilds_the_solutions():
 def test_three_solutions_on_a_line_make_no_plane():
     a, b = torch.zeros(4), torch.ones(4)
     assert basis(a, b, 0.3 * b) is None and basis(a, a, b) is None and basis(a, b, b) is None
+
+
+@pytest.fixture
+def moved(runs, tmp_path):
+    """A stage-2 run whose stage 1 lies elsewhere now, and where."""
+    run, stage1 = (shutil.copytree(runs / name, tmp_path / name) for name in ("CoOp_LMC", "CoOp"))
+    text = (run / "config.yaml").read_text().replace(str(runs / "CoOp"), str(tmp_path / "gone"))
+    (run / "config.yaml").write_text(text)
+    facts = json.loads((run / "results.json").read_text())
+    facts["recipe"]["RESUME_COOP"] = str(tmp_path / "gone")
+    (run / "results.json").write_text(json.dumps(facts))
+    return run, stage1
+
+
+def test_a_stage_1_that_has_moved_is_named_by_a_flag(moved, capsys):
+    run, stage1 = moved
+    with pytest.raises(UserError, match="No stage-1 checkpoint in .*gone: .*--set RESUME_COOP FOLDER"):
+        main([str(run)])
+    main([str(run), "--images", "3", "--set", "RESUME_COOP", str(stage1)])
+    assert "barrier" in capsys.readouterr().out
+    (file,) = (stage1 / "prompt_learner").glob("model.pth.tar-*")
+    content = torch.load(file, weights_only=True)
+    content["state_dict"]["ctx"] += 1
+    torch.save(content, file)
+    with pytest.raises(UserError, match="RESUME_COOP .* holds something else than the run began from"):
+        main([str(run), "--set", "RESUME_COOP", str(stage1)])
+
+
+def test_a_card_of_other_weights_is_neither_kept_nor_shown(moved, caplog):
+    run, stage1 = moved
+    words = [str(run), "--images", "3", "--set", "RESUME_COOP", str(stage1)]
+    main([*words, "--space", "weights"])
+    assert len(load_paths(run)) == 2 and "weights" in json.loads((run / "path.json").read_text())
+    card = json.loads((run / "path.json").read_text())
+    for content in (card | {"digest": "0" * 32}, [], None):
+        (run / "path.json").write_text(json.dumps(content))
+        assert not load_paths(run) and "path.json is left out" in caplog.text
+        main(words)
+        assert [record["space"] for record in load_paths(run)] == ["features"]
+        caplog.clear()

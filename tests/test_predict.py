@@ -251,3 +251,54 @@ def test_an_evaluation_folder_holds_no_model(world, picture, tmp_path):
     train.main(line("CoOp", world / "elsewhere", tmp_path / "test", *words, FEATURES__DIR=world / "features"))
     with pytest.raises(UserError, match="Model not found"):
         Predictor(tmp_path / "test")
+
+
+@pytest.mark.parametrize("content", [[], None, {}, {"classnames": []}, {"classnames": ["a", 1]}, {"classnames": "cat"}])
+def test_a_broken_list_of_classes_is_one_line(world, picture, tmp_path, content):
+    run = shutil.copytree(world / "CoOp", tmp_path / "run")
+    (run / "classes.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="class names"):
+        main([str(run), picture])
+
+
+def test_another_runs_files_are_refused(world, picture, tmp_path):
+    for name, match in (("classes.json", "classes.json is not of the run"), ("config.yaml", "config.yaml is not of"),
+                        ("classes.json template", "classes.json is not of the run"),
+                        ("prompt_learner", "model.pth.tar-.* is not of the run")):  # fmt: skip
+        run = shutil.copytree(world / "CoOp", tmp_path / name)
+        if name.startswith("classes.json"):
+            own = json.loads((run / "classes.json").read_text())
+            other = {"classnames": NEW} if name == "classes.json" else {"template": "a {}."}
+            (run / "classes.json").write_text(json.dumps(own | other))
+        elif name == "config.yaml":
+            text = (run / name).read_text()
+            (run / name).write_text(text.replace("CLASS_TOKEN_POSITION: end", "CLASS_TOKEN_POSITION: front"))
+        else:
+            (file,) = (run / name).glob("model.pth.tar-*")
+            content = torch.load(file, weights_only=True)
+            content["state_dict"]["ctx"] += 1
+            torch.save(content, file)
+        with pytest.raises(UserError, match=match):
+            main([str(run), picture])
+
+
+def test_a_run_that_is_not_finished_is_said_and_recorded(world, picture, tmp_path, capsys):
+    run = shutil.copytree(world / "CoOp", tmp_path / "run")
+    (run / "results.json").unlink()
+    main([str(run), picture, "--export", str(tmp_path / "x.safetensors")])
+    line = f"{run}: epochs 1 of 1, unfinished\n"
+    assert capsys.readouterr().err == line
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert f"{run}: {file.metadata()['unfinished']}\n" == line
+
+
+def test_a_stage_1_that_has_moved_is_named_by_a_flag(world, picture, tmp_path, capsys):
+    run = shutil.copytree(world / "CoOp_Average", tmp_path / "run")
+    for name in ("config.yaml", "results.json"):
+        (run / name).write_text((run / name).read_text().replace(str(world / "CoOp"), str(tmp_path / "gone")))
+    with pytest.raises(UserError, match="No stage-1 checkpoint in .*gone: .*--set RESUME_COOP FOLDER"):
+        main([str(run), picture])
+    main([str(run), picture, "--set", "RESUME_COOP", str(world / "CoOp")])
+    main([str(world / "CoOp_Average"), picture])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]

@@ -87,7 +87,9 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
     if world_size() > 1:
         results["processes"] = world_size()
     if is_main():
-        write_classes(folder, trainer)
+        about = write_classes(folder, trainer)
+        if about and isinstance(results["classes"], dict):  # others' trainers keep there what they like
+            results["classes"] |= {"file": digest(about)}
         write_json(results, os.path.join(folder, FILE))
     return results
 
@@ -126,8 +128,9 @@ def run_classes(place):
     if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
     scored = run_facts(file).get("classes")
-    if isinstance(scored, dict) and scored.get("digest", digest(names)) != digest(names):
-        raise UserError(f"{file} is not of the run of {file.parent / FILE}, whose classes are others")
+    scored = scored if isinstance(scored, dict) else {}
+    if any(scored.get(key, digest(value)) != digest(value) for key, value in (("digest", names), ("file", facts))):
+        raise UserError(f"{file} is not of the run of {file.parent / FILE}, whose classes or templates are others")
     return names
 
 
@@ -200,13 +203,13 @@ def images_seen(trainer, every="all images"):
 
 
 def write_classes(folder, trainer):
-    """`folder`/classes.json: what a model needs of its data set once the pictures are gone.
+    """`folder`/classes.json -> its content: what a model needs of its data set once the pictures are gone.
 
     dataset, classnames (by label), template and templates (by family of methods), as far as there are any.
     """
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
     if not getattr(dataset, "classnames", None):
-        return
+        return None
     facts = {"format": FORMAT, "dataset": trainer.cfg.DATASET.NAME, "classnames": list(dataset.classnames)}
     template, templates = getattr(dataset, "template", None), getattr(dataset, "templates", None)
     if isinstance(template, str):
@@ -214,6 +217,7 @@ def write_classes(folder, trainer):
     if isinstance(templates, dict) and all(isinstance(value, str) for value in templates.values()):
         facts["templates"] = templates  # others keep lists of functions there
     write_json(facts, os.path.join(folder, CLASSES))
+    return facts
 
 
 def versions():

@@ -83,18 +83,22 @@ def load_paths(*folders):
     """
 
     def read(file):
-        paths, record = read_paths(file), read_result(file.with_name(RESULTS_FILE))
+        record = read_result(file.with_name(RESULTS_FILE))
+        scored = record.get("weights")
+        paths = read_paths(file, scored.get("digest") if isinstance(scored, dict) else None)
         return [{**record, "file": file, "path": path, "space": path["space"]} for path in paths]
 
     return [record for records in read_all(PATH_FILE, folders, read) for record in records]
 
 
-def read_paths(file):
+def read_paths(file, digest=None):
     """One path.json -> list of {"t": (P,), "space": str, SUBSET: {"loss": (P,), "accuracy": (P,)}, ...}.
 
-    ValueError says what is wrong with it.
+    digest: of the weights that it should be of. ValueError says what is wrong with it.
     """
     raw = read_object(file, FORMAT)
+    if digest and raw.get("digest", digest) != digest:
+        raise ValueError("it is of other weights than those that the run was tested with")
     paths = [_path(raw, str(raw.get("space", SPACES[0])))]
     paths += [_path(raw[space], space) for space in SPACES if isinstance(raw.get(space), dict)]
     return paths
