@@ -173,10 +173,14 @@ class FewShotDataset(DatasetBase):
         if cfg.DATASET.SUBSET and not self.test_only:
             path = cfg.DATASET.SUBSET
             self.drawn = read_subset(path, name, self.split_digest, shots)
-            names = {item.label: item.classname for item in train}
+            every, names = train, {item.label: item.classname for item in train}
             train = picked(train, self.drawn["train"], self.relative, path)
             if absent := names.keys() - {item.label for item in train}:
                 raise UserError(f"{path} has no training images of {len(absent)} classes: {names[min(absent)]}, ...")
+            seed = self.drawn["seed"] if self.drawn["sampler"] == SAMPLER and shots >= 1 else None
+            again = self._few(every, val, shots, seed)[0] if isinstance(seed, int) and seed >= 0 else train
+            if list(map(self.relative, again)) != list(map(self.relative, train)):
+                get_logger().warning(f"{path}: these are not the training images that seed {seed} draws")
             return train, picked(val, self.drawn["val"], self.relative, path)
         drawn = {
             "format": FORMAT,
@@ -189,18 +193,21 @@ class FewShotDataset(DatasetBase):
             "val": "all" if self.has_val else "test" if val else "none",
         }
         if shots >= 1:
-            rng = random.Random(cfg.SEED if cfg.SEED >= 0 else None)  # Random(-1) would be Random(1)
             short = "all" if cfg.DATASET.FEWER_SHOTS == "take" else "refuse"
             try:
-                train = few_shot(train, shots, rng, short=short)
+                train, val = self._few(train, val, shots, cfg.SEED, short)
             except UserError as error:
                 raise UserError(f"{name}: {error}") from None
             drawn["train"] = [self.relative(item) for item in train]
             if self.has_val:
-                val = few_shot(val, min(shots, MAX_VAL_SHOTS), rng)
                 drawn["val"] = [self.relative(item) for item in val]
         self.drawn = drawn
         return train, val
+
+    def _few(self, train: list[Datum], val: list[Datum], shots: int, seed: int, short: str = "all"):
+        rng = random.Random(seed if seed >= 0 else None)  # Random(-1) would be Random(1)
+        train = few_shot(train, shots, rng, short=short)
+        return train, few_shot(val, min(shots, MAX_VAL_SHOTS), rng) if self.has_val else val
 
     def relative(self, item: Datum) -> str:
         """Its path below `image_dir`."""

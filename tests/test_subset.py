@@ -58,7 +58,18 @@ def test_a_hand_made_draw_keeps_its_order(tmp_path, drawn):
     drawn.write_text(json.dumps(content))
     data = pets(tmp_path, NUM_SHOTS=2, SUBSET=str(drawn))
     assert [data.relative(item) for item in data.train_x] == content["train"]
+
     assert len(data.val) == 15
+
+
+def test_a_draw_that_was_changed_is_said(tmp_path, drawn, capsys):
+    pets(tmp_path, NUM_SHOTS=2, SUBSET=str(drawn))
+    assert not capsys.readouterr().out
+    content = json.loads(drawn.read_text())
+    for images in (content["train"][1:], [*content["train"], content["train"][0]]):
+        drawn.write_text(json.dumps(content | {"train": images}))
+        pets(tmp_path, NUM_SHOTS=2, SUBSET=str(drawn))
+        assert capsys.readouterr().out == f"{drawn}: these are not the training images that seed 1 draws\n"
 
 
 @pytest.mark.parametrize(
