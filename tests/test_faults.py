@@ -1,4 +1,4 @@
-"""The harness of faults in short: each phase killed once, told to stop, and starved. All of it: tests/faults/run.py."""
+"""The harness of faults in short: kills, damage, links, and processes told to stop. All of it: tests/faults/run.py."""
 
 import pytest
 
@@ -6,9 +6,8 @@ from dassl.engine import build_trainer, launch
 from dassl.engine.resume import Progress
 from tests.faults import places, stops
 from tests.faults.bench import Bench
-from tests.faults.child import PHASES
-from tests.faults.kills import Campaign
-from tests.faults.traces import differences, left_over, place
+from tests.faults.damage import FAULT, SAID, Stage
+from tests.faults.traces import differences, left_over
 from tests.faults.warm import Warm
 from tests.faults.world import World
 from tests.fixtures.dassl_style_world import style_config, write_pictures
@@ -21,14 +20,8 @@ def warm(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def campaign(warm, tmp_path_factory):
-    """Uninterrupted jobs, to compare with: a method, a stream of one task, a report."""
-    world = World(tmp_path_factory.mktemp("kills"), small=True)
-    campaign = Campaign(world, warm, world.jobs(), seed=6)
-    campaign.prepare()
-    for phase in ("training", "saving", "evaluating"):  # of a stream: test_condu_kills.py
-        campaign.spans[phase] = [span for span in campaign.spans[phase] if span[0] == "stage 1"]
-    return campaign
+def stage(warm, tmp_path_factory):
+    return Stage(World(tmp_path_factory.mktemp("scenes"), small=True), warm)
 
 
 @pytest.fixture(scope="module")
@@ -36,28 +29,51 @@ def bench(warm, tmp_path_factory):
     return Bench(World(tmp_path_factory.mktemp("cases"), small=True), warm)
 
 
-@pytest.mark.parametrize("phase", PHASES)
-def test_a_kill_in_each_phase_changes_nothing(phase, campaign):
-    kill = campaign.strike(phase)
-    assert (kill["phase"], kill["problems"]) == (phase, [])
+@pytest.mark.parametrize(
+    ("scene", "file"),
+    [
+        ("train", "round-000"),
+        ("train", "model-best.pth.tar"),
+        ("train", "resume.pt"),
+        ("train", "results.json"),
+        ("merge", "model-best.pth.tar"),
+        ("merge", "merge.json"),
+        ("merge again", "merge.json"),
+        ("merge", "results.json"),
+        ("import", "import.json"),
+        ("report", "barriers.csv"),
+        ("stream", "session_0"),
+    ],
+)
+def test_a_kill_before_a_file_is_in_its_place_changes_nothing(scene, file, stage):
+    moments = stage.moments(scene)
+    row = stage.kill(scene, 1 + max(n for n, path in enumerate(moments) if file in path))
+    assert row["outcome"] != FAULT, ": ".join(row.values())
 
 
-def test_a_merge_that_is_killed_goes_on(bench, tmp_path):
-    """As its last file is to be put in its place; every other moment: tests/test_merge_again.py."""
-    line = ["-m", "mergetune.merge", "--method", "wise_ft", bench.out / "coop", "--out", bench.out / "merged"]
-    bench.clear()
-    bench.run(bench.world.train("coop"), [*line, "--alpha", "1"])
-    place(bench.out, tmp_path / "before")
-    line += ["--alpha", "0,0.5", "--overwrite"]
-    calls = [event.words[0] for event in bench.run(line, files=True).events() if event.kind == "file"]
-    place(bench.out, tmp_path / "whole")
-    place(tmp_path / "before", bench.out)
-    running = bench.start(line, files=True, hold=[["file", "replace", calls.count("replace")]])
-    assert running.held(), running.text()
-    running.kill()
-    assert running.end() == -9 and not (bench.out / "merged" / "merge.json").exists()
-    bench.run(line)
-    assert not differences(tmp_path / "whole", bench.out) + left_over(bench.out)
+@pytest.mark.parametrize(
+    ("scene", "file", "damage"),
+    [
+        ("train goes on", "resume.pt", "flip"),
+        ("train goes on", "model-best.pth.tar", "other seed"),
+        ("eval", "model-best.pth.tar", "flip"),
+        ("eval", "results.json", "empty"),
+        ("predict", "classes.json", "other classes"),
+        ("merge", "results.json", "other seed"),
+        ("report", "results.json", "cut"),
+        ("import", "model.pth.tar-5", "flip"),
+    ],
+)
+def test_a_damaged_file_changes_no_result_in_silence(scene, file, damage, stage):
+    path = next(path for paths in stage.reads(scene).values() for path in paths if path.endswith(file))
+    row = stage.spoil(scene, path, damage)
+    assert row["outcome"] != FAULT, ": ".join(row.values())
+    assert scene != "report" or row["outcome"] == SAID
+
+
+def test_links_in_the_place_of_locks_and_temporary_names_are_not_followed(stage):
+    rows = stage.links("import")
+    assert len(rows) >= 2 and all(row["outcome"] != FAULT for row in rows), rows
 
 
 def test_sigterm(bench):

@@ -4,10 +4,11 @@
 
 A line of JSON on standard input is a job; the answer is the pid of the fork that does it. `wait PID` is answered by
 its status. A job: lines (see `go`), said (named pipe for what it prints), and what may be added: events (file where it
-announces phases and steps), files (announce changes of files' names too), hold (list of [kind, word, number]: where it
-stops itself until SIGCONT; kind "tick" has a fourth item, which function call of that phase, from 1), ticks (count
-those calls), env, full (the phase from whose first beginning on no file may grow), uid, counts (pictures a class of a
-toy task), nan ([epoch, batch] before which a weight becomes NaN).
+announces phases and steps), hold (list of [kind, word, number]: where it stops itself until SIGCONT), env, full (the
+phase from whose first beginning on no file may grow), uid, counts (images a class of a toy task), nan ([epoch, batch]
+before which a weight becomes NaN), skips (whether train.py is passed by where it is finished), below (folder whose
+files it announces as it opens and changes them), change (the number of the change, from 1, before which it stops
+itself).
 
 Nothing of the product is changed: public functions are wrapped by others that say when they begin and end.
 """
@@ -26,11 +27,10 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PHASES = ("training", "saving", "bank", "fusing", "evaluating", "reporting")
+CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate")
 _job = {}
 _open = []  # phases begun and not ended
 _seen = Counter()  # announcements so far, by their first two words
-_ticks = Counter()  # function calls of the phases that are open
 
 
 def announce(*words):
@@ -51,35 +51,6 @@ def hold():
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def holding_tick(phase):
-    """The call at which the phase that is open now is to be held, None if it is not."""
-    holds = (hold for hold in _job.get("hold", ()) if hold[:3] == ["tick", phase, _seen["+", phase]])
-    return next((hold[3] for hold in holds), None)
-
-
-def tick(frame, event, argument):
-    """Profile function: counts the calls of the innermost phase, and stops the process at the one to hold."""
-    if event in ("call", "c_call"):
-        phase = next((phase for phase in reversed(_open) if phase in PHASES), None)
-        _ticks[phase] += 1
-        if _ticks[phase] == holding_tick(phase):
-            hold()
-
-
-def close(phase):
-    """The end of a phase. One that was to be held at a later call than it had this time is held here."""
-    sys.setprofile(None)
-    if _ticks[phase] < (holding_tick(phase) or 0):
-        hold()
-    announce("-", phase, _ticks.pop(phase, 0))
-    _open.remove(phase)
-    sys.setprofile(tick if _open and counts_ticks() else None)
-
-
-def counts_ticks():
-    return _job.get("ticks") or any(hold[0] == "tick" for hold in _job.get("hold", ()))
-
-
 def told(owner, name, phase):
     """Make `owner.name` say when it begins and ends; a call inside another of its phase is part of that."""
     plain = getattr(owner, name)
@@ -88,14 +59,13 @@ def told(owner, name, phase):
     def telling(*args, **kwargs):
         if phase in _open:
             return plain(*args, **kwargs)
-        sys.setprofile(None)
         _open.append(phase)
         announce("+", phase)
-        sys.setprofile(tick if counts_ticks() else None)
         try:
             return plain(*args, **kwargs)
         finally:
-            close(phase)
+            announce("-", phase)
+            _open.remove(phase)
 
     setattr(owner, name, telling)
 
@@ -120,15 +90,24 @@ def counted(owner):
     owner.forward_backward = counting
 
 
-def named(name):
-    """Make `os.NAME`, which changes the names of files, say so before it does."""
-    plain = getattr(os, name)
+def watch_files(below, number):
+    """Announce what is read and changed below a folder; hold before the change of that number."""
+    changes = 0
 
-    def telling(*args, **kwargs):
-        announce("file", name)
-        return plain(*args, **kwargs)
+    def hook(event, args):
+        nonlocal changes
+        if event not in ("open", *CHANGES) or isinstance(args[0], int):
+            return
+        path = os.fsdecode(args[0])
+        if not path.startswith(below):
+            return
+        writes = event != "open" or args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        announce("change" if writes else "read", path)
+        changes += bool(writes)
+        if writes and changes == number:
+            hold()
 
-    setattr(os, name, telling)
+    sys.addaudithook(hook)
 
 
 def spoil(trainer):
@@ -171,17 +150,20 @@ def listen():
 def go(line):
     """One command line: ["train.py", ...], or ["-m", module, ...]. Of train.py a finished run is passed by, as the
     scripts do."""
+    from dassl.utils import errors_in_one_line
+
     program, *argv = line
     if program == "-m":
         sys.argv = [argv[0], *argv[1:]]
         module = sys.modules.get(argv[0])
         if module is not None:  # with its functions wrapped
-            module.main(argv[1:])
+            with errors_in_one_line():
+                module.main(argv[1:])
         else:
             runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
         return
     out = Path(argv[argv.index("--output-dir") + 1])
-    if (out / "results.json").is_file():
+    if _job.get("skips", True) and (out / "results.json").is_file():
         print(f"{out} is finished: skipped")
         return
     sys.argv = line
@@ -198,8 +180,6 @@ def work(job):
     _job.update(job)
     if "events" in job:
         _job["events"] = os.open(job["events"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    for name in ("mkdir", "rename", "replace", "rmdir", "unlink") if job.get("files") else ():
-        named(name)
     if "counts" in job:
         from datasets.toy_world import MtilToy
 
@@ -208,6 +188,8 @@ def work(job):
         os.setgroups([])
         os.setgid(job["uid"])
         os.setuid(job["uid"])
+    if "below" in job:
+        watch_files(job["below"], job.get("change", 0))
     try:
         for line in job["lines"]:
             go(line)
@@ -249,6 +231,11 @@ def main():
     import torch.utils.tensorboard
 
     import datasets
+    import mergetune.ensemble
+    import mergetune.import_checkpoint
+    import mergetune.merge
+    import mergetune.path_card
+    import mergetune.predict  # noqa: F401
     import train  # noqa: F401  all of it once, not once a job
     from dassl.clip.build import cached_clip
     from dassl.utils import collect_env_info

@@ -1,6 +1,11 @@
-"""The harness of faults: kills in every phase, and all else that can happen to a run. About half an hour on 2 cores.
+"""The harness of faults: kills, damaged and exchanged files, and all else that can happen to a run.
 
-    python tests/faults/run.py [--kills 50] [--out FILE] [--only NAME...] [--seed N]
+    python tests/faults/run.py [--only NAME...] [--scenes NAME...] [--share 8] [--rounds 1] [--out FILE] [--seed N]
+
+`kills` kills each scene (of world.py) before every change of a file, one of so many as --share says, and types the
+same lines again; `damage` spoils one file of each kind that a scene reads, in each way, once a round; `links` plants
+links in the place of locks and temporary names. What comes of it is held against the undisturbed scene and counted in
+a table. About an hour on 2 cores.
 
 Prints one table and writes JSON. Exit status 1 if anything was lost, repeated, left half written or said badly. A
 full file system and a read-only mount need root; faketime's clock needs Debian's package of that name.
@@ -19,8 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from tests.faults import places, stops  # noqa: E402
 from tests.faults.bench import Bench  # noqa: E402
-from tests.faults.child import PHASES  # noqa: E402
-from tests.faults.kills import Campaign  # noqa: E402
+from tests.faults.damage import FAULT, Stage, table  # noqa: E402
 from tests.faults.warm import Warm  # noqa: E402
 from tests.faults.world import World  # noqa: E402
 
@@ -38,18 +42,19 @@ CASES = {
     "files from the future": places.clock_set_back,
     "clock set back": places.clock_runs_backwards,
 }
-KILLS = "kills"
+ON_SCENES = ("kills", "damage", "links")
+EVERY = [*ON_SCENES, *CASES]
 NEEDS = {"full file system": "root", "clock set back": "faketime"}
 
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50, help="SIGKILLs, a tenth of them in each phase at least")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments; default: the clock")
     parser.add_argument("--out", default="output/faults.json", help="where the JSON goes")
-    parser.add_argument(
-        "--only", nargs="+", metavar="NAME", choices=[KILLS, *CASES], help=f"{KILLS}, {', '.join(CASES)}"
-    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=EVERY, help=", ".join(EVERY))
+    parser.add_argument("--rounds", type=int, default=1, help="of damage")
+    parser.add_argument("--share", type=int, default=8, help="of the moments for kills, one in so many is tried")
+    parser.add_argument("--scenes", nargs="+", default=[], metavar="NAME", help="these alone of the scenes of world.py")
     return parser.parse_args(argv)
 
 
@@ -79,35 +84,43 @@ def show(row):
         print(f"     {problem}", flush=True)
 
 
-def kill(campaign, number):
-    """The campaign's kills -> the line of the table."""
-    campaign.prepare()
-    campaign.run(number, number // 10, say=lambda line: print(f"     {line}", flush=True))
-    facts = campaign.report()
-    if facts["problems"]:
-        raise AssertionError("\n".join(facts["problems"]))
-    few = [phase for phase, count in facts["by_phase"].items() if count < number // 10]
-    if few:
-        raise AssertionError(f"too few kills inside {', '.join(few)}: {facts['by_phase']}")
-    return f"{sum(facts['by_phase'].values())} inside {', '.join(f'{p} {n}' for p, n in facts['by_phase'].items())}"
+def on_scenes(stage, what, args):
+    """Damages, kills at each change, or links, of all scenes -> the line of the table."""
+    first, names = len(stage.rows), args.scenes or list(stage.scenes)
+    for name in names:
+        if what == "links":
+            stage.links(name)
+        elif what == "kills":
+            for moment in range(1 + args.seed % args.share, len(stage.moments(name)) + 1, args.share):
+                stage.kill(name, moment)
+        else:
+            for number in range(args.rounds):
+                for trial in stage.trials(name, number):
+                    stage.spoil(*trial, number)
+        for row in stage.rows[first:]:
+            if row["scene"] == name and row["outcome"] == FAULT:
+                print(f"     {row['scene']}, {row['damage']}: {row['what']}: {row['detail']}", flush=True)
+    rows = stage.rows[first:]
+    print("\n".join(table(rows)), flush=True)
+    faults = [row for row in rows if row["outcome"] == FAULT]
+    if faults:
+        raise AssertionError(f"{len(faults)} faults of {len(rows)} trials")
+    return f"{len(rows)} trials"
 
 
 def main(argv=None):
     """Everything that was asked for -> exit status."""
     args = parse_args(argv)
     out = Path(args.out).absolute()
-    names = args.only or [KILLS, *CASES]
-    print(f"seed {args.seed}; phases: {', '.join(PHASES)}", flush=True)
-    rows, campaign = [], None
+    print(f"seed {args.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="faults-") as folder, Warm(Path(folder, "events")) as warm:
         os.chmod(folder, 0o755)  # for the case of another user
-        if KILLS in names:
-            world = World(Path(folder, "kills"))
-            campaign = Campaign(world, warm, world.jobs(), args.seed)
-            rows.append(attempt(KILLS, kill, campaign, args.kills))
-        bench = Bench(World(Path(folder, "cases")), warm)
-        rows += [attempt(name, CASES[name], bench) for name in names if name != KILLS]
-    facts = {"seed": args.seed, "rows": rows} | ({"kills": campaign.report()} if campaign else {})
+        stage, bench = Stage(World(Path(folder, "scenes")), warm, args.seed), Bench(World(Path(folder, "cases")), warm)
+        rows = [
+            attempt(name, on_scenes, stage, name, args) if name in ON_SCENES else attempt(name, CASES[name], bench)
+            for name in args.only or EVERY
+        ]
+    facts = {"seed": args.seed, "rows": rows, "scenes": stage.rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(facts, indent=1) + "\n")
     print("\n" + "\n".join(f"{'ok  ' if row['ok'] else 'FAIL'} {row['name']:28} {row['note']}" for row in rows))

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 
 RESULTS, RESUME = "results.json", "resume.pt"
-OWN = {"wall_s", "peak_mb", "versions"}  # of results.json: facts of one process
+OWN = {"wall_s", "peak_mb", "versions", "seconds", "inputs"}  # facts of one process, and of what it was given
 
 
 def place(source, target):
@@ -99,8 +99,9 @@ def unreadable(out):
 
 
 def left_over(out):
-    """One line for each file that a finished project has no use for."""
+    """One line for each file that a finished project has no use for; a kill may leave resume.pt beside the results."""
     names = [path for path in Path(out).rglob("*") if path.suffix == ".tmp" or path.name == RESUME]
+    names = [path for path in names if path.name != RESUME or not (path.parent / RESULTS).is_file()]
     return [f"left over: {path}" for path in names]
 
 
@@ -117,15 +118,21 @@ def same(a, b):
     return a == b
 
 
-def differences(expected, found):
-    """One line for each file in which two folders of runs differ, logs, locks and TensorBoard left out."""
+def differences(expected, found, but=""):
+    """One line for each file in which two folders of runs differ, logs, locks and TensorBoard left out. but: a path
+    below both that may hold anything."""
     there = [{path.relative_to(folder) for path in Path(folder).rglob("*") if path.is_file() and reader(path)}
-             for folder in (expected, found)]  # fmt: skip
+             - {Path(but)} for folder in (expected, found)]  # fmt: skip
+    there = [{p for p in paths if p.name != RESUME or p.with_name(RESULTS) not in paths} for paths in there]
     lines = [f"missing: {path}" for path in sorted(there[0] - there[1])]
     lines += [f"surplus: {path}" for path in sorted(there[1] - there[0])]
     for path in sorted(there[0] & there[1]):
-        a, b = (reader(path)(Path(folder) / path) for folder in (expected, found))
-        if path.name == RESULTS:
+        try:
+            a, b = (reader(path)(Path(folder) / path) for folder in (expected, found))
+        except Exception as error:
+            lines.append(f"not whole: {path} ({type(error).__name__}: {error})")
+            continue
+        if path.suffix == ".json" and isinstance(a, dict) and isinstance(b, dict):
             a, b = ({key: value for key, value in facts.items() if key not in OWN} for facts in (a, b))
         if not same(a, b):
             keys = [key for key in a if not same(a[key], b.get(key))] if isinstance(a, dict) else ""

@@ -103,14 +103,14 @@ class Running:
         """Its lines that begin with error:"""
         return [line for line in self.text().splitlines() if line.startswith("error: ")]
 
-    def end(self):
+    def end(self, patience=PATIENCE):
         """Wait for its end -> exit status, -9 for SIGKILL. Raises Hangs."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience
         while self.alive():
             self.text()
             if time.monotonic() > deadline:
                 os.kill(self.pid, signal.SIGKILL)
-                raise Hangs(f"still running after {PATIENCE} s\n{self.text()}")
+                raise Hangs(f"still running after {patience} s\n{self.text()}")
             time.sleep(0.002)
         if self.status is None:
             self.status = self.warm.status_of(self.pid)
