@@ -96,17 +96,16 @@ def try_out(steps: list[Step], bank: str, found) -> dict[str, tuple]:
     from dassl.engine.trial import trial
     from dassl.utils import UserError
 
-    kinds, counted = {}, set()
+    kinds, known = {}, {}
     for step in progress(list({kind_of(step): step for step in reversed(steps)}.values())[::-1], "trying out"):
         cfg, evaluates = read_step(step, bank)
         try:
-            with trial(cfg, str(step.folder), counted) as made:
+            with trial(cfg, str(step.folder), known) as made:
                 made.run(evaluates)
                 made.leave_results()
         except UserError as error:
             found.problem(f"{step}: {error}")
             break
-        counted |= made.counted
         kinds[kind_of(step)] = step.arguments["DATASET"], made.phases, made.steps, made.peak_mb
     return kinds
 

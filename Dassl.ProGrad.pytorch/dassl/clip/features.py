@@ -221,16 +221,9 @@ class FeatureBank:
 
         shared: every process of this run encodes its part of each round's batches, and the main one writes.
         """
-        count = len(self.pixels)
-        batches = torch.arange(count).split(self.batch_size)
+        batches = torch.arange(len(self.pixels)).split(self.batch_size)
         own = batches[part(len(batches))] if shared else batches
-        loader = DataLoader(
-            _Pictures(self.pixels),
-            batch_sampler=[[(number, index) for index in batch.tolist()] for number in numbers for batch in own],
-            generator=torch.Generator(),
-            num_workers=self.workers if count * len(numbers) >= WORKERS_FROM else 0,
-        )
-        title = f"features of {count} images x {len(numbers)}"
+        loader, title = self.loader(numbers, own), f"features of {len(self.pixels)} images x {len(numbers)}"
         done, numbers = [], iter(numbers)
         for images in progress(loader, title):
             done.append(self._encode(images))
@@ -238,6 +231,15 @@ class FeatureBank:
                 rows = {name: torch.cat([some[name] for some in done]) for name in done[0]}
                 self._write(next(numbers), self._join(rows, batches) if shared else rows)
                 done = []
+
+    def loader(self, numbers, batches):
+        """The transformed images of these batches of indices, in each of these rounds."""
+        return DataLoader(
+            _Pictures(self.pixels),
+            batch_sampler=[[(number, index) for index in batch.tolist()] for number in numbers for batch in batches],
+            generator=torch.Generator(),
+            num_workers=self.workers if len(self.pixels) * len(numbers) >= WORKERS_FROM else 0,
+        )
 
     def _join(self, rows, batches):
         """All processes' rows of a round, in the main process; None in the others."""

@@ -15,10 +15,7 @@ import warnings
 from statistics import mean
 
 import torch
-from torch.utils.data import default_collate
 
-from dassl.clip.features import WORKERS_FROM
-from dassl.data import ViewIndex
 from dassl.data.wrapper import DatasetWrapper
 from dassl.utils import get_logger
 from dassl.utils.memory import peak_mb
@@ -64,15 +61,15 @@ class Few:
 
 
 @contextlib.contextmanager
-def trial(cfg, folder, counted=()):
-    """The Trial of a config in another folder. counted: (bank, round) of those that are not to be counted again."""
+def trial(cfg, folder, known=None):
+    """The Trial of a config in another folder. known: {(bank, round): rows} that have been counted, added to."""
     os.makedirs(folder, exist_ok=True)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR, cfg.RESUME, cfg.VERBOSE = folder, "", False
     cfg.freeze()
     with backend(cfg):
-        made = Trial(cfg, counted)
+        made = Trial(cfg, {} if known is None else known)
         try:
             yield made
         finally:
@@ -87,9 +84,9 @@ class Trial:
     the bank, bank_bytes on disk in bank_folder. peak_mb: MiB. warnings: what the run's own log would warn of.
     """
 
-    def __init__(self, cfg, counted):
+    def __init__(self, cfg, known):
         self.phases, self.warnings, self.steps, self.step, self.peak_mb = {}, [], 0, 0.0, 0.0
-        self.pictures, self.bank_bytes, self.bank_folder, self.counted, self.sampling = 0, 0, None, {*counted}, 0.0
+        self.pictures, self.bank_bytes, self.bank_folder, self.known, self.sampling = 0, 0, None, known, 0.0
         started = time.perf_counter()
         with self.quiet():
             self.trainer = build_run(cfg)
@@ -200,31 +197,26 @@ class Trial:
         return seconds + sum((len(loader.loader) - len(loader.times)) * loader.pace for loader in ran)
 
     def sample_bank(self, bank, numbers):
-        """Rows of two batches, over and over, for the missing rounds of a bank; what encoding all of it would take.
-
-        Worker processes read ahead, so with them the slower of reading and encoding counts.
-        """
-        started, pixels, parts = time.perf_counter(), bank.pixels, []
-        workers = min(bank.workers, os.cpu_count() or 1) if len(pixels) * len(numbers) >= WORKERS_FROM else 0
-        order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
-        for some in order[: 2 * bank.batch_size].split(bank.batch_size):
-            begun = time.perf_counter()
-            items = [pixels[ViewIndex(index, numbers[0])] for index in some.tolist()]
-            images = default_collate([{k: v for k, v in item.items() if k.startswith("img")} for item in items])
-            read = time.perf_counter() - begun
-            parts.append(bank._encode(images))
-            encode = time.perf_counter() - begun - read
-            picture = (max(read / workers, encode) if workers else read + encode) / len(some)
+        """Rows of a few batches, over and over, for the missing rounds of a bank; what encoding all would take."""
+        for number in {number for folder, number in self.known if folder == bank.folder}.intersection(numbers):
+            bank._rounds[number] = self.known[bank.folder, number]
+        numbers = [number for number in numbers if number not in bank._rounds]
+        if not numbers:
+            return
+        started = time.perf_counter()
+        order = torch.randperm(len(bank.pixels), generator=torch.Generator().manual_seed(0))
+        loader = Few(bank.loader(numbers[:1], order.split(bank.batch_size)), 2, self.trainer.device)
+        parts = [bank._encode(images) for images in loader]
         rows = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        rows = {name: value[torch.arange(len(pixels)) % len(value)] for name, value in rows.items()}
+        rows = {name: value[torch.arange(len(bank.pixels)) % len(value)] for name, value in rows.items()}
+        bank._rounds |= dict.fromkeys(numbers, rows)
+        self.known |= {(bank.folder, number): rows for number in numbers}
+        seconds = loader.pace * len(loader.loader) * len(numbers)
+        self.add("training features" if bank.pixels.is_train else "test features", seconds)
         size = sum(value.nbytes for value in rows.values())
-        if new := {(bank.folder, number) for number in numbers} - self.counted:
-            self.counted |= new
-            self.add("training features" if pixels.is_train else "test features", picture * len(pixels) * len(new))
-            self.pictures += len(pixels) * len(new)
-            self.bank_bytes += size * len(new)
-            self.bank_folder = bank.folder
+        self.pictures += len(bank.pixels) * len(numbers)
+        self.bank_bytes += size * len(numbers)
+        self.bank_folder = bank.folder
         if self.trainer.device.type == "cpu":
             self.peak_mb += size * (len(numbers) - 1) / 2**20  # in memory only once here
-        bank._rounds |= dict.fromkeys(numbers, rows)
         self.sampling += time.perf_counter() - started
