@@ -20,7 +20,8 @@ from .build import config_nodes, trainer_class
 RESULTS, CONFIG, RESUME = "results.json", "config.yaml", "resume.pt"  # of a run's folder
 MERGE = "merge.json"  # in the place of results.json where weights were merged
 DATA = "DATASET.ROOT"  # the input that the lists of images are
-DRAW = {"DATASET.SUBSET": "", "DATASET.NUM_SHOTS": -1, "DATASET.SUBSAMPLE_CLASSES": "all"}  # none: whole lists
+DRAW = {"SUBSET": "", "NUM_SHOTS": -1, "SUBSAMPLE_CLASSES": "all"}  # of DATASET, for whole lists
+_PARTS = ("recipe", "inputs", "weights")
 GO_ON = "Give that config to go on, --overwrite to start afresh, or another --output-dir to keep both"
 
 
@@ -72,21 +73,24 @@ def is_checkpoint(file: Path) -> bool:
 
 
 def content_digest(path: str | Path) -> str:
-    """What lies at a path, in 32 digits: a file's content, or that of the weights in a run folder or a model's: its
-    best ones and its last. "" where there is nothing."""
+    """What lies at a path, in 32 digits: a file's content, or that of a run's folder or a model's: its best weights and
+    its last. "" where there is nothing."""
     path = Path(path).expanduser()
-    if path.is_file():
-        return checkpoint_digest(path)
     if not path.is_dir():
-        return ""
-    files = {}
-    for folder in sorted(place for place in (path, *path.iterdir()) if place.is_dir()):
-        if any(map(is_checkpoint, folder.iterdir())):
-            for last in (False, True):
-                file = find_file(str(folder), "", last=last)
-                files[file] = f"{folder.relative_to(path)} {checkpoint_digest(file)}"
-    files = files or {file: f"{file.name} {checkpoint_digest(file)}" for file in path.iterdir() if file.is_file()}
-    return digest(sorted(files.values())) if files else ""
+        return checkpoint_digest(path) if path.is_file() else ""
+    models = {file.parent for file in [*path.iterdir(), *path.glob("*/*")] if is_checkpoint(file)}
+    files = {Path(find_file(str(model), "", last=last)) for model in models for last in (False, True)}
+    files = files or set(filter(Path.is_file, path.iterdir()))
+    where = (lambda file: file.parent) if models else (lambda file: file)
+    return digest(sorted(f"{where(file).relative_to(path)} {checkpoint_digest(file)}" for file in files))
+
+
+def paths(cfg: CN, kind: str = "train") -> dict[str, str]:
+    """The inputs of a run that are files or folders; those of own data count as its lists of images."""
+    named = {key: value for key, value in recipe(cfg, kind).items() if value and RULES.get(key, Key(None)).path}
+    file = os.path.join(cfg.MODEL.BACKBONE.PATH, f"{cfg.MODEL.BACKBONE.NAME.replace('/', '-')}.pt")
+    named |= {"MODEL.BACKBONE.PATH": file} if os.path.isfile(file) else {}  # one of OpenAI's files in a folder
+    return {key: value for key, value in named.items() if not key.startswith("DATASET.CUSTOM.")}
 
 
 def input_digests(cfg: CN, kind: str = "train", trainer: object = None, memo: dict | None = None) -> dict[str, str]:
@@ -94,34 +98,14 @@ def input_digests(cfg: CN, kind: str = "train", trainer: object = None, memo: di
 
     memo: a dict that a caller of many keeps, as long as nothing that they begin from changes.
     """
-    memo = {} if memo is None else memo
-    asked = recipe(cfg, kind)
-    found = {key: _weights_file(cfg, key, value) for key, value in paths(asked).items()}
-    for file in {*found.values()} - memo.keys():
-        memo[file] = content_digest(file)
-    found = {key: memo[file] for key, file in found.items()}
+    memo, data = {} if memo is None else memo, None
+    inputs = {k: memo.get(p) or memo.setdefault(p, content_digest(p)) for k, p in paths(cfg, kind).items()}
     if trainer is not None:
-        found[DATA] = data_digest(getattr(getattr(trainer, "dm", None), "dataset", None), cfg.DATASET.NAME)
+        data = data_digest(getattr(getattr(trainer, "dm", None), "dataset", None), cfg.DATASET.NAME)
     else:
-        lists = {key: value for key, value in asked.items() if key.startswith("DATASET.") and key not in DRAW}
-        lists = digest(lists, cfg.DATASET.ROOT, cfg.TRAINER.MODAL)
-        if lists not in memo:
-            memo[lists] = data_digest(build_lists(cfg), cfg.DATASET.NAME)
-        found[DATA] = memo[lists]
-    return {key: value for key, value in found.items() if value}
-
-
-def paths(asked: Mapping) -> dict[str, str]:
-    """The inputs of a recipe that are files or folders; those of own data count as its lists of images."""
-    named = {key: value for key, value in asked.items() if value and RULES.get(key, Key(None)).path}
-    return {key: value for key, value in named.items() if not key.startswith("DATASET.CUSTOM.")}
-
-
-def _weights_file(cfg: CN, key: str, value: str) -> str:
-    """The file that a key names; in a folder of OpenAI's files that of the CLIP that is asked for."""
-    name = cfg.MODEL.BACKBONE.NAME if key == "MODEL.BACKBONE.PATH" else ""
-    file = os.path.join(value, f"{name.replace('/', '-')}.pt")
-    return file if name and os.path.isfile(file) else value
+        lists = digest({**cfg.DATASET, "CUSTOM": {**cfg.DATASET.CUSTOM}} | DRAW, cfg.TRAINER.MODAL)
+        data = memo.get(lists) or memo.setdefault(lists, data_digest(build_lists(cfg), cfg.DATASET.NAME))
+    return {key: value for key, value in (inputs | {DATA: data}).items() if value}
 
 
 def build_lists(cfg: CN) -> object:
@@ -130,8 +114,7 @@ def build_lists(cfg: CN) -> object:
 
     cfg = cfg.clone()
     cfg.defrost()
-    for key, value in DRAW.items():
-        cfg.DATASET[key.removeprefix("DATASET.")] = value
+    cfg.DATASET.update(DRAW)
     try:
         cls = DATASET_REGISTRY.get(cfg.DATASET.NAME)
         silent = type(cls.__name__, (cls,), {"say_oddities": lambda *lists: None})
@@ -140,21 +123,18 @@ def build_lists(cfg: CN) -> object:
         return None
 
 
-def data_digest(dataset: object, name: str) -> str:
-    """Which images, labels and names a data set has, as far as it says: its name and digests, as in results.json."""
-    facts = {"dataset": name, "split_digest": getattr(dataset, "split_digest", None)}
-    facts |= dataset.facts() if hasattr(dataset, "facts") else {}
-    return _data_digest(facts)
-
-
-def _data_digest(facts: Mapping) -> str:
-    words = [facts.get("dataset"), facts.get("split_digest"), facts.get("world_digest")]
+def data_digest(dataset: object, name: str = "") -> str:
+    """Which images, labels and names a data set has, as far as it, or what results.json has of it, says."""
+    if not isinstance(dataset, Mapping):
+        facts = dataset.facts() if hasattr(dataset, "facts") else {}
+        dataset = {"dataset": name, "split_digest": getattr(dataset, "split_digest", None)} | facts
+    words = [dataset.get(fact) for fact in ("dataset", "split_digest", "world_digest")]
     return " ".join(map(str, filter(None, words))) if words[1] else ""
 
 
 def begun_from(cfg: CN) -> str:
     """Which inputs are runs that were broken off, or still train, and how far they are; "" for none."""
-    return "; ".join(f"{key}: {line}" for key, path in paths(recipe(cfg)).items() if (line := unfinished(path)))
+    return "; ".join(f"{key}: {line}" for key, path in paths(cfg).items() if (line := unfinished(path)))
 
 
 # What lies in a folder
@@ -167,7 +147,7 @@ def record(folder: str | Path) -> dict:
     """
     state, file = finished(folder), Path(folder, CONFIG)
     if state:
-        state["inputs"] = state.get("inputs", {}) | {DATA: _data_digest(state)}
+        state["inputs"] = state.get("inputs", {}) | {DATA: data_digest(state)}
     elif Path(folder, RESUME).is_file():
         state = _resume_state(Path(folder, RESUME))
     if not (state.get("format") and (state.get("epoch") or "within" in state or "metrics" in state)):
@@ -183,7 +163,8 @@ def finished(folder: str | Path, name: str = RESULTS, field: str = "metrics") ->
         results = read_json(Path(folder, name))
     except (UserError, OSError):
         return {}
-    return results if isinstance(results, dict) and isinstance(results.get(field), dict) else {}
+    ours = isinstance(results, dict) and field in results
+    return results if ours and all(isinstance(results.get(part, {}), dict) for part in (*_PARTS, field)) else {}
 
 
 def whole(folder: str | Path) -> dict:
@@ -204,8 +185,8 @@ def unfinished(place: str | Path, epochs: int | None = None) -> str:
 
 def written(folder: str | Path) -> dict[str, str]:
     """{path in the run's folder: digest} of its checkpoints."""
-    files = sorted(Path(folder).glob("*/model*.pth.tar*"))
-    return {file.relative_to(folder).as_posix(): checkpoint_digest(file) for file in files}
+    files = filter(is_checkpoint, Path(folder).glob("*/*"))
+    return {f"{file.parent.name}/{file.name}": checkpoint_digest(file) for file in sorted(files)}
 
 
 def check_written(path: str | Path) -> None:
