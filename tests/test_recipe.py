@@ -132,6 +132,8 @@ def stopped(run, epoch=2, **keys):
     """The folder of a CoOp run that was broken off at the start of an epoch, from 0."""
     from dassl.engine import TRAINER_REGISTRY
 
+    train.every_key()  # registers the trainers
+
     def stop(self):
         if self.epoch == epoch:
             raise KeyboardInterrupt

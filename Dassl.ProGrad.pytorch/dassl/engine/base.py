@@ -220,23 +220,11 @@ class TrainerBase:
     after_train = before_epoch = after_epoch = before_train
     start_progress = save_progress = end_progress = before_train
 
-    def run_epoch(self):
+    def run_epoch(self, *batch):
+        """Hook, as those below, which a subclass that calls them defines."""
         raise NotImplementedError
 
-    def test(self):
-        raise NotImplementedError
-
-    def parse_batch_train(self, batch):
-        raise NotImplementedError
-
-    def parse_batch_test(self, batch):
-        raise NotImplementedError
-
-    def forward_backward(self, batch):
-        raise NotImplementedError
-
-    def model_inference(self, input):
-        raise NotImplementedError
+    test = parse_batch_train = parse_batch_test = forward_backward = model_inference = run_epoch
 
     # One step
 

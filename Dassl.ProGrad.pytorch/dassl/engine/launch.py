@@ -8,11 +8,11 @@ Under torchrun several processes make one run: the main one owns the folder and 
 
 import contextlib
 import functools
-import glob
 import os
 import re
 import threading
 import time
+from pathlib import Path
 
 import torch
 
@@ -48,7 +48,8 @@ from .stopping import sigterm_ends
 
 log = get_logger()
 
-# What a run leaves and another must not take for its own; the finished marker goes first
+_FIRST = (".lock", CONFIG, "subset.json")  # and the log: what a run has before its first step
+# What it leaves and another must not take for its own, an evaluation the first three; the finished marker goes first
 _LEFT = (RESULTS, "path.json", "output.json", "resume.pt", "*/checkpoint", "*/model*.pth.tar*")
 
 
@@ -88,9 +89,9 @@ def run(
     evaluates(cfg, eval_only, model_dir)
     folder = cfg.OUTPUT_DIR
     started = time.monotonic()  # a clock may be set back
-    kind, scores = "eval" if eval_only else "train", {"model_dir": model_dir, "load_epoch": load_epoch}
-    check = functools.partial(check_folder, cfg, kind, **scores)
-    with process_group(), own_device(cfg.USE_CUDA), sigterm_ends(), backend(cfg), _owned(folder, overwrite, check):
+    kind = "eval" if eval_only else "train"
+    check = functools.partial(check_folder, cfg, kind, overwrite, model_dir=model_dir, load_epoch=load_epoch)
+    with process_group(), own_device(cfg.USE_CUDA), sigterm_ends(), backend(cfg), _owned(folder, check) as stale:
         log.debug(f"***************\n** Arguments **\n***************\n{command}")
         trainer = build_run(cfg, recipe)
         trainer._progress.inputs = input_digests(cfg, kind, trainer)
@@ -100,7 +101,11 @@ def run(
         if no_train:
             return {}
         with _released(trainer), _lost_workers(trainer):
-            accuracy = _evaluate(trainer, model_dir, load_epoch, row) if eval_only else _train(trainer)
+            if eval_only:
+                load_trained(trainer, model_dir, load_epoch, row)
+            for path in stale:  # not before: what is refused until here leaves the folder as it was
+                path.unlink(missing_ok=True)
+            accuracy = trainer.test() if eval_only else _train(trainer)
         if is_main() and not os.path.isfile(os.path.join(folder, CONFIG)):
             raise UserError(f'"{folder}" was removed or emptied while the run was in it: run it again')
         results = write_results(
@@ -126,9 +131,17 @@ def evaluates(cfg, eval_only, model_dir):
     return eval_only
 
 
-def check_folder(cfg, kind, **scores):
-    """UserError if cfg.OUTPUT_DIR holds a finished run, the half of another one than this, or merged weights."""
-    folder, lines = cfg.OUTPUT_DIR, differences(cfg.OUTPUT_DIR, cfg, eval_only=kind == "eval", **scores)
+def check_folder(cfg, kind, overwrite=False, **scores):
+    """The files in cfg.OUTPUT_DIR that this run begins without, the finished marker first: all that a run leaves, where
+    it is to be done again or cannot go on.
+
+    UserError if the folder holds a finished run, the half of another one than this, or merged weights.
+    """
+    folder = cfg.OUTPUT_DIR
+    left = [path for pattern in _LEFT[: None if kind == "train" else 3] for path in Path(folder).glob(pattern)]
+    if overwrite:
+        return left
+    lines = differences(folder, cfg, eval_only=kind == "eval", **scores)
     if finished(folder):
         if not lines:
             raise AlreadyFinished(f'"{folder}" holds a finished run; --overwrite starts it again')
@@ -139,50 +152,48 @@ def check_folder(cfg, kind, **scores):
     there = [name for name in (CONFIG, RESUME, MERGE) if os.path.isfile(os.path.join(folder, name))]
     if kind == "train" and MERGE in there:
         raise UserError(f'"{folder}" holds merged weights: choose another --output-dir')
-    if kind == "train" and there == [CONFIG]:
-        log.info(f'What is left in "{folder}" of a run without {RESUME} is removed: this run starts afresh')
-        _clear(folder)
+    if kind == "eval" or there != [CONFIG]:
+        return []
+    log.info(f'What is left in "{folder}" of a run without {RESUME} goes: this run starts afresh')
+    return left
 
 
 @contextlib.contextmanager
-def _owned(folder, overwrite, check):
-    """The main process locks the folder, finds it free for this run and logs into it; the others wait for that."""
+def _owned(folder, check):
+    """The main process locks the folder, checks it and logs into it; the others wait for that -> what `check` gives."""
+    stale = []
     with contextlib.ExitStack() as held:
         if is_main():
             held.enter_context(_refusals_leave_nothing(folder))
             held.enter_context(RunLock(folder))
-            if overwrite:
-                _clear(folder)
-            check()
+            stale = check()
             held.enter_context(logging_to(os.path.join(folder, "log.txt")))
         barrier()
-        yield
+        yield stale
 
 
 @contextlib.contextmanager
 def _refusals_leave_nothing(folder):
-    """A run that is refused before it has made anything leaves the folder as it was."""
-    before = set(os.listdir(folder)) if os.path.isdir(folder) else None
+    """A run that is refused before it has made anything leaves no files in a folder that had none of a run."""
+    existed, before = os.path.isdir(folder), set(Path(folder).glob("*"))
     try:
         yield
     except UserError:
-        new = set(os.listdir(folder)) - (before or set()) if os.path.isdir(folder) else set()
-        if all(name in (".lock", CONFIG, "subset.json") or re.fullmatch(r"log.*\.txt", name) for name in new):
-            for name in new:
-                os.unlink(os.path.join(folder, name))
-            if before is None and os.path.isdir(folder):
+        new, logs = set(Path(folder).glob("*")) - before, set(Path(folder).glob("log*"))
+        if not logs & before and new and all(path.name in _FIRST for path in new - logs):
+            for path in new:
+                path.unlink()
+            if not existed:
                 os.rmdir(folder)
         raise
 
 
 def build_run(cfg, recipe=None):
-    """Keep the config, seed, build the trainer, keep the images it drew; a few lines of it are for the screen."""
+    """Seed, build the trainer, keep the config and the images it drew; a few lines of it are for the screen."""
     if is_main():
         log.debug(f"************\n** Config **\n************\n{cfg}")
         log.debug(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
         log.info(opening(cfg, recipe))
-        with atomic_write(os.path.join(cfg.OUTPUT_DIR, CONFIG), "w") as file:
-            file.write(cfg.dump())
     if cfg.SEED >= 0:
         log.debug(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
@@ -194,14 +205,11 @@ def build_run(cfg, recipe=None):
     drawn = getattr(dataset, "drawn", None)
     if is_main():
         log.info(counts(dataset))
+        with atomic_write(os.path.join(cfg.OUTPUT_DIR, CONFIG), "w") as file:
+            file.write(cfg.dump())
         if drawn is not None:
             write_json(drawn, os.path.join(cfg.OUTPUT_DIR, "subset.json"))
     return trainer
-
-
-def _evaluate(trainer, model_dir, load_epoch, row):
-    load_trained(trainer, model_dir, load_epoch, row)
-    return trainer.test()
 
 
 def load_trained(trainer, folder, epoch=None, row=None):
@@ -272,12 +280,6 @@ def _lost_workers(trainer):
             f"DATALOADER.NUM_WORKERS {trainer.cfg.DATALOADER.NUM_WORKERS}? "
             f"(last good checkpoint: {trainer.last_checkpoint()})"
         ) from error
-
-
-def _clear(folder):
-    for pattern in _LEFT:
-        for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
-            os.unlink(path)
 
 
 @contextlib.contextmanager

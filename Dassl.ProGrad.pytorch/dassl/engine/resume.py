@@ -22,14 +22,13 @@ import torch
 from torch import nn
 
 from dassl.config import leaves
-from dassl.utils import UserError, atomic_save, brief, checkpoint_digest, get_logger, load_checkpoint, upgrade_keys
+from dassl.utils import UserError, atomic_save, brief, get_logger, load_checkpoint, upgrade_keys
 from dassl.utils.distributed import gather, is_main, rank, world_size
 
-from .base import BEST, TrainerBase
-from .earlier import differs, follow_pointers, take_best, take_up
+from .base import TrainerBase
+from .earlier import best_digests, check_best, differs, follow_pointers, take_best, take_up
 from .processes import batch_share
 from .state import (
-    check_parts,
     fingerprint,
     memory,
     plain,
@@ -50,9 +49,6 @@ FORMAT = 1
 _OWN = {"_epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start", "notes",
         "_share"}  # fmt: skip
 
-_PARTS = {"epoch": int, "best_result": float, "seconds": float, "config": dict, "models": dict, "attributes": dict,
-          "rng": dict, "loaders": list}  # fmt: skip
-_WITHIN = {"batches": int, "losses": dict, "rng": list}
 _UNFIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
@@ -104,31 +100,8 @@ class Progress:
         path = os.path.join(cfg.RESUME, FILE)
         epoch = self.load(path) if os.path.isfile(path) else follow_pointers(trainer)
         take_best(trainer)
-        self.keep_best()
+        self.best = best_digests(trainer)
         return epoch
-
-    def keep_best(self):
-        """The files of the best model so far have just been written."""
-        files = {name: os.path.join(self.trainer.output_dir, name, BEST) for name in self.trainer._models}
-        there = {name: file for name, file in files.items() if is_main() and os.path.isfile(file)}
-        self.best = {name: checkpoint_digest(file) for name, file in there.items()}
-
-    def check_best(self, epochs=None):
-        """UserError where the files of the best model are not those that this run has written.
-
-        epochs: what resume.pt has; a best model of the next one was written after it, right before the run was killed:
-        it is found again, and nothing is the best until then.
-        """
-        for name, digest in self.best.items() if is_main() else ():
-            file = os.path.join(self.trainer.output_dir, name, BEST)
-            there = os.path.isfile(file)
-            if there and digest in (None, checkpoint_digest(file)):
-                continue
-            if there and epochs is not None and load_checkpoint(file).get("epoch") == epochs + 1:
-                self.trainer.best_result = -math.inf
-                continue
-            what = "is not the one that this run wrote" if there else "is gone"
-            raise UserError(f"{file}, the best model so far, {what}: put it back, or --overwrite starts the run afresh")
 
     def begin(self):
         """Right before the first epoch: note what can change, and take up the random states."""
@@ -241,7 +214,6 @@ class Progress:
         Raises:
             UserError: damaged, of another config, or does not fit the models.
         """
-        trainer = self.trainer
         state = load_checkpoint(path)
         if state.get("format") != FORMAT:
             raise UserError(f"{path}: expected resume format {FORMAT}, found {brief(state.get('format'))}")
@@ -249,9 +221,21 @@ class Progress:
         if state.get("epoch") == 0 and self._within is None:
             log.info("An earlier run was broken off in its first epoch: train from scratch")
             return 0
-        check_parts(path, state, _PARTS)
-        if self._within is not None:
-            check_parts(path, self._within, _WITHIN)
+        try:
+            self._take_up(path, state, own)
+            more = f" and {self._within['batches']} batches of the next" if self._within else ""
+        except _UNFIT as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} does not fit this run, or is damaged: {error}") from error
+        log.info(f"Resuming from {path}: {state['epoch']} epochs are done{more}")
+        if self.trainer.cfg.SEED < 0:
+            log.info("This run has no seed, so its data may be drawn anew: the result can differ")
+        return state["epoch"]
+
+    def _take_up(self, path, state, own):
+        """All that is to be there before the first epoch; the random states wait for it."""
+        trainer = self.trainer
         other = differs(path, state["config"], trainer)
         if other and self._within is not None:
             log.info("The epoch that was broken off is done again whole: its batches were those of another config")
@@ -259,35 +243,28 @@ class Progress:
         if list(state["models"]) != list(trainer._models):
             theirs, ours = list(state["models"]), list(trainer._models)
             raise UserError(f"{path} holds the models {theirs}, this run has {ours}")
-        try:
-            for name, saved in state["models"].items():
-                model = trainer._models[name]
-                model.load_state_dict(upgrade_keys(saved["model"], model))
-                if other:
-                    take_up(trainer, name, saved["optim"], saved["sched"], state["epoch"])
-                    continue
-                _restore(trainer._optims[name], saved["optim"])
-                _restore(trainer._scheds[name], saved["sched"])
-            for name, part in stateful(trainer):
-                self._restore_attribute(part, state["attributes"].get(name), name)
-        except _UNFIT as error:
-            raise UserError(f"{path} does not fit this run: {error}") from error
-        trainer.best_result = state["best_result"]
+        for name, saved in state["models"].items():
+            model = trainer._models[name]
+            model.load_state_dict(upgrade_keys(saved["model"], model))
+            if other:
+                take_up(trainer, name, saved["optim"], saved["sched"], state["epoch"])
+                continue
+            for part, kept in ((trainer._optims[name], saved["optim"]), (trainer._scheds[name], saved["sched"])):
+                if part is not None and kept is not None:
+                    part.load_state_dict(kept)
+        for name, part in stateful(trainer):
+            self._restore_attribute(part, state["attributes"].get(name), name)
+        trainer.best_result = float(state["best_result"])
         trainer._history.epochs = state.get("history", [])  # older files have none
         trainer.epoch = state["epoch"] - 1  # for what runs before the first epoch, or if none is left
-        self.seconds = state["seconds"]
+        self.seconds = float(state["seconds"])
         if own:
-            known = state["best_result"] > -math.inf and trainer.chooses_best()
+            known = trainer.best_result > -math.inf and trainer.chooses_best()
             # older files have no digests
             self.best = state.get("best", dict.fromkeys(trainer._models) if known else {})
             self.inputs = state.get("inputs", {}) | self.inputs
-            self.check_best(state["epoch"])
+            check_best(trainer, self.best, state["epoch"])
         self._rng, self._iterated = state["rng"], state["loaders"]
-        more = f" and {self._within['batches']} batches of the next" if self._within else ""
-        log.info(f"Resuming from {path}: {state['epoch']} epochs are done{more}")
-        if trainer.cfg.SEED < 0:
-            log.info("This run has no seed, so its data may be drawn anew: the result can differ")
-        return state["epoch"]
 
     def _attributes(self):
         tensors = [t for model in self.trainer._models.values() for t in model.state_dict().values()]
@@ -350,11 +327,6 @@ class Progress:
                 "starts with other values there. Register such state, or let it have a state_dict",
                 stacklevel=2,
             )
-
-
-def _restore(part, state):
-    if part is not None and state is not None:
-        part.load_state_dict(state)
 
 
 def _take_up(states):

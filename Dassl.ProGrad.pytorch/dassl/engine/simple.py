@@ -26,6 +26,7 @@ from dassl.utils.distributed import barrier, gather, is_main
 from dassl.utils.progress import progress
 
 from .base import BEST, TrainerBase
+from .earlier import best_digests, check_best
 from .history import History
 from .network import SimpleNet
 from .precision import Precision
@@ -198,7 +199,7 @@ class SimpleTrainer(TrainerBase):
             takes = inspect.signature(self.save_model).parameters.keys()
             more = {"val_result": result} if takes & {"val_result", "kwargs"} else {}  # the fork's takes neither
             self.save_model(self.epoch, self.output_dir, **more, model_name=BEST)
-            self._progress.keep_best()
+            self._progress.best = best_digests(self)
         self.evaluator.reset()  # the run's results are those of the final test
         self.evaluator.results = None
 
@@ -209,7 +210,7 @@ class SimpleTrainer(TrainerBase):
             if self.chooses_best():
                 log.info("Deploy the model with the best val performance")
                 barrier()  # the main process has written it
-                self._progress.check_best()
+                check_best(self, self._progress.best)
                 self.load_model(self.output_dir)
             else:
                 log.info("Deploy the last-epoch model")

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from dassl.utils import UserError, brief
-
 
 def stateful(trainer):
     """(name, part) for each attribute, or member of a list, tuple or dict, that can save and load itself.
@@ -134,11 +132,3 @@ def set_rng_state(state):
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def check_parts(path, state, parts):
-    """UserError unless `state` holds these parts, each of its type."""
-    for name, kind in parts.items():
-        found = state.get(name) if isinstance(state, dict) else None
-        if not isinstance(found, kind):
-            raise UserError(f"{path} is damaged: {name} should be of type {kind.__name__}, but is {brief(found)}")
