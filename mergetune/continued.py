@@ -93,7 +93,6 @@ class Continued:
         own = self.cfg.TRAINER.LMC
         self.w2 = self.read_stage1()
         with torch.no_grad():
-            self.start_at(self.w2)
             self.w1 = self.zero_shot_weights() if own.TAU < 1 or own.SPACE == "weights" else None
             self.f1, self.f2 = self.zero_shot_vectors(), self.class_vectors()
             if self.w1 is not None:
@@ -109,17 +108,17 @@ class Continued:
         return text_classifier(self.clip, self.classnames, [self.template]).float()
 
     def read_stage1(self) -> dict[str, Tensor]:
-        """w2: the stage-1 weights, of this model's names and shapes and on its backbone."""
+        """w2: the stage-1 weights, of this model's names and shapes and on its backbone; the model then has them."""
         self.stage1_file = stage1.find_checkpoint(self.cfg.RESUME_COOP, self.stage1_name or self.model_name)
         state = self.fit_classes(self.stage1_file, stage1.load_state(self.stage1_file))
         stage1.check_backbone(self.stage1_file, self.facts())
         if self.bound_to_classes:
             check_classes(self.stage1_file, self.classnames, self.bound_to_classes)
+        self._load_weights(self.model_name, str(self.stage1_file), dict(state))
         own = self.drop_keys(dict(state))
-        weights = stage1.take_weights(self.stage1_file, own, self.model)
         self.stage1_beside = {name: value for name, value in state.items() if name not in own}
         log.info(f"Stage 1: {self.stage1_file}")
-        return weights
+        return {name: value.detach().clone() for name, value in trainable(self.model).items()}
 
     def check_stage1(self) -> None:
         """Training goes on with stage 1's own classes only; an evaluation may have others."""

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from dassl.clip import ClipBackbone, cosine_logits, tensor_digest, text_classifier
 from dassl.clip.features import FeatureBank, bank_folder
 from dassl.data.views import ViewIndex
+from dassl.engine.base import load_exactly
 from dassl.modeling.ops import BatchNorm2d
 from dassl.utils import UserError, digest, get_logger
 from mergetune import stage1
@@ -82,7 +83,7 @@ class Teacher:
             raise UserError(f"{file} holds no teacher: expected the keys of PromptSRC, found {', '.join(state)}")
         stage1.check_backbone(file, {"backbone": {"name": self.clip.name, "digest": self.clip.digest}})
         model = DeepPromptedClip(self.clip, classnames, **prompt_sizes(state))
-        model.load_state_dict(stage1.take_weights(file, state, model), strict=False)
+        load_exactly(model, PROMPTSRC_FOLDER, file, state)
         log.info(f"Teacher: {self.clip.name} with the prompts of {file}")
         self.file = str(file)
         return model

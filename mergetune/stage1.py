@@ -6,17 +6,15 @@ embeddings (`token_prefix`, `token_suffix`) beside what was trained.
 
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.config import leaves
 from dassl.engine.base import find_model
 from dassl.engine.recipe import content_digest, finished
 from dassl.engine.results import run_facts
-from dassl.utils import MissingFile, UserError, drop_token_buffers, get_logger, is_plain_tensor, load_weights
+from dassl.utils import MissingFile, UserError, get_logger, is_plain_tensor, load_weights
 from mergetune.foreign import unused_keys
-from mergetune.weights import trainable
 
 log = get_logger()
 
@@ -63,45 +61,6 @@ def used_keys(path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
     if unused:
         log.info(f"{path}: {', '.join(unused)} left out, which KgCoOp never uses")
     return {name: value for name, value in state.items() if name not in unused}
-
-
-def take_weights(path: Path, state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The trainable weights of `model` from a state dict, in fp32 on the model's device; buffers go into `model`.
-
-    UserError names every key that is missing, surplus, of another shape, or not finite.
-    """
-    given, expected, params = drop_token_buffers(dict(state)), model.state_dict(), trainable(model)
-    missing, surplus = sorted(expected.keys() - given.keys()), sorted(given.keys() - expected.keys())
-    if missing or surplus:
-        raise UserError(
-            f"{path} does not fit {type(model).__name__}: missing {', '.join(missing) or 'none'}; "
-            f"surplus {', '.join(surplus) or 'none'} (expected {', '.join(list(expected)[:8])}"
-            f"{' ...' if len(expected) > 8 else ''})"
-        )
-    for name, value in given.items():
-        if not is_plain_tensor(value):
-            raise UserError(f"{path}: {name} is no plain tensor")
-        check_shape(path, name, value, expected[name])
-        if not (value.float() if value.element_size() == 1 else value).isfinite().all():  # 8-bit floats know little
-            raise UserError(f"{path}: {name} is infinite or NaN, there is nothing to continue")
-    for name, buffer in model.named_buffers():
-        if name in given:
-            buffer.copy_(given[name])
-    return {name: given[name].detach().to(param.device, torch.float32) for name, param in params.items()}
-
-
-def check_shape(path: Path, name: str, given: Tensor, expected: Tensor) -> None:
-    """Refuse a tensor of another shape, naming both; a context in the words of its config."""
-    if given.shape == expected.shape:
-        return
-
-    def words(shape) -> str:
-        if name != "ctx" or len(shape) < 2:
-            return f"{name} {tuple(shape)}"
-        per_class = f"{shape[0]} class-specific contexts of " if len(shape) == 3 else ""
-        return f"{per_class}N_CTX {shape[-2]} x width {shape[-1]}"
-
-    raise UserError(f"{path} holds {words(given.shape)}, this run expects {words(expected.shape)}")
 
 
 def check_buffers(path: Path, buffers: dict[str, Tensor], embeddings: Tensor, n_ctx: int, start: int) -> None:

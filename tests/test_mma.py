@@ -253,7 +253,7 @@ def test_the_authors_file_is_stage_1_and_a_misfit_is_named(run, stage1, tmp_path
     assert results(evaluated)["correct"] == results(stage1)["correct"]
     state["visual_adapter.5.up.bias"] = state.pop("visual_adapter.4.up.bias")
     torch.save({"state_dict": state, "epoch": 5}, path)
-    message = r"missing visual_adapter\.4\.up\.bias; surplus visual_adapter\.5\.up\.bias"
+    message = r"lacks visual_adapter\.4\.up\.bias; it has besides visual_adapter\.5\.up\.bias"
     with pytest.raises(UserError, match=message):
         run("MMA_LMC", "two", "--resume-coop", tmp_path / "theirs")
 

@@ -256,9 +256,9 @@ def test_a_student_that_does_not_load_is_an_error(words, world, tmp_path):
         train.main(words("PromptKD_LMC", "--resume-coop", tmp_path / "nowhere"))
     state = torch.load(student_file(world), weights_only=True)
     for change, match in (
-        (lambda s: s.pop("image_encoder.VPT"), r"missing image_encoder\.VPT"),
-        (lambda s: s.update(more=torch.zeros(1)), "surplus more"),
-        (lambda s: s.update({"image_encoder.VPT": torch.zeros(2, 128)}), r"image_encoder\.VPT \(2, 128\).*\(4, 128\)"),
+        (lambda s: s.pop("image_encoder.VPT"), r"lacks image_encoder\.VPT"),
+        (lambda s: s.update(more=torch.zeros(1)), "besides more"),
+        (lambda s: s.update({"image_encoder.VPT": torch.zeros(2, 128)}), "mismatch for image_encoder.VPT"),
     ):
         broken = state | {"state_dict": dict(state["state_dict"])}
         change(broken["state_dict"])

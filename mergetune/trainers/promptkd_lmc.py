@@ -49,7 +49,6 @@ class PromptKD_LMC(Continued, PromptKD):
     def set_endpoints(self) -> None:
         """w2 with its batch statistics, as a frozen student and as the start."""
         self.w2 = self.read_stage1()
-        self.start_at(self.w2)
         self.student2 = self.new_student()
         self.student2.load_state_dict(self.model.state_dict())
         self.tower2 = PromptedTower(self.clip, self.student2, self.student2)

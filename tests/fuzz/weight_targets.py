@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from condu import fusion, released, stream
 from dassl.clip import openai
+from dassl.engine.base import load_exactly
 from dassl.utils import (
     UserError,
     load_checkpoint,
@@ -128,7 +129,7 @@ def read_stage1(path: Path):
     model = torch.nn.Module()
     model.ctx = torch.nn.Parameter(torch.ones(2, 8))
     state = stage1.load_state(stage1.find_checkpoint(path.parent, "prompt_learner"))
-    stage1.take_weights(path, state, model)
+    load_exactly(model, "prompt_learner", path, state)
     stage1.check_buffers(path, state, torch.ones(2, 9, 8), 2, 1)
 
 

@@ -16,6 +16,7 @@ from dassl.utils import (
     UserError,
     drop_token_buffers,
     get_logger,
+    is_plain_tensor,
     listdir_nohidden,
     load_weights,
     resume_from_checkpoint,
@@ -148,19 +149,7 @@ class TrainerBase:
         self._files = list(paths.values())
 
     def _load_weights(self, name, path, given):
-        wanted = set(self.drop_keys(OrderedDict(self._models[name].state_dict())))
-        given = self.drop_keys(upgrade_keys(strip_module(given), self._models[name]))
-        if wanted != set(given):
-            lacks = ", ".join(sorted(wanted - set(given))) or "nothing"
-            surplus = ", ".join(sorted(set(given) - wanted)) or "nothing"
-            raise UserError(f"{path} does not fit {name}: it lacks {lacks}; it has besides {surplus}")
-        broken = [key for key, value in given.items() if torch.is_tensor(value) and not value.isfinite().all()]
-        if broken:
-            raise UserError(f"{path}: {', '.join(broken)} is infinite or NaN, there is nothing to evaluate")
-        try:
-            self._models[name].load_state_dict(given, strict=False)
-        except RuntimeError as error:
-            raise UserError(f"{path} does not fit {name}: {error}") from error
+        load_exactly(self._models[name], name, path, given, self.drop_keys)
 
     def drop_keys(self, state_dict):
         """Hook: remove from `state_dict`, in place, what is made anew and not loaded; returns it.
@@ -306,6 +295,28 @@ class TrainerBase:
     def last_checkpoint(self):
         """Path of the newest file that training can go on from, or "none" -> str."""
         return "none"
+
+
+def load_exactly(model, name, path, given, drop_keys=drop_token_buffers):
+    """Load a state dict into a module, all of it but what `drop_keys` takes away.
+
+    UserError names what is missing, surplus, no plain tensor, infinite, or of another shape.
+    """
+    wanted = set(drop_keys(OrderedDict(model.state_dict())))
+    given = drop_keys(upgrade_keys(strip_module(given), model))
+    if wanted != set(given):
+        lacks = ", ".join(sorted(wanted - set(given))) or "nothing"
+        surplus = ", ".join(sorted(set(given) - wanted)) or "nothing"
+        raise UserError(f"{path} does not fit {name}: it lacks {lacks}; it has besides {surplus}")
+    for key, value in ((key, value) for key, value in given.items() if torch.is_tensor(value)):
+        if not is_plain_tensor(value):
+            raise UserError(f"{path}: {key} is no plain tensor")
+        if not (value.float() if value.element_size() == 1 else value).isfinite().all():  # 8-bit floats know little
+            raise UserError(f"{path}: {key} is infinite or NaN, there is nothing to go on with")
+    try:
+        model.load_state_dict(given, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit {name}: {error}") from error
 
 
 def find_model(directory, name, epoch=None, *, last=False):
