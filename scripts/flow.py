@@ -17,9 +17,8 @@ import json
 import os
 import shlex
 import signal
-import socket
+import subprocess
 import sys
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -33,6 +32,8 @@ from scripts.commands import COMMANDS  # noqa: E402
 from scripts.jobs import Step  # noqa: E402
 from scripts.main_job import build_parser, has_workflow, report, report_if_any  # noqa: E402
 from scripts.plans import plan  # noqa: E402
+from scripts.run import PATIENCE, WORKFLOW, end_with_parent, end_with_workflow  # noqa: E402
+from scripts.workers import run_cell, stoppable  # noqa: E402
 from scripts.workflow.grid import UNITS, Grid, home, unit_of  # noqa: E402
 
 
@@ -126,62 +127,47 @@ def snakemake_argv(args, grid: Grid, more: list[str]) -> list[str]:
     return argv + ([] if args.account else ["--slurm-no-account"]) + more
 
 
-@contextlib.contextmanager
-def sigterm_reaches_jobs():
-    """SIGTERM, by which snakemake starts no more jobs, ends those that run here as well: each saves what it has."""
-    ear, mouth = socket.socketpair()
-    mouth.setblocking(False)
-    before = signal.set_wakeup_fd(mouth.fileno())
-    threading.Thread(target=_hear, args=(ear,), daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(before)
-        mouth.close()
-
-
-def _hear(ear: socket.socket) -> None:
-    import psutil  # snakemake brings it
-
-    def end(process) -> None:
-        for child in process.children():
-            if child.name() in ("sh", "bash"):
-                end(child)
-            else:
-                child.terminate()
-
-    while number := ear.recv(1):
-        if number[0] == signal.SIGTERM:
-            print("stopping; the same line goes on where this one ends", file=sys.stderr, flush=True)
-            with contextlib.suppress(psutil.NoSuchProcess):
-                end(psutil.Process())
-
-
 def run(args, grid: Grid, more: list[str]) -> int:
     """The workflow, then the tables; the exit status."""
     from dassl.utils import RunLock, UserError
 
     if not has_workflow():
         raise UserError("the workflow needs snakemake 9 or later: pip install snakemake; bash train.sh runs without it")
-    from snakemake.cli import main as snakemake
-
+    env = dict(os.environ) if args.slurm else os.environ | {WORKFLOW: str(os.getpid())}
     if sys.prefix != sys.base_prefix:
-        os.environ["VIRTUAL_ENV"] = sys.prefix  # the bash scripts use this Python too
-    started, failed = time.time(), 0
-    with RunLock(home()):
-        os.chdir(home())  # snakemake's logs go below it
+        env["VIRTUAL_ENV"] = sys.prefix  # the bash scripts use this Python too
+    started = time.time()
+    with RunLock(home()), stoppable():
+        words = [sys.executable, "-m", "snakemake", *snakemake_argv(args, grid, more)]
+        # a session of its own: signals come through this process, which says so
+        options = {"start_new_session": True, "preexec_fn": lambda: end_with_parent(signal.SIGKILL)}
+        snakemake = subprocess.Popen(words, cwd=home(), env=env, **options)
         try:
-            with sigterm_reaches_jobs():
-                snakemake(snakemake_argv(args, grid, more))
-        except SystemExit as done:
-            failed = done.code
-    os.chdir(ROOT)
-    left = [*unfinished(grid)]
-    for line in left:
-        print(line, file=sys.stderr, flush=True)
-    failed = report_if_any([job.steps for job in grid.jobs.values()], report) or failed
+            failed = snakemake.wait()
+        except SystemExit:
+            end(snakemake)
+            raise
+        left = [*unfinished(grid)]
+        for line in left:
+            print(line, file=sys.stderr, flush=True)
+        failed = report_if_any([job.steps for job in grid.jobs.values()], report) or failed
     print(f"{time.time() - started:.0f} s for {len(grid.jobs)} jobs")
     return 1 if left or failed else 0
+
+
+def end(snakemake: subprocess.Popen) -> None:
+    """It starts no more jobs, and those that run here end their step."""
+    import psutil  # snakemake brings it
+
+    try:
+        jobs = psutil.Process(snakemake.pid).children(recursive=True)
+        for job in (job for job in jobs if job.name() not in ("sh", "bash")):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                job.terminate()
+        snakemake.send_signal(signal.SIGINT)  # takes jobs of Slurm back, too
+        snakemake.wait(PATIENCE)
+    finally:
+        snakemake.kill()
 
 
 def status(cells: list[list[Step]], jobs: int, workers: int) -> Iterator[str]:
@@ -239,9 +225,8 @@ def unfinished(grid: Grid) -> Iterator[str]:
 def run_here(steps: Iterable[Step]) -> int:
     """One job in this process: Python, PyTorch and CLIP are paid for once. Exit status 1 if a step failed; its error
     is the last line."""
+    end_with_workflow()
     import torch
-
-    from scripts.workers import run_cell
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
 

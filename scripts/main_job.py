@@ -25,7 +25,7 @@ from scripts.check_job import check_job  # noqa: E402
 from scripts.commands import folder  # noqa: E402
 from scripts.jobs import PROTOCOLS, Step  # noqa: E402
 from scripts.plans import plan  # noqa: E402
-from scripts.workers import run_cells  # noqa: E402
+from scripts.workers import run_cells, stoppable  # noqa: E402
 from scripts.workflow.grid import step_lines  # noqa: E402
 
 
@@ -102,8 +102,9 @@ def run_job(args, after=report) -> int:
     if args.check:
         return check_job(plan, args, workers)
     started = time.time()
-    failures = run_cells(cells, workers)
-    left = report_if_any(cells, after)
+    with stoppable():
+        failures = run_cells(cells, workers)
+        left = report_if_any(cells, after)
     print(f"{time.time() - started:.0f} s for {len(cells)} cells" + (f", {len(failures)} failed" if failures else ""))
     return 1 if failures or left else 0
 
@@ -123,6 +124,8 @@ def report_if_any(cells, after) -> int:
     try:
         after()
     except SystemExit as error:
+        if not isinstance(error.code, str):  # a signal
+            raise
         print(error, file=sys.stderr)
         return 1
     return 0

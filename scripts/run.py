@@ -6,6 +6,8 @@ A finished run is skipped; a killed one continues.
 """
 
 import contextlib
+import ctypes
+import importlib
 import json
 import os
 import re
@@ -13,8 +15,11 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Sequence
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +30,9 @@ from dassl.utils import expand_user  # noqa: E402
 from scripts.commands import COMMANDS, Command, folder, run_folder  # noqa: E402
 from scripts.commands.command import STAGE1, Arguments, checked_pairs, first_arguments, follow, of_source, of_stage1  # noqa: E402
 
+PATIENCE = 30.0  # seconds for the step under way, once a process is to end: what Slurm and torchrun give
+STOPPED = 128 + signal.SIGTERM  # exit status
+WORKFLOW = "WORKFLOW_PID"  # variable: the process that a job of a workflow ends with
 NUMBERS = ("SEED", "SHOTS", "LOADEP", "N", "GPUS")
 STREAM = "trained stream"
 PLACES = ("OUTPUT", "SWEEP")  # arguments of every command: where its folder lies
@@ -245,12 +253,25 @@ def run_one(name: str, arguments: Arguments, pairs: list[str]) -> int:
     if need := missing(name, arguments, pairs):
         print(f"error: {need}", file=sys.stderr)
         return 1
-    return call(argv[1:])
+    os.chdir(ROOT)
+    start(name, arguments, pairs)
+    return 0
+
+
+def start(name: str, arguments: Arguments, pairs: list[str]) -> None:
+    """One run of a command, in this process: of train.py, or of a module's command line."""
+    import train
+
+    if module := COMMANDS[name].module:
+        importlib.import_module(module).main(module_argv(name, arguments, pairs))
+    else:
+        train.main(train_argv(name, arguments, pairs))
 
 
 def call(words: Sequence[str]) -> int:
-    """Exit status of Python with these words, run in the clone. Ctrl-C and SIGTERM end it first, this process then."""
-    child = subprocess.Popen([sys.executable, *words], cwd=ROOT)
+    """Exit status of Python with these words, run in the clone. It ends with this process, and by SIGTERM or Ctrl-C
+    before it."""
+    child = subprocess.Popen([sys.executable, *words], cwd=ROOT, preexec_fn=end_with_parent)
     before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     try:
         while child.returncode is None:
@@ -259,6 +280,33 @@ def call(words: Sequence[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, before)
     return 128 - child.returncode if child.returncode < 0 else child.returncode
+
+
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """In a process that starts: Linux sends it the signal when its parent has ended, however that was."""
+    with contextlib.suppress(AttributeError, OSError):  # another system
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+
+
+def end_with(process: int) -> None:
+    """SIGTERM for this process when the one behind a sentinel or pidfd ends; it has PATIENCE for the step under way."""
+
+    def watch() -> None:
+        wait_for([process])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(PATIENCE)
+        os._exit(STOPPED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def end_with_workflow() -> None:
+    """A job of a workflow on this machine ends with it."""
+    if pid := os.environ.get(WORKFLOW):
+        try:
+            end_with(os.pidfd_open(int(pid)))
+        except ProcessLookupError:  # it has ended before
+            sys.exit(STOPPED)
 
 
 def skip(out: Path, argv: list[str]) -> int:
@@ -275,7 +323,7 @@ def skip(out: Path, argv: list[str]) -> int:
 
 
 def main(words: list[str]) -> int:
-    """Exit status of one script: of its first run that fails."""
+    """Exit status of one script. UserError: a run fails."""
     if {"-h", "--help"} & set(words) and not (words[0] in COMMANDS and COMMANDS[words[0]].free):
         print(help_of(words[0]))
         return 0
@@ -290,4 +338,8 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from dassl.utils import errors_in_one_line
+
+    end_with_workflow()
+    with errors_in_one_line():
+        sys.exit(main(sys.argv[1:]))

@@ -4,67 +4,79 @@ A cell is a list of steps that need each other; it runs in one process, so that 
 """
 
 import contextlib
-import importlib
 import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait as wait_for
 
 from scripts.commands import COMMANDS
 from scripts.jobs import Step
-from scripts.run import module_argv, train_argv
+from scripts.run import PATIENCE, STOPPED, end_with, start
 
-PATIENCE = 30.0  # seconds for the step under way, once a process is to end: what Slurm and torchrun give
-STOPPED = 128 + signal.SIGTERM  # exit status
 GONE = "a process of the job was killed, most often for its memory: fewer --workers; the same command goes on"
 
 
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Around a job: SIGTERM and Ctrl-C end it with SystemExit(143) and SystemExit(130), after a line that says how to
+    go on."""
+    numbers = []
+
+    def stop(number, frame):
+        if not numbers:
+            os.write(2, b"stopping; the same command goes on where this one ends\n")
+        numbers.append(number)
+        raise SystemExit(128 + numbers[0])
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Pool(ProcessPoolExecutor):
+    """Worker processes that never hear Ctrl-C, also while they start: their parent does."""
+
+    def submit(self, *words):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return super().submit(*words)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def start_worker(threads: int, queue) -> None:
-    """Once a worker process: its share of the cores, and the way back to the progress bar. It ends with its parent,
-    which alone hears Ctrl-C."""
+    """Once a worker process: its share of the cores, and the way back to the progress bar. It ends with its parent."""
+    end_with(multiprocessing.parent_process().sentinel)
     import torch
 
     from dassl.utils.progress import report_bars
 
     multiprocessing.set_start_method(None, force=True)  # loaders' workers start as in train.py: fast where they fork
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     report_bars(lambda done: tell_bar("part", done))
     start_worker.queue = queue
 
 
-def _end_with_parent() -> None:
-    wait_for([multiprocessing.parent_process().sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(PATIENCE)
-    os._exit(STOPPED)
-
-
 @contextlib.contextmanager
 def pool(workers: int, threads: int) -> Iterator[tuple]:
-    """(executor, queue to this process) of worker processes. SIGTERM and Ctrl-C end them too, after a line that says
-    how to go on: SystemExit(143), KeyboardInterrupt."""
-    from dassl.engine.stopping import sigterm_ends
-
+    """(executor, queue to this process) of worker processes, which end with what ends this block."""
     context = multiprocessing.get_context("spawn")
     queue = context.SimpleQueue()
-    executor = ProcessPoolExecutor(workers, context, start_worker, (threads, queue))
-    with sigterm_ends():
+    executor = Pool(workers, context, start_worker, (threads, queue))
+    with stoppable():
         try:
             yield executor, queue
-        except (KeyboardInterrupt, SystemExit) as error:
-            if isinstance(error, KeyboardInterrupt) or error.code == STOPPED:
-                print("stopping; the same command goes on where this one ends", file=sys.stderr, flush=True)
-                executor.shutdown(wait=False, cancel_futures=True)
-                _end_workers()
+        except SystemExit:
+            executor.shutdown(wait=False, cancel_futures=True)
+            _end_workers()
             raise
         finally:
             executor.shutdown(cancel_futures=True)
@@ -126,16 +138,10 @@ def run_cell(cell: list[Step], tell=tell_bar) -> str:
 
 def run_step(step: Step) -> None:
     """Run what is missing of one step: the run, and its path card."""
-    import train
     from mergetune.path_card import path_card
 
-    command = COMMANDS[step.command]
-    words = step.command, dict(step.arguments), list(step.pairs)
-    if not (step.folder / command.marker).is_file():
-        if command.module:
-            importlib.import_module(command.module).main(module_argv(*words))
-        else:
-            train.main(train_argv(*words))
+    if not (step.folder / COMMANDS[step.command].marker).is_file():
+        start(step.command, dict(step.arguments), list(step.pairs))
     if step.card and not step.finished:
         path_card(step.folder)
 

@@ -1,5 +1,6 @@
 """The workflow: a killed grid ends with its table and repeats nothing, a dry run writes nothing, tables."""
 
+import contextlib
 import csv
 import os
 import shlex
@@ -19,7 +20,7 @@ from scripts.plans import names_in, plan, read_table
 from scripts.run import parse, program
 from scripts.workflow.grid import Grid, home
 from tests.conftest import ROOT
-from tests.fixtures.interpreter import Python, group
+from tests.fixtures.interpreter import Python
 
 ONE_EPOCH = ["--set", "OPTIM.MAX_EPOCH", "1"]
 SMALL = """
@@ -60,6 +61,15 @@ def finished(output):
     return {file: (file.stat().st_ino, file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
+def running(output):
+    """The workflow's processes, wherever they are: by the OUTPUT of their environment."""
+    numbers = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            numbers += [path.parent.name] if f"OUTPUT={output}\0".encode() in path.read_bytes() else []
+    return numbers
+
+
 def start(table, data, output, *more):
     env = os.environ | {"DATA": str(data), "OUTPUT": str(output), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "scripts/flow.py", str(table), "--workers", "2", *ONE_EPOCH, *more]
@@ -70,8 +80,8 @@ def start(table, data, output, *more):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory, toy_data):
-    """(table, output, what was finished when it was ended for the second time, what later starts printed). First all
-    its processes are killed, then its leader is sent SIGTERM, which ends them all. Two processes at once."""
+    """(table, output, what was finished when it was ended for the second time, what later starts printed). First it is
+    killed, then sent SIGTERM; either ends all its processes. Two processes at once."""
     output = tmp_path_factory.mktemp("output")
     table = output.parent / "small.yaml"
     table.write_text(SMALL)
@@ -79,14 +89,17 @@ def killed(tmp_path_factory, toy_data):
     while len(list(output.rglob("results.json"))) < 5 and first.poll() is None:
         time.sleep(0.02)
     assert first.poll() is None, first.communicate()[0]
-    os.killpg(first.pid, signal.SIGKILL)
+    first.kill()
     first.communicate()
+    while running(output):  # its jobs end their step, and then
+        time.sleep(0.02)
     second = start(table, toy_data, output)
     while len(list(output.rglob("results.json"))) < 8 and second.poll() is None:
         time.sleep(0.02)
     second.terminate()
     printed, _ = second.communicate()
-    assert second.returncode == 1 and not group(second.pid) and "the same line goes on" in printed, printed
+    assert second.returncode == 128 + signal.SIGTERM and "the same command goes on" in printed, printed
+    assert "Traceback" not in printed and not running(output)
     before = finished(output)
     third = start(table, toy_data, output)
     printed += third.communicate()[0]

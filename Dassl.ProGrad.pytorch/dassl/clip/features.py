@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 
 from dassl.data import ViewIndex, relative_key
+from dassl.data.data_manager import own_group
 from dassl.data.transforms import describe_transform
 from dassl.utils import (
     MissingFile,
@@ -239,6 +240,7 @@ class FeatureBank:
             batch_sampler=[[(number, index) for index in batch.tolist()] for number in numbers for batch in batches],
             generator=torch.Generator(),
             num_workers=self.workers if len(self.pixels) * len(numbers) >= WORKERS_FROM else 0,
+            worker_init_fn=own_group,
         )
 
     def _join(self, rows, batches):

@@ -63,6 +63,7 @@ def build_data_loader(
                 num_workers=workers,
                 drop_last=is_train and len(data_source) >= batch_size,
                 pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+                worker_init_fn=own_group,
                 persistent_workers=cfg.DATALOADER.PERSISTENT and workers > 0,
             )
     except ValueError as error:  # a batch size or a number of workers that is none
@@ -70,6 +71,11 @@ def build_data_loader(
     if not len(loader):
         raise UserError(f"data set {cfg.DATASET.NAME}: {sampler_type} makes no batch of {batch_size}")
     return loader
+
+
+def own_group(worker):
+    """In a loader's worker: signals to the group of the process that it loads for are that one's, which ends it."""
+    os.setpgrp()
 
 
 def worker_count(cfg, dataset_wrapper=None):
