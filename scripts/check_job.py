@@ -34,6 +34,7 @@ def check_job(plan, args, workers: int) -> int:
     import torch
 
     from dassl.engine.preflight import Findings
+    from dassl.engine.stopping import sigterm_ends
 
     started, threads, found = time.time(), torch.get_num_threads(), Findings()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))  # as in the job's processes
@@ -41,7 +42,7 @@ def check_job(plan, args, workers: int) -> int:
     finished = [step.finished for step in every]
     left = [step for step, done in zip(every, finished, strict=True) if not (done or COMMANDS[step.command].module)]
     bank, before = os.path.join(folder("OUTPUT", "output"), "features"), os.environ.get("OUTPUT")
-    with tempfile.TemporaryDirectory(prefix="preflight-") as place:
+    with sigterm_ends(), tempfile.TemporaryDirectory(prefix="preflight-") as place:
         os.environ["OUTPUT"] = place
         try:
             cells = [[step for step in cell if not COMMANDS[step.command].module] for cell in plan(args)]
@@ -93,6 +94,8 @@ def look(steps: list[Step], bank: str, found) -> dict[str, int]:
 
 def try_out(steps: list[Step], bank: str, found) -> dict[str, tuple]:
     """{kind: (data set, seconds by phase, steps, MiB) of its first step}."""
+    from torch import OutOfMemoryError
+
     from dassl.engine.trial import trial
     from dassl.utils import UserError
 
@@ -103,8 +106,8 @@ def try_out(steps: list[Step], bank: str, found) -> dict[str, tuple]:
             with trial(cfg, str(step.folder), known) as made:
                 made.run(evaluates)
                 made.leave_results()
-        except UserError as error:
-            found.problem(f"{step}: {error}")
+        except (UserError, OutOfMemoryError) as error:
+            found.problem(f"{step}: {str(error).splitlines()[0]}")
             break
         kinds[kind_of(step)] = step.arguments["DATASET"], made.phases, made.steps, made.peak_mb
     return kinds

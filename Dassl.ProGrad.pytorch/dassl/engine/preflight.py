@@ -25,6 +25,7 @@ from dassl.utils.distributed import world_size
 from dassl.utils.memory import available_mb
 
 from .results import FILE as RESULTS
+from .stopping import sigterm_ends
 from .trial import trial
 
 ANCHOR_SECONDS = 40.0
@@ -61,7 +62,7 @@ def preflight(cfg, *, evaluates=None, recipe=(), data_check=None):
     found = Findings()
     if os.path.isfile(os.path.join(cfg.OUTPUT_DIR, RESULTS)):
         found.say(f'note: "{cfg.OUTPUT_DIR}" holds a finished run, which is only started again by --overwrite')
-    with tempfile.TemporaryDirectory(prefix="preflight-") as folder, trial(cfg, folder) as made:
+    with sigterm_ends(), tempfile.TemporaryDirectory(prefix="preflight-") as folder, trial(cfg, folder) as made:
         dataset = made.dataset
         check_data(cfg, dataset, found, data_check)
         if not found.problems:
