@@ -32,6 +32,7 @@ from dassl.utils import (
     brief,
     errors_in_one_line,
     get_logger,
+    one_line,
     read_json,
 )
 from dassl.utils.progress import progress
@@ -304,7 +305,7 @@ def main(argv: list[str] | None = None) -> None:
         log.info(json.dumps(named, indent=2))
     else:
         for path, ranked in found.items():
-            log.info("\n".join([path, *(f"  {p:6.1%}  {label}" for label, p in ranked)]))
+            log.info("\n".join(map(one_line, [path, *(f"  {p:6.1%}  {label}" for label, p in ranked)])))
     if args.export:
         model.export(args.export)
         if not args.json:

@@ -159,6 +159,8 @@ def _row(cell, number, partner, differing):
 def _differing(partner, own, methods):
     """Why our runs may not be judged by a published number -> {fact: the difference in words}, empty if they may."""
     found = {"derived": "a number was computed from published ones, and is none itself."} if partner.derived else {}
+    if left := {record["unfinished"] for record in own if record.get("unfinished")}:
+        found["unfinished"] = f"{', '.join(sorted(left))}."
     if other := {record["split_file"] for record in own if record.get("split_file")}:
         found["split"] = f"split {', '.join(sorted(other))}, published with the published one."
     for name, wanted in partner.facts.items():

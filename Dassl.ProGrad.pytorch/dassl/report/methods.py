@@ -109,6 +109,7 @@ class Row(NamedTuple):
     shots: int | None  # None where the method sees no data or the run does not say
     merge: str = ""  # such as "TIES (density 0.2)"
     setting: tuple = ()  # the values of a sweep, (key, value) each
+    unfinished: str = ""  # how far its training is, such as "epochs 30 of 300, unfinished"
 
 
 def row_of(record, methods, shots=True):
@@ -118,7 +119,7 @@ def row_of(record, methods, shots=True):
     preset = str(record["merge"].get("of") or record["merge"].get("preset") or "") if merge else record["preset"]
     label = methods.label(trainer, preset) + (f" + {merge}" if merge else "")
     own = record.get("shots") if shots and not sees_no_data(record) else None
-    return Row(label, trainer, preset, backbone_of(record), own, merge)
+    return Row(label, trainer, preset, backbone_of(record), own, merge, unfinished=record.get("unfinished") or "")
 
 
 def merge_name(record, methods):
@@ -181,12 +182,14 @@ def zero_shot_row(row, rows, methods):
 
 
 def row_names(rows):
-    """Printed names -> dict row -> str. Rows that share a label get what tells them apart behind it."""
+    """Printed names -> dict row -> str. Rows that share a label get what tells them apart behind it, and each how far
+    its training is if that has not ended."""
     words = {r: (r.preset or "no preset", r.backbone or "unknown backbone", _shots(r.shots)) for r in rows}
     names = {}
     for row in rows:
         twins = zip(*(words[other] for other in rows if other.label == row.label), strict=True)
-        names[row] = ", ".join([row.label, *compress(words[row], (len(set(twin)) > 1 for twin in twins))])
+        differs = (len(set(twin)) > 1 for twin in twins)
+        names[row] = ", ".join(filter(None, [row.label, *compress(words[row], differs), row.unfinished]))
     return names
 
 

@@ -20,10 +20,9 @@ from typing import NamedTuple
 
 from dassl.report.grid import Grid, fill, without_repeats
 from dassl.report.methods import NONE, Methods, row_names, row_of, shared_settings, sort_rows
-from dassl.report.results import NoRuns, group_by, is_number, newest_each, select
+from dassl.report.results import NoRuns, group_by, is_number, leave_out, newest_each, select
 from dassl.report.stats import summarise
 from dassl.report.tables import BELOW, MISSING, Cell, Table, csv_lines, method_sheet, method_table, row_notes
-from dassl.utils import get_logger
 
 MTIL, AGNOSTIC = "mtil", "mtil_agnostic"
 PROTOCOLS = {
@@ -72,9 +71,10 @@ def streams(records, protocol, methods=NONE):
     own = _with_matrix(records, protocol)
     for record in own + _lent(own, records, protocol, methods):
         try:
+            method_of(record, methods)
             runs.append({**record, "cells": _cells(record)})
-        except ValueError as error:
-            get_logger().warning(f"Warning: {record['file']} is left out: {error}")
+        except (ValueError, TypeError) as error:
+            leave_out(record["file"], error)
     if not runs:
         raise NoRuns(
             f"No {protocol} table: of {len(records)} results, {len(own)} are evaluated streams of the protocol "
@@ -143,17 +143,37 @@ def _cells(record):
         for i, after in enumerate(tasks):
             row = _numbers(rows, i, len(tasks))
             found |= {Column(quantity, task, after): x for task, x in zip(tasks, row, strict=True)}
+    _check_means(found, tasks)
     last = [found.get(Column(KNOWN, task, tasks[-1])) for task in tasks]
     if None not in last:
         found[Column(KNOWN)] = fmean(last)
     return {cell: value for cell, value in found.items() if value is not None}
 
 
+def _check_means(found, tasks):
+    """ValueError where a stated mean is not that of the accuracies that it is over."""
+    for metric in METRICS:
+        means = []
+        for k, task in enumerate(tasks):
+            after = {"transfer": tasks[:k], "average": tasks, "last": tasks[-1:]}[metric]
+            behind = [found[Column("accuracy", task, session)] for session in after]
+            means.append(fmean(behind) if behind and None not in behind else None)
+            _check_mean(f"{metric} of {task}", found[Column(metric, task)], means[-1])
+        over = means[metric == "transfer" :]
+        _check_mean(metric, found.get(Column(metric)), fmean(over) if over and None not in over else None)
+
+
+def _check_mean(name, stated, mean):
+    if None not in (stated, mean) and abs(stated - mean) > 0.01:
+        raise ValueError(f"{name} {stated:g} is not the mean {mean:.2f} of its accuracies")
+
+
 def _numbers(holder, key, length):
     """A list from a file: `length` finite numbers or nulls."""
     values = holder.get(key) if isinstance(holder, dict) else holder[key]
-    if not isinstance(values, list) or len(values) != length or not all(x is None or is_number(x) for x in values):
-        raise ValueError(f"matrix, {key}: expected {length} numbers or null, found {str(values)[:60]}")
+    fine = isinstance(values, list) and len(values) == length
+    if not fine or not all(x is None or is_number(x) and 0 <= x <= 100 for x in values):
+        raise ValueError(f"matrix, {key}: expected {length} numbers or null, in percent, found {str(values)[:60]}")
     return values
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from dassl.utils import MissingFile, UserError, brief, get_logger, read_text
+from dassl.utils import MissingFile, UserError, brief, get_logger, one_line, read_text
 
 
 class NoRuns(UserError):
@@ -20,7 +20,9 @@ class NoRuns(UserError):
 FORMAT = 1
 RESULTS_FILE = "results.json"
 _FIELDS = {"trainer": str, "dataset": str, "protocol": str, "subset": str, "seed": int, "metrics": dict}
-_TEXTS = ("preset", "kind", "alpha_chosen_on", "chosen_on", "data_seen", "source", "order", "labels", "ablation")
+LARGEST = 1e9  # shots, epochs, seconds
+_TEXTS = ("preset", "kind", "alpha_chosen_on", "chosen_on", "data_seen", "source", "order", "labels", "ablation",
+          "split_file", "unfinished")  # fmt: skip
 _OPTIONAL = dict.fromkeys(_TEXTS, str) | {
     "shots": int, "epochs": int | float, "max_epoch": int | float, "wall_s": int | float, "command": str | list,
     "merge": dict, "lmc": dict, "teacher": dict, "backbone": dict | str, "vote": dict | str, "space": dict | str,
@@ -49,10 +51,15 @@ def read_all(name, folders, read, what="", left_out=None):
         try:
             found.append(read(file))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            get_logger().warning(f"Warning: {what}{file} is left out: {error}")
+            leave_out(f"{what}{file}", error)
             if left_out is not None:
                 left_out.append(file)
     return [content for content in found if content is not None]
+
+
+def leave_out(what, error):
+    """The one line on a file, folder or record that does not count."""
+    get_logger().warning(one_line(f"Warning: {what} is left out: {error}"))
 
 
 def find_files(name, *folders):
@@ -61,7 +68,7 @@ def find_files(name, *folders):
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise MissingFile(f"No folder of runs at {folder}")
-        for parent, _, names in os.walk(folder):
+        for parent, _, names in os.walk(folder, onerror=lambda error: leave_out(error.filename, error.strerror)):
             if name in names:
                 file = Path(parent, name)
                 found.setdefault(os.path.realpath(file), file)
@@ -78,7 +85,8 @@ def read_result(file):
             raise ValueError(f"field {field!r}: expected {kind.__name__}, found {brief(value)}")
     for field, kind in _OPTIONAL.items():
         value = record.get(field)
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        fine = isinstance(value, kind) and not isinstance(value, bool)
+        if value is not None and not (fine and (not is_number(value) or abs(value) <= LARGEST)):
             raise ValueError(f"field {field!r}: expected {getattr(kind, '__name__', kind)}, found {brief(value)}")
     if record.get("merge") and not isinstance(record["merge"].get("method", ""), str):
         raise ValueError(f"field 'merge': expected a method's name, found {brief(record['merge'])}")
@@ -105,21 +113,24 @@ def _check_metrics(record):
             raise ValueError(f"metric {name!r}: expected {'0 to 100' if name in PERCENT else 'a finite number'}, "
                              f"found {brief(value)}")  # fmt: skip
     correct, total, accuracy = record.get("correct"), record.get("total"), record["metrics"].get("accuracy")
-    counted = is_number(correct) and is_number(total) and total > 0 and accuracy is not None
-    if counted and abs(100 * correct / total - accuracy) > 0.01:
+    counted = accuracy is not None and is_number(correct) and is_number(total)
+    if counted and not (0 <= correct <= total and abs(100 * correct - accuracy * total) <= 0.01 * total):
         raise ValueError(f"accuracy {accuracy:g} is not that of {correct} of {total}")
+    rate = record["metrics"].get("error_rate")
+    if None not in (accuracy, rate) and abs(accuracy + rate - 100) > 0.01:
+        raise ValueError(f"accuracy {accuracy:g} and error_rate {rate:g} do not come to 100")
 
 
 def _clean(value):
-    """JSON with a blank for whatever in its texts is no letter or sign: ends of lines, escapes of a terminal."""
+    """JSON with `one_line` of its texts, and null for what is no finite number."""
     if isinstance(value, dict):
         return {_clean(name): _clean(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_clean(inner) for inner in value]
-    if isinstance(value, str) and not value.isprintable():
+    if isinstance(value, str):
         value.encode()  # UnicodeEncodeError, a ValueError, for half a character
-        return "".join(sign if sign.isprintable() else " " for sign in value)
-    return value
+        return one_line(value)
+    return value if is_number(value) or isinstance(value, bool) else None
 
 
 def read_object(file, format):

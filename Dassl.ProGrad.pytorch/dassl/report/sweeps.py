@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dassl.report.base2new import AVERAGES, SUBSETS, Base2New, base2new
 from dassl.report.base2new import PROTOCOL as BASE2NEW
 from dassl.report.grid import with_accuracy, without_repeats
-from dassl.report.methods import CHANGED, NONE, Row, backbone_of, merge_name, split_changes
+from dassl.report.methods import CHANGED, NONE, Row, backbone_of, merge_name, row_names, split_changes
 from dassl.report.results import NoRuns, group_by, newest_each, select
 from dassl.report.stats import Summary
 from dassl.report.tables import MISSING, MULTIPLY, Table, csv_lines, data_sets, method_sheet, row_notes, show, show_n
@@ -60,7 +60,8 @@ def _family(record, methods):
     """The Row of a record's method with its preset's changes taken off."""
     trainer = methods.trainer(record)
     preset, _ = split_changes(record["preset"])
-    return Row(methods.label(trainer, preset), trainer, preset, backbone_of(record), record.get("shots"))
+    row = Row(methods.label(trainer, preset), trainer, preset, backbone_of(record), record.get("shots"))
+    return row._replace(unfinished=record.get("unfinished") or "")
 
 
 def _setting(record):
@@ -103,7 +104,7 @@ def _family_sweeps(family, evaluations, group, records, methods):
     for keys in sorted((k for k in sets if not any(k < other for other in sets)), key=lambda k: (len(k), sorted(k))):
         named = tuple(sorted(keys, key=lambda k: (order.index(k) if k in order else len(order), k)))
         rows = [row for row, changed in changes.items() if changed <= keys]
-        sweep = Sweep(family.label, named, rows, found, costs)
+        sweep = Sweep(row_names([family])[family], named, rows, found, costs)
         rows.sort(key=lambda row: [*map(_order, sweep.values(row))])
         result.append(sweep)
     return result
@@ -147,7 +148,7 @@ def _costs(family, training, records, methods):
 
 def _seconds(training):
     """{(data set, seed): (seconds of the run, seconds of an epoch)} of the newest training runs that say both."""
-    timed = [r for r in training if r.get("wall_s") and r.get("epochs")]
+    timed = [r for r in training if min(r.get("wall_s") or 0, r.get("epochs") or 0) > 0]
     newest = newest_each(timed, key=lambda r: (r["dataset"], r["seed"]), what="training runs")
     return {(r["dataset"], r["seed"]): (r["wall_s"], r["wall_s"] / r["epochs"]) for r in newest}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dassl.report.grid import is_below
 from dassl.report.methods import zero_shot_row
-from dassl.utils import atomic_write
+from dassl.utils import atomic_write, one_line
 
 MISSING = "\N{EM DASH}"
 BELOW = "\N{DOWNWARDS ARROW}"  # behind a number that is below zero-shot CLIP's
@@ -21,7 +21,7 @@ _LATEX = {
     "±": r"$\pm$", MISSING: "---", BELOW: r"$\downarrow$", MULTIPLY: r"$\times$",
     ">": "$>$", "<": "$<$",
 }  # fmt: skip
-_FORMULA = re.compile(r"[=@\t]|[+-](?![\d. ±to+-]*$)")  # +0.10 to +0.90 is none
+_FORMULA = re.compile(r"\s*([=@\uff1d\uff20\uff0b\uff0d]|[+-](?![\d. ±to+-]*$))")  # +0.10 to +0.90 is none
 _LATEX_SIGNS = re.compile("|".join(map(re.escape, _LATEX)))
 
 
@@ -47,11 +47,12 @@ class Table:
 
     def text(self):
         """Aligned columns below the title -> str without a final newline."""
-        lines = [self.columns, *self.rows]
+        lines = [[*map(one_line, line)] for line in (self.columns, *self.rows)]
         widths = [max(len(line[k]) for line in lines) for k in range(len(self.columns))]
         aligned = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        return "\n".join([self.title, rule, aligned[0], rule, *aligned[1:], *self.notes])
+        notes = map(one_line, self.notes)
+        return "\n".join([one_line(self.title), rule, aligned[0], rule, *aligned[1:], *notes])
 
     def markdown(self, level=3):
         """A heading of the given level, the table, the notes as a list -> str without a final newline."""
@@ -73,13 +74,13 @@ class Table:
 
 
 def markdown_text(text):
-    """Text without signs that end a cell or begin HTML -> str."""
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    """Text in one line without signs that end a cell or begin HTML or a link -> str."""
+    return one_line(text).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
 
 
 def latex_text(text):
-    """Text with LaTeX's own signs escaped -> str."""
-    return _LATEX_SIGNS.sub(lambda match: _LATEX[match.group()], text)
+    """Text in one line with LaTeX's own signs escaped -> str."""
+    return _LATEX_SIGNS.sub(lambda match: _LATEX[match.group()], one_line(text))
 
 
 def show(summary, below=False, digits=2):
@@ -108,7 +109,8 @@ def to_csv(columns, rows):
     """Header and rows -> CSV text with unix line ends; a text that a spreadsheet would run has a ' in front."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerows([f"'{cell}" if _FORMULA.match(str(cell)) else cell for cell in line] for line in [columns, *rows])
+    cells = [[one_line(str(cell)) for cell in line] for line in [columns, *rows]]
+    writer.writerows([f"'{cell}" if _FORMULA.match(cell) else cell for cell in line] for line in cells)
     return buffer.getvalue()
 
 
@@ -132,17 +134,19 @@ class Sheet:
     def text(self):
         """For the terminal: the table to read first stands last -> str."""
         tables = [*self.tables[1:], self.tables[0]]
-        return "\n\n".join([self.heading, *(table.text() for table in tables), "\n".join(self.legend)])
+        legend = "\n".join(map(one_line, self.legend))
+        return "\n\n".join([one_line(self.heading), *(table.text() for table in tables), legend])
 
     def markdown(self):
         """-> str."""
-        legend = "\n".join(f"- {line}" for line in self.legend)
-        return "\n\n".join([f"## {self.heading}", *(table.markdown() for table in self.tables), legend]) + "\n"
+        legend = "\n".join(f"- {markdown_text(line)}" for line in self.legend)
+        tables = [table.markdown() for table in self.tables]
+        return "\n\n".join([f"## {markdown_text(self.heading)}", *tables, legend]) + "\n"
 
     def latex(self):
         """Table environments; they need the package booktabs -> str."""
         legend = "\n".join(rf"\par\footnotesize {latex_text(line)}" for line in self.legend)
-        head = f"% {self.heading}. Needs \\usepackage{{booktabs}}."
+        head = f"% {one_line(self.heading)}. Needs \\usepackage{{booktabs}}."
         return "\n\n".join([head, *(table.latex() for table in self.tables), legend]) + "\n"
 
     def csv(self):

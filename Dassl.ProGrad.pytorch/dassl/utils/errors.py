@@ -15,13 +15,20 @@ class UserError(ValueError):
         if "Original Traceback" in text:
             # torch raises a loader worker's error again with the worker's traceback before its own words
             text = text.rpartition(f".{type(self).__name__}: ")[2].rstrip()
-        if not text.isprintable():
-            text = "".join(map(_printable, text))
+        text = printable(text)
         return text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} ... {text[-290:]}"
 
 
-def _printable(character):
-    return character if character.isprintable() or character in "\n\t" else repr(character)[1:-1]
+def printable(text):
+    """A message's text without what steers a terminal: such signs as escapes; ends of lines and tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)
+
+
+def one_line(text):
+    """A name or value from a file for one place of a line or table: a blank for what is no letter or sign."""
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 class MissingFile(UserError, FileNotFoundError):

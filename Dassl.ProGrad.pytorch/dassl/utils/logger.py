@@ -10,6 +10,7 @@ import time
 import traceback
 import warnings
 
+from .errors import printable
 from .progress import bars_aside
 
 
@@ -24,6 +25,9 @@ class _StdoutHandler(logging.StreamHandler):
     @property
     def stream(self):
         return sys.stdout
+
+    def format(self, record):
+        return printable(super().format(record))  # what it quotes of files or names of them steers no terminal
 
     def emit(self, record):
         if record.levelno < logging.INFO and isinstance(sys.stdout, Logger):
