@@ -1,5 +1,6 @@
 """The report command: what it prints, writes and refuses."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from dassl.report.figures import FIGURES
 from mergetune.report import main
 from tests.fixtures.runs import straight_path, write_pairs, write_path, write_run
+from tests.test_sessions import die_before, in_a_child
 
 ROOT = Path(__file__).parents[1]
 
@@ -128,6 +130,50 @@ def test_the_table_needs_no_plotting(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "tables" / "base2new.md").is_file()
+
+
+@pytest.mark.parametrize("words", [["--figures"], ["--figure", "path"], ["--html", "figures/page.html"]])
+def test_what_cannot_be_written_is_an_error(tmp_path, capsys, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    write_path(tmp_path / "runs", straight_path(50, 70, 60))
+    (tmp_path / "figures").write_text("no folder")
+    with pytest.raises(SystemExit, match='^error: Cannot write "[^"]*figures/[^"]*": (Not a directory|File exists)'):
+        main([str(tmp_path / "runs"), "--out", str(tmp_path), *words])
+    assert "needs" not in capsys.readouterr().out
+
+
+def test_a_report_that_is_killed_leaves_each_file_whole_and_runs_again(tmp_path):
+    """Killed before every seventh of its calls to the system."""
+    runs, out = tmp_path / "runs", tmp_path / "out"
+
+    def report():
+        main([str(runs), "--out", str(out), "--latex", "--html", str(out / "page.html")])
+
+    def files():
+        return {file.name: file.read_bytes() for file in out.rglob("*.*") if file.suffix != ".tmp"}
+
+    write_pairs(runs, {"toy_a": [(80, 60)]})
+    report()
+    old = files()
+    write_pairs(runs, {"toy_a": [(90, 70)]})
+    report()
+    new = files()
+    assert old.keys() == new.keys() and all(old[name] != new[name] for name in new)
+    for number in itertools.count(1, 7):
+        for name, content in old.items():
+            next(out.rglob(name)).write_bytes(content)
+
+        def killed(number=number):
+            die_before(number, out)
+            report()
+
+        code = in_a_child(killed)
+        assert all(content in (old[name], new[name]) for name, content in files().items())
+        report()
+        assert files() == new and len(list(out.rglob("*.*"))) == len(new)
+        if code == 0:
+            break
+    assert number > 20
 
 
 def test_help_says_what_is_printed(capsys):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dassl.report import drawing
+from dassl.report.barriers import barriers_sheet
 from dassl.report.fewshot import fewshot
 from dassl.report.figures import all_figures, fewshot_figure, load_planes, path_figures, plane_figures, sweep_figures
 from dassl.report.paths import families, load_paths
@@ -73,6 +74,19 @@ def test_a_bad_path_is_left_out_with_one_warning(tmp_path, capsys, change, reaso
     assert [r["seed"] for r in load_paths(tmp_path)] == [1]
     (line,) = capsys.readouterr().out.splitlines()
     assert str(tmp_path / "bad" / "path.json") in line and reason in line
+
+
+def test_the_card_of_other_weights_is_left_out_by_tables_and_figures(tmp_path, capsys):
+    card = straight_path(50, 70, 60) | {"plane": plane()}
+    for seed, digest in enumerate(("a", "b"), start=1):
+        write_path(tmp_path / str(seed), card | {"digest": digest}, seed=seed, weights={"digest": "a"})
+    write_path(tmp_path / "old", card, seed=3)  # neither says
+    for load in (load_paths, load_planes):
+        assert [r["seed"] for r in load(tmp_path)] == [1, 3]
+        assert f"{tmp_path / '2' / 'path.json'} is left out: it is of other weights" in capsys.readouterr().out
+    assert set(barriers_sheet([tmp_path]).tables[0].rows[0][2].files) == {
+        str(tmp_path / name / "results.json") for name in ("1", "old")
+    }
 
 
 def test_the_path_of_an_unfinished_run_is_left_out(tmp_path, capsys):

@@ -1,10 +1,11 @@
 """Rows of the tables: names, order, what may be averaged together."""
 
+from dassl.report.against import against_sheet
 from dassl.report.base2new import base2new, base2new_sheet, sheet_of
 from dassl.report.methods import Methods
 from dassl.report.results import load_results
 from mergetune.report import METHODS
-from tests.fixtures.runs import only, write_run
+from tests.fixtures.runs import only, write_pairs, write_run
 
 
 def test_methods_have_the_names_and_order_of_the_table(tmp_path):
@@ -85,6 +86,19 @@ def test_merges_stand_behind_their_run_with_their_values(tmp_path):
         "CoOp_LMC (paper)", "CoOp_LMC (paper) + weight ens. (alpha 0.5)", "KgCoOp",
     ]  # fmt: skip
     assert [found.cell(row, "toy_a")["base"].n for row in found.rows] == [1, 2, 2, 2, 1, 1, 1]
+
+
+def test_a_run_of_an_unfinished_training_is_a_row_of_its_own_that_says_so(tmp_path):
+    line = "epochs 30 of 300, unfinished"
+    for seed, fields in enumerate(({}, {"unfinished": line}, {"unfinished": "epochs 46 of 300, unfinished"}), start=1):
+        write_pairs(tmp_path / str(seed), {"EuroSAT": [(80, 60)]}, backbone={"name": "ViT-B/16"}, **fields)
+    sheet = base2new_sheet(load_results(tmp_path), METHODS)
+    names = ["CoOp", f"CoOp, {line}", "CoOp, epochs 46 of 300, unfinished"]
+    assert all([row[0] for row in table.rows] == names for table in sheet.tables)
+    assert {row[0] for row in sheet.lines} == set(names)
+    against = against_sheet(sheet, load_results(tmp_path), METHODS)
+    assert {row[0]: "unfinished" in row[8] for row in against.lines} == dict.fromkeys(names, True) | {"CoOp": False}
+    assert f"CoOp, {line}: {line}." in against.text()
 
 
 def test_a_changed_preset_follows_its_own(tmp_path):

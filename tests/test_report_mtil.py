@@ -210,6 +210,9 @@ def test_the_newest_run_of_a_seed_counts(tmp_path, capsys):
         ("matrix", {"tasks": TASKS}, "transfer: expected 3 numbers"),
         ("known", [[1, 2, 3]], "known: expected 3 rows"),
         ("known", [[1, 2, "x"]] * 3, "expected 3 numbers or null"),
+        ("known", [[1, 2, 250]] * 3, "expected 3 numbers or null, in percent"),
+        ("metrics", {"last": 99.0}, "last 99 is not the mean 73.33 of its accuracies"),
+        ("metrics", {"transfer": 5.0}, "transfer 5 is not the mean 30.00"),
     ],
 )
 def test_a_damaged_matrix_is_left_out_with_one_warning(tmp_path, capsys, field, value, reason):

@@ -112,8 +112,9 @@ def test_a_data_set_is_a_table_or_a_column(browser, runs):
 def test_a_stream_is_filtered_by_method_and_task_and_its_cells_have_links(browser, tmp_path):
     for trainer, plus in (("ConDU", 0), ("sequential", -5)):
         rows = [[80 + plus, 30], [70, 90]]
-        matrix = {"tasks": ["a", "b"], "accuracy": rows, "transfer": [None, 30], "average": [75, 60], "last": rows[1]}
-        metrics = {"transfer": 30, "average": 67.5, "last": 80}
+        matrix = {"tasks": ["a", "b"], "accuracy": rows, "transfer": [None, 30], "last": rows[1]}
+        matrix["average"] = [75 + plus / 2, 60]
+        metrics = {"transfer": 30, "average": 67.5 + plus / 4, "last": 80}
         fields = {"protocol": "mtil", "tasks": ["a", "b"], "order": "I", "matrix": matrix, "metrics": metrics}
         write_run(tmp_path / trainer, trainer, "stream I", "all", preset="", **fields)
     records = load_results(tmp_path)

@@ -2,11 +2,13 @@
 
 import re
 
+import pytest
+
 from dassl.report.base2new import base2new, base2new_sheet
 from dassl.report.grid import is_below
 from dassl.report.results import load_results
 from dassl.report.stats import Summary, barrier
-from dassl.report.tables import Table, latex_text, show, to_csv
+from dassl.report.tables import Sheet, Table, latex_text, show, to_csv
 from mergetune.report import METHODS
 from tests.fixtures.runs import line_of, write_pairs
 
@@ -25,6 +27,27 @@ def test_latex_has_every_cell_and_no_sign_of_its_own():
     body = TABLE.latex()
     assert body.count("{") - body.count("\\{") == body.count("}") - body.count("\\}")
     assert all(ord(sign) < 128 for sign in body)
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[31mred", "\r=1", "\u202eabc", "\ud800", "a\u2028b", "\x9b1m", "\t=1+1"])
+def test_no_writer_lets_a_sign_through_that_is_none(text):
+    table = Table(text, ["method", text], [[text, text]], [text])
+    sheet = Sheet("x", text, [table], [text], ["method", text], [[text, text]])
+    for written in (sheet.text(), sheet.markdown(), sheet.latex(), sheet.csv()):
+        assert written.replace("\n", "").isprintable() and written.encode()
+    assert len(sheet.csv().splitlines()) == 2 and "\n\n".join([sheet.markdown()]).count("\n| ") == 3
+    for cell in sheet.csv().replace("\n", ",").split(","):
+        assert not cell.lstrip().startswith("=")
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "@SUM(A1)", "+cmd()", "-2+x", "\uff1d1+1"])
+def test_a_spreadsheet_runs_no_cell(cell):
+    assert to_csv(["a"], [[cell]]) == f"a\n'{cell}\n"
+
+
+def test_markdown_makes_no_links_or_cells_of_a_name():
+    line = Table("t", ["method"], [["[a](javascript:x) | <b>"]]).markdown().splitlines()[-1]
+    assert line == "| [a]\\(javascript:x) \\| &lt;b> |"
 
 
 def test_latex_text_is_escaped_once():

@@ -12,8 +12,8 @@ from dassl.report.epochs import epoch_curves, epoch_figures
 from dassl.report.fewshot import fewshot
 from dassl.report.methods import NONE, row_names, row_of
 from dassl.report.mtil_figures import heatmaps, order_figures, scatter_figures
-from dassl.report.paths import FORMAT, PATH_FILE, QUANTITIES, SPACES, SUBSETS, families, load_paths, numbers
-from dassl.report.results import RESULTS_FILE, NoRuns, read_all, read_object, read_result
+from dassl.report.paths import PATH_FILE, QUANTITIES, SPACES, SUBSETS, families, load_paths, numbers, read_card
+from dassl.report.results import NoRuns, read_all
 from dassl.report.stats import summarise, summarise_average
 from dassl.report.sweeps import sweeps
 from dassl.report.tables import csv_numbers, to_csv
@@ -255,13 +255,13 @@ def load_planes(*folders):
 
 def _read(file):
     """A path.json -> record, or None without a plane."""
-    card = read_object(file, FORMAT)
+    card, record = read_card(file)
     plane = card.get("plane")
     if not isinstance(plane, dict) or not any(subset in plane for subset in SUBSETS):
         return None
     own = card if card.get("space") == plane.get("space") else card.get(plane.get("space"), {})
     plane = _checked(plane) | {"template": str(own.get("zero_shot_template") or "")}
-    return {**read_result(file.with_name(RESULTS_FILE)), "plane": plane, "file": file}
+    return {**record, "plane": plane, "file": file}
 
 
 def _checked(plane):

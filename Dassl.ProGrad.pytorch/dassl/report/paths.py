@@ -76,32 +76,28 @@ class PathCurves:
 
 
 def load_paths(*folders):
-    """All readable path.json of finished runs -> list of records, one for each space: the run's own, with `path` and
-    `space`.
+    """All readable path.json of finished runs -> list of records, one for each space: the run's own, with `path`
+    ({"t": (P,), "space": str, SUBSET: {"loss": (P,), "accuracy": (P,)}, ...}) and `space`.
 
-    One that is damaged, or whose run has no results.json, costs one warning and is left out.
+    One that is damaged, not the run's own, or whose run has no results.json, costs one warning and is left out.
     """
 
     def read(file):
-        record = read_result(file.with_name(RESULTS_FILE))
-        scored = record.get("weights")
-        paths = read_paths(file, scored.get("digest") if isinstance(scored, dict) else None)
+        card, record = read_card(file)
+        paths = [_path(card, str(card.get("space", SPACES[0])))]
+        paths += [_path(card[space], space) for space in SPACES if isinstance(card.get(space), dict)]
         return [{**record, "file": file, "path": path, "space": path["space"]} for path in paths]
 
     return [record for records in read_all(PATH_FILE, folders, read) for record in records]
 
 
-def read_paths(file, digest=None):
-    """One path.json -> list of {"t": (P,), "space": str, SUBSET: {"loss": (P,), "accuracy": (P,)}, ...}.
-
-    digest: of the weights that it should be of. ValueError says what is wrong with it.
-    """
-    raw = read_object(file, FORMAT)
-    if digest and raw.get("digest", digest) != digest:
+def read_card(file):
+    """One path.json -> (what it holds, the record of its run). ValueError for one of other weights than the run's."""
+    card, record = read_object(file, FORMAT), read_result(file.with_name(RESULTS_FILE))
+    digest = (record.get("weights") or {}).get("digest")
+    if digest and card.get("digest", digest) != digest:
         raise ValueError("it is of other weights than those that the run was tested with")
-    paths = [_path(raw, str(raw.get("space", SPACES[0])))]
-    paths += [_path(raw[space], space) for space in SPACES if isinstance(raw.get(space), dict)]
-    return paths
+    return card, record
 
 
 def _path(raw, space):

@@ -7,7 +7,6 @@ added: `file` (Path), `written` (modification time in seconds) and `kind` ("trai
 
 import json
 import os
-import sys
 from pathlib import Path
 
 from dassl.utils import MissingFile, UserError, brief, get_logger, one_line, read_text
@@ -25,8 +24,8 @@ _TEXTS = ("preset", "kind", "alpha_chosen_on", "chosen_on", "data_seen", "source
           "split_file", "unfinished")  # fmt: skip
 _OPTIONAL = dict.fromkeys(_TEXTS, str) | {
     "shots": int, "epochs": int | float, "max_epoch": int | float, "wall_s": int | float, "command": str | list,
-    "merge": dict, "lmc": dict, "teacher": dict, "backbone": dict | str, "vote": dict | str, "space": dict | str,
-    "tasks": list, "template_family": list,
+    "merge": dict, "lmc": dict, "teacher": dict, "weights": dict, "backbone": dict | str, "vote": dict | str,
+    "space": dict | str, "tasks": list, "template_family": list,
 }  # fmt: skip
 _CHOICES = {"kind": ("train", "eval", "import"), "subset": ("base", "new", "all")}
 PERCENT = ("accuracy", "error_rate", "macro_f1", "transfer", "average", "last")  # metrics
@@ -147,8 +146,8 @@ def read_object(file, format):
 
 
 def is_number(value):
-    """True for a finite int or float; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    """True for a finite int or float whose square, for deviations, is finite too; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e150
 
 
 def _kind(record):
