@@ -115,6 +115,7 @@ def build_lists(cfg: CN) -> object:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.DATASET.update(DRAW)
+    cfg.VERBOSE = False  # what is odd is said by the run
     try:
         cls = DATASET_REGISTRY.get(cfg.DATASET.NAME)
         silent = type(cls.__name__, (cls,), {"say_oddities": lambda *lists: None})
