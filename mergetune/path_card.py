@@ -151,7 +151,7 @@ def path_card(
     three solutions, in the last of `spaces`. images: of each subset, evenly spaced, instead of all. What an earlier
     call found and this one leaves out is kept. pairs: KEY, VALUE, ... of what has moved since.
     """
-    from dassl.engine.recipe import weights_digest
+    from dassl.engine.recipe import unfinished, weights_digest
     from mergetune.plane import add_plane
 
     run = Path(run)
@@ -174,6 +174,7 @@ def path_card(
                     card[space]["note"] = trainer.path_note
                 card[space]["seconds"] = round(card[space].get("seconds", 0) + time.perf_counter() - began, 3)
     own = {"digest": weights_digest(trainer._files)}  # whose card it is
+    own |= {"unfinished": line} if (line := unfinished(run, trainer._loaded[1])) else {}
     found = {"format": FORMAT, **own, **card.pop(SPACES[0]), **card} | ({"plane": plane_card} if plane else {})
     earlier = read_json(run / FILE) if (run / FILE).is_file() else {}
     if not isinstance(earlier, dict) or earlier.get("digest", own["digest"]) != own["digest"]:
@@ -243,6 +244,8 @@ def main(argv: list[str] | None = None) -> None:
     with quiet():
         card = path_card(args.run, spaces, args.plane, args.images, sum(args.set, []))
     log.info("\n\n".join(card_table(card if space == SPACES[0] else card[space]).text() for space in spaces))
+    if "unfinished" in card:
+        log.warning(f"{args.run}: {card['unfinished']}")
     if "missing" in card.get("plane", {}):
         log.warning(f"Warning: no plane: {card['plane']['missing']}")
     if args.figure:

@@ -267,6 +267,11 @@ def test_a_card_of_other_weights_is_neither_kept_nor_shown(moved, caplog):
     main([*words, "--space", "weights"])
     assert len(load_paths(run)) == 2 and "weights" in json.loads((run / "path.json").read_text())
     card = json.loads((run / "path.json").read_text())
+    results = (run / "results.json").read_bytes()
+    (run / "results.json").unlink()
+    main(words)
+    assert f"{run}: epochs 2 of 2, unfinished" in caplog.text and "unfinished" in (run / "path.json").read_text()
+    (run / "results.json").write_bytes(results)
     for content in (card | {"digest": "0" * 32}, [], None):
         (run / "path.json").write_text(json.dumps(content))
         assert not load_paths(run) and "path.json is left out" in caplog.text
