@@ -184,7 +184,9 @@ def ensemble(
     """
     import train  # the command line is the one place that knows the data sets
     from dassl.engine.base import find_model
+    from dassl.engine.launch import AlreadyFinished
     from dassl.engine.recipe import RESULTS, finished
+    from mergetune.merge_job import already
 
     check_availability(kind, list(KINDS), "--kind")
     run, out = Path(run), Path(out or Path(run, f"ensemble_{kind}"))
@@ -193,29 +195,19 @@ def ensemble(
     mix = {"kind": kind, "outputs": outputs if kind == "output" else None}
     digest = checkpoint_digest(find_model(str(run), trainer_class(cfg.TRAINER.NAME).model_name))
     asked = mix | {"alphas": list(alphas), "tests": names, "weights": digest}
+
+    def older(facts: dict) -> dict:
+        return {"kind": facts["kind"], "alphas": facts["alphas"], "tests": list(facts["test"])}
+
     with RunLock(str(out)):
-        check_new(out, asked, overwrite)
+        if not overwrite and already(out, FILE, "test", asked, older):
+            raise AlreadyFinished(f'"{out}" holds a finished ensemble; --overwrite starts it again')
         earlier = finished(out, FILE, "test").get("test", {}).keys() & set(DATASET_REGISTRY.registered_names())
         with atomic_files(out, FILE, [f"{name}/{RESULTS}" for name in earlier]) as folder:
             facts = {"format": 1, "run": str(run), "kind": kind, "alphas": list(alphas)}
             facts |= mixed(run, root, names, alphas, mix, Path(folder), command) | {"command": command, "asked": asked}
             write_json(facts, os.path.join(folder, FILE))
     return facts
-
-
-def check_new(out: Path, asked: dict, overwrite: bool) -> None:
-    """AlreadyFinished if the folder holds an ensemble, which may be another one, and is not to go."""
-    from dassl.engine.launch import AlreadyFinished
-    from dassl.engine.recipe import changed, finished
-
-    facts = {} if overwrite else finished(out, FILE, "test")
-    if facts:
-        before = {"kind": facts["kind"], "alphas": facts["alphas"], "tests": list(facts["test"])}  # older versions
-        lines = changed(facts.get("asked", before), asked)
-        if not lines:
-            raise AlreadyFinished(f'"{out}" holds a finished ensemble; --overwrite starts it again')
-        ways = "--overwrite starts it again, another --out keeps both"
-        raise AlreadyFinished(f'"{out}" holds another ensemble: {"; ".join(lines)}. {ways}')
 
 
 def mixed(

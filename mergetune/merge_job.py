@@ -1,6 +1,6 @@
 """One merge: its sources brought into one space, the search for the best values, and the folder that comes of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import trainer_class
 from dassl.engine.base import BEST
+from dassl.engine.launch import AlreadyFinished
 from dassl.engine.recipe import CONFIG, MERGE, RESULTS, changed, finished
 from dassl.engine.results import CLASSES
 from dassl.utils import UserError, atomic_write, checkpoint_digest, save_checkpoint, write_json
@@ -199,19 +200,33 @@ def row_name(method: str, values: dict, others: Sequence[str] = (), base: str = 
     return f"{how.title} ({inside})" if inside else how.title
 
 
+def already(out: Path, marker: str, field: str, asked: dict, older: Callable[[dict], dict]) -> dict:
+    """What the finished merge or ensemble in a folder says; {} where there is none that can be read.
+
+    AlreadyFinished for another than is asked for. older: what records of earlier versions say of that.
+    """
+    facts = finished(out, marker, field)
+    try:
+        before = facts["asked"] if isinstance(facts.get("asked"), dict) else older(facts)
+    except (KeyError, TypeError, AttributeError):
+        return {}
+    if lines := changed(before, asked):
+        ways = "--overwrite makes it again, another --out keeps both"
+        raise AlreadyFinished(f'"{out}" is finished, of another request: {"; ".join(lines)}. {ways}')
+    return facts
+
+
 def is_finished(out: Path, asked: dict, overwrite: bool) -> bool:
-    """Does the folder hold that merge, whole? UserError for another one, unless it is to go, and for another run."""
+    """Does the folder hold that merge, whole, and not to go? AlreadyFinished for another one, UserError for another
+    run."""
+
+    def older(facts: dict) -> dict:
+        tried = [{name: value for name, value in entry.items() if name != "val"} for entry in facts["tried"]]
+        parents = [parent.get("sha256", parent["path"]) for parent in facts["parents"]]
+        return {"method": facts["method"], "choices": tried or [facts["values"]], "parents": parents}
+
     if not (out / MERGE).is_file() and (out / CONFIG).exists() and not begun(out, MERGE):
         raise UserError(f"{out} holds a run that is no merge: choose another folder")
-    facts = finished(out, MERGE, "row")
-    if overwrite or not facts:
-        return False
-    tried = [{name: value for name, value in entry.items() if name != "val"} for entry in facts["tried"]]
-    # what older versions say
-    before = {"method": facts["method"], "choices": tried or [facts["values"]]}
-    before["parents"] = [parent.get("sha256", parent["path"]) for parent in facts["parents"]]
-    if lines := changed(facts.get("asked", before), asked):
-        ways = "--overwrite makes it again, another --out keeps both"
-        raise UserError(f"{out} holds another merge: {'; '.join(lines)}. {ways}")
-    files = facts.get("weights", {}).get("files", {})
-    return all((out / name).is_file() and checkpoint_digest(out / name) == digest for name, digest in files.items())
+    facts = {} if overwrite else already(out, MERGE, "row", asked, older)
+    files = facts.get("weights", {}).get("files", {}).items()
+    return bool(facts) and all((out / name).is_file() and checkpoint_digest(out / name) == own for name, own in files)

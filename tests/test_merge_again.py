@@ -114,7 +114,7 @@ def test_a_finished_merge_is_compared_with_the_one_that_is_asked_for(stage1, tmp
                 merge.main([*line, *words])
     place(tmp_path / "before", tmp_path / "out")
     retrain(source)
-    with pytest.raises(UserError, match="holds another merge: parents .*--overwrite makes it again"):
+    with pytest.raises(UserError, match="of another request: parents .*--overwrite makes it again"):
         merge.main([*line, "--alpha", "0.5"])
     assert not differences(tmp_path / "before", tmp_path / "out")
     merge.main([*line, "--alpha", "0.5", "--overwrite"])
@@ -141,7 +141,7 @@ def test_a_finished_ensemble_is_compared_with_the_one_that_is_asked_for(stage1, 
         with pytest.raises(AlreadyFinished, match=match):
             ensemble.main([*line, *words])
     retrain(source)
-    with pytest.raises(AlreadyFinished, match="holds another ensemble: weights"):
+    with pytest.raises(AlreadyFinished, match="of another request: weights"):
         ensemble.main([*line, "--alphas", "0.5"])
 
 
