@@ -12,7 +12,7 @@ from dassl.engine.recipe import changed, content_digest, differences, unfinished
 from dassl.utils import UserError
 from tests.conftest import ROOT
 from tests.fixtures import coop_runs
-from tests.fixtures.coop_runs import results
+from tests.fixtures.coop_runs import Runs, results
 
 run, shared, stage1 = coop_runs.run, coop_runs.shared, coop_runs.stage1  # fixtures
 
@@ -128,8 +128,23 @@ def test_an_interrupted_run_is_refused_before_anything_of_it_is_overwritten(run)
     assert results(run("CoOp", folder.name))["epochs"] == 3
 
 
-def stopped(run, epoch=2, **keys):
-    """The folder of a CoOp run that was broken off at the start of an epoch, from 0."""
+def test_an_interrupted_run_goes_on_where_it_and_its_stage_1_have_been_moved_to(run, stage1):
+    place = shutil.copytree(stage1, run.folder / "stage1")
+    folder = stopped(run, 1, "CoOp_LMC", "--resume-coop", place, epochs=2)
+    place.rename(run.folder / "moved")
+    assert asked(run, "CoOp_LMC", folder, "--resume-coop", run.folder / "moved", epochs=2) == []
+    run("CoOp_LMC", "stopped", "--resume-coop", run.folder / "moved", epochs=2)
+    assert len(results(folder)["history"]) == 2
+    anew = run("CoOp", "anew", OPTIM__LR=0.1)
+    folder = stopped(Runs(run.data, run.folder / "b", run.features), 1, "CoOp_LMC", "--resume-coop", anew, epochs=2)
+    shutil.rmtree(anew)
+    run("CoOp", "anew")
+    with pytest.raises(UserError, match='RESUME_COOP ".*anew" holds something else than the run began from'):
+        Runs(run.data, run.folder / "b", run.features)("CoOp_LMC", "stopped", "--resume-coop", anew, epochs=2)
+
+
+def stopped(run, epoch=2, trainer="CoOp", *words, **keys):
+    """The folder of a run that was broken off at the start of an epoch, from 0."""
     from dassl.engine import TRAINER_REGISTRY
 
     train.every_key()  # registers the trainers
@@ -139,9 +154,9 @@ def stopped(run, epoch=2, **keys):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TRAINER_REGISTRY.get("CoOp"), "before_epoch", stop)
+        patch.setattr(TRAINER_REGISTRY.get(trainer), "before_epoch", stop)
         with pytest.raises(KeyboardInterrupt):
-            run("CoOp", "stopped", **keys)
+            run(trainer, "stopped", *words, **keys)
     return run.folder / "stopped"
 
 

@@ -9,7 +9,7 @@ from dassl.utils import UserError, atomic_save, checkpoint_digest, get_logger, l
 from dassl.utils.distributed import is_main
 
 from .base import BEST
-from .recipe import GO_ON, changed, recipe
+from .recipe import GO_ON, differing, recipe
 
 # Keys that a run shares with another one that cfg.RESUME names; `kept_keys` of its trainer too
 _KEPT = (
@@ -18,13 +18,14 @@ _KEPT = (
 )  # fmt: skip
 
 
-def differs(path, old, trainer):
-    """Does the recipe of `trainer` differ from `old`, {key: value} of the earlier run at `path`?
+def differs(path, old, trainer, inputs=()):
+    """Does the recipe of `trainer` differ from `old`, {key: value} of the earlier run at `path`, and its `inputs`?
 
     UserError where it must not: at all where an interrupted run goes on by itself, in _KEPT where cfg.RESUME names
     another one.
     """
-    lines = changed(old, recipe(trainer.cfg) | {"RESUME": old.get("RESUME", "")})
+    asked = recipe(trainer.cfg) | {"RESUME": old.get("RESUME", "")}
+    lines = differing({"recipe": old, "inputs": dict(inputs)}, asked, trainer._progress.inputs)
     message = f"{path} is of a run with another config: {'; '.join(lines)}"
     if lines and not trainer.cfg.RESUME:
         raise UserError(f"{message}. {GO_ON}")

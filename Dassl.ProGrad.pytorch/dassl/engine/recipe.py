@@ -90,7 +90,8 @@ def paths(cfg: CN, kind: str = "train") -> dict[str, str]:
     named = {key: value for key, value in recipe(cfg, kind).items() if value and RULES.get(key, Key(None)).path}
     file = os.path.join(cfg.MODEL.BACKBONE.PATH, f"{cfg.MODEL.BACKBONE.NAME.replace('/', '-')}.pt")
     named |= {"MODEL.BACKBONE.PATH": file} if os.path.isfile(file) else {}  # one of OpenAI's files in a folder
-    return {key: value for key, value in named.items() if not key.startswith("DATASET.CUSTOM.")}
+    names = {key for key, value in named.items() if key.endswith("NAME") and not os.path.isfile(value)}
+    return {k: value for k, value in named.items() if k not in names and not k.startswith("DATASET.CUSTOM.")}
 
 
 def input_digests(cfg: CN, kind: str = "train", trainer: object = None, memo: dict | None = None) -> dict[str, str]:

@@ -236,7 +236,7 @@ class Progress:
     def _take_up(self, path, state, own):
         """All that is to be there before the first epoch; the random states wait for it."""
         trainer = self.trainer
-        other = differs(path, state["config"], trainer)
+        other = differs(path, state["config"], trainer, state.get("inputs", {}))
         if other and self._within is not None:
             log.info("The epoch that was broken off is done again whole: its batches were those of another config")
             self._within = None
