@@ -21,6 +21,7 @@ RESULTS, CONFIG, RESUME = "results.json", "config.yaml", "resume.pt"  # of a run
 MERGE = "merge.json"  # in the place of results.json where weights were merged
 DATA = "DATASET.ROOT"  # the input that the lists of images are
 DRAW = {"SUBSET": "", "NUM_SHOTS": -1, "SUBSAMPLE_CLASSES": "all"}  # of DATASET, for whole lists
+_NOBODYS = Key(None)  # a key that no table has
 _PARTS = ("recipe", "inputs", "weights")
 GO_ON = "Give that config to go on, --overwrite to start afresh, or another --output-dir to keep both"
 
@@ -42,7 +43,7 @@ def is_read(key: str, nodes: Iterable[str]) -> bool:
 
 
 def role(key: str) -> str:
-    return RULES.get(key, Key(None)).role
+    return RULES.get(key, _NOBODYS).role
 
 
 def recipe(cfg: CN, kind: str = "train") -> dict[str, object]:
@@ -87,7 +88,7 @@ def content_digest(path: str | Path) -> str:
 
 def paths(cfg: CN, kind: str = "train") -> dict[str, str]:
     """The inputs of a run that are files or folders; those of own data count as its lists of images."""
-    named = {key: value for key, value in recipe(cfg, kind).items() if value and RULES.get(key, Key(None)).path}
+    named = {key: value for key, value in recipe(cfg, kind).items() if value and RULES.get(key, _NOBODYS).path}
     file = os.path.join(cfg.MODEL.BACKBONE.PATH, f"{cfg.MODEL.BACKBONE.NAME.replace('/', '-')}.pt")
     named |= {"MODEL.BACKBONE.PATH": file} if os.path.isfile(file) else {}  # one of OpenAI's files in a folder
     names = {key for key, value in named.items() if key.endswith("NAME") and not os.path.isfile(value)}
