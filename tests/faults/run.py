@@ -35,6 +35,7 @@ CASES = {
     "two processes on one folder": stops.two_processes,
     "loader worker killed": stops.worker_killed,
     "one process of two killed": stops.one_of_two,
+    "main job": stops.main_job,
     "NaN": stops.nan,
     "no file may grow": places.no_file_may_grow,
     "full file system": places.full_file_system,

@@ -3,12 +3,14 @@
 import os
 import signal
 import socket
+import time
 from pathlib import Path
 
 import torch
 
 from tests.faults.bench import one_error, quiet
 from tests.faults.traces import differences, left_over, place, unreadable
+from tests.fixtures.interpreter import Python, group
 
 TERM, INT = (signal.SIGTERM, 143), (signal.SIGINT, 130)
 WORKER = ("DATALOADER.NUM_WORKERS", "1", "FEATURES.VIEWS", "0")
@@ -153,3 +155,44 @@ def _pair(bench, lines, holds=None):
     env = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     holds = holds or {}
     return [bench.start(*lines, env=env | {"RANK": str(rank)}, hold=holds.get(rank, [])) for rank in (0, 1)]
+
+
+def main_job(bench):
+    """The main job ended once so many runs are finished, its leader alone or the whole group: none of its processes is
+    left half a minute later, what it says is no traceback, and the same line reaches the same end."""
+    env = {"DATA": str(bench.world.data), "OUTPUT": str(bench.out)}
+    line = ["scripts/main_job.py", "toy_shapes", "1", "--set", "OPTIM.MAX_EPOCH", "1", "FEATURES.VIEWS", "1"]
+    bench.clear()
+    _job_end(Python(line, **env), 0)
+    whole = bench.world.folder / "whole" / "main job"
+    place(bench.out, whole)
+    tried = [(signal.SIGKILL, True), (signal.SIGKILL, False), (signal.SIGTERM, True), (signal.SIGTERM, False),
+             (signal.SIGINT, False)]  # fmt: skip
+    for number, (signum, alone) in enumerate(tried, start=1):
+        bench.clear()
+        job = Python(line, session=True, **env)
+        while len(list(bench.out.rglob("results.json"))) < 2 * number and job.returncode is None:
+            time.sleep(0.05)
+        (os.kill if alone else os.killpg)(job.pid, signum)
+        said = _job_end(job, -signum if signum == signal.SIGKILL else 128 + signum)
+        what = f"{signum.name} to {'the leader' if alone else 'the group'}"
+        deadline = time.monotonic() + 30
+        while (left := group(job.pid)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert not left, f"{what}: {len(left)} processes are left"
+        assert signum == signal.SIGKILL or "the same command goes on" in said, f"{what}: {said}"
+        problems = unreadable(bench.out)
+        _job_end(Python(line, **env), 0)
+        problems += left_over(bench.out) + unreadable(bench.out) + differences(whole, bench.out)
+        assert not problems, "\n".join([what, *problems])
+    return f"{len(tried)} ends, none lost"
+
+
+def _job_end(process, status):
+    """Wait for a job -> what it said on stderr."""
+    said = process.communicate()[1]
+    assert process.returncode == status, f"exit status {process.returncode}, expected {status}\n{said}"
+    assert "Traceback" not in said, said
+    return said
