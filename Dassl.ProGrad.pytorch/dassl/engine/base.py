@@ -329,7 +329,10 @@ def find_model(directory, name, epoch=None, *, last=False):
     from .recipe import check_written  # late: it looks for files as this module does
 
     path = find_file(directory, name, epoch, last=last)
-    check_written(path)
+    wanted = _choose(check_written(path), epoch, last)
+    if epoch is None and os.path.isdir(directory) and wanted not in (None, os.path.basename(path)):
+        ways = f"put it back, or name the file to take, such as {path}"
+        raise MissingFile(f'"{os.path.dirname(path)}" has lost {wanted}, which its run wrote: {ways}')
     return path
 
 
@@ -341,14 +344,18 @@ def find_file(directory, name, epoch=None, *, last=False):
         return directory
     for folder in (os.path.join(directory, name), directory):
         there = listdir_nohidden(folder, sort=True) if os.path.isdir(folder) else []
-        numbered = {int(match[1] or match[2]): file for file in there if (match := NUMBERED.fullmatch(file))}
-        if epoch is None and BEST in there and not (last and numbered):
-            return os.path.join(folder, BEST)
-        wanted = max(numbered, default=None) if epoch is None else int(epoch)
-        if wanted in numbered:
-            return os.path.join(folder, numbered[wanted])
-        if numbered or BEST in there:
+        if chosen := _choose(there, epoch, last):
+            return os.path.join(folder, chosen)
+        if BEST in there or any(map(NUMBERED.fullmatch, there)):
             break
     looked = f"{BEST} and model.pth.tar-N" if epoch is None else f"model.pth.tar-{epoch} and model-{epoch}.pth.tar"
     found = ", ".join([file for file in there if file.startswith("model")] or there[:8]) or "no model file"
     raise MissingFile(f'Model not found at "{os.path.join(directory, name)}": looked for {looked}, found {found}')
+
+
+def _choose(names, epoch, last):
+    """The file among names that `find_file` takes, None if there is none."""
+    numbered = {int(match[1] or match[2]): file for file in names if (match := NUMBERED.fullmatch(file))}
+    if epoch is None and BEST in names and not (last and numbered):
+        return BEST
+    return numbered.get(max(numbered, default=None) if epoch is None else int(epoch))

@@ -192,8 +192,11 @@ def written(folder: str | Path) -> dict[str, str]:
     return {f"{file.parent.name}/{file.name}": checkpoint_digest(file) for file in sorted(files)}
 
 
-def check_written(path: str | Path) -> None:
-    """UserError for a file of weights in the folder of a finished run, or of a merge, that this has not written."""
+def check_written(path: str | Path) -> list[str]:
+    """UserError for a file of weights in the folder of a finished run, or of a merge, that this has not written.
+
+    Names of all that it has written beside this file.
+    """
     path = Path(path).absolute()
     for folder in path.parents[:2]:
         digests, name = whole(folder).get("weights", {}).get("files", {}), path.relative_to(folder).as_posix()
@@ -202,7 +205,8 @@ def check_written(path: str | Path) -> None:
                 file = folder / (MERGE if (folder / MERGE).is_file() else RESULTS)
                 ways = "put its own file back, or make it again (--overwrite)"
                 raise UserError(f"{path} is not of the run of {file}: {ways}")
-            return
+            return [os.path.basename(other) for other in digests if os.path.dirname(other) == path.parent.name]
+    return []
 
 
 def check_config(file: str | Path | None, config: Mapping) -> None:
