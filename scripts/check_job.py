@@ -118,7 +118,7 @@ def report(steps: list[Step], kinds: dict[str, tuple], sizes: dict[str, int], wo
     from dassl.engine.preflight import clock
 
     runs, seconds, encoded = Counter(), Counter(), set()
-    for step in steps if kinds else ():
+    for step in (step for step in steps if kind_of(step) in kinds):
         kind, data = kind_of(step), step.arguments["DATASET"]
         tried, phases, *_ = kinds[kind]
         for phase, value in phases.items():

@@ -65,8 +65,8 @@ def test_a_finished_run_is_not_counted(check, tmp_path):
 
 
 def test_robust_fine_tuning_is_tried_out(check):
-    status, lines, _ = check("--protocol", "robust", "--trainer", "FineTune", "toy_objects", "1")
-    assert status == 0 and any(name.startswith("robust/finetune_LMC_train") for name in rows(lines))
+    status, lines, _ = check("--protocol", "robust", "--trainer", "LinearProbe", "toy_objects", "1")
+    assert status == 0 and any(name.startswith("robust/linear_probe_LMC_test") for name in rows(lines))
 
 
 def test_broken_pictures_are_a_problem_and_nothing_is_tried_out(check, tmp_path):

@@ -87,7 +87,7 @@ class Trial:
     def __init__(self, cfg, known):
         self.phases, self.warnings, self.steps, self.step, self.peak_mb = {}, [], 0, 0.0, 0.0
         self.pictures, self.bank_bytes, self.bank_folder, self.known, self.sampling = 0, 0, None, known, 0.0
-        started = time.perf_counter()
+        self.cfg, started = cfg, time.perf_counter()
         with self.quiet():
             self.trainer = build_run(cfg)
         self.add("start", time.perf_counter() - started)
@@ -150,7 +150,7 @@ class Trial:
         trainer = self.trainer
         with self.quiet():
             trainer.save_model(trainer.max_epoch - 1, trainer.output_dir)
-            write_results(trainer.output_dir, trainer, trainer.cfg, wall_s=0.0, command="")
+            write_results(trainer.output_dir, trainer, self.cfg, wall_s=0.0, command="")
 
     def few(self, names, count):
         """Let these loaders give so many batches alone."""
