@@ -18,6 +18,7 @@ from dassl.config import leaves
 from dassl.data import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.engine.recipe import recipe
 from dassl.engine.results import images_seen
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
@@ -293,5 +294,5 @@ class ConDU_Expert(TrainerX):
             "max_epoch": self.max_epoch,
             "epochs": self.max_epoch,
             "condu": self.space.facts() | {"iterations": self.own.ITERATIONS, "lr": self.learning_rate},
-            "recipe": self.recipe(),
+            "recipe": recipe(self.cfg) | self.recipe(),
         }

@@ -28,7 +28,7 @@ KEYS = {  # with the paper's values
     "RANK": Key(64, "of LoRA", ge=1),
     "SCALE": Key("l1", "rule of the triggers' scales: l1 (paper), tensor_mean (released code), none", choices=SCALES),
     "ITERATIONS": Key(1000, "optimiser steps a task", ge=1, role="training"),
-    "ROUND": Key(100, "optimiser steps between two resume points", ge=1, role="incidental"),
+    "ROUND": Key(100, "optimiser steps between two resume points", ge=1, role="training"),
     "LR_OF": Key([], '"Task=rate" for tasks that do not train at OPTIM.LR', item=str, role="training"),
     "LABEL_SMOOTHING": Key(0.2, "of the cross-entropy", ge=0, lt=1, role="training"),
     "START": Key("", "expert to start from, FOLDER/TASK of a store; empty: none", path=True, role="training"),

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from condu.fusion import Fusion
-from dassl.utils import MissingFile, RunLock, UserError, load_tensors, read_facts, save_tensors, tensor_digest
+from dassl.utils import MissingFile, RunLock, UserError, digest, load_tensors, read_facts, save_tensors, tensor_digest
 
 FORMAT = 2  # of 1, several files a session and a pointer to the one that counts, nothing is read
 EARLIER = "stream.json"  # what format 1 left
@@ -32,7 +32,7 @@ _KINDS = {"session": int, "backbone": dict, "space": dict, "scale": str, "tasks"
 @dataclass
 class Task:
     """A learned task: class names, prompt templates, the facts of its training (JSON), the digest of its expert's
-    delta, which `Stream.add` fills in, and the preset that it was trained by, None in older streams."""
+    delta, which `Stream.add` fills in, and the preset that it was trained by, None where nobody knows."""
 
     name: str
     classnames: list[str]
@@ -92,13 +92,9 @@ class Stream:
         """Task names, in the order of learning."""
         return [task.name for task in self.tasks]
 
-    def trained_facts(self, presets=()) -> dict:
-        """What results.json says of the stream that is evaluated: preset, shots and seed of its training.
-
-        presets: of an older stream's sessions, as their own results say.
-        """
-        known = [task.preset for task in self.tasks if task.preset is not None] or presets
-        names = list(dict.fromkeys(name or "" for name in known))
+    def trained_facts(self) -> dict:
+        """What results.json says of the stream that is evaluated: preset, shots and seed of its training."""
+        names = dict.fromkeys(task.preset for task in self.tasks if task.preset is not None)
         facts: dict = {"preset": " and ".join(names), "shots": None}
         for name in ("shots", "seed"):
             values = {task.recipe[name] for task in self.tasks if name in task.recipe}
@@ -147,25 +143,27 @@ class Stream:
         """
         if not self.tasks:
             raise UserError(f'A stream without tasks cannot be saved to "{folder}"')
-        facts = self._identity() | {"tasks": [asdict(task) for task in self.tasks]}
+        facts = self.facts(half)
         with RunLock(folder):
             there = sessions(folder)
             if there:
                 _check_continues(folder, _facts(_file(folder, there[-1])), facts)
-            tensors, fused = self.fusion.state()
+            tensors, _ = self.fusion.state()
             if half:
                 tensors = {
                     key: value.bfloat16() if value.is_floating_point() else value for key, value in tensors.items()
                 }
             tensors |= {f"{PROTOTYPES}{number}": rows for number, rows in enumerate(self.prototypes)}
-            facts |= {"format": FORMAT, "session": self.session, "half": half, "fusion": _json(fused)}
             save_tensors(_file(folder, self.session), tensors, facts)
             for number in () if history else there:
                 if number != self.session:
                     os.unlink(_file(folder, number))
 
-    def _identity(self) -> dict:
-        return {"backbone": self.backbone, "space": self.space, "scale": self.scale}
+    def facts(self, half: bool = False) -> dict:
+        """All that a session's file says beside its tensors (JSON)."""
+        identity = {"backbone": self.backbone, "space": self.space, "scale": self.scale}
+        numbers = {"format": FORMAT, "session": self.session, "half": half}
+        return identity | numbers | {"tasks": [asdict(t) for t in self.tasks], "fusion": _json(self.fusion.state()[1])}
 
     @classmethod
     def load(cls, folder, session: int | None = None, *, backbone=None, space=None, scale=None) -> "Stream":
@@ -224,6 +222,19 @@ def sessions(folder) -> list[int]:
             "with that version, or train it again in another folder"
         )
     return sorted(int(match[1]) for match in map(NAME.fullmatch, names) if match)
+
+
+def session_digest(folder, session: int) -> str:
+    """Which tasks, trained how, a session holds: `digest` of its `Stream.facts`. Raises MissingFile, UserError."""
+    return digest(_facts(_file(folder, session)))
+
+
+def forget(folder, session: int) -> None:
+    """Remove this session and the later ones, the last one first."""
+    with RunLock(folder):
+        for number in reversed(sessions(folder)):
+            if number >= session:
+                os.unlink(_file(folder, number))
 
 
 def exists(folder) -> bool:

@@ -9,7 +9,8 @@ import os
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.utils import UserError, get_logger
+from dassl.engine.recipe import recipe
+from dassl.utils import UserError, digest, get_logger
 from dassl.utils.distributed import barrier, is_main
 
 from .evaluation import Evaluator
@@ -18,7 +19,7 @@ from .settings import vote_rule
 from .slots import Slots
 from .snapshot import TestSet, snapshot_of
 from .store import ExpertStore
-from .stream import Stream, Task, exists
+from .stream import Stream, Task, sessions
 
 __all__ = ["ConDU", "ConDU_Expert"]
 
@@ -56,7 +57,10 @@ class ConDU(ConDU_Expert):
 
     def look_back(self) -> None:
         identity = self.identity()
-        self.stream = Stream.load(self.folder, **identity) if exists(self.folder) else Stream.new(**identity)
+        there = sessions(self.folder)
+        # a session whose record was lost is read off its own state again, whatever came after it
+        kept = self.own.SESSION if self.own.SESSION in there else None
+        self.stream = Stream.load(self.folder, kept, **identity) if there else Stream.new(**identity)
         names = self.stream.names()
         self.learned = names[-1:] == [self.task]
         if self.learned:
@@ -142,6 +146,8 @@ class ConDU(ConDU_Expert):
         if self._evaluates:
             condu |= {"answer": "vote" if self._by_vote else "expert", "labels": own.LABELS}
             learned = dict(zip(names, self.stream.tasks, strict=True)).get(self.task)
-            facts |= {"recipe": learned and learned.recipe, "data_seen": f"the tasks {', '.join(names)}"}
-            facts |= self.stream.trained_facts()
+            facts["recipe"] = recipe(self.cfg, "eval") | (learned.recipe if learned else {})
+            facts |= {"data_seen": f"the tasks {', '.join(names)}"} | self.stream.trained_facts()
+        else:
+            facts["stream_digest"] = digest(self.stream.facts(own.HALF))
         return facts | {"condu": condu}

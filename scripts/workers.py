@@ -98,8 +98,10 @@ def _end_workers() -> None:
 
 def quietly(function: Callable, *arguments):
     """A worker's job: each run keeps its own log. A process that SIGTERM ended takes no other job."""
+    from dassl.utils import memory_errors
+
     try:
-        with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet):
+        with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), memory_errors():
             return function(*arguments)
     except SystemExit as error:
         if error.code == STOPPED:

@@ -10,6 +10,7 @@ from condu.stream import Stream
 from condu.trainer import ConDU
 from dassl.clip import tensor_digest
 from dassl.engine import launch
+from dassl.utils import UserError, load_checkpoint
 from tests.fixtures.condu_runs import Killed, Runs, runs, steps_counted, toy_root  # noqa: F401  fixtures
 
 pytestmark = pytest.mark.filterwarnings("error:resume.pt does not hold")
@@ -61,6 +62,45 @@ def test_a_killed_session_goes_on_to_the_same_bits(config, place, whole, runs, m
     assert {key: found[key] for key in results} == results
     assert not (runs.folder / "digits" / "resume.pt").exists()
     assert len(list(runs.stream.glob("session_*"))) == 1
+
+
+def test_half_a_session_is_not_gone_on_with_in_rounds_of_another_length(runs, monkeypatch):  # noqa: F811
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at("in a round", patch)
+        runs.go("digits", config="toy_lora")
+    with pytest.raises(UserError, match="half a run of another recipe: TRAINER.CONDU.ROUND 2, asked for 5"):
+        runs.go("digits", "TRAINER.CONDU.ROUND", 5, config="toy_lora")
+
+
+def test_a_flipped_bit_in_half_a_session_is_noticed_or_changes_nothing(runs, monkeypatch):  # noqa: F811
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_at("in a round", patch)
+        runs.go("digits", config="toy_lora")
+    path = runs.folder / "digits" / "resume.pt"
+    good, whole = path.read_bytes(), repr_of(load_checkpoint(path))
+    noticed = 0
+    for number in range(40):
+        place = len(good) * number // 40 + number
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1 << number % 8]) + good[place + 1 :])
+        try:
+            assert repr_of(load_checkpoint(path)) == whole
+        except UserError as error:
+            noticed += str(path) in str(error)
+    assert noticed > 30  # others lie between the records
+    place = good.index(b"data/") + 4000
+    path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+    with pytest.raises(UserError, match="resume.pt.*damaged"):
+        runs.go("digits", config="toy_lora")
+    assert not runs.stream.exists()
+
+
+def repr_of(content):
+    """A checkpoint's content in a form to compare, tensors by their bits."""
+    if isinstance(content, torch.Tensor):
+        return tensor_digest({"": content})
+    if isinstance(content, dict):
+        return {key: repr_of(value) for key, value in content.items()}
+    return [repr_of(value) for value in content] if isinstance(content, list | tuple) else repr(content)
 
 
 def stream_state(runs):  # noqa: F811

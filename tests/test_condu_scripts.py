@@ -2,16 +2,18 @@
 
 import json
 import shlex
+import shutil
 
 import pytest
 
 import train
 from dassl.utils import UserError
 from scripts.commands.condu import EVALUATION, TRAINING
-from scripts.condu import stream
+from scripts.condu import sessions, stream
 from scripts.condu.bench import Bench, training_line
 from scripts.condu.orders import ORDERS, known, random_orders, tasks_of
 from scripts.run import main
+from tests.fixtures.condu_runs import Killed, steps_counted
 
 SMALL = ["TRAINER.CONDU.ITERATIONS", "2", "OPTIM.WARMUP_STEPS", "1", "TRAINER.CONDU.ROUND", "1"]
 TASKS = "toy_digits,toy_shapes"
@@ -127,17 +129,118 @@ def results_below(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("results.json")}
 
 
-def test_a_trained_stream_is_not_trained_again_and_a_missing_session_in_the_middle_is_told(trained):
+@pytest.fixture
+def copied(trained, tmp_path):
+    """The words of `trained`, and a copy of its folder to spoil."""
+    words, out = trained
+    shutil.copytree(out, tmp_path / "run")
+    return words, tmp_path / "run"
+
+
+def train_stream(words, out, *more):
+    stream.main(["train", "--order", TASKS, "--out", str(out), *words, *more])
+
+
+def same_results(one, other):
+    """Do two records agree in what they measured?"""
+    records = [json.loads(path.read_text()) for path in (one, other)]
+    return len({json.dumps([found[key] for key in ("correct", "metrics", "stream_digest")]) for found in records}) == 1
+
+
+def test_a_trained_stream_is_not_trained_again(trained):
     words, out = trained
     before = results_below(out)
     assert len(before) == 2 and not (out.parent.parent / "experts").exists()
-    stream.main(["train", "--order", TASKS, "--out", str(out), *words])
+    train_stream(words, out)
     assert results_below(out) == before
-    first = out / "sessions" / "0_toy_digits" / "results.json"
-    first.rename(first.with_name("away"))
-    with pytest.raises(UserError, match=r"session 0 \(toy_digits\) is missing, a later one is finished"):
-        stream.main(["train", "--order", TASKS, "--out", str(out), *words])
-    first.with_name("away").rename(first)
+
+
+@pytest.mark.parametrize("trained", ["toy_ft"], indirect=True)
+@pytest.mark.parametrize(("index", "content"), [(0, None), (0, ""), (1, "{}"), (1, '{"metrics": 3}')])
+def test_a_session_whose_record_is_lost_is_read_off_the_stream_again(copied, trained, monkeypatch, index, content):
+    (words, out), file = copied, f"sessions/{index}_{TASKS.split(',')[index]}/results.json"
+    state = {path: path.stat().st_mtime_ns for path in (out / "stream").iterdir() if path.name != ".lock"}
+    (out / file).unlink() if content is None else (out / file).write_text(content)
+    steps = steps_counted(monkeypatch)
+    train_stream(words, out)
+    assert same_results(out / file, trained[1] / file) and not steps
+    assert {path: path.stat().st_mtime_ns for path in state} == state
+
+
+@pytest.mark.parametrize("trained", ["toy_ft"], indirect=True)
+def test_a_stream_of_another_recipe_is_refused_before_any_run_and_overwrite_does_it_again(copied, monkeypatch, capsys):
+    words, out = copied
+    evaluate = ["eval-mtil", "--order", TASKS, "--run", str(out), "--out", str(out / "mtil"), *words]
+    stream.main(evaluate)
+    before, other = results_below(out), ["TRAINER.CONDU.LR_OF", "['ToyShapes=0.5']"]
+    with pytest.raises(UserError, match=r"1_toy_shapes: TRAINER.CONDU.LR_OF \[\], asked .*ToyShapes=0.5.*--overwrite"):
+        train_stream(words, out, "TRAINER.CONDU.LABEL_SMOOTHING", "0.2", *other)
+    assert results_below(out) == before
+    steps = steps_counted(monkeypatch)
+    train_stream(words, out, *other, "--overwrite")
+    assert set(steps) == {"ToyDigits", "ToyShapes"}  # the key is in the recipe of both
+    after = results_below(out)
+    assert all(after[path] != before[path] for path in before if "sessions" in path.parts)
+    train_stream(words, out, *other, "--overwrite")
+    train_stream(words, out, *other)
+    assert results_below(out) == after
+    with pytest.raises(UserError, match="mtil_paper: .*stream .*asked for .*--overwrite evaluates again"):
+        stream.main([*evaluate, *other])
+    stream.main([*evaluate, *other, "--overwrite"])
+    capsys.readouterr()
+    stream.main([*evaluate, *other])
+    assert "Transfer" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("trained", ["toy_ft"], indirect=True)
+def test_a_redo_that_was_killed_goes_on_and_later_sessions_fuse_the_redone_one(copied, tmp_path, monkeypatch):
+    """Only the first task is drawn otherwise; the second one's session came of it."""
+    words, out = copied
+    first, second = (out / "sessions" / f"{i}_{task}" / "results.json" for i, task in enumerate(TASKS.split(",")))
+    facts = json.loads(first.read_text())
+    first.write_text(json.dumps(facts | {"split_digest": "other"}))
+    with pytest.raises(UserError, match="1 of 2 sessions were run otherwise: .*0_toy_digits: the data set"):
+        train_stream(words, out)
+    for number in (1, 2):
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(sessions, "start", killed_at(number, sessions.start))
+            train_stream(words, out, "--overwrite")
+    with pytest.raises(UserError, match="1_toy_shapes: .*stream no longer holds what it left.*--overwrite"):
+        train_stream(words, out)
+    before = first.stat().st_mtime_ns
+    train_stream(words, out, "--overwrite")
+    assert first.stat().st_mtime_ns == before
+    train_stream(words, tmp_path / "whole")
+    for redone in (first, second):
+        assert same_results(redone, tmp_path / "whole" / redone.relative_to(out))
+
+
+def killed_at(number, plain):
+    """`plain`, whose number-th call never begins."""
+    calls = []
+
+    def call(*args):
+        calls.append(args)
+        if len(calls) == number:
+            raise Killed
+        return plain(*args)
+
+    return call
+
+
+@pytest.mark.parametrize("trained", ["toy_ft"], indirect=True)
+@pytest.mark.parametrize("spoil", ["remove", "damage", "exchange"])
+def test_a_stream_that_no_longer_holds_what_a_session_left_is_said(copied, spoil):
+    words, out = copied
+    first, last = (out / "stream" / f"session_{number}.safetensors" for number in (0, 1))
+    if spoil == "remove":
+        last.unlink()
+    elif spoil == "damage":
+        last.write_bytes(last.read_bytes()[:100])
+    else:
+        shutil.copy(first, last)
+    with pytest.raises(UserError, match="1_toy_shapes: .*no longer holds what it left"):
+        train_stream(words, out)
 
 
 def test_all_sessions_are_evaluated_in_one_pass(trained, capsys):

@@ -14,6 +14,11 @@ from tests.fixtures.condu_runs import EXPERT, runs, same_tensors, steps_counted,
 pytestmark = pytest.mark.filterwarnings("error:resume.pt does not hold")
 
 
+def within(some, all_of_it):
+    """Has the second dictionary all that is in the first?"""
+    return all_of_it | some == all_of_it
+
+
 @pytest.mark.parametrize("config", ["toy_ft", "toy_lora"])
 def test_sessions_fuse_experts_and_test_the_decoupled_ones(config, runs):  # noqa: F811
     first = runs.go("digits", "TRAINER.CONDU.SESSION", 0, config=config)
@@ -24,7 +29,7 @@ def test_sessions_fuse_experts_and_test_the_decoupled_ones(config, runs):  # noq
     assert second["preset"].startswith("paper, changed: OPTIM.") and "STREAM" not in second["preset"]
     stream = Stream.load(runs.stream)
     assert [task.name for task in stream.tasks] == ["ToyDigits", "ToyColours"]
-    assert stream.tasks[0].recipe == first["recipe"] and stream.tasks[1].prompts == second["prompts"]
+    assert within(stream.tasks[0].recipe, first["recipe"]) and stream.tasks[1].prompts == second["prompts"]
     alone = runs.other("alone")
     again = alone.go("digits", config=config)  # one task: its decoupled expert is the expert itself
     fused = Stream.load(alone.stream).fusion.decouple("ToyDigits")
@@ -72,11 +77,12 @@ def test_a_stream_is_evaluated_known_tasks_by_their_expert_others_by_the_vote(ru
     assert known["condu"]["answer"] == "expert" and known["stream_tasks"] == ["ToyDigits"]
     assert f"Evaluating on ToyDigits\nTop-1 accuracy: {trained['metrics']['accuracy']:.2f}" in capsys.readouterr().out
     unseen = runs.go("shapes", *evaluate, name="unseen")
-    assert unseen["condu"]["answer"] == "vote" and unseen["total"] == 32 and unseen["recipe"] is None
+    assert unseen["condu"]["answer"] == "vote" and unseen["total"] == 32 and "lr" not in unseen["recipe"]
     union = ("TRAINER.CONDU.TASK_AGNOSTIC", "True", "TRAINER.CONDU.LABELS", "union")
     agnostic = runs.go("digits", *evaluate, *union, name="agnostic")
     assert agnostic["condu"]["answer"] == "vote" and agnostic["condu"]["labels"] == "union"
-    assert agnostic["recipe"] == trained["recipe"] and agnostic["preset"] == trained["preset"]
+    assert within(Stream.load(runs.stream).tasks[0].recipe, agnostic["recipe"])
+    assert agnostic["preset"] == trained["preset"]
     own = runs.go("digits", "--eval-only", "--model-dir", runs.experts, name="own", **EXPERT)
     assert own["correct"] == trained["correct"]
 

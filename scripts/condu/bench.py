@@ -20,16 +20,17 @@ from condu.slots import Slots
 from condu.snapshot import Snapshot, TestSet, prompts_of, snapshot_of, task_of
 from condu.space import build_space
 from condu.store import ExpertStore
-from condu.stream import Stream, exists, sessions
+from condu.stream import Stream, exists, session_digest, sessions
 from condu.voting import PRESETS, Vote
 from dassl.clip import build_clip_from_cfg, check_input
 from dassl.data import build_data_loader
 from dassl.data.data_manager import build_dataset
 from dassl.data.transforms import build_transform
 from dassl.engine.precision import Precision
-from dassl.utils import MissingFile, UserError, read_json
+from dassl.engine.recipe import changed, finished, input_digests, recipe, role
+from dassl.utils import MissingFile, UserError
 from dassl.utils.distributed import broadcast
-from scripts.condu.sessions import RESULTS, Run
+from scripts.condu.sessions import Run
 
 OWN = "own"  # name of a vote that is none of the presets
 
@@ -110,21 +111,50 @@ class Bench:
 
     @cached_property
     def trained(self) -> dict:
-        """What results.json says of the stream that is evaluated; of an older one, what its sessions say."""
-        files = [self.run.session(i) / RESULTS for i in range(len(self.run.tasks))]
-        presets = [read_json(file).get("preset") for file in files if file.is_file()]
-        return Stream.load(self.run.stream).trained_facts(presets) if exists(self.run.stream) else {}
+        """What results.json says of the stream that is evaluated."""
+        return Stream.load(self.run.stream).trained_facts() if exists(self.run.stream) else {}
+
+    @cached_property
+    def recipe(self) -> dict:
+        """The keys that results follow from; how a model is evaluated, each result says by itself."""
+        return {key: value for key, value in recipe(self.cfg, "eval").items() if role(key) != "evaluation"}
+
+    @cached_property
+    def inputs(self) -> dict[str, str]:
+        """{what: digest} of what results follow from: the trained stream and each task's data."""
+        there, memo = sessions(self.run.stream), {}
+        found = {"stream": session_digest(self.run.stream, there[-1])} if there else {}
+        for task, cfg in zip(self.run.tasks, self.cfgs, strict=True):
+            found |= {f"{key} of {task}": value for key, value in input_digests(cfg, "eval", memo=memo).items()}
+        return found
+
+    def differs(self, folder: Path, facts: Mapping) -> list[str]:
+        """Lines on what a finished result has otherwise than one with these facts would; [] where there is none."""
+        if not (recorded := read(folder)[0]):
+            return []
+        lines = changed(recorded, {key: facts[key] for key in ("vote", "scale", "order") if key in facts})
+        if "inputs" in recorded:  # older ones do not say
+            lines += changed(recorded["recipe"], self.recipe) + changed(recorded["inputs"], self.inputs)
+        return lines
 
     @cached_property
     def experts(self) -> dict[str, tuple[dict, Tensor]]:
         """{task: (delta, prototypes (C, D))}, in the order of the run. UserError if one was not kept."""
         return load_experts(ExpertStore(self.run.experts), self.names)
 
-    def results(self, folders: Mapping, facts: Mapping, measure: Callable, overwrite: bool = False) -> dict:
+    def results(self, folders: Mapping, facts: Mapping, measure: Callable, again: bool = False) -> dict:
         """{key: AccuracyMatrix} of folders by key: read where all are finished, else what `measure()` gives, in the
-        keys' order, recorded with the facts of its key. Several processes measure together."""
-        if broadcast(all(map(finished, folders.values())) and not overwrite):
-            return {key: read_matrix(folder) for key, folder in folders.items()}
+        keys' order, recorded with the facts of its key. Several processes measure together.
+
+        UserError, unless run.overwrite or `again`, for a result that was made otherwise.
+        """
+        lines = {key: self.differs(folder, facts[key]) for key, folder in folders.items()}
+        said = [f"{folders[key]}: {'; '.join(found)}" for key, found in lines.items() if found]
+        if said and not (again or self.run.overwrite):
+            raise UserError(f"{'. '.join(said)}. --overwrite evaluates again, another --out keeps both")
+        found = {key: read(folder)[1] for key, folder in folders.items()}
+        if broadcast(None not in found.values() and not said and not again):
+            return found
         started = time.monotonic()
         matrices = dict(zip(folders, measure(), strict=True))
         for key, matrix in matrices.items():
@@ -143,6 +173,8 @@ class Bench:
             "seed": self.run.seed,
             "backbone": self.backbone,
             "wall_s": time.monotonic() - started,
+            "recipe": self.recipe,
+            "inputs": self.inputs,
         }
         write_matrix(str(folder), matrix, own | self.trained | facts, self.clip.device)
 
@@ -171,11 +203,10 @@ def task_names(bench: Bench) -> list[str]:
     return bench.names
 
 
-def finished(folder: Path) -> bool:
-    """Is there a result?"""
-    return (folder / RESULTS).is_file()
-
-
-def read_matrix(folder: Path) -> AccuracyMatrix:
-    """The matrix of a result."""
-    return AccuracyMatrix.from_json(read_json(folder / RESULTS)["matrix"])
+def read(folder: Path) -> tuple[dict, AccuracyMatrix | None]:
+    """results.json of a matrix, and the matrix; ({}, None) where none can be read, so that it is made again."""
+    results = finished(folder)
+    try:
+        return results, AccuracyMatrix.from_json(results.get("matrix"))
+    except (ValueError, TypeError):
+        return {}, None

@@ -18,7 +18,6 @@ import copy
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 
@@ -31,8 +30,8 @@ from condu.stream import Stream, Task
 from condu.voting import PRESETS
 from dassl.clip import tensor_digest
 from dassl.utils.progress import progress
-from scripts.condu.bench import Bench, finished, load_experts, vote_facts
-from scripts.condu.sessions import Run, keys, start, train_stream
+from scripts.condu.bench import Bench, load_experts, vote_facts
+from scripts.condu.sessions import Run, in_order, keys, train_stream
 
 Delta = Mapping[str, Tensor]
 
@@ -69,11 +68,16 @@ def sequential_argv(run: Run, index: int, names: Sequence[str]) -> list[str]:
 
 def train_sequential(bench: Bench) -> None:
     """Fine-tune through all tasks, each from where the one before ended; what is finished is skipped."""
-    store = sequential_store(bench.run)
-    for index, name in enumerate(progress(bench.names, "tasks in sequence")):
-        argv = sequential_argv(bench.run, index, bench.names)
-        if not (store.path(name).is_file() and finished(Path(argv[argv.index("--output-dir") + 1]))):
-            start(argv)
+    import train
+
+    argvs = [sequential_argv(bench.run, index, bench.names) for index in range(len(bench.names))]
+    files = [sequential_store(bench.run).path(name) for name in bench.names]
+    in_order(
+        bench.run,
+        argvs,
+        lambda index, memo: train.differences(argvs[index], memo),
+        lambda index: files[index].unlink(missing_ok=True),
+    )
 
 
 def mean_of(deltas: Sequence[Delta]) -> dict[str, Tensor]:

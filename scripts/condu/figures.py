@@ -49,7 +49,7 @@ def draw_figures(bench: Bench) -> list[str]:
     from mergetune.report import METHODS
 
     out = bench.run.out
-    if not (out / SCATTER_FILE).is_file():
+    if bench.run.overwrite or not (out / SCATTER_FILE).is_file():
         write_features(bench)
     drawn = all_figures([out], load_results(out), Path(out, "figures"), METHODS)
     return [str(path) for path in drawn if path.suffix == ".png"]

@@ -6,7 +6,7 @@
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +16,12 @@ from scripts.condu.orders import ROOT, dataset_config, label_of, tasks_of
 from scripts.run import call
 
 log = get_logger()
-RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A stream to train or to evaluate. pairs: KEY VALUE words for every session; experts: "" keeps none."""
+    """A stream to train or to evaluate. pairs: KEY VALUE words for every session; experts: "" keeps none; overwrite:
+    what was made otherwise than asked for is made again, and what came of it."""
 
     out: Path
     order: str
@@ -30,6 +30,7 @@ class Run:
     root: str
     experts: str = ""
     pairs: Sequence[str] = field(default=())
+    overwrite: bool = False
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -49,9 +50,6 @@ class Run:
     @property
     def baselines(self) -> Path:
         return self.out / "baselines"
-
-    def finished(self, index: int) -> bool:
-        return (self.session(index) / RESULTS).is_file()
 
     def base_argv(self, task: str, folder: str | Path, trainer: str = "ConDU") -> list[str]:
         """Words of train.py for one data set, without the keys of a session."""
@@ -90,24 +88,67 @@ def program(argv: Sequence[str], gpus: int = 1) -> list[str]:
 
 
 def train_stream(run: Run, gpus: int = 1) -> None:
-    """Every session that has no results yet, in order; each goes on where it was killed.
+    """Every session that has no results yet; each goes on where it was killed.
 
     One process: all in this one, so that CLIP and start-up are paid once. Several: torchrun for each session.
-    UserError: a finished session is followed by an unfinished one that a later session has passed by.
     """
-    done = [run.finished(index) for index in range(len(run.tasks))]
-    if done != sorted(done, reverse=True):
-        gap = done.index(False)
+    import train
+    from condu.store import ExpertStore
+    from condu.stream import forget, session_digest
+    from dassl.engine.recipe import finished
+
+    def holds(index: int) -> bool:
+        """Is what a session has left still in the stream?"""
+        left = finished(run.session(index)).get("stream_digest")
+        try:
+            return left is None or left == session_digest(run.stream, index)
+        except UserError:  # gone or damaged; HISTORY False keeps the last one only
+            return "TRAINER.CONDU.HISTORY" in run.pairs and index < len(run.tasks) - 1
+
+    def differs(index: int, memo: dict) -> list[str]:
+        lost = [] if holds(index) else [f"{run.stream} no longer holds what it left"]
+        return lost or train.differences(run.argv(index), memo)
+
+    def again(index: int) -> None:
+        if run.experts and train.differences(run.argv(index)) and (task := finished(run.session(index)).get("task")):
+            ExpertStore(run.experts).path(task).unlink(missing_ok=True)
+        forget(run.stream, index)
+
+    in_order(run, [run.argv(index) for index in range(len(run.tasks))], differs, again, gpus)
+
+
+def in_order(
+    run: Run,
+    argvs: Sequence[Sequence[str]],
+    differs: Callable[[int, dict], list[str]],
+    again: Callable[[int], None],
+    gpus: int = 1,
+) -> None:
+    """A run of train.py for each task, of which each needs the one before; what is finished is skipped.
+
+    differs: (number, memo of train.differences) -> lines on what is otherwise than asked for. UserError for those,
+    before the first run begins, unless run.overwrite: then such a run is done again, after `again(number)`, and so are
+    those that came of it.
+    """
+    from dassl.engine.recipe import finished
+
+    folders, memo = [Path(argv[argv.index("--output-dir") + 1]) for argv in argvs], {}
+    said = [f"{folders[i]}: {'; '.join(lines)}" for i in range(len(argvs)) if (lines := differs(i, memo))]
+    if said and not run.overwrite:
         raise UserError(
-            f"{run.out}: session {gap} ({run.tasks[gap]}) is missing, a later one is finished; remove {run.out} "
-            "to train the stream again"
+            f"{len(said)} of {len(argvs)} sessions were run otherwise: {'. '.join(said)}. --overwrite does them and "
+            "what came of them again, another OUTPUT keeps both"
         )
     for index, task in enumerate(progress(run.tasks, "sessions")):
-        if done[index]:
+        if run.overwrite and (lines := differs(index, {})):
+            log.info(f"session {index} ({task}) is done again: {'; '.join(lines)}")
+            again(index)
+            start([*argvs[index], "--overwrite"], gpus)
+        elif finished(folders[index]):
             log.info(f"session {index} ({task}) is finished: skipped")
-            continue
-        log.info(f"session {index} of {len(run.tasks)}: {task}")
-        start(run.argv(index), gpus)
+        else:
+            log.info(f"session {index} of {len(run.tasks)}: {task}")
+            start(argvs[index], gpus)
 
 
 def start(argv: Sequence[str], gpus: int = 1) -> None:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from condu.fusion import Fusion
 from condu.snapshot import prototypes_of
+from dassl.engine.recipe import finished
 from dassl.utils import read_json, write_json
 from scripts.condu.bench import Bench
-from scripts.condu.sessions import RESULTS
 
 
 def stages(bench: Bench) -> list[dict]:
@@ -16,7 +16,7 @@ def stages(bench: Bench) -> list[dict]:
     seconds: of one task, on average, or of what the stage's name says; bytes: what the stage leaves.
     """
     file = bench.run.out / "stages.json"
-    if file.is_file():
+    if file.is_file() and not bench.run.overwrite:
         return read_json(file)
     size = len(bench.names)
     rows = [_training(bench), _prototypes(bench)]
@@ -31,7 +31,7 @@ def stages(bench: Bench) -> list[dict]:
     state = bench.run.stream / f"session_{size - 1}.safetensors"
     rows.append(_row("the state on disk", None, state.stat().st_size))
     for what, folder in (("known and unseen tasks", "mtil_paper"), ("task-agnostic", "agnostic_target_paper")):
-        wall_s = read_json(bench.run.out / folder / RESULTS)["wall_s"]
+        wall_s = finished(bench.run.out / folder)["wall_s"]
         rows.append(_row(f"evaluate {size} sessions, all votes, {what}", wall_s, None))
     write_json(rows, file)
     return rows
@@ -49,7 +49,7 @@ def _seconds(call: Callable) -> float:
 
 def _training(bench: Bench) -> dict:
     """A whole session, as its run recorded it."""
-    walls = [read_json(bench.run.session(index) / RESULTS)["wall_s"] for index in range(len(bench.names))]
+    walls = [finished(bench.run.session(index))["wall_s"] for index in range(len(bench.names))]
     delta, _ = next(iter(bench.experts.values()))
     return _row("a session: the expert's delta", sum(walls) / len(walls), sum(t.nbytes for t in delta.values()))
 

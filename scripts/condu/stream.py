@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="keep every expert beside the stream, to fuse them in other orders: for analysis, outside the protocol",
     )
-    add("--overwrite", action="store_true", help="eval: do it again")
+    add("--overwrite", action="store_true", help="train: do again what differs, and what came of it; eval: do it again")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys that win over all else")
     return parser
 
@@ -53,7 +53,8 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, Run]:
     check_config(args.cfg)
     out = Path(args.out if args.action == "train" else args.run or Path(args.out).parent).absolute()
     experts = str(out.parent.parent / "experts" / f"seed{args.seed}") if args.keep_experts else ""
-    run = Run(out, args.order, args.cfg, args.seed, os.path.abspath(args.root), experts, tuple(args.opts))
+    root, pairs = os.path.abspath(args.root), tuple(args.opts)
+    run = Run(out, args.order, args.cfg, args.seed, root, experts, pairs, args.overwrite)
     run.tasks  # noqa: B018  refuses unknown names
     return args, run
 

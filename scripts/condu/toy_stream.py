@@ -39,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--tasks", default="toy", metavar="a,b,c", help="data sets of configs/datasets/mtil; default: all toy ones")
     add("--lora", action="store_true", help="LoRA in place of full fine-tuning")
     add("--seed", type=int, default=1)
+    add("--overwrite", action="store_true", help="do again what was made otherwise, and what came of it")
     add("--root", type="path", default="data", help="folder of all data sets")
     add("--out", type="path", default="output/mtil", help="below it lie all runs of ConDU")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys that win over all else")
@@ -54,7 +55,8 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, Run]:
     cfg = "toy_lora" if args.lora else "toy_ft"
     home = Path(args.out).absolute() / cfg
     out, experts = home / f"order_{label_of(args.tasks)}" / f"seed{args.seed}", home / "experts" / f"seed{args.seed}"
-    return args, Run(out, args.tasks, cfg, args.seed, os.path.abspath(args.root), str(experts), tuple(args.opts))
+    root = os.path.abspath(args.root)
+    return args, Run(out, args.tasks, cfg, args.seed, root, str(experts), tuple(args.opts), args.overwrite)
 
 
 def together(workers: tuple, run: Run, what: str, *jobs: tuple) -> list:

@@ -6,7 +6,8 @@ __getattr__, __dir__, __all__ = late_imports(
     __name__,
     arguments="ArgumentParser expand_user split_pairs",
     atomic="atomic_files atomic_folder atomic_path atomic_save atomic_write write_json",
-    errors="MissingFile UnknownName UserError WriteFailed WrongType errors_in_one_line one_line printable",
+    errors="MissingFile UnknownName UserError WriteFailed WrongType errors_in_one_line memory_errors one_line "
+    "printable",
     lock="RunLock locked",
     logger="Logger get_logger logging_to setup_logger",
     meters="AverageMeter MetricMeter",

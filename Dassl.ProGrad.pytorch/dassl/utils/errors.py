@@ -47,11 +47,27 @@ class UnknownName(UserError, KeyError):
     """A name that no registry knows."""
 
 
+_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "start new thread", "map segment")
+
+
 @contextlib.contextmanager
-def errors_in_one_line(status=1):
-    """Around a command: UserError and OSError end the process with one line and `status`, an interrupt with 130."""
+def memory_errors():
+    """What the system or a GPU refused of memory, in Python's, numpy's or torch's words, as UserError."""
     try:
         yield
+    except (MemoryError, RuntimeError, ImportError) as error:
+        words = str(error).partition("\n")[0] or type(error).__name__
+        if not isinstance(error, MemoryError) and not any(sign in words for sign in _NO_MEMORY):
+            raise
+        raise UserError(f"Memory is gone: {words}. Smaller batches or fewer processes need less") from error
+
+
+@contextlib.contextmanager
+def errors_in_one_line(status=1):
+    """Around a command: UserError, OSError, lack of memory end it with one line and `status`, an interrupt with 130."""
+    try:
+        with memory_errors():
+            yield
     except (UserError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         sys.exit(status)
