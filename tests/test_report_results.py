@@ -101,6 +101,7 @@ HOSTILE = {
         {"lmc": {"TAU": HUGE, "BETA": float("nan")}}, {"lmc": {"TAU": [1], "BETA": True}}, {"epochs": float("inf")},
         {"history": [{"epoch": 1, "loss": 1e308}, {"epoch": 2, "loss": 1e149}], "kind": "train"},
         {"history": [{"epoch": HUGE}], "kind": "train"},
+        {"preset": r"$\bad$", "history": [{"epoch": 1, "loss": 1.0}], "kind": "train"},
         {"wall_s": -1, "epochs": 1, "kind": "train"}, {"templates": {"a": [1]}}, {"templates": [[HUGE]]},
         {"merge": {"method": "ties", "values": {"density": HUGE, "x": [1]}, "preset": ["p"]}}, {"seed": HUGE},
         {"backbone": {"name": ["x"]}}, {"versions": [float("nan")]}, {"protocol": "fewshot", "shots": HUGE},

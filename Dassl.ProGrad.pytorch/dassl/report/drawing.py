@@ -64,8 +64,12 @@ def legend(figure):
 
 
 def save(figure, file, numbers):
-    """Write the PNG and `numbers` (CSV text) beside it -> [both Paths]."""
+    """Write the PNG and `numbers` (CSV text) beside it -> [both Paths]. Names with dollar signs are no formulas."""
+    from matplotlib.text import Text
+
     file = Path(file)
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     with atomic_write(file) as stream:
         figure.savefig(stream, format="png", dpi=DPI)
     table = file.with_suffix(".csv")
