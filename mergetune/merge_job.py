@@ -171,7 +171,7 @@ class MergeJob:
             "merge": options | {"parents": [s.spec for s in self.sources], "of": facts.get("preset", "")},
             "alpha_chosen_on": "validation" if tried else "given" if shown else None,
         }
-        lines = [f"{source.spec}: {source.unfinished}" for source in self.read if source.unfinished]
+        lines = dict.fromkeys(source.unfinished for source in self.read if source.unfinished)
         row |= {"unfinished": "; ".join(lines)} if lines else {}
         row |= {"chosen_on": facts["chosen_on"]} if facts.get("chosen_on") else {}
         joined = {fact: dict.fromkeys(s.facts[fact] for s in self.read if s.facts.get(fact)) for fact in JOINED}

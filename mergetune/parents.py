@@ -143,11 +143,10 @@ def read_parent(spec: str | Path, words: Sequence[str] = ()) -> Parent:
     state, epoch = read_state(file, trainer)
     run_classes(file)  # refuses those of another run
     known = run_facts(file.absolute())
-    lines = "; ".join(filter(None, [unfinished(file, epoch), known.get("row", known).get("unfinished")]))
-    if lines:
-        log.warning(f"{spec}: {lines}")
+    if line := unfinished(file, epoch):
+        log.warning(f"{spec}: {line}")
     facts = {name: value for name, value in known.items() if name not in OF_THE_RUN}
-    return Parent(str(spec), file, state, config and config.parent, facts=facts, epoch=epoch, unfinished=lines)
+    return Parent(str(spec), file, state, config and config.parent, facts=facts, epoch=epoch, unfinished=line)
 
 
 def _read_peft(spec: str, folder: Path) -> Parent:

@@ -11,7 +11,7 @@ import torch
 
 from dassl.engine.launch import AlreadyFinished
 from dassl.utils import UserError, WriteFailed
-from mergetune import ensemble, merge
+from mergetune import ensemble, merge, predict
 from mergetune.merge import evaluate, merge_run
 from tests.faults.traces import differences, left_over, place
 from tests.fixtures import coop_runs
@@ -169,7 +169,7 @@ def test_what_is_not_a_merges_own_is_refused(stage1, shared, tmp_path):
         evaluate(other, "base")
 
 
-def test_a_merge_of_what_is_not_finished_says_so(stage1, tmp_path, caplog):
+def test_a_merge_of_what_is_not_finished_says_so(stage1, tmp_path, caplog, capsys):
     killed = shutil.copytree(stage1, tmp_path / "killed")
     for name in ("results.json", "classes.json"):
         (killed / name).unlink()
@@ -177,7 +177,9 @@ def test_a_merge_of_what_is_not_finished_says_so(stage1, tmp_path, caplog):
     assert f"{killed}: epochs 3 of 3, unfinished" in caplog.text
     facts = json.loads((out / "merge.json").read_text())
     assert facts["parents"][0]["unfinished"] == "epochs 3 of 3, unfinished"
-    assert evaluate(out, "base")["unfinished"] == f"{killed}: epochs 3 of 3, unfinished"
+    assert evaluate(out, "base")["unfinished"] == "epochs 3 of 3, unfinished"
     assert json.loads((merge_run("emr", [out], tmp_path / "more") / "merge.json").read_text())["row"]["unfinished"]
+    predict.main([str(out), "--classes", "a,b", "--export", str(tmp_path / "x.safetensors")])
+    assert capsys.readouterr().err == f"{out}: epochs 3 of 3, unfinished\n"
     found = ensemble.main([str(killed), "--alphas", "0.5", "--out", str(tmp_path / "ensemble")])
     assert found["unfinished"] == results(tmp_path / "ensemble" / "OxfordPets")["unfinished"]

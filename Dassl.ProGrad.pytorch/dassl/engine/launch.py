@@ -225,7 +225,8 @@ def load_trained(trainer, folder, epoch=None, row=None):
     trainer.load_model(folder, epoch=epoch)
     if folder and (line := unfinished(folder, trainer._loaded and trainer._loaded[1])):
         log.warning(f"{folder}: {line}")
-        trainer.trained["unfinished"] = "; ".join(filter(None, [line, trainer.trained.get("unfinished")]))
+        before = trainer.trained.get("unfinished")
+        trainer.trained["unfinished"] = "; ".join(dict.fromkeys(filter(None, [line, before])))
 
 
 def _train(trainer):

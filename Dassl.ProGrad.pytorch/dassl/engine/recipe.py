@@ -176,11 +176,15 @@ def whole(folder: str | Path) -> dict:
 
 
 def unfinished(place: str | Path, epochs: int | None = None) -> str:
-    """ "epochs 30 of 300, unfinished" of a run's folder, or a file or folder in it, whose training has not ended; "" of
-    any other. epochs: what the weights in question have; default: what the run has done."""
+    """ "epochs 30 of 300, unfinished" of a run's folder, or a file or folder in it, whose training has not ended, or
+    what a finished one says of that from which it began; else "". epochs: what the weights in question have; default:
+    what the run has done."""
     run = next((up for up in (Path(place), *Path(place).absolute().parents[:2]) if (up / CONFIG).is_file()), None)
-    if run is None or whole(run):
+    if run is None:
         return ""
+    if facts := whole(run):
+        row = facts.get("row")  # of a merge
+        return str((row if isinstance(row, dict) else facts).get("unfinished") or "")
     if epochs is None:
         epochs = _resume_state(run / RESUME).get("epoch", 0)
     return f"epochs {epochs} of {dict(leaves(read_yaml(run / CONFIG))).get('OPTIM.MAX_EPOCH')}, unfinished"
@@ -211,6 +215,8 @@ def check_written(path: str | Path) -> list[str]:
 
 def check_config(file: str | Path | None, config: Mapping) -> None:
     """UserError unless a finished run's config.yaml, of these values, is what it was run with."""
+    if file:
+        check_written(file)
     if file and (lines := changed(config, whole(Path(file).parent).get("recipe", {}))):
         raise UserError(f"{file} is not of the run of {Path(file).parent / RESULTS}: {'; '.join(lines)}")
 

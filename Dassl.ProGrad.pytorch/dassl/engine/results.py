@@ -18,7 +18,7 @@ from dassl.utils.distributed import is_main, world_size
 from dassl.utils.memory import report_peak
 
 from .base import BEST, find_file
-from .recipe import MERGE, check_config, recipe, weights_digest, written
+from .recipe import MERGE, check_config, check_written, recipe, weights_digest, written
 from .recipe import RESULTS as FILE
 
 CLASSES = "classes.json"
@@ -127,6 +127,7 @@ def run_classes(place):
     names = facts.get("classnames") if isinstance(facts, dict) else None
     if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
+    check_written(file)
     scored = run_facts(file).get("classes")
     scored = scored if isinstance(scored, dict) else {}
     if any(scored.get(key, digest(value)) != digest(value) for key, value in (("digest", names), ("file", facts))):
