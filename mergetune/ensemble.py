@@ -185,7 +185,7 @@ def ensemble(
     import train  # the command line is the one place that knows the data sets
     from dassl.engine.base import find_model
     from dassl.engine.launch import AlreadyFinished
-    from dassl.engine.recipe import RESULTS, finished
+    from dassl.engine.recipe import RESULTS, build_lists, data_digest, finished
     from mergetune.merge_job import already
 
     check_availability(kind, list(KINDS), "--kind")
@@ -195,6 +195,9 @@ def ensemble(
     mix = {"kind": kind, "outputs": outputs if kind == "output" else None}
     digest = checkpoint_digest(find_model(str(run), trainer_class(cfg.TRAINER.NAME).model_name))
     asked = mix | {"alphas": list(alphas), "tests": names, "weights": digest}
+    cfgs = [train.folder_cfg(run, {"RESUME_COOP": "", "DATASET.NAME": name}, root) for name in names]
+    data = [data_digest(build_lists(cfg), cfg.DATASET.NAME) for cfg in cfgs]
+    asked |= {"data": data} if all(data) else {}
 
     def older(facts: dict) -> dict:
         return {"kind": facts["kind"], "alphas": facts["alphas"], "tests": list(facts["test"])}

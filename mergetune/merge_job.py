@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 from dassl.engine import trainer_class
 from dassl.engine.base import BEST
 from dassl.engine.launch import AlreadyFinished
-from dassl.engine.recipe import CONFIG, MERGE, RESULTS, changed, finished
+from dassl.engine.recipe import CONFIG, MERGE, RESULTS, changed, data_digest, finished
 from dassl.engine.results import CLASSES
 from dassl.utils import UserError, atomic_write, checkpoint_digest, save_checkpoint, write_json
 from dassl.utils.atomic import begun
@@ -97,6 +97,9 @@ class MergeJob:
             choices = [{name: value for name, value in whole.items() if value is not None}]
         sources = [source.sha256 for source in self.sources]
         options = {"merge_space": self.space, "keep": list(self.keep), "rank": rank}
+        options |= {"peft": [source.peft for source in self.read]} if self.first.peft else {}
+        if len(choices) > 1:
+            options["data"] = data_digest(self.first.trainer.dm.dataset, self.first.trainer.cfg.DATASET.NAME)
         base = self.base.sha256 if self.base else None
         return {"method": method, "choices": choices, "parents": sources, "base": base} | options
 
@@ -174,7 +177,7 @@ class MergeJob:
         lines = dict.fromkeys(source.unfinished for source in self.read if source.unfinished)
         row |= {"unfinished": "; ".join(lines)} if lines else {}
         row |= {"chosen_on": facts["chosen_on"]} if facts.get("chosen_on") else {}
-        joined = {fact: dict.fromkeys(s.facts[fact] for s in self.read if s.facts.get(fact)) for fact in JOINED}
+        joined = {fact: dict.fromkeys(str(s.facts[fact]) for s in self.read if s.facts.get(fact)) for fact in JOINED}
         joined = {fact: " + ".join(values) for fact, values in joined.items()}
         records = [source.record() for source in self.sources]
         own = {"format": 1, **options, "parents": records, "tried": tried, "row": row, "command": command}

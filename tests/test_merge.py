@@ -321,6 +321,13 @@ def test_lora_merges_by_product_or_by_factors(out, tmp_path):
     states = [load_file(folder / "adapter_model.safetensors") for folder in (one, same)]
     zeros = {name: torch.zeros_like(value) for name, value in states[0].items()}
     torch.testing.assert_close(load_file(out / "adapter_model.safetensors"), merging.ties(zeros, states, 1.0))
+    (same / "adapter_config.json").write_text((same / "adapter_config.json").read_text().replace("4", "2"))
+    (one / "adapter_config.json").write_text((same / "adapter_config.json").read_text())
+    with pytest.raises(UserError, match="of another request: peft"):
+        merge_run("ties", [one, same], out, density=1.0)
+    (out / "adapter_config.json").write_text((same / "adapter_config.json").read_text())
+    with pytest.raises(UserError, match="adapter_config.json is not of the run of .*merge.json"):
+        merge_run("ties", [out], tmp_path / "more")
     for other, match in (
         (two, r"lora_A\.weight is float32 \(2, 5\) in .*one and float32 \(3, 5\) in .*two"),
         (peft(tmp_path / "alpha", 4, lora_alpha=1), "scale their LoRA updates differently"),

@@ -132,7 +132,7 @@ def retrain(folder):
     (folder / "results.json").write_text(json.dumps(facts))
 
 
-def test_a_finished_ensemble_is_compared_with_the_one_that_is_asked_for(stage1, tmp_path):
+def test_a_finished_ensemble_is_compared_with_the_one_that_is_asked_for(stage1, shared, tmp_path):
     source = shutil.copytree(stage1, tmp_path / "source")
     line = [str(source), "--out", str(tmp_path / "out")]
     ensemble.main([*line, "--alphas", "0.5"])
@@ -140,6 +140,15 @@ def test_a_finished_ensemble_is_compared_with_the_one_that_is_asked_for(stage1, 
                          (["--alphas", "0.5", "--kind", "output"], "kind 'weight', asked for 'output'")):  # fmt: skip
         with pytest.raises(AlreadyFinished, match=match):
             ensemble.main([*line, *words])
+    data = shutil.copytree(shared.data, tmp_path / "data")
+    ensemble_again = [*line, "--alphas", "0.5", "--root", str(data)]
+    with pytest.raises(AlreadyFinished, match="holds a finished ensemble"):  # wherever the data lie
+        ensemble.main(ensemble_again)
+    split = data / "oxford_pets" / "split_zhou_OxfordPets.json"
+    lists = json.loads(split.read_text())
+    split.write_text(json.dumps(lists | {"test": lists["test"][1:]}))
+    with pytest.raises(AlreadyFinished, match="of another request: data"):
+        ensemble.main(ensemble_again)
     retrain(source)
     with pytest.raises(AlreadyFinished, match="of another request: weights"):
         ensemble.main([*line, "--alphas", "0.5"])
