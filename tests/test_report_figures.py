@@ -65,6 +65,10 @@ def test_one_run_makes_a_figure_too(tmp_path):
         ({"new": None}, "'new'"),
         ({"new": {"loss": [1.0] * 21, "accuracy": [1.0] * 20}}, "new accuracy: expected one number"),
         ({"new": {"loss": [float("nan")] * 21, "accuracy": [1.0] * 21}}, "new loss"),
+        ({"new": {"loss": [1.0] * 21, "accuracy": [250.0] * 21}}, "new accuracy: expected numbers from 0 to 100"),
+        ({"direct": {"t": [0, 1], "all": {"loss": [1, 1], "accuracy": [1, 1]}}}, "'base': expected the curves"),
+        ({"direct": {"t": [1, 1]}}, "direct t: expected rising"),
+        ({"solutions": 3}, "left out"),
         ({"format": 3}, "format 1"),
     ],
 )
@@ -162,7 +166,11 @@ def test_a_plane_is_drawn_with_its_numbers(tmp_path):
     assert all(float(r["loss"]) == pytest.approx(float(r["x"]) + 10 * float(r["y"])) for r in rows)
 
 
-@pytest.mark.parametrize("change", [{"x": [0, 1]}, {"loss": [[1.0] * 5] * 4}, {"points": {"ours": {}}}, {"y": "no"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"x": [0, 1]}, {"loss": [[1.0] * 5] * 4}, {"points": {"ours": {}}}, {"y": "no"}, {"x": [0.5] * 5}]
+    + [{"x": [1], "y": [1], "loss": [[1]], "accuracy": [[1]]}],
+)
 def test_a_damaged_plane_is_left_out_with_a_warning(tmp_path, capsys, change):
     bad = plane()
     bad["base"] = bad["base"] | change

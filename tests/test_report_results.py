@@ -119,6 +119,13 @@ def test_no_record_ends_the_report(tmp_path, fields):
     assert "CoOp,CoOp,,ViT-B/16,16,EuroSAT,base,50.00," in (tmp_path / "tables" / "base2new.csv").read_text()
 
 
+def test_a_folder_whose_name_is_no_text_is_reported_on(tmp_path):
+    write_run(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n\x1b[31m")))
+    write_run(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xfe")), tasks=[["a"]])
+    main([str(tmp_path), "--html", str(tmp_path / "page.html"), "--latex"])
+    assert all(file.read_text(encoding="utf-8") for file in (tmp_path / "tables").iterdir())
+
+
 def test_a_folder_that_cannot_be_entered_is_named(tmp_path, capsys, monkeypatch):
     write_run(tmp_path / "good")
     deep = tmp_path

@@ -50,6 +50,11 @@ def test_markdown_makes_no_links_or_cells_of_a_name():
     assert line == "| [a]\\(javascript:x) \\| &lt;b> |"
 
 
+def test_a_row_of_latex_is_no_argument_of_the_one_before():
+    body = Table("t", ["method", "n"], [["[2cm]", "1"], ["*", "2"]]).latex().splitlines()
+    assert r"{}[2cm] & 1 \\" in body and r"{}* & 2 \\" in body
+
+
 def test_latex_text_is_escaped_once():
     assert latex_text("a_b\\c~^") == r"a\_b\textbackslash{}c\textasciitilde{}\textasciicircum{}"
 

@@ -12,7 +12,17 @@ from dassl.report.epochs import epoch_curves, epoch_figures
 from dassl.report.fewshot import fewshot
 from dassl.report.methods import NONE, row_names, row_of
 from dassl.report.mtil_figures import heatmaps, order_figures, scatter_figures
-from dassl.report.paths import PATH_FILE, QUANTITIES, SPACES, SUBSETS, families, load_paths, numbers, read_card
+from dassl.report.paths import (
+    PATH_FILE,
+    QUANTITIES,
+    SOLUTIONS,
+    SPACES,
+    SUBSETS,
+    families,
+    load_paths,
+    numbers,
+    read_card,
+)
 from dassl.report.results import NoRuns, read_all
 from dassl.report.stats import summarise, summarise_average
 from dassl.report.sweeps import sweeps
@@ -272,11 +282,14 @@ def _checked(plane):
             continue
         raw = plane[subset]
         own = {axis: numbers(raw[axis], f"{subset} {axis}") for axis in "xy"}
+        if not all(len(own[axis]) > 1 and np.all(np.diff(own[axis]) > 0) for axis in "xy"):
+            raise ValueError(f"{subset}: expected x and y of two rising numbers or more")
         for q in QUANTITIES:
             own[q] = np.array([numbers(row, f"{subset} {q}", len(own["x"])) for row in raw[q]])
             if own[q].shape != (len(own["y"]), len(own["x"])):
                 raise ValueError(f"{subset} {q}: expected {len(own['y'])} rows, found {len(own[q])}")
-        own["points"] = {name: (float(point["x"]), float(point["y"])) for name, point in raw["points"].items()}
+        points = {name: point for name, point in raw["points"].items() if name in SOLUTIONS}
+        own["points"] = {name: (float(point["x"]), float(point["y"])) for name, point in points.items()}
         found["subsets"][subset] = own
     return found
 

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from dassl.report.stamps import STAMPS, stamp
-from dassl.utils import atomic_write
+from dassl.utils import atomic_write, one_line, printable
 
 _HIDDEN = ("file", "written", "history")  # of a training run, hundreds of numbers
 # What stands behind a method's name in some rows
@@ -25,12 +25,18 @@ def write_page(path, sheets, figures, records):
     import jinja2
 
     template = resources.files("dassl.report").joinpath("page.html").read_text(encoding="utf-8")
-    engine = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    engine = jinja2.Environment(autoescape=True, finalize=_finalize, **blocks)
     pictures = [_picture(file) for file in map(Path, figures) if file.suffix == ".png"]
     text = engine.from_string(template).render(page=_Page(sheets, records), sheets=sheets, pictures=pictures)
     with atomic_write(path, "w", encoding="utf-8") as file:
         file.write(text)
     return Path(path)
+
+
+def _finalize(value):
+    """What the template puts in, before it is escaped; its own markup has been."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 class _Page:
@@ -89,7 +95,8 @@ class _Page:
         """The runs' facts as JSON that may stand in a script: every pair once, each run by its pairs' numbers."""
         pairs, runs = {}, []
         for file in self.numbers:
-            facts = {"file": file} | {k: _value(v) for k, v in sorted(self.records[file].items()) if k not in _HIDDEN}
+            shown = {k: _value(v) for k, v in sorted(self.records[file].items()) if k not in _HIDDEN}
+            facts = {"file": one_line(file)} | shown
             runs.append([pairs.setdefault(pair, len(pairs)) for pair in facts.items()])
         text = json.dumps({"pairs": list(pairs), "runs": runs}, ensure_ascii=False, separators=(",", ":"))
         return text.replace("<", "\\u003c")

@@ -108,19 +108,21 @@ def _path(raw, space):
     if not rises or t[0] != start or t[-1] != 2 or 1 not in t:
         whole = "from 0 over 1 to 2" if start == 0 else "from 1 to 2"
         raise ValueError(f"t: expected {MIN_POINTS} or more rising numbers {whole}, found {t.tolist()}")
-    path = {"t": t, "space": space, "note": str(raw.get("note", "")), **_subsets(raw, len(t))}
+    subsets = ("all",) if "all" in raw else SUBSETS[:2]
+    path = {"t": t, "space": space, "note": str(raw.get("note", "")), **_subsets(raw, len(t), subsets)}
     path["template"] = str(raw.get("zero_shot_template") or "")
     if isinstance(raw.get("direct"), dict):
         line = numbers(raw["direct"].get("t"), "direct t")
-        path["direct"] = {"t": line, **_subsets(raw["direct"], len(line))}
+        if len(line) < 2 or not np.all(np.diff(line) > 0):
+            raise ValueError(f"direct t: expected rising numbers, found {line.tolist()}")
+        path["direct"] = {"t": line, **_subsets(raw["direct"], len(line), subsets)}
     return path
 
 
-def _subsets(raw, length):
-    """{subset: {quantity: (P,)}}: `all`, or else both base and new."""
-    wanted = ("all",) if "all" in raw else SUBSETS[:2]
+def _subsets(raw, length, subsets):
+    """{subset: {quantity: (P,)}} of these subsets."""
     found = {}
-    for subset in wanted:
+    for subset in subsets:
         curves = raw.get(subset)
         if not isinstance(curves, dict):
             raise ValueError(f"{subset!r}: expected the curves {' and '.join(QUANTITIES)}, found {curves!r}")
@@ -134,6 +136,8 @@ def numbers(values, name, length=None):
         raise ValueError(f"{name}: expected a list of finite numbers, found {str(values)[:60]}")
     if length is not None and len(values) != length:
         raise ValueError(f"{name}: expected one number for each of {length} points, found {len(values)}")
+    if name.endswith("accuracy") and not all(0 <= value <= 100 for value in values):
+        raise ValueError(f"{name}: expected numbers from 0 to 100, found {str(values)[:60]}")
     return np.array(values, dtype=float)
 
 

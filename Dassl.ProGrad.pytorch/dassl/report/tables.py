@@ -65,7 +65,8 @@ class Table:
 
     def latex(self):
         """A table environment with booktabs' rules, the title as caption -> str without a final newline."""
-        head, *body = (" & ".join(map(latex_text, line)) + r" \\" for line in [self.columns, *self.rows])
+        lines = (" & ".join(map(latex_text, line)) + r" \\" for line in [self.columns, *self.rows])
+        head, *body = ("{}" * line.startswith(("[", "*")) + line for line in lines)  # no argument of the rule above
         columns = "l" + "r" * (len(self.columns) - 1)
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(self.title)}}}"]
         lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]

@@ -59,6 +59,8 @@ def _checked(content):
     tasks, points = content.get("tasks"), content.get("points")
     if not isinstance(tasks, list) or not tasks or not isinstance(points, list) or not points:
         raise ValueError("expected lists of tasks and points")
+    if not all(isinstance(text, str) for text in (*tasks, content.get("title") or "")):
+        raise ValueError("expected texts for the title and the names of tasks")
     for point in points:
         fine = isinstance(point, dict) and point.get("task") in tasks and point.get("kind") in KINDS
         if not fine or "label" not in point or not all(is_number(point.get(axis)) for axis in "xy"):
