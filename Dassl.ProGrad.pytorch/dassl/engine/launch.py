@@ -164,8 +164,7 @@ def _owned(folder, check):
     stale = []
     with contextlib.ExitStack() as held:
         if is_main():
-            held.enter_context(_refusals_leave_nothing(folder))
-            held.enter_context(RunLock(folder))
+            held.enter_context(_locked(folder))
             stale = check()
             held.enter_context(logging_to(os.path.join(folder, "log.txt")))
         barrier()
@@ -173,19 +172,23 @@ def _owned(folder, check):
 
 
 @contextlib.contextmanager
-def _refusals_leave_nothing(folder):
-    """A run that is refused before it has made anything leaves no files in a folder that had none of a run."""
-    existed, before = os.path.isdir(folder), set(Path(folder).glob("*"))
-    try:
-        yield
-    except UserError:
-        new, logs = set(Path(folder).glob("*")) - before, set(Path(folder).glob("log*"))
-        if not logs & before and new and all(path.name in _FIRST for path in new - logs):
-            for path in new:
-                path.unlink()
-            if not existed:
-                os.rmdir(folder)
-        raise
+def _locked(folder):
+    """Own the folder. A run that is refused before it has made anything leaves none of its files there, unless one has
+    been in it before."""
+    place, lock = Path(folder), Path(folder, ".lock")
+    existed, ours = place.is_dir(), not lock.exists()
+    with RunLock(folder):
+        before = set(place.glob("*")) - ({lock} if ours else set())
+        try:
+            yield
+        except UserError:
+            new, logs = set(place.glob("*")) - before, set(place.glob("log*"))
+            if not logs & before and new and all(path.name in _FIRST for path in new - logs):
+                for path in new:
+                    path.unlink()
+                if not existed:
+                    place.rmdir()
+            raise
 
 
 def build_run(cfg, recipe=None):

@@ -137,7 +137,8 @@ def data_digest(dataset: object, name: str = "") -> str:
 
 def begun_from(cfg: CN) -> str:
     """Which inputs are runs that were broken off, or still train, and how far they are; "" for none."""
-    return "; ".join(f"{key}: {line}" for key, path in paths(cfg).items() if (line := unfinished(path)))
+    inputs = {key: path for key, path in paths(cfg).items() if key != "RESUME"}  # which this run goes on with
+    return "; ".join(f"{key}: {line}" for key, path in inputs.items() if (line := unfinished(path)))
 
 
 # What lies in a folder
