@@ -62,7 +62,7 @@ def merge_run(
     again where `out` holds a merge, which is left as it is if it is this one, and refused if it is another.
     UserError for parents that do not fit together, values that do not exist, and a folder that holds another run.
     """
-    from dassl.engine.recipe import MERGE
+    from dassl.engine.checkpoint import MERGE
     from dassl.utils.atomic import begun
     from mergetune.merge_job import LEFT, MergeJob, is_finished
 

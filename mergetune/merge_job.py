@@ -9,9 +9,9 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.engine import trainer_class
-from dassl.engine.base import BEST
+from dassl.engine.checkpoint import BEST, CONFIG, MERGE, RESULTS, finished
 from dassl.engine.launch import AlreadyFinished
-from dassl.engine.recipe import CONFIG, MERGE, RESULTS, changed, data_digest, finished
+from dassl.engine.recipe import changed, data_digest
 from dassl.engine.results import CLASSES
 from dassl.utils import UserError, atomic_write, checkpoint_digest, save_checkpoint, write_json
 from dassl.utils.atomic import begun

@@ -6,37 +6,30 @@ Layout on disk, for each registered name: `<folder>/<name>/model.pth.tar-<N>` (N
 
 import contextlib
 import os
-import re
 from collections import OrderedDict
 
 import torch
 
 from dassl.utils import (
-    MissingFile,
     UserError,
     drop_token_buffers,
     get_logger,
-    is_plain_tensor,
-    listdir_nohidden,
     load_weights,
     resume_from_checkpoint,
     save_checkpoint,
-    strip_module,
     tolist_if_not,
-    upgrade_keys,
 )
 from dassl.utils.distributed import is_main
 from dassl.utils.progress import progress
 
 from .build import source_of
+from .checkpoint import find_model, load_exactly
 from .prograd import project_conflicting
 from .stopping import steps_end_first
 
 log = get_logger()
 
-BEST = "model-best.pth.tar"
 EPOCHS = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}]"
-NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
 
 
 class NotFinite(UserError, FloatingPointError):
@@ -295,67 +288,3 @@ class TrainerBase:
     def last_checkpoint(self):
         """Path of the newest file that training can go on from, or "none" -> str."""
         return "none"
-
-
-def load_exactly(model, name, path, given, drop_keys=drop_token_buffers):
-    """Load a state dict into a module, all of it but what `drop_keys` takes away.
-
-    UserError names what is missing, surplus, no plain tensor, infinite, or of another shape.
-    """
-    wanted = set(drop_keys(OrderedDict(model.state_dict())))
-    given = drop_keys(upgrade_keys(strip_module(given), model))
-    if wanted != set(given):
-        lacks = ", ".join(sorted(wanted - set(given))) or "nothing"
-        surplus = ", ".join(sorted(set(given) - wanted)) or "nothing"
-        raise UserError(f"{path} does not fit {name}: it lacks {lacks}; it has besides {surplus}")
-    for key, value in ((key, value) for key, value in given.items() if torch.is_tensor(value)):
-        if not is_plain_tensor(value):
-            raise UserError(f"{path}: {key} is no plain tensor")
-        if not (value.float() if value.element_size() == 1 else value).isfinite().all():  # 8-bit floats know little
-            raise UserError(f"{path}: {key} is infinite or NaN, there is nothing to go on with")
-    try:
-        model.load_state_dict(given, strict=False)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit {name}: {error}") from error
-
-
-def find_model(directory, name, epoch=None, *, last=False):
-    """Path of the checkpoint of model `name`: `directory` is a run folder, the model's own folder, or the file itself.
-
-    Of a folder the one after `epoch` epochs; without that the best one, or where none was kept the last (`last`: the
-    other way round). Both spellings of numbered files are known: model.pth.tar-50 and model-50.pth.tar. MissingFile
-    says what is there, UserError that one file has no epoch to choose, or that it is not what its run wrote.
-    """
-    from .recipe import check_written  # late: it looks for files as this module does
-
-    path = find_file(directory, name, epoch, last=last)
-    wanted = _choose(check_written(path), epoch, last)
-    if epoch is None and os.path.isdir(directory) and wanted not in (None, os.path.basename(path)):
-        ways = f"put it back, or name the file to take, such as {path}"
-        raise MissingFile(f'"{os.path.dirname(path)}" has lost {wanted}, which its run wrote: {ways}')
-    return path
-
-
-def find_file(directory, name, epoch=None, *, last=False):
-    """As `find_model`, whoever wrote the file."""
-    if os.path.isfile(directory):
-        if epoch is not None:
-            raise UserError(f'"{directory}" is one file of weights: there is no epoch {epoch} to choose (--load-epoch)')
-        return directory
-    for folder in (os.path.join(directory, name), directory):
-        there = listdir_nohidden(folder, sort=True) if os.path.isdir(folder) else []
-        if chosen := _choose(there, epoch, last):
-            return os.path.join(folder, chosen)
-        if BEST in there or any(map(NUMBERED.fullmatch, there)):
-            break
-    looked = f"{BEST} and model.pth.tar-N" if epoch is None else f"model.pth.tar-{epoch} and model-{epoch}.pth.tar"
-    found = ", ".join([file for file in there if file.startswith("model")] or there[:8]) or "no model file"
-    raise MissingFile(f'Model not found at "{os.path.join(directory, name)}": looked for {looked}, found {found}')
-
-
-def _choose(names, epoch, last):
-    """The file among names that `find_file` takes, None if there is none."""
-    numbered = {int(match[1] or match[2]): file for file in names if (match := NUMBERED.fullmatch(file))}
-    if epoch is None and BEST in names and not (last and numbered):
-        return BEST
-    return numbered.get(max(numbered, default=None) if epoch is None else int(epoch))

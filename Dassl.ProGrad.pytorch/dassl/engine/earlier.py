@@ -8,7 +8,7 @@ from dassl.optim.lr_scheduler import go_on
 from dassl.utils import UserError, atomic_save, checkpoint_digest, get_logger, load_checkpoint
 from dassl.utils.distributed import is_main
 
-from .base import BEST
+from .checkpoint import BEST
 from .recipe import GO_ON, differing, recipe
 
 # Keys that a run shares with another one that cfg.RESUME names; `kept_keys` of its trainer too

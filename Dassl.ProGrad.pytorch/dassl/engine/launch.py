@@ -40,9 +40,10 @@ from dassl.utils.distributed import (
 from dassl.utils.memory import reset_peak
 
 from .build import build_trainer, checked_class
+from .checkpoint import CONFIG, MERGE, RESULTS, RESUME, finished
 from .lint import counts, opening
-from .recipe import CONFIG, GO_ON, RESULTS, RESUME, begun_from, differences, finished, input_digests, unfinished
-from .results import MERGE, UNKNOWN, check_classes, write_results
+from .recipe import GO_ON, begun_from, differences, input_digests, unfinished
+from .results import UNKNOWN, check_classes, write_results
 from .state import stop_workers
 from .stopping import sigterm_ends
 

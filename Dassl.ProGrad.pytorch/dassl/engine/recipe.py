@@ -12,17 +12,24 @@ from pathlib import Path
 from yacs.config import CfgNode as CN
 
 from dassl.config import RULES, Key, leaves, read_yaml
-from dassl.utils import UserError, brief, checkpoint_digest, digest, read_json
+from dassl.utils import UserError, brief, digest
 
-from .base import BEST, NUMBERED, find_file
 from .build import config_nodes, trainer_class
+from .checkpoint import (
+    CONFIG,
+    RESULTS,
+    RESUME,
+    check_written,
+    content_digest,
+    find_file,
+    finished,
+    weights_digest,
+    whole,
+)
 
-RESULTS, CONFIG, RESUME = "results.json", "config.yaml", "resume.pt"  # of a run's folder
-MERGE = "merge.json"  # in the place of results.json where weights were merged
 DATA = "DATASET.ROOT"  # the input that the lists of images are
 DRAW = {"SUBSET": "", "NUM_SHOTS": -1, "SUBSAMPLE_CLASSES": "all"}  # of DATASET, for whole lists
 _NOBODYS = Key(None)  # a key that no table has
-_PARTS = ("recipe", "inputs", "weights")
 GO_ON = "Give that config to go on, --overwrite to start afresh, or another --output-dir to keep both"
 
 
@@ -67,23 +74,6 @@ def changed(recorded: Mapping, asked: Mapping) -> list[str]:
 
 
 # What a run begins from
-
-
-def is_checkpoint(file: Path) -> bool:
-    return file.name == BEST or NUMBERED.fullmatch(file.name) is not None
-
-
-def content_digest(path: str | Path) -> str:
-    """What lies at a path, in 32 digits: a file's content, or that of a run's folder or a model's: its best weights and
-    its last. "" where there is nothing."""
-    path = Path(path).expanduser()
-    if not path.is_dir():
-        return checkpoint_digest(path) if path.is_file() else ""
-    models = {file.parent for file in [*path.iterdir(), *path.glob("*/*")] if is_checkpoint(file)}
-    files = {Path(find_file(str(model), "", last=last)) for model in models for last in (False, True)}
-    files = files or set(filter(Path.is_file, path.iterdir()))
-    where = (lambda file: file.parent) if models else (lambda file: file)
-    return digest(sorted(f"{where(file).relative_to(path)} {checkpoint_digest(file)}" for file in files))
 
 
 def paths(cfg: CN, kind: str = "train") -> dict[str, str]:
@@ -160,22 +150,6 @@ def record(folder: str | Path) -> dict:
     return {"kind": "train", "inputs": {}, "weights": {}} | state | {"recipe": config}
 
 
-def finished(folder: str | Path, name: str = RESULTS, field: str = "metrics") -> dict:
-    """What results.json of a run says, or another such file with that field; {} where there is none that can be read,
-    so that the run is done again."""
-    try:
-        results = read_json(Path(folder, name))
-    except (UserError, OSError):
-        return {}
-    ours = isinstance(results, dict) and field in results
-    return results if ours and all(isinstance(results.get(part, {}), dict) for part in (*_PARTS, field)) else {}
-
-
-def whole(folder: str | Path) -> dict:
-    """What merge.json, or results.json, says of a merge or of a run that is finished; {} of any other."""
-    return finished(folder, MERGE, "row") or finished(folder)
-
-
 def unfinished(place: str | Path, epochs: int | None = None) -> str:
     """ "epochs 30 of 300, unfinished" of a run's folder, or a file or folder in it, whose training has not ended, or
     what a finished one says of that from which it began; else "". epochs: what the weights in question have; default:
@@ -189,29 +163,6 @@ def unfinished(place: str | Path, epochs: int | None = None) -> str:
     if epochs is None:
         epochs = _resume_state(run / RESUME).get("epoch", 0)
     return f"epochs {epochs} of {dict(leaves(read_yaml(run / CONFIG))).get('OPTIM.MAX_EPOCH')}, unfinished"
-
-
-def written(folder: str | Path) -> dict[str, str]:
-    """{path in the run's folder: digest} of its checkpoints."""
-    files = filter(is_checkpoint, Path(folder).glob("*/*"))
-    return {f"{file.parent.name}/{file.name}": checkpoint_digest(file) for file in sorted(files)}
-
-
-def check_written(path: str | Path) -> list[str]:
-    """UserError for a file of weights in the folder of a finished run, or of a merge, that this has not written.
-
-    Names of all that it has written beside this file.
-    """
-    path = Path(path).absolute()
-    for folder in path.parents[:2]:
-        digests, name = whole(folder).get("weights", {}).get("files", {}), path.relative_to(folder).as_posix()
-        if digests and (name in digests or is_checkpoint(path)):
-            if digests.get(name) != checkpoint_digest(path):
-                file = folder / (MERGE if (folder / MERGE).is_file() else RESULTS)
-                ways = "put its own file back, or make it again (--overwrite)"
-                raise UserError(f"{path} is not of the run of {file}: {ways}")
-            return [os.path.basename(other) for other in digests if os.path.dirname(other) == path.parent.name]
-    return []
 
 
 def check_config(file: str | Path | None, config: Mapping) -> None:
@@ -280,12 +231,6 @@ def differing(recorded: Mapping, asked: Mapping, inputs: Mapping[str, str]) -> l
             what = "the data set" if key == DATA else f'{key} "{asked[key]}"'
             lines.append(f"{what} holds something else than the run began from")
     return lines
-
-
-def weights_digest(files: Iterable[str]) -> str:
-    """Of the weights of one model, or of several together."""
-    digests = [checkpoint_digest(file) for file in files]
-    return digests[0] if len(digests) == 1 else digest(digests)
 
 
 def scored(files: str, folder: str, epoch: int | None = None) -> str:

@@ -17,9 +17,9 @@ from dassl.utils import MissingFile, UserError, digest, get_logger, read_json, w
 from dassl.utils.distributed import is_main, world_size
 from dassl.utils.memory import report_peak
 
-from .base import BEST, find_file
-from .recipe import MERGE, check_config, check_written, recipe, weights_digest, written
-from .recipe import RESULTS as FILE
+from .checkpoint import BEST, MERGE, check_written, find_file, weights_digest, written
+from .checkpoint import RESULTS as FILE
+from .recipe import check_config, recipe
 
 CLASSES = "classes.json"
 FORMAT = 1

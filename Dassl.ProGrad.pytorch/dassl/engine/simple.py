@@ -25,7 +25,8 @@ from dassl.utils import (
 from dassl.utils.distributed import barrier, gather, is_main
 from dassl.utils.progress import progress
 
-from .base import BEST, TrainerBase
+from .base import TrainerBase
+from .checkpoint import BEST
 from .earlier import best_digests, check_best
 from .history import History
 from .network import SimpleNet

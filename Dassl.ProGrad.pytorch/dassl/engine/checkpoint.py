@@ -1,0 +1,158 @@
+"""What lies in a run's folder: which checkpoint counts, whether the run is finished, and whose a file is.
+
+Layout: `<folder>/<model>/model.pth.tar-<N>` (N epochs done), `<folder>/<model>/model-best.pth.tar`, and at the end
+results.json, with the digest of each.
+"""
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from dassl.utils import (
+    MissingFile,
+    UserError,
+    checkpoint_digest,
+    digest,
+    drop_token_buffers,
+    is_plain_tensor,
+    listdir_nohidden,
+    read_json,
+    strip_module,
+    upgrade_keys,
+)
+
+RESULTS, CONFIG, RESUME = "results.json", "config.yaml", "resume.pt"
+MERGE = "merge.json"  # in the place of results.json where weights were merged
+BEST = "model-best.pth.tar"
+NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
+_PARTS = ("recipe", "inputs", "weights")
+
+
+def find_model(directory, name, epoch=None, *, last=False):
+    """Path of the checkpoint of model `name`: `directory` is a run folder, the model's own folder, or the file itself.
+
+    Of a folder the one after `epoch` epochs; without that the best one, or where none was kept the last (`last`: the
+    other way round). Both spellings of numbered files are known: model.pth.tar-50 and model-50.pth.tar. MissingFile
+    says what is there, UserError that one file has no epoch to choose, or that it is not what its run wrote.
+    """
+    path = find_file(directory, name, epoch, last=last)
+    wanted = _choose(check_written(path), epoch, last)
+    if epoch is None and os.path.isdir(directory) and wanted not in (None, os.path.basename(path)):
+        ways = f"put it back, or name the file to take, such as {path}"
+        raise MissingFile(f'"{os.path.dirname(path)}" has lost {wanted}, which its run wrote: {ways}')
+    return path
+
+
+def find_file(directory, name, epoch=None, *, last=False):
+    """As `find_model`, whoever wrote the file."""
+    if os.path.isfile(directory):
+        if epoch is not None:
+            raise UserError(f'"{directory}" is one file of weights: there is no epoch {epoch} to choose (--load-epoch)')
+        return directory
+    for folder in (os.path.join(directory, name), directory):
+        there = listdir_nohidden(folder, sort=True) if os.path.isdir(folder) else []
+        if chosen := _choose(there, epoch, last):
+            return os.path.join(folder, chosen)
+        if BEST in there or any(map(NUMBERED.fullmatch, there)):
+            break
+    looked = f"{BEST} and model.pth.tar-N" if epoch is None else f"model.pth.tar-{epoch} and model-{epoch}.pth.tar"
+    found = ", ".join([file for file in there if file.startswith("model")] or there[:8]) or "no model file"
+    raise MissingFile(f'Model not found at "{os.path.join(directory, name)}": looked for {looked}, found {found}')
+
+
+def _choose(names, epoch, last):
+    """The file among names that `find_file` takes, None if there is none."""
+    numbered = {int(match[1] or match[2]): file for file in names if (match := NUMBERED.fullmatch(file))}
+    if epoch is None and BEST in names and not (last and numbered):
+        return BEST
+    return numbered.get(max(numbered, default=None) if epoch is None else int(epoch))
+
+
+def is_checkpoint(file: Path) -> bool:
+    return file.name == BEST or NUMBERED.fullmatch(file.name) is not None
+
+
+def load_exactly(model, name, path, given, drop_keys=drop_token_buffers):
+    """Load a state dict into a module, all of it but what `drop_keys` takes away.
+
+    UserError names what is missing, surplus, no plain tensor, infinite, or of another shape.
+    """
+    wanted = set(drop_keys(OrderedDict(model.state_dict())))
+    given = drop_keys(upgrade_keys(strip_module(given), model))
+    if wanted != set(given):
+        lacks = ", ".join(sorted(wanted - set(given))) or "nothing"
+        surplus = ", ".join(sorted(set(given) - wanted)) or "nothing"
+        raise UserError(f"{path} does not fit {name}: it lacks {lacks}; it has besides {surplus}")
+    for key, value in ((key, value) for key, value in given.items() if torch.is_tensor(value)):
+        if not is_plain_tensor(value):
+            raise UserError(f"{path}: {key} is no plain tensor")
+        if not (value.float() if value.element_size() == 1 else value).isfinite().all():  # 8-bit floats know little
+            raise UserError(f"{path}: {key} is infinite or NaN, there is nothing to go on with")
+    try:
+        model.load_state_dict(given, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit {name}: {error}") from error
+
+
+def finished(folder: str | Path, name: str = RESULTS, field: str = "metrics") -> dict:
+    """What results.json of a run says, or another such file with that field; {} where there is none that can be read,
+    so that the run is done again."""
+    try:
+        results = read_json(Path(folder, name))
+    except (UserError, OSError):
+        return {}
+    ours = isinstance(results, dict) and field in results
+    return results if ours and all(isinstance(results.get(part, {}), dict) for part in (*_PARTS, field)) else {}
+
+
+def whole(folder: str | Path) -> dict:
+    """What merge.json, or results.json, says of a merge or of a run that is finished; {} of any other."""
+    return finished(folder, MERGE, "row") or finished(folder)
+
+
+# Whose files they are
+
+def content_digest(path: str | Path) -> str:
+    """What lies at a path, in 32 digits: a file's content, or that of a run's folder or a model's: its best weights and
+    its last. "" where there is nothing."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return checkpoint_digest(path) if path.is_file() else ""
+    models = {file.parent for file in [*path.iterdir(), *path.glob("*/*")] if is_checkpoint(file)}
+    files = {Path(find_file(str(model), "", last=last)) for model in models for last in (False, True)}
+    files = files or set(filter(Path.is_file, path.iterdir()))
+    where = (lambda file: file.parent) if models else (lambda file: file)
+    return digest(sorted(f"{where(file).relative_to(path)} {checkpoint_digest(file)}" for file in files))
+
+
+def weights_digest(files: Iterable[str]) -> str:
+    """Of the weights of one model, or of several together."""
+    digests = [checkpoint_digest(file) for file in files]
+    return digests[0] if len(digests) == 1 else digest(digests)
+
+
+def written(folder: str | Path) -> dict[str, str]:
+    """{path in the run's folder: digest} of its checkpoints."""
+    files = filter(is_checkpoint, Path(folder).glob("*/*"))
+    return {f"{file.parent.name}/{file.name}": checkpoint_digest(file) for file in sorted(files)}
+
+
+def check_written(path: str | Path) -> list[str]:
+    """UserError for a file of weights in the folder of a finished run, or of a merge, that this has not written.
+
+    Names of all that it has written beside this file.
+    """
+    path = Path(path).absolute()
+    for folder in path.parents[:2]:
+        digests, name = whole(folder).get("weights", {}).get("files", {}), path.relative_to(folder).as_posix()
+        if digests and (name in digests or is_checkpoint(path)):
+            if digests.get(name) != checkpoint_digest(path):
+                file = folder / (MERGE if (folder / MERGE).is_file() else RESULTS)
+                ways = "put its own file back, or make it again (--overwrite)"
+                raise UserError(f"{path} is not of the run of {file}: {ways}")
+            return [os.path.basename(other) for other in digests if os.path.dirname(other) == path.parent.name]
+    return []
