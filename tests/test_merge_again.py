@@ -18,9 +18,9 @@ from tests.fixtures import coop_runs
 from tests.fixtures.coop_runs import results
 
 run, shared, stage1 = coop_runs.run, coop_runs.shared, coop_runs.stage1  # fixtures
-CHANGES = ("mkdir", "rename", "replace", "rmdir", "unlink")  # of names in a file system
-COMMANDS = {  # command -> (its line, its marker, the words of an earlier call, those of the one that is killed)
-    "merge": (merge.main, "merge.json", "--method ties --eval base", "--method wise_ft --alpha 0,1"),
+CHANGES = ("replace", "rmdir", "unlink")  # of names in a file system
+COMMANDS = {  # command -> (its line, its marker, the words of a first call, those of a later one)
+    "merge": (merge.main, "merge.json", "--method ties", "--method wise_ft --alpha 0,1"),
     "ensemble": (ensemble.main, "sweep.json", "--alphas 0.5", "--alphas 0,1"),
 }
 
@@ -53,12 +53,12 @@ def snapshots(monkeypatch, folder, into, call):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_killed_anywhere_the_same_command_goes_on(command, again, stage1, tmp_path, monkeypatch):
     """The old result goes only when the new one is there, whole; what is left at the end is the undisturbed result."""
-    main, marker, earlier, words = COMMANDS[command]
+    main, marker, first, later = COMMANDS[command]
     out, whole = tmp_path / "out", tmp_path / "whole"
-    line = [str(stage1), "--out", str(out)]
+    line = [str(stage1), "--out", str(out), *first.split()]
     if again:
-        main([*line, *earlier.split()])
-    line += [*words.split(), *(["--overwrite"] if again else [])]
+        main([*line, *(["--eval", "base"] if command == "merge" else [])])
+        line[3:] = [*later.split(), "--overwrite"]
     moments = snapshots(monkeypatch, out, tmp_path, lambda: main(line))
     place(out, whole)
     assert len(moments) > 5
