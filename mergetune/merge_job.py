@@ -91,17 +91,14 @@ class MergeJob:
         return own | {name: value.detach().cpu().to(own[name].dtype) for name, value in weights.items()}
 
     def asked(self, method: str, choices: Sequence[dict], rank: int | None) -> dict:
-        """What a finished merge is compared by. One choice has its defaults with it."""
-        if len(choices) == 1:
-            whole = {**METHODS[method].values, **choices[0]}
-            choices = [{name: value for name, value in whole.items() if value is not None}]
+        """What a finished merge is compared by."""
         sources = [source.sha256 for source in self.sources]
-        options = {"merge_space": self.space, "keep": list(self.keep), "rank": rank}
+        options = {"merge_space": self.space, "keep": sorted(set(self.keep)), "rank": rank}
         options |= {"peft": [source.peft for source in self.read]} if self.first.peft else {}
         if len(choices) > 1:
             options["data"] = data_digest(self.first.trainer.dm.dataset, self.first.trainer.cfg.DATASET.NAME)
         base = self.base.sha256 if self.base else None
-        return {"method": method, "choices": choices, "parents": sources, "base": base} | options
+        return {"method": method, "choices": complete(method, choices), "parents": sources, "base": base} | options
 
     def search(self, method: str, choices: Sequence[dict]) -> tuple[State, dict, list[dict]]:
         """The merge of the choice with the best validation accuracy, the first of equals -> (state, choice, tried).
@@ -184,6 +181,12 @@ class MergeJob:
         return own | facts | joined
 
 
+def complete(method: str, choices: Sequence[dict]) -> list[dict]:
+    """The choices with the defaults of what they leave open."""
+    choices = [{**METHODS[method].values, **choice} for choice in choices]
+    return [{name: value for name, value in choice.items() if value is not None} for choice in choices]
+
+
 def row_name(method: str, values: dict, others: Sequence[str] = (), base: str = ZERO_SHOT) -> str:
     """The method, its values, the parents beside the first, and another base than usual, as a table shows them.
 
@@ -226,7 +229,8 @@ def is_finished(out: Path, asked: dict, overwrite: bool) -> bool:
     def older(facts: dict) -> dict:
         tried = [{name: value for name, value in entry.items() if name != "val"} for entry in facts["tried"]]
         parents = [parent.get("sha256", parent["path"]) for parent in facts["parents"]]
-        return {"method": facts["method"], "choices": tried or [facts["values"]], "parents": parents}
+        choices = complete(facts["method"], tried or [facts["values"]])
+        return {"method": facts["method"], "choices": choices, "parents": parents}
 
     if not (out / MERGE).is_file() and (out / CONFIG).exists() and not begun(out, MERGE):
         raise UserError(f"{out} holds a run that is no merge: choose another folder")

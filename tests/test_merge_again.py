@@ -100,6 +100,7 @@ def test_a_finished_merge_is_compared_with_the_one_that_is_asked_for(stage1, tmp
     merge.main([word.replace(str(source), str(moved)) for word in [*line, "--alpha", "0.5"]])
     assert "holds this merge: nothing to do" in capsys.readouterr().out
     moved.rename(source)
+    merge.main([*line, "--alpha", "0.50", "--keep", ""])
     older = json.loads((tmp_path / "out" / "merge.json").read_text())
     for name in ("asked", "weights"):  # what older versions did not write
         del older[name]
