@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dassl.clip import ClipBackbone
 from dassl.clip.backbone import Block
 from dassl.utils import UserError
+from mergetune.deep_prompts import hooked
 
 
 class Scale(torch.autograd.Function):
@@ -81,15 +82,11 @@ class MultiModalAdapters(nn.Module):
         """Inside, the backbone's towers have the adapters; removed on exit, also after an error."""
         towers = (backbone.text_blocks, self.text_adapter), (backbone.image_blocks, self.visual_adapter)
         handles = []
-        try:
-            for blocks, adapters in towers:
-                for i in self.numbers:
-                    handles += self._hook(blocks[i - 1], adapters[str(i)], self.shared_adapter[str(i)])
-            with backbone.hosting(self):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        for blocks, adapters in towers:
+            for i in self.numbers:
+                handles += self._hook(blocks[i - 1], adapters[str(i)], self.shared_adapter[str(i)])
+        with hooked(handles), backbone.hosting(self):
+            yield
 
     def _hook(self, block: Block, adapter: Adapter, shared: nn.Module) -> list:
         """The block runs its norm once: one hook catches what it gives, the other adds the branch."""

@@ -53,7 +53,7 @@ class ImagePrompts(nn.Module):
         ]
         axis = 1 if last.batch_first else 0
         cut = last.module.register_forward_hook(lambda *call: call[2].narrow(axis, 0, call[2].shape[axis] - self.count))
-        with _removed([*handles, cut]):
+        with hooked([*handles, cut]):
             yield
 
     def _appended(self, tokens: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class TextPrompts(nn.Module):
             _before_block(self.blocks[int(j)], self._replaced, own.VPT_shallow)
             for j, own in self.transformer.resblocks.items()
         ]
-        with _removed(handles):
+        with hooked(handles):
             return self.backbone.encode_text_from_embeddings(embeddings, tokens)
 
     def _replaced(self, states: Tensor, vectors: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ def _before_block(block: Block, change: Callable, *vectors: Tensor):
 
 
 @contextmanager
-def _removed(handles: list) -> Iterator[None]:
+def hooked(handles: list) -> Iterator[None]:
     """The hooks go when the call is over, also when it failed."""
     try:
         yield
