@@ -21,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
+import dassl  # noqa: E402, F401  it says which Python and which packages are needed
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Dassl's flags, MERGETUNE's, and ours."""
@@ -72,9 +74,7 @@ def every_key():
     return cfg
 
 
-def folder_cfg(
-    folder: str | Path, changes: dict[str, object] | None = None, root: str = "", pairs: Sequence[str] = ()
-):
+def folder_cfg(folder: str | Path, changes: dict[str, object] | None = None, root: str = "", pairs: Sequence[str] = ()):
     """The frozen config of a run folder, with other values of some keys. root: where the data sets lie, if they have
     moved; pairs: KEY, VALUE, ... as typed."""
     import datasets

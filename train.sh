@@ -32,7 +32,7 @@
 #   bash scripts/promptkd_LMC/base2new_train_promptkd.sh caltech101 1 FOLDER 1000.0
 #   python -m mergetune.report output                            the table of all runs
 set -eu
-root=$(cd "$(dirname "$0")" && pwd -P)
+root=$(cd "$(dirname "$(readlink -f "$0")")" && pwd -P)
 . "$root/scripts/setup.sh"
 asks_help "$@" || setup requirements.txt
 exec "$python" "$root/scripts/main_job.py" "$@"

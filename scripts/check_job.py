@@ -13,8 +13,7 @@ from collections import Counter
 
 from dassl.utils.progress import progress
 from scripts.commands import COMMANDS, folder
-from scripts.jobs import Step
-from scripts.run import train_argv
+from scripts.steps import Step, train_argv
 
 ANCHORS = 15.0  # seconds for all of them
 ROW = "{:{}} {:>5} {:>7} {:>13} {:>13}"

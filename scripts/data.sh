@@ -5,7 +5,7 @@
 #   bash scripts/data.sh make-split NAME [--root DIR]
 #   bash scripts/data.sh import-subset FILE.pkl NAME [--root DIR] [--out FILE]
 # check ends with 0 (all well), 1 (problems) or 2 (nothing found). Default root: $DATA, else data/ in the clone.
-root=$(cd "$(dirname "$0")/.." && pwd -P)
+root=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd -P)
 . "$root/scripts/python.sh"
 [ "${DRY_RUN:-}" = 1 ] && { echo python -m datasets "$@"; exit; }
 # by path, for the caller's folder may have a package of this name

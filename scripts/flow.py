@@ -29,11 +29,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from scripts.check_job import check_job, kind_of  # noqa: E402
 from scripts.commands import COMMANDS  # noqa: E402
-from scripts.jobs import Step  # noqa: E402
 from scripts.main_job import build_parser, has_workflow, report, report_if_any  # noqa: E402
 from scripts.plans import plan  # noqa: E402
-from scripts.run import PATIENCE, WORKFLOW, end_with_parent, end_with_workflow  # noqa: E402
-from scripts.workers import run_cell, stoppable  # noqa: E402
+from scripts.steps import Step, settle  # noqa: E402
+from scripts.stopping import PATIENCE, WORKFLOW, end_with_parent, end_with_workflow, stoppable  # noqa: E402
+from scripts.workers import run_cell  # noqa: E402
 from scripts.workflow.grid import UNITS, Grid, home, unit_of  # noqa: E402
 
 
@@ -138,6 +138,7 @@ def run(args, grid: Grid, more: list[str]) -> int:
         env["VIRTUAL_ENV"] = sys.prefix  # the bash scripts use this Python too
     started = time.time()
     with RunLock(home()), stoppable():
+        settle([step for job in grid.jobs.values() for step in job.steps], args.overwrite)
         words = [sys.executable, "-m", "snakemake", *snakemake_argv(args, grid, more)]
         # a session of its own: signals come through this process, which says so
         options = {"start_new_session": True, "preexec_fn": lambda: end_with_parent(signal.SIGKILL)}

@@ -1,51 +1,23 @@
 """Which commands make up a job: for a method pair, a protocol, a data set and a seed, in order."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from scripts.commands import COMMANDS, run_folder
+from scripts.commands import COMMANDS
 from scripts.commands.base2new import METHODS, TESTS
 from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
 from scripts.commands.condu import TRAINING
 from scripts.commands.robust import shifts
 from scripts.run import builds_on
+from scripts.steps import Step
 
 SHOTS = ("1", "2", "4", "8", "16")
 PUBLIC = (
     *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft"),
     *("sun397", "dtd", "eurosat", "ucf101"),
 )
-
-
-@dataclass(frozen=True)
-class Step:
-    """One run of a command. card: draw its path afterwards."""
-
-    command: str
-    arguments: Mapping[str, str]
-    pairs: tuple[str, ...] = ()
-    card: bool = False
-
-    @property
-    def folder(self):
-        return run_folder(COMMANDS[self.command], dict(self.arguments))
-
-    @property
-    def finished(self) -> bool:
-        """Has it left its results, and its path card where one belongs to it?"""
-        marks = COMMANDS[self.command].marks(dict(self.arguments))
-        marks += [self.folder / "path.json"] if self.card else []
-        return bool(marks) and all(mark.is_file() for mark in marks)
-
-    @property
-    def subject(self) -> str:
-        """Its data set, or the order of its stream."""
-        return self.arguments.get("DATASET") or self.arguments["LABEL"]
-
-    def __str__(self) -> str:
-        return f"{self.subject} seed {self.arguments['SEED']}: {self.command}"
 
 
 @dataclass(frozen=True)
@@ -190,14 +162,14 @@ def robust(name: str, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]
                 yield step(f"robust/{kind}_ensemble", cell | arguments | {"METHOD": script})
 
 
-def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[str] = ()) -> list[Step]:
+def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[str] = (), flags: str = "") -> list[Step]:
     """ConDU: a stream, its evaluation with the task known, and without. Toy orders have recipes of their own.
 
     pairs: KEY VALUE of each.
     """
     script = f"{STREAMS[protocol]}_{tuning}"
     given = {"CFG": f"toy_{tuning.lower()}" if order.startswith("toy") else TRAINING[script]}
-    given |= {"ORDER": order, "SEED": str(seed)}
+    given |= {"ORDER": order, "SEED": str(seed), "FLAGS": flags}
     names = [f"condu/{name}" for name in (script, f"eval_MTIL_{tuning}", f"eval_agnostic_MTIL_{tuning}")]
     pairs = tuple(checked_pairs(list(pairs)))
     commands = {name: COMMANDS[name] for name in names}

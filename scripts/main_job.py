@@ -23,9 +23,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 from dassl.utils import ArgumentParser  # noqa: E402
 from scripts.check_job import check_job  # noqa: E402
 from scripts.commands import folder  # noqa: E402
-from scripts.jobs import PROTOCOLS, Step  # noqa: E402
+from scripts.jobs import PROTOCOLS  # noqa: E402
 from scripts.plans import plan  # noqa: E402
-from scripts.workers import run_cells, stoppable  # noqa: E402
+from scripts.steps import Step, settle  # noqa: E402
+from scripts.stopping import stoppable  # noqa: E402
+from scripts.workers import run_cells  # noqa: E402
 from scripts.workflow.grid import step_lines  # noqa: E402
 
 
@@ -44,6 +46,7 @@ def add_grid_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="run nothing: check the data, estimate time and memory")
     parser.add_argument("words", nargs="*", metavar="DATASET [SEED...]", help="default: the toy data sets, seeds 1 2 3")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys for every run")
+    parser.add_argument("--overwrite", action="store_true", help="do again what was run otherwise, and what came of it")
 
 
 def check_keys(steps: list[Step], pairs: Sequence[str]) -> None:
@@ -103,6 +106,7 @@ def run_job(args, after=report) -> int:
         return check_job(plan, args, workers)
     started = time.time()
     with stoppable():
+        settle(steps, args.overwrite)
         failures = run_cells(cells, workers)
         left = report_if_any(cells, after)
     print(f"{time.time() - started:.0f} s for {len(cells)} cells" + (f", {len(failures)} failed" if failures else ""))
@@ -135,7 +139,4 @@ if __name__ == "__main__":
     from dassl.utils import errors_in_one_line
 
     with errors_in_one_line():
-        try:
-            sys.exit(main())
-        except ModuleNotFoundError as error:
-            sys.exit(f"error: no module {error.name} in {sys.executable}: pip install -r requirements.txt first")
+        sys.exit(main())

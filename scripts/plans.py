@@ -14,14 +14,13 @@ from types import SimpleNamespace
 
 from scripts.commands import COMMANDS, folder
 from scripts.commands.base2new import METHODS, TESTS, Method
-from scripts.commands.command import ROOT, Arguments, checked_pairs, recipe
+from scripts.commands.command import OVERWRITE, ROOT, Arguments, checked_pairs, recipe
 from scripts.jobs import (
     PRESETS,
     PROTOCOLS,
     PUBLIC,
     STREAMS,
     TUNINGS,
-    Step,
     cell_steps,
     sources,
     step,
@@ -29,6 +28,7 @@ from scripts.jobs import (
     toy_sets,
     with_keys,
 )
+from scripts.steps import Step
 
 CONFIGS = ROOT / "configs"
 OF_SWEEP = {"command": str, "cfg": str, "datasets": dict, "seeds": list, "grid": dict, "cells": list, "whole": bool}
@@ -258,4 +258,5 @@ def table_cells(table: SimpleNamespace, args) -> list[list[Step]]:
     for order in orders:
         tasks_of(order)
     every = itertools.product(seeds, orders, table.methods)
-    return [stream(table.protocol, name, order, seed, args.set) for seed, order, name in every]
+    flags = OVERWRITE * args.overwrite  # a stream does again itself what was run otherwise
+    return [stream(table.protocol, name, order, seed, args.set, flags) for seed, order, name in every]

@@ -7,7 +7,7 @@
 # Expected: "success" in every line of the end, exit status 0. Needs each python3.X on the path or in pyenv, and a
 # package index.
 set -eu
-root=$(cd "$(dirname "$0")/.." && pwd -P)
+root=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd -P)
 case " $* " in *" -h "* | *" --help "*) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit ;; esac
 [ "${DRY_RUN:-}" = 1 ] && { echo python -m nox -f scripts/noxfile.py "$@"; exit; }
 . "$root/scripts/python.sh"

@@ -5,21 +5,12 @@ From the environment: DATA (default data/ in the clone), OUTPUT (default output/
 A finished run is skipped; a killed one continues.
 """
 
-import contextlib
-import ctypes
-import importlib
-import json
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
-import threading
-import time
 from collections import defaultdict
 from collections.abc import Sequence
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,14 +18,12 @@ CONFIGS = ROOT / "configs"
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from dassl.utils import expand_user  # noqa: E402
-from scripts.commands import COMMANDS, Command, folder, run_folder  # noqa: E402
-from scripts.commands.command import STAGE1, Arguments, checked_pairs, first_arguments, follow, of_source, of_stage1  # noqa: E402
+from scripts.commands import COMMANDS, Command  # noqa: E402
+from scripts.commands.command import OVERWRITE, STAGE1, Arguments, checked_pairs, follow  # noqa: E402
+from scripts.steps import STREAM, Step, needs, program, settle, start  # noqa: E402
+from scripts.stopping import end_with_workflow  # noqa: E402
 
-PATIENCE = 30.0  # seconds for the step under way, once a process is to end: what Slurm and torchrun give
-STOPPED = 128 + signal.SIGTERM  # exit status
-WORKFLOW = "WORKFLOW_PID"  # variable: the process that a job of a workflow ends with
 NUMBERS = ("SEED", "SHOTS", "LOADEP", "N", "GPUS")
-STREAM = "trained stream"
 PLACES = ("OUTPUT", "SWEEP")  # arguments of every command: where its folder lies
 NAMED = re.compile(r"[A-Z][A-Z0-9_]*=")
 
@@ -47,7 +36,7 @@ def usage(name: str, problem: str = "") -> Usage:
     """The usage line of a script, with what is wrong behind it."""
     command = COMMANDS[name]
     forms = ", or ".join(" ".join(form) or "none" for form in (command.arguments, *command.forms))
-    flags = "".join(f" [{flag}]" for flag in command.flags)
+    flags = "".join(f" [{flag}]" for flag in dict.fromkeys((*command.flags, *(() if command.free else (OVERWRITE,)))))
     return Usage(f"usage: scripts/{name}.sh {forms}{flags} [-- KEY VALUE ...]{problem and f': {problem}'}")
 
 
@@ -160,44 +149,6 @@ def script_line(name: str, arguments: Arguments, pairs: Sequence[str] = ()) -> s
     return shlex.join(["bash", f"scripts/{name}.sh", *placed.values(), *named, *tail])
 
 
-def program(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
-    """What Python is given to run a command."""
-    command = COMMANDS[name]
-    if command.module:
-        return ["-m", command.module, *module_argv(name, arguments, pairs)]
-    return ["train.py", *train_argv(name, arguments, pairs)]
-
-
-def module_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
-    """Arguments of a command that is no train.py line."""
-    command = COMMANDS[name]
-    out = str(run_folder(command, arguments))
-    where, words = ["--root", folder("DATA", "data"), "--out", out], command.words(arguments)
-    return [*where, *words, *pairs] if command.free else [*words, *where, *pairs]  # what the user types comes last
-
-
-def train_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
-    """Arguments of train.py."""
-    command = COMMANDS[name]
-    argv = ["--root", folder("DATA", "data"), "--seed", arguments["SEED"], "--trainer", command.trainer]
-    argv += ["--dataset-config-file", f"configs/datasets/{arguments['DATASET']}.yaml"]
-    argv += ["--config-file", f"configs/trainers/{command.config.format(**arguments)}.yaml"]
-    argv += ["--output-dir", str(run_folder(command, arguments))]
-    places = {what: run for what, run, _, _ in needs(name, arguments)}
-    if command.evaluates:
-        argv += ["--model-dir", places["trained model"], "--eval-only"]
-    if arguments.get("LOADEP"):
-        argv += ["--load-epoch", arguments["LOADEP"]]
-    if command.eval_only:
-        argv += ["--eval-only"]
-    if command.stage1:
-        argv += ["--resume-coop", places["stage-1 checkpoint"]]
-    argv += ["DATASET.NUM_SHOTS", arguments["SHOTS"], "DATASET.SUBSAMPLE_CLASSES", command.subset]
-    if command.protocol != "base2novel":
-        argv += ["TRAINER.MODAL", command.protocol]
-    return argv + [word.format(**arguments) for word in command.pairs] + pairs
-
-
 def ready(run: str | Path) -> bool:
     """Is there a trained model: a finished run of ours, or other people's checkpoint files?"""
     run = Path(run)
@@ -205,28 +156,6 @@ def ready(run: str | Path) -> bool:
         return True
     files = [*run.glob("model*.pth.tar*"), *run.glob("*/model*.pth.tar*")]
     return (run / "results.json").is_file() or bool(files) and not (run / "resume.pt").exists()
-
-
-def needs(name: str, arguments: Arguments) -> list[tuple[str, str, str, Arguments]]:
-    """What has to be there before a command runs: (what, folder, the command that makes it, its arguments)."""
-    command, needed = COMMANDS[name], []
-
-    def need(what: str, other: str, own: Arguments, run: str = "") -> None:
-        needed.append((what, run or str(run_folder(COMMANDS[other], own)), other, own))
-
-    if command.stage1:
-        own = first_arguments(COMMANDS[command.stage1], arguments)
-        need("stage-1 checkpoint", command.stage1, own, arguments.get("STUDENT_DIR", ""))
-    if command.teacher:
-        own = first_arguments(COMMANDS[command.teacher], arguments)
-        need("teacher", command.teacher, own, arguments["TEACHER_DIR"])
-    if command.evaluates:
-        trained = command.evaluates.format(**arguments)
-        own = of_source(arguments) | (of_stage1(arguments) if command.module else {})
-        need("trained model", trained, COMMANDS[trained].complete(own))
-    if command.follows:
-        need(STREAM, command.follows(arguments), arguments)
-    return needed
 
 
 def missing(name: str, arguments: Arguments, pairs: list[str]) -> str:
@@ -239,7 +168,7 @@ def missing(name: str, arguments: Arguments, pairs: list[str]) -> str:
     return ""
 
 
-def run_one(name: str, arguments: Arguments, pairs: list[str]) -> int:
+def run_one(name: str, arguments: Arguments, pairs: list[str], overwrite: bool = False) -> int:
     """Exit status of one run of a script."""
     argv = ["python", *program(name, arguments, pairs)]
     command = COMMANDS[name]
@@ -247,78 +176,17 @@ def run_one(name: str, arguments: Arguments, pairs: list[str]) -> int:
         for line in command.lines(argv[3:]) if command.lines else [argv]:
             print(shlex.join(line))
         return 0
-    out = run_folder(command, arguments)
-    if (out / command.marker).is_file():
-        return skip(out, argv)
+    os.chdir(ROOT)
+    step = Step(name, arguments, tuple(pairs))
+    if command.marker:  # else it compares, and skips, what is there itself
+        settle([step], overwrite)
+    if command.marker and step.done:
+        print(f"{step.folder} is finished: skipped (remove it to run again)")
+        return 0
     if need := missing(name, arguments, pairs):
         print(f"error: {need}", file=sys.stderr)
         return 1
-    os.chdir(ROOT)
     start(name, arguments, pairs)
-    return 0
-
-
-def start(name: str, arguments: Arguments, pairs: list[str]) -> None:
-    """One run of a command, in this process: of train.py, or of a module's command line."""
-    import train
-
-    if module := COMMANDS[name].module:
-        importlib.import_module(module).main(module_argv(name, arguments, pairs))
-    else:
-        train.main(train_argv(name, arguments, pairs))
-
-
-def call(words: Sequence[str]) -> int:
-    """Exit status of Python with these words, run in the clone. It ends with this process, and by SIGTERM or Ctrl-C
-    before it."""
-    child = subprocess.Popen([sys.executable, *words], cwd=ROOT, preexec_fn=end_with_parent)
-    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-    try:
-        while child.returncode is None:
-            with contextlib.suppress(KeyboardInterrupt):
-                child.wait()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return 128 - child.returncode if child.returncode < 0 else child.returncode
-
-
-def end_with_parent(number: int = signal.SIGTERM) -> None:
-    """In a process that starts: Linux sends it the signal when its parent has ended, however that was."""
-    with contextlib.suppress(AttributeError, OSError):  # another system
-        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
-
-
-def end_with(process: int) -> None:
-    """SIGTERM for this process when the one behind a sentinel or pidfd ends; it has PATIENCE for the step under way."""
-
-    def watch() -> None:
-        wait_for([process])
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(PATIENCE)
-        os._exit(STOPPED)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def end_with_workflow() -> None:
-    """A job of a workflow on this machine ends with it."""
-    if pid := os.environ.get(WORKFLOW):
-        try:
-            end_with(os.pidfd_open(int(pid)))
-        except ProcessLookupError:  # it has ended before
-            sys.exit(STOPPED)
-
-
-def skip(out: Path, argv: list[str]) -> int:
-    """Pass a finished run by, unless its folder holds a run of another CFG."""
-    flag = "--config-file"
-    made = shlex.split(json.loads((out / "results.json").read_text()).get("command") or "") if flag in argv else []
-    theirs = made[made.index(flag) + 1] if flag in made[:-1] else ""
-    ours = argv[argv.index(flag) + 1] if theirs else ""
-    if Path(theirs).name != Path(ours).name:
-        print(f"error: {out} holds a finished run of {theirs}, not of {ours}: remove it or set OUTPUT", file=sys.stderr)
-        return 1
-    print(f"{out} is finished: skipped (remove it to run again)")
     return 0
 
 
@@ -330,11 +198,14 @@ def main(words: list[str]) -> int:
     try:
         if not words or words[0] not in COMMANDS:
             raise Usage(f"usage: scripts/run.py NAME ARGUMENT... [-- KEY VALUE ...]; NAME: {', '.join(COMMANDS)}")
+        cut = words.index("--") if "--" in words else len(words)
+        overwrite = OVERWRITE in words[:cut] and OVERWRITE not in COMMANDS[words[0]].flags
+        words = [word for word in words[:cut] if word != OVERWRITE or not overwrite] + words[cut:]
         runs, pairs = parse(words[0], words[1:])
     except Usage as error:
         print(error, file=sys.stderr)
         return 2
-    return next((status for run in runs if (status := run_one(words[0], run, pairs))), 0)
+    return next((status for run in runs if (status := run_one(words[0], run, pairs, overwrite))), 0)
 
 
 if __name__ == "__main__":

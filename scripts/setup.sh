@@ -6,9 +6,14 @@ asks_help() { # the script's arguments
     case "${DRY_RUN:-} $* " in "1 "* | *" --help "* | *" -h "*) . "$root/scripts/python.sh" ;; *) return 1 ;; esac
 }
 setup() { # requirement files, below $root
+    . "$root/scripts/python.sh" # of an active environment that is gone it says so
     venv=${VIRTUAL_ENV:-$root/.venv}
     python=$venv/bin/python
     if [ ! -x "$python" ]; then
+        "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+            echo "error: ${PYTHON:-python3} is no Python 3.10 or newer: PYTHON=python3.12 names another" >&2
+            return 1
+        }
         echo "Making a virtual environment in $venv"
         "${PYTHON:-python3}" -m venv "$venv" || return 1
     fi

@@ -47,7 +47,7 @@ def measure(name: str, seed: int, data: str) -> dict:
     from dassl.engine import build_trainer
     from datasets.toy.world import WORLD
     from scripts.commands import COMMANDS
-    from scripts.run import train_argv
+    from scripts.steps import train_argv
 
     folder, found = WORLD[name].folder, {"classes": len(WORLD[name].classnames)}
     with tempfile.TemporaryDirectory() as output:

@@ -8,7 +8,7 @@
 # is touched besides is a link, /etc/slurm/slurm.conf, for the executor's srun drops SLURM_CONF. No cgroups
 # (proctrack/linuxproc, task/none) and no accounting: squeue tells what became of a job.
 set -euo pipefail
-root=$(cd "$(dirname "$0")/.." && pwd -P)
+root=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd -P)
 unit=${1:-run}
 case $unit in
     run | cell) ;;

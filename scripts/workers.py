@@ -14,31 +14,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from scripts.commands import COMMANDS
-from scripts.jobs import Step
-from scripts.run import PATIENCE, STOPPED, end_with, start
+from scripts.steps import Step, start
+from scripts.stopping import PATIENCE, STOPPED, end_with, stoppable
 
 GONE = "a process of the job was killed, most often for its memory: fewer --workers; the same command goes on"
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Around a job: SIGTERM and Ctrl-C end it with SystemExit(143) and SystemExit(130), after a line that says how to
-    go on."""
-    numbers = []
-
-    def stop(number, frame):
-        if not numbers:
-            os.write(2, b"stopping; the same command goes on where this one ends\n")
-        numbers.append(number)
-        raise SystemExit(128 + numbers[0])
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Pool(ProcessPoolExecutor):
@@ -142,8 +121,8 @@ def run_step(step: Step) -> None:
     """Run what is missing of one step: the run, and its path card."""
     from mergetune.path_card import path_card
 
-    if not (step.folder / COMMANDS[step.command].marker).is_file():
-        start(step.command, dict(step.arguments), list(step.pairs))
+    if not step.done:
+        start(*step.words)
     if step.card and not step.finished:
         path_card(step.folder)
 
@@ -154,11 +133,14 @@ def run_cells(cells: list[list[Step]], workers: int) -> list[str]:
 
     threads = max(1, (os.cpu_count() or 1) // workers)
     failures: dict[str, None] = {}
+    due = [cell for cell in cells if not all(step.finished for step in cell)]
+    if not due:
+        return []
     with (
         pool(workers, threads) as (executor, queue),
-        progress(total=sum(map(len, cells)), unit="run", smoothing=0.05, delay=0, leave=True) as bar,
+        progress(total=sum(map(len, due)), unit="run", smoothing=0.05, delay=0, leave=True) as bar,
     ):
-        waiting = {executor.submit(run_cell, cell) for cell in cells}
+        waiting = {executor.submit(run_cell, cell) for cell in due}
         while waiting:
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
             for failure in filter(None, map(failure_of, done)):

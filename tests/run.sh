@@ -2,7 +2,7 @@
 # All tests, with their own set-up: bash tests/run.sh [pytest arguments]
 # Every command of README and docs, typed from a fresh checkout: bash tests/run.sh --docs [pytest arguments]
 set -eu
-root=$(cd "$(dirname "$0")/.." && pwd -P)
+root=$(cd "$(dirname "$(readlink -f "$0")")/.." && pwd -P)
 . "$root/scripts/setup.sh"
 if [ "${1:-}" = --docs ]; then
     shift

@@ -17,7 +17,8 @@ from dassl.utils import RunLock, UserError
 from scripts import flow
 from scripts.commands import COMMANDS
 from scripts.plans import names_in, plan, read_table
-from scripts.run import parse, program
+from scripts.run import parse
+from scripts.steps import program
 from scripts.workflow.grid import Grid, home
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python

@@ -11,7 +11,8 @@ from scripts.commands import COMMANDS, run_folder
 from scripts.jobs import PROTOCOLS, SHOTS, cell_steps, sources, targets, toy_sets
 from scripts.main_job import build_parser
 from scripts.plans import plan
-from scripts.run import needs, parse, script_line, train_argv
+from scripts.run import parse, script_line
+from scripts.steps import needs, train_argv
 
 JOBS = [(name, protocol) for protocol, names in PROTOCOLS.items() for name in names]
 NO_READER = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r", "objectnet")  # may get one

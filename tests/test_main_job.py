@@ -4,11 +4,13 @@ import csv
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
 
 import pytest
+import torch
 
 from dassl.utils import UserError
 from datasets.toy.build import world_digest
@@ -17,6 +19,7 @@ from scripts.jobs import cell_steps
 from scripts.main_job import build_parser, report_if_any, run_job
 from scripts.plans import plan
 from scripts.run import parse
+from scripts.steps import settle
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python, group
 
@@ -38,7 +41,7 @@ def marks(output):
 @pytest.fixture(scope="module")
 def job(toy_data, tmp_path_factory):
     """The job on one data set and seed, ended twice in the middle, by signals to its main process alone:
-    (output folder, marks when it was ended, printed, {signal: (exit status, standard error, processes left)})."""
+    (output folder, marks when it was ended, printed, {signal: (exit status, standard error, processes left)}, DATA)."""
     output = tmp_path_factory.mktemp("output")
     env = {"DATA": str(toy_data), "OUTPUT": str(output)}
     ends = {}
@@ -60,7 +63,7 @@ def job(toy_data, tmp_path_factory):
     last = Python(WORDS, **env)
     printed, said = last.communicate()
     assert last.returncode == 0, printed + said
-    return output, before, printed, ends
+    return output, before, printed, ends, str(toy_data)
 
 
 def test_workers_end_with_their_job_which_says_how_to_go_on(job):
@@ -115,8 +118,51 @@ def test_what_was_finished_is_not_repeated(job):
     assert all(after[path] == when for path, when in before.items())
 
 
+@pytest.fixture
+def steps(job, tmp_path, monkeypatch):
+    """`steps(*words)`: the job's steps with these keys, in a copy of its folder elsewhere."""
+    output = shutil.copytree(job[0], tmp_path / "moved")
+    monkeypatch.setenv("OUTPUT", str(output))
+    monkeypatch.chdir(ROOT)
+
+    def of(*words):
+        monkeypatch.setenv("DATA", job[4])
+        cells = plan(build_parser().parse_args([*WORDS[1:], *words]))
+        return [step for cell in cells for step in cell]
+
+    return of
+
+
+def test_what_was_run_otherwise_is_said_before_anything_begins_and_goes_with_what_came_of_it(steps):
+    settle(steps())
+    other = steps("OPTIM.MAX_EPOCH", "3")
+    with pytest.raises(UserError, match="4 of 20 .*: OPTIM.MAX_EPOCH 2, asked for 3. --overwrite .* another OUTPUT"):
+        settle(other)
+    assert all(step.finished for step in other)
+    settle(other, overwrite=True)
+    kept = {step.command.split("/")[0] for step in other if step.finished}
+    assert kept == {"zsclip"}
+
+
+def test_weights_that_were_made_anew_make_another_run_of_what_came_of_them(steps):
+    stage1 = next(step.folder for step in steps() if step.command == "coop/base2new_train")
+    for file in stage1.glob("*/model*.pth.tar*"):
+        checkpoint = torch.load(file)
+        next(iter(checkpoint["state_dict"].values())).add_(1)
+        torch.save(checkpoint, file)
+    with pytest.raises(UserError, match="9 of 20 .*RESUME_COOP .* holds something else.*others than those that it was"):
+        settle(steps())
+
+
+def test_an_emptied_result_is_no_finished_run(steps):
+    first, *others = steps()
+    (first.folder / "results.json").write_text("")
+    settle(steps())
+    assert not first.finished and all(step.finished for step in others)
+
+
 def test_every_row_of_the_table_is_there(job):
-    output, _, printed, _ = job
+    output, _, printed, *_ = job
     with open(output / "tables" / "base2new.csv") as file:
         rows = list(csv.DictReader(file))
     assert {row["method"] for row in rows} == set(ROWS)

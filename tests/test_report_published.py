@@ -14,7 +14,7 @@ from mergetune.report import METHODS
 from mergetune.templates import IMAGENET, described
 from scripts.commands import COMMANDS
 from scripts.commands.command import recipe
-from scripts.run import train_argv
+from scripts.steps import train_argv
 
 CLIP = "ViT-B/16"
 

@@ -4,10 +4,11 @@ import json
 
 import pytest
 
+from dassl.utils import UserError
 from mergetune import report
 from scripts.commands import COMMANDS, run_folder
-from scripts.jobs import Step
 from scripts.run import main, missing, parse
+from scripts.steps import Step
 from scripts.workers import run_step
 from tests.conftest import ROOT
 
@@ -125,8 +126,8 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(monkeypatch, cap
 def test_the_sequence_runs_on_a_small_imagenet(clone, command, imagenet_root, tmp_path, capsys):
     for name, words in COOP.items():
         if name == "coop/base2new_train":
-            first = ["bash", script(name), "imagenet", *words]
-            clone(*first, "--", *SMALL, data=imagenet_root, output=tmp_path)
+            first = ["bash", script(name), "imagenet", *words, "--", *SMALL]
+            clone(*first, data=imagenet_root, output=tmp_path)
         else:
             command(name, ["imagenet", *words], SMALL, imagenet_root)
         results = results_of(name, "imagenet", *words)
@@ -138,6 +139,12 @@ def test_the_sequence_runs_on_a_small_imagenet(clone, command, imagenet_root, tm
     assert (trained / "prompt_mid_learner" / "checkpoint").is_file()
     assert "Finish training" in (trained / "log.txt").read_text()
     assert "finished: skipped" in clone(*first, data=imagenet_root, output=tmp_path).stdout
+    with pytest.raises(UserError, match="MAX_EPOCH 1, asked for 3. --overwrite does .* another OUTPUT keeps"):
+        main(["coop/base2new_train", "imagenet", "1", "--", *SMALL, "OPTIM.MAX_EPOCH", "3"])
+    assert main(["coop/base2new_train", "imagenet", "1", "--overwrite", "--", *SMALL, "OPTIM.MAX_EPOCH", "2"]) == 0
+    assert results_of("coop/base2new_train", "imagenet", "1")["max_epoch"] == 2
+    with pytest.raises(UserError, match="are others than those that were scored"):  # stage 1's, by its evaluation
+        main(["coop/base2new_test", "imagenet", "1", "--", *SMALL])
     report.main([str(tmp_path)])
     table = capsys.readouterr().out
     assert "CoOp" in table and "ImageNet" in table
@@ -166,15 +173,3 @@ def test_each_method_runs_from_its_first_command_to_its_test(command, toy_data, 
             assert results["subset"] == declared.subset
             assert results["kind"] == ("eval" if declared.evaluates else "train")
             assert results["protocol"] == declared.protocol.replace("base2novel", "base2new")
-
-
-def test_a_folder_that_holds_another_recipe_is_not_taken_for_ones_own(clone, tmp_path, monkeypatch):
-    monkeypatch.setenv("OUTPUT", str(tmp_path))
-    folder = folder_of("mma/base2new_train", "toy_digits", "1", "vit_b16_ep5")
-    folder.mkdir(parents=True)
-    made = "python train.py --config-file configs/trainers/MultiModalAdapter/vit_b16_ep5.yaml"
-    (folder / "results.json").write_text(json.dumps({"command": made}))
-    words = ["bash", script("mma/base2new_train"), "toy_digits", "1"]
-    assert "finished: skipped" in clone(*words, "vit_b16_ep5", output=tmp_path).stdout
-    done = clone(*words, "vit_b16_ep50", output=tmp_path, check=False)
-    assert done.returncode == 1 and "vit_b16_ep5.yaml" in done.stderr

@@ -13,7 +13,8 @@ from scripts.commands.command import first_arguments, of_source, recipe, source_
 from scripts.condu import toy_stream
 from scripts.condu.orders import tasks_of
 from scripts.main_job import build_parser
-from scripts.run import Usage, main, parse, train_argv
+from scripts.run import Usage, main, parse
+from scripts.steps import train_argv
 from tests.conftest import ROOT
 
 LMC = ["10.0", "cosine", "True", "1.0", "1", "vit_b16_ep100_ctxv1"]
@@ -115,7 +116,7 @@ def test_each_authors_command_writes_where_the_authors_did(dry, tmp_path, line):
 def test_each_script_runs_the_command_of_its_name_and_its_example_holds(dry, path):
     name, text = f"{path.parent.name}/{path.stem}", path.read_text()
     assert text.startswith("#!/bin/sh\n")
-    assert text.splitlines()[-1] == f'exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" {name} "$@"'
+    assert text.splitlines()[-1] == f'exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" {name} "$@"'
     command = COMMANDS[name]
     assert " ".join(command.arguments) in text
     example = re.search(r"^# bash scripts/(\S+)\.sh (.+)$", text, re.M)

@@ -6,7 +6,7 @@ import train
 from dassl.utils import UserError
 from scripts.plans import label, read_sweep
 from scripts.plans import sweep_steps as steps
-from scripts.run import train_argv
+from scripts.steps import train_argv
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python
 

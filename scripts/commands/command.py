@@ -12,6 +12,7 @@ CARRIED = ("DATASET", "SEED", "SHOTS", "SOURCE", "OUTPUT")
 
 STAGE1 = "STAGE1_"  # prefix of an argument that is stage 1's
 SHOTS_KEY = "DATASET.NUM_SHOTS"
+OVERWRITE = "--overwrite"  # for every script: does again what was run otherwise, and what came of it
 # What a script itself tells train.py -> what says it; behind `--` it would contradict the folder.
 SAID_BY = {
     ("SEED", "--seed"): "the argument or variable SEED",

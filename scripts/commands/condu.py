@@ -6,7 +6,7 @@ Each seed is one process that runs what its folder has not finished. CFG chooses
 import shlex
 from pathlib import Path
 
-from .command import Arguments, Command, run_folder
+from .command import OVERWRITE, Arguments, Command, run_folder
 
 # Script -> its CFG; eval_MTIL_FT evaluates whatever stream its ORDER, CFG and SEED name.
 TRAINING = {
@@ -21,7 +21,7 @@ EVALUATION = {
     for kind in ("FT", "LoRA")
 }
 OUTPUT = "mtil/{CFG}/order_{LABEL}/seed{SEED}"
-DEFAULTS = {"ORDER": "I", "LABEL": lambda arguments: arguments["ORDER"].replace(",", "-")}
+DEFAULTS = {"ORDER": "I", "LABEL": lambda arguments: arguments["ORDER"].replace(",", "-"), "FLAGS": ""}
 
 
 def _common(arguments: Arguments) -> list[str]:
@@ -53,9 +53,9 @@ def training(cfg: str) -> Command:
     return Command(
         arguments=("ORDER",),
         forms=((),),
-        flags=("--keep-experts",),
+        flags=("--keep-experts", OVERWRITE),
         environment={"CFG": cfg, "GPUS": "1"},
-        defaults=DEFAULTS | {"FLAGS": ""},
+        defaults=DEFAULTS,
         config="ConDU/{CFG}",
         output=OUTPUT,
         protocol="mtil",
@@ -73,7 +73,7 @@ def training(cfg: str) -> Command:
 def evaluation(cfg: str, protocol: str) -> Command:
     def words(arguments: Arguments) -> list[str]:
         trained = run_folder(COMMANDS["condu/MTIL_FT"], arguments)  # the same folder for every CFG's script
-        return [f"eval-{protocol}", *_common(arguments), "--run", str(trained)]
+        return [f"eval-{protocol}", *_common(arguments), "--run", str(trained), *arguments["FLAGS"].split()]
 
     def evaluated(arguments: Arguments) -> list[Path]:
         """The results of every vote, and of every label space where the task is unknown."""
@@ -87,6 +87,7 @@ def evaluation(cfg: str, protocol: str) -> Command:
     return Command(
         arguments=("ORDER",),
         forms=((),),
+        flags=(OVERWRITE,),
         environment={"CFG": cfg},
         defaults=DEFAULTS,
         config="ConDU/{CFG}",

@@ -5,4 +5,4 @@
 # Environment: CFG (default mtil_ft), SEEDS (default 1; "1 2 3" for several), GPUS (torchrun), DATA, OUTPUT.
 # Goes on where it was stopped. Every session's state is kept, for eval_MTIL_FT.sh and eval_agnostic_MTIL_FT.sh.
 # bash scripts/condu/MTIL_FT.sh I
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" condu/MTIL_FT "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" condu/MTIL_FT "$@"

@@ -4,4 +4,4 @@
 # Environment: CFG (default mtil_lora; a few-shot stream: CFG=fewshot_mtil_lora), SEEDS (default 1), DATA, OUTPUT.
 # Every data set after every session in one pass: a learned task by its own expert, any other by the vote.
 # bash scripts/condu/eval_MTIL_LoRA.sh I
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" condu/eval_MTIL_LoRA "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" condu/eval_MTIL_LoRA "$@"

@@ -13,7 +13,7 @@ from pathlib import Path
 from dassl.utils import UserError, get_logger
 from dassl.utils.progress import progress
 from scripts.condu.orders import ROOT, dataset_config, label_of, tasks_of
-from scripts.run import call
+from scripts.stopping import call
 
 log = get_logger()
 

@@ -4,7 +4,7 @@
 # Arguments: [--orders N] [--tasks a,b,c] [--lora]
 # Environment: SEEDS (default 1), DATA, OUTPUT. Goes on where it was stopped.
 # bash scripts/condu/toy_stream.sh --orders 20
-root=$(cd "$(dirname "$0")/../.." && pwd -P)
+root=$(cd "$(dirname "$(readlink -f "$0")")/../.." && pwd -P)
 . "$root/scripts/setup.sh"
 asks_help "$@" || setup requirements.txt || exit 1
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" condu/toy_stream "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" condu/toy_stream "$@"

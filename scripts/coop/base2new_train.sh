@@ -2,4 +2,4 @@
 # Stage 1: CoOp, 16 shots of the base classes.
 # Arguments: DATASET SEED
 # bash scripts/coop/base2new_train.sh caltech101 1
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" coop/base2new_train "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" coop/base2new_train "$@"

@@ -2,4 +2,4 @@
 # Domain generalisation: CoOp on DATASET, trained on the source.
 # Arguments: DATASET SEED, or DATASET SEED SOURCE
 # bash scripts/coop/dg_test.sh imagenet_a 1
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" coop/dg_test "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" coop/dg_test "$@"

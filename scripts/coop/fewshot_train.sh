@@ -2,4 +2,4 @@
 # Stage 1: CoOp, SHOTS pictures of every class.
 # Arguments: DATASET SHOTS SEED
 # bash scripts/coop/fewshot_train.sh caltech101 4 1
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" coop/fewshot_train "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" coop/fewshot_train "$@"

@@ -2,4 +2,4 @@
 # Stage 1: CoOp, all classes of the source, for the cross-data-set and domain tests.
 # Arguments: DATASET SEED, or SEED
 # bash scripts/coop/xd_train.sh imagenet 1
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" coop/xd_train "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" coop/xd_train "$@"

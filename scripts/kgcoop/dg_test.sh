@@ -2,4 +2,4 @@
 # Domain generalisation: KgCoOp on DATASET, trained on the source.
 # Arguments: DATASET W SEED, or DATASET SEED, or DATASET W SEED SOURCE
 # bash scripts/kgcoop/dg_test.sh imagenet_a 8.0 1
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" kgcoop/dg_test "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" kgcoop/dg_test "$@"

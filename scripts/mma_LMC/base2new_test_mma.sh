@@ -2,4 +2,4 @@
 # MERGETUNE on MMA: its accuracy on the new classes.
 # Arguments: DATASET W_LMC CFG SEED
 # bash scripts/mma_LMC/base2new_test_mma.sh caltech101 10.0 vit_b16_ep5 1
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" mma_LMC/base2new_test_mma "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" mma_LMC/base2new_test_mma "$@"

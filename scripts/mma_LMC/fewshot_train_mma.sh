@@ -2,4 +2,4 @@
 # Stage 2: MERGETUNE from an MMA run, SHOTS pictures of every class.
 # Arguments: DATASET SHOTS W_LMC CFG SEED
 # bash scripts/mma_LMC/fewshot_train_mma.sh caltech101 4 10.0 vit_b16_ep5 1
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" mma_LMC/fewshot_train_mma "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" mma_LMC/fewshot_train_mma "$@"

@@ -2,4 +2,4 @@
 # PromptKD's teacher: PromptSRC, 16 shots of the base classes.
 # Arguments: DATASET SEED
 # bash scripts/promptsrc/base2new_train.sh caltech101 1
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" promptsrc/base2new_train "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" promptsrc/base2new_train "$@"

@@ -2,4 +2,4 @@
 # MERGETUNE from a linear probe, all pictures of the source.
 # Arguments: DATASET CFG SEED
 # bash scripts/robust/linear_probe_LMC_train.sh imagenet paper 1
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" robust/linear_probe_LMC_train "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" robust/linear_probe_LMC_train "$@"

@@ -2,4 +2,4 @@
 # A linear probe, all pictures of the source.
 # Arguments: DATASET SEED, or SEED
 # bash scripts/robust/linear_probe_train.sh imagenet 1
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" robust/linear_probe_train "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" robust/linear_probe_train "$@"

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from scripts.commands import folder
 from scripts.commands.command import ROOT
-from scripts.jobs import Step, is_toy
-from scripts.run import needs, script_line
+from scripts.jobs import is_toy
+from scripts.run import script_line
+from scripts.steps import Step, needs
 
 UNITS = ("run", "cell")
 

@@ -2,4 +2,4 @@
 # Cross-data-set: Zero-shot CLIP on DATASET.
 # Arguments: DATASET SEED, or DATASET SEED CFG
 # bash scripts/zsclip/xd_test.sh caltech101 1
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" zsclip/xd_test "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" zsclip/xd_test "$@"

@@ -2,4 +2,4 @@
 # Zero-shot CLIP with many templates on the base classes.
 # Arguments: DATASET SEED
 # bash scripts/zsclip2/base2base_test.sh caltech101 1
-exec sh "$(cd "$(dirname "$0")/.." && pwd -P)/run.sh" zsclip2/base2base_test "$@"
+exec sh "$(dirname "$(readlink -f "$0")")/../run.sh" zsclip2/base2base_test "$@"

@@ -1,0 +1,200 @@
+"""A step is one run of a command: what it is given and needs, whether it is finished, and as what is asked for."""
+
+import importlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scripts.commands import COMMANDS, folder, run_folder
+from scripts.commands.command import Arguments, first_arguments, of_source, of_stage1
+
+STREAM = "trained stream"
+CARD = "path.json"
+FIELDS = {"results.json": "metrics", "sweep.json": "test", CARD: "barrier"}  # what a whole one has
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run of a command. card: draw its path afterwards."""
+
+    command: str
+    arguments: Mapping[str, str]
+    pairs: tuple[str, ...] = ()
+    card: bool = False
+
+    @property
+    def folder(self):
+        return run_folder(COMMANDS[self.command], dict(self.arguments))
+
+    @property
+    def done(self) -> bool:
+        """Has its run left results that can be read?"""
+        from dassl.engine.recipe import finished
+
+        marks = COMMANDS[self.command].marks(dict(self.arguments))
+        return bool(marks) and all(
+            mark.is_file() and finished(mark.parent, mark.name, FIELDS[mark.name]) for mark in marks
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Is it done, with its path card where one belongs to it?"""
+        from dassl.engine.recipe import finished
+
+        return self.done and not (self.card and not finished(self.folder, CARD, FIELDS[CARD]))
+
+    @property
+    def words(self) -> tuple[str, dict[str, str], list[str]]:
+        return self.command, dict(self.arguments), list(self.pairs)
+
+    @property
+    def subject(self) -> str:
+        """Its data set, or the order of its stream."""
+        return self.arguments.get("DATASET") or self.arguments["LABEL"]
+
+    def __str__(self) -> str:
+        return f"{self.subject} seed {self.arguments['SEED']}: {self.command}"
+
+
+def program(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
+    """What Python is given to run a command."""
+    command = COMMANDS[name]
+    if command.module:
+        return ["-m", command.module, *module_argv(name, arguments, pairs)]
+    return ["train.py", *train_argv(name, arguments, pairs)]
+
+
+def module_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
+    """Arguments of a command that is no train.py line."""
+    command = COMMANDS[name]
+    out = str(run_folder(command, arguments))
+    where, words = ["--root", folder("DATA", "data"), "--out", out], command.words(arguments)
+    return [*where, *words, *pairs] if command.free else [*words, *where, *pairs]  # what the user types comes last
+
+
+def train_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
+    """Arguments of train.py."""
+    command = COMMANDS[name]
+    argv = ["--root", folder("DATA", "data"), "--seed", arguments["SEED"], "--trainer", command.trainer]
+    argv += ["--dataset-config-file", f"configs/datasets/{arguments['DATASET']}.yaml"]
+    argv += ["--config-file", f"configs/trainers/{command.config.format(**arguments)}.yaml"]
+    argv += ["--output-dir", str(run_folder(command, arguments))]
+    places = {what: run for what, run, _, _ in needs(name, arguments)}
+    if command.evaluates:
+        argv += ["--model-dir", places["trained model"], "--eval-only"]
+    if arguments.get("LOADEP"):
+        argv += ["--load-epoch", arguments["LOADEP"]]
+    if command.eval_only:
+        argv += ["--eval-only"]
+    if command.stage1:
+        argv += ["--resume-coop", places["stage-1 checkpoint"]]
+    argv += ["DATASET.NUM_SHOTS", arguments["SHOTS"], "DATASET.SUBSAMPLE_CLASSES", command.subset]
+    if command.protocol != "base2novel":
+        argv += ["TRAINER.MODAL", command.protocol]
+    return argv + [word.format(**arguments) for word in command.pairs] + pairs
+
+
+def needs(name: str, arguments: Arguments) -> list[tuple[str, str, str, Arguments]]:
+    """What has to be there before a command runs: (what, folder, the command that makes it, its arguments)."""
+    command, needed = COMMANDS[name], []
+
+    def need(what: str, other: str, own: Arguments, run: str = "") -> None:
+        needed.append((what, run or str(run_folder(COMMANDS[other], own)), other, own))
+
+    if command.stage1:
+        own = first_arguments(COMMANDS[command.stage1], arguments)
+        need("stage-1 checkpoint", command.stage1, own, arguments.get("STUDENT_DIR", ""))
+    if command.teacher:
+        own = first_arguments(COMMANDS[command.teacher], arguments)
+        need("teacher", command.teacher, own, arguments["TEACHER_DIR"])
+    if command.evaluates:
+        trained = command.evaluates.format(**arguments)
+        own = of_source(arguments) | (of_stage1(arguments) if command.module else {})
+        need("trained model", trained, COMMANDS[trained].complete(own))
+    if command.follows:
+        need(STREAM, command.follows(arguments), arguments)
+    return needed
+
+
+def start(name: str, arguments: Arguments, pairs: list[str]) -> None:
+    """One run of a command, in this process: of train.py, or of a module's command line."""
+    import train
+
+    if module := COMMANDS[name].module:
+        importlib.import_module(module).main(module_argv(name, arguments, pairs))
+    else:
+        train.main(train_argv(name, arguments, pairs))
+
+
+# Is what lies there what is asked for?
+
+
+def differences(step: Step, memo: dict) -> list[str]:
+    """Lines on what the run in a step's folder has otherwise; [] where none has begun. memo: of `train.differences`.
+
+    A stream's evaluation compares itself.
+    """
+    import train
+
+    command = COMMANDS[step.command]
+    if command.lines:
+        argvs = [line[line.index("train.py") + 1 :] for line in command.lines(module_argv(*step.words))]
+        return [line for argv in argvs for line in train.differences(argv, memo)]
+    if not command.module:
+        return train.differences(train_argv(*step.words), memo)
+    runs = [run for what, run, _, _ in needs(*step.words[:2]) if what != STREAM]
+    return [line for run in runs for line in other_weights(step.folder, Path(run))]
+
+
+def other_weights(place: Path, run: Path) -> list[str]:
+    """As `differences`, of a merge or an ensemble: of what weights of a run was it made?"""
+    from dassl.engine.base import find_file
+    from dassl.engine.recipe import MERGE, finished
+    from dassl.utils import checkpoint_digest, sha256_file
+
+    merge = finished(place, MERGE, "row").get("parents")
+    known = merge[-1].get("sha256") if merge else finished(place, "sweep.json", "test").get("asked", {}).get("weights")
+    models = {file.parent for file in run.glob("*/model*.pth.tar*")}
+    there = {(sha256_file if merge else checkpoint_digest)(find_file(str(model), "")) for model in models}
+    return [f"the weights in {run} are others than those that it was made of"] * bool(known and known not in there)
+
+
+def settle(steps: Sequence[Step], overwrite: bool = False) -> None:
+    """Before any of the steps begins: is what lies in their folders what they ask for?
+
+    UserError for what is not; with `overwrite` that goes, and what came of it.
+    """
+    from dassl.utils import UserError
+    from dassl.utils.progress import progress
+
+    memo, again, stale, lines = {}, set(), [], {}
+    for step in progress(steps, "comparing what is there"):
+        there = step.folder.is_dir()
+        if there and (other := differences(step, memo)):
+            lines[step.folder] = other
+        came_of = any(run in again for _, run, _, _ in needs(*step.words[:2]))
+        if came_of or step.folder in lines or not step.done:
+            again.add(str(step.folder))
+        if there and (came_of or step.folder in lines):
+            stale.append(step)
+    if lines and not overwrite:
+        what = "; ".join(dict.fromkeys(line for other in lines.values() for line in other))
+        raise UserError(
+            f"{len(lines)} of {len(steps)} were run otherwise, {next(iter(lines))} first: {what}. --overwrite does "
+            "them and what came of them again, another OUTPUT keeps both"
+        )
+    for step in stale if overwrite else ():
+        forget(step)
+
+
+def forget(step: Step) -> None:
+    """Take away what says that a step is finished, or half; its next run begins anew. A stream does so itself."""
+    from dassl.utils import RunLock
+
+    command = COMMANDS[step.command]
+    with RunLock(str(step.folder)):
+        for mark in [*command.marks(step.words[1])[-1:], step.folder / CARD, step.folder / "resume.pt"]:
+            mark.unlink(missing_ok=True)
+    if command.module and command.marker:
+        shutil.rmtree(step.folder)
