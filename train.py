@@ -66,6 +66,14 @@ def every_key():
     """The default config with the keys of all trainers."""
     import condu.trainer  # noqa: F401  registers them
     import mergetune.trainers  # noqa: F401  registers them
+    from dassl.engine import TRAINER_REGISTRY
+
+    return _every_key(tuple(map(TRAINER_REGISTRY.get, TRAINER_REGISTRY.registered_names()))).clone()
+
+
+@functools.lru_cache(maxsize=1)
+def _every_key(trainers: tuple[type, ...]):
+    """Of these trainers; a main job asks some hundred times."""
     from dassl.config import get_cfg_default
     from dassl.engine import add_trainer_nodes
 
@@ -205,6 +213,8 @@ def differences(argv: list[str], memo: dict | None = None) -> list[str]:
 
     args = build_parser().parse_intermixed_args(argv)
     cfg = read_cfg(args)[0]
+    if not recipe.record(cfg.OUTPUT_DIR):
+        return []
     eval_only, model_dir, _ = evaluated(args)
     scored = {"model_dir": model_dir, "load_epoch": args.load_epoch}
     return recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=eval_only, memo=memo, **scored)
