@@ -80,7 +80,12 @@ def streams(records, protocol, methods=NONE):
             f"No {protocol} table: of {len(records)} results, {len(own)} are evaluated streams of the protocol "
             f"{protocol!r} with their accuracy matrix" + (", all damaged" if own else "")
         )
-    groups = group_by(runs, key=lambda r: (r.get("labels"), tuple(r["tasks"]), _named(r), bool(r.get("ablation"))))
+
+    def key(r):
+        named = r.get("order") not in (None, ",".join(r["tasks"]))  # random orders are called by their tasks alone
+        return r.get("labels"), tuple(r["tasks"]), named, bool(r.get("ablation"))
+
+    groups = group_by(runs, key)
     found = [Stream(*key, *_grid(key, group, methods), methods) for key, group in groups.items()]
     return sorted(found, key=lambda one: (one.ablation, one.labels or "", len(one.order), one.order))
 
@@ -95,16 +100,9 @@ def _lent(own, records, protocol, methods):
         return []
     theirs = [{**r, "labels": "target"} for r in _with_matrix(records, MTIL) if methods.trainer(r) == methods.zero_shot]
     orders = [r.get("tasks") for r in own if r.get("labels") == "target"]
-
-    def key(record):
-        return methods.trainer(record), record.get("labels"), str(record.get("tasks")), record["seed"]
-
-    return without_repeats(own, [r for r in theirs if r.get("tasks") in orders], key)[len(own) :]
-
-
-def _named(record):
-    """False for an order that is called by its tasks alone, as random ones are."""
-    return record.get("order") not in (None, ",".join(record["tasks"]))
+    lent = [r for r in theirs if r.get("tasks") in orders]
+    kept = without_repeats(own, lent, lambda r: (methods.trainer(r), r.get("labels"), str(r.get("tasks")), r["seed"]))
+    return kept[len(own) :]
 
 
 def _grid(key, runs, methods):
@@ -115,20 +113,20 @@ def _grid(key, runs, methods):
     rows = sort_rows((method_of(r, methods) for r in kept), methods)
     if ablation:  # k = 2 before k = 10
         rows.sort(key=lambda row: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", row.label)])
-    cells = [
+    columns = [
         *(Column(metric) for metric in (*METRICS, KNOWN)),
         *(Column(metric, task) for metric in METRICS for task in tasks),
         *(Column(q, task, after) for q in ("accuracy", KNOWN) for after in tasks for task in tasks),
     ]
-    taken = {cell for _, cell in scores}
-    order = str(runs[0]["order"]) if named else ", ".join(tasks)
-    return order, Grid(rows, [c for c in cells if c in taken], scores, files)
+    taken = {column for _, column in scores}
+    grid = Grid(rows, [column for column in columns if column in taken], scores, files)
+    return str(runs[0]["order"]) if named else ", ".join(tasks), grid
 
 
 def _cells(record):
     """What a record measured -> {Column: percent}. ValueError if its matrix is none of its tasks."""
     tasks, matrix = record.get("tasks"), record["matrix"]
-    if not isinstance(tasks, list) or not tasks or not all(isinstance(task, str) for task in tasks):
+    if not tasks:
         raise ValueError(f"tasks: expected a list of names, found {tasks!r}")
     if len(set(tasks)) < len(tasks) or not isinstance(matrix, dict) or matrix.get("tasks") != tasks:
         raise ValueError("matrix: expected one of the run's own tasks, each once")
@@ -141,8 +139,7 @@ def _cells(record):
         if not isinstance(rows, list) or len(rows) != len(tasks):
             raise ValueError(f"{quantity}: expected {len(tasks)} rows")
         for i, after in enumerate(tasks):
-            row = _numbers(rows, i, len(tasks))
-            found |= {Column(quantity, task, after): x for task, x in zip(tasks, row, strict=True)}
+            found |= dict(zip((Column(quantity, t, after) for t in tasks), _numbers(rows, i, len(tasks)), strict=True))
     _check_means(found, tasks)
     last = [found.get(Column(KNOWN, task, tasks[-1])) for task in tasks]
     if None not in last:
@@ -151,21 +148,18 @@ def _cells(record):
 
 
 def _check_means(found, tasks):
-    """ValueError where a stated mean is not that of the accuracies that it is over."""
+    """ValueError where a stated mean is not that of the numbers that it is over."""
     for metric in METRICS:
-        means = []
+        over = {}
         for k, task in enumerate(tasks):
-            after = {"transfer": tasks[:k], "average": tasks, "last": tasks[-1:]}[metric]
-            behind = [found[Column("accuracy", task, session)] for session in after]
-            means.append(fmean(behind) if behind and None not in behind else None)
-            _check_mean(f"{metric} of {task}", found[Column(metric, task)], means[-1])
-        over = means[metric == "transfer" :]
-        _check_mean(metric, found.get(Column(metric)), fmean(over) if over and None not in over else None)
-
-
-def _check_mean(name, stated, mean):
-    if None not in (stated, mean) and abs(stated - mean) > 0.01:
-        raise ValueError(f"{name} {stated:g} is not the mean {mean:.2f} of its accuracies")
+            sessions = {"transfer": tasks[:k], "average": tasks, "last": tasks[-1:]}[metric]
+            over[Column(metric, task)] = [Column("accuracy", task, after) for after in sessions]
+        over[Column(metric)] = list(over)[metric == "transfer" :]
+        for column, behind in over.items():
+            values = [found.get(column), *map(found.get, behind)]
+            if behind and None not in values and abs(values[0] - fmean(values[1:])) > 0.01:
+                name = " of ".join(filter(None, column[:2]))
+                raise ValueError(f"{name} {values[0]:g} is not the mean {fmean(values[1:]):.2f} of its accuracies")
 
 
 def _numbers(holder, key, length):

@@ -15,13 +15,12 @@ from dassl.report.tsne import KINDS, load_scatters
 
 def heatmaps(_, records, out, methods):
     """A heatmap for each stream's trained methods, into `out` -> Paths. records: of `load_results`."""
-    return [
-        file
-        for protocol, found in _protocols(records, methods)
-        for stream in shown_streams(found)
-        for row in trained_rows(stream)
-        for file in matrix_figure(stream, row, out, protocol)
-    ]
+    written = []
+    for protocol, found in _protocols(records, methods):
+        for stream in shown_streams(found):
+            for row in trained_rows(stream):
+                written += matrix_figure(stream, row, out, protocol)
+    return written
 
 
 def order_figures(_, records, out, methods):

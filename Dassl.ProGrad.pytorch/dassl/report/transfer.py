@@ -5,7 +5,7 @@ cross-data-set protocol, Avg-D over shifted test sets). Zero-shot CLIP has no so
 classes of a column count in every table, whatever protocol they were made for.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from dassl.report.grid import Grid, build, with_accuracy, without_repeats
@@ -28,12 +28,11 @@ SUBSET = "all"
 
 
 class Protocol(NamedTuple):
-    """heading: of its sheet; average: name of the mean over targets; also: protocols whose runs on the source's own
-    test set count here too."""
+    """What its sheet is called."""
 
     heading: str
-    average: str
-    also: tuple = ()
+    average: str  # name of the mean over targets
+    also: tuple = ()  # protocols whose runs on the source's own test set count here too
 
 
 PROTOCOLS = {
@@ -45,14 +44,13 @@ PROTOCOLS = {
 
 @dataclass
 class Transfer:
-    """What was trained on one data set. grid: its columns are data sets, the source first; average: name of the mean
-    over targets; alphas: {row: {(alpha, what it was chosen on)}}."""
+    """What was trained on one data set."""
 
     source: str
-    grid: Grid
+    grid: Grid  # of data sets, the source first
     methods: Methods
-    average: str
-    alphas: dict = field(default_factory=dict)
+    average: str  # name of the mean over targets
+    alphas: dict  # {row: {(alpha, what it was chosen on)}}
 
     @property
     def targets(self):
@@ -106,17 +104,13 @@ def _table(found):
     """-> Table with columns method, [alpha, chosen on], source, targets, average, n."""
     grid, names = found.grid, row_names(found.grid.rows)
     head = ["alpha", "chosen on"] if found.alphas else []
-
-    def alphas(row):
-        return _alpha_cells(found.alphas.get(row), MISSING) if head else []
-
     return method_table(
         f"Trained on {found.source}" if found.source else "Zero-shot",
         names,
         [*head, *grid.columns, found.average],
         found.cells,
         found.methods,
-        extra=alphas,
+        extra=lambda row: _alpha_cells(found.alphas.get(row), MISSING) if head else [],
         notes=[note for row in names for note in _notes(found, row, names[row])] + stamp_notes(grid, names),
     )
 
