@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 from dassl.report.against import against_sheet
-from dassl.report.barriers import barriers_sheet
 from dassl.report.base2new import backbones_sheet, base2new_sheet
 from dassl.report.fewshot import fewshot_sheet
 from dassl.report.figures import FIGURES, all_figures
@@ -15,6 +14,7 @@ from dassl.report.mtil import PROTOCOLS as STREAMS
 from dassl.report.mtil import mtil_sheet
 from dassl.report.page import write_page
 from dassl.report.paired import paired_sheet
+from dassl.report.paths import barriers_sheet
 from dassl.report.results import NoRuns, load_results
 from dassl.report.sweeps import sweeps_sheet
 from dassl.report.transfer import PROTOCOLS as TRANSFERS

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from dassl.report import drawing
-from dassl.report.barriers import barriers_sheet
 from dassl.report.fewshot import fewshot
 from dassl.report.figures import all_figures, fewshot_figure, load_planes, path_figures, plane_figures, sweep_figures
-from dassl.report.paths import families, load_paths
+from dassl.report.paths import barriers_sheet, families, load_paths
 from dassl.report.results import load_results
 from dassl.report.sweeps import sweeps
 from mergetune.report import METHODS

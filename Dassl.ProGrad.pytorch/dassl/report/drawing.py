@@ -63,6 +63,19 @@ def legend(figure):
     figure.legend(by_label.values(), by_label, loc="outside right upper", fontsize=8, frameon=False, handlelength=4)
 
 
+def band(axes, x, summary, colour, alpha):
+    """One deviation about a curve, where there is one -> its mean (P,)."""
+    mean, std, *_ = summary
+    if std is not None:
+        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=alpha, lw=0)
+    return mean
+
+
+def mean_over(datasets):
+    """What a figure's averages are over: "mean over 3 data sets", or the only one."""
+    return f"mean over {len(datasets)} data sets" if len(datasets) > 1 else datasets[0]
+
+
 def save(figure, file, numbers):
     """Write the PNG and `numbers` (CSV text) beside it -> [both Paths]. Names with dollar signs are no formulas."""
     from matplotlib.text import Text

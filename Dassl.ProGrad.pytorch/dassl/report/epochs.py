@@ -128,10 +128,9 @@ def _epoch_figure(found, folder):
     size = 3.0 + 4.0 * len(found.runs), max(4.0, 1.4 + 0.5 * len(found.rows))
     figure = drawing.new_figure(*size, title, _caption(found))
     for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(found.runs))), found.runs, strict=True):
-        for row, (mean, std, *_) in found.lines(quantity).items():
+        for row, summary in found.lines(quantity).items():
             look, epochs = drawing.style(found.rows.index(row)), found.epochs[row]
-            if std is not None:
-                axes.fill_between(epochs, mean - std, mean + std, color=look["color"], alpha=0.15, lw=0)
+            mean = drawing.band(axes, epochs, summary, look["color"], 0.15)
             count, every = len(found.runs[quantity][row]), max(1, len(epochs) // 8)
             label = names[row] + (f" ({count} of {several} data sets)" if count < several else "")
             label = drawing.wrapped(label, 28, 3)
@@ -146,9 +145,8 @@ def _epoch_figure(found, folder):
 
 
 def _caption(found):
-    datasets = found.datasets
     counts = sorted({s.n for q in found.runs for s in found.lines(q).values()})
-    parts = [f"mean over {len(datasets)} data sets" if len(datasets) > 1 else datasets[0]]
+    parts = [drawing.mean_over(found.datasets)]
     if counts[-1] > 1:
         parts += [f"{' to '.join(map(str, counts[:: len(counts) - 1 or 1]))} seeds, band: one standard deviation"]
     return "; ".join([*parts, "losses of different methods have different terms"])

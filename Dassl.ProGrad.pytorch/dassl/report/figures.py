@@ -131,9 +131,7 @@ def _path_panel(axes, curves, quantity):
             for dataset in curves.datasets:
                 mean = summarise(curves.runs[subset, quantity][dataset]).mean
                 axes.plot(curves.t, mean, look["linestyle"], color=look["color"], lw=0.8, alpha=0.4)
-        mean, std, *_ = summarise_average(curves.runs[subset, quantity])
-        if std is not None:
-            axes.fill_between(curves.t, mean - std, mean + std, color=look["color"], alpha=0.2, lw=0)
+        mean = drawing.band(axes, curves.t, summarise_average(curves.runs[subset, quantity]), look["color"], 0.2)
         axes.plot(curves.t, mean, **look, lw=2.2, ms=7, mec="white", mew=1, markevery=solutions)
         if curves.direct:
             direct = summarise_average(curves.direct[subset, quantity]).mean
@@ -181,9 +179,8 @@ def fewshot_figure(found, folder):
 
     found: FewShot. Bars: one deviation over seeds; level line: zero-shot CLIP.
     """
-    count = len(found.datasets)
-    over = f"mean over {count} data sets" if count > 1 else found.datasets[0]
-    figure = drawing.new_figure(8.4, 4.4, "Accuracy by shots", f"{over}; bars: one standard deviation over seeds")
+    caption = f"{drawing.mean_over(found.datasets)}; bars: one standard deviation over seeds"
+    figure = drawing.new_figure(8.4, 4.4, "Accuracy by shots", caption)
     axes = figure.subplots()
     names = row_names(found.grid.rows)
     labels = {row: drawing.wrapped(name, 28, 3) for row, name in names.items()}
@@ -192,12 +189,11 @@ def fewshot_figure(found, folder):
     for row in found.grid.rows:
         points = [(k, s) for k, s in found.cells(row).items() if s]
         lines += [[names[row], k, *csv_numbers(s)] for k, s in points]
-        if row not in trained:
-            if points:
-                dashes = (0, (1, 1 + found.grid.rows.index(row)))  # several templates
-                axes.axhline(points[0][1].mean, color="0.4", lw=1.4, ls=dashes, label=labels[row])
-            continue
-        _line(axes, points, labels[row], drawing.style(trained.index(row)))
+        if row in trained:
+            _line(axes, points, labels[row], drawing.style(trained.index(row)))
+        elif points:
+            dashes = (0, (1, 1 + found.grid.rows.index(row)))  # several templates
+            axes.axhline(points[0][1].mean, color="0.4", lw=1.4, ls=dashes, label=labels[row])
     if len(trained) and min(found.shots) > 0:
         axes.set_xscale("log", base=2)
     axes.set_xticks(found.shots, [str(k) for k in found.shots])
@@ -211,10 +207,8 @@ def fewshot_figure(found, folder):
 def sweep_figures(found, folder, methods):
     """Base, new and H of averages over each single numeric key that was swept -> [PNG, CSV, ...]."""
     written = []
-    for sweep in found:
-        if len(sweep.keys) != 1:
-            continue
-        values = [dict(row.setting)[sweep.keys[0]] for row in sweep.rows]
+    for sweep in (sweep for sweep in found if len(sweep.keys) == 1):
+        values = [value for row in sweep.rows for value in sweep.values(row)]
         if all(isinstance(value, int | float) for value in values):
             name = methods.settings.get(sweep.keys[0], sweep.keys[0].lower())
             written += _sweep_figure(sweep, values, name, folder)
@@ -222,18 +216,15 @@ def sweep_figures(found, folder, methods):
 
 
 def _sweep_figure(sweep, values, name, folder):
-    count = len(sweep.found.datasets)
-    over = f"mean over {count} data sets" if count > 1 else sweep.found.datasets[0]
-    figure = drawing.new_figure(6.8, 4.0, f"{sweep.name}: {name}", f"{over}; bars: one standard deviation over seeds")
+    caption = f"{drawing.mean_over(sweep.found.datasets)}; bars: one standard deviation over seeds"
+    figure = drawing.new_figure(6.8, 4.0, f"{sweep.name}: {name}", caption)
     axes = figure.subplots()
     lines, averages = [], [sweep.found.average(row) for row in sweep.rows]
     for k, quantity in enumerate(("base", "new", "H of averages")):
         points = [(place, average[quantity]) for place, average in enumerate(averages) if average[quantity]]
         _line(axes, points, quantity, drawing.style(k))
         lines += [[quantity, f"{values[place]:g}", *csv_numbers(s)] for place, s in points]
-    axes.set_xticks(
-        range(len(values)), [f"{x:g}" for x in values]
-    )  # even where they lie close
+    axes.set_xticks(range(len(values)), [f"{x:g}" for x in values])  # even where they lie close
     axes.set_xlabel(name)
     drawing.plain_axes(axes, "accuracy (%)")
     drawing.legend(figure)
