@@ -27,7 +27,6 @@ from dassl.utils import (
     UserError,
     atomic_files,
     check_availability,
-    checkpoint_digest,
     errors_in_one_line,
     get_logger,
     write_json,
@@ -186,6 +185,7 @@ def ensemble(
     from dassl.engine.base import find_model
     from dassl.engine.launch import AlreadyFinished
     from dassl.engine.recipe import RESULTS, build_lists, data_digest, finished
+    from dassl.utils import checkpoint_digest
     from mergetune.merge_job import already
 
     check_availability(kind, list(KINDS), "--kind")
