@@ -15,6 +15,7 @@ Letters: N images, D joint width, K transforms of one image in one round (cfg.DA
 import contextlib
 import functools
 import os
+import weakref
 from pathlib import Path
 
 import torch
@@ -40,6 +41,7 @@ from dassl.utils.progress import progress
 from .banks import default_folder
 from .rounds import FORMAT, read_round, write_round
 
+SAMPLED = weakref.WeakKeyDictionary()  # {data set: function of bank and rounds}, in the place of building: --check
 WORKERS_FROM = 512  # pictures to encode below which starting worker processes costs more than it saves
 
 
@@ -174,9 +176,9 @@ class FeatureBank:
 
     def _ensure(self, numbers):
         missing = [number for number in numbers if not self._open(number)]
-        stand_in = getattr(self.pixels, "stand_in", None)  # function of bank and rounds: of a run that is tried out
-        if missing and stand_in:
-            stand_in(self, missing)
+        sample = SAMPLED.get(self.pixels)
+        if missing and sample:
+            sample(self, missing)
         elif missing or side_by_side():
             self.fill(missing)
 

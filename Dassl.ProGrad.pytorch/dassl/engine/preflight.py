@@ -14,7 +14,7 @@ import time
 import torch
 
 from dassl.clip import build_clip_from_cfg, cosine_logits, is_clip, text_classifier
-from dassl.clip.features import bank_folder, feature_loader
+from dassl.clip.features import SAMPLED, bank_folder, feature_loader
 from dassl.data import build_data_loader
 from dassl.data.shards import loader_like
 from dassl.data.transforms import build_transform
@@ -198,7 +198,7 @@ def anchor_loader(cfg, dataset, clip, precision):
     with contextlib.redirect_stdout(io.StringIO()):  # the transform is logged
         transform = build_transform(cfg, is_train=False)
     pixels = build_data_loader(cfg, data_source=dataset.test, batch_size=size, tfm=transform, is_train=False)
-    pixels.dataset.stand_in = lambda bank, rounds: absent.extend(rounds)
+    SAMPLED[pixels.dataset] = lambda bank, rounds: absent.extend(rounds)
     options = {"folder": bank_folder(cfg), "autocast": precision.autocast, "strict": cfg.FEATURES.STRICT}
     stored = feature_loader(pixels, clip, is_train=False, batch_size=size, **options)
     order = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0))

@@ -16,6 +16,7 @@ from statistics import mean
 
 import torch
 
+from dassl.clip.features import SAMPLED
 from dassl.data.wrapper import DatasetWrapper
 from dassl.utils import get_logger
 from dassl.utils.memory import peak_mb
@@ -94,7 +95,7 @@ class Trial:
         self.dataset = getattr(getattr(self.trainer, "dm", None), "dataset", None)
         for loader in self.loaders(TRAINING + EVALUATION).values():
             if isinstance(loader.dataset, DatasetWrapper):
-                loader.dataset.stand_in = self.sample_bank
+                SAMPLED[loader.dataset] = self.sample_bank
 
     @property
     def seconds(self):
