@@ -149,7 +149,7 @@ def differences(step: Step, memo: dict) -> list[str]:
 
 def other_weights(place: Path, run: Path) -> list[str]:
     """As `differences`, of a merge or an ensemble: of what weights of a run was it made?"""
-    from dassl.engine.base import find_file
+    from dassl.engine.checkpoint import find_file
     from dassl.engine.recipe import MERGE, finished
     from dassl.utils import checkpoint_digest, sha256_file
 
