@@ -1,5 +1,6 @@
 """One expert: what trains, that nothing but its recipe decides it, and the recipes themselves."""
 
+import json
 import math
 
 import pytest
@@ -55,6 +56,19 @@ def test_an_expert_is_clip_after_adamw_on_smoothed_cross_entropy(runs):  # noqa:
     assert found["total"] == 20 and found["task"] == "ToyDigits" and found["recipe"] | facts == found["recipe"]
     assert same_tensors(shared, theta(runs.built("digits", **EXPERT).pretrained))  # still zero-shot CLIP
     assert not list((runs.folder / "digits").rglob("*.pth.tar*")) and not (runs.folder / "digits/resume.pt").exists()
+
+
+def test_an_expert_of_an_earlier_version_is_compared_by_its_config(runs):  # noqa: F811
+    """Its record has neither digests nor the engine's recipe, but what the expert depends on."""
+    runs.go("digits", **EXPERT)
+    path = runs.folder / "digits" / "results.json"
+    results = runs.results("digits")
+    recipe = {key: value for key, value in results["recipe"].items() if key.islower()}
+    old = {key: value for key, value in results.items() if key not in ("inputs", "weights")}
+    path.write_text(json.dumps(old | {"recipe": recipe}))
+    assert train.differences(runs.argv("digits", "digits", **EXPERT)) == []
+    other = runs.argv("digits", "digits", "OPTIM.LR", "1e-4", **EXPERT)
+    assert train.differences(other) == ["OPTIM.LR 0.001, asked for 0.0001"]
 
 
 def test_training_moves_towards_the_task(runs):  # noqa: F811

@@ -1,6 +1,8 @@
 """Safetensors files with facts and a checksum, and folders that are whole or absent."""
 
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,12 +13,15 @@ from dassl.utils import (
     UserError,
     WriteFailed,
     atomic_folder,
+    load_checkpoint,
     load_tensors,
     read_facts,
+    read_json,
     save_tensors,
     tensor_checksum,
     tensor_digest,
 )
+from tests.test_sessions import in_a_child
 
 
 def content():
@@ -120,3 +125,24 @@ def test_a_folder_is_whole_or_absent(tmp_path):
     with pytest.raises(WriteFailed, match="run"), atomic_folder(target):
         pass
     assert same(load_tensors(target / "a")[0], content())
+
+
+@pytest.mark.parametrize("read", [load_tensors, read_facts, load_checkpoint, read_json])
+def test_what_may_not_be_read_is_not_called_damaged(read):
+    """In a child that is nobody in particular, for root may read all."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        path = Path(place, "a.safetensors")
+        save_tensors(path, content(), {"lr": 1})
+        os.chmod(path, 0)
+
+        def refused():
+            if os.getuid() == 0:
+                os.setuid(65534)
+            try:
+                read(path)
+            except UserError as error:
+                return 0 if "may not be read: Permission denied" in str(error) and "damaged" not in str(error) else 3
+            return 2
+
+        assert in_a_child(refused) == 0

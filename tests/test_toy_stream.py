@@ -1,10 +1,13 @@
 """The toy stream, whole and small: two tasks, four steps each, two random orders."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 
 from condu.metrics import AccuracyMatrix
+from dassl.utils import UserError
 from scripts.condu.bench import Bench
 from scripts.condu.experiments import TITLES, evaluate_ablations, evaluate_baselines, evaluate_orders, mean_of
 from scripts.condu.orders import random_orders
@@ -114,6 +117,29 @@ def test_what_is_finished_is_skipped(toy):
     assert after.keys() == before.keys()
     assert {path.parent.name for path in after if after[path] != before[path]} == {"01_paper", "01_released"}
     assert cells(out, "orders", "01_paper") == old
+
+
+def test_a_result_of_another_recipe_or_stream_is_refused_and_one_that_cannot_be_read_is_made_again(toy, tmp_path):
+    out, words = toy
+    shutil.copytree(out, tmp_path / "run")
+    run = replace(read(words)[1], out=tmp_path / "run")
+    other = Bench(replace(run, pairs=(*run.pairs, "TRAINER.CONDU.PREC", "bf16")))
+    for evaluate in (evaluate_baselines, evaluate_ablations, lambda bench: evaluate_orders(bench, {0: NAMES[::-1]})):
+        with pytest.raises(UserError, match="PREC fp32, asked for bf16.*--overwrite"):
+            evaluate(other)
+    spoiled = run.baselines / "average" / "results.json"
+    results = json.loads(spoiled.read_text())
+    spoiled.write_text(json.dumps(results | {"matrix": {"tasks": []}}))
+    evaluate_baselines(Bench(run))
+    again = json.loads(spoiled.read_text())
+    assert again["matrix"] == results["matrix"] and again["inputs"] == results["inputs"]
+    spoiled.write_text(json.dumps(results | {"inputs": results["inputs"] | {"stream": "0123"}}))
+    with pytest.raises(UserError, match="average: stream 0123, asked for"):
+        evaluate_baselines(Bench(run))
+    before = {path: path.stat().st_mtime_ns for path in run.baselines.rglob("results.json")}
+    evaluate_baselines(Bench(replace(run, overwrite=True)))
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert [path for path in before if after[path] != before[path]] == [spoiled]
 
 
 def test_the_mean_of_deltas():

@@ -16,6 +16,7 @@ from dassl.utils import (
     check_availability,
     closest,
     collect_env_info,
+    errors_in_one_line,
     get_most_similar_str_to_a_from_b,
     set_random_seed,
 )
@@ -89,3 +90,17 @@ def test_environment_report_ends_with_pillow():
     assert report.splitlines()[-1] == f"        Pillow ({Image.__version__})"
     assert f"[pip3] torch=={metadata.version('torch')}" in report
     assert collect_env_info() is report
+
+
+@pytest.mark.parametrize("take", [np.empty, torch.empty, bytearray], ids=["numpy", "torch", "python"])
+def test_a_lack_of_memory_is_one_line(capsys, take):
+    with pytest.raises(SystemExit) as ended, errors_in_one_line():
+        take(2**50)
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: Memory is gone: ")
+
+
+def test_another_error_of_torchs_is_not_called_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="size of tensor"), errors_in_one_line():
+        torch.ones(2) + torch.ones(3)

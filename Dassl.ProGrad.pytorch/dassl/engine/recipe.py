@@ -146,7 +146,9 @@ def record(folder: str | Path) -> dict:
         state = _resume_state(Path(folder, RESUME))
     if not (state.get("format") and (state.get("epoch") or "within" in state or "metrics" in state)):
         return {}  # none, or broken off in its first epoch: it begins again
-    config = state.get("recipe") or (dict(leaves(read_yaml(file))) if file.is_file() else state.get("config", {}))
+    config = state.get("recipe") or {}
+    if "TRAINER.NAME" not in config:  # an older version's: none, or that of ConDU's expert
+        config = dict(leaves(read_yaml(file))) if file.is_file() else state.get("config", {})
     return {"kind": "train", "inputs": {}, "weights": {}} | state | {"recipe": config}
 
 

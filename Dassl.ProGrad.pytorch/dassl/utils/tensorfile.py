@@ -14,7 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .atomic import atomic_path
-from .errors import MissingFile, UserError, WriteFailed
+from .errors import UserError, WriteFailed
+from .tools import check_file
 
 
 def save_tensors(path, tensors, facts=None):
@@ -62,8 +63,7 @@ def read_facts(path):
 
 @contextlib.contextmanager
 def _opened(path):
-    if not os.path.isfile(path):
-        raise MissingFile(f'File is not found at "{path}"')
+    check_file(path)
     try:
         with safe_open(path, framework="pt") as stored:
             about = json.loads((stored.metadata() or {}).get("about", "{}"))

@@ -85,7 +85,8 @@ def read_text(fpath):
 
 
 def check_file(fpath, most=float("inf")):
-    """Raise MissingFile unless `fpath` is there, UserError unless it is a plain file of at most `most` bytes.
+    """Raise MissingFile unless `fpath` is there, UserError unless it is a plain file that may be read, of at most `most`
+    bytes.
 
     A pipe would be waited for without end.
     """
@@ -99,6 +100,8 @@ def check_file(fpath, most=float("inf")):
         raise MissingFile(f'File is not found at "{fpath}": {error.strerror}') from None
     if not stat.S_ISREG(state.st_mode):
         raise UserError(f'"{fpath}" is no plain file')
+    if not os.access(fpath, os.R_OK):
+        raise UserError(f'"{fpath}" may not be read: {os.strerror(errno.EACCES)}')
     if state.st_size > most:
         raise UserError(f'"{fpath}" has {state.st_size} bytes, expected at most {most}')
 
