@@ -142,18 +142,17 @@ class Bench:
         """{task: (delta, prototypes (C, D))}, in the order of the run. UserError if one was not kept."""
         return load_experts(ExpertStore(self.run.experts), self.names)
 
-    def results(self, folders: Mapping, facts: Mapping, measure: Callable, again: bool = False) -> dict:
+    def results(self, folders: Mapping, facts: Mapping, measure: Callable) -> dict:
         """{key: AccuracyMatrix} of folders by key: read where all are finished, else what `measure()` gives, in the
         keys' order, recorded with the facts of its key. Several processes measure together.
 
-        UserError, unless run.overwrite or `again`, for a result that was made otherwise.
+        UserError, unless run.overwrite, for a result that was made otherwise.
         """
-        lines = {key: self.differs(folder, facts[key]) for key, folder in folders.items()}
-        said = [f"{folders[key]}: {'; '.join(found)}" for key, found in lines.items() if found]
-        if said and not (again or self.run.overwrite):
+        said = [f"{f}: {'; '.join(lines)}" for key, f in folders.items() if (lines := self.differs(f, facts[key]))]
+        if said and not self.run.overwrite:
             raise UserError(f"{'. '.join(said)}. --overwrite evaluates again, another --out keeps both")
         found = {key: read(folder)[1] for key, folder in folders.items()}
-        if broadcast(None not in found.values() and not said and not again):
+        if broadcast(None not in found.values() and not said):
             return found
         started = time.monotonic()
         matrices = dict(zip(folders, measure(), strict=True))

@@ -12,8 +12,8 @@ from scripts.condu.sessions import Run
 Matrices = dict[tuple[str, str | None], AccuracyMatrix]  # (vote, label space) -> matrix; label space None: task known
 
 
-def evaluate_stream(bench: Bench, out: str, agnostic: bool, command: str = "", again: bool = False) -> Matrices:
-    """Evaluate every session by every vote, and print it; what is finished is read, not repeated, unless `again`.
+def evaluate_stream(bench: Bench, out: str, agnostic: bool, command: str = "") -> Matrices:
+    """Evaluate every session by every vote, and print it; what is finished is read, not repeated.
 
     Several processes look at a share of the pictures each; the main one prints and writes.
 
@@ -38,7 +38,7 @@ def evaluate_stream(bench: Bench, out: str, agnostic: bool, command: str = "", a
             own["known"] = known
         return [by_rule[rule][labels] for rule, labels in facts]
 
-    matrices = bench.results(folders, facts, measure, again)
+    matrices = bench.results(folders, facts, measure)
     if is_main():
         show_all(bench.run, folders, matrices)
     return matrices

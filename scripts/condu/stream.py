@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="keep every expert beside the stream, to fuse them in other orders: for analysis, outside the protocol",
     )
-    add("--overwrite", action="store_true", help="train: do again what differs, and what came of it; eval: do it again")
+    add("--overwrite", action="store_true", help="do again what was made otherwise, and what came of it")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys that win over all else")
     return parser
 
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
 
         command = shlex.join(["python", "-m", "scripts.condu.stream", *argv])
         with own_device(config(run, run.tasks[0]).USE_CUDA):
-            evaluate_stream(Bench(run), args.out, PROTOCOLS[args.action], command, args.overwrite)
+            evaluate_stream(Bench(run), args.out, PROTOCOLS[args.action], command)
 
 
 if __name__ == "__main__":

@@ -85,8 +85,7 @@ def read_text(fpath):
 
 
 def check_file(fpath, most=float("inf")):
-    """Raise MissingFile unless `fpath` is there, UserError unless it is a plain file that may be read, of at most `most`
-    bytes.
+    """Raise MissingFile unless `fpath` is there, UserError unless it is a plain, readable file of at most `most` bytes.
 
     A pipe would be waited for without end.
     """
