@@ -125,7 +125,7 @@ def test_a_result_of_another_recipe_or_stream_is_refused_and_one_that_cannot_be_
     run = replace(read(words)[1], out=tmp_path / "run")
     other = Bench(replace(run, pairs=(*run.pairs, "TRAINER.CONDU.PREC", "bf16")))
     for evaluate in (evaluate_baselines, evaluate_ablations, lambda bench: evaluate_orders(bench, {0: NAMES[::-1]})):
-        with pytest.raises(UserError, match="PREC fp32, asked for bf16.*--overwrite"):
+        with pytest.raises(UserError, match="PREC 'fp32', asked for 'bf16'.*--overwrite"):
             evaluate(other)
     spoiled = run.baselines / "average" / "results.json"
     results = json.loads(spoiled.read_text())
@@ -134,7 +134,7 @@ def test_a_result_of_another_recipe_or_stream_is_refused_and_one_that_cannot_be_
     again = json.loads(spoiled.read_text())
     assert again["matrix"] == results["matrix"] and again["inputs"] == results["inputs"]
     spoiled.write_text(json.dumps(results | {"inputs": results["inputs"] | {"stream": "0123"}}))
-    with pytest.raises(UserError, match="average: stream 0123, asked for"):
+    with pytest.raises(UserError, match="average: stream '0123', asked for"):
         evaluate_baselines(Bench(run))
     before = {path: path.stat().st_mtime_ns for path in run.baselines.rglob("results.json")}
     evaluate_baselines(Bench(replace(run, overwrite=True)))

@@ -47,7 +47,10 @@ class UnknownName(UserError, KeyError):
     """A name that no registry knows."""
 
 
-_NO_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "start new thread", "map segment")
+_NO_MEMORY = (  # torch's allocators, C++, Python's threads, the loader of libraries, oneDNN
+    *("out of memory", "allocate memory", "not enough memory", "bad_alloc", "start new thread", "map segment"),
+    "could not create a primitive",
+)
 
 
 @contextlib.contextmanager
