@@ -106,6 +106,7 @@ def run(
                 load_trained(trainer, model_dir, load_epoch, row)
             for path in stale:  # not before: what is refused until here leaves the folder as it was
                 path.unlink(missing_ok=True)
+            barrier()
             accuracy = trainer.test() if eval_only else _train(trainer)
         if is_main() and not os.path.isfile(os.path.join(folder, CONFIG)):
             raise UserError(f'"{folder}" was removed or emptied while the run was in it: run it again')
