@@ -19,7 +19,7 @@ from dassl.report.results import NoRuns, load_results
 from dassl.report.sweeps import sweeps_sheet
 from dassl.report.transfer import PROTOCOLS as TRANSFERS
 from dassl.report.transfer import transfer_sheet
-from dassl.utils import ArgumentParser, UserError, check_availability, get_logger
+from dassl.utils import ArgumentParser, UserError, check_availability, get_logger, one_line
 from dassl.utils.torchrun import one_process
 
 PRESETS = ("released", "paper")
@@ -222,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         report(args)
     except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(one_line(f"error: {error}"))
 
 
 if __name__ == "__main__":
