@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 from scripts.commands import COMMANDS, folder
 from scripts.commands.base2new import METHODS, TESTS, Method
-from scripts.commands.command import OVERWRITE, ROOT, Arguments, checked_pairs, recipe
+from scripts.commands.command import OVERWRITE, ROOT, Arguments, checked_pairs, names_in, recipe
 from scripts.jobs import (
     PRESETS,
     PROTOCOLS,
@@ -30,7 +30,6 @@ from scripts.jobs import (
 )
 from scripts.steps import Step
 
-CONFIGS = ROOT / "configs"
 OF_SWEEP = {"command": str, "cfg": str, "datasets": dict, "seeds": list, "grid": dict, "cells": list, "whole": bool}
 OF_STREAMS = {"protocol": str, "methods": list, "orders": dict, "seeds": list}
 OF_TABLE = {"protocol": str, "methods": list, "presets": list, "datasets": dict, "seeds": list}
@@ -61,11 +60,6 @@ def grid(args, datasets: list[str], seeds: list[int]) -> tuple[list[str], list[i
     if args.data and not (names or datasets):
         raise UserError(f"--data DIR needs a data set's name, one of {', '.join(known)}")
     return names or datasets, [int(word) for word in args.words if word.isdecimal()] or seeds
-
-
-def names_in(kind: str) -> list[str]:
-    """The yaml files of a folder of configs/, without their ending."""
-    return sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
 
 
 def job_cells(args) -> list[list[Step]]:
@@ -248,7 +242,7 @@ def table_cells(table: SimpleNamespace, args) -> list[list[Step]]:
     from scripts.condu.orders import tasks_of
 
     if hasattr(table, "sweeps"):
-        sweeps = [read_sweep(CONFIGS / "sweeps" / f"{name}.yaml") for name in table.sweeps]
+        sweeps = [read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml") for name in table.sweeps]
         return [cell for sweep in sweeps for cell in sweep_cells(sweep, args)]
     if table.protocol not in STREAMS:
         datasets, seeds = grid(args, in_world(table, table.datasets, args), table.seeds)

@@ -5,6 +5,7 @@ From the environment: DATA (default data/ in the clone), OUTPUT (default output/
 A finished run is skipped; a killed one continues.
 """
 
+import fnmatch
 import os
 import re
 import shlex
@@ -14,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "configs"
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from dassl.utils import expand_user  # noqa: E402
-from scripts.commands import COMMANDS, Command  # noqa: E402
-from scripts.commands.command import OVERWRITE, STAGE1, Arguments, checked_pairs, follow  # noqa: E402
+from scripts.commands import COMMANDS, Command, folder, run_folder  # noqa: E402
+from scripts.commands.command import OVERWRITE, STAGE1, Arguments, checked_pairs, follow, names_in  # noqa: E402
 from scripts.steps import STREAM, Step, needs, program, settle, start  # noqa: E402
 from scripts.stopping import end_with_workflow  # noqa: E402
 
@@ -46,11 +46,6 @@ def help_of(name: str) -> str:
         return f"{__doc__}\nNAME: {', '.join(COMMANDS)}"
     lines = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8").splitlines()[1:]
     return "\n".join([str(usage(name)), "", *(line[2:] for line in lines if line.startswith("#"))])
-
-
-def names(folder: Path) -> list[str]:
-    """The yaml files of a folder, without their ending."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def parse(name: str, words: list[str]) -> tuple[list[Arguments], list[str]]:
@@ -89,39 +84,32 @@ def parse(name: str, words: list[str]) -> tuple[list[Arguments], list[str]]:
 
 
 def check(name: str, arguments: Arguments) -> None:
-    """Refuse a number that is none, an unknown data set, order or CFG."""
+    """Refuse a number that is none, an unknown data set, order or CFG, and what leads out of OUTPUT."""
+    command = COMMANDS[name]
     for key in NUMBERS:
         if not arguments.get(key, "").isdecimal() and arguments.get(key):
             raise usage(name, f"{key} is {arguments[key]!r}, expected a whole number")
     for key in ("DATASET", "SOURCE"):
-        known = names(CONFIGS / "datasets")
+        known = names_in("datasets")
         if arguments.get(key, known[0]) not in known:
             raise usage(name, f"unknown data set {arguments[key]}; known: {', '.join(known)}")
-    if problem := unknown_order(arguments.get("ORDER")):
-        raise usage(name, problem)
-    evaluated = COMMANDS[name].evaluates.format(**arguments)
+    if "ORDER" in arguments:
+        from scripts.condu.orders import tasks_of  # late: imports torch
+
+        try:
+            tasks_of(arguments["ORDER"])
+        except ValueError as error:
+            raise usage(name, str(error)) from None
+    evaluated = command.evaluates.format(**arguments)
     if evaluated and evaluated not in COMMANDS:
-        shape = re.escape(COMMANDS[name].evaluates)
-        shape = re.sub(r"\\{\w+\\}", r"(\\w+)", shape)
-        known = [found[1] for other in COMMANDS if (found := re.fullmatch(shape, other))]
+        known = fnmatch.filter(COMMANDS, re.sub(r"{\w+}", "*", command.evaluates))
         raise usage(name, f"{evaluated} is no script; known: {', '.join(known)}")
-    config = CONFIGS / "trainers" / f"{COMMANDS[name].config.format(**arguments)}.yaml"
-    if COMMANDS[name].config and not config.is_file():
-        raise usage(name, f"unknown CFG {config.stem}; known: {', '.join(names(config.parent))}")
-
-
-def unknown_order(order: str | None) -> str:
-    """What is wrong with an ORDER of ConDU's scripts."""
-    if order is None:
-        return ""
-    from dassl.utils import UserError  # late: imports torch
-    from scripts.condu.orders import tasks_of
-
-    try:
-        tasks_of(order)
-    except UserError as error:
-        return str(error)
-    return ""
+    config = f"trainers/{command.config.format(**arguments)}"
+    if command.config and Path(config).name not in names_in(os.path.dirname(config)):
+        raise usage(name, f"unknown CFG {Path(config).name}; known: {', '.join(names_in(os.path.dirname(config)))}")
+    root = os.path.abspath(arguments.get("OUTPUT") or folder("OUTPUT", "output"))
+    if root != os.path.commonpath([root, os.path.abspath(run_folder(command, arguments))]):
+        raise usage(name, f"{run_folder(command, arguments)} does not lie below OUTPUT, {root}")
 
 
 def known_arguments(command: Command, arguments: Arguments) -> list[str]:

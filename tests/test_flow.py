@@ -154,7 +154,7 @@ def test_a_dry_run_estimates_by_what_finished_runs_of_a_kind_took(table, place, 
     for command, seconds in (("coop/base2new_train", 10), ("coop/base2new_test", 4)):
         step = next(job.steps[0] for job in grid.jobs.values() if job.steps[0].command == command)
         step.folder.mkdir(parents=True)
-        (step.folder / "results.json").write_text(f'{{"wall_s": {seconds}}}')
+        (step.folder / "results.json").write_text(f'{{"wall_s": {seconds}, "metrics": {{}}}}')
     assert flow.main([str(table), "--dry-run", "--workers", "2"]) == 0
     printed = capsys.readouterr().out
     assert "2 finished, 15 to do, 11 waiting" in printed

@@ -182,6 +182,11 @@ def source_of(arguments: Arguments) -> str:
     return "toy_objects" if arguments["DATASET"].startswith("toy_") else "imagenet"
 
 
+def names_in(kind: str) -> list[str]:
+    """The yaml files of a folder of configs/, without their ending."""
+    return sorted(path.stem for path in (ROOT / "configs" / kind).glob("*.yaml"))
+
+
 @lru_cache
 def yaml_values(config: str) -> dict[str, str]:
     """Every key of a method's yaml, e.g. "TRAINER.LMC.LAMBDA", with its value as a command line would say it."""
