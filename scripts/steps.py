@@ -30,7 +30,7 @@ class Step:
     @property
     def done(self) -> bool:
         """Has its run left results that can be read?"""
-        from dassl.engine.recipe import finished
+        from dassl.engine.checkpoint import finished
 
         marks = COMMANDS[self.command].marks(dict(self.arguments))
         return bool(marks) and all(
@@ -40,7 +40,7 @@ class Step:
     @property
     def finished(self) -> bool:
         """Is it done, with its path card where one belongs to it?"""
-        from dassl.engine.recipe import finished
+        from dassl.engine.checkpoint import finished
 
         return self.done and not (self.card and not finished(self.folder, CARD, FIELDS[CARD]))
 
@@ -149,8 +149,7 @@ def differences(step: Step, memo: dict) -> list[str]:
 
 def other_weights(place: Path, run: Path) -> list[str]:
     """As `differences`, of a merge or an ensemble: of what weights of a run was it made?"""
-    from dassl.engine.checkpoint import find_file
-    from dassl.engine.recipe import MERGE, finished
+    from dassl.engine.checkpoint import MERGE, find_file, finished
     from dassl.utils import checkpoint_digest, sha256_file
 
     merge = finished(place, MERGE, "row").get("parents")
