@@ -19,7 +19,7 @@ from dassl.report.results import NoRuns, load_results
 from dassl.report.sweeps import sweeps_sheet
 from dassl.report.transfer import PROTOCOLS as TRANSFERS
 from dassl.report.transfer import transfer_sheet
-from dassl.utils import ArgumentParser, UserError, check_availability, get_logger, one_line
+from dassl.utils import ArgumentParser, UserError, check_availability, errors_in_one_line, get_logger, one_line
 from dassl.utils.torchrun import one_process
 
 PRESETS = ("released", "paper")
@@ -226,5 +226,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with one_process():
+    with errors_in_one_line(), one_process():
         main()

@@ -157,3 +157,33 @@ def test_a_worker_tells_the_part_that_is_done_of_the_outer_bar(monkeypatch):
     outer.refresh()
     outer.close()
     assert parts[-1] == 0.5 and 0.25 in parts
+
+
+TALK = r"""
+import os, sys
+from dassl.utils import UserError, errors_in_one_line, get_logger
+with errors_in_one_line():
+    for number in range(3):
+        get_logger().info("x" * 10_000)
+        print("\u2014")
+        sys.stderr.write("bar\n")
+        sys.stderr.flush()
+    opened = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
+    os.write(opened, b"%d" % opened)
+    if len(sys.argv) > 2:
+        raise UserError("wrong")
+"""
+
+
+@pytest.mark.parametrize("shell", [">&-", ">&- 2>&-", ">/dev/full", ">/dev/null 2>/dev/full", "| head -c 1"])
+def test_a_terminal_that_takes_no_more_costs_no_result(tmp_path, shell):
+    env = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": PATH}
+    (tmp_path / "talk.py").write_text(TALK)
+    for words, status in (("", 0), ("fails", 1)):
+        line = f"set -o pipefail; {sys.executable} talk.py result {words} {shell}"
+        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == status
+        assert int((tmp_path / "result").read_text()) > 1  # not one of the numbers that others write to unasked
+        assert "Traceback" not in done.stderr and "Error" not in done.stderr
+        assert ("ends here: No space left" in done.stderr) == (shell == ">/dev/full")
+        assert ("error: wrong" in done.stderr) == (status == 1 and "2>" not in shell)

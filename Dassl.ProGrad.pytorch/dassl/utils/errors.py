@@ -1,6 +1,9 @@
 """Errors that are the user's to mend: one class, so that an entry point can print them as one line."""
 
 import contextlib
+import errno
+import os
+import re
 import sys
 
 LONGEST = 1500  # characters of a message: what it quotes of a file may be of any length
@@ -47,32 +50,89 @@ class UnknownName(UserError, KeyError):
     """A name that no registry knows."""
 
 
-_NO_MEMORY = (  # torch's allocators, C++, Python's threads, the loader of libraries, oneDNN
-    *("out of memory", "allocate memory", "not enough memory", "bad_alloc", "start new thread", "map segment"),
-    "could not create a primitive",
-)
+_LIMITS = {  # what a refusal of the system's looks like -> which, and what helps
+    r"killed by signal: Bus|shared memory\(shm\)|</torch_\d":
+        "There is no space left in /dev/shm, where loader workers put batches: DATALOADER.NUM_WORKERS 0 needs none",
+    r"DataLoader worker \(pid\D* ([\d, ]+)\) (is killed by signal: \w+|exited unexpectedly)":
+        r"A worker that loads pictures is gone (pid \1 \2): is there enough memory for DATALOADER.NUM_WORKERS?",
+    r"Too many open files": "Too many files are open: raise the limit (ulimit -n), or DATALOADER.NUM_WORKERS 0",
+    # torch's allocators, numpy, C++, Python's threads, the loader of libraries, oneDNN
+    r"(.*(out of memory|allocate memory|not enough memory|Unable to allocate|bad_alloc|start new thread|map segment|"
+    r"could not create a primitive).*|^MemoryError)": r"Memory is gone: \1. Smaller batches or fewer processes need less",
+}  # fmt: skip
+
+
+def limit_reached(error: BaseException) -> str:
+    """What an error says of memory, files and space that the system has no more of; "" if it is of something else."""
+    text = str(error) if str(error) else type(error).__name__
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
+        text = "shared memory(shm)"  # of a semaphore: files have names
+    found = next(((match, line) for pattern, line in _LIMITS.items() if (match := re.search(pattern, text))), None)
+    return found[0].expand(found[1]) if found else ""
+
+
+class _Stream:
+    """Standard output or standard error that never fails: a closed terminal, `| head` and a full disk behind it cost
+    no result. A terminal of few characters shows the others as escapes."""
+
+    def __init__(self, stream):
+        self._stream = stream if stream is not None else open(os.devnull, "w")  # noqa: SIM115  takes its number, too
+        with contextlib.suppress(AttributeError, OSError):  # a stream of another kind, a pipe that was read from
+            self._stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name):
+        if name == "_stream":
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        self._keep(self._stream.write, text)
+        return len(text)
+
+    def flush(self):
+        self._keep(self._stream.flush)
+
+    def writelines(self, lines):
+        self.write("".join(lines))
+
+    def _keep(self, act, *args):
+        try:
+            act(*args)
+        except OSError as error:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())  # also what is in its buffer
+            os.close(nowhere)
+            if not isinstance(error, BrokenPipeError) and self is not sys.stderr:
+                sys.stderr.write(f"standard output ends here: {error.strerror}; files are written on\n")
 
 
 @contextlib.contextmanager
-def memory_errors():
-    """What the system or a GPU refused of memory, in Python's, numpy's or torch's words, as UserError."""
+def memory_errors(more=lambda: ""):
+    """What the system or a GPU has no more of (memory, files, room in /dev/shm), in Python's, numpy's or torch's words,
+    as UserError. more: makes the end of its line."""
     try:
         yield
-    except (MemoryError, RuntimeError, ImportError) as error:
-        words = str(error).partition("\n")[0] or type(error).__name__
-        if not isinstance(error, MemoryError) and not any(sign in words for sign in _NO_MEMORY):
+    except (MemoryError, RuntimeError, ImportError, OSError) as error:
+        if isinstance(error, UserError) or not (reason := limit_reached(error)):
             raise
-        raise UserError(f"Memory is gone: {words}. Smaller batches or fewer processes need less") from error
+        raise UserError(reason + more()) from error
 
 
 @contextlib.contextmanager
 def errors_in_one_line(status=1):
     """Around a command: UserError, OSError, lack of memory end it with one line and `status`, an interrupt with 130."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _Stream(sys.stdout), _Stream(sys.stderr)
     try:
         with memory_errors():
             yield
     except (UserError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.unraisablehook = lambda _: None  # what is left of a half-made object has nothing more to say
         sys.exit(status)
     except KeyboardInterrupt:
         sys.exit(130)  # the log says how to go on
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
