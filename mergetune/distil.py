@@ -182,6 +182,7 @@ def distil_loader(
         batch_size=loader.batch_size,
         sampler=loader.sampler,
         num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
         drop_last=loader.drop_last,
         pin_memory=loader.pin_memory,
         persistent_workers=loader.persistent_workers,

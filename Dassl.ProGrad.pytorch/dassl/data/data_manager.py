@@ -1,6 +1,7 @@
 """From the config to the data set, its transforms and its loaders."""
 
 import os
+import signal
 import warnings
 
 import torch
@@ -23,6 +24,9 @@ __all__ = [
     "build_dataset",
     "build_transform",
 ]
+
+
+GRACE = 4.0  # seconds
 
 
 def build_data_loader(
@@ -74,8 +78,13 @@ def build_data_loader(
 
 
 def own_group(worker):
-    """In a loader's worker: signals to the group of the process that it loads for are that one's, which ends it."""
+    """In a loader's worker: signals to the group of the process that it loads for are that one's, which ends it.
+
+    SIGTERM to all processes of a run, as batch systems send it, leaves it the time in which that one ends its step.
+    """
     os.setpgrp()
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))
 
 
 def worker_count(cfg, dataset_wrapper=None):

@@ -159,7 +159,10 @@ class TrainerBase:
             from torch.utils.tensorboard import SummaryWriter  # about a second, so not at import
 
             log.debug(f"Initialize tensorboard (log_dir={log_dir})")
-            self._writer = SummaryWriter(log_dir=log_dir)
+            try:
+                self._writer = SummaryWriter(log_dir=log_dir)
+            except UnicodeEncodeError:
+                log.info(f"No curves for TensorBoard, which takes no folder whose name is no UTF-8: {log_dir}")
 
     def close_writer(self):
         if self._writer is not None:

@@ -9,7 +9,6 @@ Under torchrun several processes make one run: the main one owns the folder and 
 import contextlib
 import functools
 import os
-import re
 import threading
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from dassl.utils import (
     collect_env_info,
     get_logger,
     logging_to,
+    memory_errors,
     set_random_seed,
     write_json,
 )
@@ -101,7 +101,8 @@ def run(
             trainer.trained = {"unfinished": line}
         if no_train:
             return {}
-        with _released(trainer), _lost_workers(trainer):
+        last = lambda: f" (last good checkpoint: {trainer.last_checkpoint()})"  # noqa: E731
+        with _released(trainer), memory_errors(last):
             if eval_only:
                 load_trained(trainer, model_dir, load_epoch, row)
             for path in stale:  # not before: what is refused until here leaves the folder as it was
@@ -268,24 +269,6 @@ def _released(trainer):
         trainer.close_writer()
         stop_workers(trainer)
         threading.excepthook = before
-
-
-@contextlib.contextmanager
-def _lost_workers(trainer):
-    """A worker of a loader that the system has killed, most often for its memory, is an error of one line."""
-    try:
-        yield
-    except RuntimeError as error:
-        found = re.search(
-            r"DataLoader worker \(pid\D* ([\d, ]+)\) (is killed by signal: \w+|exited unexpectedly)", str(error)
-        )
-        if not found:
-            raise
-        raise UserError(
-            f"A worker that loads pictures is gone (pid {found[1]} {found[2]}): is there enough memory for "
-            f"DATALOADER.NUM_WORKERS {trainer.cfg.DATALOADER.NUM_WORKERS}? "
-            f"(last good checkpoint: {trainer.last_checkpoint()})"
-        ) from error
 
 
 @contextlib.contextmanager

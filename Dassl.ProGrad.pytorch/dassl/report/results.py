@@ -127,7 +127,7 @@ def _clean(value):
     if isinstance(value, list):
         return [_clean(inner) for inner in value]
     if isinstance(value, str):
-        value.encode()  # UnicodeEncodeError, a ValueError, for half a character
+        value.encode(errors="surrogateescape")  # UnicodeEncodeError for half a character, but not of a folder's name
         return one_line(value)
     return value if is_number(value) or isinstance(value, bool) else None
 
