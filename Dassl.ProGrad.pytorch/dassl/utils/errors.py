@@ -58,7 +58,8 @@ _LIMITS = {  # what a refusal of the system's looks like -> which, and what help
     r"Too many open files": "Too many files are open: raise the limit (ulimit -n), or DATALOADER.NUM_WORKERS 0",
     # torch's allocators, numpy, C++, Python's threads, the loader of libraries, oneDNN
     r"(.*(out of memory|allocate memory|not enough memory|Unable to allocate|bad_alloc|start new thread|map segment|"
-    r"could not create a primitive).*|^MemoryError)": r"Memory is gone: \1. Smaller batches or fewer processes need less",
+    r"could not create a primitive).*|^MemoryError)":
+        r"Memory is gone: \1. Smaller batches or fewer processes need less",
 }  # fmt: skip
 
 
