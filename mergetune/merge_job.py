@@ -165,7 +165,7 @@ class MergeJob:
         options |= {"base": self.base.spec} if self.base else {}
         options |= {"merge_space": self.space} if self.has_lora else {}
         facts = self.first.facts
-        others = [source.name() for source in self.sources if source is not self.first]
+        others = [s.facts.get("trainer", Path(s.spec).name) for s in self.sources if s is not self.first]
         row = {
             "preset": row_name(method, shown, others, options.get("base", ZERO_SHOT)),
             "merge": options | {"parents": [s.spec for s in self.sources], "of": facts.get("preset", "")},

@@ -70,10 +70,6 @@ class Parent:
         own |= {"unfinished": self.unfinished} if self.unfinished else {}
         return own | {name: self.facts[name] for name in SHOWN if name in self.facts}
 
-    def name(self) -> str:
-        """In a table's words."""
-        return self.facts.get("trainer", Path(self.spec).name)
-
     def scaling(self) -> dict[str, float]:
         """LoRA's factor of each module: lora_alpha / r, or / sqrt(r); 1 where no adapter_config.json says."""
         own, found = self.peft, {}

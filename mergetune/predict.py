@@ -103,7 +103,7 @@ def read_classes(run: Path, classes: Sequence[str]) -> SimpleNamespace:
             f"{run} does not say what its classes are called: no {CLASSES}, which a run writes when it is finished. "
             "Name them with --classes, in the order of their labels"
         )
-    run_classes(run)  # refuses those of another run
+    own = run_classes(run)  # refuses those of another run
     known = read_json(str(path)) if path.is_file() else {}
     if not isinstance(known, dict):
         raise UserError(f"{path} holds {brief(known)}, expected the class names of a run: name them with --classes")
@@ -113,8 +113,9 @@ def read_classes(run: Path, classes: Sequence[str]) -> SimpleNamespace:
     twice = sorted({name for name in names if names.count(name) > 1})
     if classes and twice:
         raise UserError(f"--classes names {', '.join(twice)} more than once")
-    facts = {key: known[key] for key in ("template", "templates") if key in known}
-    return SimpleNamespace(classnames=names, own=known.get("classnames"), **facts)
+    kinds = {"template": str, "templates": dict}
+    facts = {key: known[key] for key, kind in kinds.items() if isinstance(known.get(key), kind)}
+    return SimpleNamespace(classnames=names, own=own, **facts)
 
 
 class Predictor:
@@ -203,11 +204,7 @@ class Predictor:
 
         with torch.no_grad(), self.trainer.precision.autocast():
             vectors = self.trainer.class_vectors().float().cpu()
-        return vectors if self._has_head else torch.nn.functional.normalize(vectors, dim=-1)
-
-    @property
-    def _has_head(self) -> bool:
-        return hasattr(self.trainer, "head_key")
+        return vectors if hasattr(self.trainer, "head_key") else torch.nn.functional.normalize(vectors, dim=-1)
 
     def export(self, path: str | Path) -> None:
         """Class embeddings as safetensors, see the command's help."""
@@ -220,7 +217,7 @@ class Predictor:
             "backbone": facts["backbone"]["name"],
             "backbone_digest": facts["backbone"]["digest"],
             "preprocess": json.dumps(facts["backbone"]["preprocess"]),
-            "logit_scale": "1.0" if self._has_head else repr(trainer.clip.logit_scale.item()),
+            "logit_scale": "1.0" if hasattr(trainer, "head_key") else repr(trainer.clip.logit_scale.item()),
             **({"unfinished": self.unfinished} if self.unfinished else {}),
             "image_tower": "the backbone's own" if trainer.frozen_image_tower else "changed in training",
         }
