@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from dassl.utils import UserError
 from scripts.commands.condu import EVALUATION, TRAINING
 from scripts.condu import sessions, stream
 from scripts.condu.bench import Bench, training_line
+from scripts.condu.experiments import sequential_store, train_sequential
 from scripts.condu.orders import ORDERS, known, random_orders, tasks_of
 from scripts.run import main
 from tests.fixtures.condu_runs import Killed, steps_counted
@@ -226,6 +228,32 @@ def killed_at(number, plain):
         return plain(*args)
 
     return call
+
+
+@pytest.mark.parametrize("trained", ["toy_ft"], indirect=True)
+def test_fine_tuning_in_sequence_is_done_again_where_it_differs_and_where_it_began_from_something_else(
+    copied, monkeypatch
+):
+    words, out = copied
+    _, run = stream.read(["train", "--order", TASKS, "--out", str(out), *words])
+    bench, again = Bench(run), Bench(replace(run, overwrite=True))
+    steps = steps_counted(monkeypatch)
+    train_sequential(bench)
+    train_sequential(bench)
+    assert steps == ["ToyDigits"] * 2 + ["ToyShapes"] * 2
+    first = run.baselines / "sequential" / "sessions" / "0_toy_digits" / "results.json"
+    first.write_text(json.dumps(json.loads(first.read_text()) | {"split_digest": "other"}))
+    with pytest.raises(UserError, match="1 of 2 sessions were run otherwise: .*0_toy_digits: the data set"):
+        train_sequential(bench)
+    train_sequential(again)
+    assert steps[4:] == ["ToyDigits"] * 2  # to the same weights, so the second task began from what it would now
+    store = sequential_store(run)
+    delta, prototypes, facts = store.load("ToyDigits")
+    store.save("ToyDigits", {name: 2 * value for name, value in delta.items()}, prototypes, facts)
+    with pytest.raises(UserError, match="1 of 2 .*1_toy_shapes: TRAINER.CONDU.START .*something else"):
+        train_sequential(bench)
+    train_sequential(again)
+    assert steps[6:] == ["ToyShapes"] * 2
 
 
 @pytest.mark.parametrize("trained", ["toy_ft"], indirect=True)
