@@ -280,9 +280,12 @@ def test_without_resume_pt_a_run_starts_afresh_and_ends_as_one_undisturbed(run, 
 def test_a_damaged_resume_file_names_the_way_on(run):
     folder = stopped(run)
     content = (folder / "resume.pt").read_bytes()
-    (folder / "resume.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"resume.pt.*--overwrite starts the run afresh"):
-        run("CoOp", folder.name)
+    flipped = bytearray(content)
+    flipped[content.index(b"OPTIM.LR")] ^= 1  # in the pickle, where it would be a key of another name
+    for damaged in (content[: len(content) // 2], flipped):
+        (folder / "resume.pt").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"resume.pt.* is damaged.*--overwrite starts the run afresh"):
+            run("CoOp", folder.name)
     assert results(run("CoOp", folder.name, "--overwrite"))["epochs"] == 3
 
 

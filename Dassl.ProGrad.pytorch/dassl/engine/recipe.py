@@ -6,6 +6,7 @@ the data by its lists of images. A finished run keeps both in results.json: `rec
 """
 
 import os
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -180,9 +181,13 @@ def _resume_state(path: Path) -> dict:
     import torch
 
     try:
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        with zipfile.ZipFile(path) as archive:  # which holds what it reads against its checksum
+            archive.read(next(name for name in archive.namelist() if name.endswith("/data.pkl")))
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception:
         return {}
+    fits = isinstance(state, dict) and all(isinstance(state.get(part, {}), dict) for part in ("config", "inputs"))
+    return state if fits else {}
 
 
 def differences(
