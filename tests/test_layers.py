@@ -1,6 +1,7 @@
 """The direction of imports between packages, read from the sources."""
 
 import ast
+import importlib.util
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -79,3 +80,20 @@ def test_heavy_packages_are_imported_where_used():
     for path, module in sources():
         heavy = {m.split(".")[0] for m in imports(path, top_level_only=True)} & HEAVY
         assert not heavy, f"{module} imports {heavy} at its top"
+
+
+def test_every_import_of_ours_names_something_that_is_there():
+    """Late ones too, which no other module's import finds out about."""
+    ours = {package.split(".")[0] for package in ALLOWED} | {"scripts", "train"}
+    files = [ROOT / "train.py", *(ROOT / "scripts").rglob("*.py"), *(path for path, _ in sources())]
+    bad = []
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] in ours:
+                module = importlib.import_module(node.module)
+                bad += [
+                    f"{path.relative_to(ROOT)}: {node.module}.{alias.name}"
+                    for alias in node.names
+                    if not hasattr(module, alias.name) and not importlib.util.find_spec(f"{node.module}.{alias.name}")
+                ]
+    assert not bad

@@ -95,7 +95,7 @@ def train_stream(run: Run, gpus: int = 1) -> None:
     import train
     from condu.store import ExpertStore
     from condu.stream import forget, session_digest
-    from dassl.engine.recipe import finished
+    from dassl.engine.checkpoint import finished
 
     def holds(index: int) -> bool:
         """Is what a session has left still in the stream?"""
@@ -130,7 +130,7 @@ def in_order(
     before the first run begins, unless run.overwrite: then such a run is done again, after `again(number)`, and so are
     those that came of it.
     """
-    from dassl.engine.recipe import finished
+    from dassl.engine.checkpoint import finished
 
     folders, memo = [Path(argv[argv.index("--output-dir") + 1]) for argv in argvs], {}
     said = [f"{folders[i]}: {'; '.join(lines)}" for i in range(len(argvs)) if (lines := differs(i, memo))]

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from condu.fusion import Fusion
 from condu.snapshot import prototypes_of
-from dassl.engine.recipe import finished
+from dassl.engine.checkpoint import finished
 from dassl.utils import read_json, write_json
 from scripts.condu.bench import Bench
 
