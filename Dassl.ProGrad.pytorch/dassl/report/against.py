@@ -9,7 +9,7 @@ derived (true: computed from published numbers)}. `sets` of a file: what each pr
 
 import json
 from dataclasses import dataclass, field
-from importlib import resources
+from pathlib import Path
 
 from dassl.report.methods import is_control, row_of
 from dassl.report.results import NoRuns
@@ -28,15 +28,14 @@ SILENT = (
 
 @dataclass(frozen=True)
 class Published:
-    """One number of a paper. facts: what decides whether a run may be compared with it; sets: of an average;
-    derived: computed from published numbers."""
+    """One number of a paper."""
 
     value: float
     deviation: float | None
     source: str
-    facts: dict = field(default_factory=dict)
-    sets: frozenset = frozenset()
-    derived: bool = False
+    facts: dict = field(default_factory=dict)  # what decides whether a run may be compared with it
+    sets: frozenset = frozenset()  # that an average is over
+    derived: bool = False  # computed from published numbers
 
     def band(self, dataset):
         """Half width in points."""
@@ -51,25 +50,17 @@ def load_published():
     The quantity of a few-shot number is its shots, e.g. "16 shots".
     """
     found = {}
-    for file in sorted(resources.files("dassl.report.published").iterdir(), key=lambda file: file.name):
-        if file.name.endswith(".json"):
-            content = json.loads(file.read_text(encoding="utf-8"))
-            for block in content["blocks"]:
-                for key, number in _read_block(block, content):
-                    found.setdefault(key, []).append(number)
+    for file in sorted(Path(__file__).with_name("published").glob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        for block in content["blocks"]:
+            head = block["protocol"], block["trainer"], block.get("merge", ""), content["backbone"]
+            sets = frozenset(content.get("sets", {}).get(block["protocol"], ()))
+            about = block["source"], block.get("facts", {}), sets, block.get("derived", False)
+            for dataset, quantities in block["values"].items():
+                for quantity, number in (quantities if isinstance(quantities, dict) else {"": quantities}).items():
+                    value, deviation = number if isinstance(number, list) else (number, None)
+                    found.setdefault((*head, dataset, quantity), []).append(Published(value, deviation, *about))
     return found
-
-
-def _read_block(block, content):
-    """Pairs of key and Published."""
-    sets = frozenset(content.get("sets", {}).get(block["protocol"], ()))
-    for dataset, quantities in block["values"].items():
-        quantities = quantities if isinstance(quantities, dict) else {"": quantities}
-        for quantity, number in quantities.items():
-            value, deviation = number if isinstance(number, list) else (number, None)
-            merge, about = block.get("merge", ""), (block.get("facts", {}), sets, block.get("derived", False))
-            key = block["protocol"], block["trainer"], merge, content["backbone"], dataset, quantity
-            yield key, Published(value, deviation, block["source"], *about)
 
 
 def against_sheet(sheet, records, methods, published=None):

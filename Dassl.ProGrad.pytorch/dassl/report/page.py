@@ -8,7 +8,6 @@ script writes them out when a run is opened. 500 runs take about 0.5 MB.
 import base64
 import json
 import re
-from importlib import resources
 from pathlib import Path
 
 from dassl.report.stamps import STAMPS, stamp
@@ -24,7 +23,7 @@ def write_page(path, sheets, figures, records):
     """Sheets, figure files (PNG) and the records behind them -> the page at `path`."""
     import jinja2
 
-    template = resources.files("dassl.report").joinpath("page.html").read_text(encoding="utf-8")
+    template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     engine = jinja2.Environment(autoescape=True, finalize=_finalize, **blocks)
     pictures = [_picture(file) for file in map(Path, figures) if file.suffix == ".png"]

@@ -151,14 +151,14 @@ def numbers(values, name, length=None):
 def families(records, methods):
     """Records of `load_paths` -> list of PathCurves, one per printed method and space, in printed order."""
     names = row_names(sort_rows((row_of(r, methods) for r in records), methods))
-    groups = group_by(records, lambda r: (names[row_of(r, methods)], r["space"], _of_path(r["path"])))
     order = list(names.values())
-    return [_path_curves(groups[key], *key) for key in sorted(groups, key=lambda key: (order.index(key[0]), key[1:]))]
 
+    def key(record):
+        subsets = tuple(subset for subset in SUBSETS if subset in record["path"])
+        return order.index(names[row_of(record, methods)]), record["space"], subsets
 
-def _of_path(path):
-    """Its subsets, in printed order."""
-    return tuple(subset for subset in SUBSETS if subset in path)
+    groups = sorted(group_by(records, key).items(), key=lambda item: item[0])
+    return [_path_curves(group, order[place], *more) for (place, *more), group in groups]
 
 
 def _path_curves(records, name, space, subsets):
