@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dassl.report import drawing
-from dassl.report.methods import NONE, row_names, row_of, shared_settings, sort_rows, split_changes
+from dassl.report.methods import NONE, plain_row, row_names, row_of, shared_settings, sort_rows, split_changes
 from dassl.report.results import NoRuns, group_by, is_number, most_alike, newest_each, select
 from dassl.report.stats import summarise, summarise_average
 from dassl.report.tables import to_csv
@@ -98,8 +98,7 @@ def _one_family(protocol, family, records, methods):
 def _by_row(records, methods):
     """{Row: records}; runs of one method that differ in settings (a sweep) are rows named by what differs."""
     found = {}
-    plainly = group_by(records, lambda r: row_of({**r, "preset": split_changes(r["preset"])[0]}, methods))
-    for plain, group in plainly.items():
+    for plain, group in group_by(records, lambda r: plain_row(r, methods)).items():
         settings = [r.get("lmc") if isinstance(r.get("lmc"), dict) else {} for r in group]
         keys = dict.fromkeys(k for s in settings for k in s)
         varied = [k for k in keys if len({str(s.get(k)) for s in settings}) > 1]

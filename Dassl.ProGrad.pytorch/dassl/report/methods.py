@@ -122,6 +122,11 @@ def row_of(record, methods, shots=True):
     return Row(label, trainer, preset, backbone_of(record), own, merge, unfinished=record.get("unfinished") or "")
 
 
+def plain_row(record, methods):
+    """The row of a record's method with its preset's changes taken off."""
+    return row_of({**record, "preset": split_changes(record["preset"])[0]}, methods)
+
+
 def merge_name(record, methods):
     """What a merged model was made by, with its values -> str such as "TIES (density 0.2, scale 1)", or "".
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dassl.report.base2new import AVERAGES, SUBSETS, Base2New, base2new
 from dassl.report.base2new import PROTOCOL as BASE2NEW
 from dassl.report.grid import with_accuracy, without_repeats
-from dassl.report.methods import CHANGED, NONE, Row, backbone_of, merge_name, row_names, split_changes
+from dassl.report.methods import CHANGED, NONE, backbone_of, merge_name, plain_row, row_names
 from dassl.report.results import NoRuns, group_by, newest_each, select
 from dassl.report.stats import Summary
 from dassl.report.tables import MISSING, MULTIPLY, Table, csv_lines, data_sets, method_sheet, row_notes, show, show_n
@@ -44,7 +44,7 @@ def sweeps(records, methods=NONE):
     """Records of `load_results` -> list of Sweep. NoRuns if nothing varies."""
     runs = [r for r in records if _setting(r) and r["protocol"] in (PROTOCOL, BASE2NEW) and not merge_name(r, methods)]
     found = []
-    for family, group in group_by(runs, key=lambda r: _family(r, methods)).items():
+    for family, group in group_by(runs, key=lambda r: plain_row(r, methods)).items():
         evaluations = _lend(with_accuracy(group, kind="eval", subset=SUBSETS), family)
         if len({_setting(r) for r in evaluations}) > 1:
             found += _family_sweeps(family, evaluations, group, records, methods)
@@ -54,14 +54,6 @@ def sweeps(records, methods=NONE):
             "with more than one"
         )
     return found
-
-
-def _family(record, methods):
-    """The Row of a record's method with its preset's changes taken off."""
-    trainer = methods.trainer(record)
-    preset, _ = split_changes(record["preset"])
-    row = Row(methods.label(trainer, preset), trainer, preset, backbone_of(record), record.get("shots"))
-    return row._replace(unfinished=record.get("unfinished") or "")
 
 
 def _setting(record):
