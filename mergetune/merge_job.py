@@ -14,7 +14,7 @@ from dassl.engine.launch import AlreadyFinished
 from dassl.engine.recipe import changed, data_digest
 from dassl.engine.results import CLASSES
 from dassl.utils import UserError, atomic_write, checkpoint_digest, save_checkpoint, write_json
-from dassl.utils.atomic import begun
+from dassl.utils.atomic import begun, drop_begun
 from dassl.utils.progress import progress
 from mergetune import lora
 from mergetune.merge_methods import METHODS, SPACES, START, ZERO_SHOT, ZEROS, Method
@@ -211,7 +211,8 @@ def already(out: Path, marker: str, field: str, asked: dict, older: Callable[[di
 
     AlreadyFinished for another than is asked for. older: what records of earlier versions say of that.
     """
-    facts = finished(out, marker, field)
+    if facts := finished(out, marker, field):
+        drop_begun(out, marker)
     try:
         before = facts["asked"] if isinstance(facts.get("asked"), dict) else older(facts)
     except (KeyError, TypeError, AttributeError):

@@ -38,7 +38,7 @@ def atomic_files(folder, marker, stale=()):
     """`atomic_folder` for files that replace those of the same names in `folder`; `marker`, which says that they belong
     together, goes first and comes last. stale: patterns of what else goes. After a kill in between `begun` is true."""
     new = _new(folder, marker)
-    _remove(new)
+    drop_begun(folder, marker)
     with atomic_folder(new) as temporary:
         yield temporary
     for pattern in (marker, *stale):
@@ -55,6 +55,13 @@ def atomic_files(folder, marker, stale=()):
 
 def _new(folder, marker):
     return os.path.join(os.path.realpath(folder), f".{marker}.new")
+
+
+def drop_begun(folder, marker):
+    """Remove what a killed process has left of `atomic_files`; for who has locked the folder."""
+    new = glob.escape(_new(folder, marker))
+    for path in (*glob.glob(new), *glob.glob(os.path.join(os.path.dirname(new), f".{os.path.basename(new)}.*.tmp"))):
+        _remove(path)
 
 
 def begun(folder, marker):
