@@ -65,6 +65,34 @@ def test_shell_help_needs_no_torch(names, capsys):
         assert capsys.readouterr().out.startswith(f"usage: {name} ")
 
 
+def refused_in_one_line(*words, **env):
+    """The one line that a command ends with."""
+    done = subprocess.run(words, env={"PATH": os.environ["PATH"], **env}, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def test_a_python_without_the_packages_says_how_to_install_them():
+    line = refused_in_one_line(sys.executable, "-S", ROOT / "train.py", "--help")
+    assert "no torch, " in line and "pip install -r requirements.txt" in line
+
+
+def test_scripts_run_through_links_and_name_an_environment_that_is_gone(tmp_path):
+    for name in ("train.sh", "scripts/coop/base2new_train.sh"):
+        link = tmp_path / name.rpartition("/")[2]
+        link.symlink_to(ROOT / name)
+        line = refused_in_one_line("bash", link, "toy_shapes", "1", VIRTUAL_ENV=str(tmp_path / "gone"))
+        assert f"VIRTUAL_ENV is {tmp_path}/gone, which has no bin/python" in line
+
+
+def test_an_old_python_makes_no_environment(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    for name in ("train.sh", "scripts/setup.sh", "scripts/python.sh"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    assert "no Python 3.10 or newer" in refused_in_one_line("bash", tmp_path / "train.sh", PYTHON="false")
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_errors_and_registries_need_no_torch():
     code = """
 import sys, pickle
