@@ -1,1 +1,8 @@
 """CLIP adapters (stage 1) and MERGETUNE's continued fine-tuning of each (stage 2), arXiv 2601.10497."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "Dassl.ProGrad.pytorch"))  # where the engine is not installed
+
+import dassl  # noqa: E402, F401  it says which Python and which packages are needed

@@ -67,13 +67,14 @@ def test_shell_help_needs_no_torch(names, capsys):
 
 def refused_in_one_line(*words, **env):
     """The one line that a command ends with."""
-    done = subprocess.run(words, env={"PATH": os.environ["PATH"], **env}, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=ROOT, env={"PATH": os.environ["PATH"], **env}, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
     return done.stderr
 
 
-def test_a_python_without_the_packages_says_how_to_install_them():
-    line = refused_in_one_line(sys.executable, "-S", ROOT / "train.py", "--help")
+@pytest.mark.parametrize("command", ["train.py --help", "scripts/run.py x", "-m mergetune.merge", "-m datasets links"])
+def test_a_python_without_the_packages_says_how_to_install_them(command):
+    line = refused_in_one_line(sys.executable, "-S", *command.split())
     assert "no torch, " in line and "pip install -r requirements.txt" in line
 
 
