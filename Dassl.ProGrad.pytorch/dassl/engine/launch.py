@@ -9,6 +9,7 @@ Under torchrun several processes make one run: the main one owns the folder and 
 import contextlib
 import functools
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -49,7 +50,7 @@ from .stopping import sigterm_ends
 
 log = get_logger()
 
-_FIRST = (".lock", CONFIG, "subset.json")  # and the log: what a run has before its first step
+_FIRST = (".lock", CONFIG, "subset.json", "tensorboard")  # and the log: what a run has before its first step
 # What it leaves and another must not take for its own, an evaluation the first three; the finished marker goes first
 _LEFT = (RESULTS, "path.json", "output.json", "resume.pt", "*/checkpoint", "*/model*.pth.tar*")
 
@@ -188,7 +189,7 @@ def _locked(folder):
             new, logs = set(place.glob("*")) - before, set(place.glob("log*"))
             if not logs & before and new and all(path.name in _FIRST for path in new - logs):
                 for path in new:
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
                 if not existed:
                     place.rmdir()
             raise
