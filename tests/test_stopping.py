@@ -196,3 +196,10 @@ def test_a_meter_goes_on_where_it_stopped():
     assert str(rest) == str(first)
     rest.update({"loss": 0.3, "acc": torch.tensor(30.0)})
     assert rest.state_dict() == whole.state_dict()
+
+
+def test_signals_to_the_runs_group_do_not_reach_its_loaders_workers(root, tmp_path):  # noqa: F811
+    trainer = build(root, tmp_path, pairs=["DATALOADER.NUM_WORKERS", "1"])
+    batches = iter(trainer.train_loader_x)
+    next(batches)  # the workers have begun
+    assert [os.getpgid(worker.pid) for worker in batches._workers] == [worker.pid for worker in batches._workers]
