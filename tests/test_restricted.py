@@ -21,58 +21,53 @@ from yacs.config import CfgNode
 from dassl.config import get_cfg_default
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import Inert, MissingFile, UserError, load_checkpoint, load_weights, restricted_load
-from tests.fixtures.interpreter import python
 
-# what older engines leave: the state of a warm-up scheduler with its live successor, bound to the optimizer
-OLD_RUN = """
-import sys
-import torch
 
-steps = 4
-weight = torch.nn.Parameter(torch.zeros(4))
-optimizer = torch.optim.SGD([weight], lr=0.002, momentum=0.9)
-successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
-rates, last = [], 0
-optimizer.param_groups[0]["lr"] = 1e-5
-for _ in range(steps):
-    rates.append(optimizer.param_groups[0]["lr"])
-    weight.grad = torch.ones(4)
-    optimizer.step()
-    if last == 0:
-        last = 1
-        optimizer.param_groups[0]["lr"] = 0.002
-    else:
-        successor.step()
-state = {
-    "successor": successor,
-    "warmup_epoch": 1,
-    "cons_lr": 1e-5,
-    "base_lrs": [0.002],
-    "last_epoch": last,
-    "verbose": False,
-    "_step_count": 2,
-    "_get_lr_called_within_step": False,
-    "_last_lr": [optimizer.param_groups[0]["lr"]],
-}
-checkpoint = {
-    "state_dict": {"module.ctx": weight.detach(), "token_prefix": torch.ones(2)},
-    "epoch": steps,
-    "optimizer": optimizer.state_dict(),
-    "scheduler": state,
-    "counter": __import__("collections").Counter([3, 3]),
-    "param": weight,
-}
-for container in ("zip", "legacy"):
-    path = f"{sys.argv[1]}/{container}"
-    torch.save(checkpoint, path, _use_new_zipfile_serialization=container == "zip")
-"""
+def write_old_run(folder):
+    """What older engines leave: the state of a warm-up scheduler with its live successor, bound to the optimizer."""
+    steps = 4
+    weight = torch.nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.SGD([weight], lr=0.002, momentum=0.9)
+    successor = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    last = 0
+    optimizer.param_groups[0]["lr"] = 1e-5
+    for _ in range(steps):
+        weight.grad = torch.ones(4)
+        optimizer.step()
+        if last == 0:
+            last = 1
+            optimizer.param_groups[0]["lr"] = 0.002
+        else:
+            successor.step()
+    state = {
+        "successor": successor,
+        "warmup_epoch": 1,
+        "cons_lr": 1e-5,
+        "base_lrs": [0.002],
+        "last_epoch": last,
+        "verbose": False,
+        "_step_count": 2,
+        "_get_lr_called_within_step": False,
+        "_last_lr": [optimizer.param_groups[0]["lr"]],
+    }
+    checkpoint = {
+        "state_dict": {"module.ctx": weight.detach(), "token_prefix": torch.ones(2)},
+        "epoch": steps,
+        "optimizer": optimizer.state_dict(),
+        "scheduler": state,
+        "counter": collections.Counter([3, 3]),
+        "param": weight,
+    }
+    for container in ("zip", "legacy"):
+        path = folder / container
+        torch.save(checkpoint, path, _use_new_zipfile_serialization=container == "zip")
 
 
 @pytest.fixture(scope="module")
 def old_runs(tmp_path_factory):
-    """Folder with the same old checkpoint in both containers, written by another process."""
+    """Folder with the same old checkpoint in both containers."""
     folder = tmp_path_factory.mktemp("old")
-    assert python(OLD_RUN, folder).returncode == 0
+    write_old_run(folder)
     return folder
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from dassl.clip.tiny.model import LOGIT_SCALE_MAX, MEAN, STD, TinyCLIP
 from dassl.clip.tiny.tokenizer import PAD, tokenizer
-from dassl.utils import atomic_save, atomic_write, get_logger
+from dassl.utils import atomic_save, atomic_write, get_logger, load_checkpoint
 
 WEIGHTS, LOG = "tiny_clip.safetensors", "train_log.json"
 SAVE, SHOW, USABLE = 200, 20, 600  # steps between checkpoints, between lines of the log, before an export
@@ -170,7 +170,7 @@ def train(plan, work, *, folder=None, stop=None):
     model, optimizer = build(plan)
     log, first = {"plan": asdict(plan), "torch": str(torch.__version__), "wall_s": 0.0, "steps": []}, 0
     if saved.exists():
-        state = torch.load(saved, weights_only=True)
+        state = load_checkpoint(saved)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         log, first = state["log"] | {"plan": asdict(plan)}, state["step"]
