@@ -103,7 +103,7 @@ def train_stream(run: Run, gpus: int = 1) -> None:
         try:
             return left is None or left == session_digest(run.stream, index)
         except UserError:  # gone or damaged; HISTORY False keeps the last one only
-            return "TRAINER.CONDU.HISTORY" in run.pairs and index < len(run.tasks) - 1
+            return any("CONDU.HISTORY" in word for word in run.pairs) and index < len(run.tasks) - 1
 
     def differs(index: int, memo: dict) -> list[str]:
         lost = [] if holds(index) else [f"{run.stream} no longer holds what it left"]
