@@ -4,6 +4,9 @@ import errno
 import os
 import resource
 import signal
+import socket
+import struct
+from multiprocessing.connection import Listener
 
 import numpy as np
 import pytest
@@ -81,3 +84,15 @@ def test_a_command_without_memory_ends_with_the_line(capsys):
     assert raised.value.code == 3 and capsys.readouterr().err.startswith("error: Memory is gone")
     with pytest.raises(RuntimeError, match="shape"), errors_in_one_line():
         raise RuntimeError("shape")
+
+
+def test_a_worker_that_is_lost_while_it_hands_over_a_batch_is_said():
+    listener = Listener(("127.0.0.1", 0))
+    worker = socket.create_connection(listener.address)
+    with listener, listener.accept() as ours:
+        worker.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, as of one killed
+        worker.close()
+        with pytest.raises(ConnectionResetError) as lost:
+            ours.recv()
+    assert limit_reached(lost.value).startswith("A worker that loads pictures is gone")
+    assert limit_reached(ConnectionResetError(104, "Connection reset by peer")) == ""  # of anything else

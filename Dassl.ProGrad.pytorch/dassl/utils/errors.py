@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import sys
+import traceback
 
 LONGEST = 1500  # characters of a message: what it quotes of a file may be of any length
 
@@ -53,6 +54,8 @@ class UnknownName(UserError, KeyError):
 _LIMITS = {  # what a refusal of the system's looks like -> which, and what helps
     r"killed by signal: Bus|shared memory\(shm\)|</torch_\d":
         "There is no space left in /dev/shm, where loader workers put batches: DATALOADER.NUM_WORKERS 0 needs none",
+    r"DataLoader worker exited unexpectedly":
+        "A worker that loads pictures is gone: is there enough memory for DATALOADER.NUM_WORKERS?",
     r"DataLoader worker \(pid\D* ([\d, ]+)\) (is killed by signal: \w+|exited unexpectedly)":
         r"A worker that loads pictures is gone (pid \1 \2): is there enough memory for DATALOADER.NUM_WORKERS?",
     r"Too many open files": "Too many files are open: raise the limit (ulimit -n), or DATALOADER.NUM_WORKERS 0",
@@ -68,6 +71,8 @@ def limit_reached(error: BaseException) -> str:
     text = str(error) if str(error) else type(error).__name__
     if isinstance(error, OSError) and error.errno == errno.ENOSPC and not error.filename:
         text = "shared memory(shm)"  # of a semaphore: files have names
+    if isinstance(error, ConnectionError) and "multiprocessing" in "".join(traceback.format_tb(error.__traceback__)):
+        text = "DataLoader worker exited unexpectedly"  # while it handed over a batch
     found = next(((match, line) for pattern, line in _LIMITS.items() if (match := re.search(pattern, text))), None)
     return found[0].expand(found[1]) if found else ""
 
