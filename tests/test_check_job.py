@@ -58,7 +58,7 @@ def test_both_stages_are_tried_out_and_counted_for_every_cell(check):
 def test_a_finished_run_is_not_counted(check, tmp_path):
     folder = tmp_path / "output" / "output_zsclip/evaluate/test_new/toy_digits/shots_2/ZeroshotCLIP/vit_b16/seed1"
     folder.mkdir(parents=True)
-    (folder / "results.json").write_text("{}")
+    (folder / "results.json").write_text('{"metrics": {}}')
     _, lines, _ = check("toy_digits", "1")
     assert "zsclip/base2new_test vit_b16" not in rows(lines)
     assert any(text.startswith("1 are finished") for text in lines)
