@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from dassl.report.base2new import base2new
 from dassl.report.results import group_by, load_results, newest_each, select
+from dassl.utils import checkpoint_digest
 from mergetune.report import main
 from tests.fixtures.runs import only, write_run
 
@@ -152,3 +154,20 @@ def test_selecting_and_grouping():
     assert [r["b"] for r in select(records, b=(0, 3), a=(0, 1))] == [0, 3]
     assert {k: len(v) for k, v in group_by(records, lambda r: r["a"]).items()} == {0: 2, 1: 2}
     assert [r["b"] for r in newest_each(records, lambda r: r["a"])] == [2, 3]
+
+
+def test_the_record_of_another_training_than_the_checkpoints_beside_it_is_left_out(tmp_path, capsys):
+    digests = {}
+    for seed in (1, 2):
+        file = tmp_path / f"seed{seed}" / "prompt_learner" / "model.pth.tar-5"
+        file.parent.mkdir(parents=True)
+        torch.save({"state_dict": {"ctx": torch.full((4,), seed)}, "epoch": 5}, file)
+        digests[seed] = {"files": {"prompt_learner/model.pth.tar-5": checkpoint_digest(file)}}
+        write_run(tmp_path / f"seed{seed}", kind="train", seed=seed, weights=digests[seed])
+    assert [record["seed"] for record in load_results(tmp_path)] == [1, 2]
+    other = (tmp_path / "seed2" / "results.json").read_text()
+    (tmp_path / "seed1" / "results.json").write_text(other)
+    assert [record["file"].parent.name for record in load_results(tmp_path)] == ["seed2"]
+    assert "of another run than prompt_learner/model.pth.tar-5 beside it" in capsys.readouterr().out
+    (tmp_path / "seed1" / "prompt_learner" / "model.pth.tar-5").unlink()  # nothing left to compare with
+    assert len(load_results(tmp_path)) == 2

@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from dassl.utils import MissingFile, UserError, brief, get_logger, one_line, read_text
+from dassl.utils import MissingFile, UserError, brief, checkpoint_digest, get_logger, one_line, read_text
 
 
 class NoRuns(UserError):
@@ -96,6 +96,7 @@ def read_result(file):
         if record.get(field) and record[field] not in choices:
             raise ValueError(f"field {field!r}: expected one of {', '.join(choices)}, found {brief(record[field])}")
     _check_metrics(record)
+    _check_weights(record, file.parent)
     return {
         **record,
         "preset": record.get("preset") or "",
@@ -118,6 +119,14 @@ def _check_metrics(record):
     rate = record["metrics"].get("error_rate")
     if None not in (accuracy, rate) and abs(accuracy + rate - 100) > 0.01:
         raise ValueError(f"accuracy {accuracy:g} and error_rate {rate:g} do not come to 100")
+
+
+def _check_weights(record, folder):
+    """The checkpoints beside a training's record are those that it has written, if any are left. ValueError if not."""
+    files = (record.get("weights") or {}).get("files")
+    for name, digest in files.items() if isinstance(files, dict) else ():
+        if (path := Path(folder, name)).is_file() and checkpoint_digest(path) != digest:
+            raise ValueError(f"it is of another run than {name} beside it")
 
 
 def _clean(value):

@@ -11,9 +11,9 @@ __getattr__, __dir__, __all__ = late_imports(
     lock="RunLock locked",
     logger="Logger get_logger logging_to setup_logger",
     meters="AverageMeter MetricMeter",
-    plain_pickle="PlainArray load_plain_pickle",
+    plain_pickle="PlainArray checkpoint_digest load_plain_pickle",
     registry="Registry check_availability closest get_most_similar_str_to_a_from_b",
-    restricted="Inert check_kind check_records checkpoint_digest is_script_archive restricted_load script_tensors",
+    restricted="Inert check_kind check_records is_script_archive restricted_load script_tensors",
     tensorfile="load_tensors read_facts save_tensors tensor_checksum tensor_digest",
     tools="brief check_file check_isfile collect_env_info digest download_url import_matplotlib is_deep_image "
     "listdir_nohidden mkdir_if_missing read_image read_json read_text set_random_seed sha256_file tolist_if_not",

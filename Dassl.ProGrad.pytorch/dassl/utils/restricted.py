@@ -6,7 +6,6 @@ safe reader knows neither stand-ins for dictionaries and queues nor pickles of l
 """
 
 import collections
-import hashlib
 import io
 import mmap
 import os
@@ -18,8 +17,8 @@ import torch
 
 from .errors import UserError
 from .logger import get_logger
-from .plain_pickle import PlainDtype, Unpickler, encode, one_error
-from .tools import STAND_INS, brief, check_file, sha256_file, stand_in
+from .plain_pickle import PlainDtype, Unpickler, encode, has_sums, one_error
+from .tools import STAND_INS, brief, check_file, stand_in
 
 # torch stores its records uncompressed; an archive that grows by more than this on reading is an attack
 _MAX_GROWTH = 20
@@ -225,11 +224,6 @@ class _Archive(zipfile.ZipFile):
         return octets
 
 
-def has_sums(archive):
-    """Whether a zip archive has CRC-32s; torch can be told to write none (`set_crc32_options`)."""
-    return any(entry.CRC for entry in archive.infolist())
-
-
 def check_records(path):
     """Raise UserError for a zip archive of which a record is not what its CRC-32 says; 4 GB/s. For what another
     reader than ours opens."""
@@ -237,25 +231,6 @@ def check_records(path):
         with one_error(path, "checkpoint"), _Archive(path) as archive:
             if broken := archive.testzip():
                 raise UserError(f'"{path}" is damaged: its record {brief(broken)} is not what its CRC-32 says')
-
-
-def checkpoint_digest(path):
-    """What a file of weights holds, as 32 hexadecimal digits: of an archive over its records' names, sizes and
-    CRC-32s, which takes milliseconds; of any other format, from the SHA-256 of the file.
-
-    Raises:
-        MissingFile: no such file.
-        UserError: no plain file, or a damaged archive.
-    """
-    path = os.fspath(path)
-    check_file(path)
-    if zipfile.is_zipfile(path):
-        with one_error(path, "checkpoint"), zipfile.ZipFile(path) as archive:
-            # without the archive's own name, which is that of the file it was first written to
-            records = sorted((e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist())
-            if has_sums(archive):
-                return hashlib.sha256(repr(records).encode()).hexdigest()[:32]
-    return sha256_file(path)[:32]
 
 
 def _load_old(path):
