@@ -95,3 +95,11 @@ def clone():
         return done
 
     return run
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """A file name that is no UTF-8, in what a test prints, cannot be sent from one test process to another."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
