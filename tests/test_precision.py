@@ -45,8 +45,7 @@ def test_fp16_does_not_train_on_a_cpu_but_evaluates(root, tmp_path):
     cfg = style_config(root, tmp_path / "run", "ShortLosses", TRAINER__SHORT__PREC="fp16")
     with pytest.raises(UserError, match="fp16 trains on CUDA only"):
         run(cfg)
-    left = {path.name for path in (tmp_path / "run").iterdir()}
-    assert left == {".lock", "log.txt", "config.yaml"}
+    assert not (tmp_path / "run").exists()
     assert 0 <= build_trainer(cfg).test() <= 100
 
 

@@ -41,6 +41,7 @@ def stop_workers(trainer):
     Left to the garbage collector, which closes their queues first, each would be waited for 5 seconds.
     """
     for loader in running_loaders(trainer).values():
+        loader._iterator._shutdown_workers()
         loader._iterator = None
 
 
