@@ -85,6 +85,12 @@ class Unpickler(pickle._Unpickler):
             self.dispatch[code[0]] = lambda _, load=load: self._tuple(load)
         self.dispatch[pickle.BUILD[0]] = lambda _: self._build()
 
+    def load(self):
+        try:
+            return super().load()
+        finally:  # it refers to itself, and to all that it has read
+            vars(self).clear()
+
     def find_class(self, module, name):
         if (module, name) not in self.names:
             raise UserError(f'"{self.path}" is refused: it asks for "{module}.{name}", which no {self.what} needs')

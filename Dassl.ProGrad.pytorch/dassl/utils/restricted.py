@@ -10,7 +10,9 @@ import io
 import mmap
 import os
 import re
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import torch
@@ -215,8 +217,16 @@ class _Archive(zipfile.ZipFile):
         return octets.view(dtype)
 
     def _octets(self, entry):
+        """A record's bytes; torch's are not compressed, and come from the file into their place."""
         octets, place = torch.empty(entry.file_size, dtype=torch.uint8), 0
         view = memoryview(octets.numpy())
+        if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size:
+            self.fp.seek(entry.header_offset + 26)  # a local header ends with a name and more, of these lengths
+            name, more = struct.unpack("<HH", self.fp.read(4))
+            self.fp.seek(name + more, os.SEEK_CUR)
+            if self.fp.readinto(view) != len(view) or entry.CRC not in (None, zlib.crc32(view)):
+                raise zipfile.BadZipFile(f"Bad CRC-32 for file {entry.filename!r}")
+            return octets
         with self.open(entry) as file:
             while piece := file.read(1 << 20):
                 view[place : place + len(piece)] = piece
