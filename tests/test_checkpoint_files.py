@@ -1,5 +1,8 @@
 """Files of weights: read as torch reads them, damage is noticed by the checksums of their records, digests."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -95,3 +98,20 @@ def test_what_torch_reads_is_read_to_the_bit(tmp_path, zipped, protocol):
         assert torch.equal(*octets), name
         assert (type(value), value.requires_grad) == (type(expected), expected.requires_grad), name
     assert ours["view"].untyped_storage().data_ptr() == ours["same"].untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_was_read_is_let_go_with_its_last_name(tmp_path, zipped):
+    """Without the garbage collector, which may come after the next checkpoint is read as well."""
+    file = tmp_path / "model.pth.tar-1"
+    torch.save({"state_dict": {"ctx": torch.ones(1000)}}, file, _use_new_zipfile_serialization=zipped)
+    gc.collect()
+    gc.disable()
+    try:
+        state = load_checkpoint(file)
+        tensor = weakref.ref(state["state_dict"]["ctx"])
+        assert tensor() is not None
+        del state
+        assert tensor() is None
+    finally:
+        gc.enable()
