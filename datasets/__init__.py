@@ -7,6 +7,11 @@ class in Dassl's own style works as well. Pictures of your own need no class: cu
 python -m datasets checks what lies below the data root (tools/).
 """
 
+PUBLIC = (  # those of CoOp's protocols, by the names of configs/datasets
+    *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft"),
+    *("sun397", "dtd", "eurosat", "ucf101"),
+)
+
 
 def register_all() -> None:
     """Import every module of this folder, so that its data sets are registered."""

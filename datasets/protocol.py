@@ -9,15 +9,18 @@ import hashlib
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 from dassl.data import few_shot, subsample_classes
 from dassl.data.datasets import DatasetBase, Datum, check_items
-from dassl.utils import MissingFile, UserError, closest, get_logger
+from dassl.utils import MissingFile, UserError, check_availability, closest, get_logger
 
+from . import PUBLIC
 from .readers import Lists, split_json
 from .subset import FORMAT, picked, read_subset
 from .tools.known import not_published
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "datasets"
 SAMPLER = "coop-1"  # names the way of drawing in saved subsets
 MAX_VAL_SHOTS = 4
 
@@ -75,6 +78,17 @@ class FewShotDataset(DatasetBase):
             train, test = subsample_classes(train, test, subset=subset)
             val = test if val else None
         super().__init__(train_x=train, val=val, test=test)
+
+    @classmethod
+    def peers(cls) -> tuple[str, ...]:
+        """The sets that tables of its protocol are made of, by the names of configs/datasets."""
+        return PUBLIC
+
+    @classmethod
+    def others(cls, name: str) -> list[Path]:
+        names, known = cls.peers() if name == "auto" else [name], sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+        check_availability(name, ["auto", *known], "TEST.OTHERS")
+        return [CONFIGS / f"{name}.yaml" for name in names]
 
     @property
     def template(self) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from datasets import PUBLIC
 from scripts.commands import COMMANDS
 from scripts.commands.base2new import METHODS, TESTS
 from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
@@ -14,10 +15,6 @@ from scripts.run import builds_on
 from scripts.steps import Step
 
 SHOTS = ("1", "2", "4", "8", "16")
-PUBLIC = (
-    *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft"),
-    *("sun397", "dtd", "eurosat", "ucf101"),
-)
 
 
 @dataclass(frozen=True)
@@ -188,9 +185,9 @@ def is_toy(cell: Arguments) -> bool:
 
 def toy_sets() -> list[str]:
     """The built-in benchmark's data sets."""
-    from datasets.toy.world import WORLD
+    from datasets.toy.world import base_to_new
 
-    return [toy.folder for toy in WORLD.values() if toy.base_to_new]
+    return base_to_new()
 
 
 def sources(protocol: str) -> list[str]:

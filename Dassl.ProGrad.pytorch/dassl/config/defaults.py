@@ -140,6 +140,7 @@ KEYS: dict[str, Key] = {
     "TEST.EVALUATOR": Key("Classification", "registered name", choices="dassl.evaluation.build:EVALUATOR_REGISTRY"),
     "TEST.PER_CLASS_RESULT": Key(False, "accuracy of each class", role="incidental"),
     "TEST.COMPUTE_CMAT": Key(False, "confusion matrix, as cmat.pt", role="incidental"),
+    "TEST.OTHERS": Key([], "data sets scored beside new classes; auto: all", item=str, also=str, role="incidental"),
     "TEST.NO_TEST": Key(False, "no test after training"),
     "TEST.SPLIT": Key("test", "of the final test", choices=("val", "test")),
     "TEST.FINAL_MODEL": Key("last_step", "that is tested", choices=("last_step", "best_val")),

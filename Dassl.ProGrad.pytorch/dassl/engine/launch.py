@@ -43,6 +43,7 @@ from dassl.utils.memory import reset_peak
 from .build import build_trainer, checked_class
 from .checkpoint import CONFIG, MERGE, RESULTS, RESUME, finished
 from .lint import counts, opening
+from .others import asked, other_sets, score_others
 from .recipe import GO_ON, begun_from, differences, input_digests, unfinished
 from .results import UNKNOWN, check_classes, write_results
 from .state import stop_workers
@@ -109,7 +110,9 @@ def run(
             for path in stale:  # not before: what is refused until here leaves the folder as it was
                 path.unlink(missing_ok=True)
             barrier()
+            sets = other_sets(cfg) if eval_only else {}  # what is not there ends the run before it begins
             accuracy = trainer.test() if eval_only else _train(trainer)
+            others = score_others(trainer, sets, model_dir, load_epoch) if eval_only and asked(cfg) else None
         if is_main() and not os.path.isfile(os.path.join(folder, CONFIG)):
             raise UserError(f'"{folder}" was removed or emptied while the run was in it: run it again')
         results = write_results(
@@ -121,6 +124,7 @@ def run(
             kind=kind,
             load_epoch=load_epoch,
             accuracy=accuracy,
+            others=others,
         )
         if not eval_only:
             trainer._progress.drop()  # not before: a run that is killed here would lose its history

@@ -35,12 +35,13 @@ _PACKAGES = ("dassl", "torch", "torchvision", "numpy", "pillow")
 _PROTOCOLS = {"base2novel": "base2new"}  # cfg.TRAINER.MODAL -> name of the protocol; others as they are
 
 
-def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_epoch=None, accuracy=None):
+def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_epoch=None, accuracy=None, others=None):
     """Log the peak memory and write `folder`/results.json -> its content. Every process of the run calls it.
 
     kind: "train" or "eval". wall_s: seconds, earlier sessions of a resumed run included. accuracy: what `test`
-    returned, for a trainer whose own test passes the evaluator by. The `facts()` of the dataset, if any, and of the
-    trainer override the engine's fields; what the trained model's own folder says (`trained_facts`) overrides both.
+    returned, for a trainer whose own test passes the evaluator by. others: the entry of that name. The
+    `facts()` of the dataset, if any, and of the trainer override the engine's fields; what the trained model's own
+    folder says (`trained_facts`) overrides both.
     """
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
     evaluator = trainer.evaluator
@@ -84,6 +85,8 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
     results |= {name: value for name, value in trainer.trained.items() if value or name in results}
     if kind == "train":
         results["history"] = trainer._history.epochs
+    if others is not None:
+        results["others"] = others
     if world_size() > 1:
         results["processes"] = world_size()
     if is_main():

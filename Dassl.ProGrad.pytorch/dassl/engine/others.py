@@ -1,0 +1,134 @@
+"""What is at stake: a model that was trained on one data set, scored on all classes of others.
+
+TEST.OTHERS names them, and results.json of an evaluation on new classes keeps what came of it, in the entry `others`.
+Each is an evaluation as any other: the model's own trainer is built for the other classes, loads the weights and tests.
+A model without a prompt of its own has `WORDS` there, whatever the data set's template.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from yacs.config import CfgNode as CN
+
+from dassl.config import KEYS, leaves, merge_tree, read_yaml
+from dassl.data import DataManager
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.utils import MissingFile, get_logger
+from dassl.utils.distributed import in_turn
+
+from .build import trainer_class
+from .state import rng_state, set_rng_state, stop_workers
+
+AUTO, WORDS = "auto", "a photo of a {}."
+log = get_logger()
+_DATA: dict[str, DataManager] = {}  # of this process: a main job scores the same sets some hundred times
+
+
+def asked(cfg: CN) -> list[str]:
+    """What an evaluation of this config takes of TEST.OTHERS."""
+    names = cfg.TEST.OTHERS if cfg.DATASET.SUBSAMPLE_CLASSES == "new" else []
+    return [names] if isinstance(names, str) else list(names)
+
+
+def lacks(results: dict, names: list[str]) -> bool:
+    """Has an evaluation not been asked for all of these names yet? `auto` is what was there the first time."""
+    return not set(names) <= set(results.get("others", {}).get("asked", ()))
+
+
+def other_sets(cfg: CN) -> dict[str, CN]:
+    """{DATASET.NAME: config on all classes} of the sets that TEST.OTHERS names, beside the config's own.
+
+    MissingFile for one that is not below DATASET.ROOT; `auto` passes it over, in a line. UserError for an unknown name.
+    """
+    sets, own = {}, cfg.DATASET.NAME
+    files = [(word, file) for word in asked(cfg) for file in DATASET_REGISTRY.get(own).others(word)]
+    with in_turn():  # a data set may be drawn
+        for word, file in files:
+            other = _config(cfg, file)
+            try:
+                if own != other.DATASET.NAME:
+                    other_data(other)
+                    sets[other.DATASET.NAME] = other
+            except MissingFile as error:
+                if word != AUTO:
+                    raise MissingFile(f"TEST.OTHERS {word}: {error}") from None
+                log.info(f"others: without {file.stem}: {error}")
+    return sets
+
+
+def _config(cfg: CN, file: Path) -> CN:
+    """A config with the data set of a yaml file, all classes; one image of each stands for the training images."""
+    root, other = cfg.DATASET.ROOT, cfg.clone()
+    other.defrost()
+    plain = {key: value.default for key, value in KEYS.items() if key.startswith("DATASET.")}
+    whole = {"DATASET.ROOT": root, "DATASET.NUM_SHOTS": 1, "DATASET.FEWER_SHOTS": "take"}
+    quiet = {"TEST.PER_CLASS_RESULT": False, "TEST.COMPUTE_CMAT": False, "VERBOSE": False}
+    for values in (plain, {"DATASET": read_yaml(file)["DATASET"]}, whole | quiet):
+        merge_tree(other, values, str(file))
+    other.freeze()
+    return other
+
+
+@contextlib.contextmanager
+def _aside() -> Iterator[None]:
+    """What happens in here is not logged, warnings apart, and draws from no stream of the run."""
+    level, state = log.level, rng_state()
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        set_rng_state(state)
+
+
+def other_data(cfg: CN) -> DataManager:
+    """The data of a config of `other_sets`, once in a process; its templates are WORDS."""
+    key = repr([dict(leaves(node)) for node in (cfg.DATASET, cfg.INPUT, cfg.DATALOADER)] + [cfg.USE_CUDA])
+    if key not in _DATA:
+        with _aside():
+            data = DataManager(cfg)
+        data.dataset.templates = dict.fromkeys(getattr(data.dataset, "templates", ()), WORDS)
+        with contextlib.suppress(AttributeError):  # where it follows from the templates
+            data.dataset.template = WORDS
+        _DATA[key] = data
+    return _DATA[key]
+
+
+def build_other(cfg: CN):
+    """The trainer of a config of `other_sets`, untrained, with its data -> SimpleTrainer."""
+    cls, data = trainer_class(cfg.TRAINER.NAME), other_data(cfg)
+    members = {"build_data_manager": lambda self: data, "__module__": cls.__module__}
+    return type(cls.__name__, (cls,), members)(cfg)
+
+
+def score_others(trainer, sets: dict[str, CN], folder: str = "", epoch: int | None = None) -> dict:
+    """The entry `others`: correct, total, words and split of each set, by the model in `folder` (none: untrained)."""
+    entry = {"asked": asked(trainer.cfg)}
+    if reason := getattr(trainer, "bound_to_classes", ""):
+        return entry | {"bound": reason, "sets": {}}
+    rows = {name: _score(cfg, folder, epoch) for name, cfg in sets.items()}
+    if rows:
+        accuracy = {name: 100 * row["correct"] / row["total"] for name, row in rows.items()}
+        each = ", ".join(f"{name} {value:.1f}" for name, value in accuracy.items())
+        log.info(f"others: {sum(accuracy.values()) / len(accuracy):.2f} % on average ({each})")
+    return entry | {"sets": rows}
+
+
+def _score(cfg: CN, folder: str, epoch: int | None) -> dict:
+    with _aside():
+        other = build_other(cfg)
+        try:
+            other.load_model(folder, epoch=epoch)
+            other.test()
+        finally:
+            other.close_writer()
+            stop_workers(other)
+    dataset, evaluator = other.dm.dataset, other.evaluator
+    return {
+        "correct": evaluator.correct,
+        "total": evaluator.total,
+        "template": other.facts().get("templates", getattr(dataset, "template", None)),
+        "split_digest": getattr(dataset, "split_digest", None),
+    }
