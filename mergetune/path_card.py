@@ -35,7 +35,7 @@ log = get_logger()
 
 LEG_POINTS = 21  # on each straight line, ends included
 CHUNK = {"features": 1024, "weights": 8192}  # features (B, D) from the bank, scored together
-HALVES, WHOLE = SUBSETS[:2], SUBSETS[2:]
+HALVES, WHOLE = SUBSETS[:2], SUBSETS[2:3]
 
 
 def walk(trainer, space: str, solutions: dict, batches: Batches) -> dict:

@@ -113,6 +113,7 @@ that lacks a data set gets no average.
 
 Figures, with --figures all for which there are runs, with --figure NAME... those alone and no tables:
   path       for each stage-2 method, loss and accuracy on the path zero-shot -> ours -> fine-tuned
+  change     accuracy on that path less zero-shot CLIP's, on other data sets too, for half a page
   plane      contours of the loss on the plane through the three
   fewshot    accuracy by shots
   sweep      base, new and H over one setting

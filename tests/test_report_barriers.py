@@ -54,6 +54,19 @@ def test_a_method_that_lacks_cards_is_averaged_over_the_others_and_says_so(tmp_p
     assert {str(tmp_path / name / "results.json") for name in ("toy_a", "toy_b")} == set(table.rows[0][2].files)
 
 
+def test_a_row_of_others_is_over_the_cards_that_have_it(tmp_path):
+    curves = {"loss": [1.0] * 21, "accuracy": [50.0] * 10 + [44.0] + [50.0] * 10, "sets": ["toy_b"]}
+    write_path(tmp_path / "a", straight_path(50, 70, 60) | {"others": curves})
+    write_path(tmp_path / "b", straight_path(50, 70, 60), dataset="toy_b")
+    (table,) = barriers_sheet([tmp_path], METHODS).tables
+    assert [row[1] for row in table.rows] == ["base", "new", "others"]
+    assert table.notes == ["CoOp_LMC (paper), others: average over 1 of them, no card on: toy_b."]
+    curves["accuracy"][5] = 44.0  # 3 below the line from 50 to 44, where the other card is 3 above it
+    write_path(tmp_path / "b", straight_path(50, 70, 60) | {"others": curves}, dataset="toy_b")
+    (table,) = barriers_sheet([tmp_path], METHODS).tables
+    assert not table.notes and str(table.rows[2][5]) == "1.50"
+
+
 def test_no_card_no_table(tmp_path):
     with pytest.raises(UserError, match=r"No barriers table: no path\.json"):
         barriers_sheet([tmp_path], METHODS)

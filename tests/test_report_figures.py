@@ -9,8 +9,17 @@ import pytest
 from PIL import Image
 
 from dassl.report import drawing
+from dassl.report.drawing import new_figure
 from dassl.report.fewshot import fewshot
-from dassl.report.figures import all_figures, fewshot_figure, load_planes, path_figures, plane_figures, sweep_figures
+from dassl.report.figures import (
+    all_figures,
+    change_figures,
+    fewshot_figure,
+    load_planes,
+    path_figures,
+    plane_figures,
+    sweep_figures,
+)
 from dassl.report.paths import barriers_sheet, families, load_paths
 from dassl.report.results import load_results
 from dassl.report.sweeps import sweeps
@@ -68,6 +77,8 @@ def test_one_run_makes_a_figure_too(tmp_path):
         ({"direct": {"t": [0, 1], "all": {"loss": [1, 1], "accuracy": [1, 1]}}}, "'base': expected the curves"),
         ({"direct": {"t": [1, 1]}}, "direct t: expected rising"),
         ({"solutions": 3}, "left out"),
+        ({"others": 3}, "left out"),
+        ({"others": {"sets": ["toy_b"], "loss": [1.0] * 21, "accuracy": [1.0] * 20}}, "others accuracy: expected one"),
         ({"format": 3}, "format 1"),
     ],
 )
@@ -127,6 +138,53 @@ def test_the_direct_line_is_drawn_and_averaged_where_all_runs_have_it(tmp_path):
     write_path(tmp_path / "a" / "3", straight_path(50, 70, 60), seed=3)
     _, table = path_figures([tmp_path / "a"], tmp_path)
     assert {r["path"] for r in read_csv(table)} == {"through ours"}
+
+
+def others(*values, sets=("toy_b", "toy_c")):
+    """A card's entry of others, of straight pieces between accuracies as `straight_path` has them."""
+    return {"others": straight_path(*values)["new"] | {"asked": ["auto"], "sets": list(sets)}}
+
+
+def test_what_other_data_sets_lose_is_drawn_where_all_cards_say_it(tmp_path, monkeypatch):
+    for seed, end in ((1, 20), (2, 30)):
+        write_path(tmp_path / str(seed), straight_path(50, 70, 60) | others(40, 35, end), seed=seed)
+    picture, table = change_figures([tmp_path], tmp_path, METHODS)
+    assert picture.name == "change_CoOp_LMC_paper.png" and picture.stat().st_size > 10_000
+    rows = {
+        (r["subset"], r["t"]): r for r in read_csv(table) if (r["dataset"], r["quantity"]) == ("average", "accuracy")
+    }
+    assert (rows["others", "2"]["mean"], rows["others", "2"]["std"]) == ("-15.000000", "5.000000")
+    assert [rows[subset, "1"]["mean"] for subset in ("base", "others")] == ["20.000000", "-5.000000"]
+    _, table = path_figures([tmp_path], tmp_path)
+    assert {r["subset"] for r in read_csv(table)} == {"base", "new", "others"}
+    captions = []
+    monkeypatch.setattr(drawing, "new_figure", lambda *words: captions.append(words[3]) or new_figure(*words))
+    write_path(tmp_path / "old", straight_path(50, 70, 60), seed=3)
+    _, table = path_figures([tmp_path], tmp_path)
+    assert {r["subset"] for r in read_csv(table)} == {"base", "new"} and {r["n"] for r in read_csv(table)} == {"3"}
+    assert "no curve of others: not all cards have it" in captions[0] and not change_figures([tmp_path], tmp_path)
+
+
+def test_a_card_of_a_head_bound_to_its_classes_says_so_and_is_drawn_without_others(tmp_path):
+    bound = {"others": {"asked": ["auto"], "bound": "its head is bound to its classes", "sets": []}}
+    write_path(tmp_path, straight_path(50, 70, 60) | bound)
+    assert {r["subset"] for r in read_csv(path_figures([tmp_path], tmp_path)[1])} == {"base", "new"}
+
+
+@pytest.mark.parametrize("values", [(50, 52, 52), (50, 50.5, 50.4), (50, 30, 50.1)])
+def test_no_words_of_the_small_figure_cover_each_other(tmp_path, monkeypatch, values):
+    drawn = []
+    monkeypatch.setattr(drawing, "save", lambda figure, *_: drawn.append(figure) or [])
+    write_path(tmp_path, straight_path(50, 52, 52.1) | others(*values))
+    change_figures([tmp_path], tmp_path, METHODS)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    words = [*axes.texts, *axes.get_xticklabels(), *figure.findobj(lambda part: part is figure._supxlabel)]
+    boxes = [part.get_window_extent() for part in words]
+    assert len(axes.texts) == 6  # at ours and at the end, for each subset
+    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+    assert all(figure.bbox.contains(*corner) for box in boxes for corner in (box.min, box.max))
 
 
 def test_both_spaces_of_a_card_have_a_figure(tmp_path):

@@ -19,6 +19,7 @@ SUBSET_STYLES = {
     "base": {"color": COLOURS[0], "linestyle": "-", "marker": "o"},
     "new": {"color": COLOURS[1], "linestyle": "--", "marker": "s"},
     "all": {"color": COLOURS[2], "linestyle": "-.", "marker": "^"},
+    "others": {"color": COLOURS[6], "linestyle": (0, (5, 1, 1, 1)), "marker": "D"},
 }
 AXIS_LABELS = {"loss": "cross-entropy (nats)", "accuracy": "accuracy (%)"}
 

@@ -12,26 +12,14 @@ from dassl.report.epochs import epoch_curves, epoch_figures
 from dassl.report.fewshot import fewshot
 from dassl.report.methods import NONE, row_names, row_of
 from dassl.report.mtil_figures import heatmaps, order_figures, scatter_figures
-from dassl.report.paths import (
-    PATH_FILE,
-    QUANTITIES,
-    SOLUTIONS,
-    SPACES,
-    SUBSETS,
-    families,
-    load_paths,
-    numbers,
-    read_card,
-)
+from dassl.report.path_figures import change_figures, path_figures
+from dassl.report.paths import PATH_FILE, QUANTITIES, SOLUTIONS, SPACES, SUBSETS, numbers, read_card
 from dassl.report.results import NoRuns, read_all
-from dassl.report.stats import summarise, summarise_average
 from dassl.report.sweeps import sweeps
 from dassl.report.tables import csv_numbers, to_csv
 from dassl.report.tsne import SCATTER_FILE
 from dassl.utils import check_availability
 from dassl.utils.progress import progress
-
-ARROW = " \N{RIGHTWARDS ARROW} "
 
 
 def all_figures(folders, records, out, methods=NONE, names=None):
@@ -58,24 +46,8 @@ def all_figures(folders, records, out, methods=NONE, names=None):
 
 def card_figures(folders, out, methods):
     """What the path.json below `folders` hold: paths and planes -> Paths."""
-    return path_figures(folders, out, methods) + plane_figures(load_planes(*folders), out, methods)
-
-
-def path_figures(folders, out, methods=NONE):
-    """Loss and accuracy on the path zero-shot -> ours -> fine-tuned, each subset, from the path.json below `folders`,
-    into `out` -> [PNG, CSV, ...], for each stage-2 method and space.
-
-    Bold: average over data sets and seeds; band: one deviation over seeds; faint: one data set each; dotted: the
-    direct line zero-shot -> fine-tuned, drawn over the same width.
-    """
-    written = []
-    for curves in families(load_paths(*folders), methods):
-        figure = drawing.new_figure(9.2, 3.9, ARROW.join(curves.ends), _caption(curves))
-        for axes, quantity in zip(figure.subplots(1, 2), QUANTITIES, strict=True):
-            _path_panel(axes, curves, quantity)
-        file = Path(out, f"{drawing.file_name(f'path_{curves.name}_{curves.space}')}.png")
-        written += drawing.save(figure, file, _path_numbers(curves))
-    return written
+    paths = path_figures(folders, out, methods) + change_figures(folders, out, methods)
+    return paths + plane_figures(load_planes(*folders), out, methods)
 
 
 # By name, in the order of drawing: what a folder must hold, and (folders, records, out, methods) -> Paths, none or
@@ -84,6 +56,10 @@ FIGURES = {
     "path": (
         f"a {PATH_FILE} beside results.json, as stage-2 runs leave it",
         lambda folders, _, out, methods: path_figures(folders, out, methods),
+    ),
+    "change": (
+        f"a {PATH_FILE} with curves of others and zero-shot CLIP",
+        lambda folders, _, out, methods: change_figures(folders, out, methods),
     ),
     "plane": (
         f"a {PATH_FILE} with the plane through its solutions",
@@ -105,73 +81,6 @@ FIGURES = {
     "orders": ("evaluated streams of the same tasks in several orders", order_figures),
     "tsne": (f"a {SCATTER_FILE}", scatter_figures),
 }
-
-
-def _path_numbers(curves):
-    """The figure's numbers -> CSV text: one line per path, data set (or "average"), subset, quantity and point."""
-    lines = []
-    for (subset, quantity), runs in curves.runs.items():
-        summaries = {"average": summarise_average(runs)} | {d: summarise(runs[d]) for d in curves.datasets}
-        for dataset, summary in summaries.items():
-            lines += drawing.curve_lines(["through ours", dataset, subset, quantity], curves.t, summary)
-        if curves.direct:
-            direct = summarise_average(curves.direct[subset, quantity])
-            lines += drawing.curve_lines(["direct", "average", subset, quantity], curves.direct_t, direct)
-    return to_csv(["path", "dataset", "subset", "quantity", "t", "mean", "std", "n"], lines)
-
-
-def _path_panel(axes, curves, quantity):
-    """One panel: faint lines per data set, the average with its band, markers on the solutions."""
-    places = [x for x in (0, 1, 2) if x in curves.t]
-    solutions = [int(np.flatnonzero(curves.t == x)[0]) for x in places]
-    ends = {}
-    for subset in curves.subsets:
-        look = drawing.SUBSET_STYLES[subset]
-        if len(curves.datasets) > 1:
-            for dataset in curves.datasets:
-                mean = summarise(curves.runs[subset, quantity][dataset]).mean
-                axes.plot(curves.t, mean, look["linestyle"], color=look["color"], lw=0.8, alpha=0.4)
-        mean = drawing.band(axes, curves.t, summarise_average(curves.runs[subset, quantity]), look["color"], 0.2)
-        axes.plot(curves.t, mean, **look, lw=2.2, ms=7, mec="white", mew=1, markevery=solutions)
-        if curves.direct:
-            direct = summarise_average(curves.direct[subset, quantity]).mean
-            axes.plot(2 * curves.direct_t, direct, ":", color=look["color"], lw=1.6)
-        ends[subset] = mean[-1]
-    drawing.plain_axes(axes, drawing.AXIS_LABELS[quantity], quantity)
-    axes.set_xticks(places, [drawing.wrapped(name, 24, 3) for name in curves.ends])
-    axes.set_xlim(places[0] - 0.05, 2.05)
-    axes.axvline(1, color="0.8", lw=0.8, zorder=0)
-    _direct_labels(axes, ends)
-
-
-def _direct_labels(axes, ends):
-    """Names at the right end of the bold lines, at least 6 % of the height apart. ends: {subset: y}."""
-    low, high = axes.get_ylim()
-    places = sorted(ends.items(), key=lambda item: item[1])
-    gap = places[-1][1] - places[0][1]
-    shift = max(0.0, 0.06 * (high - low) - gap) / 2 if len(places) > 1 else 0.0
-    for (subset, y), sign in zip(places, (-1, 1), strict=False):
-        axes.annotate(
-            subset, (2.05, y + sign * shift), xytext=(4, 0), textcoords="offset points", va="center",
-            color=drawing.SUBSET_STYLES[subset]["color"], fontweight="bold", annotation_clip=False,
-        )  # fmt: skip
-
-
-def _caption(curves):
-    """What is averaged, and what the card notes."""
-    datasets, n = curves.datasets, summarise_average(curves.runs[curves.subsets[0], "loss"]).n
-    averaged = [f"{len(datasets)} data sets"] if len(datasets) > 1 else []
-    averaged += [f"{n} seeds"] if n > 1 else []
-    parts = [f"bold: mean over {' and '.join(averaged)}"] if averaged else []
-    if n > 1:
-        parts.append("band: one standard deviation over seeds")
-    if len(datasets) > 1:
-        parts.append("faint: each data set")
-    if curves.direct:
-        parts.append("dotted: straight from zero-shot to fine-tuned")
-    subject = f"{datasets[0]}, interpolated" if len(datasets) == 1 else "Interpolated"
-    lines = ["; ".join([f"{subject}: {curves.space}", *parts]), curves.note]
-    return "\n".join(filter(None, lines))
 
 
 def fewshot_figure(found, folder):

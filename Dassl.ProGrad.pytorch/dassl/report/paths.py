@@ -7,14 +7,16 @@ A run leaves path.json in its folder, beside results.json, which says whose path
      "t": [0.0, 0.1, ..., 2.0],
      "base": {"loss": [...], "accuracy": [...]},
      "new": {"loss": [...], "accuracy": [...]},
+     "others": {"asked": ["auto"], "sets": ["ToyShapes", ...], "loss": [...], "accuracy": [...]},
      "direct": {"t": [0.0, ..., 1.0], "base": {...}, "new": {...}},
      "weights": {the same fields in the other space}}
 
 t rises from 0 (zero-shot) over 1 (ours) to 2 (fine-tuned), with 0, 1 and 2 among at least 21 points, so each
 straight piece has unit length. A method without a zero-shot solution has t from 1 to 2, and its `solutions` say
 so. Loss is the cross-entropy in nats, accuracy in percent, one number per t, on the pictures of each subset:
-base and new, or all. `direct` is the straight line zero-shot -> fine-tuned, t from 0 to 1; it and `weights` may be
-missing. `space` names what was interpolated.
+base and new, or all; `others`: the mean over all classes of each of these other data sets. `direct` is the straight
+line zero-shot -> fine-tuned, t from 0 to 1; it, `others` and `weights` may be missing. `space` names what was
+interpolated.
 
 Letters: P points.
 """
@@ -44,7 +46,8 @@ from dassl.utils import get_logger
 PATH_FILE = "path.json"
 FORMAT = 1
 MIN_POINTS = 21
-SUBSETS = ("base", "new", "all")
+OTHERS = "others"  # a subset that a card may lack
+SUBSETS = ("base", "new", "all", OTHERS)
 QUANTITIES = ("loss", "accuracy")
 SPACES = ("features", "weights")
 SOLUTIONS = ("zero_shot", "ours", "fine_tuned")
@@ -62,6 +65,7 @@ class PathCurves:
     runs: dict  # {(subset, quantity): {data set: {seed: (P,)}}}
     note: str  # of the first run that has one
     template: str  # of zero-shot CLIP at the start, where the runs say
+    others: str  # of `_others_note`
     direct_t: np.ndarray | None = None
     direct: dict = field(default_factory=dict)  # as `runs` on `direct_t`, empty where a run lacks it
 
@@ -116,7 +120,9 @@ def _path(raw, space):
         whole = "from 0 over 1 to 2" if start == 0 else "from 1 to 2"
         raise ValueError(f"t: expected {MIN_POINTS} or more rising numbers {whole}, found {t.tolist()}")
     subsets = ("all",) if "all" in raw else SUBSETS[:2]
-    path = {"t": t, "space": space, "note": str(raw.get("note", "")), **_subsets(raw, len(t), subsets)}
+    sets = [str(name) for name in raw.get(OTHERS, {}).get("sets", ())]
+    subsets += (OTHERS,) if sets else ()
+    path = {"t": t, "space": space, "note": str(raw.get("note", "")), **_subsets(raw, len(t), subsets), "sets": sets}
     path["template"] = str(raw.get("zero_shot_template") or "")
     if isinstance(raw.get("direct"), dict):
         line = numbers(raw["direct"].get("t"), "direct t")
@@ -154,7 +160,7 @@ def families(records, methods):
     order = list(names.values())
 
     def key(record):
-        subsets = tuple(subset for subset in SUBSETS if subset in record["path"])
+        subsets = tuple(subset for subset in SUBSETS if subset in record["path"] and subset != OTHERS)
         return order.index(names[row_of(record, methods)]), record["space"], subsets
 
     groups = sorted(group_by(records, key).items(), key=lambda item: item[0])
@@ -170,12 +176,22 @@ def _path_curves(records, name, space, subsets):
     note = next((r["path"]["note"] for r in kept if r["path"]["note"]), "")
     templates = {r["path"]["template"] for r in kept}
     template = templates.pop() if len(templates) == 1 else EACH_TEMPLATE
-    curves = PathCurves(name, space, np.array(grid), _runs(kept, subsets, lambda path: path), note, template)
+    counts = sorted({len(r["path"]["sets"]) for r in kept})
+    subsets += (OTHERS,) if counts[0] else ()
+    runs = _runs(kept, subsets, lambda path: path)
+    curves = PathCurves(name, space, np.array(grid), runs, note, template, _others_note(counts))
     lines = {tuple(r["path"]["direct"]["t"]) if "direct" in r["path"] else None for r in kept}
     if len(lines) == 1 and None not in lines:
         curves.direct_t = np.array(lines.pop())
         curves.direct = _runs(kept, subsets, lambda path: path["direct"])
     return curves
+
+
+def _others_note(counts):
+    """How many other sets the cards have, or that not all have any. counts: rising."""
+    if not counts[0]:
+        return "no curve of others: not all cards have it" if counts[-1] else ""
+    return f"others: mean over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} other data sets"
 
 
 def _runs(records, subsets, curves_of):
@@ -263,16 +279,18 @@ def _space(space, grid, datasets):
     """-> Table and CSV lines of one space: a row for each method and subset of the classes that it has a card of."""
     rows, notes, lines = [], [], []
     for row, name in row_names(grid.rows).items():
-        lacks = [d for d in datasets if not any(c[0] == d and grid.by_seed(row, c) for c in grid.columns)]
-        has = f"average over {len(datasets) - len(lacks)} of them, no card on: {', '.join(sorted(lacks))}"
-        notes += row_notes(name, lacks and has)
+        said = {}  # each once
         for subset in SUBSETS:
             cells = _cells(grid, row, datasets, subset)
             if not any(cells.values()):
                 continue
+            if lacks := sorted(d for d in datasets if not grid.by_seed(row, (d, "O-F", subset, "loss"))):
+                text = f"average over {len(datasets) - len(lacks)} of them, no card on: {', '.join(lacks)}"
+                said.setdefault(text, f"{name}, {subset}" if subset == OTHERS else name)
             shown = [show(cell, digits=DIGITS[quantity]) for (quantity, _), cell in cells.items()]
             rows.append([name, subset, *shown, show_n(filter(None, cells.values()))])
             numbers = {(space, quantity, LINES[line], subset): cell for (quantity, line), cell in cells.items()}
             lines += csv_lines({row: name}, {row: numbers}.get, digits=6)
+        notes += [note for text, whose in said.items() for note in row_notes(whose, text)]
     columns = ["method", "classes", *(f"{quantity} {line}" for quantity in QUANTITIES for line in LINES), "n"]
     return Table(f"Space of {space}, average over {data_sets(datasets)}", columns, rows, notes), lines

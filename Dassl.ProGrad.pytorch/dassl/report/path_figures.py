@@ -1,0 +1,143 @@
+"""Figures of the path zero-shot -> ours -> fine-tuned of stage-2 runs, from their path.json."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dassl.report import drawing
+from dassl.report.methods import NONE
+from dassl.report.paths import OTHERS, QUANTITIES, SPACES, families, load_paths
+from dassl.report.stats import summarise, summarise_average
+from dassl.report.tables import to_csv
+
+ARROW = " \N{RIGHTWARDS ARROW} "
+MINUS = "\N{MINUS SIGN}"
+CHANGES = {"base": "base classes", "new": "new classes", "all": "all classes", OTHERS: "other data sets"}
+
+
+def path_figures(folders, out, methods=NONE):
+    """Loss and accuracy on the path zero-shot -> ours -> fine-tuned, each subset, from the path.json below `folders`,
+    into `out` -> [PNG, CSV, ...], for each stage-2 method and space.
+
+    Bold: average over data sets and seeds; band: one deviation over seeds; faint: one data set each; dotted: the
+    direct line zero-shot -> fine-tuned, drawn over the same width.
+    """
+    written = []
+    for curves in families(load_paths(*folders), methods):
+        figure = drawing.new_figure(9.2, 3.9, ARROW.join(curves.ends), _caption(curves))
+        for axes, quantity in zip(figure.subplots(1, 2), QUANTITIES, strict=True):
+            _path_panel(axes, curves, quantity)
+        file = Path(out, f"{drawing.file_name(f'path_{curves.name}_{curves.space}')}.png")
+        written += drawing.save(figure, file, _path_numbers(curves))
+    return written
+
+
+def change_figures(folders, out, methods=NONE):
+    """Accuracy on the path between class vectors less zero-shot CLIP's, on base and new classes and on other data sets
+    -> [PNG, CSV, ...], for each stage-2 method whose cards have all of it.
+
+    Average over data sets and seeds, band: one deviation over seeds. For half the width of a page.
+    """
+    written = []
+    for curves in families(load_paths(*folders), methods):
+        if OTHERS not in curves.subsets or curves.space != SPACES[0] or curves.t[0]:
+            continue
+        runs = {
+            key: {d: {seed: curve - curve[0] for seed, curve in by_seed.items()} for d, by_seed in found.items()}
+            for key, found in curves.runs.items()
+        }
+        less = replace(curves, runs=runs, direct={})
+        figure = drawing.new_figure(4.8, 3.7, "", f"{_averaged(less) or less.datasets[0]}\n{less.others}")
+        axes = figure.subplots()
+        _path_panel(axes, less, "accuracy", CHANGES)
+        drawing.plain_axes(axes, "", "accuracy less zero-shot CLIP's, in points")
+        axes.axhline(0, color="0.5", lw=1, zorder=0)
+        axes.set_xticks([0, 1, 2], ["zero-shot\nCLIP", f"ours:\n{drawing.wrapped(curves.name, 18, 2)}", "fine-tuned"])
+        file = Path(out, f"{drawing.file_name(f'change_{curves.name}')}.png")
+        written += drawing.save(figure, file, _path_numbers(less))
+    return written
+
+
+def _path_numbers(curves):
+    """The figure's numbers -> CSV text: one line per path, data set (or "average"), subset, quantity and point."""
+    lines = []
+    for (subset, quantity), runs in curves.runs.items():
+        summaries = {"average": summarise_average(runs)} | {d: summarise(runs[d]) for d in curves.datasets}
+        for dataset, summary in summaries.items():
+            lines += drawing.curve_lines(["through ours", dataset, subset, quantity], curves.t, summary)
+        if curves.direct:
+            direct = summarise_average(curves.direct[subset, quantity])
+            lines += drawing.curve_lines(["direct", "average", subset, quantity], curves.direct_t, direct)
+    return to_csv(["path", "dataset", "subset", "quantity", "t", "mean", "std", "n"], lines)
+
+
+def _path_panel(axes, curves, quantity, names=None):
+    """One panel: faint lines per data set, the average with its band, markers on the solutions.
+
+    names: {subset: printed} for a small panel, with the numbers at ours and at the end instead of faint lines.
+    """
+    places = [x for x in (0, 1, 2) if x in curves.t]
+    *_, ours, _ = solutions = [int(np.flatnonzero(curves.t == x)[0]) for x in places]
+    at_ends, at_ours = {}, {}
+    for subset in curves.subsets:
+        look = drawing.SUBSET_STYLES[subset]
+        if len(curves.datasets) > 1 and not names:
+            for dataset in curves.datasets:
+                mean = summarise(curves.runs[subset, quantity][dataset]).mean
+                axes.plot(curves.t, mean, linestyle=look["linestyle"], color=look["color"], lw=0.8, alpha=0.4)
+        mean = drawing.band(axes, curves.t, summarise_average(curves.runs[subset, quantity]), look["color"], 0.2)
+        axes.plot(curves.t, mean, **look, lw=2.2, ms=7, mec="white", mew=1, markevery=solutions[bool(names) :])
+        if curves.direct:
+            direct = summarise_average(curves.direct[subset, quantity]).mean
+            axes.plot(2 * curves.direct_t, direct, ":", color=look["color"], lw=1.6)
+        side = 1 if mean[ours - 2] > mean[ours + 2] else -1  # where the curve is lower
+        at_ours[subset] = (mean[ours], f"{mean[ours]:+.1f}", (5 * side, 9))
+        at_ends[subset] = (mean[-1], f"{names[subset]}\n{mean[-1]:+.1f}" if names else subset, (4, 0))
+    drawing.plain_axes(axes, drawing.AXIS_LABELS[quantity], quantity)
+    axes.set_xticks(places, [drawing.wrapped(name, 24, 3) for name in curves.ends])
+    axes.set_xlim(places[0] - 0.05, 2.05)
+    axes.axvline(1, color="0.8", lw=0.8, zorder=0)
+    _direct_labels(axes, 2.05, at_ends, 0.16 if names else 0.07)
+    if names:
+        _direct_labels(axes, 1, at_ours, 0.1)
+
+
+def _direct_labels(axes, x, labels, gap):
+    """Words beside the bold lines, at least `gap` of the height apart. labels: {subset: (y, words, points aside)}."""
+    low, high = axes.get_ylim()
+    step, place = gap * (high - low), -np.inf
+    rising = sorted(labels.items(), key=lambda item: item[1])
+    for above, (subset, (y, words, offset)) in zip(range(len(labels))[::-1], rising, strict=True):
+        place = min(max(y, place + step), high - step * (above + 0.5))
+        axes.annotate(
+            words.replace("-", MINUS), (x, place), xytext=offset, textcoords="offset points", va="center",
+            ha="left" if offset[0] > 0 else "right", color=drawing.SUBSET_STYLES[subset]["color"], fontweight="bold",
+            annotation_clip=False,
+        )  # fmt: skip
+
+
+def _caption(curves):
+    """What is averaged, and what the card notes."""
+    datasets, n = curves.datasets, _seeds(curves)
+    parts = [f"bold: {averaged}"] if (averaged := _averaged(curves)) else []
+    if n > 1:
+        parts.append("band: one standard deviation over seeds")
+    if len(datasets) > 1:
+        parts.append("faint: each data set")
+    if curves.direct:
+        parts.append("dotted: straight from zero-shot to fine-tuned")
+    subject = f"{datasets[0]}, interpolated" if len(datasets) == 1 else "Interpolated"
+    lines = ["; ".join([f"{subject}: {curves.space}", *parts]), curves.others, curves.note]
+    return "\n".join(filter(None, lines))
+
+
+def _seeds(curves):
+    return summarise_average(curves.runs[curves.subsets[0], "loss"]).n
+
+
+def _averaged(curves):
+    """ "mean over 10 data sets and 3 seeds"; "" of a single run."""
+    counts = {"data sets": len(curves.datasets), "seeds": _seeds(curves)}
+    over = " and ".join(f"{n} {what}" for what, n in counts.items() if n > 1)
+    return over and f"mean over {over}"
