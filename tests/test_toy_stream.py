@@ -152,7 +152,7 @@ def test_the_mean_of_deltas():
 def test_what_fails_in_a_stage_is_one_line(tmp_path, capfd):
     run = read(["--tasks", "toy_digits", "--root", "/proc/nowhere", "--out", str(tmp_path)])[1]
     with pytest.raises(SystemExit) as stopped, pool(1, threads=1) as workers:
-        together(workers, run, "Drawing the pictures", ("bench.task_names",))
+        together(workers, "Drawing the pictures", (run, "bench.task_names"))
     said = capfd.readouterr().err
     assert stopped.value.code == 1
     (error,) = [line for line in said.splitlines() if not line.startswith("Drawing")]  # a bar, now and then

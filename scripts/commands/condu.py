@@ -101,17 +101,22 @@ def evaluation(cfg: str, protocol: str) -> Command:
     )
 
 
+def toy(name: str, arguments: str, output: str) -> Command:
+    return Command(
+        arguments=(arguments,),
+        free=True,
+        environment={"SEED": "1"},
+        output=output,
+        protocol="mtil",
+        module=f"scripts.condu.{name}",
+        words=lambda arguments: ["--seed", arguments["SEED"], *shlex.split(arguments["WORDS"])],
+        marker="",
+    )
+
+
 COMMANDS = {
     **{f"condu/{name}": training(cfg) for name, cfg in TRAINING.items()},
     **{f"condu/{name}": evaluation(*facts) for name, facts in EVALUATION.items()},
-    "condu/toy_stream": Command(
-        arguments=("[--orders N] [--tasks a,b,c] [--lora]",),
-        free=True,
-        environment={"SEED": "1"},
-        output="mtil",
-        protocol="mtil",
-        module="scripts.condu.toy_stream",
-        words=lambda arguments: ["--seed", arguments["SEED"], *shlex.split(arguments["WORDS"])],
-        marker="",
-    ),
+    "condu/toy_stream": toy("toy_stream", "[--orders N] [--tasks a,b,c] [--lora]", "mtil"),
+    "condu/toy_rates": toy("toy_rates", "[--choose] [--lora] [--rates a,b] [--tasks a,b,c]", "mtil_rates"),
 }

@@ -65,8 +65,10 @@ class Bench:
 
     @cached_property
     def tests(self) -> list[TestSet]:
+        """Of TEST.SPLIT."""
         sets = zip(self.cfgs, self.datasets, strict=True)
-        return [TestSet(task_of(d), d.classnames, prompts_of(d), self.loader(cfg, d.test)) for cfg, d in sets]
+        parts = ((cfg, d, d.val if cfg.TEST.SPLIT == "val" else d.test) for cfg, d in sets)
+        return [TestSet(task_of(d), d.classnames, prompts_of(d), self.loader(cfg, part)) for cfg, d, part in parts]
 
     @property
     def names(self) -> list[str]:

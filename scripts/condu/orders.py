@@ -35,11 +35,6 @@ def label_of(order: str) -> str:
     return order.replace(",", "-")
 
 
-def dataset_config(task: str) -> str:
-    """The yaml of a data set, as train.py is given it."""
-    return f"{FOLDER}/{task}.yaml"
-
-
 def random_orders(names: Sequence[str], count: int, seed: int) -> list[tuple[str, ...]]:
     """`count` different orders, or all there are; the first ones do not depend on the count."""
     draw, found = random.Random(seed), {}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dassl.utils import UserError, get_logger
 from dassl.utils.progress import progress
-from scripts.condu.orders import ROOT, dataset_config, label_of, tasks_of
+from scripts.condu.orders import FOLDER, ROOT, label_of, tasks_of
 from scripts.stopping import call
 
 log = get_logger()
@@ -21,7 +21,7 @@ log = get_logger()
 @dataclass(frozen=True)
 class Run:
     """A stream to train or to evaluate. pairs: KEY VALUE words for every session; experts: "" keeps none; overwrite:
-    what was made otherwise than asked for is made again, and what came of it."""
+    what was made otherwise than asked for is made again, and what came of it; datasets: folder of the tasks' yamls."""
 
     out: Path
     order: str
@@ -31,6 +31,7 @@ class Run:
     experts: str = ""
     pairs: Sequence[str] = field(default=())
     overwrite: bool = False
+    datasets: str = FOLDER
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -55,7 +56,7 @@ class Run:
         """Words of train.py for one data set, without the keys of a session."""
         return [
             *("--root", self.root, "--seed", str(self.seed), "--trainer", trainer),
-            *("--dataset-config-file", dataset_config(task)),
+            *("--dataset-config-file", f"{self.datasets}/{task}.yaml"),
             *("--config-file", f"configs/trainers/ConDU/{self.cfg}.yaml", "--output-dir", str(folder)),
         ]
 

@@ -30,12 +30,12 @@ from scripts.workers import GONE, pool, quietly, tell_bar  # noqa: E402
 WORKERS = 2
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(script: str, about: str) -> argparse.ArgumentParser:
+    """What the scripts of the toy stream share."""
     parser = ArgumentParser(
-        prog="scripts/condu/toy_stream.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"scripts/condu/{script}.sh", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--orders", type=int, default=20, metavar="N", help="random orders to fuse the experts in; default 20")
     add("--tasks", default="toy", metavar="a,b,c", help="data sets of configs/datasets/mtil; default: all toy ones")
     add("--lora", action="store_true", help="LoRA in place of full fine-tuning")
     add("--seed", type=int, default=1)
@@ -48,7 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def read(argv: list[str]) -> tuple[argparse.Namespace, Run]:
     """A command line and the run it is about. UserError for an unknown data set."""
-    args = build_parser().parse_intermixed_args(argv)
+    parser = build_parser("toy_stream", __doc__)
+    parser.add_argument("--orders", type=int, default=20, metavar="N", help="random orders to fuse in; default 20")
+    args = parser.parse_intermixed_args(argv)
     if args.orders < 0:
         raise UserError(f"--orders is {args.orders}, expected 0 or more")
     tasks_of(args.tasks)
@@ -59,16 +61,16 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, Run]:
     return args, Run(out, args.tasks, cfg, args.seed, root, str(experts), tuple(args.opts), args.overwrite)
 
 
-def together(workers: tuple, run: Run, what: str, *jobs: tuple) -> list:
-    """Run jobs ("module.function" of this package, *arguments) at the same time under one bar, each with the worker's
-    evaluator of the run as first argument, and say how long it took -> their results.
+def together(workers: tuple, what: str, *jobs: tuple) -> list:
+    """Run jobs (run, "module.function" of this package, *arguments) at the same time under one bar, each with the
+    worker's evaluator of the run as first argument, and say how long it took -> their results.
 
     workers: what `scripts.workers.pool` gives. Each failure is said when it happens, once; SystemExit after all.
     """
     executor, queue = workers
     print(f"{what} ...", flush=True)
     started = time.time()
-    futures = [executor.submit(_job, number, run, *job) for number, job in enumerate(jobs)]
+    futures = [executor.submit(_job, number, *job) for number, job in enumerate(jobs)]
     waiting, parts, failures = set(futures), [0.0] * len(jobs), set()
     form = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
     with progress(what=what, total=len(jobs), bar_format=form) as bar:
@@ -119,7 +121,10 @@ def run_all(run: Run, count: int, command: str) -> dict:
     """Everything, in stages; what is finished is skipped -> the tables' content."""
     found = {}
     with pool(WORKERS, threads=1) as workers:
-        stage = functools.partial(together, workers, run)
+
+        def stage(what: str, *jobs: tuple) -> list:
+            return together(workers, what, *((run, *job) for job in jobs))
+
         names, _ = stage("Drawing the pictures", *[("bench.task_names",)] * WORKERS)
         training = ("experiments.train_experts",), ("experiments.train_sequential",)
         stage("Training experts, and one model in sequence", *training)
