@@ -97,14 +97,16 @@ EPILOG = """\
 Every table for which there are runs is printed: mean and population deviation over seeds, what is missing as a
 dash, and a mark where a method is below zero-shot CLIP.
   base2new   base and new classes and their harmonic mean H, each data set and average; both H of averages (as
-             papers print it) and the mean of the data sets' H
+             papers print it) and the mean of the data sets' H; the accuracy on other data sets where evaluations
+             have it (TEST.OTHERS), what of zero-shot CLIP's is forgotten, and which epoch the weights are of
   cross      trained on one data set: its own test set, each target, Avg-C
   dg         the same on shifted test sets, Avg-D
   robust     the same after training on all images, with the alpha of merged models
   fewshot    accuracy on all classes by shots
   sweep      runs that differ in one or two settings; the cost of training relative to stage 1
   backbones  base2new averages by backbone, gain over stage 1
-  paired     each stage-2 method beside its stage 1 and controls: difference in H over seeds, with its interval
+  paired     each stage-2 method beside its stage 1 and controls: difference in H, and in the accuracy on other
+             data sets, over seeds, with its interval
   mtil       streams of tasks: Transfer, Average, Last; by task, over many orders, ablations, accuracy matrices
   mtil_agnostic   the same with the task unknown at test time, for each label space, known experts beside
   barriers   from the path cards: how far straight lines between the solutions rise over their ends
@@ -116,7 +118,8 @@ Figures, with --figures all for which there are runs, with --figure NAME... thos
   change     accuracy on that path less zero-shot CLIP's, on other data sets too, for half a page
   plane      contours of the loss on the plane through the three
   fewshot    accuracy by shots
-  sweep      base, new and H over one setting
+  sweep      base, new, H and others over one setting
+  others     base against others, a point a method
   epochs     training loss, training and validation accuracy over epochs
   heatmap    for each stream and method, the accuracy after each task on each task
   orders     Transfer, Average and Last of each order of the same tasks

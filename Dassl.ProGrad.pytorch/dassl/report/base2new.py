@@ -8,6 +8,9 @@ Only evaluation runs count, so base and new come from the same checkpoint, loade
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
 
 from dassl.report.grid import Grid, build, with_accuracy
 from dassl.report.methods import (
@@ -20,11 +23,14 @@ from dassl.report.methods import (
     shared_settings,
     split_by_template,
 )
+from dassl.report.others import FORGOTTEN, OTHERS, OtherSets, add_others, column_of
 from dassl.report.results import NoRuns, group_by, require_evaluations, select
 from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
 from dassl.report.stats import Summary, harmonic_mean, summarise
 from dassl.report.tables import (
     BELOW,
+    MISSING,
+    Cell,
     Table,
     below_zero_shot,
     csv_lines,
@@ -41,6 +47,7 @@ SUBSETS = ("base", "new")
 QUANTITIES = (*SUBSETS, "H")
 AVERAGES = ("base", "new", "H of averages", "mean of H")
 JUDGED = ("new", "H")  # what "below zero-shot" is about
+EPOCH, STAGE1 = "epoch", "stage 1 itself"  # that the weights are of; percent of cells
 
 
 @dataclass
@@ -50,6 +57,7 @@ class Base2New:
     grid: Grid
     datasets: list
     methods: Methods
+    others: OtherSets
 
     @property
     def rows(self):
@@ -60,17 +68,48 @@ class Base2New:
         """{seed: percent} of "base", "new", or "H" of the seeds that have both."""
         return self.grid.by_seed(row, (dataset, quantity))
 
+    @cached_property
+    def more(self):
+        """{"others", "others/SET", "forgotten", "epoch", "stage 1 itself": data sets on which any row has it}."""
+        found = {}
+        for (_, (dataset, q)), scores in self.grid.scores.items():
+            if scores and q not in QUANTITIES:
+                found.setdefault(q, {})[dataset] = True
+        return found
+
+    @property
+    def of_others(self):
+        """Which of "others" and "forgotten" there are."""
+        return [q for q in (OTHERS, FORGOTTEN) if q in self.more]
+
     def cell(self, row, dataset):
-        """{"base", "new", "H": Summary} over the seeds of one data set."""
-        return {q: self.grid.cell(row, (dataset, q)) for q in QUANTITIES}
+        """{"base", "new", "H", what there is of `more`: Summary} over the seeds of one data set."""
+        more = (q for q, datasets in self.more.items() if dataset in datasets)
+        return {q: self.grid.cell(row, (dataset, q)) for q in (*QUANTITIES, *more)}
+
+    def shown(self, row, dataset=None):
+        """What a table has of a row, on one data set or on average -> {column: Summary or words}."""
+        cells, datasets = (self.cell(row, dataset), [dataset]) if dataset else (self.average(row), self.datasets)
+        plain = [*(QUANTITIES if dataset else AVERAGES)]
+        if EPOCH in cells:
+            epochs = sorted(epoch for d in datasets for epoch in self.by_seed(row, d, EPOCH).values())
+            span = f" ({epochs[0]:g}-{epochs[-1]:g})" if len({*epochs}) > 1 else ""
+            cells[EPOCH] = Cell(f"{np.median(epochs):g}{span}" if epochs else MISSING, cells["new"].files)
+        runs = [r for d in datasets for r in self.grid.runs.get((row, (d, "new")), ())]
+        words = Cell("class-bound" if any((r.get("others") or {}).get("bound") for r in runs) else MISSING)
+        more = (OTHERS, FORGOTTEN, EPOCH, *map(column_of, self.others.shared.get(dataset, ())))
+        return {q: cells[q] for q in plain} | {q: cells[q] or words for q in more if q in cells}
 
     def average(self, row):
-        """{"base", "new", "H of averages", "mean of H": Summary}, without a number if any data set is missing."""
+        """{"base", "new", "H of averages", "mean of H", what there is of `more`: Summary}, without a number if any data
+        set is missing."""
         base, new, mean_of_h = (self.grid.cell(row, *self.columns(q)) for q in QUANTITIES)
         h = Summary(None, files=base.files + new.files)
         if base and new:
             h = summarise(self.h_by_seed(row))._replace(mean=harmonic_mean(base.mean, new.mean), files=h.files)
-        return dict(zip(AVERAGES, (base, new, h, mean_of_h._replace(files=h.files)), strict=True))
+        found = dict(zip(AVERAGES, (base, new, h, mean_of_h._replace(files=h.files)), strict=True))
+        over = {q: own if q.startswith(column_of("")) else self.datasets for q, own in self.more.items()}
+        return found | {q: self.grid.cell(row, *((d, q) for d in own)) for q, own in over.items()}
 
     def columns(self, quantity):
         """The grid's columns of one quantity."""
@@ -112,29 +151,49 @@ def base2new(records, methods=NONE, protocol=PROTOCOL, row=None):
     grid = build(runs, row or (lambda r: row_of(r, methods)), lambda r: (r["dataset"], r["subset"]), methods)
     datasets = sorted({dataset for dataset, _ in grid.columns}, key=methods.dataset_rank)
     grid.columns = [(dataset, quantity) for dataset in datasets for quantity in QUANTITIES]
+    others = add_others(grid, datasets, methods)
     for row in grid.rows:
         for dataset in datasets:
             halves = [(row, (dataset, subset)) for subset in SUBSETS]
             grid.scores[row, (dataset, "H")] = _h_by_seed(*(grid.scores.get(half, {}) for half in halves))
             grid.files[row, (dataset, "H")] = [file for half in halves for file in grid.files.get(half, ())]
-    return Base2New(grid, datasets, methods)
+            runs = [run for half in halves for run in grid.runs.get(half, ())]
+            grid.scores[row, (dataset, EPOCH)] = {r["seed"]: r["epochs"] for r in runs if r.get("epochs") is not None}
+            warm = [r for r in runs if r.get("warmup") is not None and row.trainer in methods.stage1]
+            grid.scores[row, (dataset, STAGE1)] = {r["seed"]: 100 * r["warmup"] for r in warm}
+    return Base2New(grid, datasets, methods, others)
 
 
 def average_table(found):
-    """The average over data sets -> Table with columns method, base, new, H of averages, mean of H, n."""
+    """The average over data sets -> Table with columns method, base, new, H of averages, mean of H, [others, forgotten,
+    epoch,] n."""
     names = row_names(found.rows)
     title = f"Average over {data_sets(found.datasets)}"
     notes = [note for row in names for note in _notes(found, row, names[row])] + stamp_notes(found.grid, names)
-    return method_table(title, names, AVERAGES, found.average, found.methods, unjudged=["base"], notes=notes)
+    wide = ("mean of H",) if found.of_others else ()  # of the two, papers print the other
+    return _table(title, names, found, None, wide, [*notes, *found.others.notes(names)])
+
+
+def _table(title, names, found, dataset, wide, notes=()):
+    cells = {row: found.shown(row, dataset) for row in names}
+    columns = [*cells[found.rows[0]]]
+    unjudged = [q for q in columns if q not in (*JUDGED, *AVERAGES[1:])]
+    table = method_table(title, names, columns, cells.get, found.methods, unjudged=unjudged, notes=notes)
+    table.wide = wide
+    return table
 
 
 def _notes(found, row, name):
     """What a reader of the row's average must know."""
     gaps = ", ".join(found.missing(row))
     below = ", ".join(f"{dataset} ({', '.join(quantities)})" for dataset, quantities in found.below(row).items())
+    without = [dataset for dataset in found.datasets if not found.by_seed(row, dataset, OTHERS)]
+    warm = [own for dataset in found.datasets for own in found.by_seed(row, dataset, STAGE1).values()]
     return row_notes(
         name,
         gaps and f"not averaged where a data set is missing: {gaps}",
+        0 < len(without) < len(found.datasets) and f"no average of others, without any on {', '.join(without)}",
+        any(warm) and f"{np.count_nonzero(warm)} of {len(warm)} cells are stage 1 itself, an epoch at the warm-up rate",
         found.grid.uneven(row, found.columns("base") + found.columns("new"))
         and "data sets have different seeds; means use all of them, deviations and n only the seeds that all data "
         "sets share",
@@ -143,11 +202,9 @@ def _notes(found, row, name):
 
 
 def dataset_table(found, dataset):
-    """One data set -> Table with columns method, base, new, H, n."""
-    names = names_on(dataset, found.grid)
-    return method_table(
-        dataset, names, QUANTITIES, lambda row: found.cell(row, dataset), found.methods, unjudged=["base"]
-    )
+    """One data set -> Table with columns method, base, new, H, [others, forgotten, epoch, each of the others,] n."""
+    wide = tuple(map(column_of, found.others.shared[dataset]))
+    return _table(dataset, names_on(dataset, found.grid), found, dataset, wide)
 
 
 def base2new_sheet(records, methods=NONE):
@@ -221,7 +278,7 @@ def backbones_sheet(records, methods=NONE):
         gaps = ", ".join(own.missing(row))
         notes += row_notes(f"{name}, {row.backbone}", gaps and f"not averaged where a data set is missing: {gaps}")
         rows.append([name, row.backbone, str(len(own.datasets)), *map(show, averages), risen, show_n(averages)])
-        lines += csv_lines({row: name}, {row: {(q,): summary for q, summary in cells.items()}}.get)
+        lines += csv_lines({row: name}, {row: {(q,): cells[q] for q in (*AVERAGES, GAIN)}}.get)
     columns = ["method", "backbone", "data sets", *AVERAGES, GAIN, "n"]
     return method_sheet(
         "backbones",

@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from dassl.report import drawing
+from dassl.report.base2new import base2new
 from dassl.report.epochs import epoch_curves, epoch_figures
 from dassl.report.fewshot import fewshot
 from dassl.report.methods import NONE, row_names, row_of
 from dassl.report.mtil_figures import heatmaps, order_figures, scatter_figures
+from dassl.report.others import others_figure
 from dassl.report.path_figures import change_figures, path_figures
 from dassl.report.paths import PATH_FILE, QUANTITIES, SOLUTIONS, SPACES, SUBSETS, numbers, read_card
 from dassl.report.results import NoRuns, read_all
@@ -73,6 +75,10 @@ FIGURES = {
         "base-to-new evaluations of one method at several values of a single number among its settings",
         lambda _, records, out, methods: sweep_figures(sweeps(records, methods), out, methods),
     ),
+    "others": (
+        "base-to-new evaluations that were made on other data sets too (TEST.OTHERS)",
+        lambda _, records, out, methods: others_figure(base2new(records, methods), out),
+    ),
     "epochs": (
         "training runs that recorded their epochs",
         lambda _, records, out, methods: epoch_figures(epoch_curves(records, methods), out),
@@ -114,7 +120,7 @@ def fewshot_figure(found, folder):
 
 
 def sweep_figures(found, folder, methods):
-    """Base, new and H of averages over each single numeric key that was swept -> [PNG, CSV, ...]."""
+    """Base, new, H of averages and others over each single numeric key that was swept -> [PNG, CSV, ...]."""
     written = []
     for sweep in (sweep for sweep in found if len(sweep.keys) == 1):
         values = [value for row in sweep.rows for value in sweep.values(row)]
@@ -129,7 +135,7 @@ def _sweep_figure(sweep, values, name, folder):
     figure = drawing.new_figure(6.8, 4.0, f"{sweep.name}: {name}", caption)
     axes = figure.subplots()
     lines, averages = [], [sweep.found.average(row) for row in sweep.rows]
-    for k, quantity in enumerate(("base", "new", "H of averages")):
+    for k, quantity in enumerate(("base", "new", "H of averages", *sweep.found.of_others[:1])):
         points = [(place, average[quantity]) for place, average in enumerate(averages) if average[quantity]]
         _line(axes, points, quantity, drawing.style(k))
         lines += [[quantity, f"{values[place]:g}", *csv_numbers(s)] for place, s in points]

@@ -8,7 +8,7 @@ that all cells come from checkpoints loaded in the same way.
 from dataclasses import dataclass, field
 
 from dassl.report.methods import sort_rows
-from dassl.report.results import newest_each, select
+from dassl.report.results import group_by, newest_each, select
 from dassl.report.stamps import collect
 from dassl.report.stats import mean_by_seed, summarise_average
 
@@ -23,6 +23,7 @@ class Grid:
     files: dict  # {(row, column): paths of the results.json behind it}
     trained: set = field(default_factory=set)  # (row, column) of training runs: a missing cell's likely reason
     stamps: dict = field(default_factory=dict)  # of `stamps.collect`
+    runs: dict = field(default_factory=dict)  # {(row, column): records, one a seed}
 
     def by_seed(self, row, column):
         """{seed: value}, empty where there is none."""
@@ -92,6 +93,7 @@ def build(records, row_of, column_of, methods):
         trained=set(map(cell_of, select(records, kind="train"))),
         stamps=collect(runs, row_of, column_of),
         files=files,
+        runs=group_by(runs, cell_of),
     )
 
 

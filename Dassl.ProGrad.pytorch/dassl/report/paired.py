@@ -2,11 +2,12 @@
 
 For each stage-2 row beside its stage-1 row (and beside its controls, the other rows of that stage): the difference
 in H of averages, its 95 % interval (Student's t over seeds), on how many data sets the mean H is higher, and how
-many seeds a difference of this size needs.
+many seeds a difference of this size needs. The same of the accuracy on other data sets, where rows have one.
 """
 
 import functools
 import math
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -14,12 +15,14 @@ import numpy as np
 from dassl.report.base2new import base2new
 from dassl.report.grid import is_below
 from dassl.report.methods import NONE, is_control, row_names
+from dassl.report.others import OTHERS
 from dassl.report.results import NoRuns
 from dassl.report.tables import MISSING, Cell, Sheet, Table, data_sets, row_notes
 
 LEVEL, POWER = 0.95, 0.80
 MOST = 1000  # more seeds than anybody runs
-COLUMNS = ["method", "beside", "difference in H", "95 % interval", "wins", "n", "seeds needed"]
+BESIDE = ["method", "beside"]
+NUMBERS = ["95 % interval", "wins", "n", "seeds needed"]
 
 
 class Paired(NamedTuple):
@@ -71,33 +74,46 @@ def student(probability):
 def paired_sheet(records, methods=NONE):
     """Records -> Sheet. NoRuns if no stage-2 row has its stage-1 row beside it."""
     found = base2new(records, methods)
+    tables = [_table(found, "H of averages", "H", found.h_by_seed)]
+    if len(tables[0].notes) == len(tables[0].rows):
+        raise NoRuns("No paired table: no stage-2 method has its stage-1 method on the same seeds and data sets")
+    columns, lines = tables[0].columns, tables[0].rows
+    if OTHERS in found.of_others:
+        seeds = partial(found.grid.average_by_seed, columns=found.columns(OTHERS))
+        tables.append(_table(found, OTHERS, OTHERS, seeds))
+        columns = [*columns, tables[1].columns[2], *(f"{name} ({OTHERS})" for name in NUMBERS)]
+        lines = [line + more[2:] for line, more in zip(lines, tables[1].rows, strict=True)]
+    return Sheet(
+        name="paired",
+        heading="Base-to-new H, paired over seeds",
+        tables=tables,
+        legend=[
+            "interval: 95 %, Student's t over the seeds' differences; wins: data sets with a higher mean "
+            + " or ".join(["H", OTHERS][: len(tables)]),
+            "seeds needed: for 80 % power at 5 % if difference and spread are as seen; an estimate from few seeds "
+            "is rough",
+            f"{MISSING}: no number, or no interval from a single seed",
+        ],
+        columns=columns,
+        lines=lines,
+    )
+
+
+def _table(found, quantity, short, by_seed):
+    """-> Table of the differences in a quantity. short: its name on one data set; by_seed: row -> {seed: average}."""
     names, rows, notes = row_names(found.rows), [], []
     for pair in _pairs(found):
-        result = paired_difference(*map(found.h_by_seed, pair))
+        result = paired_difference(*map(by_seed, pair))
         beside = [names[row] for row in pair]
         if result is None:
             gaps = [f"{names[row]} lacks {', '.join(missing)}" for row in pair if (missing := found.missing(row))]
             why = "; ".join(gaps) or "no seed that both have on all data sets"
             notes += row_notes(" beside ".join(beside), why)
-        difference, *others = _cells(result, _wins(found, *pair))
-        files = [file for row in pair for file in found.average(row)["H of averages"].files]
-        rows.append([*beside, Cell(difference, files), *others])
-    if len(notes) == len(rows):
-        raise NoRuns("No paired table: no stage-2 method has its stage-1 method on the same seeds and data sets")
-    title = f"Difference in H of averages over {data_sets(found.datasets)}"
-    return Sheet(
-        name="paired",
-        heading="Base-to-new H, paired over seeds",
-        tables=[Table(title, COLUMNS, rows, notes)],
-        legend=[
-            "interval: 95 %, Student's t over the seeds' differences; wins: data sets with a higher mean H",
-            "seeds needed: for 80 % power at 5 % if difference and spread are as seen; an estimate from few seeds "
-            "is rough",
-            f"{MISSING}: no number, or no interval from a single seed",
-        ],
-        columns=COLUMNS,
-        lines=rows,
-    )
+        difference, *numbers = _cells(result, _wins(found, *pair, short))
+        files = [file for row in pair for file in found.average(row)[quantity].files]
+        rows.append([*beside, Cell(difference, files), *numbers])
+    title = f"Difference in {quantity} over {data_sets(found.datasets)}"
+    return Table(title, [*BESIDE, f"difference in {short}", *NUMBERS], rows, notes)
 
 
 def _pairs(found):
@@ -114,9 +130,9 @@ def _pairs(found):
                 yield ours, theirs
 
 
-def _wins(found, ours, theirs):
-    """ "7 of 10": data sets on which the mean H is higher, as printed; a tie counts half."""
-    pairs = [(found.cell(ours, dataset)["H"], found.cell(theirs, dataset)["H"]) for dataset in found.datasets]
+def _wins(found, ours, theirs, quantity):
+    """ "7 of 10": data sets on which the mean is higher, as printed; a tie counts half."""
+    pairs = [[found.cell(row, dataset)[quantity] for row in (ours, theirs)] for dataset in found.datasets]
     points = [(1 + is_below(b, a) - is_below(a, b)) / 2 for a, b in pairs if a and b]
     return f"{sum(points):g} of {len(points)}"
 

@@ -25,7 +25,7 @@ _TEXTS = ("preset", "kind", "alpha_chosen_on", "chosen_on", "data_seen", "source
 _OPTIONAL = dict.fromkeys(_TEXTS, str) | {
     "shots": int, "epochs": int | float, "max_epoch": int | float, "wall_s": int | float, "command": str | list,
     "merge": dict, "lmc": dict, "teacher": dict, "weights": dict, "backbone": dict | str, "vote": dict | str,
-    "space": dict | str, "tasks": list, "template_family": list,
+    "space": dict | str, "tasks": list, "template_family": list, "others": dict, "warmup": bool,
 }  # fmt: skip
 _CHOICES = {"kind": ("train", "eval", "import"), "subset": ("base", "new", "all")}
 PERCENT = ("accuracy", "error_rate", "macro_f1", "transfer", "average", "last")  # metrics
@@ -84,7 +84,7 @@ def read_result(file):
             raise ValueError(f"field {field!r}: expected {kind.__name__}, found {brief(value)}")
     for field, kind in _OPTIONAL.items():
         value = record.get(field)
-        fine = isinstance(value, kind) and not isinstance(value, bool)
+        fine = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if value is not None and not (fine and (not is_number(value) or abs(value) <= LARGEST)):
             raise ValueError(f"field {field!r}: expected {getattr(kind, '__name__', kind)}, found {brief(value)}")
     if record.get("merge") and not isinstance(record["merge"].get("method", ""), str):
@@ -96,6 +96,7 @@ def read_result(file):
         if record.get(field) and record[field] not in choices:
             raise ValueError(f"field {field!r}: expected one of {', '.join(choices)}, found {brief(record[field])}")
     _check_metrics(record)
+    _check_others(record)
     _check_weights(record, file.parent)
     return {
         **record,
@@ -119,6 +120,15 @@ def _check_metrics(record):
     rate = record["metrics"].get("error_rate")
     if None not in (accuracy, rate) and abs(accuracy + rate - 100) > 0.01:
         raise ValueError(f"accuracy {accuracy:g} and error_rate {rate:g} do not come to 100")
+
+
+def _check_others(record):
+    """Of each other data set whole numbers of pictures, as many right as there are at most. ValueError if not."""
+    sets = (record.get("others") or {}).get("sets") or {}
+    for name, entry in sets.items() if isinstance(sets, dict) else [("sets", sets)]:
+        counts = [entry.get(key) if isinstance(entry, dict) else None for key in ("correct", "total")]
+        if not (all(type(count) is int for count in counts) and 0 <= counts[0] <= counts[1] <= LARGEST and counts[1]):
+            raise ValueError(f"field 'others', {brief(name)}: expected correct of total, found {brief(entry)}")
 
 
 def _check_weights(record, folder):

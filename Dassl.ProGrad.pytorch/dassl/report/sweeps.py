@@ -12,6 +12,7 @@ from dassl.report.base2new import AVERAGES, SUBSETS, Base2New, base2new
 from dassl.report.base2new import PROTOCOL as BASE2NEW
 from dassl.report.grid import with_accuracy, without_repeats
 from dassl.report.methods import CHANGED, NONE, backbone_of, merge_name, plain_row, row_names
+from dassl.report.others import OTHERS
 from dassl.report.results import NoRuns, group_by, newest_each, select
 from dassl.report.stats import Summary
 from dassl.report.tables import MISSING, MULTIPLY, Table, csv_lines, data_sets, method_sheet, row_notes, show, show_n
@@ -149,34 +150,39 @@ def _value(value):
     return MISSING if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def sweep_table(sweep, methods):
-    """-> Table: a matrix of H of averages where two keys vary, else a line a setting with its cost."""
+def sweep_tables(sweep, methods):
+    """-> Tables: where two keys vary a matrix of H of averages, with others one of base and of these too; else one with
+    a line a setting and its cost."""
     where = f"average over {data_sets(sweep.found.datasets)}"
     names = [methods.settings.get(key, key.lower()) for key in sweep.keys]
+    quantities = [*AVERAGES, *sweep.found.of_others]
+    of_sets = sweep.found.others.notes(dict.fromkeys(sweep.rows, sweep.name))
     if len(names) == 2:
-        return _matrix(sweep, names, where)
+        matrices = ("H of averages", *(["base", *sweep.found.of_others] if of_sets else []))
+        return [_matrix(sweep, q, names, where, of_sets if q == OTHERS else []) for q in matrices]
     costs = [sweep.costs.get(row.setting) for row in sweep.rows]
     head = ["train s", f"{MULTIPLY} stage 1", f"{MULTIPLY} stage 1 an epoch"] if any(costs) else []
     rows, notes = [], []
     for row, cost in zip(sweep.rows, costs, strict=True):
-        averages, values = sweep.found.average(row).values(), [*map(_value, sweep.values(row))]
+        cells, values = sweep.found.average(row), [*map(_value, sweep.values(row))]
+        averages = [cells[q] for q in quantities]
         gaps = ", ".join(sweep.found.missing(row))
         shown = ", ".join(map(" ".join, zip(names, values, strict=True)))
         notes += row_notes(shown, gaps and f"not averaged where a data set is missing: {gaps}")
         rows.append([*values, *map(show, averages), *(_show_cost(cost) if head else []), show_n(averages)])
     title = f"{sweep.name}: {', '.join(names)} ({where})"
-    return Table(title, [*names, *AVERAGES, *head, "n"], rows, notes)
+    return [Table(title, [*names, *quantities, *head, "n"], rows, notes + of_sets)]
 
 
-def _matrix(sweep, names, where):
-    """H of averages: the first key downwards, the second across."""
-    cells = {sweep.values(row): sweep.found.average(row)["H of averages"] for row in sweep.rows}
+def _matrix(sweep, quantity, names, where, more):
+    """H of averages, say: the first key downwards, the second across."""
+    cells = {sweep.values(row): sweep.found.average(row)[quantity] for row in sweep.rows}
     down, across = (sorted({pair[k] for pair in cells}, key=_order) for k in (0, 1))
     rows = [[_value(a), *(str(show(cells.get((a, b), Summary(None)))) for b in across)] for a in down]
-    title = f"{sweep.name}: H of averages by {names[0]} and {names[1]} ({where})"
-    counts = sorted({h.n for h in cells.values() if h})
+    title = f"{sweep.name}: {quantity} by {names[0]} and {names[1]} ({where})"
+    counts = sorted({cell.n for cell in cells.values() if cell})
     notes = [f"n: {' to '.join(map(str, counts[:: len(counts) - 1 or 1]))}, seeds behind a cell."] if counts else []
-    return Table(title, [names[0], *(f"{names[1]} {_value(b)}" for b in across)], rows, notes)
+    return Table(title, [names[0], *(f"{names[1]} {_value(b)}" for b in across)], rows, notes + more)
 
 
 def _show_cost(cost, missing=MISSING):
@@ -192,7 +198,7 @@ def sweeps_sheet(records, methods=NONE):
     return method_sheet(
         PROTOCOL,
         "Sweeps, base-to-new accuracy in percent",
-        [sweep_table(sweep, methods) for sweep in found],
+        [table for sweep in found for table in sweep_tables(sweep, methods)],
         COST_LEGEND if any(sweep.costs for sweep in found) else [],
         [*keys, "quantity"],
         [line for sweep in found for line in _csv_lines(sweep, keys)],
@@ -203,7 +209,8 @@ def sweeps_sheet(records, methods=NONE):
 def _csv_lines(sweep, keys):
     def cells(row):
         head = [_value(dict(row.setting).get(key)) for key in keys]
-        return {(*head, q): summary for q, summary in sweep.found.average(row).items()}
+        averages = sweep.found.average(row)
+        return {(*head, q): averages[q] for q in (*AVERAGES, *sweep.found.of_others)}
 
     names = dict.fromkeys(sweep.rows, sweep.name)
     return csv_lines(names, cells, lambda row: _show_cost(sweep.costs.get(row.setting), missing=""))

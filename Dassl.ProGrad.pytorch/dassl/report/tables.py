@@ -3,7 +3,9 @@
 import csv
 import io
 import re
+import textwrap
 from dataclasses import dataclass, field
+from itertools import chain, compress, zip_longest
 from pathlib import Path
 
 from dassl.report.grid import is_below
@@ -13,6 +15,7 @@ from dassl.utils import atomic_write, one_line
 MISSING = "\N{EM DASH}"
 BELOW = "\N{DOWNWARDS ARROW}"  # behind a number that is below zero-shot CLIP's
 MULTIPLY = "\N{MULTIPLICATION SIGN}"
+WIDTH = 120  # letters, of a terminal
 
 # What LaTeX reads as a command, or lacks in its default fonts.
 _LATEX = {
@@ -38,17 +41,20 @@ class Cell(str):
 
 @dataclass
 class Table:
-    """title: str; columns: K names; rows: lists of K strings, Cells where their runs are known; notes: lines below."""
+    """title: str; columns: K names; rows: lists of K strings, Cells where their runs are known; notes: lines below;
+    wide: columns that neither a terminal nor a printed page has room for."""
 
     title: str
     columns: list
     rows: list
     notes: list = field(default_factory=list)
+    wide: tuple = ()
 
     def text(self):
         """Aligned columns below the title -> str without a final newline."""
-        lines = [[*map(one_line, line)] for line in (self.columns, *self.rows)]
-        widths = [max(len(line[k]) for line in lines) for k in range(len(self.columns))]
+        lines = [[*map(one_line, line)] for line in self._narrow()]
+        lines = _folded(lines) if self.wide else lines
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         aligned = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
         notes = map(one_line, self.notes)
@@ -65,13 +71,27 @@ class Table:
 
     def latex(self):
         """A table environment with booktabs' rules, the title as caption -> str without a final newline."""
-        lines = (" & ".join(map(latex_text, line)) + r" \\" for line in [self.columns, *self.rows])
+        head, *_ = narrow = self._narrow()
+        columns = "l" + "r" * (len(head) - 1)
+        lines = (" & ".join(map(latex_text, line)) + r" \\" for line in narrow)
         head, *body = ("{}" * line.startswith(("[", "*")) + line for line in lines)  # no argument of the rule above
-        columns = "l" + "r" * (len(self.columns) - 1)
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(self.title)}}}"]
         lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
         lines += [r"\end{tabular}", *(rf"\par\footnotesize {latex_text(note)}" for note in self.notes)]
         return "\n".join([*lines, r"\end{table}"])
+
+    def _narrow(self):
+        """Header and rows without the wide columns."""
+        kept = [name not in self.wide for name in self.columns]
+        return [[*compress(line, kept)] for line in (self.columns, *self.rows)]
+
+
+def _folded(lines):
+    """Lines of cells at most WIDTH wide, where names in several lines make them so."""
+    _, *columns = zip(*lines, strict=True)
+    room = max(24, WIDTH - sum(2 + max(map(len, column)) for column in columns))
+    cells = ([textwrap.wrap(name, room, subsequent_indent="  ") or [""], *([c] for c in rest)] for name, *rest in lines)
+    return [*chain.from_iterable(zip_longest(*line, fillvalue="") for line in cells)]
 
 
 def markdown_text(text):
@@ -168,14 +188,16 @@ class Sheet:
 def method_table(title, names, columns, cells, methods, unjudged=(), uncounted=(), extra=lambda row: [], notes=()):
     """-> Table with a line for each method: its name, what `extra` says of it, its cells, the number of seeds.
 
-    names: {row: printed}; cells: row -> {quantity: Summary}, marked where below zero-shot CLIP's but for the
+    names: {row: printed}; cells: row -> {quantity: Summary or words}, marked where below zero-shot CLIP's but for the
     quantities `unjudged`; n is not of those `uncounted`.
     """
     rows, by_row = [], {row: cells(row) for row in names}
     for row, summaries in by_row.items():
         theirs = by_row.get(zero_shot_row(row, names, methods), {})
-        shown = [show(s, q not in unjudged and is_below(s, theirs.get(q))) for q, s in summaries.items()]
-        rows.append([names[row], *extra(row), *shown, show_n(s for q, s in summaries.items() if q not in uncounted)])
+        counted = {q: s for q, s in summaries.items() if not isinstance(s, str)}
+        below = {q for q, s in counted.items() if q not in unjudged and is_below(s, theirs.get(q))}
+        shown = [show(s, q in below) if q in counted else s for q, s in summaries.items()]
+        rows.append([names[row], *extra(row), *shown, show_n(s for q, s in counted.items() if q not in uncounted)])
     return Table(title, ["method", *columns, "n"], rows, [*notes])
 
 
