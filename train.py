@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--head", default="", help="name of the head")
     add("--eval-only", action="store_true", help="evaluate --model-dir, train nothing")
     path("--model-dir", help="run folder to evaluate")
-    add("--load-epoch", type=int, help="epoch to evaluate; default: the best one if kept, else the last")
+    add("--load-epoch", type=epochs, help="epoch to evaluate, or last; default: the best one if kept, else the last")
     add("--eval-only-merge", action="store_true", help="evaluate PREFIX_ties_lambda_VALUE.pth in --model-dir")
     add("--eval-only-merge-dare", action="store_true", help="evaluate weights merged by DARE in --model-dir")
     add("--lambda-val", type=float, help="which lambda of such files")
@@ -60,6 +60,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--deterministic", action="store_true", help="bit-equal runs on a GPU, at some cost in speed")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys that win over all else")
     return parser
+
+
+def epochs(word: str) -> int | str:
+    """A number of them, or `last`."""
+    return word if word == "last" else int(word)
 
 
 def every_key():

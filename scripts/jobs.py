@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from datasets import PUBLIC
 from scripts.commands import COMMANDS
-from scripts.commands.base2new import METHODS, TESTS
+from scripts.commands.base2new import METHODS, TESTS, Method
 from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
 from scripts.commands.condu import TRAINING
 from scripts.commands.robust import shifts
@@ -123,6 +123,14 @@ def base2new(pair: Pair, cell: Arguments, presets: Iterable[str]) -> Iterator[St
             yield from (step(f"coop_average/{what}", cell) for what in TESTS if pair.average)
             for merge in pair.merges:
                 yield step("merge/base2new", cell | {"METHOD": merge, "STAGE1": METHODS[name].folder})
+        elif is_chosen_as_released(METHODS[name], arguments):
+            yield from (step(METHODS[name].script(what), cell | arguments | {"LOADEP": "last"}) for what in TESTS)
+
+
+def is_chosen_as_released(method: Method, arguments: Arguments) -> bool:
+    """Is it the preset `released`, with the weights that are best on validation?"""
+    values = yaml_values(method.train.config.format(**arguments)) if "CFG" in arguments else {}
+    return (values.get("PRESET"), values.get("TEST.FINAL_MODEL")) == ("released", "best_val")
 
 
 def transfer(pair: Pair, cell: Arguments, presets: Iterable[str], protocol: str) -> Iterator[Step]:
@@ -214,7 +222,8 @@ def cell_steps(
     if protocol == "robust":
         return with_keys(robust(name, cell, presets), pairs)
     steps, more = {"base2new": (base2new, ()), "fewshot": (fewshot, ())}.get(protocol, (transfer, (protocol,)))
-    return with_keys(steps(PAIRS[name], cell, presets, *more), pairs)
+    whole = with_keys(steps(PAIRS[name], cell, presets, *more), pairs)
+    return [s for s in whole if "last_step" not in s.pairs or "LOADEP" not in s.arguments]  # which tests it anyway
 
 
 def with_keys(steps: Iterable[Step], words: Iterable[str]) -> list[Step]:

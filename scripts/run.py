@@ -87,8 +87,9 @@ def check(name: str, arguments: Arguments) -> None:
     """Refuse a number that is none, an unknown data set, order or CFG, and what leads out of OUTPUT."""
     command = COMMANDS[name]
     for key in NUMBERS:
-        if not arguments.get(key, "").isdecimal() and arguments.get(key):
-            raise usage(name, f"{key} is {arguments[key]!r}, expected a whole number")
+        word, last = arguments.get(key, ""), key == "LOADEP"
+        if word and not word.isdecimal() and not (last and word == "last"):
+            raise usage(name, f"{key} is {word!r}, expected a whole number{' or last' * last}")
     for key in ("DATASET", "SOURCE"):
         known = names_in("datasets")
         if arguments.get(key, known[0]) not in known:
@@ -116,6 +117,7 @@ def known_arguments(command: Command, arguments: Arguments) -> list[str]:
     """The arguments of a command by name: of all its forms, with a default or from the environment; STAGE1_X: X of
     the stage 1 that it continues."""
     every = [*command.arguments, *sum(command.forms, ()), *command.defaults, *command.environment, *PLACES]
+    every += ["LOADEP"] if command.evaluates and not command.module else []  # an epoch, or last, to evaluate
     every += [STAGE1 + key for before in builds_on(command, arguments) for key in before.defaults]
     return [*dict.fromkeys(["SEED", *every])]
 

@@ -83,7 +83,7 @@ def train_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
     places = {what: run for what, run, _, _ in needs(name, arguments)}
     if command.evaluates:
         argv += ["--model-dir", places["trained model"], "--eval-only"]
-    if arguments.get("LOADEP"):
+    if command.evaluates and arguments.get("LOADEP"):
         argv += ["--load-epoch", arguments["LOADEP"]]
     if command.eval_only:
         argv += ["--eval-only"]

@@ -41,6 +41,8 @@ def records(tmp_path_factory, pets_root):
         run("lmc", "CoOp_LMC", "--resume-coop", coop),
         subset="new",
     )
+    words = ["--eval-only", "--model-dir", out / "lmc", "--load-epoch", "last"]
+    run("last_epoch", "CoOp_LMC", *words, subset="new")
     run("student", "PromptKD")
     run("adapters", "MultiModalAdapter")
     ensemble.main([str(run("probe", "LinearProbe")), "--alphas", "0.5"])

@@ -198,3 +198,16 @@ def test_weights_that_a_last_step_ruined_are_not_saved(root, tmp_path):
     with pytest.raises(FloatingPointError, match=r"Weight 1.weight of head .*epoch 2; .*resume\.pt"):
         built.train()
     assert torch.load(tmp_path / "resume.pt")["models"]["head"]["model"]["1.weight"].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("warmup", "skip", "best"), [(1, False, 1), (1, True, 3), (2, True, 3), (4, True, 4), (9, True, 4), (-1, True, 1)]
+)
+def test_epochs_of_the_warm_up_may_be_left_out_of_the_choice(root, tmp_path, warmup, skip, best):
+    keys = {"TEST__FINAL_MODEL": "best_val", "TEST__SKIP_WARMUP": skip, "OPTIM__WARMUP_EPOCH": warmup}
+    built = build(root, tmp_path, OPTIM__MAX_EPOCH=4, **keys)
+    plain, scores = built.test, iter([90.0, 50.0, 60.0, 40.0])
+    built.test = lambda split=None: next(scores) if split == "val" else plain(split)
+    built.train()
+    assert load_checkpoint(tmp_path / "head" / "model-best.pth.tar")["epoch"] == best  # the last, where all are warm-up
+    assert [entry["val_accuracy"] for entry in built._history.epochs] == [90.0, 50.0, 60.0, 40.0]

@@ -1,6 +1,7 @@
 """Jobs: what a pair and a protocol run, in an order in which every step finds what it needs."""
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -149,3 +150,30 @@ def test_a_key_that_a_folder_names_is_followed_by_it(name, keys, part):
 def test_a_key_that_something_else_says_is_refused(protocol, keys, told):
     with pytest.raises(UserError, match=told):
         cell_steps("CoOp", protocol, "toy_shapes", 1, keys)
+
+
+@pytest.mark.parametrize("world", ["toy_shapes", "dtd"])
+@pytest.mark.parametrize("name", PROTOCOLS["base2new"])
+def test_what_released_chooses_on_validation_is_evaluated_at_its_last_epoch_too(name, world):
+    steps = cell_steps(name, "base2new", world, 1)
+    last = [step for step in steps if step.arguments.get("LOADEP")]
+    plain = [replace(s, arguments={k: v for k, v in s.arguments.items() if k != "LOADEP"}) for s in last]
+    assert all(step in steps for step in plain) and {step.folder.name for step in last} == {"last_epoch"}
+    lines = [train_argv(step.command, dict(step.arguments), list(step.pairs)) for step in last]
+    cfgs = [train.setup_cfg(train.build_parser().parse_intermixed_args(line)) for line in lines]
+    told = [(cfg.PRESET, cfg.TEST.FINAL_MODEL, cfg.DATASET.SUBSAMPLE_CLASSES) for cfg in cfgs]
+    assert told == [("released", "best_val", "base"), ("released", "best_val", "new")]
+    for step in last:
+        assert {run for _, run, _, _ in needs(*step.words[:2])} == {run for _, run, _, _ in needs(*plain[0].words[:2])}
+        (line,) = parse(step.command, shlex.split(script_line(step.command, dict(step.arguments)))[2:])[0]
+        assert run_folder(COMMANDS[step.command], line) == step.folder  # as a job of the workflow runs it
+
+
+def test_no_last_epoch_is_evaluated_beside_what_is_that_already():
+    def last(*words, **more):
+        return [step for step in cell_steps(*words, 1, **more) if "LOADEP" in step.arguments]
+
+    assert last("CoOp", "base2new", "toy_shapes", presets=["paper", "continued"]) == []
+    assert last("CoOp", "base2new", "toy_shapes", pairs=["TEST.FINAL_MODEL", "last_step"]) == []
+    assert last("CoOp", "base2new", "toy_shapes", pairs=["TEST.FINAL_MODEL=best_val"]) != []
+    assert not any(last(name, protocol, source(protocol, "toy")) for name, protocol in JOBS if protocol != "base2new")

@@ -28,6 +28,7 @@ WORDS += ["FEATURES.VIEWS", "2"]
 # two epochs are not the recipe, and the table says so
 CHANGED = "changed: OPTIM.MAX_EPOCH"
 PRESETS = [f"CoOp_LMC ({name}, {CHANGED})" for name in ("continued", "paper", "released")]
+PRESETS.append(PRESETS[-1].replace(")", ", last epoch)"))
 MERGED = [f"CoOp ({CHANGED}) + {name} (density {density}, scale 1)" for name, density in (("TIES", 0.2), ("DARE", 0.1))]
 ROWS = ["ZeroshotCLIP", "ZeroshotCLIP (a photo of a {}, a type of shape.)", f"CoOp ({CHANGED})"]
 ROWS += [f"CoOp average ({CHANGED})", *MERGED, *PRESETS]
@@ -136,7 +137,7 @@ def steps(job, tmp_path, monkeypatch):
 def test_what_was_run_otherwise_is_said_before_anything_begins_and_goes_with_what_came_of_it(steps):
     settle(steps())
     other = steps("OPTIM.MAX_EPOCH", "3")
-    with pytest.raises(UserError, match="4 of 20 .*: OPTIM.MAX_EPOCH 2, asked for 3. --overwrite .* another OUTPUT"):
+    with pytest.raises(UserError, match="4 of 22 .*: OPTIM.MAX_EPOCH 2, asked for 3. --overwrite .* another OUTPUT"):
         settle(other)
     assert all(step.finished for step in other)
     settle(other, overwrite=True)
@@ -150,7 +151,7 @@ def test_weights_that_were_made_anew_make_another_run_of_what_came_of_them(steps
         checkpoint = torch.load(file)
         next(iter(checkpoint["state_dict"].values())).add_(1)
         torch.save(checkpoint, file)
-    with pytest.raises(UserError, match="9 of 20 .*RESUME_COOP .* holds something else.*others than those that it was"):
+    with pytest.raises(UserError, match="9 of 22 .*RESUME_COOP .* holds something else.*others than those that it was"):
         settle(steps())
 
 

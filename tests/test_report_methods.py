@@ -3,6 +3,7 @@
 from dassl.report.against import against_sheet
 from dassl.report.base2new import base2new, base2new_sheet, sheet_of
 from dassl.report.methods import Methods
+from dassl.report.paired import paired_sheet
 from dassl.report.results import load_results
 from mergetune.report import METHODS
 from tests.fixtures.runs import only, write_pairs, write_run
@@ -99,6 +100,36 @@ def test_a_run_of_an_unfinished_training_is_a_row_of_its_own_that_says_so(tmp_pa
     against = against_sheet(sheet, load_results(tmp_path), METHODS)
     assert {row[0]: "unfinished" in row[8] for row in against.lines} == dict.fromkeys(names, True) | {"CoOp": False}
     assert f"CoOp, {line}: {line}." in against.text()
+
+
+def test_weights_that_a_line_named_are_a_row_of_their_own_which_no_paper_and_no_stage_2_stands_on(tmp_path):
+    clip = {"backbone": {"name": "ViT-B/16"}, "max_epoch": 200}
+    chosen = {"best": {"chosen_on": "validation"}, "last": {"chosen_on": "last_step", "instead_of": "best_val"},
+              "third": {"chosen_on": "epoch 3", "instead_of": "best_val"}}  # fmt: skip
+    for k, (name, fields) in enumerate(chosen.items()):
+        for trainer, preset in (("CoOp", ""), ("CoOp_LMC", "released"), ("CoOp_LMC", "continued")):
+            scores = {"EuroSAT": [(80 + k, 60), (82 + k, 60)]}
+            write_pairs(tmp_path / name, scores, trainer=trainer, preset=preset, **clip, **fields)
+    records = load_results(tmp_path)
+    found, sheet = base2new(records, METHODS), base2new_sheet(records, METHODS)
+    names = [
+        "CoOp", "CoOp, epoch 3", "CoOp, last epoch", "CoOp continued", "CoOp continued, epoch 3",
+        "CoOp continued, last epoch", "CoOp_LMC (released)", "CoOp_LMC (released, epoch 3)",
+        "CoOp_LMC (released, last epoch)",
+    ]  # fmt: skip
+    assert [row.label for row in found.rows] == names
+    assert [found.cell(row, "EuroSAT")["base"][:3] for row in found.rows] == [(81, 1, 2), (83, 1, 2), (82, 1, 2)] * 3
+    assert {line[2] for line in sheet.lines if "last" in line[0]} == {"", "released", "continued"}
+    assert {line[0] for line in against_sheet(sheet, records, METHODS).lines} <= {"CoOp", "CoOp_LMC (released)"}
+    pairs = [row[:2] for table in paired_sheet(records, METHODS).tables for row in table.rows]
+    assert [beside for name, beside in pairs if name == names[-1]] == ["CoOp", "CoOp continued", names[5]]
+    assert [beside for name, beside in pairs if name == names[-3]] == ["CoOp", "CoOp continued"]
+
+
+def test_evaluations_of_a_named_epoch_that_say_no_more_stay_in_their_row(tmp_path):
+    for seed, chosen in enumerate(("epoch 5", "last_step", "validation"), start=1):
+        write_run(tmp_path / chosen, "MMA_LMC", preset="released", seed=seed, chosen_on=chosen)
+    assert only(base2new(load_results(tmp_path), METHODS)).label == "MMA_LMC (released)"
 
 
 def test_a_changed_preset_follows_its_own(tmp_path):

@@ -49,6 +49,23 @@ def test_two_keys_make_a_matrix_and_one_a_list(tmp_path):
     assert [note for note in matrix.notes if note.startswith("n: ")] == matrix.notes
 
 
+def test_the_last_epoch_in_place_of_the_chosen_one_is_no_setting_of_the_same_sweep(tmp_path):
+    for tau in (0.3, 1.0):
+        for k, chosen in enumerate(({}, {"instead_of": "best_val"}, {"instead_of": "best_val"})):
+            epochs = {"epochs": 20 * k} | ({"chosen_on": "epoch 20"} if k == 1 else {"chosen_on": "last_step"})
+            for subset in ("base", "new"):
+                fields = {"preset": "released", "lmc": PAPER | {"TAU": tau}, "max_epoch": 50, **epochs, **chosen}
+                folder = tmp_path / f"{tau}{k}{subset}"
+                write_run(folder, "KgCoOp_LMC", subset=subset, accuracy=60 + 10 * k + tau, **fields)
+    found = sweeps(load_results(tmp_path), METHODS)
+    names = {sweep.name: sweep for sweep in found}
+    assert set(names) == {"KgCoOp_LMC (released)", "KgCoOp_LMC (released, last epoch)"}
+    own, last = names.values()
+    assert own.keys == ("TAU", "epochs") and last.keys == ("TAU",)  # the epoch that a line named by number is a setting
+    assert [own.found.average(row)["base"].mean for row in own.rows] == [70.3, 60.3, 71.0, 61.0]
+    assert [last.found.average(row)["base"].mean for row in last.rows] == [80.3, 81.0]
+
+
 def test_the_cost_is_that_of_training_relative_to_stage_1(tmp_path):
     write_run(tmp_path / "stage1", "KgCoOp", kind="train", wall_s=20.0, epochs=100)
     write_setting(tmp_path, 80, 60, wall_s=30.0)

@@ -40,6 +40,8 @@ WRITES = {
     "/MultiModalAdapter/seed1",
     "mma/base2new_test caltech101 1 vit_b16_ep5 5": "output_MMA/base2new/evaluate/test_new/caltech101/shots_16"
     "/MultiModalAdapter/seed1/epoch5",
+    "mma_LMC/base2new_test_mma caltech101 10.0 vit_b16_ep5 1 LOADEP=last": "output_MMA_LMC/base2new/evaluate/test_new"
+    "/caltech101/shots_16_10.0/MMA_LMC/vit_b16_ep5/seed1/last_epoch",
     "mma_LMC/base2new_train_mma caltech101 10.0 vit_b16_ep5 1": "output_MMA_LMC/base2new/train_base/caltech101"
     "/shots_16_10.0/MMA_LMC/vit_b16_ep5/seed1",
     "promptkd_LMC/base2new_train_promptkd caltech101 1 student 10.0": "output_PromptKD_LMC/base2new/train_base"
@@ -192,6 +194,7 @@ def test_shorter_forms_mean_the_usual_values(dry):
     assert dry(*short) == dry(short[0], "dtd", "10.0", "cosine", "True", "1.0", "1", "paper")
     (words,) = dry("mma/base2new_test", "dtd", "1", "vit_b16_ep5", "3")
     assert value_of("--load-epoch", words) == "3"
+    assert dry("mma/base2new_test", "dtd", "1", "vit_b16_ep5", "LOADEP=3") == [words]
     kd = ["promptkd_LMC/base2new_train_promptkd", "dtd", "1", "/student", "10.0"]
     assert dry(*kd) == dry(*kd, "50.0", "10")
     assert dry("coop/xd_train", "1") == dry("coop/xd_train", "imagenet", "1")

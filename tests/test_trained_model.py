@@ -2,12 +2,15 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from dassl.engine import TRAINER_REGISTRY, launch
+from dassl.engine.launch import AlreadyFinished
+from dassl.report.methods import named_weights, row_of
 from dassl.utils import UserError
 from mergetune import merge
 from mergetune.report import METHODS
@@ -94,7 +97,7 @@ def test_merged_weights_keep_their_own_row(run, changed, tmp_path):
     out = merge.merge_run("ties", [changed], tmp_path / "ties")
     found = merge.evaluate(out, "new")
     assert found["preset"] == "TIES (density 0.2, scale 1)" and found["merge"]["of"] == results(changed)["preset"]
-    assert (found["max_epoch"], found["lmc"]["TAU"]) == (2, 1.0)
+    assert (found["max_epoch"], found["lmc"]["TAU"], found["warmup"]) == (2, 1.0, None)
     save_file({"ctx": context(changed, "prompt_mid_learner")}, str(tmp_path / "x_ties_lambda_0.5.safetensors"))
     words = ("--eval-only-merge", "--model-dir", tmp_path)
     elsewhere = results(run("CoOp_LMC", "elsewhere", *words, config="CoOp_LMC/paper"))
@@ -108,6 +111,59 @@ def test_a_stream_is_labelled_by_its_sessions(runs):
     found = runs.go("digits", *words, name="eval")
     assert found["preset"] == trained["preset"]
     assert METHODS.label("ConDU", found["preset"]) == f"ConDU ({found['preset']})"
+
+
+# Which epoch was scored
+
+
+def which(record):
+    names = ("preset", "chosen_on", "instead_of", "epochs", "warmup")
+    return tuple(record.get(name) for name in names) + (Path(record["weights"]["file"]).name,)
+
+
+def test_the_last_epoch_of_what_validation_chose_is_evaluated_by_name_or_number(run, stage1, tmp_path):
+    trained = run("CoOp_LMC", "train", "--resume-coop", stage1, OPTIM__LR=0.5)  # which only ruins what the first has
+    preset, own = results(trained)["preset"], results(trained)
+    assert (own["chosen_on"], own["epochs"], own["warmup"]) == ("validation", 3, True) and "instead_of" not in own
+    first, last = (
+        torch.load(trained / "prompt_mid_learner" / name)["state_dict"]["ctx"]
+        for name in ("model-best.pth.tar", "model.pth.tar-3")
+    )
+    assert (first - context(stage1)).abs().max() < 1e-3 < (last - context(stage1)).abs().max()  # rate 1e-5 against 0.5
+    words = ("--eval-only", "--model-dir", trained)
+    for name, named, keys in (("a", ("--load-epoch", "last"), {}), ("b", ("--load-epoch", 3), {"epochs": 9})):
+        found = results(run("CoOp_LMC", name, *words, *named, OPTIM__WARMUP_EPOCH=7, **keys))  # which only trains
+        assert which(found) == (preset, "last_step", "best_val", 3, False, "model.pth.tar-3")
+        assert row_of(found, METHODS).label == f"CoOp_LMC ({preset}, last epoch)"
+    usual = results(run("CoOp_LMC", "c", *words, OPTIM__WARMUP_EPOCH=0))
+    assert which(usual) == (preset, "validation", None, 1, True, "model-best.pth.tar")
+    assert row_of(usual, METHODS).label == f"CoOp_LMC ({preset})"
+    with pytest.raises(AlreadyFinished, match="another recipe: the weights in .* are others"):
+        run("CoOp_LMC", "a", *words)
+    with pytest.raises(AlreadyFinished, match="holds a finished run; --overwrite"):
+        run("CoOp_LMC", "a", *words, "--load-epoch", "last")
+    shutil.copytree(trained / "prompt_mid_learner", tmp_path / "bare" / "prompt_mid_learner")
+    bare = results(run("CoOp_LMC", "d", "--eval-only", "--model-dir", tmp_path / "bare", "--load-epoch", "last"))
+    assert which(bare)[1:] == ("epoch 3", "best_val", 3, None, "model.pth.tar-3")  # nobody knows of how many
+
+
+def test_a_last_epoch_that_is_lost_is_no_other(run, stage1, tmp_path):
+    trained = run("CoOp_LMC", "train", "--resume-coop", stage1, TRAIN__CHECKPOINT_FREQ=1)
+    third = results(run("CoOp_LMC", "2", "--eval-only", "--model-dir", trained, "--load-epoch", 2))
+    assert which(third)[1:] == ("epoch 2", "best_val", 2, False, "model.pth.tar-2")
+    assert named_weights(third) == "epoch 2"
+    words = ("--eval-only", "--model-dir", trained, "--load-epoch", "last")
+    (trained / "prompt_mid_learner" / "model.pth.tar-3").unlink()
+    with pytest.raises(UserError, match=r"has lost model\.pth\.tar-3, which its run wrote"):
+        run("CoOp_LMC", "lost", *words)
+    for number in (1, 2):
+        (trained / "prompt_mid_learner" / f"model.pth.tar-{number}").unlink()
+    (trained / "results.json").unlink()
+    with pytest.raises(UserError, match=r"holds no last epoch of prompt_mid_learner: .*found model-best\.pth\.tar"):
+        run("CoOp_LMC", "best", *words)
+    file = trained / "prompt_mid_learner" / "model-best.pth.tar"
+    with pytest.raises(UserError, match="one file of weights: there is no epoch last to choose"):
+        run("CoOp_LMC", "file", "--eval-only", "--model-dir", file, "--load-epoch", "last")
 
 
 # Models that know their own classes only

@@ -217,16 +217,6 @@ def evaluation(method: Method, what: str, subset: str) -> Command:
     return replace(own, output=output, subset=subset, evaluates=method.script("base2new_train"), stage1="")
 
 
-def with_epoch(test: Command) -> Command:
-    """A test that takes the epoch to load as one argument more; such a run has a folder of its own."""
-    return replace(
-        test,
-        forms=(*test.forms, (*test.arguments, "LOADEP")),
-        defaults={**test.defaults, "LOADEP": "", "EPOCH": lambda a: a["LOADEP"] and f"/epoch{a['LOADEP']}"},
-        output=f"{test.output}{{EPOCH}}",
-    )
-
-
 def _commands() -> dict[str, Command]:
     found = {}
     for method in METHODS.values():
@@ -234,7 +224,8 @@ def _commands() -> dict[str, Command]:
         for what, subset in TESTS.items():
             found[method.script(what)] = evaluation(method, what, subset)
     for what, subset in TESTS.items():
-        found[f"mma/{what}"] = with_epoch(found[f"mma/{what}"])
+        mma = found[f"mma/{what}"]
+        found[f"mma/{what}"] = replace(mma, forms=(*mma.forms, (*mma.arguments, "LOADEP")))  # as the authors' script
         for folder, trainer in (("zsclip", "ZeroshotCLIP"), ("zsclip2", "ZeroshotCLIP2")):
             found[f"{folder}/{what}"] = Command(
                 arguments=("DATASET", "SEED"),

@@ -174,7 +174,9 @@ def run_folder(command: Command, arguments: Arguments) -> Path:
     usual = command.defaults.get("SHOTS")
     if usual and "{SHOTS}" not in output and arguments.get("SHOTS", usual) != usual:
         output = output.replace("/seed", "/shots_{SHOTS}/seed")
-    return Path(root, arguments.get("SWEEP", "")) / output.format(**arguments)
+    epoch = arguments.get("LOADEP", "") if command.evaluates else ""
+    own = f"epoch{epoch}" if epoch.isdecimal() else epoch and f"{epoch}_epoch"  # epoch3, last_epoch
+    return Path(root, arguments.get("SWEEP", "")) / output.format(**arguments) / own
 
 
 def source_of(arguments: Arguments) -> str:

@@ -144,6 +144,7 @@ KEYS: dict[str, Key] = {
     "TEST.NO_TEST": Key(False, "no test after training"),
     "TEST.SPLIT": Key("test", "of the final test", choices=("val", "test")),
     "TEST.FINAL_MODEL": Key("last_step", "that is tested", choices=("last_step", "best_val")),
+    "TEST.SKIP_WARMUP": Key(False, "best_val: not of the epochs of WARMUP_EPOCH, unless there are no others"),
     "TRAINER.NAME": Key("", "registered name"),
     "TRAINER.MODAL": Key("base2novel", "protocol, by which some data sets split", choices=PROTOCOLS),
     # Keys of Dassl's own trainers: other people's yaml files set them
@@ -204,7 +205,7 @@ _TRAINING = (
     "RESUME", "OPTIM.", "TRAIN.", "DATALOADER.TRAIN_", "DATALOADER.K_", "DATALOADER.RETURN_", "FEATURES.VIEWS",
     "INPUT.VIEW_SEEDS", "INPUT.RRCROP", "INPUT.CROP_", "INPUT.CUTOUT", "INPUT.RANDAUGMENT", "INPUT.COLORJITTER",
     "INPUT.RGS_", "INPUT.GB_", "INPUT.GN_", "DATASET.NUM_", "DATASET.FEWER_", "DATASET.SUBSET", "DATASET.ALL_AS_",
-    "TEST.NO_TEST", "TEST.FINAL_MODEL",
+    "TEST.NO_TEST", "TEST.FINAL_MODEL", "TEST.SKIP_WARMUP",
 )  # fmt: skip
 KEYS |= {
     name: replace(key, role="training")

@@ -28,6 +28,7 @@ from dassl.utils import (
 RESULTS, CONFIG, RESUME = "results.json", "config.yaml", "resume.pt"
 MERGE = "merge.json"  # in the place of results.json where weights were merged
 BEST = "model-best.pth.tar"
+LAST = "last"  # in the place of a number of epochs: the last that were kept
 NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
 _PARTS = ("recipe", "inputs", "weights")
 
@@ -48,11 +49,13 @@ def find_model(directory, name, epoch=None, *, last=False):
 
 
 def find_file(directory, name, epoch=None, *, last=False):
-    """As `find_model`, whoever wrote the file."""
+    """As `find_model`, whoever wrote the file. epoch: LAST too."""
     if os.path.isfile(directory):
         if epoch is not None:
             raise UserError(f'"{directory}" is one file of weights: there is no epoch {epoch} to choose (--load-epoch)')
         return directory
+    if epoch == LAST:
+        epoch, last = None, True
     for folder in (os.path.join(directory, name), directory):
         there = listdir_nohidden(folder, sort=True) if os.path.isdir(folder) else []
         if chosen := _choose(there, epoch, last):
@@ -62,6 +65,15 @@ def find_file(directory, name, epoch=None, *, last=False):
     looked = f"{BEST} and model.pth.tar-N" if epoch is None else f"model.pth.tar-{epoch} and model-{epoch}.pth.tar"
     found = ", ".join([file for file in there if file.startswith("model")] or there[:8]) or "no model file"
     raise MissingFile(f'Model not found at "{os.path.join(directory, name)}": looked for {looked}, found {found}')
+
+
+def last_epoch(directory, name):
+    """Epochs of the last numbered checkpoint of model `name`, in a folder as `find_model` takes it. MissingFile says
+    what is there in its place, or what is lost."""
+    file = os.path.basename(find_model(directory, name, last=True))
+    if not (match := NUMBERED.fullmatch(file)):
+        raise MissingFile(f'"{directory}" holds no last epoch of {name}: looked for model.pth.tar-N, found {file}')
+    return int(match[1] or match[2])
 
 
 def _choose(names, epoch, last):

@@ -41,7 +41,7 @@ from dassl.utils.distributed import (
 from dassl.utils.memory import reset_peak
 
 from .build import build_trainer, checked_class
-from .checkpoint import CONFIG, MERGE, RESULTS, RESUME, finished
+from .checkpoint import CONFIG, LAST, MERGE, RESULTS, RESUME, finished, last_epoch
 from .lint import counts, opening
 from .others import asked, other_sets, score_others
 from .recipe import GO_ON, begun_from, differences, input_digests, unfinished
@@ -78,7 +78,7 @@ def run(
     fit into one.
 
     Args:
-        load_epoch: evaluate the model after that many epochs; default the best one, or the last.
+        load_epoch: evaluate the model after that many epochs, or the "last"; default the best one, or the last.
         no_train: build everything and return {}.
         overwrite: remove what a finished run left, instead of refusing.
         recipe: the config of the yaml files alone, for what the run says of itself.
@@ -106,7 +106,7 @@ def run(
         last = lambda: f" (last good checkpoint: {trainer.last_checkpoint()})"  # noqa: E731
         with _released(trainer), memory_errors(last):
             if eval_only:
-                load_trained(trainer, model_dir, load_epoch, row)
+                load_epoch = load_trained(trainer, model_dir, load_epoch, row)
             for path in stale:  # not before: what is refused until here leaves the folder as it was
                 path.unlink(missing_ok=True)
             barrier()
@@ -224,7 +224,8 @@ def build_run(cfg, recipe=None):
 
 
 def load_trained(trainer, folder, epoch=None, row=None):
-    """Load a trained model, and take from its folder what describes it, for results.json, unless `row` does.
+    """Load a trained model, and take from its folder what describes it, for results.json, unless `row` does -> epoch,
+    a number where LAST was asked for.
 
     UserError for one that knows its own classes only, and has others to score.
     """
@@ -233,11 +234,14 @@ def load_trained(trainer, folder, epoch=None, row=None):
         if names and (reason := getattr(trainer, "bound_to_classes", "")):
             check_classes(folder, names, reason)
         trainer.trained = trainer.trained | (UNKNOWN | row if row else trainer.trained_facts(folder))
+    if epoch == LAST and os.path.isdir(folder):
+        epoch = next((last_epoch(folder, name) for name in trainer.get_model_names()), None)
     trainer.load_model(folder, epoch=epoch)
     if folder and (line := unfinished(folder, trainer._loaded and trainer._loaded[1])):
         log.warning(f"{folder}: {line}")
         before = trainer.trained.get("unfinished")
         trainer.trained["unfinished"] = "; ".join(dict.fromkeys(filter(None, [line, before])))
+    return epoch
 
 
 def _train(trainer):

@@ -64,7 +64,7 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
         "backbone": {"name": cfg.MODEL.BACKBONE.NAME, "digest": None, "activation": None, "preprocess": None},
         "templates": getattr(dataset, "template", None),
         "data_seen": None,
-        "chosen_on": _chosen_on(trainer, kind, load_epoch),
+        **_choice(trainer, cfg, kind, load_epoch),
         "alpha_chosen_on": None,
         "versions": versions(),
         "device": device_name(trainer.device),
@@ -73,7 +73,6 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
         "peak_mb": report_peak(trainer.device),
         "command": command,
         "max_epoch": cfg.OPTIM.MAX_EPOCH,
-        "epochs": _epochs(trainer, cfg, kind, load_epoch),
         "recipe": recipe(cfg, kind),
         "inputs": trainer._progress.inputs,
     }
@@ -235,10 +234,32 @@ def versions():
     return versions
 
 
-def _chosen_on(trainer, kind, load_epoch):
-    """What chose the evaluated weights."""
+def _choice(trainer, cfg, kind, load_epoch):
+    """Which weights of a training were scored: chosen_on, epochs, warmup, and instead_of where a line named others than
+    that training, of the config.yaml beside them, would choose."""
+    chosen, epochs = _chosen_on(trainer, cfg, kind, load_epoch), _epochs(trainer, cfg, kind, load_epoch)
+    scored = trainer._loaded[1] if chosen == "validation" and trainer._loaded is not None else epochs
+    known = kind == "eval" and trainer._files and not trainer.trained.get("merge")
+    file = run_file(trainer._files[0], "config.yaml") if known else None
+    training = dict(leaves(cfg if kind == "train" else read_yaml(file) if file else {}))
+    usual = training.get("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL)
+    named = kind == "eval" and load_epoch is not None and {chosen, usual} != {"last_step"}
+    facts = {"chosen_on": chosen, "epochs": epochs, "warmup": _in_warmup(training, scored)}
+    return facts | ({"instead_of": usual} if named else {})
+
+
+def _in_warmup(config, epochs):
+    """Were weights of so many epochs trained at the rate of a constant warm-up alone? None where nobody knows."""
+    if not isinstance(epochs, int) or "OPTIM.WARMUP_EPOCH" not in config:
+        return None
+    return config["OPTIM.WARMUP_TYPE"] == "constant" and 0 < epochs <= config["OPTIM.WARMUP_EPOCH"]
+
+
+def _chosen_on(trainer, cfg, kind, load_epoch):
+    """What chose the scored weights."""
     if kind == "eval" and load_epoch is not None:
-        return f"epoch {load_epoch}"
+        last = load_epoch == trainer.trained.get("max_epoch", cfg.OPTIM.MAX_EPOCH)
+        return "last_step" if last else f"epoch {load_epoch}"
     tried = kind == "eval" or trainer.best_result > -math.inf  # not where nothing was left to train
     validated = trainer.chooses_best() and trainer.has_validation() and tried
     if (kind == "eval" or validated) and trainer._loaded is not None:

@@ -195,7 +195,8 @@ class SimpleTrainer(TrainerBase):
     def _keep_if_best(self):
         result = self.test(split="val")
         self._history.add(self.epoch + 1, {"val_accuracy": result})
-        if result > self.best_result:
+        first = self.cfg.OPTIM.WARMUP_EPOCH if self.cfg.TEST.SKIP_WARMUP else 0
+        if result > self.best_result and self.epoch >= min(first, self.max_epoch - 1):  # the last is always one
             self.best_result = result
             takes = inspect.signature(self.save_model).parameters.keys()
             more = {"val_result": result} if takes & {"val_result", "kwargs"} else {}  # the fork's takes neither

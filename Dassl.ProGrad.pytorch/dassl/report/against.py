@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dassl.report.methods import is_control, row_of
+from dassl.report.methods import is_control, named_weights, row_of
 from dassl.report.results import NoRuns
 from dassl.report.sweeps import epochs_asked
 from dassl.report.tables import MISSING, Cell, Sheet, Table
@@ -75,8 +75,9 @@ def against_sheet(sheet, records, methods, published=None):
         cell = dict(zip(sheet.columns, line, strict=True))
         key, behind = _key(sheet.name, cell, methods), cell["mean"].files
         own = [by_file[file] for file in dict.fromkeys(behind) if file in by_file]
-        control = is_control(cell["preset"].split(" + ")[0])  # nobody publishes training on without the method
-        for partner in published.get(key, []) if cell["mean"] != "" and not control else []:
+        # nobody publishes training on without the method, or weights that no rule chose
+        unheard = is_control(cell["preset"].split(" + ")[0]) or any(map(named_weights, own))
+        for partner in published.get(key, []) if cell["mean"] != "" and not unheard else []:
             matched.setdefault(cell["method"], set()).add(key)
             ours = {name for record in own for name in record.get("tasks") or [record["dataset"]]}
             if key[4] in AVERAGES and partner.sets and ours != partner.sets:

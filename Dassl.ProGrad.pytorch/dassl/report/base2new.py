@@ -254,7 +254,8 @@ def backbones(records, methods=NONE):
 def _gain(found, row):
     """H of averages over that of the stage-1 method -> Summary. Deviation and n: of the seeds' differences."""
     first = found.methods.stage1.get(row.trainer)
-    stage1 = [r for r in found.rows if r.trainer == first and r.shots == row.shots and not r.merge + r.unfinished]
+    stage1 = [r for r in found.rows if r.trainer == first and r.shots == row.shots]
+    stage1 = [r for r in stage1 if not r.merge + r.unfinished + r.chosen]
     if len(stage1) != 1 or row.merge:
         return Summary(None)
     ours, theirs = (found.average(r)["H of averages"] for r in (row, stage1[0]))

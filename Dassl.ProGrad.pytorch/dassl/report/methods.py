@@ -37,8 +37,12 @@ class Methods:
         """A record's trainer, by its current name."""
         return self.aliases.get(record["trainer"], record["trainer"])
 
-    def label(self, trainer, preset=""):
-        """The method's printed name; a pair that the table lacks, or a changed preset, becomes "Trainer (preset)"."""
+    def label(self, trainer, preset="", chosen=""):
+        """The method's printed name; a pair that the table lacks, or a changed preset, becomes "Trainer (preset)".
+        chosen: of a Row."""
+        if chosen:
+            name = self.label(trainer, preset)
+            return f"{name[:-1]}, {chosen})" if name.endswith(")") else f"{name}, {chosen}"
         trainer = self.aliases.get(trainer, trainer)
         if (trainer, preset) in self.labels:
             return self.labels[trainer, preset]
@@ -110,6 +114,7 @@ class Row(NamedTuple):
     merge: str = ""  # such as "TIES (density 0.2)"
     setting: tuple = ()  # the values of a sweep, (key, value) each
     unfinished: str = ""  # how far its training is, such as "epochs 30 of 300, unfinished"
+    chosen: str = ""  # the weights that a line named, where training chooses others: "last epoch", "epoch 3"
 
 
 def row_of(record, methods, shots=True):
@@ -117,14 +122,23 @@ def row_of(record, methods, shots=True):
     trainer = methods.trainer(record)
     merge = merge_name(record, methods)
     preset = str(record["merge"].get("of") or record["merge"].get("preset") or "") if merge else record["preset"]
-    label = methods.label(trainer, preset) + (f" + {merge}" if merge else "")
+    chosen = named_weights(record)
+    label = methods.label(trainer, preset, chosen) + (f" + {merge}" if merge else "")
     own = record.get("shots") if shots and not sees_no_data(record) else None
-    return Row(label, trainer, preset, backbone_of(record), own, merge, unfinished=record.get("unfinished") or "")
+    left = record.get("unfinished") or ""
+    return Row(label, trainer, preset, backbone_of(record), own, merge, unfinished=left, chosen=chosen)
 
 
 def plain_row(record, methods):
-    """The row of a record's method with its preset's changes taken off."""
-    return row_of({**record, "preset": split_changes(record["preset"])[0]}, methods)
+    """The row of a record's method with its preset's changes taken off, and the epoch that a line named by number."""
+    named = record.get("instead_of") if record.get("chosen_on") == "last_step" else ""
+    return row_of({**record, "preset": split_changes(record["preset"])[0], "instead_of": named}, methods)
+
+
+def named_weights(record):
+    """The weights that were scored in place of those that training chooses: "last epoch", "epoch 3", or ""."""
+    chosen = record.get("chosen_on") or ""
+    return ("last epoch" if chosen == "last_step" else chosen) if record.get("instead_of") else ""
 
 
 def merge_name(record, methods):

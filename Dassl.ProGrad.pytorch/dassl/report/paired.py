@@ -126,6 +126,8 @@ def _pairs(found):
         for theirs in found.rows:
             alike = (theirs.backbone, theirs.shots, theirs.merge) == (ours.backbone, ours.shots, "")
             control = theirs.trainer == ours.trainer and is_control(theirs.preset)
+            if theirs.chosen and not (control and theirs.chosen == ours.chosen):  # nothing continues those
+                continue
             if alike and (control or theirs.trainer in (stage1, f"{stage1}_Average")):
                 yield ours, theirs
 

@@ -21,7 +21,7 @@ RESULTS_FILE = "results.json"
 _FIELDS = {"trainer": str, "dataset": str, "protocol": str, "subset": str, "seed": int, "metrics": dict}
 LARGEST = 1e9  # shots, epochs, seconds
 _TEXTS = ("preset", "kind", "alpha_chosen_on", "chosen_on", "data_seen", "source", "order", "labels", "ablation",
-          "split_file", "unfinished")  # fmt: skip
+          "split_file", "unfinished", "instead_of")  # fmt: skip
 _OPTIONAL = dict.fromkeys(_TEXTS, str) | {
     "shots": int, "epochs": int | float, "max_epoch": int | float, "wall_s": int | float, "command": str | list,
     "merge": dict, "lmc": dict, "teacher": dict, "weights": dict, "backbone": dict | str, "vote": dict | str,
