@@ -100,21 +100,31 @@ def candidates(values: dict) -> list[dict]:
 
 
 def evaluate(
-    folder: str | Path, subset: str, out: str | Path = "", *, root: str = "", overwrite: bool = False, command: str = ""
+    folder: str | Path,
+    subset: str,
+    out: str | Path = "",
+    *,
+    root: str = "",
+    overwrite: bool = False,
+    command: str = "",
+    others: str | None = None,
 ) -> dict:
     """Evaluate a merged (or any) run folder on a subset of its classes -> the content of results.json.
 
-    out: default FOLDER/eval_SUBSET. If that holds this very evaluation, it is not done again; if another, that is
-    AlreadyFinished, unless `overwrite`.
+    others: TEST.OTHERS; default that of the folder. out: default FOLDER/eval_SUBSET. If that holds this very
+    evaluation, it is not done again; if another, that is AlreadyFinished, unless `overwrite`.
     """
     import train  # the command line is the one place that knows the data sets
     from dassl.engine.launch import run
+    from dassl.engine.others import asked, lacks
     from dassl.engine.recipe import differences, finished
 
     changes = {"OUTPUT_DIR": str(out or Path(folder, f"eval_{subset}")), "DATASET.SUBSAMPLE_CLASSES": subset}
+    changes |= {} if others is None else {"TEST.OTHERS": others}
     cfg = train.folder_cfg(folder, changes | {"RESUME_COOP": ""}, root)
     results = {} if overwrite else finished(cfg.OUTPUT_DIR)
-    if results and not differences(cfg.OUTPUT_DIR, cfg, eval_only=True, model_dir=str(folder)):
+    left = lacks(results, asked(cfg))
+    if results and not left and not differences(cfg.OUTPUT_DIR, cfg, eval_only=True, model_dir=str(folder)):
         return results
     return run(cfg, eval_only=True, model_dir=str(folder), overwrite=overwrite, command=command)
 
@@ -150,13 +160,14 @@ def main(argv: list[str] | None = None) -> Path:
     add("--overwrite", action="store_true", help="make a finished merge again")
     add("--sweep", action="store_true", help="search the method's usual values where none are given")
     add("--eval", nargs="+", default=[], choices=SUBSETS, help="evaluate on these classes into FOLDER/eval_SUBSET")
+    add("--others", metavar="NAMES", help="of --eval new: other data sets to score, as TEST.OTHERS")
     for name, kind in KINDS.items():
         users = [f"{key} ({method.values[name]})" for key, method in METHODS.items() if name in method.values]
         add(f"--{name}", metavar="VALUE,...", type=_reader(kind), help=f"of {', '.join(users)}")
     argv = sys.argv[1:] if argv is None else argv
     args = vars(parser.parse_args(argv))
     command = shlex.join(["python", "-m", "mergetune.merge", *argv])
-    subsets, sweep, keep = args.pop("eval"), args.pop("sweep"), args.pop("keep")
+    subsets, sweep, keep, others = (args.pop(name) for name in ("eval", "sweep", "keep", "others"))
     values = {name: args.pop(name) for name in KINDS}
     values = {name: value for name, value in values.items() if value is not None}
     values = {name: value[0] if len(value) == 1 and name != "weights" else value for name, value in values.items()}
@@ -166,7 +177,7 @@ def main(argv: list[str] | None = None) -> Path:
         values = {**usual, **values}
     out = merge_run(**args, **values, keep=[name for name in keep.split(",") if name], command=command)
     for subset in subsets:
-        evaluate(out, subset, root=args["root"], command=command)
+        evaluate(out, subset, root=args["root"], command=command, others=others)
     return out
 
 

@@ -46,6 +46,7 @@ def add_grid_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--check", action="store_true", help="run nothing: check the data, estimate time and memory")
     parser.add_argument("words", nargs="*", metavar="DATASET [SEED...]", help="default: the toy data sets, seeds 1 2 3")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY VALUE", help="config keys for every run")
+    parser.add_argument("--others", action="store_true", help="score new-class tests on the other public sets too")
     parser.add_argument("--overwrite", action="store_true", help="do again what was run otherwise, and what came of it")
 
 

@@ -9,12 +9,13 @@ list or `all`. What a command line names wins.
 import itertools
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 from scripts.commands import COMMANDS, folder
 from scripts.commands.base2new import METHODS, TESTS, Method
-from scripts.commands.command import OVERWRITE, ROOT, Arguments, checked_pairs, names_in, recipe
+from scripts.commands.command import OVERWRITE, ROOT, Arguments, checked_pairs, names_in, recipe, takes_others
 from scripts.jobs import (
     PRESETS,
     PROTOCOLS,
@@ -45,8 +46,15 @@ def plan(args) -> list[list[Step]]:
         cells = table_cells(read_table(args.table), args)
     else:
         cells = job_cells(args)
-    seen = set()
+    seen, asks = set(), getattr(args, "others", False)
+    cells = [[with_others(step) if asks else step for step in cell] for cell in cells]
     return [[step for step in cell if not (step.folder in seen or seen.add(step.folder))] for cell in cells]
+
+
+def with_others(step: Step) -> Step:
+    """A step that is scored on other data sets too, if it evaluates new classes and says nothing else."""
+    takes = takes_others(COMMANDS[step.command], dict(step.arguments))
+    return replace(step, arguments={"OTHERS": "auto"} | dict(step.arguments)) if takes else step
 
 
 def grid(args, datasets: list[str], seeds: list[int]) -> tuple[list[str], list[int]]:

@@ -118,6 +118,7 @@ def known_arguments(command: Command, arguments: Arguments) -> list[str]:
     the stage 1 that it continues."""
     every = [*command.arguments, *sum(command.forms, ()), *command.defaults, *command.environment, *PLACES]
     every += ["LOADEP"] if command.evaluates and not command.module else []  # an epoch, or last, to evaluate
+    every += ["OTHERS"] * command.scores_new
     every += [STAGE1 + key for before in builds_on(command, arguments) for key in before.defaults]
     return [*dict.fromkeys(["SEED", *every])]
 

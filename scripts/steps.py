@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.commands import COMMANDS, folder, run_folder
-from scripts.commands.command import Arguments, first_arguments, of_source, of_stage1
+from scripts.commands.command import OTHERS_KEY, Arguments, first_arguments, of_source, of_stage1, others
 
 STREAM = "trained stream"
 CARD = "path.json"
@@ -31,11 +31,26 @@ class Step:
     def done(self) -> bool:
         """Has its run left results that can be read?"""
         from dassl.engine.checkpoint import finished
+        from dassl.engine.others import lacks
 
         marks = COMMANDS[self.command].marks(dict(self.arguments))
-        return bool(marks) and all(
-            mark.is_file() and finished(mark.parent, mark.name, FIELDS[mark.name]) for mark in marks
-        )
+        results = [mark.is_file() and finished(mark.parent, mark.name, FIELDS[mark.name]) for mark in marks]
+        return bool(marks) and all(results) and not lacks(results[-1], self.others)
+
+    @property
+    def others(self) -> list[str]:
+        """The names that TEST.OTHERS has for it, none where it evaluates no new classes."""
+        import train
+        from dassl.config import KEYS
+        from dassl.engine.others import names_of
+        from dassl.utils import split_pairs
+
+        command = COMMANDS[self.command]
+        if not command.scores_new:
+            return []
+        extra = [] if command.module else split_pairs(train.extra_opts())
+        value = dict(zip(extra[::2], extra[1::2], strict=False)).get(OTHERS_KEY, others(command, dict(self.arguments)))
+        return names_of(KEYS[OTHERS_KEY].parse(value)) if value else []
 
     @property
     def finished(self) -> bool:
@@ -90,6 +105,8 @@ def train_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
     if command.stage1:
         argv += ["--resume-coop", places["stage-1 checkpoint"]]
     argv += ["DATASET.NUM_SHOTS", arguments["SHOTS"], "DATASET.SUBSAMPLE_CLASSES", command.subset]
+    if names := others(command, arguments):
+        argv += [OTHERS_KEY, names]
     if command.protocol != "base2novel":
         argv += ["TRAINER.MODAL", command.protocol]
     return argv + [word.format(**arguments) for word in command.pairs] + pairs

@@ -52,15 +52,15 @@ def test_both_stages_are_tried_out_and_counted_for_every_cell(check):
     assert (
         sum(text.startswith("data: Toy") for text in lines) == sum(text.startswith("anchor: ") for text in lines) == 2
     )
-    assert any(re.match(r"estimate: 72 runs, .* in 2 processes; peak memory", text) for text in lines)
+    assert any(re.match(r"estimate: 80 runs, .* in 2 processes; peak memory", text) for text in lines)
 
 
 def test_a_finished_run_is_not_counted(check, tmp_path):
-    folder = tmp_path / "output" / "output_zsclip/evaluate/test_new/toy_digits/shots_2/ZeroshotCLIP/vit_b16/seed1"
+    folder = tmp_path / "output" / "output_zsclip/evaluate/test_base/toy_digits/shots_2/ZeroshotCLIP/vit_b16/seed1"
     folder.mkdir(parents=True)
     (folder / "results.json").write_text('{"metrics": {}}')
     _, lines, _ = check("toy_digits", "1")
-    assert "zsclip/base2new_test vit_b16" not in rows(lines)
+    assert "zsclip/base2base_test vit_b16" not in rows(lines)
     assert any(text.startswith("1 are finished") for text in lines)
 
 

@@ -23,7 +23,7 @@ from scripts.workflow.grid import Grid, home
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python
 
-ONE_EPOCH = ["--set", "OPTIM.MAX_EPOCH", "1"]
+ONE_EPOCH = ["--set", "OPTIM.MAX_EPOCH", "1", "TEST.OTHERS", "[toy_digits]"]
 SMALL = """
 protocol: base2new
 methods: [CoOp]

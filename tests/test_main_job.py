@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python, group
 
 WORDS = ["scripts/main_job.py", "toy_shapes", "1", "--set", "OPTIM.MAX_EPOCH", "2"]
-WORDS += ["FEATURES.VIEWS", "2"]
+WORDS += ["FEATURES.VIEWS", "2", "TEST.OTHERS", "[toy_digits]"]
 # two epochs are not the recipe, and the table says so
 CHANGED = "changed: OPTIM.MAX_EPOCH"
 PRESETS = [f"CoOp_LMC ({name}, {CHANGED})" for name in ("continued", "paper", "released")]

@@ -1,9 +1,13 @@
 """What a model that was trained on one data set keeps of others: the entry `others` of an evaluation on new classes."""
 
+import json
 import os
+import shutil
 
 import pytest
+import torch
 
+from dassl.engine.launch import AlreadyFinished
 from dassl.utils import UserError
 from tests.fixtures.coop_runs import Runs, results, shared, stage1  # noqa: F401
 from tests.fixtures.image_folders import write_split
@@ -65,3 +69,56 @@ def test_a_named_set_that_is_not_there_or_unknown_is_refused(run, stage1):  # no
         with pytest.raises(UserError, match=what):
             others_of(run, "refused", "--model-dir", stage1, asked=name)
         assert not (run.folder / "refused").exists()
+
+
+# Evaluations that are finished
+
+
+def read(folder):
+    return (folder / "results.json").read_text()
+
+
+def test_a_finished_evaluation_gets_what_it_lacks_and_keeps_all_else(run, stage1):  # noqa: F811
+    model, name = ("--eval-only", "--model-dir", stage1), "later"
+    folder = run("CoOp", name, *model, **NEW)
+    before, files = read(folder), {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert others_of(run, name, *model, asked="dtd")["asked"] == ["dtd"]
+    assert read(folder).startswith(before[:-2] + ",\n")
+    files.pop("results.json")
+    assert {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "results.json"} == files
+    entry = others_of(run, name, *model, asked="[dtd, eurosat]")
+    whole = others_of(run, "at_once", *model)
+    assert entry == whole | {"asked": ["dtd", "eurosat"]} and read(folder).startswith(before[:-2] + ",\n")
+
+
+def test_auto_is_what_was_there_the_first_time(run):
+    others_of(run, "auto", trainer="ZeroshotCLIP")
+    os.rename(run.data / "dtd", run.data / "gone")
+    try:
+        with pytest.raises(AlreadyFinished, match="holds a finished run"):
+            others_of(run, "auto", trainer="ZeroshotCLIP")
+        with pytest.raises(UserError, match="DescribableTextures: no folder dtd"):
+            others_of(run, "named", trainer="ZeroshotCLIP", asked="dtd")
+        assert list(others_of(run, "without", trainer="ZeroshotCLIP")["sets"]) == ["EuroSAT"]
+    finally:
+        os.rename(run.data / "gone", run.data / "dtd")
+
+
+def test_other_weights_complete_nothing(run, stage1, tmp_path):  # noqa: F811
+    shutil.copytree(stage1, tmp_path / "model")
+    (tmp_path / "model" / "results.json").unlink()
+    model = ("--eval-only", "--model-dir", tmp_path / "model")
+    folder = run("CoOp", "weights", *model, **NEW)
+    file = next((tmp_path / "model").glob("*/model.pth.tar-*"))
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["state_dict"]["ctx"] += 1
+    torch.save(checkpoint, file)
+    before = read(folder)
+    with pytest.raises(AlreadyFinished, match="weights .* are others than those that were scored"):
+        others_of(run, "weights", *model)
+    # of an earlier version, which recorded no digest
+    results_file, facts = folder / "results.json", results(folder)
+    results_file.write_text(json.dumps(facts | {"weights": {}, "correct": facts["correct"] + 1}))
+    with pytest.raises(UserError, match=f"recorded {facts['correct'] + 1} of 12 correct, .* now has"):
+        others_of(run, "weights", *model)
+    results_file.write_text(before)

@@ -24,7 +24,7 @@ COOP = {
 # the tiny CLIP in the place of ViT-B/16, one epoch
 SMALL = ["MODEL.BACKBONE.NAME", "tiny", "INPUT.SIZE", "(32,32)", "OPTIM.MAX_EPOCH", "1"]
 SMALL += ["DATALOADER.NUM_WORKERS", "0", "TRAINER.COOP.PREC", "fp32"]
-ONE_EPOCH = ["OPTIM.MAX_EPOCH", "1", "FEATURES.VIEWS", "1", "DATASET.NUM_SHOTS", "2"]
+ONE_EPOCH = ["OPTIM.MAX_EPOCH", "1", "FEATURES.VIEWS", "1", "DATASET.NUM_SHOTS", "2", "TEST.OTHERS", "[]"]
 PROMPTKD = "vit_b16_c2_ep20_batch8_4+4ctx"
 # one chain a method: stage 1, stage 2, and a test of it
 CHAINS = {

@@ -95,6 +95,7 @@ def test_a_wrong_yaml_is_refused_by_name(small, old, new, told):
 
 def test_a_sweep_runs_to_its_table(small, toy_data, tmp_path, monkeypatch):
     words = ["scripts/sweep.py", small, "--workers", "1", "--set", "OPTIM.MAX_EPOCH", "1", "FEATURES.VIEWS", "1"]
+    words += ["TEST.OTHERS", "[toy_shapes]"]
     process = Python(words, DATA=str(toy_data), OUTPUT=str(tmp_path / "out"))
     printed, said = process.communicate()
     assert process.returncode == 0, said

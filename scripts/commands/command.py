@@ -12,6 +12,7 @@ CARRIED = ("DATASET", "SEED", "SHOTS", "SOURCE", "OUTPUT")
 
 STAGE1 = "STAGE1_"  # prefix of an argument that is stage 1's
 SHOTS_KEY = "DATASET.NUM_SHOTS"
+OTHERS_KEY = "TEST.OTHERS"  # of an evaluation on new classes: its argument OTHERS
 OVERWRITE = "--overwrite"  # for every script: does again what was run otherwise, and what came of it
 # What a script itself tells train.py -> what says it; behind `--` it would contradict the folder.
 SAID_BY = {
@@ -71,6 +72,11 @@ class Command:
         if self.left:
             return self.left(arguments)
         return [run_folder(self, arguments) / self.marker] if self.marker else []
+
+    @property
+    def scores_new(self) -> bool:
+        """Does it evaluate on new classes?"""
+        return self.subset == "new" and bool(self.evaluates or self.eval_only)
 
     @property
     def passed(self) -> dict[str, str]:
@@ -135,6 +141,9 @@ def follow(
             if name := folder_keys(other).get(canonical(other, key)):
                 arguments.setdefault(STAGE1 + name, value)
         name = folder_keys(command).get(canonical(command, key))
+        if key == OTHERS_KEY and command.scores_new:
+            arguments |= {"OTHERS": value} if typed or takes_others(command, arguments) else {}
+            continue
         if name is None:
             rest += [key, value]
         elif typed and given.get(name, value) != value:
@@ -142,6 +151,19 @@ def follow(
         else:
             arguments[name] = value
     return arguments, rest
+
+
+def takes_others(command: Command, arguments: Arguments) -> bool:
+    """Is it scored on other data sets? Zero-shot CLIP is once, with the templates that it usually has."""
+    zero_shot = command.eval_only and not command.stage1
+    config = command.config.format(**command.complete(arguments))
+    return command.scores_new and not (zero_shot and "TRAINER.ZEROSHOT.TEMPLATES" in yaml_values(config))
+
+
+def others(command: Command, arguments: Arguments) -> str:
+    """The value of TEST.OTHERS: the argument OTHERS, auto on the built-in benchmark, else ""."""
+    usual = "auto" if arguments["DATASET"].startswith("toy_") and takes_others(command, arguments) else ""
+    return arguments.get("OTHERS", usual) if command.scores_new else ""
 
 
 def of_stage1(arguments: Arguments) -> Arguments:

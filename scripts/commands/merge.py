@@ -1,7 +1,7 @@
 """Merging without training: CLIP and a stage-1 run of base-to-new, by any method of `mergetune.merge`."""
 
 from .base2new import METHODS
-from .command import Arguments, Command, of_stage1, run_folder
+from .command import Arguments, Command, of_stage1, others, run_folder
 
 STAGE1 = {method.folder: method.train for method in METHODS.values() if not method.suffix}
 TWO_PARENTS = ("average", "slerp")  # the others start at CLIP and take the run alone
@@ -17,7 +17,9 @@ def _words(arguments: Arguments) -> list[str]:
     given = {key: arguments[key] for key in ("DATASET", "SEED", "SHOTS")} | _own(arguments)
     run = str(run_folder(train, train.complete(given)))
     clip = ["zero-shot"] if arguments["METHOD"] in TWO_PARENTS else []
-    return ["--method", arguments["METHOD"], *clip, run, "--eval", "base", "new"]
+    names = others(COMMANDS["merge/base2new"], arguments)
+    beside = ["--others", names] if names else []
+    return ["--method", arguments["METHOD"], *clip, run, "--eval", "base", "new", *beside]
 
 
 COMMANDS = {
@@ -26,6 +28,7 @@ COMMANDS = {
         defaults={"SHOTS": "16", "OWN": lambda arguments: "".join(f"_{value}" for value in _own(arguments).values())},
         output="output_merged/{STAGE1}/{METHOD}/{DATASET}/shots_{SHOTS}{OWN}/seed{SEED}",
         evaluates="{STAGE1}/base2new_train",
+        subset="new",
         module="mergetune.merge",
         words=_words,
         marker="eval_new/results.json",

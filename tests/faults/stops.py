@@ -162,6 +162,7 @@ def main_job(bench):
     left half a minute later, what it says is no traceback, and the same line reaches the same end."""
     env = {"DATA": str(bench.world.data), "OUTPUT": str(bench.out)}
     line = ["scripts/main_job.py", "toy_shapes", "1", "--set", "OPTIM.MAX_EPOCH", "1", "FEATURES.VIEWS", "1"]
+    line += ["TEST.OTHERS", "[toy_digits]"]
     bench.clear()
     _job_end(Python(line, **env), 0)
     whole = bench.world.folder / "whole" / "main job"

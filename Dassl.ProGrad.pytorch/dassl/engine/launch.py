@@ -43,7 +43,7 @@ from dassl.utils.memory import reset_peak
 from .build import build_trainer, checked_class
 from .checkpoint import CONFIG, LAST, MERGE, RESULTS, RESUME, finished, last_epoch
 from .lint import counts, opening
-from .others import asked, other_sets, score_others
+from .others import asked, lacks, other_sets, score_others
 from .recipe import GO_ON, begun_from, differences, input_digests, unfinished
 from .results import UNKNOWN, check_classes, write_results
 from .state import stop_workers
@@ -85,7 +85,7 @@ def run(
         row: what results.json says of the evaluated model; default what its own folder does.
 
     Raises:
-        AlreadyFinished: results.json is there.
+        AlreadyFinished: results.json is there; of an evaluation that lacks only what TEST.OTHERS names, it gets that.
         UserError: bad config or data, folder in use, nothing to evaluate, no space on disk.
         Elsewhere: another process of this run failed; a SystemExit.
     """
@@ -95,6 +95,8 @@ def run(
     kind = "eval" if eval_only else "train"
     check = functools.partial(check_folder, cfg, kind, overwrite, model_dir=model_dir, load_epoch=load_epoch)
     with process_group(), own_device(cfg.USE_CUDA), sigterm_ends(), backend(cfg), _owned(folder, check) as stale:
+        if broadcast(stale is None):
+            return _complete(cfg, model_dir, load_epoch, row)
         log.debug(f"***************\n** Arguments **\n***************\n{command}")
         trainer = build_run(cfg, recipe)
         trainer._progress.inputs = input_digests(cfg, kind, trainer)
@@ -141,7 +143,7 @@ def evaluates(cfg, eval_only, model_dir):
 
 def check_folder(cfg, kind, overwrite=False, **scores):
     """The files in cfg.OUTPUT_DIR that this run begins without, the finished marker first: all that a run leaves, where
-    it is to be done again or cannot go on.
+    it is to be done again or cannot go on. None: it is finished, but for what TEST.OTHERS names.
 
     UserError if the folder holds a finished run, the half of another one than this, or merged weights.
     """
@@ -150,7 +152,9 @@ def check_folder(cfg, kind, overwrite=False, **scores):
     if overwrite:
         return left
     lines = differences(folder, cfg, eval_only=kind == "eval", **scores)
-    if finished(folder):
+    if results := finished(folder):
+        if not lines and kind == "eval" and lacks(results, asked(cfg)):
+            return None
         if not lines:
             raise AlreadyFinished(f'"{folder}" holds a finished run; --overwrite starts it again')
         ways = "--overwrite starts it again, another --output-dir keeps both"
@@ -174,7 +178,8 @@ def _owned(folder, check):
         if is_main():
             held.enter_context(_locked(folder))
             stale = check()
-            held.enter_context(logging_to(os.path.join(folder, "log.txt")))
+            if stale is not None:  # else the log stays that of the whole evaluation
+                held.enter_context(logging_to(os.path.join(folder, "log.txt")))
         barrier()
         yield stale
 
@@ -221,6 +226,39 @@ def build_run(cfg, recipe=None):
         if drawn is not None:
             write_json(drawn, os.path.join(cfg.OUTPUT_DIR, "subset.json"))
     return trainer
+
+
+def _complete(cfg, model_dir, load_epoch, row):
+    """Score what TEST.OTHERS names beyond what a finished evaluation has, into its results.json -> the content.
+
+    UserError where nobody recorded which weights it scored, and those in `model_dir` give another result.
+    """
+    folder, results = cfg.OUTPUT_DIR, finished(cfg.OUTPUT_DIR)
+    if cfg.SEED >= 0:
+        set_random_seed(cfg.SEED)
+    with in_turn():
+        trainer = build_trainer(cfg)
+    before = results.get("others", {"asked": [], "sets": {}})
+    with _released(trainer), memory_errors():
+        load_trained(trainer, model_dir, load_epoch, row)
+        sets = other_sets(cfg)
+        if not results.get("weights", {}).get("digest"):
+            trainer.test()
+            score = trainer.evaluator.correct, trainer.evaluator.total
+            recorded = results["correct"], results["total"]
+            if score != recorded:
+                raise UserError(
+                    f'"{folder}" recorded {{}} of {{}} correct, the same evaluation now has {{}} of {{}}: of other '
+                    "weights, or on another machine; --overwrite does it again".format(*recorded, *score)
+                )
+        left = {name: other for name, other in sets.items() if name not in before["sets"]}
+        others = score_others(trainer, left, model_dir, load_epoch)
+    others["asked"] = list(dict.fromkeys(before["asked"] + others["asked"]))
+    others["sets"] = before["sets"] | others["sets"]
+    results["others"] = others
+    if is_main():
+        write_json(results, os.path.join(folder, RESULTS))
+    return results
 
 
 def load_trained(trainer, folder, epoch=None, row=None):

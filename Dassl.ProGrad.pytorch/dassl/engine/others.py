@@ -7,6 +7,7 @@ A model without a prompt of its own has `WORDS` there, whatever the data set's t
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,10 +27,14 @@ log = get_logger()
 _DATA: dict[str, DataManager] = {}  # of this process: a main job scores the same sets some hundred times
 
 
+def names_of(value: str | list[str]) -> list[str]:
+    """The names that a value of TEST.OTHERS has."""
+    return [value] if isinstance(value, str) else list(value)
+
+
 def asked(cfg: CN) -> list[str]:
     """What an evaluation of this config takes of TEST.OTHERS."""
-    names = cfg.TEST.OTHERS if cfg.DATASET.SUBSAMPLE_CLASSES == "new" else []
-    return [names] if isinstance(names, str) else list(names)
+    return names_of(cfg.TEST.OTHERS) if cfg.DATASET.SUBSAMPLE_CLASSES == "new" else []
 
 
 def lacks(results: dict, names: list[str]) -> bool:
@@ -86,7 +91,7 @@ def _aside() -> Iterator[None]:
 def other_data(cfg: CN) -> DataManager:
     """The data of a config of `other_sets`, once in a process; its templates are WORDS."""
     key = repr([dict(leaves(node)) for node in (cfg.DATASET, cfg.INPUT, cfg.DATALOADER)] + [cfg.USE_CUDA])
-    if key not in _DATA:
+    if key not in _DATA or not os.path.exists(_DATA[key].dataset.test[0].file):  # gone since: said as the first time
         with _aside():
             data = DataManager(cfg)
         data.dataset.templates = dict.fromkeys(getattr(data.dataset, "templates", ()), WORDS)
