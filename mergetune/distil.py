@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dassl.clip import ClipBackbone, cosine_logits, tensor_digest, text_classifier
 from dassl.clip.features import FeatureBank, bank_folder
+from dassl.data.data_manager import Loader
 from dassl.data.views import ViewIndex
 from dassl.engine.base import load_exactly
 from dassl.modeling.ops import BatchNorm2d
@@ -177,7 +178,7 @@ def distil_loader(
         )
         for name, tower in towers.items()
     }
-    return DataLoader(
+    return Loader(
         PixelsAndFeatures(pixels, banks, views),
         batch_size=loader.batch_size,
         sampler=loader.sampler,

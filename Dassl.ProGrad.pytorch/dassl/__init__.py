@@ -1,5 +1,18 @@
-import importlib.util
 import sys
+
+
+def _excepthook(kind, error, trace, shown=sys.excepthook):
+    """Ctrl-C while a program still imports its modules, torch above all, needs no traceback."""
+    depth, importing = 0, {"<module>", "_find_and_load", "import_module"}
+    while trace is not None:
+        depth, trace = depth + (trace.tb_frame.f_code.co_name in importing), trace.tb_next
+    if depth < 2 or kind is not KeyboardInterrupt:
+        shown(kind, error, error.__traceback__)
+
+
+sys.excepthook = _excepthook
+
+import importlib.util  # noqa: E402
 
 __version__ = "1.0.0"
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch.utils.data import DataLoader, Dataset
 
 from dassl.data import ViewIndex, relative_key
-from dassl.data.data_manager import own_group
+from dassl.data.data_manager import Loader, own_group
 from dassl.data.transforms import describe_transform
 from dassl.utils import (
     MissingFile,
@@ -241,7 +241,7 @@ class FeatureBank:
 
     def loader(self, numbers, batches):
         """The transformed images of these batches of indices, in each of these rounds."""
-        return DataLoader(
+        return Loader(
             _Pictures(self.pixels),
             batch_sampler=[[(number, index) for index in batch.tolist()] for number in numbers for batch in batches],
             generator=torch.Generator(),

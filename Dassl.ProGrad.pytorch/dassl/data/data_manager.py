@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from dassl.config import complete
 from dassl.utils import UserError, get_logger
+from dassl.utils.atomic import signals_wait
 
 from .datasets import build_dataset
 from .samplers import build_sampler
@@ -27,6 +28,14 @@ __all__ = [
 
 
 GRACE = 4.0  # seconds
+
+
+class Loader(DataLoader):
+    """DataLoader whose workers start whole: a signal that comes meanwhile is heard right after."""
+
+    def __iter__(self):
+        with signals_wait():
+            return super().__iter__()
 
 
 def build_data_loader(
@@ -60,7 +69,7 @@ def build_data_loader(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # said by DataManager
-            loader = DataLoader(
+            loader = Loader(
                 wrapped,
                 batch_size=batch_size,
                 sampler=sampler,
@@ -85,6 +94,7 @@ def own_group(worker):
     os.setpgrp()
     signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGALRM))  # see `Loader`
 
 
 def worker_count(cfg, dataset_wrapper=None):

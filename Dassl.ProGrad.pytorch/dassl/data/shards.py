@@ -9,9 +9,11 @@ are its logits, to the last bit, and shares behind each other by rank are in the
 
 from collections import deque
 
-from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 
 from dassl.utils.distributed import part, world_size
+
+from .data_manager import Loader
 
 
 class ShardedBatches(Sampler):
@@ -66,7 +68,7 @@ def share_of_batches(loader, together=1):
 
 def loader_like(loader, batches, persistent=False):
     """A loader of the same data set in the same way, whose batches are the lists of indices `batches`."""
-    return DataLoader(
+    return Loader(
         loader.dataset,
         batch_sampler=batches,
         num_workers=loader.num_workers,

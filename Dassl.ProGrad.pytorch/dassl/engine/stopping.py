@@ -33,10 +33,9 @@ def sigterm_ends():
 
 
 def _received(signum, frame):
-    if not _listening or (_asked and time.monotonic() - _asked[0] > PATIENCE):
+    _asked.append(time.monotonic())  # what is raised within a fork or a finaliser ends nothing: the next step does
+    if not _listening or _asked[-1] - _asked[0] > PATIENCE:
         raise SystemExit(128 + signum)
-    if not _asked:
-        _asked.append(time.monotonic())
 
 
 @contextlib.contextmanager

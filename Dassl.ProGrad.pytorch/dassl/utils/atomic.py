@@ -161,7 +161,7 @@ def atomic_save(obj, path):
     """
     import torch
 
-    with atomic_write(path) as file, _signals_wait():
+    with atomic_write(path) as file, signals_wait():
         try:
             torch.save(obj, file)
         except RuntimeError as error:
@@ -170,21 +170,24 @@ def atomic_save(obj, path):
 
 
 @contextlib.contextmanager
-def _signals_wait():
-    """Python's handlers of the signals that end a process run at the end of the block."""
+def signals_wait():
+    """Python's handlers of the signals that end a process run at the end of the block; a process that starts in it
+    hears none of these signals until it unblocks them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came, before = [], {}
+    came, before, blocked = [], {}, signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2):
             if callable(signal.getsignal(number)):
                 before[number] = signal.getsignal(number)
                 signal.signal(number, lambda *call: came.append(call))
+        signal.pthread_sigmask(signal.SIG_BLOCK, before)
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         for number, frame in came:
             before[number](number, frame)
 
