@@ -42,6 +42,7 @@ from .banks import default_folder
 from .rounds import FORMAT, read_round, write_round
 
 SAMPLED = weakref.WeakKeyDictionary()  # {data set: function of bank and rounds}, in the place of building: --check
+_STORED = weakref.WeakKeyDictionary()  # {loader of test images: {settings: loader of their features}}
 WORKERS_FROM = 512  # pictures to encode below which starting worker processes costs more than it saves
 
 
@@ -52,16 +53,18 @@ def build_feature_loader(cfg, loader, backbone, *, is_train, autocast=contextlib
     """
     if not (cfg.FEATURES.VIEWS > 0 if is_train else cfg.FEATURES.TEST):
         return loader
-    return feature_loader(
-        loader,
-        backbone,
-        folder=bank_folder(cfg),
-        views=cfg.FEATURES.VIEWS,
-        is_train=is_train,
-        batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
-        autocast=autocast,
-        strict=cfg.FEATURES.STRICT,
-    )
+    options = {
+        "folder": bank_folder(cfg),
+        "views": cfg.FEATURES.VIEWS,
+        "is_train": is_train,
+        "batch_size": cfg.DATALOADER.TEST.BATCH_SIZE,
+        "strict": cfg.FEATURES.STRICT,
+    }
+    kept = {} if is_train else _STORED.setdefault(loader, {})  # one loader may serve many evaluations of a process
+    key = repr((options, _tower_facts(backbone, autocast)))
+    if key not in kept:
+        kept[key] = feature_loader(loader, backbone, autocast=autocast, **options)
+    return kept[key]
 
 
 def bank_folder(cfg):
@@ -154,19 +157,12 @@ class FeatureBank:
 
     def _describe(self, strict):
         """All that the features depend on, as JSON."""
-        pixels, backbone = self.pixels, self.backbone
-        kind = backbone.device.type
-        with self.autocast():
-            mixed = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
+        pixels = self.pixels
         facts = functools.cache(functools.partial(_describe_file, strict=strict))  # many images may share a file
         files = [[relative_key(item.impath, pixels.root), *facts(item.file)] for item in pixels.data_source]
         return {
             "format": FORMAT,
-            "weights": backbone.digest,
-            "activation": backbone.activation,
-            "dtype": str(backbone.dtype),
-            "autocast": mixed,
-            "device": kind,
+            **_tower_facts(self.backbone, self.autocast),
             "transform": describe_transform(pixels.transform),
             "transforms": pixels.k_tfm,
             "seed": pixels.seed if pixels.is_train else None,
@@ -316,6 +312,15 @@ class _Pictures(Dataset):
         number, index = place
         item = self.pixels[ViewIndex(index, number)]
         return {name: value for name, value in item.items() if name.startswith("img")}
+
+
+def _tower_facts(backbone, autocast):
+    """What of an image tower its features depend on."""
+    kind = backbone.device.type
+    with autocast():
+        mixed = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
+    facts = {"weights": backbone.digest, "activation": backbone.activation, "dtype": str(backbone.dtype)}
+    return facts | {"autocast": mixed, "device": kind}
 
 
 def _describe_file(path, strict):

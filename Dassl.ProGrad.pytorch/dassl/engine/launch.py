@@ -240,7 +240,7 @@ def _complete(cfg, model_dir, load_epoch, row):
         trainer = build_trainer(cfg)
     before = results.get("others", {"asked": [], "sets": {}})
     with _released(trainer), memory_errors():
-        load_trained(trainer, model_dir, load_epoch, row)
+        load_epoch = load_trained(trainer, model_dir, load_epoch, row)
         sets = other_sets(cfg)
         if not results.get("weights", {}).get("digest"):
             trainer.test()
