@@ -115,6 +115,12 @@ def test_a_data_set_or_seed_that_lacks_an_entry_is_said(tmp_path):
     table = sheet(tmp_path).tables[0]
     assert row(tmp_path)["others"] == "—" and row(tmp_path, table=1)["others"] == "55.00 ± 5.00"
     assert "CoOp: no average of others, without any on toy_b." in table.notes
+    write_cell(tmp_path / "one", entry(toy_c=100))
+    for dataset in ("toy_a", "toy_b"):
+        write_cell(tmp_path / "one", entry(toy_c=100) if dataset == "toy_a" else None, dataset, **PAPER)
+    write_cell(tmp_path / "one", None, "toy_b")
+    assert "others" not in sheet(tmp_path / "one").tables[2].columns
+    assert {line[4] for line in paired_sheet(load_results(tmp_path / "one"), METHODS).tables[1].rows} == {"0.5 of 1"}
 
 
 def test_sets_that_differ_between_data_sets_are_named_for_each(tmp_path):
@@ -130,6 +136,7 @@ def test_the_epoch_is_the_median_and_range_over_data_sets_and_seeds(tmp_path):
         write_cell(tmp_path, None, seed=seed, epochs=epochs, warmup=warmup, **RELEASED)
         write_cell(tmp_path, None, "toy_b", seed, epochs=2.5, warmup=False, **RELEASED)
         write_cell(tmp_path, None, seed=seed, epochs=1, warmup=True)  # stage 1 is always itself
+        write_cell(tmp_path, None, seed=seed, warmup=True, lmc={"TAU": 0.3}, **PAPER)  # begins elsewhere
     write_cell(tmp_path, None, seed=1, **ZERO_SHOT)
     name = "CoOp_LMC (released)"
     assert [row(tmp_path, name, k)["epoch"] for k in (0, 1, 2)] == ["2.5 (1-300)", "1 (1-300)", "2.5"]

@@ -160,8 +160,13 @@ def base2new(records, methods=NONE, protocol=PROTOCOL, row=None):
             runs = [run for half in halves for run in grid.runs.get(half, ())]
             grid.scores[row, (dataset, EPOCH)] = {r["seed"]: r["epochs"] for r in runs if r.get("epochs") is not None}
             warm = [r for r in runs if r.get("warmup") is not None and row.trainer in methods.stage1]
-            grid.scores[row, (dataset, STAGE1)] = {r["seed"]: 100 * r["warmup"] for r in warm}
+            grid.scores[row, (dataset, STAGE1)] = {r["seed"]: 100 * (r["warmup"] and _from_stage1(r)) for r in warm}
     return Base2New(grid, datasets, methods, others)
+
+
+def _from_stage1(record):
+    """Did a stage 2 begin where stage 1 ended, and not between that and zero-shot CLIP?"""
+    return (record.get("lmc") or {}).get("TAU", 1) == 1
 
 
 def average_table(found):

@@ -134,7 +134,7 @@ def _pairs(found):
 
 def _wins(found, ours, theirs, quantity):
     """ "7 of 10": data sets on which the mean is higher, as printed; a tie counts half."""
-    pairs = [[found.cell(row, dataset)[quantity] for row in (ours, theirs)] for dataset in found.datasets]
+    pairs = [[found.grid.cell(row, (dataset, quantity)) for row in (ours, theirs)] for dataset in found.datasets]
     points = [(1 + is_below(b, a) - is_below(a, b)) / 2 for a, b in pairs if a and b]
     return f"{sum(points):g} of {len(points)}"
 
