@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import train
-from dassl.data.data_manager import own_group
+from dassl.data.data_manager import Loader, own_group
 from dassl.utils import UserError, errors_in_one_line
 from dassl.utils.errors import limit_reached
 
@@ -36,6 +36,29 @@ def test_workers_go_on_until_the_main_process_has_ended_its_step():
     assert [int(item) for item in loader] == list(range(12))
     with pytest.raises(RuntimeError, match="DataLoader worker"):  # else the test shows nothing
         list(DataLoader(Slow(), num_workers=2))
+
+
+def test_a_signal_while_workers_start_is_heard_after_that_and_costs_none_of_them():
+    """SIGTERM to all processes in the very moment of a fork, where Python passes over exceptions."""
+
+    class Told(Exception):
+        pass
+
+    def told(*_):
+        raise Told
+
+    armed = [True, True]
+    os.register_at_fork(before=lambda: armed and armed.pop() and os.kill(os.getpid(), signal.SIGTERM))
+    os.register_at_fork(after_in_child=lambda: armed and os.kill(os.getpid(), signal.SIGTERM))
+    loader = Loader(range(12), num_workers=1, worker_init_fn=own_group, persistent_workers=True)
+    before = signal.signal(signal.SIGTERM, told)
+    try:
+        with pytest.raises(Told):
+            iter(loader)
+        assert [int(item) for item in loader] == list(range(12))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        armed.clear()
 
 
 @pytest.fixture

@@ -33,6 +33,18 @@ def test_overlapping_folders_are_read_once(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_runs_without_results_are_named_in_one_line(tmp_path, capsys):
+    for seed in range(5):
+        file = write_run(tmp_path / f"seed{seed}", seed=seed)
+        for name in ("config.yaml", "log.txt"):
+            file.with_name(name).touch()
+        if seed:
+            file.unlink()
+    assert len(load_results(tmp_path)) == 1
+    shown = "; ".join(str(tmp_path / f"seed{seed}") for seed in (1, 2, 3))
+    assert capsys.readouterr().out == f"Warning: unfinished, or results.json is lost: {shown}; and 1 more\n"
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -1,5 +1,6 @@
 """SIGTERM in an epoch of training: saved after the step under way, and no step of it is taken again."""
 
+import contextlib
 import os
 import signal
 import time
@@ -167,6 +168,14 @@ def test_what_follows_an_epoch_is_saved_first_and_all_else_ends_at_once(hook, ep
     halves = build(root, tmp_path / "halves")
     assert len(watched(halves)) == 3 * (5 - epochs)
     assert_same_run(whole, halves)
+
+
+def test_a_signal_whose_exception_comes_to_nothing_is_heard_by_the_next_step():
+    with sigterm_ends():
+        with contextlib.suppress(SystemExit):  # as a finaliser or the hooks of a fork do
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(SystemExit, match="143"), steps_end_first():
+            pass
 
 
 def test_a_second_signal_is_heard_at_once_unless_it_is_an_echo(monkeypatch):

@@ -247,6 +247,7 @@ def main():
     cached_clip("tiny")
     for toy in WORLD.values():
         toy.picture(toy.classnames[0], "test", 0)  # imports what an ordinary user may not read
+    "".encode("utf-8-sig")  # and so does this
     listen()
     threads = os.listdir("/proc/self/task")
     if len(threads) > 1:

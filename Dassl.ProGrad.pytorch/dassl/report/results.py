@@ -35,8 +35,14 @@ def load_results(*folders, left_out=None):
     """All readable results below `folders`, sorted by path -> list of records (dicts, see the module's head).
 
     A file that is damaged, contradicts itself, is not ours or of another format costs one warning that names it, is
-    left out, and is added to the list `left_out`. Folders may overlap. MissingFile if one of them does not exist.
+    left out, and is added to the list `left_out`; a run without one is named. Folders may overlap. MissingFile if one
+    of them does not exist.
     """
+    begun = (file for file in find_files("config.yaml", *folders) if file.with_name("log.txt").is_file())
+    if lacking := [str(file.parent) for file in begun if not file.with_name(RESULTS_FILE).is_file()]:
+        more = f"; and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        shown = one_line("; ".join(lacking[:3]))
+        get_logger().warning(f"Warning: unfinished, or {RESULTS_FILE} is lost: {shown}{more}")
     return read_all(RESULTS_FILE, folders, read_result, left_out=left_out)
 
 
