@@ -85,7 +85,9 @@ def module_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
     command = COMMANDS[name]
     out = str(run_folder(command, arguments))
     where, words = ["--root", folder("DATA", "data"), "--out", out], command.words(arguments)
-    return [*where, *words, *pairs] if command.free else [*words, *where, *pairs]  # what the user types comes last
+    if command.free:  # what the user types comes last, and may be a list
+        return [*where, *words, *["--"][: len(pairs)], *pairs]
+    return [*words, *where, *pairs]
 
 
 def train_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:

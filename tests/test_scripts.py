@@ -284,7 +284,7 @@ def test_a_key_that_a_folder_names_is_followed_by_it_or_refused_by_its_argument(
 
 def test_what_is_typed_wins_over_what_a_script_adds(dry):
     (words,) = dry("condu/toy_stream", "--seed", "3", "--out=/x", "--tasks", "toy_digits", "--", "OPTIM.LR", "0.1")
-    args, run = toy_stream.read(words[3:])
+    _, (run,) = toy_stream.read(words[3:])
     assert (run.seed, str(run.out)) == (3, "/x/toy_ft/order_toy_digits/seed3")
     assert run.root == "/data" and run.pairs == ("OPTIM.LR", "0.1")
 

@@ -105,7 +105,7 @@ def test_stages_have_seconds_and_bytes(toy):
 
 def test_what_is_finished_is_skipped(toy):
     out, words = toy
-    bench = Bench(read(words)[1])
+    bench = Bench(read(words)[1][0])
     before = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
     numbered = dict(enumerate(random_orders(NAMES, 2, seed=1)))
     old = cells(out, "orders", "01_paper")
@@ -122,7 +122,7 @@ def test_what_is_finished_is_skipped(toy):
 def test_a_result_of_another_recipe_or_stream_is_refused_and_one_that_cannot_be_read_is_made_again(toy, tmp_path):
     out, words = toy
     shutil.copytree(out, tmp_path / "run")
-    run = replace(read(words)[1], out=tmp_path / "run")
+    run = replace(read(words)[1][0], out=tmp_path / "run")
     other = Bench(replace(run, pairs=(*run.pairs, "TRAINER.CONDU.PREC", "bf16")))
     for evaluate in (evaluate_baselines, evaluate_ablations, lambda bench: evaluate_orders(bench, {0: NAMES[::-1]})):
         with pytest.raises(UserError, match="PREC 'fp32', asked for 'bf16'.*--overwrite"):
@@ -150,7 +150,7 @@ def test_the_mean_of_deltas():
 
 
 def test_what_fails_in_a_stage_is_one_line(tmp_path, capfd):
-    run = read(["--tasks", "toy_digits", "--root", "/proc/nowhere", "--out", str(tmp_path)])[1]
+    run = read(["--tasks", "toy_digits", "--root", "/proc/nowhere", "--out", str(tmp_path)])[1][0]
     with pytest.raises(SystemExit) as stopped, pool(1, threads=1) as workers:
         together(workers, "Drawing the pictures", (run, "bench.task_names"))
     said = capfd.readouterr().err

@@ -117,6 +117,6 @@ def toy(name: str, arguments: str, output: str) -> Command:
 COMMANDS = {
     **{f"condu/{name}": training(cfg) for name, cfg in TRAINING.items()},
     **{f"condu/{name}": evaluation(*facts) for name, facts in EVALUATION.items()},
-    "condu/toy_stream": toy("toy_stream", "[--orders N] [--tasks a,b,c] [--lora]", "mtil"),
-    "condu/toy_rates": toy("toy_rates", "[--choose] [--lora] [--rates a,b] [--tasks a,b,c]", "mtil_rates"),
+    "condu/toy_stream": toy("toy_stream", "[--orders N] [--tasks a,b,c] [--lora] [--seeds K ...]", "mtil"),
+    "condu/toy_rates": toy("toy_rates", "[--choose] [--lora] [--tasks a,b,c] [--rates R ...]", "mtil_rates"),
 }

@@ -1,14 +1,13 @@
-"""Learning rates on the toy stream:  bash scripts/condu/toy_rates.sh [--choose] [--lora] [--rates a,b] [--tasks a,b,c]
+"""Learning rates on the toy stream:  bash scripts/condu/toy_rates.sh [--choose] [--lora] [--rates R ...]
 
-For each rate the experts of all tasks are trained, tested one by one on their own task and on all others, and fused to
-a stream, which votes. --choose: what the default rates are chosen by instead, the experts of CHOSEN_ON, trained without
-the validation images and tested on them. What is finished is skipped.
+For each rate all experts are trained, tested one by one on their own task and on the others, and fused to a stream,
+which votes. --choose: what the default rates are chosen by instead, the experts of CHOSEN_ON, trained without the
+validation images and tested on them. What is finished is skipped.
 """
 
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,33 +25,27 @@ CHOSEN_ON, SEEDS = ("toy_objects", "toy_letters", "toy_counts"), (11, 12)
 MEAN = "mean of own and others"
 
 
-def rates(text: str) -> list[float]:
-    """Of a command line, as a,b,c."""
-    return [float(rate) for rate in text.split(",")]
-
-
-def read(argv: list[str]) -> tuple[str, dict[tuple, list[Run]]]:
-    """A command line -> the tasks to learn, as a,b,c, and {(CFG, rate): its run for each seed}, zero-shot CLIP's of ().
-    UserError for an unknown data set, and for too few."""
+def read(argv: list[str]) -> tuple[str, dict[str, list[Run]]]:
+    """A command line -> the tasks to learn, as a,b,c, and {row of the table: its run for each seed}, zero-shot CLIP's
+    without experts. UserError for an unknown data set, and for too few."""
     parser = build_parser("toy_rates", __doc__)
     parser.add_argument("--choose", action="store_true", help="choose the default rates, in place of whole streams")
-    parser.add_argument("--rates", type=rates, metavar="a,b", help="default: those of docs/continual.md")
+    parser.add_argument("--rates", type=float, nargs="+", metavar="R", help="default: those of docs/continual.md")
     args = parser.parse_intermixed_args(argv)
-    tasks, pairs, seeds = tasks_of(args.tasks), tuple(args.opts), SEEDS if args.choose else [args.seed]
-    learned = [task for task in tasks if task in CHOSEN_ON] if args.choose else tasks
-    if len(tasks) < 2 or not learned:
+    learned, pairs, seeds = args.tasks, tuple(args.opts), args.seeds or (SEEDS if args.choose else [args.seed])
+    if args.choose:
+        learned, pairs = ",".join(t for t in tasks_of(args.tasks) if t in CHOSEN_ON), ("TEST.SPLIT", "val", *pairs)
+    if len(tasks_of(args.tasks)) < 2 or not learned:
         raise UserError(f"--tasks {args.tasks}: expected two or more, and to --choose one of {', '.join(CHOSEN_ON)}")
     home = Path(args.out).absolute() / f"{'choice' if args.choose else 'streams'}_{label_of(args.tasks)}"
     base = Run(home / "zero_shot", args.tasks, "toy_ft", 1, os.path.abspath(args.root), "", pairs, args.overwrite)
-    if args.choose:
-        base = replace(base, datasets="configs/datasets", pairs=("TEST.SPLIT", "val", *pairs))
-    runs = {(): [base]}
-    for cfg in list(RATES)[args.lora :]:
-        for rate in args.rates or RATES[cfg]:
-            own = replace(base, cfg=cfg, pairs=(*base.pairs, "OPTIM.LR", f"{rate:g}"))
-            folders = {seed: home / cfg / f"lr_{rate:g}" / f"seed{seed}" for seed in seeds}
-            runs[cfg, rate] = [replace(own, seed=s, out=f, experts=str(f / "experts")) for s, f in folders.items()]
-    return ",".join(learned) if args.choose else args.tasks, runs
+    base = replace(base, datasets="configs/datasets") if args.choose else base
+    runs = {"zero-shot CLIP": [base]}
+    for cfg, rate in [(name, f"{x:g}") for name in [*RATES][args.lora :] for x in args.rates or RATES[name]]:
+        own = replace(base, cfg=cfg, pairs=(*pairs, "OPTIM.LR", rate))
+        places = {seed: home / cfg / f"lr_{rate}" / f"seed{seed}" for seed in seeds}
+        runs[f"{cfg} {rate}"] = [replace(own, seed=k, out=f, experts=str(f / "experts")) for k, f in places.items()]
+    return learned, runs
 
 
 def measure(bench, learned: str, command: str) -> dict[str, float]:
@@ -61,49 +54,28 @@ def measure(bench, learned: str, command: str) -> dict[str, float]:
     from scripts.condu.bench import load_experts, vote_facts
     from scripts.condu.experiments import one_model
 
-    run, whole = bench.run, learned == bench.run.order
+    run, rules = bench.run, bench.rules() if learned == bench.run.order else {}
     places = [place for place, task in enumerate(run.tasks) if task in tasks_of(learned)]
-    facts = {"ablation": "zero-shot CLIP", "vote": None, "scale": None, "command": command}
-    facts |= {"protocol": "mtil" if whole else "mtil_validation"}
-    experts = {}
+    facts = {"protocol": "mtil" if rules else "mtil_validation", "command": command, "ablation": "zero-shot CLIP"}
+    deltas = dict.fromkeys(bench.names)
     if run.experts:
         train_stream(replace(run, order=learned))
         experts = load_experts(ExpertStore(run.experts), [bench.names[place] for place in places])
-        facts["ablation"] = f"rate {bench.cfg.OPTIM.LR:g}, one expert for all tasks"
-    deltas = [experts[name][0] if name in experts else None for name in bench.names]
-    alone = bench.results({0: run.out / "alone"}, {0: facts}, lambda: [one_model(bench, deltas)])[0]
-    own, rows = alone.accuracy.diagonal(), alone.accuracy.sum(1)
-    found = {"own": own[places].mean().item(), "others": ((rows - own)[places] / (len(rows) - 1)).mean().item()}
+        deltas |= {name: delta for name, (delta, _) in experts.items()}
+        facts["ablation"] = f"rate {bench.cfg.OPTIM.LR:g}"
+    alone = {"alone": facts | {"ablation": f"{facts['ablation']}, one model for all tasks"}}
+    matrix = bench.results({"alone": run.out / "alone"}, alone, lambda: [one_model(bench, deltas.values())])["alone"]
+    own, rows = matrix.accuracy.diagonal()[places], matrix.accuracy.sum(1)[places]
+    found = {"own": own.mean().item(), "others": ((rows - own) / (len(run.tasks) - 1)).mean().item()}
     found[MEAN] = (found["own"] + found["others"]) / 2
-    rules = bench.rules() if whole else {}
-    matrices = dict.fromkeys(rules, alone)
-    if experts and whole:
-        facts |= {"ablation": f"rate {bench.cfg.OPTIM.LR:g}", "scale": bench.cfg.TRAINER.CONDU.SCALE}
-        votes = {rule: facts | {"vote": vote_facts(rule, how)} for rule, how in rules.items()}
-        folders = {rule: run.out / f"mtil_{rule}" for rule in rules}
-        matrices = bench.results(
-            folders, votes, lambda: bench.evaluator.matrix(bench.snapshots(), bench.tests, rules).values()
+    votes = dict.fromkeys(rules, matrix)
+    if run.experts:
+        votes = bench.results(
+            {rule: run.out / f"mtil_{rule}" for rule in rules},
+            {rule: facts | {"vote": vote_facts(rule, how)} for rule, how in rules.items()},
+            lambda: bench.evaluator.matrix(bench.snapshots(), bench.tests, rules).values(),
         )
-    for rule, matrix in matrices.items():
-        found |= {f"{rule} vote: {metric.capitalize()}": value for metric, value in matrix.summary().items()}
-    return found
-
-
-def sheet(learned: str, results: Mapping[tuple, Sequence[Mapping[str, float]]]):
-    """Of {(CFG, rate): what `measure` gives for each seed} -> Sheet."""
-    from dassl.report.stats import summarise
-    from dassl.report.tables import SEEDS_LEGEND, Sheet, Table, show
-
-    columns, rows, best = list(results[()][0]), [], {}
-    for key, found in results.items():
-        cells = {column: summarise(dict(enumerate(row[column] for row in found))) for column in columns}
-        rows.append([f"{key[0]} {key[1]:g}" if key else "zero-shot CLIP", *map(show, cells.values())])
-        if key:
-            best[key[0]] = max(best.get(key[0], (0, 0)), (cells[MEAN].mean, key[1]))
-    notes = [SEEDS_LEGEND, *(f"{cfg}: highest {MEAN} at {rate:g}" for cfg, (_, rate) in best.items())]
-    heading = f"Learning rates, experts of {learned.replace(',', ', ')}"
-    table = Table(heading, ["", *columns], rows, notes)
-    return Sheet("rates", heading, [table], [], table.columns, rows)
+    return found | {f"{rule}: {key}": value for rule, vote in votes.items() for key, value in vote.summary().items()}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -112,11 +84,21 @@ def main(argv: list[str] | None = None) -> None:
     learned, runs = read(argv)
     command = shlex.join(["python", "-m", "scripts.condu.toy_rates", *argv])
     with pool(WORKERS, threads=1) as workers:
-        jobs = [(run, "toy_rates.measure", learned, command) for group in runs.values() for run in group]
-        results = iter(together(workers, f"Training at {len(runs) - 1} rates", *jobs))
-    made = sheet(learned, {key: [next(results) for _ in group] for key, group in runs.items()})
-    paths = made.write(runs[()][0].out.parent)
-    print("", made.tables[0].text(), "", *paths, sep="\n")
+        jobs = [(run, "toy_rates.measure", learned, command) for several in runs.values() for run in several]
+        found = iter(together(workers, f"Training at {len(runs) - 1} rates", *jobs))
+    from dassl.report.stats import summarise
+    from dassl.report.tables import SEEDS_LEGEND, Sheet, Table, show
+
+    parts = {name: [next(found) for _ in several] for name, several in runs.items()}
+    columns = list(parts["zero-shot CLIP"][0])
+    cells = {name: [summarise({k: m[c] for k, m in enumerate(rows)}) for c in columns] for name, rows in parts.items()}
+    by_cfg = [[name for name in cells if name.startswith(f"{cfg} ")] for cfg in RATES]
+    best = [max(names, key=lambda name: cells[name][columns.index(MEAN)].mean) for names in by_cfg if names]
+    title = f"Learning rates; own accuracy is that of {learned.replace(',', ', ')}"
+    notes = [SEEDS_LEGEND, f"highest {MEAN}: {', '.join(best)}"]
+    table = Table(title, ["rate", *columns], [[name, *map(show, row)] for name, row in cells.items()], notes)
+    made = Sheet("rates", title, [table], [], table.columns, table.rows)
+    print("", table.text(), "", *made.write(runs["zero-shot CLIP"][0].out.parent), sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # Learning rates on the toy stream: own and other accuracy of single experts, and Transfer, Average and Last of the stream
 # that they are fused to, by both votes, beside zero-shot CLIP. Two processes; about an hour on 2 cores.
 # --choose: what the default rates of toy_ft.yaml and toy_lora.yaml were chosen by, on validation images.
-# Arguments: [--choose] [--lora] [--rates a,b] [--tasks a,b,c]
+# Arguments: [--choose] [--lora] [--tasks a,b,c] [--rates R ...]
 # Environment: SEEDS (default 1), DATA, OUTPUT. Goes on where it was stopped; OUTPUT/mtil_rates takes 2 GB.
 # bash scripts/condu/toy_rates.sh --choose
 root=$(cd "$(dirname "$(readlink -f "$0")")/../.." && pwd -P)

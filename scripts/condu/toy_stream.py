@@ -39,6 +39,7 @@ def build_parser(script: str, about: str) -> argparse.ArgumentParser:
     add("--tasks", default="toy", metavar="a,b,c", help="data sets of configs/datasets/mtil; default: all toy ones")
     add("--lora", action="store_true", help="LoRA in place of full fine-tuning")
     add("--seed", type=int, default=1)
+    add("--seeds", type=int, nargs="+", metavar="K", help="several in place of one: means and deviations over them")
     add("--overwrite", action="store_true", help="do again what was made otherwise, and what came of it")
     add("--root", type="path", default="data", help="folder of all data sets")
     add("--out", type="path", default="output/mtil", help="below it lie all runs of ConDU")
@@ -46,8 +47,8 @@ def build_parser(script: str, about: str) -> argparse.ArgumentParser:
     return parser
 
 
-def read(argv: list[str]) -> tuple[argparse.Namespace, Run]:
-    """A command line and the run it is about. UserError for an unknown data set."""
+def read(argv: list[str]) -> tuple[argparse.Namespace, list[Run]]:
+    """A command line and its runs, one a seed. UserError for an unknown data set."""
     parser = build_parser("toy_stream", __doc__)
     parser.add_argument("--orders", type=int, default=20, metavar="N", help="random orders to fuse in; default 20")
     args = parser.parse_intermixed_args(argv)
@@ -56,9 +57,9 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, Run]:
     tasks_of(args.tasks)
     cfg = "toy_lora" if args.lora else "toy_ft"
     home = Path(args.out).absolute() / cfg
-    out, experts = home / f"order_{label_of(args.tasks)}" / f"seed{args.seed}", home / "experts" / f"seed{args.seed}"
-    root = os.path.abspath(args.root)
-    return args, Run(out, args.tasks, cfg, args.seed, root, str(experts), tuple(args.opts), args.overwrite)
+    order, root, pairs = home / f"order_{label_of(args.tasks)}", os.path.abspath(args.root), tuple(args.opts)
+    places = {k: (order / f"seed{k}", str(home / "experts" / f"seed{k}")) for k in args.seeds or [args.seed]}
+    return args, [Run(o, args.tasks, cfg, k, root, e, pairs, args.overwrite) for k, (o, e) in places.items()]
 
 
 def together(workers: tuple, what: str, *jobs: tuple) -> list:
@@ -117,34 +118,33 @@ def _job(number: int, run: Run, name: str, *arguments):
     return quietly(lambda: job(bench_of(run), *arguments))
 
 
-def run_all(run: Run, count: int, command: str) -> dict:
+def run_all(workers: tuple, run: Run, count: int, command: str) -> dict:
     """Everything, in stages; what is finished is skipped -> the tables' content."""
     found = {}
-    with pool(WORKERS, threads=1) as workers:
 
-        def stage(what: str, *jobs: tuple) -> list:
-            return together(workers, what, *((run, *job) for job in jobs))
+    def stage(what: str, *jobs: tuple) -> list:
+        return together(workers, what, *((run, *job) for job in jobs))
 
-        names, _ = stage("Drawing the pictures", *[("bench.task_names",)] * WORKERS)
-        training = ("experiments.train_experts",), ("experiments.train_sequential",)
-        stage("Training experts, and one model in sequence", *training)
-        known = ("evaluate.evaluate_stream", str(run.out / "mtil"), False, command)
-        found["known"], found["baselines"] = stage(
-            "Evaluating the stream and the baselines", known, ("experiments.evaluate_baselines", command)
-        )
-        unknown = ("evaluate.evaluate_stream", str(run.out / "agnostic"), True, command)
-        found["agnostic"], found["ablations"] = stage(
-            "Evaluating without task names, and the ablations", unknown, ("experiments.evaluate_ablations", command)
-        )
-        numbered = dict(enumerate(random_orders(names, count, run.seed)))
-        shares = [{n: order for n, order in numbered.items() if n % WORKERS == k} for k in range(WORKERS)]
-        halves = stage(
-            f"Fusing {len(numbered)} random orders",
-            *(("experiments.evaluate_orders", share, command) for share in shares),
-        )
-        found["orders"] = {rule: [m for half in halves for m in half.get(rule, {}).values()] for rule in halves[0]}
-        (found["stages"],) = stage("Timing the stages", ("stages.stages",))
-        (found["figures"],) = stage("Drawing the figures", ("figures.draw_figures",))
+    names, _ = stage("Drawing the pictures", *[("bench.task_names",)] * WORKERS)
+    training = ("experiments.train_experts",), ("experiments.train_sequential",)
+    stage("Training experts, and one model in sequence", *training)
+    known = ("evaluate.evaluate_stream", str(run.out / "mtil"), False, command)
+    found["known"], found["baselines"] = stage(
+        "Evaluating the stream and the baselines", known, ("experiments.evaluate_baselines", command)
+    )
+    unknown = ("evaluate.evaluate_stream", str(run.out / "agnostic"), True, command)
+    found["agnostic"], found["ablations"] = stage(
+        "Evaluating without task names, and the ablations", unknown, ("experiments.evaluate_ablations", command)
+    )
+    numbered = dict(enumerate(random_orders(names, count, run.seed)))
+    shares = [{n: order for n, order in numbered.items() if n % WORKERS == k} for k in range(WORKERS)]
+    halves = stage(
+        f"Fusing {len(numbered)} random orders",
+        *(("experiments.evaluate_orders", share, command) for share in shares),
+    )
+    found["orders"] = {rule: [m for half in halves for m in half.get(rule, {}).values()] for rule in halves[0]}
+    (found["stages"],) = stage("Timing the stages", ("stages.stages",))
+    (found["figures"],) = stage("Drawing the figures", ("figures.draw_figures",))
     return found
 
 
@@ -158,9 +158,8 @@ def report(run: Run, found: dict) -> Iterator[str]:
     """The lines of all tables."""
     from scripts.condu import show
 
-    matrices = found["known"] | found["agnostic"]
     main = dict(found["baselines"])
-    for (rule, labels), matrix in matrices.items():
+    for (rule, labels), matrix in (found["known"] | found["agnostic"]).items():
         main[f"ConDU, {rule} vote" + (f", task unknown, {labels} labels" if labels else "")] = matrix
     yield f"{run.cfg}, {len(run.tasks)} tasks, order {run.label}, seed {run.seed}: {run.out}"
     yield ""
@@ -186,16 +185,21 @@ def report(run: Run, found: dict) -> Iterator[str]:
 def main(argv: list[str] | None = None) -> None:
     """Run one command line."""
     argv = sys.argv[1:] if argv is None else argv
-    args, run = read(argv)
+    args, runs = read(argv)
     if os.environ.get("DRY_RUN") == "1":
-        print(*plan(run, args.orders), sep="\n")
+        print(*(line for run in runs for line in plan(run, args.orders)), sep="\n")
         return
-    started = time.time()
-    found = run_all(run, args.orders, shlex.join(["python", "-m", "scripts.condu.toy_stream", *argv]))
-    text = "\n".join(report(run, found))
-    with atomic_write(str(run.out / "tables.txt"), "w") as file:
-        file.write(text + "\n")
-    print(f"\n{text}\n{time.time() - started:.0f} s")
+    started, command = time.time(), shlex.join(["python", "-m", "scripts.condu.toy_stream", *argv])
+    with pool(WORKERS, threads=1) as workers:
+        for run in runs:
+            text = "\n".join(report(run, run_all(workers, run, args.orders, command)))
+            with atomic_write(str(run.out / "tables.txt"), "w") as file:
+                file.write(text + "\n")
+            print(f"\n{text}\n{time.time() - started:.0f} s", flush=True)
+    if len(runs) > 1:
+        from mergetune.report import main as report_over_seeds
+
+        report_over_seeds([*(str(run.out) for run in runs), "--out", str(runs[0].out.parent)])
 
 
 if __name__ == "__main__":
