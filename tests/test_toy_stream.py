@@ -1,5 +1,6 @@
 """The toy stream, whole and small: two tasks, four steps each, two random orders."""
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -8,8 +9,9 @@ import pytest
 
 from condu.metrics import AccuracyMatrix
 from dassl.utils import UserError
+from scripts.condu import toy_rates
 from scripts.condu.bench import Bench
-from scripts.condu.experiments import TITLES, evaluate_ablations, evaluate_baselines, evaluate_orders, mean_of
+from scripts.condu.experiments import TITLES, evaluate_ablations, evaluate_baselines, evaluate_orders, mean_of, member
 from scripts.condu.orders import random_orders
 from scripts.condu.toy_stream import main, read, together
 from scripts.workers import pool
@@ -24,7 +26,7 @@ SMALL += ["DATASET.NUM_SHOTS", "4"]
 def toy(toy_data, tmp_path_factory):
     """(folder of the run, words that repeat it)."""
     output = tmp_path_factory.mktemp("output")
-    words = ["--tasks", TASKS, "--orders", "2", "--root", str(toy_data), "--out", str(output), *SMALL]
+    words = ["--tasks", TASKS, "--orders", "2", "--seeds", "1", "--root", str(toy_data), "--out", str(output), *SMALL]
     main(words)
     return output / "toy_ft" / "order_toy_digits-toy_shapes" / "seed1", words
 
@@ -50,6 +52,16 @@ def test_every_table_is_printed_and_kept(toy):
     for title in ("scale none", "prototypes of the experts", "k = 2", "plain average", "unified without decoupling"):
         assert title in text
     assert "Transfer" in text and "±" in text and "materialise an expert" in text
+
+
+def test_seeds_are_runs_of_their_own_and_their_means_are_the_reports(toy):
+    out, words = toy
+    several = [*words[:4], "--seeds", "2", "1", "2", *words[6:]]
+    assert [(run.seed, run.out) for run in read(several)[1]] == [(2, out.parent / "seed2"), (1, out)]
+    with open(out.parent / "tables" / "mtil.csv") as file:
+        last = {r["method"]: r["mean"] for r in csv.DictReader(file) if r["quantity"] == "last" and not r["task"]}
+    (mean,) = (value for method, value in last.items() if method.endswith("(FT, released vote)"))
+    assert mean == f"{facts(out, 'mtil_released')['metrics']['last']:.2f}"
 
 
 def test_baselines_are_what_their_names_say(toy):
@@ -140,6 +152,43 @@ def test_a_result_of_another_recipe_or_stream_is_refused_and_one_that_cannot_be_
     evaluate_baselines(Bench(replace(run, overwrite=True)))
     after = {path: path.stat().st_mtime_ns for path in before}
     assert [path for path in before if after[path] != before[path]] == [spoiled]
+
+
+def test_a_rate_is_measured_by_its_experts_one_by_one_and_by_their_votes(toy, tmp_path):
+    """With the experts that the stream has kept, so that none is trained again."""
+    out, words = toy
+    words = ["--tasks", TASKS, "--rates", "1e-3", "--root", *words[words.index("--root") + 1 :], "--out", str(tmp_path)]
+    learned, runs = toy_rates.read(words)
+    kept = replace(runs["toy_ft 0.001"][0], experts=read(toy[1])[1][0].experts)
+    bench = Bench(kept)
+    found = toy_rates.measure(bench, learned, "")
+    models = [member(bench, delta) for delta, _ in bench.experts.values()]
+    correct = [[bench.evaluator.known(model, test) for test in bench.tests] for model in models]
+    totals = [len(test) for test in bench.tests]
+    assert found["own"] == pytest.approx(50 * (correct[0][0] / totals[0] + correct[1][1] / totals[1]))
+    assert found["others"] == pytest.approx(50 * (correct[0][1] / totals[1] + correct[1][0] / totals[0]))
+    for rule in ("paper", "released"):
+        metrics = facts(out, f"mtil_{rule}")["metrics"]
+        assert {f"{rule}: {key}": value for key, value in metrics.items()}.items() <= found.items()
+    zero_shot = toy_rates.measure(Bench(runs["zero-shot CLIP"][0]), learned, "")
+    assert zero_shot["own"] == pytest.approx(zero_shot["paper: last"])
+    assert zero_shot["paper: transfer"] == facts(out, "baselines", "zero_shot")["metrics"]["transfer"]
+
+
+def test_default_rates_are_chosen_on_images_that_nothing_was_trained_on(toy_data, tmp_path):
+    words = ["--choose", "--lora", "--tasks", "toy_digits,toy_letters", "--rates", "1e-3", "--root", str(toy_data)]
+    learned, runs = toy_rates.read([*words, "--out", str(tmp_path), *SMALL])
+    assert learned == "toy_letters" and [run.seed for run in runs["toy_lora 0.001"]] == [11, 12]
+    bench = Bench(runs["toy_lora 0.001"][0])
+    found = toy_rates.measure(bench, learned, "")
+    assert set(found) == {"own", "others", toy_rates.MEAN}
+    session = facts(bench.run.out, "sessions", "0_toy_letters")
+    assert session["data_seen"] and session["metrics"]["accuracy"] == found["own"]  # one task is fused without loss
+    for dataset, test in zip(bench.datasets, bench.tests, strict=True):
+        assert [item.impath for item in test.loader.dataset.data_source] == [item.impath for item in dataset.val]
+        assert not {item.impath for item in dataset.val} & {item.impath for item in dataset.train_x}
+    with pytest.raises(UserError, match="to --choose one of toy_objects, toy_letters, toy_counts"):
+        toy_rates.read(["--choose", "--tasks", TASKS])
 
 
 def test_the_mean_of_deltas():

@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
             with atomic_write(str(run.out / "tables.txt"), "w") as file:
                 file.write(text + "\n")
             print(f"\n{text}\n{time.time() - started:.0f} s", flush=True)
-    if len(runs) > 1:
+    if args.seeds:
         from mergetune.report import main as report_over_seeds
 
         report_over_seeds([*(str(run.out) for run in runs), "--out", str(runs[0].out.parent)])
