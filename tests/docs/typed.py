@@ -41,6 +41,14 @@ INSTEAD = {
         "bash scripts/condu/toy_stream.sh --orders 2 --tasks toy_shapes,toy_colours",
         "20 minutes",
     ),
+    "bash scripts/condu/toy_rates.sh": (
+        "bash scripts/condu/toy_rates.sh --tasks toy_shapes,toy_colours --rates 1e-4 -- TRAINER.CONDU.ITERATIONS 50",
+        "an hour",
+    ),
+    "bash scripts/condu/toy_rates.sh --choose": (
+        "bash scripts/condu/toy_rates.sh --choose --tasks toy_letters,toy_shapes --rates 1e-4 -- OPTIM.WARMUP_STEPS 5",
+        "half an hour",
+    ),
     "bash train.sh --data /path/to/data caltech101 oxford_pets 1 2 3": (
         "bash train.sh --data data caltech101 1",
         "a path of the reader's own",
