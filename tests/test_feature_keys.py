@@ -68,7 +68,7 @@ def test_a_changed_picture_is_never_served_from_the_old_bank(cfg, backbone):
 def key_of_clipping(cfg, backbone, monkeypatch):
     """The key of versions that clipped images of more than 8 bits: by size and time alone."""
     with monkeypatch.context() as patch:
-        patch.setattr(features, "is_deep_image", lambda path: False)
+        patch.setattr(features, "_is_deep", lambda *facts: False)
         return key(cfg, backbone)
 
 

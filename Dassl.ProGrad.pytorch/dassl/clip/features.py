@@ -329,7 +329,13 @@ def _describe_file(path, strict):
     except OSError as error:
         raise MissingFile(f'feature bank: image "{path}" cannot be read ({error.strerror})') from error
     found = [sha256_file(path)] if strict else [facts.st_size, facts.st_mtime_ns]
-    return [*found, "scaled"] if is_deep_image(path) else found  # earlier versions clipped such an image
+    deep = _is_deep(path, facts.st_size, facts.st_mtime_ns)
+    return [*found, "scaled"] if deep else found  # earlier versions clipped such an image
+
+
+@functools.lru_cache(1 << 16)  # one process makes many runs of the same images
+def _is_deep(path, size, mtime_ns):
+    return is_deep_image(path)
 
 
 def _turn(folder):
