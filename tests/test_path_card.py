@@ -16,6 +16,7 @@ from mergetune.lmc import interpolate
 from mergetune.path_card import LEG_POINTS, batches_of, card_table, loaded, main, path_card, walk
 from mergetune.plane import axes, basis, combine, dot, score
 from mergetune.trainers.coop_lmc import CoOp_LMC
+from tests.fixtures.image_folders import write_split
 
 MIDDLE = LEG_POINTS - 1
 SMALL = ["INPUT.SIZE", "(32,32)", "DATALOADER.NUM_WORKERS", "0", "MODEL.BACKBONE.NAME", "tiny", "OPTIM.MAX_EPOCH", "2"]
@@ -97,6 +98,64 @@ def test_at_0_1_2_the_card_scores_the_solutions_themselves(carded):
             logits = cosine_logits(image, vectors, trainer.clip.logit_scale)
             assert card["new"]["loss"][k] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-4)
             assert card["new"]["accuracy"][k] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+
+
+@pytest.fixture(scope="module")
+def wider(pets_root, tmp_path_factory):
+    """A data root with two sets more."""
+    root = tmp_path_factory.mktemp("wider")
+    (root / "oxford_pets").symlink_to(pets_root / "oxford_pets")
+    for folder, images, name in (("eurosat", "2750", "EuroSAT"), ("dtd", "images", "DescribableTextures")):
+        (root / folder).mkdir()
+        write_split(root / folder, images, f"split_zhou_{name}.json", classes=("cat", "dog", "river"), counts=(2, 1, 9))
+    return ["DATASET.ROOT", str(root)]
+
+
+def mean_of_others(config, out, pairs, *words):
+    """Of an evaluation on new classes: the mean over the other data sets, in percent."""
+    pairs = [*pairs, "TEST.OTHERS", "auto", "DATASET.SUBSAMPLE_CLASSES", "new"]
+    argv = ["--eval-only", "--config-file", config, "--output-dir", out, *words, *pairs]
+    train.main([str(word) for word in argv])
+    sets = json.loads((out / "results.json").read_text())["others"]["sets"]
+    assert set(sets) == {"EuroSAT", "DescribableTextures"}
+    return sum(100 * row["correct"] / row["total"] for row in sets.values()) / len(sets)
+
+
+@pytest.mark.parametrize(("name", "stage1"), [("CoOp_LMC", "CoOp"), ("MMA_LMC", "MultiModalAdapter")])
+def test_others_are_those_of_the_evaluations_at_each_solution(runs, wider, tmp_path, name, stage1):
+    run = tmp_path / "run"
+    shutil.copytree(runs / name, run)
+    path_card(run, ("weights",), pairs=wider, others=["eurosat", "dtd"], others_in=("features", "weights"))
+    card = path_card(run, pairs=wider)  # of the earlier card's sets
+    assert card["others"]["asked"] == ["eurosat", "dtd"] and card["images"]["others"] == 2 * 27
+    ours, tuned = (
+        mean_of_others(
+            runs / f"{trainer}_new" / "config.yaml", tmp_path / trainer, wider, "--model-dir", runs / trainer
+        )
+        for trainer in (name, stage1)
+    )
+    for own in (card, card["weights"]):
+        assert own["others"]["accuracy"][MIDDLE] == pytest.approx(ours, abs=1e-4)
+        assert own["direct"]["others"]["accuracy"][-1] == pytest.approx(own["others"]["accuracy"][-1], abs=1e-4)
+        assert own["barrier"]["ours_to_fine_tuned"]["others"]["loss"] >= 0
+    zero = mean_of_others(runs / "CoOp_new" / "config.yaml", tmp_path / "zero", wider, "--trainer", "ZeroshotCLIP")
+    exact = (card, card["weights"]) if name == "CoOp_LMC" else ()  # MMA's image features are ours, or unlike to bits
+    for own in exact:
+        assert own["others"]["accuracy"][0] == pytest.approx(zero, abs=1e-4)
+        assert own["others"]["accuracy"][-1] == pytest.approx(tuned, abs=1e-4)
+    assert {tuple(record["path"]["sets"]) for record in load_paths(run)} == {("EuroSAT", "DescribableTextures")}
+    table = card_table(card).text()
+    assert "others accuracy" in table and "Others: mean over all classes of EuroSAT, DescribableTextures." in table
+
+
+def test_others_that_are_not_there_are_refused_before_anything_is_computed(runs, tmp_path):
+    run = shutil.copytree(runs / "CoOp_LMC", tmp_path / "run", ignore=shutil.ignore_patterns("path.json"))
+    with pytest.raises(UserError, match="TEST.OTHERS food101"):
+        main([str(run), "--others", "food101"])
+    assert not (run / "path.json").exists()
+    main([str(run), "--others"])
+    card = json.loads((run / "path.json").read_text())
+    assert card["others"] == {"asked": ["auto"], "sets": []} and "none is there" in card_table(card).text()
 
 
 def test_zero_shot_weights_are_zero_shot_clip(carded):
