@@ -53,6 +53,8 @@ def plan(args) -> list[list[Step]]:
 
 def with_others(step: Step) -> Step:
     """A step that is scored on other data sets too, if it evaluates new classes and says nothing else."""
+    if step.card:
+        return replace(step, pairs=("TEST.OTHERS", "auto", *step.pairs))
     takes = takes_others(COMMANDS[step.command], dict(step.arguments))
     return replace(step, arguments={"OTHERS": "auto"} | dict(step.arguments)) if takes else step
 

@@ -35,29 +35,33 @@ class Step:
 
         marks = COMMANDS[self.command].marks(dict(self.arguments))
         results = [mark.is_file() and finished(mark.parent, mark.name, FIELDS[mark.name]) for mark in marks]
-        return bool(marks) and all(results) and not lacks(results[-1], self.others)
+        return bool(marks) and all(results) and (self.card or not lacks(results[-1], self.others))
 
     @property
     def others(self) -> list[str]:
-        """The names that TEST.OTHERS has for it, none where it evaluates no new classes."""
+        """The names that TEST.OTHERS has for it or for its card; none where neither is about new classes."""
         import train
         from dassl.config import KEYS
         from dassl.engine.others import names_of
         from dassl.utils import split_pairs
 
         command = COMMANDS[self.command]
-        if not command.scores_new:
+        if not (command.scores_new or self.card):
             return []
-        extra = [] if command.module else split_pairs(train.extra_opts())
-        value = dict(zip(extra[::2], extra[1::2], strict=False)).get(OTHERS_KEY, others(command, dict(self.arguments)))
+        on_card = "auto" if self.card and self.subject.startswith("toy_") else ""
+        usual = others(command, dict(self.arguments)) or on_card
+        words = [*self.pairs, *([] if command.module else split_pairs(train.extra_opts()))]
+        value = dict(zip(words[::2], words[1::2], strict=False)).get(OTHERS_KEY, usual)
         return names_of(KEYS[OTHERS_KEY].parse(value)) if value else []
 
     @property
     def finished(self) -> bool:
         """Is it done, with its path card where one belongs to it?"""
         from dassl.engine.checkpoint import finished
+        from dassl.engine.others import lacks
 
-        return self.done and not (self.card and not finished(self.folder, CARD, FIELDS[CARD]))
+        card = finished(self.folder, CARD, FIELDS[CARD]) if self.card else {}
+        return self.done and not (self.card and (not card or lacks(card, self.others)))
 
     @property
     def words(self) -> tuple[str, dict[str, str], list[str]]:

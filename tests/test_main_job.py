@@ -179,25 +179,31 @@ def test_each_run_records_the_toy_world(job):
 
 def test_a_figure_for_each_stage_2_family(job):
     figures = sorted(path.name for path in (job[0] / "figures").glob("*.png"))
-    assert figures[0] == "epochs_base2new_CoOp.png"
-    assert len(figures) == 4 and all(name.startswith("path_CoOp") for name in figures[1:])
+    assert {"base_others.png", "epochs_base2new_CoOp.png"} < set(figures) and len(figures) == 8
+    for kind in ("path", "change"):
+        assert sum(name.startswith(f"{kind}_CoOp") for name in figures) == 3
 
 
 def test_the_path_ends_where_the_evaluations_are(job):
     """The card's middle is our run's accuracy, its end stage 1's: they come from other code paths."""
     output = job[0]
 
-    def accuracy(pattern):
-        return json.loads(next(output.glob(pattern)).read_text())["metrics"]["accuracy"]
+    def result(pattern):
+        return json.loads(next(output.glob(pattern)).read_text())
+
+    def of_others(entry):
+        return sum(100 * row["correct"] / row["total"] for row in entry["sets"].values()) / len(entry["sets"])
 
     card = json.loads(next(output.glob("**/shots_16_8.0_0.5/**/path.json")).read_text())
     assert len(card["t"]) == 2 * LEG_POINTS - 1 and card["t"][0] == 0 and card["t"][-1] == 2
     middle = card["t"].index(1.0)
     for subset in ("base", "new"):
-        ours = accuracy(f"**/evaluate/test_{subset}/**/shots_16_8.0_0.5/**/results.json")
-        stage1 = accuracy(f"output_coop/evaluate/test_{subset}/**/results.json")
-        assert card[subset]["accuracy"][middle] == pytest.approx(ours, abs=1e-4)
-        assert card[subset]["accuracy"][-1] == pytest.approx(stage1, abs=1e-4)
+        ours = result(f"**/evaluate/test_{subset}/**/shots_16_8.0_0.5/**/results.json")
+        stage1 = result(f"output_coop/evaluate/test_{subset}/**/results.json")
+        assert card[subset]["accuracy"][middle] == pytest.approx(ours["metrics"]["accuracy"], abs=1e-4)
+        assert card[subset]["accuracy"][-1] == pytest.approx(stage1["metrics"]["accuracy"], abs=1e-4)
+    ends = [of_others(run["others"]) for run in (result("output_zsclip/**/vit_b16/**/results.json"), ours, stage1)]
+    assert [card["others"]["accuracy"][k] for k in (0, middle, -1)] == pytest.approx(ends, abs=1e-4)
 
 
 def test_a_dry_run_prints_lines_that_scripts_take_and_runs_nothing(clone, tmp_path):

@@ -101,7 +101,8 @@ def step_lines(step: Step, python: str, slot: str = "") -> Iterator[str]:
     """A step's bash script, and its path card where one belongs to it."""
     yield slot + script_line(step.command, dict(step.arguments), step.pairs)
     if step.card:
-        yield f"{slot}{python} -m mergetune.path_card {shlex.quote(str(step.folder))}"
+        others = ["--others", *step.others] if step.others else []
+        yield f"{slot}{python} -m mergetune.path_card {shlex.join([str(step.folder), *others])}"
 
 
 def unit_of(cells: list[list[Step]]) -> str:
