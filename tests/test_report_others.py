@@ -181,7 +181,7 @@ def test_hostile_names_of_sets_are_text_and_stand_for_no_column(tmp_path):
     text = sheet(tmp_path)
     assert "a\\|b&lt;/script>" in text.markdown() and "\x1b" not in text.csv() + text.text() + text.latex()
     assert text.text().count("25.00") == 2  # neither a terminal nor a printed page has room for each of the others
-    assert text.latex().count("25.00") == 2
+    assert text.latex().count("25.00") == 2 and "mean of H" in text.latex()
 
 
 def test_a_terminal_has_120_letters(tmp_path):

@@ -160,13 +160,10 @@ def base2new(records, methods=NONE, protocol=PROTOCOL, row=None):
             runs = [run for half in halves for run in grid.runs.get(half, ())]
             grid.scores[row, (dataset, EPOCH)] = {r["seed"]: r["epochs"] for r in runs if r.get("epochs") is not None}
             warm = [r for r in runs if r.get("warmup") is not None and row.trainer in methods.stage1]
-            grid.scores[row, (dataset, STAGE1)] = {r["seed"]: 100 * (r["warmup"] and _from_stage1(r)) for r in warm}
+            begin = [(r.get("lmc") or {}).get("TAU", 1) == 1 for r in warm]  # at stage 1, not between it and CLIP
+            own = {r["seed"]: 100 * (r["warmup"] and there) for r, there in zip(warm, begin, strict=True)}
+            grid.scores[row, (dataset, STAGE1)] = own
     return Base2New(grid, datasets, methods, others)
-
-
-def _from_stage1(record):
-    """Did a stage 2 begin where stage 1 ended, and not between that and zero-shot CLIP?"""
-    return (record.get("lmc") or {}).get("TAU", 1) == 1
 
 
 def average_table(found):
@@ -175,17 +172,16 @@ def average_table(found):
     names = row_names(found.rows)
     title = f"Average over {data_sets(found.datasets)}"
     notes = [note for row in names for note in _notes(found, row, names[row])] + stamp_notes(found.grid, names)
-    wide = ("mean of H",) if found.of_others else ()  # of the two, papers print the other
-    return _table(title, names, found, None, wide, [*notes, *found.others.notes(names)])
+    table = _table(title, names, found, None, [*notes, *found.others.notes(names)])
+    table.spare = ("mean of H",) if found.of_others else ()  # of the two, papers print the other
+    return table
 
 
-def _table(title, names, found, dataset, wide, notes=()):
+def _table(title, names, found, dataset, notes=()):
     cells = {row: found.shown(row, dataset) for row in names}
     columns = [*cells[found.rows[0]]]
     unjudged = [q for q in columns if q not in (*JUDGED, *AVERAGES[1:])]
-    table = method_table(title, names, columns, cells.get, found.methods, unjudged=unjudged, notes=notes)
-    table.wide = wide
-    return table
+    return method_table(title, names, columns, cells.get, found.methods, unjudged=unjudged, notes=notes)
 
 
 def _notes(found, row, name):
@@ -208,8 +204,9 @@ def _notes(found, row, name):
 
 def dataset_table(found, dataset):
     """One data set -> Table with columns method, base, new, H, [others, forgotten, epoch, each of the others,] n."""
-    wide = tuple(map(column_of, found.others.shared[dataset]))
-    return _table(dataset, names_on(dataset, found.grid), found, dataset, wide)
+    table = _table(dataset, names_on(dataset, found.grid), found, dataset)
+    table.wide = tuple(map(column_of, found.others.shared[dataset]))
+    return table
 
 
 def base2new_sheet(records, methods=NONE):

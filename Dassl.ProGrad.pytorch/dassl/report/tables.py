@@ -42,18 +42,19 @@ class Cell(str):
 @dataclass
 class Table:
     """title: str; columns: K names; rows: lists of K strings, Cells where their runs are known; notes: lines below;
-    wide: columns that neither a terminal nor a printed page has room for."""
+    wide: columns that neither a terminal nor a printed page has room for; spare: those that a terminal lacks too."""
 
     title: str
     columns: list
     rows: list
     notes: list = field(default_factory=list)
     wide: tuple = ()
+    spare: tuple = ()
 
     def text(self):
         """Aligned columns below the title -> str without a final newline."""
-        lines = [[*map(one_line, line)] for line in self._narrow()]
-        lines = _folded(lines) if self.wide else lines
+        lines = [[*map(one_line, line)] for line in self._without(self.wide + self.spare)]
+        lines = _folded(lines) if self.wide + self.spare else lines
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         aligned = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
@@ -71,8 +72,8 @@ class Table:
 
     def latex(self):
         """A table environment with booktabs' rules, the title as caption -> str without a final newline."""
-        head, *_ = narrow = self._narrow()
-        columns = "l" + "r" * (len(head) - 1)
+        narrow = self._without(self.wide)
+        columns = "l" + "r" * (len(narrow[0]) - 1)
         lines = (" & ".join(map(latex_text, line)) + r" \\" for line in narrow)
         head, *body = ("{}" * line.startswith(("[", "*")) + line for line in lines)  # no argument of the rule above
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(self.title)}}}"]
@@ -80,9 +81,9 @@ class Table:
         lines += [r"\end{tabular}", *(rf"\par\footnotesize {latex_text(note)}" for note in self.notes)]
         return "\n".join([*lines, r"\end{table}"])
 
-    def _narrow(self):
-        """Header and rows without the wide columns."""
-        kept = [name not in self.wide for name in self.columns]
+    def _without(self, columns):
+        """Header and rows."""
+        kept = [name not in columns for name in self.columns]
         return [[*compress(line, kept)] for line in (self.columns, *self.rows)]
 
 
