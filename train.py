@@ -186,7 +186,7 @@ def preset_name(recipe, cfg) -> str:
     from dassl.engine.results import with_changes
 
     # precision and protocol results.json says by itself, as it does how a model is evaluated; a folder is no value
-    nodes, named = own_nodes(cfg), ("TRAINER.", "OPTIM.", "MODEL.INIT_WEIGHTS")
+    nodes, named = own_nodes(cfg), ("TRAINER.", "OPTIM.", "MODEL.INIT_WEIGHTS", "TEST.SKIP_WARMUP")
     changed = [key for key, _, _ in changed_keys(recipe, cfg) if key.startswith(named) and is_read(key, nodes)]
     said = ("PREC", "TRAINER.MODAL", "_DIR", "CONDU.ROUND")  # rounds change where half a run stands, not what it learns
     return with_changes(cfg.PRESET, [k for k in changed if role(k) != "evaluation" and not k.endswith(said)])

@@ -147,6 +147,12 @@ def test_the_last_epoch_of_what_validation_chose_is_evaluated_by_name_or_number(
     assert which(bare)[1:] == ("epoch 3", "best_val", 3, None, "model.pth.tar-3")  # nobody knows of how many
 
 
+def test_a_choice_that_leaves_out_the_warm_up_is_no_published_recipe(run, stage1):
+    found = results(run("CoOp_LMC", "1", "--resume-coop", stage1, OPTIM__LR=0.5, TEST__SKIP_WARMUP=True))
+    assert (found["chosen_on"], found["warmup"]) == ("validation", False)
+    assert found["preset"] == "released, changed: OPTIM.LR, OPTIM.MAX_EPOCH, TEST.SKIP_WARMUP"
+
+
 def test_a_last_epoch_that_is_lost_is_no_other(run, stage1, tmp_path):
     trained = run("CoOp_LMC", "train", "--resume-coop", stage1, TRAIN__CHECKPOINT_FREQ=1)
     third = results(run("CoOp_LMC", "2", "--eval-only", "--model-dir", trained, "--load-epoch", 2))
