@@ -81,6 +81,16 @@ def test_links_in_the_place_of_temporary_files_and_locks_are_not_followed(tmp_pa
     assert victim.read_text() == "keep"
 
 
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    """A link to a device, or a pipe: an administrator's rename would end /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(WriteFailed, match=f'{name}": it is no plain file'), atomic_write(tmp_path / name):
+            pass
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode) and len(os.listdir(tmp_path)) == 2
+
+
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
 def test_a_lock_and_a_file_may_be_written_by_whom_the_umask_says(tmp_path, umask):
     before = os.umask(umask)

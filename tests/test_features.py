@@ -1,5 +1,6 @@
 """The feature bank: equal to pixels, and never used by whoever cannot."""
 
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -168,6 +169,10 @@ def test_a_lost_picture_is_named(cfg, backbone):
     lost = Path(images(cfg)[3].impath)
     lost.unlink()
     with pytest.raises(UserError, match=str(lost)):
+        feature_loader(loader, backbone, folder=cfg.FEATURES.DIR, is_train=False)
+    os.mkfifo(lost.with_suffix(".pipe"))  # a pipe would be waited for
+    lost.symlink_to(lost.with_suffix(".pipe"))
+    with pytest.raises(UserError, match=f'{lost}" is no plain file'):
         feature_loader(loader, backbone, folder=cfg.FEATURES.DIR, is_train=False)
 
 

@@ -15,6 +15,7 @@ Letters: N images, D joint width, K transforms of one image in one round (cfg.DA
 import contextlib
 import functools
 import os
+import stat
 import weakref
 from pathlib import Path
 
@@ -328,6 +329,8 @@ def _describe_file(path, strict):
         facts = os.stat(path)
     except OSError as error:
         raise MissingFile(f'feature bank: image "{path}" cannot be read ({error.strerror})') from error
+    if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for
+        raise UserError(f'feature bank: image "{path}" is no plain file')
     found = [sha256_file(path)] if strict else [facts.st_size, facts.st_mtime_ns]
     deep = _is_deep(path, facts.st_size, facts.st_mtime_ns)
     return [*found, "scaled"] if deep else found  # earlier versions clipped such an image

@@ -82,6 +82,8 @@ def atomic_write(path, mode="wb", **open_kwargs):
 def _whole(path, make):
     target = os.path.realpath(path)
     folder, name = os.path.split(target)
+    if os.path.exists(target) and not (os.path.isfile(target) or os.path.isdir(target)):
+        raise WriteFailed(f'Cannot write "{path}": it is no plain file')  # but, say, a device
     try:
         os.makedirs(folder, exist_ok=True)
         names = (os.path.join(folder, f".{name}.{number}.tmp") for number in itertools.count())
