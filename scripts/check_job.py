@@ -92,7 +92,7 @@ def look(steps: list[Step], bank: str, found) -> dict[str, int]:
 
 
 def try_out(steps: list[Step], bank: str, found) -> dict[str, tuple]:
-    """{kind: (data set, seconds by phase, steps, MiB) of its first step}."""
+    """{kind: (data set, seconds by phase, steps, MiB, others) of its first step}."""
     from torch import OutOfMemoryError
 
     from dassl.engine.trial import trial
@@ -108,28 +108,34 @@ def try_out(steps: list[Step], bank: str, found) -> dict[str, tuple]:
         except (UserError, OutOfMemoryError) as error:
             found.problem(f"{step}: {str(error).splitlines()[0]}")
             break
-        kinds[kind_of(step)] = step.arguments["DATASET"], made.phases, made.steps, made.peak_mb
+        kinds[kind_of(step)] = step.arguments["DATASET"], made.phases, made.steps, made.peak_mb, made.others
     return kinds
 
 
 def report(steps: list[Step], kinds: dict[str, tuple], sizes: dict[str, int], workers: int) -> None:
     """The table of kinds, and the sums. All but the start grows with the pictures; seeds share the test's bank."""
-    from dassl.engine.preflight import clock
+    from dassl.engine.preflight import clock, others_line
+    from dassl.engine.trial import OTHERS
 
-    runs, seconds, encoded = Counter(), Counter(), set()
+    runs, seconds, of_phase, encoded = Counter(), Counter(), Counter(), set()
     for step in (step for step in steps if kind_of(step) in kinds):
         kind, data = kind_of(step), step.arguments["DATASET"]
         tried, phases, *_ = kinds[kind]
         for phase, value in phases.items():
-            if phase != "test features" or (kind, data) not in encoded:
-                seconds[kind] += value * (1.0 if phase == "start" else sizes[data] / sizes[tried])
-        encoded.add((kind, data))
+            once = {"test features": (kind, data), OTHERS[1]: phase}.get(phase)
+            if once is None or once not in encoded:
+                took = value * (1.0 if phase in ("start", *OTHERS) else sizes[data] / sizes[tried])
+                seconds[kind] += took
+                of_phase[phase] += took
+                encoded.add(once)
         runs[kind] += 1
     width = max([*map(len, runs), 11])
     print(ROW.format("kind of run", width, "runs", "steps", "a run", "all"))
     for kind, count in runs.items():
         number = f"{kinds[kind][2]:,}" if kinds[kind][2] else "-"
         print(ROW.format(kind, width, count, number, clock(seconds[kind] / count), clock(seconds[kind])))
+    if others := {name: count for kind in runs for name, count in kinds[kind][4].items()}:
+        print(others_line(others, sum(of_phase[phase] for phase in OTHERS)))
     peak, total = max((kinds[kind][3] for kind in runs), default=0.0), seconds.total()
     print(
         f"estimate: {runs.total()} runs, {clock(total)}; about {clock(total / workers)} in {workers} processes; "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.commands import COMMANDS, folder, run_folder
-from scripts.commands.command import OTHERS_KEY, Arguments, first_arguments, of_source, of_stage1, others
+from scripts.commands.command import OTHERS_KEY, ROOT, Arguments, first_arguments, of_source, of_stage1, others
 
 STREAM = "trained stream"
 CARD = "path.json"
@@ -190,6 +190,7 @@ def settle(steps: Sequence[Step], overwrite: bool = False) -> None:
     from dassl.utils import UserError
     from dassl.utils.progress import progress
 
+    check_others(steps)
     memo, again, stale, lines = {}, set(), [], {}
     for step in progress(steps, "comparing what is there"):
         there = step.folder.is_dir()
@@ -208,6 +209,22 @@ def settle(steps: Sequence[Step], overwrite: bool = False) -> None:
         )
     for step in stale if overwrite else ():
         forget(step)
+
+
+def check_others(steps: Sequence[Step]) -> None:
+    """UserError where a data set that TEST.OTHERS names is unknown, or not below DATA."""
+    import datasets
+    from dassl.config import get_cfg_default, merge_tree, merge_yaml
+    from dassl.engine.others import AUTO, other_sets
+
+    datasets.register_all()
+    asks = {step.arguments["DATASET"]: named for step in steps if (named := set(step.others) - {AUTO})}
+    for dataset, names in asks.items():
+        cfg = get_cfg_default()
+        merge_yaml(cfg, ROOT / "configs" / "datasets" / f"{dataset}.yaml")
+        keys = {"DATASET.ROOT": folder("DATA", "data"), "DATASET.SUBSAMPLE_CLASSES": "new", OTHERS_KEY: sorted(names)}
+        merge_tree(cfg, keys | {"VERBOSE": False}, "a command")
+        other_sets(cfg)
 
 
 def forget(step: Step) -> None:

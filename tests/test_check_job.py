@@ -52,6 +52,8 @@ def test_both_stages_are_tried_out_and_counted_for_every_cell(check):
     assert (
         sum(text.startswith("data: Toy") for text in lines) == sum(text.startswith("anchor: ") for text in lines) == 2
     )
+    names = ", ".join(sorted({"ToyColours", "ToyCounts", "ToyDigits", "ToyLetters", "ToyObjects", "ToyPairs"}))
+    assert any(re.match(rf"others: .* test images of {names}, ", text) for text in lines)
     assert any(re.match(r"estimate: 80 runs, .* in 2 processes; peak memory", text) for text in lines)
 
 

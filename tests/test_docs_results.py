@@ -41,7 +41,7 @@ def records(tmp_path_factory, pets_root):
         run("lmc", "CoOp_LMC", "--resume-coop", coop),
         subset="new",
     )
-    words = ["--eval-only", "--model-dir", out / "lmc", "--load-epoch", "last"]
+    words = ["--eval-only", "--model-dir", out / "lmc", "--load-epoch", "last", "TEST.OTHERS", "auto"]
     run("last_epoch", "CoOp_LMC", *words, subset="new")
     run("student", "PromptKD")
     run("adapters", "MultiModalAdapter")

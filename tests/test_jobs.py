@@ -10,10 +10,12 @@ from dassl.utils import UserError
 from scripts.check_job import kind_of
 from scripts.commands import COMMANDS, run_folder
 from scripts.jobs import PROTOCOLS, SHOTS, cell_steps, sources, targets, toy_sets
-from scripts.main_job import build_parser
+from scripts.main_job import build_parser, run_job
 from scripts.plans import plan
+from scripts.run import main as run_script
 from scripts.run import parse, script_line
-from scripts.steps import needs, train_argv
+from scripts.steps import module_argv, needs, train_argv
+from tests.conftest import ROOT
 
 JOBS = [(name, protocol) for protocol, names in PROTOCOLS.items() for name in names]
 NO_READER = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r", "objectnet")  # may get one
@@ -177,3 +179,48 @@ def test_no_last_epoch_is_evaluated_beside_what_is_that_already():
     assert last("CoOp", "base2new", "toy_shapes", pairs=["TEST.FINAL_MODEL", "last_step"]) == []
     assert last("CoOp", "base2new", "toy_shapes", pairs=["TEST.FINAL_MODEL=best_val"]) != []
     assert not any(last(name, protocol, source(protocol, "toy")) for name, protocol in JOBS if protocol != "base2new")
+
+
+# Other data sets that an evaluation on new classes is scored on
+
+
+def other_names(words):
+    """{command and CFG: what TEST.OTHERS is} of the main job's steps, where a step is asked for any."""
+    steps = [step for cell in plan(build_parser().parse_intermixed_args(words)) for step in cell]
+    found = {}
+    for step in filter(lambda step: step.others, steps):
+        argv = step_words(step)
+        assert argv[1 + argv.index("--others" if COMMANDS[step.command].module else "TEST.OTHERS")]
+        found[step.command, step.arguments.get("CFG", step.arguments.get("METHOD"))] = step.others
+    return found
+
+
+def step_words(step):
+    return (module_argv if COMMANDS[step.command].module else train_argv)(*step.words)
+
+
+def test_the_built_in_benchmark_scores_others_and_public_data_where_it_is_asked_for():
+    toy, public = other_names(["toy_shapes", "1"]), ["--data", ".", "caltech101", "1"]
+    assert set(map(tuple, toy.values())) == {("auto",)}
+    assert {"zsclip/base2new_test", "coop/base2new_test", "coop_average/base2new_test", "merge/base2new"} <= {
+        command for command, _ in toy
+    }
+    assert ("zsclip/base2new_test", "vit_b16_dataset") not in toy and ("zsclip/base2new_test", "vit_b16") in toy
+    assert other_names(public) == {}
+    asked = other_names([*public, "--others"])
+    assert asked and {command for command, _ in asked} == {command for command, _ in toy}
+    named = other_names([*public, "--set", "TEST.OTHERS", "[dtd, eurosat]"])
+    assert {key: ["dtd", "eurosat"] for key in asked} == named
+    assert other_names(["toy_shapes", "1", "--set", "TEST.OTHERS", "[]"]) == {}
+
+
+@pytest.mark.parametrize("name", ["toy_shape", "caltech101"])
+def test_a_named_set_that_cannot_be_scored_is_said_before_the_first_run(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("OUTPUT", str(tmp_path / "output"))
+    monkeypatch.setenv("DATA", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=f"TEST.OTHERS .*{name}"):
+        run_job(build_parser().parse_args(["toy_shapes", "1", "--set", "TEST.OTHERS", f"[{name}]"]))
+    with pytest.raises(UserError, match=f"TEST.OTHERS .*{name}"):
+        run_script(["coop/base2new_test", "toy_shapes", "1", f"OTHERS={name}"])
+    assert not list(tmp_path.iterdir())

@@ -2,14 +2,18 @@
 
 import json
 import os
+import random
 import shutil
 
+import numpy
 import pytest
 import torch
 
+from dassl.clip import text_classifier
 from dassl.engine.launch import AlreadyFinished
+from dassl.engine.others import other_sets, score_others
 from dassl.utils import UserError
-from tests.fixtures.coop_runs import Runs, results, shared, stage1  # noqa: F401
+from tests.fixtures.coop_runs import Runs, built, results, shared, stage1  # noqa: F401
 from tests.fixtures.image_folders import write_split
 
 NEW = {"DATASET__SUBSAMPLE_CLASSES": "new"}
@@ -69,6 +73,54 @@ def test_a_named_set_that_is_not_there_or_unknown_is_refused(run, stage1):  # no
         with pytest.raises(UserError, match=what):
             others_of(run, "refused", "--model-dir", stage1, asked=name)
         assert not (run.folder / "refused").exists()
+
+
+def test_nothing_else_of_an_evaluation_changes(run, stage1, tmp_path):  # noqa: F811
+    """Others are scored with their own draws, and leave no file."""
+    words = ("--eval-only", "--model-dir", stage1)
+    facts = {}
+    for name, more in (("plain", {}), ("beside", {"TEST__OTHERS": "auto"})):
+        folder = run("CoOp", name, *words, **NEW, TEST__COMPUTE_CMAT=True, **more)
+        drawn = random.random(), torch.rand(1).item(), numpy.random.rand()
+        matrix = torch.load(folder / "cmat.pt", weights_only=True).tolist()
+        said = [line for line in (folder / "log.txt").read_text().splitlines() if line.startswith("* ")]
+        kept = {k: v for k, v in results(folder).items() if k not in ("others", "wall_s", "peak_mb", "command")}
+        facts[name] = drawn, matrix, said, kept, sorted(file.name for file in folder.iterdir())
+    assert facts["plain"] == facts["beside"]
+
+
+TRAINED_TOWERS = {"MultiModalAdapter": "vit_b16_ep5", "PromptSRC": "vit_b16_c2_ep20_batch4_4+4ctx"}
+SHALLOW = {"TRAINER__MMADAPTER__ADAPTER_START": 2, "TRAINER__MMADAPTER__ADAPTER_END": 4, "DATASET__NUM_SHOTS": 1}
+SHALLOW |= {f"TRAINER__PROMPTSRC__PROMPT_DEPTH_{tower}": 3 for tower in ("TEXT", "VISION")}
+SHALLOW |= {"TRAINER__MMADAPTER__PREC": "fp32", "TRAINER__PROMPTSRC__PREC": "fp32"}
+
+
+@pytest.mark.parametrize("trainer", TRAINED_TOWERS)
+def test_a_trained_image_tower_encodes_the_other_sets(run, trainer):
+    how = {"trainer": trainer, "config": f"{trainer}/{TRAINED_TOWERS[trainer]}"}
+    model = run(name=f"{trainer}_trained", epochs=1, **how, **SHALLOW)
+    row = others_of(run, trainer, "--model-dir", model, asked="eurosat", **how, **SHALLOW)["sets"]["EuroSAT"]
+    apart = alone(run, f"{trainer}_apart", "eurosat", "--model-dir", model, **how, **SHALLOW | EVERY)
+    assert (row["correct"], row["total"]) == apart
+
+
+def test_an_average_is_of_clip_with_the_common_words(run, stage1):  # noqa: F811
+    how = {"trainer": "CoOp_Average", "config": "CoOp_Average/vit_b16"}
+    row = others_of(run, "average", "--resume-coop", stage1, asked="eurosat", **how)["sets"]["EuroSAT"]
+    words = ("--dataset-config-file", "configs/datasets/eurosat.yaml")
+    trainer = built(run, "CoOp", *words, **EVERY)
+    trainer.load_model(stage1)
+    vectors = trainer.class_vectors(), text_classifier(trainer.clip, trainer.classnames, ["a photo of a {}."])
+    trainer.text_features = lambda: sum(vectors) / 2
+    trainer.test()
+    assert (row["correct"], row["total"]) == (trainer.evaluator.correct, 27)
+    assert row["template"].startswith("mean of 'a photo of a {}.' and learned prompt")
+
+
+def test_a_model_that_is_bound_to_its_classes_says_so(run):
+    trainer = built(run, "CoOp", **NEW, TRAINER__COOP__CSC=True, TEST__OTHERS="auto")
+    entry = score_others(trainer, other_sets(trainer.cfg))
+    assert entry == {"asked": ["auto"], "bound": trainer.bound_to_classes, "sets": {}} and "CSC" in entry["bound"]
 
 
 # Evaluations that are finished

@@ -238,24 +238,18 @@ def _complete(cfg, model_dir, load_epoch, row):
         set_random_seed(cfg.SEED)
     with in_turn():
         trainer = build_trainer(cfg)
-    before = results.get("others", {"asked": [], "sets": {}})
     with _released(trainer), memory_errors():
         load_epoch = load_trained(trainer, model_dir, load_epoch, row)
         sets = other_sets(cfg)
         if not results.get("weights", {}).get("digest"):
             trainer.test()
-            score = trainer.evaluator.correct, trainer.evaluator.total
-            recorded = results["correct"], results["total"]
-            if score != recorded:
+            now, before = ([results["correct"], results["total"]] for results in (vars(trainer.evaluator), results))
+            if now != before:
                 raise UserError(
-                    f'"{folder}" recorded {{}} of {{}} correct, the same evaluation now has {{}} of {{}}: of other '
-                    "weights, or on another machine; --overwrite does it again".format(*recorded, *score)
+                    '"{}" recorded {} of {} correct, the same evaluation now has {} of {}: of other weights, or on '
+                    "another machine; --overwrite does it again".format(folder, *before, *now)
                 )
-        left = {name: other for name, other in sets.items() if name not in before["sets"]}
-        others = score_others(trainer, left, model_dir, load_epoch)
-    others["asked"] = list(dict.fromkeys(before["asked"] + others["asked"]))
-    others["sets"] = before["sets"] | others["sets"]
-    results["others"] = others
+        results["others"] = score_others(trainer, sets, model_dir, load_epoch, results)
     if is_main():
         write_json(results, os.path.join(folder, RESULTS))
     return results

@@ -37,9 +37,16 @@ def asked(cfg: CN) -> list[str]:
     return names_of(cfg.TEST.OTHERS) if cfg.DATASET.SUBSAMPLE_CLASSES == "new" else []
 
 
+def _entry(results: dict) -> dict:
+    """What results.json has of others, empty where it is none of ours."""
+    kinds, found = {"asked": list, "sets": dict}, results.get("others")
+    ours = isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items())
+    return found if ours else {key: kind() for key, kind in kinds.items()}
+
+
 def lacks(results: dict, names: list[str]) -> bool:
     """Has an evaluation not been asked for all of these names yet? `auto` is what was there the first time."""
-    return not set(names) <= set(results.get("others", {}).get("asked", ()))
+    return not all(name in _entry(results)["asked"] for name in names)
 
 
 def other_sets(cfg: CN) -> dict[str, CN]:
@@ -108,16 +115,18 @@ def build_other(cfg: CN):
     return type(cls.__name__, (cls,), members)(cfg)
 
 
-def score_others(trainer, sets: dict[str, CN], folder: str = "", epoch: int | None = None) -> dict:
-    """The entry `others`: correct, total, words and split of each set, by the model in `folder` (none: untrained)."""
-    entry = {"asked": asked(trainer.cfg)}
+def score_others(
+    trainer, sets: dict[str, CN], folder: str = "", epoch: int | None = None, results: dict | None = None
+) -> dict:
+    """The entry `others`: correct, total, words and split of each set, by the model in `folder` (none: untrained).
+
+    results: what an earlier evaluation of the same model says, whose sets are not scored again.
+    """
+    before = _entry(results or {})
+    entry = {"asked": list(dict.fromkeys([*before["asked"], *asked(trainer.cfg)]))}
     if reason := getattr(trainer, "bound_to_classes", ""):
         return entry | {"bound": reason, "sets": {}}
-    rows = {name: _score(cfg, folder, epoch) for name, cfg in sets.items()}
-    if rows:
-        accuracy = {name: 100 * row["correct"] / row["total"] for name, row in rows.items()}
-        each = ", ".join(f"{name} {value:.1f}" for name, value in accuracy.items())
-        log.info(f"others: {sum(accuracy.values()) / len(accuracy):.2f} % on average ({each})")
+    rows = before["sets"] | {name: _score(sets[name], folder, epoch) for name in sets if name not in before["sets"]}
     return entry | {"sets": rows}
 
 
@@ -126,14 +135,12 @@ def _score(cfg: CN, folder: str, epoch: int | None) -> dict:
         other = build_other(cfg)
         try:
             other.load_model(folder, epoch=epoch)
-            other.test()
+            accuracy = other.test()
         finally:
             other.close_writer()
             stop_workers(other)
-    dataset, evaluator = other.dm.dataset, other.evaluator
-    return {
-        "correct": evaluator.correct,
-        "total": evaluator.total,
-        "template": other.facts().get("templates", getattr(dataset, "template", None)),
-        "split_digest": getattr(dataset, "split_digest", None),
-    }
+    log.info(f"others: {cfg.DATASET.NAME} {accuracy:.2f} %")
+    dataset = other_data(cfg).dataset
+    row = {name: getattr(other.evaluator, name, None) for name in ("correct", "total")}
+    row["template"] = other.facts().get("templates", getattr(dataset, "template", None))
+    return row | {"split_digest": getattr(dataset, "split_digest", None)}

@@ -26,7 +26,7 @@ from dassl.utils.memory import available_mb
 
 from .results import FILE as RESULTS
 from .stopping import sigterm_ends
-from .trial import trial
+from .trial import OTHERS, trial
 
 ANCHOR_SECONDS = 40.0
 OPENED = 200  # pictures decoded to see whether they can be
@@ -133,6 +133,8 @@ def estimate(made, evaluates, found):
         **numbers,
         phases=made.phases,
     )
+    if made.others:
+        found.say(others_line(made.others, sum(made.phases[phase] for phase in OTHERS)), others=made.others)
     there = available_mb(made.trainer.device)
     if made.peak_mb > there:
         found.say(f"note: {there:,.0f} MiB are there. {less_memory(made.trainer.cfg)}")
@@ -142,6 +144,11 @@ def estimate(made, evaluates, found):
         place = next(place for place in made.bank_folder.resolve().parents if place.is_dir())
         if (free := shutil.disk_usage(place).free / 2**20) < size:
             found.problem(f"{place} has {free:,.0f} MiB left, the bank needs {size:,.0f} MiB")
+
+
+def others_line(others, seconds):
+    """What scoring other data sets takes. others: {data set: test images}."""
+    return f"others: {clock(seconds)} of it, for {sum(others.values()):,} test images of {', '.join(others)}"
 
 
 def less_memory(cfg):

@@ -22,10 +22,12 @@ from dassl.utils import get_logger
 from dassl.utils.memory import peak_mb
 
 from .launch import backend, build_run, load_trained
+from .others import asked, other_data, other_sets
 from .results import write_results
 from .state import stop_workers
 
 STEPS, EVALUATED = 8, 3  # batches of an epoch and of an evaluation, and two more a worker, which reads that far ahead
+OTHERS = ("others", "others' features")  # phases: every evaluation's, and once for all
 TRAINING, EVALUATION = ("train_loader_x", "train_loader_u"), ("val_loader", "test_loader")
 
 
@@ -82,12 +84,14 @@ class Trial:
     """A trainer that has been built as a run would build it, and what came of timing it.
 
     phases: {name: seconds} of the whole run. steps: batches of the training, of `step` seconds. pictures: that go into
-    the bank, bank_bytes on disk in bank_folder. peak_mb: MiB. warnings: what the run's own log would warn of.
+    the bank, bank_bytes on disk in bank_folder. others: test images of each set that TEST.OTHERS takes. peak_mb: MiB.
+    warnings: what the run's own log would warn of.
     """
 
     def __init__(self, cfg, known):
         self.phases, self.warnings, self.steps, self.step, self.peak_mb = {}, [], 0, 0.0, 0.0
         self.pictures, self.bank_bytes, self.bank_folder, self.known, self.sampling = 0, 0, None, known, 0.0
+        self.others = {}
         self.cfg, started = cfg, time.perf_counter()
         with self.quiet():
             self.trainer = build_run(cfg)
@@ -142,6 +146,12 @@ class Trial:
                 self.train()
             if evaluates or not trainer.cfg.TEST.NO_TEST:
                 self.add("test", self.evaluate(trainer.test))
+            if evaluates and asked(trainer.cfg):  # at the pace of its own test
+                sets = other_sets(trainer.cfg)
+                self.others = {name: len(other_data(cfg).dataset.test) for name, cfg in sets.items()}
+                share = sum(self.others.values()) / len(self.dataset.test)
+                for phase, own in zip(OTHERS, ("test", "test features"), strict=True):
+                    self.add(phase, share * self.phases.get(own, 0.0))
             if besides := 0 if evaluates else trainer.pictures_besides():
                 self.add("pictures after training", besides * trainer.test_loader.pace / trainer.test_loader.batch_size)
         self.peak_mb += peak_mb(trainer.device)
