@@ -155,17 +155,16 @@ def validate(trainer, ends: Sequence[dict[str, Tensor]], alphas: Sequence[float]
     return [accuracy(scores, labels) for _, scores, labels in sweep(trainer, "val", ends, alphas, **mix)]
 
 
-def opened(run: Path, root: str, dataset: str):
-    """The trainer of a run with its weights, on a data set."""
-    import train  # the command line is the one place that knows the data sets
+def opened(run: Path, cfg):
+    """The trainer of a run with its weights, on the data set of a config."""
     from dassl.engine.launch import load_trained
 
-    trainer = build_trainer(train.folder_cfg(run, {"RESUME_COOP": "", "DATASET.NAME": dataset}, root))
+    trainer = build_trainer(cfg)
     load_trained(trainer, str(run))
     return trainer
 
 
-def ensemble(
+def request(
     run: str | Path,
     *,
     alphas: Sequence[float],
@@ -173,55 +172,76 @@ def ensemble(
     outputs: str = "probabilities",
     tests: Sequence[str] = (),
     root: str = "",
+    pairs: Sequence[str] = (),
     out: str | Path = "",
-    overwrite: bool = False,
-    command: str = "",
-) -> dict:
-    """Choose alpha on the run's validation images and test it there and on `tests` -> the content of sweep.json.
+) -> tuple[Path, dict, dict]:
+    """The folder of an ensemble, {registered name: config} of its data sets, and what a finished one is compared by.
 
-    One alpha alone is taken as it is. UserError: several, and the run's data set has no validation images.
+    root: where the data sets lie, if they have moved; pairs: KEY, VALUE, ... of what else has.
     """
     import train  # the command line is the one place that knows the data sets
     from dassl.engine.base import find_model
-    from dassl.engine.launch import AlreadyFinished
-    from dassl.engine.recipe import RESULTS, build_lists, data_digest, finished
+    from dassl.engine.recipe import build_lists, data_digest
     from dassl.utils import checkpoint_digest
-    from mergetune.merge_job import already
 
     check_availability(kind, list(KINDS), "--kind")
-    run, out = Path(run), Path(out or Path(run, f"ensemble_{kind}"))
-    cfg = train.folder_cfg(run, {"RESUME_COOP": ""}, root)
-    names = list(dict.fromkeys([cfg.DATASET.NAME, *map(data_set_name, tests)]))
-    mix = {"kind": kind, "outputs": outputs if kind == "output" else None}
+    cfg = train.folder_cfg(run, {"RESUME_COOP": ""}, root, pairs)
+    names = dict.fromkeys([cfg.DATASET.NAME, *map(data_set_name, tests)])
+    cfgs = {name: train.folder_cfg(run, {"RESUME_COOP": "", "DATASET.NAME": name}, root, pairs) for name in names}
     digest = checkpoint_digest(find_model(str(run), trainer_class(cfg.TRAINER.NAME).model_name))
-    asked = mix | {"alphas": list(alphas), "tests": names, "weights": digest}
-    cfgs = [train.folder_cfg(run, {"RESUME_COOP": "", "DATASET.NAME": name}, root) for name in names]
-    data = [data_digest(build_lists(cfg), cfg.DATASET.NAME) for cfg in cfgs]
-    asked |= {"data": data} if all(data) else {}
+    asked = {"kind": kind, "outputs": outputs if kind == "output" else None, "alphas": list(alphas)}
+    asked |= {"tests": list(cfgs), "weights": digest}
+    data = [data_digest(build_lists(cfg), name) for name, cfg in cfgs.items()]
+    return Path(out or Path(run, f"ensemble_{kind}")), cfgs, asked | ({"data": data} if all(data) else {})
 
-    def older(facts: dict) -> dict:
-        return {"kind": facts["kind"], "alphas": facts["alphas"], "tests": list(facts["test"])}
 
+def ensemble(run: str | Path, *, overwrite: bool = False, command: str = "", **how) -> dict:
+    """Choose alpha on the run's validation images and test it there and on `tests` -> the content of sweep.json.
+
+    how: of `request`. One alpha alone is taken as it is. UserError: several, and the run's data set has no validation
+    images.
+    """
+    from dassl.engine.launch import AlreadyFinished
+    from dassl.engine.recipe import RESULTS, finished
+    from mergetune.merge_job import already
+
+    out, cfgs, asked = request(run, **how)
+    mix, alphas = {name: asked[name] for name in ("kind", "outputs")}, asked["alphas"]
     with RunLock(str(out)):
         if not overwrite and already(out, FILE, "test", asked, older):
             raise AlreadyFinished(f'"{out}" holds a finished ensemble; --overwrite starts it again')
         earlier = finished(out, FILE, "test").get("test", {}).keys() & set(DATASET_REGISTRY.registered_names())
         with atomic_files(out, FILE, [f"{name}/{RESULTS}" for name in earlier]) as folder:
-            facts = {"format": 1, "run": str(run), "kind": kind, "alphas": list(alphas)}
-            facts |= mixed(run, root, names, alphas, mix, Path(folder), command) | {"command": command, "asked": asked}
+            facts = {"format": 1, "run": str(run), "kind": mix["kind"], "alphas": alphas}
+            facts |= mixed(Path(run), cfgs, alphas, mix, Path(folder), command) | {"command": command, "asked": asked}
             write_json(facts, os.path.join(folder, FILE))
     return facts
 
 
-def mixed(
-    run: Path, root: str, names: Sequence[str], alphas: Sequence[float], mix: dict, folder: Path, command: str
-) -> dict:
+def older(facts: dict) -> dict:
+    """What sweep.json of an earlier version says of what was asked for."""
+    return {"kind": facts["kind"], "alphas": facts["alphas"], "tests": list(facts["test"])}
+
+
+def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
+    """Lines on what the finished ensemble in the folder of a command line has otherwise than this line would; [] where
+    there is none. MissingFile: its run is gone."""
+    from mergetune.merge_job import compared
+
+    args = read(argv)
+    del args["overwrite"]
+    out, _, asked = request(**args)
+    return compared(out, FILE, "test", asked, older)[1]
+
+
+def mixed(run: Path, cfgs: Mapping, alphas: Sequence[float], mix: dict, folder: Path, command: str) -> dict:
     """Choose alpha, and write the results of each data set below `folder`, the run's own first -> what comes of it."""
     from dassl.engine.results import write_results
     from mergetune.weights import trainable
 
     started = time.monotonic()
-    trainer = opened(run, root, names[0])
+    first, *_ = cfgs
+    trainer = opened(run, cfgs[first])
     ends = [trainer.zero_shot_weights(), trainable(trainer.model)]
     ends = [{name: value.detach().clone() for name, value in weights.items()} for weights in ends]
     validation = validate(trainer, ends, alphas, **mix) if len(alphas) > 1 else None
@@ -230,8 +250,8 @@ def mixed(
     row["alpha_chosen_on"] = "given" if validation is None else "validation"
     row |= {name: trainer.trained[name] for name in ("unfinished",) if name in trainer.trained}
     tested = {}
-    for name in names:
-        trainer = trainer if name == names[0] else opened(run, root, name)
+    for name, cfg in cfgs.items():
+        trainer = trainer if name == first else opened(run, cfg)
         fitting = [trainer.fit_classes(str(run), weights) for weights in ends]
         tested[name] = curve(trainer, sweep(trainer, "test", fitting, alphas, **mix), alpha)
         trainer.trained = trainer.trained | row
@@ -248,8 +268,8 @@ def describe(preset: str, alpha: float, *, kind: str, outputs: str | None) -> di
     return {"preset": f"{preset} + {title}" if preset else title, "merge": merge}
 
 
-def main(argv: list[str] | None = None) -> dict:
-    """Run one command line; returns the content of sweep.json."""
+def read(argv: Sequence[str]) -> dict:
+    """The arguments of `ensemble` of a command line."""
     parser = ArgumentParser(
         prog="python -m mergetune.ensemble",
         description="Blend a fine-tuned run with zero-shot CLIP; alpha is chosen on validation images.",
@@ -263,13 +283,18 @@ def main(argv: list[str] | None = None) -> dict:
     add("--outputs", default=OUTPUTS[0], choices=OUTPUTS, help="what an output ensemble blends")
     add("--test", nargs="+", default=[], metavar="DATASET", help="shifted data sets of the same classes to test on")
     add("--root", type="path", default="", help="folder of all data sets, if it is not where the run found it")
+    add("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="what else has moved: a teacher")
     add("--out", type="path", default="", metavar="DIR", help="where results go")
     add("--overwrite", action="store_true", help="start a finished ensemble again")
-    argv = sys.argv[1:] if argv is None else argv
     args = vars(parser.parse_args(argv))
-    alphas, tests = read_alphas(args.pop("alphas")), args.pop("test")
-    command = shlex.join(["python", "-m", "mergetune.ensemble", *argv])
-    return ensemble(**args, alphas=alphas, tests=tests, command=command)
+    more = {"alphas": read_alphas(args.pop("alphas")), "tests": args.pop("test"), "pairs": sum(args.pop("set"), [])}
+    return args | more
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Run one command line; returns the content of sweep.json."""
+    argv = sys.argv[1:] if argv is None else argv
+    return ensemble(**read(argv), command=shlex.join(["python", "-m", "mergetune.ensemble", *argv]))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Merge trained weights without training: `python -m mergetune.merge --method ties PARENT... --out FOLDER`."""
 
 import argparse
-import itertools
 import os
 import shlex
 import sys
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from dassl.utils import ArgumentParser, RunLock, UserError, atomic_files, errors_in_one_line, get_logger, write_json
 from dassl.utils.torchrun import one_process
-from mergetune.merge_methods import METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method
+from mergetune.merge_methods import METHODS, SPACES, START, ZERO_SHOT, ZEROS
 
 log = get_logger()
 
@@ -49,6 +48,7 @@ def merge_run(
     merge_space: str = "factors",
     rank: int | None = None,
     root: str = "",
+    pairs: Sequence[str] = (),
     overwrite: bool = False,
     command: str = "",
     **values,
@@ -58,28 +58,32 @@ def merge_run(
     values: the method's own; a list of several is a search on the validation images of the first run (of `weights`, a
     list of lists). base: where task vectors start. keep: names that are no weights and come from the first parent.
     merge_space: of LoRA, factors or product (see mergetune.lora); rank: of the factors made of a product, default
-    the first parent's, 0 leaves the product. root: where the data sets lie, if they have moved. overwrite: make it
-    again where `out` holds a merge, which is left as it is if it is this one, and refused if it is another.
+    the first parent's, 0 leaves the product. root: where the data sets lie, if they have moved; pairs: KEY, VALUE,
+    ... of what else has, such as a teacher. overwrite: make it again where `out` holds a merge, which is left as it is
+    if it is this one, and refused if it is another.
     UserError for parents that do not fit together, values that do not exist, and a folder that holds another run.
     """
-    from dassl.engine.checkpoint import MERGE
+    from dassl.engine.checkpoint import CONFIG, MERGE
     from dassl.utils.atomic import begun
-    from mergetune.merge_job import LEFT, MergeJob, is_finished
+    from mergetune.merge_job import LEFT, MergeJob, compared, is_finished, older_merge
 
-    out, choices = Path(out), candidates(values)
+    out = Path(out)
     try:
-        how = check_method(method, len(parents), values)
-        job = MergeJob(how, parents, base, merge_space, root, keep)
-        asked = job.asked(method, choices, rank)
+        job = MergeJob(method, parents, values, base, keep, merge_space, rank, root=root, pairs=pairs)
+        asked = job.asked()
+        facts, lines = compared(out, MERGE, "row", asked, older_merge)
+        if lines or not facts:
+            job.states  # noqa: B018  refuses what does not fit, before the folder is made
         with RunLock(str(out)):
             if is_finished(out, asked, overwrite):
                 log.info(f"{out} holds this merge: nothing to do (--overwrite makes it again)")
                 return out
-            state, chosen, tried = job.search(method, choices)
-            stale = LEFT if (out / MERGE).is_file() or begun(out, MERGE) else ()
+            state, chosen, tried = job.search()
+            earlier = (out / MERGE).is_file() or begun(out, MERGE) or (overwrite and (out / CONFIG).is_file())
+            stale = LEFT if earlier else ()
             with atomic_files(out, MERGE, stale) as folder:
                 files = job.write(Path(folder), state, rank, max((entry["val"] for entry in tried), default=None))
-                facts = job.describe(method, {**how.values, **chosen}, tried, command)
+                facts = job.describe(method, {**job.usual, **chosen}, tried, command)
                 facts |= {"asked": asked, "weights": {"files": files}}
                 write_json(facts, os.path.join(folder, MERGE))
     except ValueError as error:
@@ -88,15 +92,32 @@ def merge_run(
     return out
 
 
-def candidates(values: dict) -> list[dict]:
-    """Every choice of values; what is no list stays."""
-    lists = {}
-    for name, value in values.items():
-        several = isinstance(value, list | tuple)
-        if name == "weights" and several:
-            several = any(isinstance(entry, list | tuple) for entry in value)
-        lists[name] = list(value) if several else [value]
-    return [dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())]
+def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
+    """Lines on what the finished merge in the folder of a command line, and its evaluations, have otherwise than this
+    line would; [] where there is none. memo: of `dassl.engine.recipe.differences`. MissingFile: a parent is gone."""
+    from dassl.engine import recipe
+    from dassl.engine.checkpoint import MERGE
+    from mergetune.merge_job import MergeJob, compared, older_merge
+
+    tests, args = read(argv)
+    out, _ = Path(args.pop("out")), args.pop("overwrite")
+    if not recipe.finished(out, MERGE, "row"):
+        return []
+    values = {name: args.pop(name) for name in KINDS if name in args}
+    lines = compared(out, MERGE, "row", MergeJob(values=values, **args).asked(), older_merge)[1]
+    for test in tests:
+        cfg = evaluation(out, **test)
+        lines += recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=True, model_dir=str(out), memo=memo)
+    return lines
+
+
+def evaluation(folder: str | Path, subset: str, out: str | Path = "", others: str | None = None, **moved):
+    """The config of `evaluate`."""
+    import train  # the command line is the one place that knows the data sets
+
+    changes = {"OUTPUT_DIR": str(out or Path(folder, f"eval_{subset}")), "DATASET.SUBSAMPLE_CLASSES": subset}
+    changes |= {} if others is None else {"TEST.OTHERS": others}
+    return train.folder_cfg(folder, changes | {"RESUME_COOP": ""}, **moved)
 
 
 def evaluate(
@@ -104,24 +125,22 @@ def evaluate(
     subset: str,
     out: str | Path = "",
     *,
-    root: str = "",
     overwrite: bool = False,
     command: str = "",
     others: str | None = None,
+    **moved,
 ) -> dict:
     """Evaluate a merged (or any) run folder on a subset of its classes -> the content of results.json.
 
     others: TEST.OTHERS; default that of the folder. out: default FOLDER/eval_SUBSET. If that holds this very
-    evaluation, it is not done again; if another, that is AlreadyFinished, unless `overwrite`.
+    evaluation, it is not done again; if another, that is AlreadyFinished, unless `overwrite`. moved: `root` and `pairs`
+    of `merge_run`.
     """
-    import train  # the command line is the one place that knows the data sets
     from dassl.engine.launch import run
     from dassl.engine.others import asked, lacks
     from dassl.engine.recipe import differences, finished
 
-    changes = {"OUTPUT_DIR": str(out or Path(folder, f"eval_{subset}")), "DATASET.SUBSAMPLE_CLASSES": subset}
-    changes |= {} if others is None else {"TEST.OTHERS": others}
-    cfg = train.folder_cfg(folder, changes | {"RESUME_COOP": ""}, root)
+    cfg = evaluation(folder, subset, out, others, **moved)
     results = {} if overwrite else finished(cfg.OUTPUT_DIR)
     left = lacks(results, asked(cfg))
     if results and not left and not differences(cfg.OUTPUT_DIR, cfg, eval_only=True, model_dir=str(folder)):
@@ -140,8 +159,7 @@ def _reader(kind: type):
     return read
 
 
-def main(argv: list[str] | None = None) -> Path:
-    """Run one command line; returns the folder."""
+def build_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="python -m mergetune.merge",
         description="Merge trained weights without training, and evaluate what comes of it.",
@@ -157,6 +175,7 @@ def main(argv: list[str] | None = None) -> Path:
     add("--merge-space", default="factors", choices=SPACES, help="of LoRA: its two factors, or their product")
     add("--rank", type=int, help="of the factors made of a product; default the first parent's, 0 leaves the product")
     add("--root", type="path", default="", help="folder of all data sets, if it is not where the first run found it")
+    add("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="what else has moved: a teacher")
     add("--overwrite", action="store_true", help="make a finished merge again")
     add("--sweep", action="store_true", help="search the method's usual values where none are given")
     add("--eval", nargs="+", default=[], choices=SUBSETS, help="evaluate on these classes into FOLDER/eval_SUBSET")
@@ -164,10 +183,15 @@ def main(argv: list[str] | None = None) -> Path:
     for name, kind in KINDS.items():
         users = [f"{key} ({method.values[name]})" for key, method in METHODS.items() if name in method.values]
         add(f"--{name}", metavar="VALUE,...", type=_reader(kind), help=f"of {', '.join(users)}")
-    argv = sys.argv[1:] if argv is None else argv
-    args = vars(parser.parse_args(argv))
-    command = shlex.join(["python", "-m", "mergetune.merge", *argv])
-    subsets, sweep, keep, others = (args.pop(name) for name in ("eval", "sweep", "keep", "others"))
+    return parser
+
+
+def read(argv: Sequence[str]) -> tuple[list[dict], dict]:
+    """The arguments of each `evaluate`, and those of `merge_run`, of a command line."""
+    args = vars(build_parser().parse_args(argv))
+    subsets, sweep, others, pairs = (args.pop(name) for name in ("eval", "sweep", "others", "set"))
+    args |= {"pairs": sum(pairs, []), "keep": [name for name in args["keep"].split(",") if name]}
+    each = {"others": others, "root": args["root"], "pairs": args["pairs"]}
     values = {name: args.pop(name) for name in KINDS}
     values = {name: value for name, value in values.items() if value is not None}
     values = {name: value[0] if len(value) == 1 and name != "weights" else value for name, value in values.items()}
@@ -175,9 +199,17 @@ def main(argv: list[str] | None = None) -> Path:
         if not (usual := METHODS[args["method"]].sweep):
             raise UserError(f"--sweep: {args['method']} has no values to search")
         values = {**usual, **values}
-    out = merge_run(**args, **values, keep=[name for name in keep.split(",") if name], command=command)
-    for subset in subsets:
-        evaluate(out, subset, root=args["root"], command=command, others=others)
+    return [{"subset": subset} | each for subset in subsets], args | values
+
+
+def main(argv: list[str] | None = None) -> Path:
+    """Run one command line; returns the folder."""
+    argv = sys.argv[1:] if argv is None else argv
+    tests, args = read(argv)
+    command = shlex.join(["python", "-m", "mergetune.merge", *argv])
+    out = merge_run(**args, command=command)
+    for test in tests:
+        evaluate(out, **test, command=command)
     return out
 
 

@@ -1,6 +1,8 @@
 """One merge: its sources brought into one space, the search for the best values, and the folder that comes of it."""
 
+import itertools
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,15 +11,15 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.engine import trainer_class
-from dassl.engine.checkpoint import BEST, CONFIG, MERGE, RESULTS, finished
+from dassl.engine.checkpoint import BEST, CONFIG, MERGE, RESULTS, RESUME, finished
 from dassl.engine.launch import AlreadyFinished
-from dassl.engine.recipe import changed, data_digest
+from dassl.engine.recipe import build_lists, changed, data_digest
 from dassl.engine.results import CLASSES
 from dassl.utils import UserError, atomic_write, checkpoint_digest, save_checkpoint, write_json
 from dassl.utils.atomic import begun, drop_begun
 from dassl.utils.progress import progress
 from mergetune import lora
-from mergetune.merge_methods import METHODS, SPACES, START, ZERO_SHOT, ZEROS, Method
+from mergetune.merge_methods import METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method
 from mergetune.merging import check_alike, is_weight, merge
 from mergetune.parents import PEFT_CONFIG, PEFT_FILES, Parent, check_origin, read_parent
 
@@ -29,16 +31,22 @@ LEFT += (RESULTS, f"eval_*/{RESULTS}")
 
 
 class MergeJob:
-    """Sources of a merge, read and found to fit together. UserError or ValueError for what does not fit.
+    """Sources of a merge, read; the arguments are those of `merge.merge_run`. UserError or ValueError for what does not
+    fit together.
 
-    Attributes: sources, and base (None where the method needs none); states and base_state, as they are merged,
-    products of LoRA included; first, the source that lends its config, or the first that was read if none has any.
+    Attributes: sources, and base (None where the method needs none); first, the source that lends its config, or the
+    first that was read if none has any.
     """
 
-    def __init__(self, how: Method, parents: Sequence, base: str | Path, space: str, root: str, keep: Sequence[str]):
-        if space not in SPACES:
-            raise UserError(f"merge_space is {space!r}, expected one of {', '.join(SPACES)}")
-        self.space, self.keep = space, keep
+    def __init__(
+        self, method: str, parents: Sequence, values: dict, base: str | Path, keep: Sequence[str], merge_space: str,
+        rank: int | None, **moved
+    ):  # fmt: skip
+        how = check_method(method, len(parents), values)
+        if merge_space not in SPACES:
+            raise UserError(f"merge_space is {merge_space!r}, expected one of {', '.join(SPACES)}")
+        self.method, self.usual, self.choices = method, how.values, candidates(values)
+        self.space, self.keep, self.rank = merge_space, keep, rank
         self.sources = [read_parent(spec, words=(ZERO_SHOT,)) for spec in parents]
         if not any(source.file for source in self.sources):
             raise UserError(f"Nothing to merge: every parent is {ZERO_SHOT}")
@@ -46,13 +54,18 @@ class MergeJob:
         everything = [*self.sources, *([self.base] if self.base else [])]
         self.read = [source for source in everything if source.file]
         self.first = next((source for source in self.read if source.run), self.read[0])
-        self.first.root = root
+        self.first.moved = moved
         self.ranks = lora.ranks(self.first.state)
         self.check()
+
+    @cached_property
+    def states(self) -> tuple[list[State], State | None]:
+        """Those of the sources and of the base, as they are merged, products of LoRA included."""
+        everything = [*self.sources, *([self.base] if self.base else [])]
         states = [self.in_space(source) for source in everything]
-        labels = [source.spec for source in self.sources] + ([f"the base {base}"] if self.base else [])
-        check_alike(states, labels, keep)
-        self.states, self.base_state = states[: len(self.sources)], states[-1] if self.base else None
+        labels = [source.spec for source in self.sources] + ([f"the base {self.base.spec}"] if self.base else [])
+        check_alike(states, labels, self.keep)
+        return states[: len(self.sources)], states[-1] if self.base else None
 
     def in_space(self, source: Parent) -> State:
         """A source's state as it is merged."""
@@ -90,25 +103,25 @@ class MergeJob:
             raise UserError(f"{error}. Task vectors can also start where the training did: base {START}") from error
         return own | {name: value.detach().cpu().to(own[name].dtype) for name, value in weights.items()}
 
-    def asked(self, method: str, choices: Sequence[dict], rank: int | None) -> dict:
+    def asked(self) -> dict:
         """What a finished merge is compared by."""
         sources = [source.sha256 for source in self.sources]
-        options = {"merge_space": self.space, "keep": sorted(set(self.keep)), "rank": rank}
+        options = {"merge_space": self.space, "keep": sorted(set(self.keep)), "rank": self.rank}
         options |= {"peft": [source.peft for source in self.read]} if self.first.peft else {}
-        if len(choices) > 1:
-            options["data"] = data_digest(self.first.trainer.dm.dataset, self.first.trainer.cfg.DATASET.NAME)
-        base = self.base.sha256 if self.base else None
-        return {"method": method, "choices": complete(method, choices), "parents": sources, "base": base} | options
+        if len(self.choices) > 1:
+            options["data"] = data_digest(build_lists(self.first.cfg), self.first.cfg.DATASET.NAME)
+        base, choices = self.base.sha256 if self.base else None, complete(self.method, self.choices)
+        return {"method": self.method, "choices": choices, "parents": sources, "base": base} | options
 
-    def search(self, method: str, choices: Sequence[dict]) -> tuple[State, dict, list[dict]]:
+    def search(self) -> tuple[State, dict, list[dict]]:
         """The merge of the choice with the best validation accuracy, the first of equals -> (state, choice, tried).
 
         Each entry of what was tried is a choice with its accuracy in percent as `val`; a single choice is not tried.
         """
         best, tried = None, []
-        for choice in progress(choices, "trying merges"):
-            state = merge(method, self.states, self.base_state, keep=self.keep, **choice)
-            if len(choices) > 1:
+        for choice in progress(self.choices, "trying merges"):
+            state = merge(self.method, *self.states, keep=self.keep, **choice)
+            if len(self.choices) > 1:
                 tried.append({**choice, "val": self.first.validate(self.thin(state, None))})
             if best is None or tried[-1]["val"] > best[0]:
                 best = tried[-1]["val"] if tried else None, state, choice
@@ -181,6 +194,17 @@ class MergeJob:
         return own | facts | joined
 
 
+def candidates(values: dict) -> list[dict]:
+    """Every choice of values; what is no list stays."""
+    lists = {}
+    for name, value in values.items():
+        several = isinstance(value, list | tuple)
+        if name == "weights" and several:
+            several = any(isinstance(entry, list | tuple) for entry in value)
+        lists[name] = list(value) if several else [value]
+    return [dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())]
+
+
 def complete(method: str, choices: Sequence[dict]) -> list[dict]:
     """The choices with the defaults of what they leave open."""
     choices = [{**METHODS[method].values, **choice} for choice in choices]
@@ -206,35 +230,45 @@ def row_name(method: str, values: dict, others: Sequence[str] = (), base: str = 
     return f"{how.title} ({inside})" if inside else how.title
 
 
-def already(out: Path, marker: str, field: str, asked: dict, older: Callable[[dict], dict]) -> dict:
-    """What the finished merge or ensemble in a folder says; {} where there is none that can be read.
-
-    AlreadyFinished for another than is asked for. older: what records of earlier versions say of that.
-    """
-    if facts := finished(out, marker, field):
-        drop_begun(out, marker)
+def compared(
+    out: Path, marker: str, field: str, asked: dict, older: Callable[[dict], dict]
+) -> tuple[dict, list[str]]:
+    """What the finished merge or ensemble in a folder says, {} where there is none that can be read, and lines on what
+    it has otherwise than is asked for. older: what records of earlier versions say of that."""
+    facts = finished(out, marker, field)
     try:
-        before = facts["asked"] if isinstance(facts.get("asked"), dict) else older(facts)
+        return facts, changed(facts["asked"] if isinstance(facts.get("asked"), dict) else older(facts), asked)
     except (KeyError, TypeError, AttributeError):
-        return {}
-    if lines := changed(before, asked):
+        return {}, []
+
+
+def already(out: Path, marker: str, field: str, asked: dict, older: Callable[[dict], dict]) -> dict:
+    """As `compared`, what it says. AlreadyFinished for another than is asked for."""
+    facts, lines = compared(out, marker, field, asked, older)
+    if facts:
+        drop_begun(out, marker)
+    if lines:
         ways = "--overwrite makes it again, another --out keeps both"
         raise AlreadyFinished(f'"{out}" is finished, of another request: {"; ".join(lines)}. {ways}')
     return facts
 
 
+def older_merge(facts: dict) -> dict:
+    """What merge.json of an earlier version says of what was asked for."""
+    tried = [{name: value for name, value in entry.items() if name != "val"} for entry in facts["tried"]]
+    parents = [parent.get("sha256", parent["path"]) for parent in facts["parents"]]
+    choices = complete(facts["method"], tried or [facts["values"]])
+    return {"method": facts["method"], "choices": choices, "parents": parents}
+
+
 def is_finished(out: Path, asked: dict, overwrite: bool) -> bool:
     """Does the folder hold that merge, whole, and not to go? AlreadyFinished for another one, UserError for another
     run."""
-
-    def older(facts: dict) -> dict:
-        tried = [{name: value for name, value in entry.items() if name != "val"} for entry in facts["tried"]]
-        parents = [parent.get("sha256", parent["path"]) for parent in facts["parents"]]
-        choices = complete(facts["method"], tried or [facts["values"]])
-        return {"method": facts["method"], "choices": choices, "parents": parents}
-
     if not (out / MERGE).is_file() and (out / CONFIG).exists() and not begun(out, MERGE):
-        raise UserError(f"{out} holds a run that is no merge: choose another folder")
-    facts = {} if overwrite else already(out, MERGE, "row", asked, older)
+        run = any((out / name).exists() for name in (RESULTS, RESUME, "log.txt"))  # else an old version's half merge
+        if run or not overwrite:
+            ways = "" if run else ", or --overwrite what a killed merge has left"
+            raise UserError(f"{out} holds a run that is no merge: choose another folder{ways}")
+    facts = {} if overwrite else already(out, MERGE, "row", asked, older_merge)
     files = facts.get("weights", {}).get("files", {}).items()
     return bool(facts) and all((out / name).is_file() and checkpoint_digest(out / name) == own for name, own in files)

@@ -45,7 +45,7 @@ PEFT_CONFIG, PEFT_FILES = "adapter_config.json", ("adapter_model.safetensors", "
 @dataclass
 class Parent:
     """Weights to merge, or a word that stands for some, which has no file. run: the run folder that they come from, if
-    it has a config; root: where its data sets lie, if they have moved."""
+    it has a config; moved: `root` and `pairs` of `merge.merge_run`."""
 
     spec: str
     file: Path | None = None
@@ -55,7 +55,7 @@ class Parent:
     facts: dict = field(default_factory=dict)
     epoch: int | None = None
     unfinished: str = ""  # how far its training is, if that has not ended
-    root: str = ""
+    moved: dict = field(default_factory=dict)
 
     @cached_property
     def sha256(self) -> str:
@@ -78,8 +78,9 @@ class Parent:
             found[module] = alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
         return found
 
-    def build(self):
-        """The trainer of its run, with the weights that the run's seed draws."""
+    @cached_property
+    def cfg(self):
+        """The config of its run. UserError if it comes from none."""
         import train  # the command line is the one place that knows the data sets
 
         if self.run is None:
@@ -87,8 +88,12 @@ class Parent:
                 f"{ZERO_SHOT} and validation images are those of a run, and no parent is a run folder: "
                 f"add one, or give a file or {ZEROS} as the base"
             )
-        cfg = train.folder_cfg(self.run, {"RESUME_COOP": "", "TEST.COMPUTE_CMAT": False, "VERBOSE": False}, self.root)
-        before = rng_state()
+        changes = {"RESUME_COOP": "", "TEST.COMPUTE_CMAT": False, "VERBOSE": False}
+        return train.folder_cfg(self.run, changes, **self.moved)
+
+    def build(self):
+        """The trainer of its run, with the weights that the run's seed draws."""
+        cfg, before = self.cfg, rng_state()
         set_random_seed(max(cfg.SEED, 0))
         trainer = build_trainer(cfg)
         set_rng_state(before)

@@ -13,7 +13,7 @@ from collections import Counter
 
 from dassl.utils.progress import progress
 from scripts.commands import COMMANDS, folder
-from scripts.steps import Step, train_argv
+from scripts.steps import Step, compare, train_argv
 
 ANCHORS = 15.0  # seconds for all of them
 ROW = "{:{}} {:>5} {:>7} {:>13} {:>13}"
@@ -38,7 +38,9 @@ def check_job(plan, args, workers: int) -> int:
     started, threads, found = time.time(), torch.get_num_threads(), Findings()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))  # as in the job's processes
     every = [step for cell in plan(args) for step in cell]
-    finished = [step.finished for step in every]
+    problem, stale = compare(every)
+    stale = {step.folder for step in stale if args.overwrite}
+    finished = [step.finished and step.folder not in stale for step in every]
     left = [step for step, done in zip(every, finished, strict=True) if not (done or COMMANDS[step.command].module)]
     bank, before = os.path.join(folder("OUTPUT", "output"), "features"), os.environ.get("OUTPUT")
     with sigterm_ends(), tempfile.TemporaryDirectory(prefix="preflight-") as place:
@@ -52,6 +54,8 @@ def check_job(plan, args, workers: int) -> int:
             os.environ.pop("OUTPUT") if before is None else os.environ.update(OUTPUT=before)
             torch.set_num_threads(threads)
     report(left, kinds, sizes, workers)
+    if problem and not args.overwrite:
+        found.problem(problem)
     others = sum(bool(COMMANDS[step.command].module) + step.card for step in every)
     print(f"{sum(finished)} are finished; not counted: {others} merges, ensembles and path cards")
     print(f"checked in {time.time() - started:.0f} s")

@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from scripts.check_job import check_job, kind_of  # noqa: E402
 from scripts.commands import COMMANDS  # noqa: E402
-from scripts.main_job import build_parser, has_workflow, report, report_if_any  # noqa: E402
+from scripts.main_job import build_parser, check_keys, has_workflow, report, report_if_any  # noqa: E402
 from scripts.plans import plan  # noqa: E402
 from scripts.steps import Step, settle  # noqa: E402
 from scripts.stopping import PATIENCE, WORKFLOW, end_with_parent, end_with_workflow, stoppable  # noqa: E402
@@ -138,7 +138,7 @@ def run(args, grid: Grid, more: list[str]) -> int:
         env["VIRTUAL_ENV"] = sys.prefix  # the bash scripts use this Python too
     started = time.time()
     with RunLock(home()), stoppable():
-        settle([step for job in grid.jobs.values() for step in job.steps], args.overwrite)
+        unmade = settle([step for job in grid.jobs.values() for step in job.steps], args.overwrite)
         words = [sys.executable, "-m", "snakemake", *snakemake_argv(args, grid, more)]
         # a session of its own: signals come through this process, which says so
         options = {"start_new_session": True, "preexec_fn": lambda: end_with_parent(signal.SIGKILL)}
@@ -151,6 +151,7 @@ def run(args, grid: Grid, more: list[str]) -> int:
         left = [*unfinished(grid)]
         for line in left:
             print(line, file=sys.stderr, flush=True)
+        settle(unmade)
         failed = report_if_any([job.steps for job in grid.jobs.values()], report) or failed
     print(f"{time.time() - started:.0f} s for {len(grid.jobs)} jobs")
     return 1 if left or failed else 0
@@ -250,8 +251,12 @@ def main(words: list[str]) -> int:
     own = words[: words.index("--")] if "--" in words else words
     grid = grid_of(args, cells, from_anywhere(own, args))
     os.chdir(ROOT)
+    steps = [step for job in grid.jobs.values() for step in job.steps]
+    check_keys(steps, args.set)
     if args.dry_run or args.check or os.environ.get("DRY_RUN") == "1":
-        print(*status(cells, len(grid.jobs), workers_of(args)), sep="\n")
+        print(*status(cells, len(grid.jobs), workers_of(args)), sep="\n", flush=True)
+        if not (args.check or args.overwrite):
+            settle(steps)
         return check_job(plan, args, workers_of(args)) if args.check else 0
     return run(args, grid, more)
 

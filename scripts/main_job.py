@@ -55,7 +55,8 @@ def check_keys(steps: list[Step], pairs: Sequence[str]) -> None:
     import train
     from dassl.config import merge_pairs
 
-    for some in dict.fromkeys([tuple(pairs), *(step.pairs for step in steps)]):
+    seeds = [("SEED", step.arguments["SEED"]) for step in steps]
+    for some in dict.fromkeys([tuple(pairs), *seeds, *(step.pairs for step in steps)]):
         merge_pairs(train.every_key(), some)
 
 
@@ -97,18 +98,21 @@ def run_job(args, after=report) -> int:
         os.environ["DATA"] = os.path.abspath(args.data)
     os.chdir(ROOT)
     cells = plan(args)
-    if os.environ.get("DRY_RUN") == "1":
-        print(*plan_lines(cells), sep="\n")
-        return 0
     steps = [step for cell in cells for step in cell]
+    if os.environ.get("DRY_RUN") == "1":
+        print(*plan_lines(cells), sep="\n", flush=True)
+        if not args.overwrite:
+            settle(steps)
+        return 0
     check_keys(steps, args.set)
     workers = args.workers or (1 if args.data else 2)
     if args.check:
         return check_job(plan, args, workers)
     started = time.time()
     with stoppable():
-        settle(steps, args.overwrite)
+        unmade = settle(steps, args.overwrite)
         failures = run_cells(cells, workers)
+        settle(unmade)
         left = report_if_any(cells, after)
     print(f"{time.time() - started:.0f} s for {len(cells)} cells" + (f", {len(failures)} failed" if failures else ""))
     return 1 if failures or left else 0

@@ -1,10 +1,10 @@
 """A step is one run of a command: what it is given and needs, whether it is finished, and as what is asked for."""
 
+import contextlib
 import importlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from scripts.commands import COMMANDS, folder, run_folder
 from scripts.commands.command import OTHERS_KEY, ROOT, Arguments, first_arguments, of_source, of_stage1, others
@@ -28,14 +28,18 @@ class Step:
         return run_folder(COMMANDS[self.command], dict(self.arguments))
 
     @property
+    def marks(self):
+        """The files that a finished run has left."""
+        return COMMANDS[self.command].marks(dict(self.arguments))
+
+    @property
     def done(self) -> bool:
         """Has its run left results that can be read?"""
         from dassl.engine.checkpoint import finished
         from dassl.engine.others import lacks
 
-        marks = COMMANDS[self.command].marks(dict(self.arguments))
-        results = [mark.is_file() and finished(mark.parent, mark.name, FIELDS[mark.name]) for mark in marks]
-        return bool(marks) and all(results) and (self.card or not lacks(results[-1], self.others))
+        results = [mark.is_file() and finished(mark.parent, mark.name, FIELDS[mark.name]) for mark in self.marks]
+        return bool(results) and all(results) and (self.card or not lacks(results[-1], self.others))
 
     @property
     def others(self) -> list[str]:
@@ -89,6 +93,9 @@ def module_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
     command = COMMANDS[name]
     out = str(run_folder(command, arguments))
     where, words = ["--root", folder("DATA", "data"), "--out", out], command.words(arguments)
+    if command.evaluates:  # flags of its own, or keys of the run that it opens
+        keys = zip(pairs[::2], pairs[1::2], strict=True)
+        pairs = [word for key, value in keys for word in (*(("--set",) * (key[0] != "-")), key, value)]
     if command.free:  # what the user types comes last, and may be a list
         return [*where, *words, *["--"][: len(pairs)], *pairs]
     return [*words, *where, *pairs]
@@ -154,61 +161,63 @@ def start(name: str, arguments: Arguments, pairs: list[str]) -> None:
 
 
 def differences(step: Step, memo: dict) -> list[str]:
-    """Lines on what the run in a step's folder has otherwise; [] where none has begun. memo: of `train.differences`.
+    """Lines on what the run in a step's folder has otherwise; [] where none has begun, or what it needs is gone.
 
-    A stream's evaluation compares itself.
+    memo: of `train.differences`.
     """
-    import train
+    from dassl.utils import MissingFile
 
-    command = COMMANDS[step.command]
-    if command.lines:
-        argvs = [line[line.index("train.py") + 1 :] for line in command.lines(module_argv(*step.words))]
-        return [line for argv in argvs for line in train.differences(argv, memo)]
-    if not command.module:
-        return train.differences(train_argv(*step.words), memo)
-    runs = [run for what, run, _, _ in needs(*step.words[:2]) if what != STREAM]
-    return [line for run in runs for line in other_weights(step.folder, Path(run))]
+    module = COMMANDS[step.command].module
+    argv = module_argv(*step.words) if module else train_argv(*step.words)
+    with contextlib.suppress(MissingFile):
+        return importlib.import_module(module or "train").differences(argv, memo)
+    return []
 
 
-def other_weights(place: Path, run: Path) -> list[str]:
-    """As `differences`, of a merge or an ensemble: of what weights of a run was it made?"""
-    from dassl.engine.checkpoint import MERGE, find_file, finished
-    from dassl.utils import checkpoint_digest, sha256_file
-
-    merge = finished(place, MERGE, "row").get("parents")
-    known = merge[-1].get("sha256") if merge else finished(place, "sweep.json", "test").get("asked", {}).get("weights")
-    models = {file.parent for file in run.glob("*/model*.pth.tar*")}
-    there = {(sha256_file if merge else checkpoint_digest)(find_file(str(model), "")) for model in models}
-    return [f"the weights in {run} are others than those that it was made of"] * bool(known and known not in there)
-
-
-def settle(steps: Sequence[Step], overwrite: bool = False) -> None:
+def settle(steps: Sequence[Step], overwrite: bool = False) -> list[Step]:
     """Before any of the steps begins: is what lies in their folders what they ask for?
 
-    UserError for what is not; with `overwrite` that goes, and what came of it.
+    UserError for what is not; with `overwrite` that goes, and what came of it. Returns what is there though what it
+    came of is not: to be settled again once that is made anew.
     """
     from dassl.utils import UserError
+
+    problem, stale = compare(steps)
+    if problem and not overwrite:
+        raise UserError(problem)
+    for step in stale if overwrite else ():
+        forget(step)
+    return [] if overwrite else stale
+
+
+def compare(steps: Sequence[Step]) -> tuple[str, list[Step]]:
+    """A line on what lies in the steps' folders and is not what they ask for, "" if all is; and what `overwrite` takes
+    away: that, what came of it, and halves that nothing goes on with."""
     from dassl.utils.progress import progress
 
     check_others(steps)
     memo, again, stale, lines = {}, set(), [], {}
     for step in progress(steps, "comparing what is there"):
-        there = step.folder.is_dir()
+        there = any(place.is_dir() for place in (step.folder, *(mark.parent for mark in step.marks)))
         if there and (other := differences(step, memo)):
             lines[step.folder] = other
         came_of = any(run in again for _, run, _, _ in needs(*step.words[:2]))
+        half = is_merge(step) and not step.marks[-1].is_file()
         if came_of or step.folder in lines or not step.done:
             again.add(str(step.folder))
-        if there and (came_of or step.folder in lines):
+        if there and (came_of or half or step.folder in lines):
             stale.append(step)
-    if lines and not overwrite:
-        what = "; ".join(dict.fromkeys(line for other in lines.values() for line in other))
-        raise UserError(
-            f"{len(lines)} of {len(steps)} were run otherwise, {next(iter(lines))} first: {what}. --overwrite does "
-            "them and what came of them again, another OUTPUT keeps both"
-        )
-    for step in stale if overwrite else ():
-        forget(step)
+    what = "; ".join(dict.fromkeys(line for other in lines.values() for line in other))
+    problem = (
+        f"{len(lines)} of {len(steps)} were run otherwise, {next(iter(lines), '')} first: {what}. --overwrite does "
+        "them and what came of them again, another OUTPUT keeps both"
+    )
+    return problem if lines else "", stale
+
+
+def is_merge(step: Step) -> bool:
+    """Or an ensemble."""
+    return bool(COMMANDS[step.command].module and COMMANDS[step.command].marker)
 
 
 def check_others(steps: Sequence[Step]) -> None:
@@ -231,9 +240,9 @@ def forget(step: Step) -> None:
     """Take away what says that a step is finished, or half; its next run begins anew. A stream does so itself."""
     from dassl.utils import RunLock
 
-    command = COMMANDS[step.command]
-    with RunLock(str(step.folder)):
-        for mark in [*command.marks(step.words[1])[-1:], step.folder / CARD, step.folder / "resume.pt"]:
+    place = step.folder if step.folder.is_dir() else step.marks[-1].parent  # of a stream's evaluation
+    with RunLock(str(place)):
+        for mark in [*step.marks[-1:], step.folder / CARD, step.folder / "resume.pt"]:
             mark.unlink(missing_ok=True)
-    if command.module and command.marker:
+    if is_merge(step):
         shutil.rmtree(step.folder)

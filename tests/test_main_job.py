@@ -151,7 +151,12 @@ def test_weights_that_were_made_anew_make_another_run_of_what_came_of_them(steps
         checkpoint = torch.load(file)
         next(iter(checkpoint["state_dict"].values())).add_(1)
         torch.save(checkpoint, file)
-    with pytest.raises(UserError, match="9 of 22 .*RESUME_COOP .* holds something else.*others than those that it was"):
+    with pytest.raises(UserError, match=f"{file} is not of the run of .*results.json"):
+        settle(steps())
+    facts = json.loads((stage1 / "results.json").read_text())
+    del facts["weights"]  # as if it had written them
+    (stage1 / "results.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="9 of 22 .*RESUME_COOP .* holds something else.*parents .*, asked for"):
         settle(steps())
 
 

@@ -45,19 +45,32 @@ def config(run: Run, task: str):
 class Bench:
     """Evaluates models on the test sets of a run's tasks, in its order."""
 
-    def __init__(self, run: Run):
-        self.run = run
+    def __init__(self, run: Run, memo: dict | None = None):
+        self.run, self.memo = run, {} if memo is None else memo  # of `input_digests`
         self.cfgs = [config(run, task) for task in run.tasks]
         self.cfg = self.cfgs[0]
-        self.clip = build_clip_from_cfg(self.cfg, cached=True)
-        check_input(self.cfg, self.clip)
-        weights = dict(self.clip.module.named_parameters())
-        self.space = build_space(self.cfg, copy.deepcopy(self.clip), weights)
-        self.space.release()
+
+    @cached_property
+    def clip(self):
+        clip = build_clip_from_cfg(self.cfg, cached=True)
+        check_input(self.cfg, clip)
+        return clip
+
+    @cached_property
+    def space(self):
+        space = build_space(self.cfg, copy.deepcopy(self.clip), dict(self.clip.module.named_parameters()))
+        space.release()
+        return space
+
+    @property
+    def autocast(self):
+        return Precision(self.cfg.TRAINER.CONDU.PREC, self.clip.device).autocast
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
         own = self.cfg.TRAINER.CONDU
-        self.autocast = Precision(own.PREC, self.clip.device).autocast
         slots = Slots(self.clip, capacity=own.RESIDENT)
-        self.evaluator = Evaluator(self.clip, slots, autocast=self.autocast, chunk=own.CHUNK)
+        return Evaluator(self.clip, slots, autocast=self.autocast, chunk=own.CHUNK)
 
     @cached_property
     def datasets(self) -> list:
@@ -124,10 +137,10 @@ class Bench:
     @cached_property
     def inputs(self) -> dict[str, str]:
         """{what: digest} of what results follow from: the trained stream and each task's data."""
-        there, memo = sessions(self.run.stream), {}
+        there = sessions(self.run.stream)
         found = {"stream": session_digest(self.run.stream, there[-1])} if there else {}
         for task, cfg in zip(self.run.tasks, self.cfgs, strict=True):
-            found |= {f"{key} of {task}": value for key, value in input_digests(cfg, "eval", memo=memo).items()}
+            found |= {f"{key} of {task}": value for key, value in input_digests(cfg, "eval", memo=self.memo).items()}
         return found
 
     def differs(self, folder: Path, facts: Mapping) -> list[str]:

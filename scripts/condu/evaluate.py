@@ -1,9 +1,11 @@
 """All sessions of a trained stream in one pass over the test pictures: matrices, results.json, three numbers."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from condu.evaluation import LABELS
 from condu.metrics import AccuracyMatrix
+from condu.voting import Vote
 from dassl.utils.distributed import is_main
 from scripts.condu import show
 from scripts.condu.bench import Bench, vote_facts
@@ -20,13 +22,8 @@ def evaluate_stream(bench: Bench, out: str, agnostic: bool, command: str = "") -
     Writes `out`_<vote>/results.json, task-agnostic `out`_<labels>_<vote>/results.json.
     UserError: no such stream, or sessions are missing.
     """
-    rules, facts = bench.rules(), {}
-    protocol = "mtil_agnostic" if agnostic else "mtil"
-    for labels in LABELS if agnostic else (None,):
-        for rule in rules:
-            vote = vote_facts(rule, rules[rule])
-            facts[rule, labels] = {"protocol": protocol, "labels": labels, "vote": vote, "command": command}
-    folders = {key: Path("_".join([out, *filter(None, reversed(key))])) for key in facts}
+    rules = bench.rules()
+    folders, facts = asked(rules, out, agnostic, command)
 
     def measure() -> list[AccuracyMatrix]:
         """One sweep for all."""
@@ -42,6 +39,16 @@ def evaluate_stream(bench: Bench, out: str, agnostic: bool, command: str = "") -
     if is_main():
         show_all(bench.run, folders, matrices)
     return matrices
+
+
+def asked(rules: Mapping[str, Vote], out: str, agnostic: bool, command: str = "") -> tuple[dict, dict]:
+    """{(vote, label space): folder}, and what the results there say of themselves."""
+    facts, protocol = {}, "mtil_agnostic" if agnostic else "mtil"
+    for labels in LABELS if agnostic else (None,):
+        for rule in rules:
+            vote = vote_facts(rule, rules[rule])
+            facts[rule, labels] = {"protocol": protocol, "labels": labels, "vote": vote, "command": command}
+    return {key: Path("_".join([out, *filter(None, reversed(key))])) for key in facts}, facts
 
 
 def show_all(run: Run, folders: dict, matrices: Matrices) -> None:

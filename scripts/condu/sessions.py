@@ -95,27 +95,31 @@ def train_stream(run: Run, gpus: int = 1) -> None:
     """
     import train
     from condu.store import ExpertStore
-    from condu.stream import forget, session_digest
+    from condu.stream import forget
     from dassl.engine.checkpoint import finished
-
-    def holds(index: int) -> bool:
-        """Is what a session has left still in the stream?"""
-        left = finished(run.session(index)).get("stream_digest")
-        try:
-            return left is None or left == session_digest(run.stream, index)
-        except UserError:  # gone or damaged; HISTORY False keeps the last one only
-            return any("CONDU.HISTORY" in word for word in run.pairs) and index < len(run.tasks) - 1
-
-    def differs(index: int, memo: dict) -> list[str]:
-        lost = [] if holds(index) else [f"{run.stream} no longer holds what it left"]
-        return lost or train.differences(run.argv(index), memo)
 
     def again(index: int) -> None:
         if run.experts and train.differences(run.argv(index)) and (task := finished(run.session(index)).get("task")):
             ExpertStore(run.experts).path(task).unlink(missing_ok=True)
         forget(run.stream, index)
 
-    in_order(run, [run.argv(index) for index in range(len(run.tasks))], differs, again, gpus)
+    argvs = [run.argv(index) for index in range(len(run.tasks))]
+    in_order(run, argvs, lambda index, memo: other_session(run, index, memo), again, gpus)
+
+
+def other_session(run: Run, index: int, memo: dict | None) -> list[str]:
+    """Lines on what a session, or what it has left in the stream, is otherwise than asked for."""
+    import train
+    from condu.stream import session_digest
+    from dassl.engine.checkpoint import finished
+
+    left = finished(run.session(index)).get("stream_digest")
+    try:
+        holds = left is None or left == session_digest(run.stream, index)
+    except UserError:  # gone or damaged; HISTORY False keeps the last one only
+        holds = any("CONDU.HISTORY" in word for word in run.pairs) and index < len(run.tasks) - 1
+    lost = [] if holds else [f"{run.stream} no longer holds what it left"]
+    return lost or train.differences(run.argv(index), memo)
 
 
 def in_order(

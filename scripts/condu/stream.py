@@ -19,7 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from dassl.utils import ArgumentParser, errors_in_one_line  # noqa: E402
 from dassl.utils.torchrun import one_process  # noqa: E402
-from scripts.condu.sessions import Run, check_config, program, train_stream  # noqa: E402
+from scripts.condu.sessions import Run, check_config, other_session, program, train_stream  # noqa: E402
 
 PROTOCOLS = {"eval-mtil": False, "eval-agnostic": True}  # to: is the task unknown at test time?
 
@@ -63,6 +63,20 @@ def session_lines(argv: list[str]) -> list[list[str]]:
     """The command line of each session."""
     args, run = read(argv)
     return [program(run.argv(index), args.gpus) for index in range(len(run.tasks))]
+
+
+def differences(argv: list[str], memo: dict | None = None) -> list[str]:
+    """Lines on what the sessions of a stream, or the results of its evaluation, have otherwise than this command line
+    would; [] where none has begun. memo: of `dassl.engine.recipe.differences`."""
+    args, run = read(argv)
+    if args.action == "train":
+        return [line for index in range(len(run.tasks)) for line in other_session(run, index, memo)]
+    from scripts.condu.bench import Bench
+    from scripts.condu.evaluate import asked
+
+    bench = Bench(run, memo)
+    folders, facts = asked(bench.rules(), args.out, PROTOCOLS[args.action])
+    return [line for key, folder in folders.items() for line in bench.differs(folder, facts[key])]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -218,8 +218,9 @@ def differences(
     if model_dir:  # whose seed is that of the row
         asked.pop("SEED")
     lines = differing(recorded, asked, input_digests(cfg, kind, memo=memo))
-    weights = recorded["weights"]
-    if kind == "eval" and weights and model_dir and scored(weights["file"], model_dir, load_epoch) != weights["digest"]:
+    weights = recorded["weights"] if kind == "eval" and model_dir else {}
+    now = scored(weights["file"], model_dir, load_epoch) if weights else ""
+    if now and now != weights["digest"]:
         lines.append(f'the weights in "{model_dir}" are others than those that were scored')
     return lines
 
