@@ -104,7 +104,11 @@ def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
     if not recipe.finished(out, MERGE, "row"):
         return []
     values = {name: args.pop(name) for name in KINDS if name in args}
-    lines = compared(out, MERGE, "row", MergeJob(values=values, **args).asked(), older_merge)[1]
+    try:
+        asked = MergeJob(values=values, **args).asked()
+    except ValueError as error:  # else what is missing
+        raise error if isinstance(error, UserError) else UserError(str(error)) from None
+    lines = compared(out, MERGE, "row", asked, older_merge)[1]
     for test in tests:
         cfg = evaluation(out, **test)
         lines += recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=True, model_dir=str(out), memo=memo)
