@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -113,7 +112,7 @@ def snakemake_argv(args, grid: Grid, more: list[str]) -> list[str]:
     """The words of snakemake's command line."""
     workers = workers_of(args)
     argv = ["--snakefile", str(ROOT / "scripts" / "Snakefile"), "--directory", str(home()), "--nolock"]  # RunLock does
-    argv += ["--config", f"words={json.dumps(shlex.join(grid.words))}", "--rerun-incomplete"]
+    argv += ["--config", f"words=x{json.dumps(grid.words).encode().hex()}", "--rerun-incomplete"]
     argv += ["--rerun-triggers", "mtime", "--keep-going", "--scheduler", "greedy"]
     if not args.slurm:
         argv += ["--cores", str(workers * grid.threads), "--quiet", "rules", "host"]

@@ -151,7 +151,7 @@ def test_a_dry_run_counts_and_writes_nothing(table, place, capsys):
 def test_a_dry_run_estimates_by_what_finished_runs_of_a_kind_took(table, place, capsys):
     """Two kinds have taken 10 and 4 s: what is left of them, on two workers."""
     grid = grid_of([table, "--by", "run"])
-    for command, seconds in (("coop/base2new_train", 10), ("coop/base2new_test", 4)):
+    for command, seconds in (("coop/base2new_train", 10), ("coop/base2base_test", 4)):
         step = next(job.steps[0] for job in grid.jobs.values() if job.steps[0].command == command)
         step.folder.mkdir(parents=True)
         (step.folder / "results.json").write_text(f'{{"wall_s": {seconds}, "metrics": {{}}}}')
