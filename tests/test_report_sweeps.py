@@ -104,6 +104,13 @@ def test_a_missing_data_set_and_the_runs_behind_a_line_are_known(tmp_path):
     assert [len(table.rows[0][k].files) for k in (1, 3)] == [2, 4]
 
 
+def test_a_run_that_does_not_say_a_setting_shows_a_dash(tmp_path):
+    for k, lmc in enumerate((PAPER, PAPER | {"TAU": 1.0}, {key: PAPER[key] for key in PAPER if key != "TAU"})):
+        write_run(tmp_path / str(k), "KgCoOp_LMC", preset=f"paper, changed: {k}", lmc=lmc, protocol="sweep")
+    (table,) = sweeps_sheet(load_results(tmp_path), METHODS).tables
+    assert sorted(line[0] for line in table.rows) == ["0.3", "1", "—"]
+
+
 def test_presets_side_by_side_are_no_sweep(tmp_path):
     write_setting(tmp_path, 80, 60, protocol="base2new")
     write_run(tmp_path / "r", "KgCoOp_LMC", preset="released", lmc=PAPER | {"TAU": 1.0})

@@ -38,7 +38,7 @@ class Sweep:
 
     def values(self, row):
         """A row's values of the keys."""
-        return tuple(dict(row.setting)[key] for key in self.keys)
+        return tuple(dict(row.setting).get(key) for key in self.keys)
 
 
 def sweeps(records, methods=NONE):
@@ -89,7 +89,7 @@ def _family_sweeps(family, evaluations, group, records, methods):
     """One Sweep for each set of keys that is not part of a larger one."""
     found = base2new(evaluations, methods, (PROTOCOL, BASE2NEW), row=lambda r: family._replace(setting=_setting(r)))
     centre = _centre(evaluations)
-    changes = {row: frozenset(k for k, v in row.setting if v != centre[k]) for row in found.rows}
+    changes = {row: frozenset(k for k, v in row.setting if v != centre.get(k)) for row in found.rows}
     sets = {keys for keys in changes.values() if keys}
     costs = _costs(family, select(group, kind="train"), records, methods)
     order = [*methods.settings]
@@ -156,7 +156,9 @@ def sweep_tables(sweep, methods):
     where = f"average over {data_sets(sweep.found.datasets)}"
     names = [methods.settings.get(key, key.lower()) for key in sweep.keys]
     quantities = [*AVERAGES, *sweep.found.of_others]
-    of_sets = sweep.found.others.notes(dict.fromkeys(sweep.rows, sweep.name))
+    values = {row: [*map(_value, sweep.values(row))] for row in sweep.found.rows}
+    words = {row: ", ".join(map(" ".join, zip(names, own, strict=True))) for row, own in values.items()}
+    of_sets = sweep.found.others.notes(words)
     if len(names) == 2:
         matrices = ("H of averages", *(["base", *sweep.found.of_others] if of_sets else []))
         return [_matrix(sweep, q, names, where, of_sets if q == OTHERS else []) for q in matrices]
@@ -164,12 +166,11 @@ def sweep_tables(sweep, methods):
     head = ["train s", f"{MULTIPLY} stage 1", f"{MULTIPLY} stage 1 an epoch"] if any(costs) else []
     rows, notes = [], []
     for row, cost in zip(sweep.rows, costs, strict=True):
-        cells, values = sweep.found.average(row), [*map(_value, sweep.values(row))]
+        cells = sweep.found.average(row)
         averages = [cells[q] for q in quantities]
         gaps = ", ".join(sweep.found.missing(row))
-        shown = ", ".join(map(" ".join, zip(names, values, strict=True)))
-        notes += row_notes(shown, gaps and f"not averaged where a data set is missing: {gaps}")
-        rows.append([*values, *map(show, averages), *(_show_cost(cost) if head else []), show_n(averages)])
+        notes += row_notes(words[row], gaps and f"not averaged where a data set is missing: {gaps}")
+        rows.append([*values[row], *map(show, averages), *(_show_cost(cost) if head else []), show_n(averages)])
     title = f"{sweep.name}: {', '.join(names)} ({where})"
     return [Table(title, [*names, *quantities, *head, "n"], rows, notes + of_sets)]
 
