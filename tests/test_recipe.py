@@ -170,6 +170,9 @@ def test_what_begins_from_an_unfinished_run_says_how_far_that_is(run, stage1, ca
     assert results(test)["unfinished"] == "epochs 3 of 3, unfinished"  # what the weights themselves say
     second = run("CoOp_LMC", "second", "--resume-coop", folder, epochs=1)
     assert results(second)["unfinished"] == "RESUME_COOP: epochs 2 of 3, unfinished"
+    average = results(run("CoOp_Average", "average", "--eval-only", "--resume-coop", folder))
+    assert average["unfinished"] == "RESUME_COOP: epochs 2 of 3, unfinished" and average["shots"] == 16
+    assert not any("unfinished" in (each["preset"] or "") for each in (results(test), average))  # it is said once
     assert "begins from what is not finished: RESUME_COOP: epochs 2 of 3, unfinished" in caplog.text
 
 

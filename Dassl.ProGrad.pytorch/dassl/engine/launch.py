@@ -102,7 +102,7 @@ def run(
         trainer._progress.inputs = input_digests(cfg, kind, trainer)
         if line := begun_from(cfg):
             log.warning(f"This run begins from what is not finished: {line}")
-            trainer.trained = {"unfinished": line}
+            trainer.trained = trainer.trained | {"unfinished": line}
         if no_train:
             return {}
         last = lambda: f" (last good checkpoint: {trainer.last_checkpoint()})"  # noqa: E731

@@ -155,7 +155,6 @@ def trained_facts(place, trainer, by=""):
             changes.append(f"trained by {facts['trainer']}")
     else:
         known = {name: config[key] for name, key in _IN_CONFIG.items() if key in config}
-        changes += ["unfinished"] if known else []
         what = "its training is not finished" if known else "preset, shots and epochs of its training are unknown"
         get_logger().info(f"{place} has no {FILE}: {what}")
     known = UNKNOWN | known
