@@ -201,6 +201,11 @@ def test_banks_are_listed_and_removed_by_key(cfg, backbone, tmp_path, capsys):
     list_banks([place])
     rows = [line for line in capsys.readouterr().out.splitlines() if kept.name in line or gone.name in line]
     assert len(rows) == 2 and all(str(CLASSES * EACH) in row and backbone.name in row and "MB" in row for row in rows)
+    for damage in ("", "[1]", "null", '{"images": null, "backbone": "a\\nb\\u001b[31m"}'):
+        (gone / "bank.json").write_text(damage)
+        list_banks([place])
+        said = capsys.readouterr().out
+        assert gone.name in said and said.count("\n") == 3 and "\x1b" not in said
     with pytest.raises(UserError, match=f"no bank nothing; there: .*{kept.name}"):
         list_banks([place, "--remove", gone.name, "nothing"])
     with _turn(gone), pytest.raises(UserError, match="being built"):

@@ -5,13 +5,14 @@ $OUTPUT/features, else output/features below the current folder.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
 import time
 from pathlib import Path
 
-from dassl.utils import UserError, errors_in_one_line, expand_user, get_logger, locked, read_json
+from dassl.utils import UserError, errors_in_one_line, expand_user, get_logger, locked, one_line, read_json
 
 ROW = "{:32}  {:>9}  {:>6}  {:>9}  {:16}  {}"
 
@@ -33,11 +34,14 @@ def find_banks(folder: str | Path) -> dict[str, Path]:
 
 def describe(path: Path) -> str:
     """A row: key, images, rounds of views, size, when it was written, backbone and where its images lie."""
-    facts, rounds = read_json(path / "bank.json"), list(path.glob("round-*.safetensors"))
+    facts, rounds = {}, list(path.glob("round-*.safetensors"))
+    with contextlib.suppress(ValueError, TypeError):  # a damaged one can be removed, too
+        facts = dict(read_json(path / "bank.json"))
     size = sum(file.stat().st_size for file in rounds) / 2**20
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(max(map(os.path.getmtime, [path, *rounds]))))
     of = f"{facts.get('backbone', '?')}, {facts.get('folder', '?')}"
-    return ROW.format(path.name, facts.get("images", "?"), len(rounds), f"{size:,.1f} MB", when, of)
+    images = one_line(str(facts.get("images", "?")))
+    return ROW.format(path.name, images, len(rounds), f"{size:,.1f} MB", when, one_line(of))
 
 
 def remove(path: Path) -> None:
