@@ -56,6 +56,7 @@ class FewShotDataset(DatasetBase):
     table = ""  # the file that lists the images, if errors are to name it rather than their folder
     says_oddities = False
     split_digest = ""
+    peers = PUBLIC  # the sets that tables with it are made of, by the names of configs/datasets
     test_only = False  # nothing is drawn; train_x carries the class names
 
     def __init__(self, cfg):
@@ -80,13 +81,8 @@ class FewShotDataset(DatasetBase):
         super().__init__(train_x=train, val=val, test=test)
 
     @classmethod
-    def peers(cls) -> tuple[str, ...]:
-        """The sets that tables of its protocol are made of, by the names of configs/datasets."""
-        return PUBLIC
-
-    @classmethod
     def others(cls, name: str) -> list[Path]:
-        names, known = cls.peers() if name == "auto" else [name], sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+        names, known = cls.peers if name == "auto" else [name], sorted(file.stem for file in CONFIGS.glob("*.yaml"))
         check_availability(name, ["auto", *known], "TEST.OTHERS")
         return [CONFIGS / f"{name}.yaml" for name in names]
 

@@ -13,7 +13,7 @@ import os
 from dassl.data import group_indices, subsample_classes
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets.toy.build import world_digest, write_toy
-from datasets.toy.world import COUNTS, WORLD, ToySet, base_to_new
+from datasets.toy.world import COUNTS, WORLD, ToySet
 
 from .few_labels import FewLabels
 from .mtil import MtilDataset
@@ -29,14 +29,11 @@ class ToyData(FewShotDataset):
 
     toy = None
     counts = COUNTS
+    peers = tuple(toy.folder for toy in WORLD.values() if toy.base_to_new)
 
     def __init__(self, cfg):
         super().__init__(cfg)
         self.world_digest = world_digest()
-
-    @classmethod
-    def peers(cls):
-        return tuple(base_to_new())
 
     def facts(self):
         """What results.json records of it."""

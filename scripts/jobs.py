@@ -193,9 +193,9 @@ def is_toy(cell: Arguments) -> bool:
 
 def toy_sets() -> list[str]:
     """The built-in benchmark's data sets."""
-    from datasets.toy.world import base_to_new
+    from datasets.toy.world import WORLD
 
-    return base_to_new()
+    return [toy.folder for toy in WORLD.values() if toy.base_to_new]
 
 
 def sources(protocol: str) -> list[str]:

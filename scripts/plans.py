@@ -9,13 +9,12 @@ list or `all`. What a command line names wins.
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 from scripts.commands import COMMANDS, folder
 from scripts.commands.base2new import METHODS, TESTS, Method
-from scripts.commands.command import OVERWRITE, ROOT, Arguments, checked_pairs, names_in, recipe, takes_others
+from scripts.commands.command import OTHERS_KEY, OVERWRITE, ROOT, Arguments, checked_pairs, names_in, recipe
 from scripts.jobs import (
     PRESETS,
     PROTOCOLS,
@@ -40,23 +39,16 @@ ZERO_SHOT = "ZEROSHOT_CFG"  # in a sweep's cell: CFG of zero-shot CLIP; as CFG a
 
 def plan(args) -> list[list[Step]]:
     """The cells of a command line, each run in the first that has it: no two processes meet in one folder."""
+    if getattr(args, "others", False) and OTHERS_KEY not in args.set:
+        args.set = [OTHERS_KEY, "auto", *args.set]
     if getattr(args, "sweep", ""):
         cells = sweep_cells(read_sweep(args.sweep), args)
     elif getattr(args, "table", ""):
         cells = table_cells(read_table(args.table), args)
     else:
         cells = job_cells(args)
-    seen, asks = set(), getattr(args, "others", False)
-    cells = [[with_others(step) if asks else step for step in cell] for cell in cells]
+    seen = set()
     return [[step for step in cell if not (step.folder in seen or seen.add(step.folder))] for cell in cells]
-
-
-def with_others(step: Step) -> Step:
-    """A step that is scored on other data sets too, if it evaluates new classes and says nothing else."""
-    if step.card:
-        return replace(step, pairs=("TEST.OTHERS", "auto", *step.pairs))
-    takes = takes_others(COMMANDS[step.command], dict(step.arguments))
-    return replace(step, arguments={"OTHERS": "auto"} | dict(step.arguments)) if takes else step
 
 
 def grid(args, datasets: list[str], seeds: list[int]) -> tuple[list[str], list[int]]:

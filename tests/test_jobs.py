@@ -188,7 +188,7 @@ def other_names(words):
     """{command and CFG: what TEST.OTHERS is} of the main job's steps, where a step is asked for any."""
     steps = [step for cell in plan(build_parser().parse_intermixed_args(words)) for step in cell]
     found = {}
-    for step in filter(lambda step: step.others, steps):
+    for step in [step for step in steps if step.others and COMMANDS[step.command].scores_new]:
         argv = step_words(step)
         assert argv[1 + argv.index("--others" if COMMANDS[step.command].module else "TEST.OTHERS")]
         found[step.command, step.arguments.get("CFG", step.arguments.get("METHOD"))] = step.others

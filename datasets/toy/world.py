@@ -213,11 +213,6 @@ WORLD = {
 }  # fmt: skip
 
 
-def base_to_new():
-    """The built-in benchmark's data sets, by folder."""
-    return [toy.folder for toy in WORLD.values() if toy.base_to_new]
-
-
 def held_out():
     """What pretraining must not show together: a set of frozensets of (argument, value) pairs.
 
