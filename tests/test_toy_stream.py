@@ -189,6 +189,8 @@ def test_default_rates_are_chosen_on_images_that_nothing_was_trained_on(toy_data
         assert not {item.impath for item in dataset.val} & {item.impath for item in dataset.train_x}
     with pytest.raises(UserError, match="to --choose one of toy_objects, toy_letters, toy_counts"):
         toy_rates.read(["--choose", "--tasks", TASKS])
+    with pytest.raises(UserError, match="expected numbers above 0, but got 0.001 -1"):
+        toy_rates.read(["--rates", "1e-3", "-1"])
 
 
 def test_the_mean_of_deltas():

@@ -37,6 +37,8 @@ def read(argv: list[str]) -> tuple[str, dict[str, list[Run]]]:
         learned, pairs = ",".join(t for t in tasks_of(args.tasks) if t in CHOSEN_ON), ("TEST.SPLIT", "val", *pairs)
     if len(tasks_of(args.tasks)) < 2 or not learned:
         raise UserError(f"--tasks {args.tasks}: expected two or more, and to --choose one of {', '.join(CHOSEN_ON)}")
+    if not all(0 < rate < float("inf") for rate in args.rates or ()):
+        raise UserError(f"--rates: expected numbers above 0, but got {' '.join(f'{rate:g}' for rate in args.rates)}")
     home = Path(args.out).absolute() / f"{'choice' if args.choose else 'streams'}_{label_of(args.tasks)}"
     base = Run(home / "zero_shot", args.tasks, "toy_ft", 1, os.path.abspath(args.root), "", pairs, args.overwrite)
     base = replace(base, datasets="configs/datasets") if args.choose else base

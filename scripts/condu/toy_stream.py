@@ -37,7 +37,7 @@ def build_parser(script: str, about: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--tasks", default="toy", metavar="a,b,c", help="data sets of configs/datasets/mtil; default: all toy ones")
-    add("--lora", action="store_true", help="LoRA in place of full fine-tuning")
+    add("--lora", action="store_true", help="LoRA, no full fine-tuning")
     add("--seed", type=int, default=1)
     add("--seeds", type=int, nargs="+", metavar="K", help="several in place of one: means and deviations over them")
     add("--overwrite", action="store_true", help="do again what was made otherwise, and what came of it")
