@@ -234,7 +234,7 @@ def test_a_sweep_trades_base_for_others(tmp_path):
     more = {"preset": "paper", "lmc": {"LAMBDA": 8.0, "BETA": 9.0}, "max_epoch": 5}
     write_cell(tmp_path / "two", entry(toy_b=1, toy_c=3), trainer="CoOp_LMC", **more)
     notes = " ".join(sweeps_sheet(load_results(tmp_path / "two"), METHODS).tables[-1].notes)
-    assert "toy_c is left out of others where a row lacks it: lambda 1, beta 0.1, lambda 1, beta 0.5" in notes
+    assert "toy_c is left out of others where a row lacks it: lambda 1, beta 0.1, lambda 8, beta 0.1" in notes
 
 
 def test_the_figure_has_a_point_for_each_row_with_others(tmp_path):

@@ -58,7 +58,8 @@ class Methods:
         own = [k for k, pair in enumerate(pairs) if pair in ((row.trainer, preset), (row.trainer, None))]
         kin = [k for k, (trainer, _) in enumerate(pairs) if trainer == row.trainer]
         place = own[0] if own else kin[-1] if kin else len(pairs)
-        return place, bool(row.merge), row.label, row.preset, row.backbone, row.shots or 0, row.unfinished
+        rest = row.preset, row.backbone, row.shots or 0, row.unfinished, str(row.setting)
+        return place, bool(row.merge), row.label, *rest
 
     def dataset_rank(self, name):
         """Sort key of a data set's name."""
