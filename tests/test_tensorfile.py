@@ -103,6 +103,14 @@ def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path):
             load_tensors(file)
 
 
+def test_a_folder_whose_name_is_no_utf8_is_read_too(tmp_path):
+    path = os.path.join(tmp_path, os.fsdecode(b"caf\xe9"), "t.safetensors")
+    crc = save_tensors(path, {"a": torch.arange(5)}, {"task": "b"})
+    tensors, facts, found = load_tensors(path)
+    os.unlink(path)
+    assert tensors["a"].tolist() == list(range(5)) and facts == {"task": "b"} and found == crc
+
+
 def test_absent_and_foreign_files(tmp_path):
     with pytest.raises(MissingFile, match="nothing"):
         load_tensors(tmp_path / "nothing")

@@ -137,10 +137,6 @@ class FeatureBank:
             raise UserError("feature bank: pictures without a transform cannot be encoded")
         if backbone.module.training:
             raise UserError(f"feature bank: {backbone.name} is in training mode, expected a frozen tower")
-        try:
-            os.fspath(folder).encode()
-        except UnicodeEncodeError:  # safetensors' own reader takes no such path
-            raise UserError(f"feature bank: the name of {folder} is no UTF-8, choose another FEATURES.DIR") from None
         self.pixels, self.backbone, self.autocast = pixels, backbone, autocast
         self.batch_size, self.workers = batch_size, workers
         self.header = self._describe(strict)

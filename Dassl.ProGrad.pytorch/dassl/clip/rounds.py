@@ -1,9 +1,9 @@
 """Files of a feature bank (features.py): one a round, with the bank's key, the round's number and a checksum."""
 
-from safetensors import safe_open
 from safetensors.torch import save
 
 from dassl.utils import atomic_write, tensor_checksum
+from dassl.utils.tensorfile import open_tensors
 
 FORMAT = 1
 
@@ -18,7 +18,7 @@ def write_round(file, tensors, key, number):
 def read_round(file, key, number):
     """{name: tensor} mapped from the file. Raises SafetensorError or ValueError if it is not that round, or
     damaged."""
-    with safe_open(file, framework="pt") as stored:
+    with open_tensors(file) as stored:
         facts = stored.metadata() or {}
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
     expected = {"format": str(FORMAT), "bank": key, "round": str(number)}

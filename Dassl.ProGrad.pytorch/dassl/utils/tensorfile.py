@@ -62,10 +62,21 @@ def read_facts(path):
 
 
 @contextlib.contextmanager
+def open_tensors(path):
+    """`safe_open` for torch of a file in a folder of any name; the library's own takes names in UTF-8 alone."""
+    with contextlib.ExitStack() as stack:
+        try:
+            os.fspath(path).encode()
+        except UnicodeEncodeError:
+            path = f"/dev/fd/{stack.enter_context(open(path, 'rb')).fileno()}"
+        yield stack.enter_context(safe_open(path, framework="pt"))
+
+
+@contextlib.contextmanager
 def _opened(path):
     check_file(path)
     try:
-        with safe_open(path, framework="pt") as stored:
+        with open_tensors(path) as stored:
             about = json.loads((stored.metadata() or {}).get("about", "{}"))
             if not isinstance(about, dict) or about.keys() != {"crc32", "facts"}:
                 raise ValueError("its header has no facts and checksum of this code")
