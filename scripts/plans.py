@@ -28,7 +28,7 @@ from scripts.jobs import (
     toy_sets,
     with_keys,
 )
-from scripts.steps import Step
+from scripts.steps import Step, program
 
 OF_SWEEP = {"command": str, "cfg": str, "datasets": dict, "seeds": list, "grid": dict, "cells": list, "whole": bool}
 OF_STREAMS = {"protocol": str, "methods": list, "orders": dict, "seeds": list}
@@ -38,7 +38,12 @@ ZERO_SHOT = "ZEROSHOT_CFG"  # in a sweep's cell: CFG of zero-shot CLIP; as CFG a
 
 
 def plan(args) -> list[list[Step]]:
-    """The cells of a command line, each run in the first that has it: no two processes meet in one folder."""
+    """The cells of a command line, each run in the first that has it: no two processes meet in one folder.
+
+    UserError for two runs of one folder that differ.
+    """
+    from dassl.utils import UserError
+
     if getattr(args, "others", False) and OTHERS_KEY not in args.set:
         args.set = [OTHERS_KEY, "auto", *args.set]
     if getattr(args, "sweep", ""):
@@ -47,8 +52,14 @@ def plan(args) -> list[list[Step]]:
         cells = table_cells(read_table(args.table), args)
     else:
         cells = job_cells(args)
-    seen = set()
-    return [[step for step in cell if not (step.folder in seen or seen.add(step.folder))] for cell in cells]
+    first = {}
+    for run in itertools.chain(*cells):
+        other = first.setdefault(run.folder, run)
+        if other is not run and (ours := program(*run.words)) != (theirs := program(*other.words)):
+            differ = [word for word in theirs if word not in ours], [word for word in ours if word not in theirs]
+            both = " and ".join(" ".join(words) or "nothing" for words in differ)
+            raise UserError(f"{run.folder} would be the folder of two runs: {run} with {both}")
+    return [[step for step in cell if first[step.folder] is step] for cell in cells]
 
 
 def grid(args, datasets: list[str], seeds: list[int]) -> tuple[list[str], list[int]]:

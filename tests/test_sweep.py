@@ -1,10 +1,12 @@
 """Sweeps: every yaml of the project, and one run from grid to table."""
 
+from types import SimpleNamespace
+
 import pytest
 
 import train
 from dassl.utils import UserError
-from scripts.plans import label, read_sweep
+from scripts.plans import label, plan, read_sweep
 from scripts.plans import sweep_steps as steps
 from scripts.steps import train_argv
 from tests.conftest import ROOT
@@ -54,6 +56,16 @@ def test_a_cell_with_the_recipes_own_values_is_the_recipe(small):
     runs = [run for run in steps(read_sweep(small), "toy_digits", 1, ()) if run.arguments.get("SWEEP")]
     assert {config_of(run).PRESET for run in runs} == {"paper", "paper, changed: TRAINER.LMC.TAU"}
     assert {config_of(run).TRAINER.MODAL for run in runs} == {"sweep"}
+
+
+def test_cells_that_would_share_a_folder_are_refused(small):
+    cells = "[{STAGE1_CFG: vit_b16_ep100_ctxv1}, {STAGE1_CFG: siglip2_b16_ep100_ctxv1}]"
+    small.write_text(SMALL.replace("grid: {TRAINER.LMC.TAU: [0.3, 1.0]}", f"cells: {cells}"))
+    args = SimpleNamespace(sweep=small, words=[], data="", set=[])
+    assert len(plan(args)) == 1  # stage 1 is shared here, whatever its CFG
+    small.write_text(small.read_text() + "whole: true\n")
+    with pytest.raises(UserError, match="would be the folder of two runs: .*siglip2_b16_ep100_ctxv1"):
+        plan(args)
 
 
 def test_a_tests_model_is_its_own_cells(small):
