@@ -12,7 +12,7 @@ import torch
 
 from dassl.engine.launch import AlreadyFinished
 from dassl.utils import UserError, WriteFailed
-from mergetune import ensemble, merge, predict
+from mergetune import ensemble, merge, parents, predict
 from mergetune.merge import evaluate, merge_run
 from tests.faults.traces import differences, left_over, place
 from tests.fixtures import coop_runs
@@ -126,6 +126,33 @@ def test_a_finished_merge_is_compared_with_the_one_that_is_asked_for(stage1, tmp
     assert not differences(tmp_path / "before", tmp_path / "out")
     merge.main([*line, "--alpha", "0.5", "--overwrite"])
     assert [line.split(": ")[1] for line in differences(tmp_path / "before", tmp_path / "out")]
+
+
+def test_what_a_finished_one_has_otherwise_is_said_without_a_model(stage1, tmp_path, monkeypatch):
+    merged, blended = [str(stage1), "--out", str(tmp_path / "a")], [str(stage1), "--out", str(tmp_path / "b")]
+    merged += ["--method", "ties", "--eval", "base"]
+    for module, line in ((merge, merged), (ensemble, blended)):
+        assert module.differences(line) == []  # none has begun
+        module.main([*line, *(["--alphas", "0.5"] if module is ensemble else [])])
+    monkeypatch.setattr(parents, "build_trainer", None)
+    monkeypatch.setattr(ensemble, "build_trainer", None)
+    assert merge.differences(merged) == ensemble.differences([*blended, "--alphas", "0.50"]) == []
+    assert merge.main(merged) == tmp_path / "a"
+    (said,) = merge.differences([*merged, "--density", "0.5"])
+    assert said.startswith("choices [{'density': 0.2, 'scale': 1.0}], asked for [{'density': 0.5")
+    assert merge.differences([*merged, "--set", "TEST.SPLIT", "val"]) == ["TEST.SPLIT 'test', asked for 'val'"]
+    assert ensemble.differences([*blended, "--alphas", "0.3"]) == ["alphas [0.5], asked for [0.3]"]
+
+
+def test_half_a_merge_of_an_older_version_goes_with_overwrite_and_a_run_never(stage1, tmp_path):
+    half = merge_run("ties", [stage1], tmp_path / "half")
+    place(half, tmp_path / "whole")
+    (half / "merge.json").unlink()
+    with pytest.raises(UserError, match="half holds a run that is no merge: choose another folder, or --overwrite"):
+        merge_run("ties", [stage1], half)
+    assert not differences(tmp_path / "whole", merge_run("ties", [stage1], half, overwrite=True))
+    with pytest.raises(UserError, match="holds a run that is no merge: choose another folder$"):
+        merge_run("ties", [half], shutil.copytree(stage1, tmp_path / "run"), overwrite=True)
 
 
 def retrain(folder):

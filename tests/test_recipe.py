@@ -90,6 +90,7 @@ def test_what_came_of_a_run_that_was_made_anew_is_of_another_recipe(shared, run,
     assert "others than those that were scored" in line
     again = run("CoOp", "again")  # bit-equal, so what came of it still stands
     assert content_digest(again) == content_digest(stage1) != content_digest(anew)
+    assert asked(shared, "CoOp", tested, "--eval-only", "--model-dir", tmp_path) == []  # what is gone says nothing
     assert asked(shared, "CoOp", tested, "--eval-only", "--model-dir", again) == []
 
 
