@@ -128,7 +128,7 @@ def test_sets_that_differ_between_data_sets_are_named_for_each(tmp_path):
     write_cell(tmp_path, entry(toy_a=100), "toy_b")
     (note,) = (note for note in sheet(tmp_path).tables[0].notes if note.startswith("others"))
     assert "of toy_c, toy_d (trained on toy_a); toy_a (trained on toy_b); by" in note
-    assert "'a photo of a {}.', as zero-shot CLIP's" in note
+    assert "words are needed by 'a photo of a {}.', zero-shot CLIP's included." in note
 
 
 def test_the_epoch_is_the_median_and_range_over_data_sets_and_seeds(tmp_path):

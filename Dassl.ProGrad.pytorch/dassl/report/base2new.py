@@ -230,6 +230,7 @@ def sheet_of(found):
             "H of averages: H of the averaged base and the averaged new accuracy (as papers print it)",
             "mean of H: mean over data sets of their H",
             f"{BELOW}: H or accuracy on new classes below zero-shot CLIP's on the same backbone",
+            *(["forgotten: zero-shot CLIP's others minus the row's, of the same seeds"] * (FORGOTTEN in found.more)),
         ],
         ["dataset", "quantity"],
         csv_lines(row_names(found.rows), cells, stamp_cells(found.grid)),

@@ -15,10 +15,7 @@ from dassl.report.methods import row_names, zero_shot_row
 from dassl.report.tables import csv_numbers, to_csv
 
 OTHERS, FORGOTTEN = "others", "forgotten"
-LEGEND = (
-    "others: mean accuracy over all classes of {}; by the row's own prompt, where words are needed by "
-    "'a photo of a {{}}.', as zero-shot CLIP's. forgotten: zero-shot CLIP's minus the row's, seed by seed."
-)
+WORDS = "by the row's own prompt, where words are needed by 'a photo of a {}.', zero-shot CLIP's included"
 
 
 def column_of(name):
@@ -39,7 +36,7 @@ class OtherSets(NamedTuple):
         over = [f"{union}, without the data set of training" for union in unions]
         over = over if len(over) == 1 else [f"{others} (trained on {dataset})" for dataset, others in own.items()]
         lacking = {name: ", ".join(dict.fromkeys(map(names.get, rows))) for name, rows in sorted(self.lacking.items())}
-        return [LEGEND.format("; ".join(over))] * bool(over) + [
+        return [f"others: mean accuracy over all classes of {'; '.join(over)}; {WORDS}."] * bool(over) + [
             f"{name} is left out of others where {f'a row lacks it: {rows}' if rows else 'rows have several splits'}."
             for name, rows in lacking.items()
         ]
