@@ -29,7 +29,7 @@ REFUSED, AGAIN, SAME, SAID, FAULT = OUTCOMES = (
 DAMAGES = ("flip", "cut", "empty", "lost", "other seed", "other classes")
 SIBLINGS = {"other seed": {"seed": "2"}, "other classes": {"subset": "new"}}  # whose file of the same place is taken
 KILLED = "killed"
-PATIENCE = 60  # seconds until a process counts as hanging
+PATIENCE = 180  # seconds until a process counts as hanging
 IGNORED = (".lock", "log.txt")  # of the files that a scene reads
 OPTIONAL = ("classes.json",)  # that earlier versions did not write
 
