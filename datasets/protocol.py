@@ -82,6 +82,7 @@ class FewShotDataset(DatasetBase):
 
     @classmethod
     def others(cls, name: str) -> list[Path]:
+        """The yaml file, with a node DATASET, of a data set that TEST.OTHERS names; of all its peers for `auto`."""
         names, known = cls.peers if name == "auto" else [name], sorted(file.stem for file in CONFIGS.glob("*.yaml"))
         check_availability(name, ["auto", *known], "TEST.OTHERS")
         return [CONFIGS / f"{name}.yaml" for name in names]

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from dassl.utils import (
+    Logger,
     RunLock,
     UserError,
     WriteFailed,
@@ -178,8 +179,8 @@ def _owned(folder, check):
         if is_main():
             held.enter_context(_locked(folder))
             stale = check()
-            if stale is not None:  # else the log stays that of the whole evaluation
-                held.enter_context(logging_to(os.path.join(folder, "log.txt")))
+            file = os.path.join(folder, "log.txt")  # where only others are missing, it stays that of the evaluation
+            held.enter_context(contextlib.redirect_stdout(Logger()) if stale is None else logging_to(file))
         barrier()
         yield stale
 
@@ -243,7 +244,7 @@ def _complete(cfg, model_dir, load_epoch, row):
         sets = other_sets(cfg)
         if not results.get("weights", {}).get("digest"):
             trainer.test()
-            now, before = ([results["correct"], results["total"]] for results in (vars(trainer.evaluator), results))
+            now, before = ([facts.get("correct"), facts.get("total")] for facts in (vars(trainer.evaluator), results))
             if now != before:
                 raise UserError(
                     '"{}" recorded {} of {} correct, the same evaluation now has {} of {}: of other weights, or on '

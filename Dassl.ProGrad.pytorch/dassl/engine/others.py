@@ -16,7 +16,7 @@ from yacs.config import CfgNode as CN
 from dassl.config import KEYS, leaves, merge_tree, read_yaml
 from dassl.data import DataManager
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import MissingFile, get_logger
+from dassl.utils import MissingFile, UserError, get_logger
 from dassl.utils.distributed import in_turn
 
 from .build import trainer_class
@@ -55,7 +55,10 @@ def other_sets(cfg: CN) -> dict[str, CN]:
     MissingFile for one that is not below DATASET.ROOT; `auto` passes it over, in a line. UserError for an unknown name.
     """
     sets, own = {}, cfg.DATASET.NAME
-    files = [(word, file) for word in asked(cfg) for file in DATASET_REGISTRY.get(own).others(word)]
+    files_of = getattr(DATASET_REGISTRY.get(own), "others", lambda word: [])
+    files = [(word, file) for word in asked(cfg) for file in files_of(word)]
+    if asked(cfg) and not files:
+        raise UserError(f"TEST.OTHERS: the data set {own} knows no others by their names")
     with in_turn():  # a data set may be drawn
         for word, file in files:
             other = _config(cfg, file)
@@ -76,7 +79,7 @@ def _config(cfg: CN, file: Path) -> CN:
     other.defrost()
     plain = {key: value.default for key, value in KEYS.items() if key.startswith("DATASET.")}
     whole = {"DATASET.ROOT": root, "DATASET.NUM_SHOTS": 1, "DATASET.FEWER_SHOTS": "take"}
-    quiet = {"TEST.PER_CLASS_RESULT": False, "TEST.COMPUTE_CMAT": False, "VERBOSE": False}
+    quiet = {"TEST.PER_CLASS_RESULT": False, "TEST.COMPUTE_CMAT": False, "TEST.SPLIT": "test", "VERBOSE": False}
     for values in (plain, {"DATASET": read_yaml(file)["DATASET"]}, whole | quiet):
         merge_tree(other, values, str(file))
     other.freeze()

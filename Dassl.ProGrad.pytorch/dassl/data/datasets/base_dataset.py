@@ -198,11 +198,6 @@ class DatasetBase:
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
 
-    @classmethod
-    def others(cls, name):
-        """Hook: yaml files, with a node DATASET, of another data set, for "auto" of its protocol's: see TEST.OTHERS."""
-        raise UserError(f"TEST.OTHERS is {name}, but {cls.__name__} knows no other data sets")
-
     def say_oddities(self, train_x, val, test):
         for line in self.oddities(train_x, val, test):
             get_logger().warning(f"{type(self).__name__}: {line}")
