@@ -23,7 +23,7 @@ from dassl.report.methods import (
     shared_settings,
     split_by_template,
 )
-from dassl.report.others import FORGOTTEN, OTHERS, OtherSets, add_others, column_of
+from dassl.report.others import EACH, FORGOTTEN, OTHERS, OtherSets, add_others
 from dassl.report.results import NoRuns, group_by, require_evaluations, select
 from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
 from dassl.report.stats import Summary, harmonic_mean, summarise
@@ -97,7 +97,7 @@ class Base2New:
             cells[EPOCH] = Cell(f"{np.median(epochs):g}{span}" if epochs else MISSING, cells["new"].files)
         runs = [r for d in datasets for r in self.grid.runs.get((row, (d, "new")), ())]
         words = Cell("class-bound" if any((r.get("others") or {}).get("bound") for r in runs) else MISSING)
-        more = (OTHERS, FORGOTTEN, EPOCH, *map(column_of, self.others.shared.get(dataset, ())))
+        more = (OTHERS, FORGOTTEN, EPOCH, *(EACH + name for name in self.others.shared.get(dataset, ())))
         return {q: cells[q] for q in plain} | {q: cells[q] or words for q in more if q in cells}
 
     def average(self, row):
@@ -108,7 +108,7 @@ class Base2New:
         if base and new:
             h = summarise(self.h_by_seed(row))._replace(mean=harmonic_mean(base.mean, new.mean), files=h.files)
         found = dict(zip(AVERAGES, (base, new, h, mean_of_h._replace(files=h.files)), strict=True))
-        over = {q: own if q.startswith(column_of("")) else self.datasets for q, own in self.more.items()}
+        over = {q: own if q.startswith(EACH) else self.datasets for q, own in self.more.items()}
         return found | {q: self.grid.cell(row, *((d, q) for d in own)) for q, own in over.items()}
 
     def columns(self, quantity):
@@ -205,7 +205,7 @@ def _notes(found, row, name):
 def dataset_table(found, dataset):
     """One data set -> Table with columns method, base, new, H, [others, forgotten, epoch, each of the others,] n."""
     table = _table(dataset, names_on(dataset, found.grid), found, dataset)
-    table.wide = tuple(map(column_of, found.others.shared[dataset]))
+    table.wide = tuple(EACH + name for name in found.others.shared[dataset])
     return table
 
 

@@ -15,12 +15,8 @@ from dassl.report.methods import row_names, zero_shot_row
 from dassl.report.tables import csv_numbers, to_csv
 
 OTHERS, FORGOTTEN = "others", "forgotten"
+EACH = f"{OTHERS}/"  # before a name: the accuracy on that set
 WORDS = "by the row's own prompt, where words are needed by 'a photo of a {}.', zero-shot CLIP's included"
-
-
-def column_of(name):
-    """The quantity that is the accuracy on one of the others -> str."""
-    return f"{OTHERS}/{name}"
 
 
 class OtherSets(NamedTuple):
@@ -55,7 +51,7 @@ def add_others(grid, datasets, methods):
         for name in {name for *_, own in runs for name, _ in own} - {*shared[dataset]}:
             lacking.setdefault(name, []).extend(row for row, _, own in runs if name not in dict(own.keys()))
         for row, run, own in runs if keys else ():
-            values = {OTHERS: np.mean([own[key] for key in keys])} | {column_of(key[0]): own[key] for key in keys}
+            values = {OTHERS: np.mean([own[key] for key in keys])} | {EACH + key[0]: own[key] for key in keys}
             for q, value in values.items():
                 grid.scores.setdefault((row, (dataset, q)), {})[run["seed"]] = value
                 grid.files.setdefault((row, (dataset, q)), []).append(str(run["file"]))
