@@ -1,6 +1,6 @@
 """The path card of a stage-2 run: loss and accuracy along zero-shot -> ours -> fine-tuned (the paper's Figure 2).
 
-    python -m mergetune.path_card RUN [--space features|weights|both] [--plane] [--figure] [--images N]
+    python -m mergetune.path_card RUN [--space features|weights|both] [--plane] [--others] [--figure] [--images N]
 
 Beside that path: the straight line zero-shot -> fine-tuned, and the barrier of every straight line, which is the
 largest loss above the line between the losses at its ends (dassl.report.stats.barrier), or accuracy below it. In
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,53 +36,53 @@ if TYPE_CHECKING:
 log = get_logger()
 
 LEG_POINTS = 21  # on each straight line, ends included
-Scores = dict[tuple[str, str], dict[str, list[float]]]  # {(start, end): {quantity: (S,)}}
 CHUNK = {"features": 1024, "weights": 8192}  # features (B, D) from the bank, scored together
 HALVES, WHOLE = SUBSETS[:2], SUBSETS[2:3]
 
 
 def walk(trainer, space: str, solutions: dict, batches: Batches) -> dict:
-    """Every straight line of one subset -> {"t", "loss", "accuracy", "direct": {...}, "barrier": {line: {...}}}."""
-    return join(score_lines(trainer, space, solutions, batches))
-
-
-def score_lines(trainer, space: str, solutions: dict, batches: Batches) -> Scores:
-    """Loss and accuracy on each straight line between solutions, the direct one last."""
+    """Every straight line of one subset -> {"t", "loss", "accuracy", "direct": {...}}."""
     import torch
 
     from mergetune.plane import score
 
-    points, names = torch.linspace(0, 1, LEG_POINTS, device=trainer.device), list(solutions)
+    points = torch.linspace(0, 1, LEG_POINTS, device=trainer.device)
+    ts = [round(t, 6) for t in points.tolist()]
+    names = list(solutions)
+    first = SOLUTIONS.index(names[0])  # where the path starts on the axis of t
+    path: dict = {"t": [], "loss": [], "accuracy": []}
     lines = list(zip(names, names[1:], strict=False))
     if len(names) == len(SOLUTIONS):
         lines.append((names[0], names[-1]))
-    return {(a, b): score(trainer, space, solutions[a], solutions[b], points, batches) for a, b in lines}
-
-
-def mean_lines(sets: Sequence[Scores]) -> Scores:
-    """The mean over several sets of pictures, which all count alike."""
-    import numpy as np
-
-    return {
-        line: {q: np.mean([scores[line][q] for scores in sets], axis=0).tolist() for q in QUANTITIES}
-        for line in sets[0]
-    }
-
-
-def join(lines: Scores) -> dict:
-    """The lines as `walk` gives them."""
-    ts = [round(k / (LEG_POINTS - 1), 6) for k in range(LEG_POINTS)]
-    path: dict = {"t": [], "loss": [], "accuracy": [], "barrier": {}}
-    for (a, b), found in lines.items():
-        path["barrier"][f"{a}_to_{b}"] = {q: barrier(ts, found[q], q == "loss") for q in QUANTITIES}
-        if (a, b) == (SOLUTIONS[0], SOLUTIONS[-1]):
+    for i, (a, b) in enumerate(lines):
+        found = score(trainer, space, solutions[a], solutions[b], points, batches)
+        if i == len(names) - 1:
             path["direct"] = {"t": ts, **found}
             continue
-        keep = slice(1 if path["t"] else 0, None)  # pieces share a point
-        path["t"] += [round(SOLUTIONS.index(a) + t, 6) for t in ts[keep]]
+        keep = slice(1 if i else 0, None)  # pieces share a point
+        path["t"] += [round(first + i + t, 6) for t in ts[keep]]
         for quantity, values in found.items():
             path[quantity] += values[keep]
     return path
+
+
+def mean_of(parts: Sequence):
+    """The mean of numbers, lists of them, or dicts of either."""
+    import numpy as np
+
+    if isinstance(parts[0], dict):
+        return {name: mean_of([part[name] for part in parts]) for name in parts[0]}
+    return np.mean(parts, axis=0).tolist()
+
+
+def barriers(path: dict, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    """{line: {quantity: height}} of a path of `walk` through these solutions."""
+    lines = {}
+    for i, line in enumerate(map("_to_".join, zip(names, names[1:], strict=False))):
+        lines[line] = {q: path[q][i * (LEG_POINTS - 1) :][:LEG_POINTS] for q in QUANTITIES}
+    lines |= {f"{names[0]}_to_{names[-1]}": path["direct"]} if "direct" in path else {}
+    ts = range(LEG_POINTS)
+    return {line: {q: barrier(ts, own[q], q == "loss") for q in QUANTITIES} for line, own in lines.items()}
 
 
 def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"]) -> Batches:
@@ -113,15 +113,14 @@ def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"
 def read_cfg(run: Path, subset: str = "", pairs: Sequence[str] = (), others: Sequence[str] = ()):
     """The frozen config of a stage-2 run, on another subset of the classes if one is named.
 
-    pairs: KEY, VALUE, ... of what has moved since. others: TEST.OTHERS, which an evaluation on new classes reads.
+    pairs: KEY, VALUE, ... of what has moved since. others: TEST.OTHERS.
     """
     import train  # the command line is the one place that knows the data sets
     from mergetune.continued import Continued
     from mergetune.stage1 import check_begun_from
 
-    changes = {"VERBOSE": False, "TEST.OTHERS": list(others)} | (
-        {"DATASET.SUBSAMPLE_CLASSES": subset} if subset else {}
-    )
+    changes = {"VERBOSE": False, "TEST.OTHERS": list(others)}
+    changes |= {"DATASET.SUBSAMPLE_CLASSES": subset} if subset else {}
     cfg = train.folder_cfg(run, changes, pairs=pairs)
     if not (cfg.RESUME_COOP and issubclass(trainer_class(cfg.TRAINER.NAME), Continued)):
         raise UserError(f"{run} is no stage-2 run: {cfg.TRAINER.NAME} continues no stage 1")
@@ -130,17 +129,11 @@ def read_cfg(run: Path, subset: str = "", pairs: Sequence[str] = (), others: Seq
 
 
 @contextmanager
-def loaded(run: Path, subset: str, pairs: Sequence[str] = ()) -> Iterator:
-    """The trainer of a run with its weights, as an evaluation of this subset would have it."""
-    with having_weights(build_trainer(read_cfg(run, subset, pairs)), run) as trainer:
-        yield trainer
-
-
-@contextmanager
-def having_weights(trainer, run: Path) -> Iterator:
-    """A trainer with a run's weights, to be scored."""
+def loaded(run: Path, cfg, build: Callable = build_trainer) -> Iterator:
+    """The trainer of a run with its weights, as an evaluation of this config would have it."""
     import torch
 
+    trainer = build(cfg)
     trainer.load_model(str(run))
     trainer.set_model_mode("eval")
     try:
@@ -181,38 +174,34 @@ def path_card(
     """Compute RUN/path.json from the run's config, its stage 1 and its checkpoint -> its content.
 
     The space of features is always there; "weights" adds the other under that name; plane: the plane through the
-    three solutions, in the last of `spaces`. images: of each subset, evenly spaced, instead of all. others: data sets
-    as TEST.OTHERS names them, whose mean is drawn too in the spaces `others_in`. What an earlier call found and this
-    one leaves out is kept or, of others, made again. pairs: KEY, VALUE, ... of what has moved since.
+    three solutions, in the last of `spaces`. images: of each subset, evenly spaced, instead of all. others: names as in
+    TEST.OTHERS, whose mean is a curve too, in the spaces `others_in`. What an earlier call found and this one leaves
+    out is kept, its others made again. pairs: KEY, VALUE, ... of what has moved since.
     """
     from dassl.engine.recipe import unfinished, weights_digest
-    from mergetune.plane import add_plane
 
     run = Path(run)
     earlier = read_json(run / FILE) if (run / FILE).is_file() else {}
     earlier = earlier if isinstance(earlier, dict) else {}
-    others = list(others) or (earlier.get(OTHERS) or {}).get("asked", [])
+    entry = earlier.get(OTHERS)
+    others = list(others) or (entry.get("asked", []) if isinstance(entry, dict) else [])
     sets = other_sets(read_cfg(run, HALVES[1], pairs, others)) if others else {}
     subsets = subsets_of(read_cfg(run, pairs=pairs))
     wanted = [space for space in SPACES if space in spaces or space == SPACES[0]]
     card: dict = {space: {"space": space, "images": {}, "barrier": {}, "seconds": 0} for space in wanted}
     plane_card: dict = {"space": spaces[-1]}
-    for subset in subsets:
-        with loaded(run, subset, pairs) as trainer:
-            for space in wanted:
-                with timed(card[space]):
-                    batches = batches_of(trainer, images, CHUNK[space])
-                    solutions = trainer.solutions(space)
-                    with image_features_once(trainer, space):
-                        _add(card[space], subset, walk(trainer, space, solutions, batches), count(batches))
-                        if plane and space == spaces[-1]:
-                            add_plane(plane_card, subset, trainer, solutions, batches)
-                card[space] |= {"solutions": list(solutions), "zero_shot_template": trainer.zero_shot_prompt(space)}
-                if space == SPACES[0] and trainer.path_note:
-                    card[space]["note"] = trainer.path_note
-    for space in (space for space in wanted if others and space in others_in):
-        with timed(card[space]):
-            _add_others(card[space], run, others, sets, trainer.bound_to_classes, images)
+    for space, own in card.items():
+        on = plane_card if plane and space == spaces[-1] else None
+        for subset in subsets:
+            trainer = _score(own, subset, run, [read_cfg(run, subset, pairs)], images, on)
+        own["zero_shot_template"] = trainer.zero_shot_prompt(space)
+        if space == SPACES[0] and trainer.path_note:
+            own["note"] = trainer.path_note
+        if others and space in others_in:
+            bound = trainer.bound_to_classes
+            own[OTHERS] = {"asked": others, "sets": []} | ({"bound": bound} if bound else {"sets": list(sets)})
+            if own[OTHERS]["sets"]:
+                _score(own, OTHERS, run, sets.values(), images, build=build_other)
     own = {"digest": weights_digest(trainer._files)}  # whose card it is
     own |= {"unfinished": line} if (line := unfinished(run, trainer._loaded[1])) else {}
     found = {"format": FORMAT, **own, **card.pop(SPACES[0]), **card} | ({"plane": plane_card} if plane else {})
@@ -223,49 +212,34 @@ def path_card(
     return found | kept
 
 
-@contextmanager
-def timed(own: dict) -> Iterator[None]:
-    """Add the seconds that a part of a card takes."""
-    began = time.perf_counter()
-    yield
-    own["seconds"] = round(own["seconds"] + time.perf_counter() - began, 3)
+def _score(own: dict, subset: str, run: Path, cfgs: Iterable, images, plane: dict | None = None, build=build_trainer):
+    """Into `own` one subset of its space, the mean over configs, and into `plane` its plane -> the last trainer."""
+    from mergetune.plane import add_plane
 
-
-def count(batches: Batches) -> int:
-    """Images."""
-    return sum(len(labels) for _, labels in batches)
-
-
-def _add(own: dict, subset: str, path: dict, images: int) -> None:
-    """One subset of one space, as path.json holds it."""
-    own["t"] = path["t"]
-    own[subset] = {q: path[q] for q in QUANTITIES}
-    own["images"][subset] = images
-    for line, heights in path["barrier"].items():
+    began, paths, own["images"][subset] = time.perf_counter(), [], 0
+    for cfg in cfgs:
+        with loaded(run, cfg, build) as trainer, image_features_once(trainer, own["space"]):
+            batches, solutions = batches_of(trainer, images, CHUNK[own["space"]]), trainer.solutions(own["space"])
+            paths.append(walk(trainer, own["space"], solutions, batches))
+            if plane is not None:
+                add_plane(plane, subset, trainer, solutions, batches)
+        own["images"][subset] += sum(len(labels) for _, labels in batches)
+    path = mean_of(paths)
+    own["solutions"], own["t"] = list(solutions), paths[0]["t"]
+    own[subset] = own.get(subset, {}) | {q: path[q] for q in QUANTITIES}
+    for line, heights in barriers(path, own["solutions"]).items():
         own["barrier"].setdefault(line, {})[subset] = heights
     if "direct" in path:
-        own.setdefault("direct", {"t": path["direct"]["t"]})[subset] = {q: path["direct"][q] for q in QUANTITIES}
-
-
-def _add_others(own: dict, run: Path, asked: Sequence[str], sets: dict, bound: str, images: int | None) -> None:
-    """The mean over other data sets, all classes of each, where the model has vectors of their classes."""
-    entry, lines, total = {"asked": list(asked), "sets": [] if bound else list(sets)}, [], 0
-    for cfg in progress([] if bound else sets.values(), "other data sets"):
-        with having_weights(build_other(cfg), run) as trainer:
-            batches = batches_of(trainer, images, CHUNK[own["space"]])
-            with image_features_once(trainer, own["space"]):
-                lines.append(score_lines(trainer, own["space"], trainer.solutions(own["space"]), batches))
-        total += count(batches)
-    if lines:
-        _add(own, OTHERS, join(mean_lines(lines)), total)
-    own[OTHERS] = own.get(OTHERS, {}) | entry | ({"bound": bound} if bound else {})
+        direct = own.setdefault("direct", {"t": paths[0]["direct"]["t"]})
+        direct[subset] = {q: path["direct"][q] for q in QUANTITIES}
+    own["seconds"] = round(own["seconds"] + time.perf_counter() - began, 3)
+    return trainer
 
 
 def card_table(own: dict) -> Table:
     """One space of a card -> Table: loss and accuracy at each solution, then the barrier of each line."""
-    subsets = [subset for subset in SUBSETS if "loss" in own.get(subset, {})]
-    halves = [subset for subset in subsets if subset in HALVES]
-    halves = halves if len(halves) == len(HALVES) else []
+    subsets = [subset for subset in SUBSETS if subset in own["images"]]
+    halves = [subset for subset in HALVES if HALVES[0] in subsets and HALVES[1] in subsets]
     rows = []
     for i, name in enumerate(own["solutions"]):
         k = own["t"].index(float(SOLUTIONS.index(own["solutions"][0]) + i))
@@ -278,17 +252,13 @@ def card_table(own: dict) -> Table:
         rows.append([f"barrier {line.replace('_to_', ' to ').replace('_', '-')}", *cells, *([""] if halves else [])])
     notes = [] if len(own["solutions"]) == len(SOLUTIONS) else ["This method has no zero-shot solution."]
     notes += [own["note"].capitalize() + "."] if "note" in own else []
-    notes += [others_note(own[OTHERS])] if OTHERS in own else []
+    if OTHERS in own:
+        reason = own[OTHERS].get("bound", "none of the sets is there")
+        over = f"Others: mean over all classes of {', '.join(own[OTHERS]['sets'])}."
+        notes.append(over if OTHERS in subsets else f"No others: {reason}.")
     columns = ["", *(f"{subset} {q}" for subset in subsets for q in QUANTITIES), *(["H"] if halves else [])]
     counts = ", ".join(f"{own['images'][subset]} {subset}" for subset in subsets)
     return Table(f"Space of {own['space']} (test pictures: {counts}; {own['seconds']:.1f} s)", columns, rows, notes)
-
-
-def others_note(entry: dict) -> str:
-    """Which data sets the columns of others are over, or why there are none."""
-    if "bound" in entry:
-        return f"No others: {entry['bound']}."
-    return f"Others: mean over all classes of {', '.join(entry['sets']) or 'no data set, for none is there'}."
 
 
 def _digits(quantity: str) -> int:
@@ -308,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     add("--space", choices=[*SPACES, "both"], default=SPACES[0], help="what is interpolated")
     add("--plane", action="store_true", help="the plane through the three solutions too")
     add("--figure", action="store_true", help="draw the card into RUN/figures")
-    words = "other data sets' mean too, auto (alone: auto) for all of the protocol; an earlier card's are made again"
+    words = "other data sets, the mean over all their classes: names as in TEST.OTHERS; alone: auto"
     add("--others", nargs="*", metavar="SET", help=words)
     add("--others-in-weights", action="store_true", help="in the space of weights too: a text pass a point and set")
     add("--images", type=int, metavar="N", help="N test pictures of each subset, not all")
@@ -316,11 +286,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.images is not None and args.images < 1:
         raise UserError(f"--images is {args.images}, expected at least 1")
+    if args.others_in_weights and args.space == SPACES[0]:
+        raise UserError("--others-in-weights is about the space of weights: add --space weights or both")
     from mergetune.predict import quiet
 
     spaces = SPACES if args.space == "both" else (args.space,)
     with quiet():
-        others = () if args.others is None else args.others or [AUTO]
+        others = () if args.others is None and not args.others_in_weights else args.others or [AUTO]
         others_in = SPACES if args.others_in_weights else SPACES[:1]
         card = path_card(args.run, spaces, args.plane, args.images, sum(args.set, []), others, others_in)
     log.info("\n\n".join(card_table(card if space == SPACES[0] else card[space]).text() for space in spaces))
