@@ -201,7 +201,8 @@ def path_card(
             bound = trainer.bound_to_classes
             own[OTHERS] = {"asked": others, "sets": []} | ({"bound": bound} if bound else {"sets": list(sets)})
             if own[OTHERS]["sets"]:
-                _score(own, OTHERS, run, sets.values(), images, build=build_other)
+                trainer = _score(own, OTHERS, run, sets.values(), images, build=build_other)
+                own[OTHERS]["zero_shot_template"] = trainer.zero_shot_prompt(space)
     own = {"digest": weights_digest(trainer._files)}  # whose card it is
     own |= {"unfinished": line} if (line := unfinished(run, trainer._loaded[1])) else {}
     found = {"format": FORMAT, **own, **card.pop(SPACES[0]), **card} | ({"plane": plane_card} if plane else {})

@@ -142,7 +142,8 @@ def test_the_direct_line_is_drawn_and_averaged_where_all_runs_have_it(tmp_path):
 
 def others(*values, sets=("toy_b", "toy_c")):
     """A card's entry of others, of straight pieces between accuracies as `straight_path` has them."""
-    return {"others": straight_path(*values)["new"] | {"asked": ["auto"], "sets": list(sets)}}
+    words = {"asked": ["auto"], "sets": list(sets), "zero_shot_template": "a photo of a {}."}
+    return {"others": straight_path(*values)["new"] | words}
 
 
 def test_what_other_data_sets_lose_is_drawn_where_all_cards_say_it(tmp_path, monkeypatch):
@@ -157,6 +158,8 @@ def test_what_other_data_sets_lose_is_drawn_where_all_cards_say_it(tmp_path, mon
     assert [rows[subset, "1"]["mean"] for subset in ("base", "others")] == ["20.000000", "-5.000000"]
     _, table = path_figures([tmp_path], tmp_path)
     assert {r["subset"] for r in read_csv(table)} == {"base", "new", "others"}
+    (curves,) = families(load_paths(tmp_path), METHODS)
+    assert curves.others == "others: mean over 2 other data sets; zero-shot (a photo of a {}.)"
     captions = []
     monkeypatch.setattr(drawing, "new_figure", lambda *words: captions.append(words[3]) or new_figure(*words))
     write_path(tmp_path / "old", straight_path(50, 70, 60), seed=3)

@@ -48,7 +48,9 @@ def change_figures(folders, out, methods=NONE):
             for key, found in curves.runs.items()
         }
         less = replace(curves, runs=runs, direct={})
-        figure = drawing.new_figure(4.8, 3.7, "", f"{_averaged(less) or less.datasets[0]}\n{less.others}")
+        figure = drawing.new_figure(
+            4.8, 3.7, "", f"{_averaged(less) or less.datasets[0]}\n{less.ends[0]}\n{less.others}"
+        )
         axes = figure.subplots()
         _path_panel(axes, less, "accuracy", CHANGES)
         drawing.plain_axes(axes, "", "accuracy less zero-shot CLIP's, in points")

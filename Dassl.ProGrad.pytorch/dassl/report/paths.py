@@ -7,7 +7,7 @@ A run leaves path.json in its folder, beside results.json, which says whose path
      "t": [0.0, 0.1, ..., 2.0],
      "base": {"loss": [...], "accuracy": [...]},
      "new": {"loss": [...], "accuracy": [...]},
-     "others": {"asked": ["auto"], "sets": ["ToyShapes", ...], "loss": [...], "accuracy": [...]},
+     "others": {"asked": ["auto"], "sets": ["ToyShapes", ...], "zero_shot_template": "a photo of a {}.", "loss": ...},
      "direct": {"t": [0.0, ..., 1.0], "base": {...}, "new": {...}},
      "weights": {the same fields in the other space}}
 
@@ -120,9 +120,10 @@ def _path(raw, space):
         whole = "from 0 over 1 to 2" if start == 0 else "from 1 to 2"
         raise ValueError(f"t: expected {MIN_POINTS} or more rising numbers {whole}, found {t.tolist()}")
     subsets = ("all",) if "all" in raw else SUBSETS[:2]
-    sets = [str(name) for name in raw.get(OTHERS, {}).get("sets", ())]
-    subsets += (OTHERS,) if sets else ()
-    path = {"t": t, "space": space, "note": str(raw.get("note", "")), **_subsets(raw, len(t), subsets), "sets": sets}
+    others = raw.get(OTHERS, {})
+    subsets += (OTHERS,) if others.get("sets") else ()
+    path = {"t": t, "space": space, "note": str(raw.get("note", "")), **_subsets(raw, len(t), subsets)}
+    path["sets"], path["words"] = others.get("sets") or [], str(others.get("zero_shot_template") or "")
     path["template"] = str(raw.get("zero_shot_template") or "")
     if isinstance(raw.get("direct"), dict):
         line = numbers(raw["direct"].get("t"), "direct t")
@@ -176,10 +177,9 @@ def _path_curves(records, name, space, subsets):
     note = next((r["path"]["note"] for r in kept if r["path"]["note"]), "")
     templates = {r["path"]["template"] for r in kept}
     template = templates.pop() if len(templates) == 1 else EACH_TEMPLATE
-    counts = sorted({len(r["path"]["sets"]) for r in kept})
-    subsets += (OTHERS,) if counts[0] else ()
+    subsets += (OTHERS,) if all(r["path"]["sets"] for r in kept) else ()
     runs = _runs(kept, subsets, lambda path: path)
-    curves = PathCurves(name, space, np.array(grid), runs, note, template, _others_note(counts))
+    curves = PathCurves(name, space, np.array(grid), runs, note, template, _others_note(kept))
     lines = {tuple(r["path"]["direct"]["t"]) if "direct" in r["path"] else None for r in kept}
     if len(lines) == 1 and None not in lines:
         curves.direct_t = np.array(lines.pop())
@@ -187,11 +187,14 @@ def _path_curves(records, name, space, subsets):
     return curves
 
 
-def _others_note(counts):
-    """How many other sets the cards have, or that not all have any. counts: rising."""
+def _others_note(records):
+    """On how many other sets the cards are, from which words, or that not all have any."""
+    counts = sorted({len(r["path"]["sets"]) for r in records})
     if not counts[0]:
         return "no curve of others: not all cards have it" if counts[-1] else ""
-    return f"others: mean over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} other data sets"
+    words = {r["path"]["words"] for r in records}
+    ends = f"; zero-shot ({words.pop()})" if len(words) == 1 and all(words) else ""
+    return f"others: mean over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} other data sets{ends}"
 
 
 def _runs(records, subsets, curves_of):
