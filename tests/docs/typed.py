@@ -53,6 +53,10 @@ INSTEAD = {
         "bash train.sh --data data caltech101 1",
         "a path of the reader's own",
     ),
+    "bash train.sh --data data --others caltech101 oxford_pets dtd 1": (
+        "DRY_RUN=1 bash train.sh --data data --others caltech101 oxford_pets dtd 1",
+        NIGHT,
+    ),
     "bash train.sh --all": ("bash train.sh --all toy_shapes 1 --dry-run", "every pair: an hour"),
     "python tests/faults/run.py": ('python tests/faults/run.py --only "NaN"', "11 minutes"),
     "python tests/fuzz/run.py": ("python tests/fuzz/run.py --inputs 100", "100,000 files"),
