@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,15 @@ class Step:
     @property
     def words(self) -> tuple[str, dict[str, str], list[str]]:
         return self.command, dict(self.arguments), list(self.pairs)
+
+    @property
+    def begins_from(self) -> list[str]:
+        """KEY, VALUE, ... of where its data, stage 1 and teacher lie, which may have moved since it ran."""
+        words = [word.format(**self.arguments) for word in COMMANDS[self.command].pairs]
+        pairs = [pair for pair in zip(words[::2], words[1::2], strict=True) if pair[0].endswith("_DIR")]
+        stage1 = {what: run for what, run, *_ in needs(self.command, self.arguments)}["stage-1 checkpoint"]
+        pairs += [("RESUME_COOP", stage1), ("DATASET.ROOT", os.path.abspath(folder("DATA", "data")))]
+        return [word for pair in pairs for word in pair]
 
     @property
     def subject(self) -> str:

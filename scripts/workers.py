@@ -124,7 +124,7 @@ def run_step(step: Step) -> None:
     if not step.done:
         start(*step.words)
     if step.card and not step.finished:
-        path_card(step.folder, others=step.others)
+        path_card(step.folder, pairs=step.begins_from, others=step.others)
 
 
 def run_cells(cells: list[list[Step]], workers: int) -> list[str]:

@@ -20,6 +20,7 @@ from scripts.main_job import build_parser, report_if_any, run_job
 from scripts.plans import plan
 from scripts.run import parse
 from scripts.steps import settle
+from scripts.workers import run_step
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python, group
 
@@ -165,6 +166,20 @@ def test_an_emptied_result_is_no_finished_run(steps):
     (first.folder / "results.json").write_text("")
     settle(steps())
     assert not first.finished and all(step.finished for step in others)
+
+
+def test_a_path_card_is_completed_where_stage_1_has_moved_with_it(job, steps):
+    step = next(step for step in steps() if step.card)
+    card = step.folder / "path.json"
+    whole = json.loads(card.read_text())
+    card.write_text(json.dumps({key: value for key, value in whole.items() if key != "others"}))
+    assert not step.finished
+    before = job[0].rename(job[0].with_name("gone"))
+    try:
+        run_step(step)
+    finally:
+        before.rename(job[0])
+    assert step.finished and json.loads(card.read_text())["others"]["accuracy"] == whole["others"]["accuracy"]
 
 
 def test_every_row_of_the_table_is_there(job):
