@@ -66,7 +66,7 @@ class Step:
         from dassl.engine.others import lacks
 
         card = finished(self.folder, CARD, FIELDS[CARD]) if self.card else {}
-        return self.done and not (self.card and (not card or lacks(card, self.others)))
+        return self.done and not (self.card and (not card or lacks(card, self.others, list)))
 
     @property
     def words(self) -> tuple[str, dict[str, str], list[str]]:

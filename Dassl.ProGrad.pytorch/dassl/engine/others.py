@@ -37,16 +37,16 @@ def asked(cfg: CN) -> list[str]:
     return names_of(cfg.TEST.OTHERS) if cfg.DATASET.SUBSAMPLE_CLASSES == "new" else []
 
 
-def _entry(results: dict) -> dict:
-    """What results.json has of others, empty where it is none of ours."""
-    kinds, found = {"asked": list, "sets": dict}, results.get("others")
+def _entry(results: dict, sets: type = dict) -> dict:
+    """What results.json has of others, empty where it is none of ours. sets: list of a path card, which has names."""
+    kinds, found = {"asked": list, "sets": sets}, results.get("others")
     ours = isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items())
     return found if ours else {key: kind() for key, kind in kinds.items()}
 
 
-def lacks(results: dict, names: list[str]) -> bool:
+def lacks(results: dict, names: list[str], sets: type = dict) -> bool:
     """Has an evaluation not been asked for all of these names yet? `auto` is what was there the first time."""
-    return not all(name in _entry(results)["asked"] for name in names)
+    return not all(name in _entry(results, sets)["asked"] for name in names)
 
 
 def other_sets(cfg: CN) -> dict[str, CN]:
