@@ -3,6 +3,7 @@
 import os
 import signal
 import warnings
+from operator import attrgetter
 
 import torch
 from torch.utils.data import DataLoader
@@ -145,17 +146,9 @@ class DataManager:
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
-    @property
-    def num_classes(self):
-        return self._num_classes
-
-    @property
-    def num_source_domains(self):
-        return self._num_source_domains
-
-    @property
-    def lab2cname(self):
-        return self._lab2cname
+    num_classes = property(attrgetter("_num_classes"))
+    num_source_domains = property(attrgetter("_num_source_domains"))
+    lab2cname = property(attrgetter("_lab2cname"))
 
     def show_dataset_summary(self, cfg):
         """Log name, domains, class count and list sizes."""

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from datetime import timedelta
+from itertools import chain, repeat
 
 import torch
 
@@ -192,7 +193,7 @@ class TrainerXU(EpochTrainer):
         lengths["smaller_one"] = min(lengths.values())
         check_availability(self.cfg.TRAIN.COUNT_ITER, lengths, "TRAIN.COUNT_ITER")
         self.num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
-        labelled, unlabelled = Restarting(self.train_loader_x), Restarting(self.train_loader_u)
+        labelled, unlabelled = _restarting(self.train_loader_x), _restarting(self.train_loader_u)
         return ((next(labelled), next(unlabelled)) for _ in range(self.num_batches))
 
     def parse_batch_train(self, batch_x, batch_u):
@@ -200,22 +201,9 @@ class TrainerXU(EpochTrainer):
         return tuple(item.to(self.device) for item in (batch_x["img"], batch_x["label"], batch_u["img"]))
 
 
-class Restarting:
+def _restarting(loader):
     """Iterator over a loader that starts again at its end. It starts at once: the order of random draws."""
-
-    def __init__(self, loader):
-        self.loader = loader
-        self.batches = iter(loader)
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        try:
-            return next(self.batches)
-        except StopIteration:
-            self.batches = iter(self.loader)
-            return next(self.batches)
+    return chain.from_iterable(chain([iter(loader)], repeat(loader)))
 
 
 def _scalar(value):

@@ -22,14 +22,11 @@ class EvaluatorBase:
     def __init__(self, cfg):
         self.cfg = cfg
 
-    def reset(self):
+    def reset(self, *batch):
+        """Which a subclass defines, as `process(mo, gt)` and `evaluate()`."""
         raise NotImplementedError
 
-    def process(self, mo, gt):
-        raise NotImplementedError
-
-    def evaluate(self):
-        raise NotImplementedError
+    process = evaluate = reset
 
 
 def can_gather(evaluator):
@@ -37,32 +34,6 @@ def can_gather(evaluator):
     kinds = type(evaluator).__mro__
     places = [next((i for i, kind in enumerate(kinds) if name in vars(kind)), None) for name in ("gather", "process")]
     return None not in places and places[0] <= places[1]
-
-
-class ClassCounts:
-    """Per-class counts, each (K,), over the sorted labels that occur in the truth or in the predictions.
-
-    `support`: how often a label is true; `claimed`: predicted; `hits`: both.
-    """
-
-    def __init__(self, truth, predicted):
-        self.labels, index = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
-        self.truth, self.predicted = index[: len(truth)], index[len(truth) :]
-        size = len(self.labels)
-        self.support = np.bincount(self.truth, minlength=size)
-        self.claimed = np.bincount(self.predicted, minlength=size)
-        self.hits = np.bincount(self.truth[self.truth == self.predicted], minlength=size)
-
-    def macro_f1(self):
-        """Mean F1, 0 to 1, over the labels that occur in the truth."""
-        occurs = self.support > 0
-        return float(np.mean(2 * self.hits[occurs] / (self.support + self.claimed)[occurs]))
-
-    def confusion(self):
-        """Share of each true label (row) that was taken for each label (column), (K, K)."""
-        size = len(self.labels)
-        counts = np.bincount(self.truth * size + self.predicted, minlength=size * size).reshape(size, size)
-        return counts / self.support[:, None].clip(1)
 
 
 @EVALUATOR_REGISTRY.register()
@@ -105,17 +76,25 @@ class Classification(EvaluatorBase):
         )
         if not len(truth):
             raise UserError("Nothing to evaluate: the test set is empty")
-        counts = ClassCounts(truth, predicted)
-        self.correct = self._correct = int(counts.hits.sum())
+        labels, places = np.unique(np.concatenate([truth, predicted]), return_inverse=True)
+        rows, columns = np.split(places, 2)  # true and predicted labels, as places in `labels`
+        support, claimed, hits = (
+            np.bincount(some, minlength=len(labels)) for some in (rows, columns, rows[rows == columns])
+        )
+        occurs = support > 0
+        macro_f1 = float(np.mean(2 * hits[occurs] / (support + claimed)[occurs]))
+        self.correct = self._correct = int(hits.sum())
         self.total = self._total = len(truth)
         self._y_true, self._y_pred = truth.tolist(), predicted.tolist()
         accuracy = 100.0 * self.correct / self.total
-        results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=100.0 * counts.macro_f1())
+        results = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=100.0 * macro_f1)
         self._log(results)
         if self._per_class:
-            results["perclass_accuracy"] = self._log_classes(counts)
+            results["perclass_accuracy"] = self._log_classes(labels[occurs], support[occurs], hits[occurs])
         if self._matrix_path and is_main():
-            atomic_save(torch.from_numpy(counts.confusion()), self._matrix_path)
+            size = len(labels)  # rows: what share of each true label was taken for each label
+            matrix = np.bincount(rows * size + columns, minlength=size * size).reshape(size, size)
+            atomic_save(torch.from_numpy(matrix / support[:, None].clip(1)), self._matrix_path)
             get_logger().info(f"Confusion matrix is saved to {self._matrix_path}")
         self.results = results
         return results
@@ -130,13 +109,11 @@ class Classification(EvaluatorBase):
             f"* macro_f1: {results['macro_f1']:.2f}%"
         )
 
-    def _log_classes(self, counts):
+    def _log_classes(self, labels, totals, hits):
         logger = get_logger()
         logger.info("=> per-class result")
         accuracies = []
-        for label, total, right in zip(counts.labels.tolist(), counts.support, counts.hits, strict=True):
-            if not total:
-                continue
+        for label, total, right in zip(labels.tolist(), totals, hits, strict=True):
             accuracies.append(100.0 * int(right) / int(total))
             name = self._lab2cname.get(label, "unknown")
             logger.info(f"* class: {label} ({name})\ttotal: {total:,}\tcorrect: {right:,}\tacc: {accuracies[-1]:.2f}%")

@@ -4,8 +4,7 @@ import copy
 import itertools
 import os
 import random
-import tarfile
-import zipfile
+import shutil
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from operator import attrgetter
@@ -56,21 +55,10 @@ class Datum:
         """The file that holds the image: its path, unless many images share one file."""
         return self._impath
 
-    @property
-    def impath(self):
-        return self._impath
-
-    @property
-    def label(self):
-        return self._label
-
-    @property
-    def domain(self):
-        return self._domain
-
-    @property
-    def classname(self):
-        return self._classname
+    impath = property(attrgetter("_impath"))
+    label = property(attrgetter("_label"))
+    domain = property(attrgetter("_domain"))
+    classname = property(attrgetter("_classname"))
 
     def __repr__(self):
         return f"Datum({self._impath!r}, {self._label}, domain={self._domain}, classname={self._classname!r})"
@@ -206,33 +194,13 @@ class DatasetBase:
         """Lines to warn of."""
         return odd_items(train_x, val, test)
 
-    @property
-    def train_x(self):
-        return self._train_x
-
-    @property
-    def train_u(self):
-        return self._train_u
-
-    @property
-    def val(self):
-        return self._val
-
-    @property
-    def test(self):
-        return self._test
-
-    @property
-    def lab2cname(self):
-        return self._lab2cname
-
-    @property
-    def classnames(self):
-        return self._classnames
-
-    @property
-    def num_classes(self):
-        return self._num_classes
+    train_x = property(attrgetter("_train_x"))
+    train_u = property(attrgetter("_train_u"))
+    val = property(attrgetter("_val"))
+    test = property(attrgetter("_test"))
+    lab2cname = property(attrgetter("_lab2cname"))
+    classnames = property(attrgetter("_classnames"))
+    num_classes = property(attrgetter("_num_classes"))
 
     @staticmethod
     def get_num_classes(data_source):
@@ -296,12 +264,8 @@ class DatasetBase:
         else:
             download_url(url, dst)
         get_logger().info("Extracting file ...")
-        if str(dst).endswith(".zip"):
-            with zipfile.ZipFile(dst) as archive:
-                archive.extractall(folder)
-        else:
-            with tarfile.open(dst) as archive:
-                archive.extractall(folder, filter="data")  # refuses paths that leave the folder
+        safe = {} if str(dst).endswith(".zip") else {"filter": "data"}  # refuses paths that leave the folder, as zip's
+        shutil.unpack_archive(dst, folder, **safe)
 
 
 def _split(items, keys):

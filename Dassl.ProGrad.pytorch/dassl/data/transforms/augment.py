@@ -1,6 +1,7 @@
 """Augmentations that torchvision lacks. H, W: height and width of the picture or tensor."""
 
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,14 +9,14 @@ import torchvision.transforms.functional as F
 from torchvision.transforms import InterpolationMode
 
 
+@dataclass(eq=False)
 class Random2DTranslation:
     """With probability p: enlarge to 9/8 of (height, width), crop at random; else resize. PIL in, PIL out."""
 
-    def __init__(self, height, width, p=0.5, interpolation=InterpolationMode.BILINEAR):
-        self.height = height
-        self.width = width
-        self.p = p
-        self.interpolation = interpolation
+    height: int
+    width: int
+    p: float = 0.5
+    interpolation: InterpolationMode = InterpolationMode.BILINEAR
 
     def __call__(self, img):
         if random.uniform(0, 1) > self.p:
@@ -29,12 +30,12 @@ class Random2DTranslation:
         return f"Random2DTranslation(size=({self.height}, {self.width}), p={self.p})"
 
 
+@dataclass(eq=False)
 class Cutout:
     """Zeroes n squares of side `length` at random places of (3, H, W) (DeVries and Taylor 2017)."""
 
-    def __init__(self, n_holes=1, length=16):
-        self.n_holes = n_holes
-        self.length = length
+    n_holes: int = 1
+    length: int = 16
 
     def __call__(self, img):
         height, width = img.shape[-2:]
@@ -45,37 +46,28 @@ class Cutout:
             img[..., top : y + self.length // 2, left : x + self.length // 2] = 0
         return img
 
-    def __repr__(self):
-        return f"Cutout(n_holes={self.n_holes}, length={self.length})"
 
-
+@dataclass(eq=False)
 class GaussianNoise:
     """Adds normal noise to a tensor with probability p."""
 
-    def __init__(self, mean=0.0, std=0.15, p=0.5):
-        self.mean = mean
-        self.std = std
-        self.p = p
+    mean: float = 0.0
+    std: float = 0.15
+    p: float = 0.5
 
     def __call__(self, img):
         if random.uniform(0, 1) > self.p:
             return img
         return img + torch.randn(img.size()) * self.std + self.mean
 
-    def __repr__(self):
-        return f"GaussianNoise(mean={self.mean}, std={self.std}, p={self.p})"
 
-
+@dataclass(eq=False)
 class InstanceNormalization:
     """Zero mean and unit (unbiased) deviation per channel of a (3, H, W) tensor."""
 
-    def __init__(self, eps=1e-8):
-        self.eps = eps
+    eps: float = 1e-8
 
     def __call__(self, img):
         pixels = img.flatten(1)  # (3, H*W)
         mean, std = pixels.mean(1)[:, None, None], pixels.std(1)[:, None, None]
         return (img - mean) / (std + self.eps)
-
-    def __repr__(self):
-        return f"InstanceNormalization(eps={self.eps})"
