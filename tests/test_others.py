@@ -13,6 +13,7 @@ from dassl.clip import text_classifier
 from dassl.engine.launch import AlreadyFinished
 from dassl.engine.others import other_sets, score_others
 from dassl.utils import UserError
+from mergetune import merge
 from tests.fixtures.coop_runs import Runs, built, results, shared, stage1  # noqa: F401
 from tests.fixtures.image_folders import write_split
 
@@ -115,6 +116,18 @@ def test_an_average_is_of_clip_with_the_common_words(run, stage1):  # noqa: F811
     trainer.test()
     assert (row["correct"], row["total"]) == (trainer.evaluator.correct, 27)
     assert row["template"].startswith("mean of 'a photo of a {}.' and learned prompt")
+
+
+def test_a_merge_that_evaluates_itself_scores_them_too(run, stage1, tmp_path):  # noqa: F811
+    line = ["--method", "ties", "--density", "0.2", "--scale", "1", str(stage1), "--out", str(tmp_path / "ties")]
+    line += ["--root", str(run.data), "--eval", "base", "new", "--others"]
+    for asked in ("eurosat", "[eurosat, dtd]"):  # the second completes what the first has left
+        merge.main([*line, asked])
+    assert "others" not in results(tmp_path / "ties" / "eval_base")
+    entry = results(tmp_path / "ties" / "eval_new")["others"]
+    assert entry["asked"] == ["eurosat", "dtd"] and list(entry["sets"]) == ["EuroSAT", "DescribableTextures"]
+    row = entry["sets"]["EuroSAT"]
+    assert (row["correct"], row["total"]) == alone(run, "merged", "eurosat", "--model-dir", tmp_path / "ties")
 
 
 def test_a_model_that_is_bound_to_its_classes_says_so(run):
