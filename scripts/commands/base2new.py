@@ -57,7 +57,6 @@ _COOP = Command(
     arguments=("DATASET", "SEED"),
     defaults={"CFG": "vit_b16_ep100_ctxv1", "SHOTS": "16"},
     trainer="CoOp",
-    config="CoOp/{CFG}",
     output="output_coop/train_base/{DATASET}/shots_{SHOTS}/CoOp/{CFG}/seed{SEED}",
     subset="base",
 )
@@ -65,7 +64,6 @@ _COOP_LMC = Command(
     arguments=LMC_ARGUMENTS,
     defaults={"SHOTS": "16"},
     trainer="CoOp_LMC",
-    config="CoOp_LMC/{CFG}",
     output="output_KgCoOp_COOP_LMC/CoOp/train_base/{DATASET}/{LOSS_TYPE}/shots_{SHOTS}_{CLIP_WEIGHT}_{W_LMC}"
     "/KgCoOp_COOP_LMC/{CFG}/seed{SEED}",
     subset="base",
@@ -82,7 +80,6 @@ _PROMPTKD = Command(
         "TEACHER_DIR": of_run("promptsrc/base2new_train"),
     },
     trainer="PromptKD",
-    config="PromptKD/{CFG}",
     output="output_PromptKD/base2new/train_base/{DATASET}/shots_{SHOTS}/PromptKD/{CFG}/seed_{SEED}",
     subset="all",
     teacher="promptsrc/base2new_train",
@@ -122,7 +119,6 @@ METHODS: dict[str, Method] = {
             forms=(("DATASET", "SEED"),),
             defaults={"CFG": "vit_b16_ep100_ctxv1", "SHOTS": "16", "W": "8.0"},
             trainer="KgCoOp",
-            config="KgCoOp/{CFG}",
             output="output_KgCoOp/base2new/train_base/{DATASET}/shots_{SHOTS}_{W}/KgCoOp/{CFG}/seed{SEED}",
             subset="base",
             pairs=("TRAINER.COOP.W", "{W}"),
@@ -136,7 +132,6 @@ METHODS: dict[str, Method] = {
             forms=(KGCOOP_LMC_FORM,),
             defaults={"SHOTS": "16", "LOSS_TYPE": "cosine", "COOP_LMC": "True"},
             trainer="KgCoOp_LMC",
-            config="KgCoOp_LMC/{CFG}",
             output=_COOP_LMC.output.replace("output_KgCoOp_COOP_LMC/CoOp/", "output_KgCoOp_LMC/KgCoOp/"),
             stage1="kgcoop/base2new_train",
         ),
@@ -149,7 +144,6 @@ METHODS: dict[str, Method] = {
             forms=(("DATASET", "SEED"),),
             defaults={"SHOTS": "16", "CFG": of_toy("vit_b16_ep20", "vit_b16_ep5")},
             trainer="MultiModalAdapter",
-            config="MultiModalAdapter/{CFG}",
             output="output_MMA/base2new/train_base/{DATASET}/shots_{SHOTS}/MultiModalAdapter/seed{SEED}",
             subset="base",
         ),
@@ -161,7 +155,6 @@ METHODS: dict[str, Method] = {
             arguments=("DATASET", "W_LMC", "CFG", "SEED"),
             defaults={"SHOTS": "16"},
             trainer="MMA_LMC",
-            config="MMA_LMC/{CFG}",
             output="output_MMA_LMC/base2new/train_base/{DATASET}/shots_{SHOTS}_{W_LMC}/MMA_LMC/{CFG}/seed{SEED}",
             subset="base",
             stage1="mma/base2new_train",
@@ -175,7 +168,6 @@ METHODS: dict[str, Method] = {
             arguments=("DATASET", "SEED"),
             defaults={"CFG": of_toy("vit_b16_c2_ep20_batch4_4+4ctx", "vit_l14_c2_ep20_batch8_4+4ctx"), "SHOTS": "16"},
             trainer="PromptSRC",
-            config="PromptSRC/{CFG}",
             output="output_PromptSRC/base2new/train_base/{DATASET}/shots_{SHOTS}/PromptSRC/{CFG}/seed{SEED}",
             subset="base",
         ),
@@ -197,7 +189,6 @@ METHODS: dict[str, Method] = {
             },
             folders=("STUDENT_DIR",),
             trainer="PromptKD_LMC",
-            config="PromptKD_LMC/{CFG}",
             output="output_PromptKD_LMC/base2new/train_base/{DATASET}/shots_{SHOTS}/PromptKD_LMC"
             "/{LAMBDA}_{BETA}_{N}_{KD_WEIGHT}/{CFG}/seed_{SEED}",
             stage1="promptkd/base2new_train",
@@ -217,6 +208,13 @@ def evaluation(method: Method, what: str, subset: str) -> Command:
     return replace(own, output=output, subset=subset, evaluates=method.script("base2new_train"), stage1="")
 
 
+def zero_shot(trainer: str, folder: str, where: str, **fields) -> Command:
+    """CLIP as it is, or averaged with what stage 1 has trained. where: in output_{folder}, with its data set."""
+    usual = {"forms": (("DATASET", "SEED", "CFG"),), "defaults": {"CFG": "vit_b16", "SHOTS": "16"}}
+    output = f"output_{folder}/{where}/{trainer}/{{CFG}}/seed{{SEED}}"
+    return Command(("DATASET", "SEED"), output, trainer, **usual | fields, eval_only=True)
+
+
 def _commands() -> dict[str, Command]:
     found = {}
     for method in METHODS.values():
@@ -226,27 +224,11 @@ def _commands() -> dict[str, Command]:
     for what, subset in TESTS.items():
         mma = found[f"mma/{what}"]
         found[f"mma/{what}"] = replace(mma, forms=(*mma.forms, (*mma.arguments, "LOADEP")))  # as the authors' script
-        for folder, trainer in (("zsclip", "ZeroshotCLIP"), ("zsclip2", "ZeroshotCLIP2")):
-            found[f"{folder}/{what}"] = Command(
-                arguments=("DATASET", "SEED"),
-                forms=(("DATASET", "SEED", "CFG"),) if folder == "zsclip" else (),
-                defaults={"CFG": "vit_b16", "SHOTS": "16"},
-                trainer=trainer,
-                config=f"{trainer}/{{CFG}}",
-                output=f"output_{folder}/evaluate/test_{subset}/{{DATASET}}/shots_{{SHOTS}}/{trainer}/{{CFG}}/seed{{SEED}}",
-                subset=subset,
-                eval_only=True,
-            )
-        found[f"coop_average/{what}"] = Command(
-            arguments=("DATASET", "SEED"),
-            defaults={"CFG": "vit_b16", "SHOTS": "16"},
-            trainer="CoOp_Average",
-            config="CoOp_Average/{CFG}",
-            output=f"output_average/CoOp/evaluate/test_{subset}/{{DATASET}}/shots_{{SHOTS}}/CoOp_Average/{{CFG}}/seed{{SEED}}",
-            subset=subset,
-            stage1="coop/base2new_train",
-            eval_only=True,
-        )
+        half = {"where": f"evaluate/test_{subset}/{{DATASET}}/shots_{{SHOTS}}", "subset": subset}
+        found[f"zsclip/{what}"] = zero_shot("ZeroshotCLIP", "zsclip", **half)
+        found[f"zsclip2/{what}"] = zero_shot("ZeroshotCLIP2", "zsclip2", **half, forms=())
+        average = zero_shot("CoOp_Average", "average/CoOp", **half, forms=(), stage1="coop/base2new_train")
+        found[f"coop_average/{what}"] = average
     return found
 
 

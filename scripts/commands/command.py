@@ -35,7 +35,6 @@ class Command:
     arguments: tuple[str, ...]  # in order
     output: str  # below OUTPUT
     trainer: str = ""
-    config: str = ""  # below configs/trainers
     subset: str = "all"  # base, new or all
     protocol: str = "base2novel"  # cfg.TRAINER.MODAL
     evaluates: str = ""  # name of the command whose run this one evaluates
@@ -56,6 +55,11 @@ class Command:
     marker: str = "results.json"  # what a finished run has left in its folder; "": the module skips what is finished
     left: Callable[[Arguments], list[Path]] | None = None  # in the marker's place, where that is ""
     follows: Callable[[Arguments], str] | None = None  # name of the command whose stream this one evaluates
+
+    @property
+    def config(self) -> str:
+        """The method's yaml, below configs/trainers."""
+        return f"{self.trainer}/{{CFG}}" if self.trainer else ""
 
     def from_environment(self) -> Arguments:
         """Arguments that the environment gives."""
@@ -117,7 +121,7 @@ def folder_keys(command: Command) -> dict[str, str]:
 
 def canonical(command: Command, key: str) -> str:
     """A config key by the name that the command's trainer has for it now."""
-    if not command.trainer or not key.startswith(("TRAINER.COOP.", "TRAINER.PROMPTKD.")):
+    if command.module or not key.startswith(("TRAINER.COOP.", "TRAINER.PROMPTKD.")):
         return key
     import mergetune.trainers  # noqa: F401  registers them
     from dassl.engine import TRAINER_REGISTRY

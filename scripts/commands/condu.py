@@ -4,6 +4,7 @@ Each seed is one process that runs what its folder has not finished. CFG chooses
 """
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from .command import OVERWRITE, Arguments, Command, run_folder
@@ -20,8 +21,16 @@ EVALUATION = {
     for prefix, protocol in (("eval_", "mtil"), ("eval_agnostic_", "agnostic"))
     for kind in ("FT", "LoRA")
 }
-OUTPUT = "mtil/{CFG}/order_{LABEL}/seed{SEED}"
-DEFAULTS = {"ORDER": "I", "LABEL": lambda arguments: arguments["ORDER"].replace(",", "-"), "FLAGS": ""}
+_STREAM = Command(
+    arguments=("ORDER",),
+    forms=((),),
+    defaults={"ORDER": "I", "LABEL": lambda arguments: arguments["ORDER"].replace(",", "-"), "FLAGS": ""},
+    trainer="ConDU",
+    output="mtil/{CFG}/order_{LABEL}/seed{SEED}",
+    protocol="mtil",
+    module="scripts.condu.stream",
+    marker="",
+)
 
 
 def _common(arguments: Arguments) -> list[str]:
@@ -39,7 +48,7 @@ def _trained(arguments: Arguments) -> list[Path]:
     """The results of every session."""
     from scripts.condu.orders import tasks_of
 
-    home = run_folder(COMMANDS["condu/MTIL_FT"], arguments) / "sessions"
+    home = run_folder(_STREAM, arguments) / "sessions"
     return [home / f"{index}_{task}" / "results.json" for index, task in enumerate(tasks_of(arguments["ORDER"]))]
 
 
@@ -50,52 +59,39 @@ def _trains(arguments: Arguments) -> str:
 
 
 def training(cfg: str) -> Command:
-    return Command(
-        arguments=("ORDER",),
-        forms=((),),
+    return replace(
+        _STREAM,
         flags=("--keep-experts", OVERWRITE),
         environment={"CFG": cfg, "GPUS": "1"},
-        defaults=DEFAULTS,
-        config="ConDU/{CFG}",
-        output=OUTPUT,
-        protocol="mtil",
-        module="scripts.condu.stream",
         words=lambda arguments: [
             *("train", *_common(arguments), "--gpus", arguments["GPUS"]),
             *arguments["FLAGS"].split(),
         ],
         lines=_sessions,
-        marker="",
         left=_trained,
     )
 
 
 def evaluation(cfg: str, protocol: str) -> Command:
     def words(arguments: Arguments) -> list[str]:
-        trained = run_folder(COMMANDS["condu/MTIL_FT"], arguments)  # the same folder for every CFG's script
-        return [f"eval-{protocol}", *_common(arguments), "--run", str(trained), *arguments["FLAGS"].split()]
+        trained = str(run_folder(_STREAM, arguments))
+        return [f"eval-{protocol}", *_common(arguments), "--run", trained, *arguments["FLAGS"].split()]
 
     def evaluated(arguments: Arguments) -> list[Path]:
         """The results of every vote, and of every label space where the task is unknown."""
         from condu.evaluation import LABELS
         from condu.voting import PRESETS
 
-        out = run_folder(COMMANDS["condu/MTIL_FT"], arguments)
+        out = run_folder(_STREAM, arguments)
         middles = [f"_{labels}" for labels in LABELS] if protocol == "agnostic" else [""]
         return [out / f"{protocol}{middle}_{vote}" / "results.json" for middle in middles for vote in PRESETS]
 
-    return Command(
-        arguments=("ORDER",),
-        forms=((),),
+    return replace(
+        _STREAM,
         flags=(OVERWRITE,),
         environment={"CFG": cfg},
-        defaults=DEFAULTS,
-        config="ConDU/{CFG}",
-        output=f"{OUTPUT}/{protocol}",
-        protocol="mtil",
-        module="scripts.condu.stream",
+        output=f"{_STREAM.output}/{protocol}",
         words=words,
-        marker="",
         left=evaluated,
         follows=_trains,
     )

@@ -1,9 +1,8 @@
 """Merging without training: CLIP and a stage-1 run of base-to-new, by any method of `mergetune.merge`."""
 
-from .base2new import METHODS
+from .base2new import COMMANDS as BASE2NEW
 from .command import Arguments, Command, of_stage1, others, run_folder
 
-STAGE1 = {method.folder: method.train for method in METHODS.values() if not method.suffix}
 TWO_PARENTS = ("average", "slerp")  # the others start at CLIP and take the run alone
 
 
@@ -13,7 +12,7 @@ def _own(arguments: Arguments) -> Arguments:
 
 
 def _words(arguments: Arguments) -> list[str]:
-    train = STAGE1[arguments["STAGE1"]]
+    train = BASE2NEW[f"{arguments['STAGE1']}/base2new_train"]
     given = {key: arguments[key] for key in ("DATASET", "SEED", "SHOTS")} | _own(arguments)
     run = str(run_folder(train, train.complete(given)))
     clip = ["zero-shot"] if arguments["METHOD"] in TWO_PARENTS else []

@@ -6,27 +6,15 @@ the target first, and the source last where it is not the usual one.
 
 from dataclasses import replace
 
-from .base2new import METHODS, Method
+from .base2new import METHODS, zero_shot
 from .command import Command, source_of
 
 NAMES = ("CoOp", "CoOp_LMC", "KgCoOp", "KgCoOp_LMC", "MultiModalAdapter", "MMA_LMC")
-STAGE1 = {"CoOp_LMC": "CoOp", "KgCoOp_LMC": "KgCoOp", "MMA_LMC": "MultiModalAdapter"}
 TRANSFER = {"xd_test": "cross", "dg_test": "dg"}  # script -> protocol
 
 
-def stage1_script(name: str, what: str) -> str:
-    """The script of the stage-1 method behind a stage-2 one, "" for a method of stage 1."""
-    return METHODS[STAGE1[name]].script(what) if name in STAGE1 else ""
-
-
-def forms(command: Command) -> tuple[tuple[str, ...], ...]:
-    """Every list of arguments that a command takes."""
-    return (command.arguments, *command.forms)
-
-
-def source_training(name: str, method: Method) -> Command:
+def source_training(own: Command) -> Command:
     """Training on all classes of the source. With nothing but a SEED it is ImageNet, as in CoOp's scripts."""
-    own = method.train
     short = set(own.arguments) - set(own.defaults) == {"DATASET", "SEED"}
     return replace(
         own,
@@ -35,14 +23,16 @@ def source_training(name: str, method: Method) -> Command:
         forms=(*own.forms, ("SEED",)) if short else own.forms,
         defaults={"DATASET": "imagenet"} | own.defaults if short else own.defaults,
         output=own.output.replace("base2new/", "").replace("train_base", "cross/train"),
-        stage1=stage1_script(name, "xd_train"),
+        stage1=own.stage1.replace("base2new", "xd"),
     )
 
 
 def transfer(train: Command, script: str, protocol: str) -> Command:
     """The test of a source model on another data set."""
-    with_source = tuple((*form, "SOURCE") for form in forms(train) if "DATASET" in form)
-    taken = {len(form) for form in forms(train)}
+    forms = (train.arguments, *train.forms)
+    with_source = tuple((*form, "SOURCE") for form in forms if "DATASET" in form)
+    taken = {len(form) for form in forms}
+    output = train.output.replace("train/{DATASET}", "test/{SOURCE}_to_{DATASET}")
     return replace(
         train,
         protocol=protocol,
@@ -51,16 +41,15 @@ def transfer(train: Command, script: str, protocol: str) -> Command:
             *(form for form in with_source if len(form) not in taken),
         ),
         defaults={key: value for key, value in train.defaults.items() if key != "DATASET"} | {"SOURCE": source_of},
-        output=train.output.replace("cross/train/{DATASET}", f"{protocol}/test/{{SOURCE}}_to_{{DATASET}}"),
+        output=output.replace("/cross/", f"/{protocol}/"),
         evaluates=script,
         stage1="",
     )
 
 
-def fewshot_training(name: str, method: Method) -> Command:
+def fewshot_training(own: Command) -> Command:
     """Training on SHOTS pictures of every class."""
-    own = method.train
-    arguments, *others = (("DATASET", "SHOTS", *form[1:]) for form in forms(own))
+    arguments, *others = (("DATASET", "SHOTS", *form[1:]) for form in (own.arguments, *own.forms))
     return replace(
         own,
         arguments=arguments,
@@ -69,7 +58,7 @@ def fewshot_training(name: str, method: Method) -> Command:
         subset="all",
         protocol="fewshot",
         output=own.output.replace("base2new/", "").replace("train_base", "fewshot/train"),
-        stage1=stage1_script(name, "fewshot_train"),
+        stage1=own.stage1.replace("base2new", "fewshot"),
     )
 
 
@@ -79,44 +68,31 @@ def fewshot_test(train: Command, script: str) -> Command:
     return replace(train, output=output, evaluates=script, stage1="")
 
 
-def zero_shot(folder: str, trainer: str, protocol: str) -> Command:
-    """CLIP on all classes of a data set: the line that a protocol's methods start from."""
-    return Command(
-        arguments=("DATASET", "SEED"),
-        forms=(("DATASET", "SEED", "CFG"),),
-        defaults={"CFG": "vit_b16", "SHOTS": "16"},
-        trainer=trainer,
-        config=f"{trainer}/{{CFG}}",
-        output=f"output_{folder}/{protocol}/test/{{DATASET}}/{trainer}/{{CFG}}/seed{{SEED}}",
-        subset="all",
-        protocol=protocol,
-        eval_only=True,
-    )
-
-
 def average(protocol: str) -> Command:
     """The average of CLIP's class vectors and those of CoOp's source model, on another data set."""
-    return replace(
-        zero_shot("average/CoOp", "CoOp_Average", protocol),
+    return zero_shot(
+        "CoOp_Average",
+        "average/CoOp",
+        f"{protocol}/test/{{SOURCE}}_to_{{DATASET}}",
         forms=(("DATASET", "SEED", "SOURCE"),),
         defaults={"CFG": "vit_b16", "SHOTS": "16", "SOURCE": source_of},
-        output=f"output_average/CoOp/{protocol}/test/{{SOURCE}}_to_{{DATASET}}/CoOp_Average/{{CFG}}/seed{{SEED}}",
+        protocol=protocol,
         stage1="coop/xd_train",
     )
 
 
 def _commands() -> dict[str, Command]:
     found = {}
-    for name in NAMES:
-        method = METHODS[name]
-        source = found[method.script("xd_train")] = source_training(name, method)
+    for method in map(METHODS.get, NAMES):
+        source = found[method.script("xd_train")] = source_training(method.train)
         for what, protocol in TRANSFER.items():
             found[method.script(what)] = transfer(source, method.script("xd_train"), protocol)
-        shots = found[method.script("fewshot_train")] = fewshot_training(name, method)
+        shots = found[method.script("fewshot_train")] = fewshot_training(method.train)
         found[method.script("fewshot_test")] = fewshot_test(shots, method.script("fewshot_train"))
     found |= {f"coop_average/{what}": average(protocol) for what, protocol in TRANSFER.items()}
-    for what, protocol in {**TRANSFER, "fewshot_test": "fewshot"}.items():
-        found[f"zsclip/{what}"] = zero_shot("zsclip", "ZeroshotCLIP", protocol)
+    for what, protocol in {**TRANSFER, "fewshot_test": "fewshot", "robust_test": "robust"}.items():
+        where = f"{protocol}/test/{{DATASET}}"
+        found[f"zsclip/{what}"] = zero_shot("ZeroshotCLIP", "zsclip", where, protocol=protocol)
     return found
 
 

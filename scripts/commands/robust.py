@@ -3,54 +3,19 @@
 LinearProbe trains CLIP's head on frozen features, FineTune the whole image tower too; both start at zero-shot CLIP.
 """
 
-from dataclasses import replace
-
 from .base2new import of_toy
-from .command import Arguments, Command, run_folder, source_of
-from .protocols import zero_shot
+from .command import Arguments, Command, run_folder
+from .protocols import transfer
 
 STAGE1 = {"linear_probe": "LinearProbe", "finetune": "FineTune"}
 TOY_SHIFTS = ("toy_objects_sketch", "toy_objects_noise", "toy_objects_dark", "toy_objects_rotation")
 SHIFTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 
 
-def training(folder: str, trainer: str) -> Command:
-    return Command(
-        arguments=("DATASET", "SEED"),
-        forms=(("SEED",),),
-        defaults={"DATASET": "imagenet", "CFG": of_toy("toy", "vit_b16"), "SHOTS": "0"},
-        trainer=trainer,
-        config=f"{trainer}/{{CFG}}",
-        output=f"output_robust/{folder}/train/{{DATASET}}/{trainer}/{{CFG}}/seed{{SEED}}",
-        subset="all",
-        protocol="robust",
-    )
-
-
-def continued(stage1: Command, script: str, folder: str, trainer: str) -> Command:
-    """MERGETUNE on either; CFG is its preset."""
-    return replace(
-        stage1,
-        arguments=("DATASET", "CFG", "SEED"),
-        forms=(),
-        defaults={"SHOTS": "0"},
-        trainer=trainer,
-        config=f"{trainer}/{{CFG}}",
-        output=f"output_robust/{folder}/train/{{DATASET}}/{trainer}/{{CFG}}/seed{{SEED}}",
-        stage1=script,
-    )
-
-
-def test_of(train: Command, script: str) -> Command:
-    """The test of a model on the source or a shifted set of the same classes."""
-    return replace(
-        train,
-        forms=((*train.arguments, "SOURCE"),),
-        defaults={key: value for key, value in train.defaults.items() if key != "DATASET"} | {"SOURCE": source_of},
-        output=train.output.replace("train/{DATASET}", "test/{SOURCE}_to_{DATASET}"),
-        evaluates=script,
-        stage1="",
-    )
+def training(folder: str, trainer: str, **fields) -> Command:
+    """Of stage 1, or of MERGETUNE on it."""
+    output = f"output_robust/{folder}/train/{{DATASET}}/{trainer}/{{CFG}}/seed{{SEED}}"
+    return Command(trainer=trainer, output=output, protocol="robust", **fields)
 
 
 def shifts(dataset: str) -> tuple[str, ...]:
@@ -86,14 +51,15 @@ def trained(arguments: Arguments) -> str:
 
 
 def _commands() -> dict[str, Command]:
-    found = {"zsclip/robust_test": zero_shot("zsclip", "ZeroshotCLIP", "robust")}
-    found |= {f"robust/{kind}_ensemble": ensemble(kind) for kind in ("weight", "output")}
+    found = {f"robust/{kind}_ensemble": ensemble(kind) for kind in ("weight", "output")}
+    usual = {"DATASET": "imagenet", "CFG": of_toy("toy", "vit_b16"), "SHOTS": "0"}
     for name, trainer in STAGE1.items():
         first, second = f"robust/{name}_train", f"robust/{name}_LMC_train"
-        found[first] = training(name, trainer)
-        found[second] = continued(found[first], first, f"{name}_LMC", f"{trainer}_LMC")
+        found[first] = training(name, trainer, arguments=("DATASET", "SEED"), forms=(("SEED",),), defaults=usual)
+        lmc = {"arguments": ("DATASET", "CFG", "SEED"), "defaults": {"SHOTS": "0"}, "stage1": first}
+        found[second] = training(f"{name}_LMC", f"{trainer}_LMC", **lmc)
         for script in (first, second):
-            found[script.replace("train", "test")] = test_of(found[script], script)
+            found[script.replace("train", "test")] = transfer(found[script], script, "robust")
     return found
 
 
