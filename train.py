@@ -225,18 +225,6 @@ def differences(argv: list[str], memo: dict | None = None) -> list[str]:
     return recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=eval_only, memo=memo, **scored)
 
 
-def check(cfg, recipe, evaluates) -> dict:
-    """The numbers that --check found. UserError if the run should not start."""
-    from dassl.engine.lint import lint
-    from dassl.engine.preflight import preflight
-    from dassl.utils import UserError
-
-    found = preflight(cfg, evaluates=evaluates, recipe=lint(recipe, cfg), data_check=check_public)
-    if found.problems:
-        raise UserError(f"--check found: {'; '.join(found.problems)}")
-    return found.values
-
-
 def check_public(cfg) -> tuple[list[str], list[str]]:
     """Lines and problems of a data set that tables are made of: is it the one that others have?"""
     from datasets.tools.check import check as check_dataset
@@ -254,8 +242,15 @@ def run_config(args: argparse.Namespace, cfg, recipe, argv: list[str]) -> dict:
 
     eval_only, model_dir, row = evaluated(args)
     if args.check:
-        alone = evaluates(cfg, eval_only, model_dir)
-        return check(cfg, recipe, (model_dir, args.load_epoch) if alone else None)
+        from dassl.engine.lint import lint
+        from dassl.engine.preflight import preflight
+        from dassl.utils import UserError
+
+        alone = (model_dir, args.load_epoch) if evaluates(cfg, eval_only, model_dir) else None
+        found = preflight(cfg, evaluates=alone, recipe=lint(recipe, cfg), data_check=check_public)
+        if found.problems:
+            raise UserError(f"--check found: {'; '.join(found.problems)}")
+        return found.values
     return run(
         cfg,
         eval_only=eval_only,

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from datasets import PUBLIC
 from scripts.commands import COMMANDS
@@ -29,7 +29,6 @@ class Pair:
     before: tuple[str, ...] = ()
     average: bool = False  # of class vectors
     merges: tuple[str, ...] = ()  # of weights; WiSE-FT at alpha 0.5 is the average
-    card: bool = True
     ends: tuple[str, ...] = ()  # zero-shot CLIP of stage 2 where it may have other templates: CFGs of ZeroshotCLIP
 
 
@@ -68,11 +67,6 @@ PROTOCOLS = {
 TRANSFER = {"cross": "xd_test", "dg": "dg_test"}
 
 
-def step(command: str, given: Arguments, **more) -> Step:
-    """A step without its defaults: `with_keys` completes it."""
-    return Step(command, given, **more)
-
-
 def stages(pair: Pair, what: str, cell: Arguments, presets: Iterable[str]) -> Iterator[tuple[str, Arguments]]:
     """Stage 1 and each preset of stage 2: the method, and the arguments that repeat its yaml."""
     yield pair.stage1, {}
@@ -83,14 +77,14 @@ def stages(pair: Pair, what: str, cell: Arguments, presets: Iterable[str]) -> It
 
 def zero_shot(test: str, cell: Arguments, ends: Iterable[str]) -> Iterator[Step]:
     """Zero-shot CLIP, and each of the `ends` that has another template on this data set."""
-    yield step(f"zsclip/{test}", cell)
+    yield Step(f"zsclip/{test}", cell)
     known = templates(cell["DATASET"])
     taken = {known["coop"]}
     for cfg in ends:
         name = yaml_values(f"ZeroshotCLIP/{cfg}")["TRAINER.ZEROSHOT.TEMPLATES"]
         if (prompt := known.get(name, name)) not in taken:
             taken.add(prompt)
-            yield step(f"zsclip/{test}", cell | {"CFG": cfg})
+            yield Step(f"zsclip/{test}", cell | {"CFG": cfg})
 
 
 @lru_cache
@@ -116,15 +110,14 @@ def base2new(pair: Pair, cell: Arguments, presets: Iterable[str]) -> Iterator[St
         yield from zero_shot(what, cell, pair.ends)
     before = [(name, {}) for name in pair.before]
     for name, arguments in (*before, *stages(pair, "base2new_train", cell, presets)):
-        card = pair.card and name == pair.stage2
-        yield step(METHODS[name].script("base2new_train"), cell | arguments, card=card)
-        yield from (step(METHODS[name].script(what), cell | arguments) for what in TESTS)
+        yield Step(METHODS[name].script("base2new_train"), cell | arguments, card=name == pair.stage2)
+        yield from (Step(METHODS[name].script(what), cell | arguments) for what in TESTS)
         if name == pair.stage1:
-            yield from (step(f"coop_average/{what}", cell) for what in TESTS if pair.average)
+            yield from (Step(f"coop_average/{what}", cell) for what in TESTS if pair.average)
             for merge in pair.merges:
-                yield step("merge/base2new", cell | {"METHOD": merge, "STAGE1": METHODS[name].folder})
+                yield Step("merge/base2new", cell | {"METHOD": merge, "STAGE1": METHODS[name].folder})
         elif is_chosen_as_released(METHODS[name], arguments):
-            yield from (step(METHODS[name].script(what), cell | arguments | {"LOADEP": "last"}) for what in TESTS)
+            yield from (Step(METHODS[name].script(what), cell | arguments | {"LOADEP": "last"}) for what in TESTS)
 
 
 def is_chosen_as_released(method: Method, arguments: Arguments) -> bool:
@@ -139,10 +132,10 @@ def transfer(pair: Pair, cell: Arguments, presets: Iterable[str], protocol: str)
     for place in places:
         yield from zero_shot(test, place, pair.ends[:-1])  # no weights are merged here
     for name, arguments in stages(pair, "xd_train", cell, presets):
-        yield step(METHODS[name].script("xd_train"), cell | arguments)
-        yield from (step(METHODS[name].script(test), place | arguments) for place in places)
+        yield Step(METHODS[name].script("xd_train"), cell | arguments)
+        yield from (Step(METHODS[name].script(test), place | arguments) for place in places)
     if pair.average:
-        yield from (step(f"coop_average/{test}", place) for place in places)
+        yield from (Step(f"coop_average/{test}", place) for place in places)
 
 
 def fewshot(pair: Pair, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
@@ -150,7 +143,7 @@ def fewshot(pair: Pair, cell: Arguments, presets: Iterable[str]) -> Iterator[Ste
     yield from zero_shot("fewshot_test", cell, pair.ends[:-1])
     for name, arguments in stages(pair, "fewshot_train", cell, presets):
         for shots, what in itertools.product(SHOTS, ("fewshot_train", "fewshot_test")):
-            yield step(METHODS[name].script(what), cell | arguments | {"SHOTS": shots})
+            yield Step(METHODS[name].script(what), cell | arguments | {"SHOTS": shots})
 
 
 def robust(name: str, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
@@ -161,10 +154,10 @@ def robust(name: str, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]
     cfgs = [{"CFG": f"{preset}_toy" if is_toy(cell) else preset} for preset in PRESETS[1:] if preset in presets]
     for script, sets in ((ROBUST[name], [{}]), (f"{ROBUST[name]}_LMC", cfgs)):
         for arguments in sets:
-            yield step(f"robust/{script}_train", cell | arguments)
-            yield from (step(f"robust/{script}_test", place | arguments) for place in places)
+            yield Step(f"robust/{script}_train", cell | arguments)
+            yield from (Step(f"robust/{script}_test", place | arguments) for place in places)
             for kind in ("weight", "output") if not arguments else ("weight",):  # output ensembles: of stage 1 alone
-                yield step(f"robust/{kind}_ensemble", cell | arguments | {"METHOD": script})
+                yield Step(f"robust/{kind}_ensemble", cell | arguments | {"METHOD": script})
 
 
 def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[str] = (), flags: str = "") -> list[Step]:
@@ -219,10 +212,9 @@ def cell_steps(
     pairs: KEY VALUE of each; presets: of stage 2.
     """
     cell = {"DATASET": dataset, "SEED": str(seed)}
-    if protocol == "robust":
-        return with_keys(robust(name, cell, presets), pairs)
-    steps, more = {"base2new": (base2new, ()), "fewshot": (fewshot, ())}.get(protocol, (transfer, (protocol,)))
-    whole = with_keys(steps(PAIRS[name], cell, presets, *more), pairs)
+    alone = {"base2new": base2new, "fewshot": fewshot, "robust": robust}
+    steps = alone.get(protocol) or partial(transfer, protocol=protocol)
+    whole = with_keys(steps(PAIRS.get(name, name), cell, presets), pairs)
     return [s for s in whole if "last_step" not in s.pairs or "LOADEP" not in s.arguments]  # which tests it anyway
 
 

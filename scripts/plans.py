@@ -15,19 +15,7 @@ from types import SimpleNamespace
 from scripts.commands import COMMANDS, folder
 from scripts.commands.base2new import METHODS, TESTS, Method
 from scripts.commands.command import OTHERS_KEY, OVERWRITE, ROOT, Arguments, checked_pairs, names_in, recipe
-from scripts.jobs import (
-    PRESETS,
-    PROTOCOLS,
-    PUBLIC,
-    STREAMS,
-    TUNINGS,
-    cell_steps,
-    sources,
-    step,
-    stream,
-    toy_sets,
-    with_keys,
-)
+from scripts.jobs import PRESETS, PROTOCOLS, PUBLIC, STREAMS, TUNINGS, cell_steps, sources, stream, toy_sets, with_keys
 from scripts.steps import Step, program
 
 OF_SWEEP = {"command": str, "cfg": str, "datasets": dict, "seeds": list, "grid": dict, "cells": list, "whole": bool}
@@ -213,14 +201,14 @@ def sweep_steps(sweep: SimpleNamespace, dataset: str, seed: int, pairs=()) -> li
 
 def halves(method: Method, arguments: Arguments, pairs: tuple[str, ...] = ()) -> list[Step]:
     """Training and both tests."""
-    return [step(method.script(what), arguments, pairs=pairs) for what in ("base2new_train", *TESTS)]
+    return [Step(method.script(what), arguments, pairs=pairs) for what in ("base2new_train", *TESTS)]
 
 
 def references(method: Method, own: Arguments, cell: dict[str, str]) -> list[Step]:
     """Zero-shot CLIP and the stage 1 of a method."""
     zero_shot = own | ({"CFG": cell[ZERO_SHOT]} if ZERO_SHOT in cell else {})
     first = own | ({"CFG": cell["STAGE1_CFG"]} if "STAGE1_CFG" in cell else {})
-    return [step(f"zsclip/{what}", zero_shot) for what in TESTS] + halves(method_of(method.train.stage1), first)
+    return [Step(f"zsclip/{what}", zero_shot) for what in TESTS] + halves(method_of(method.train.stage1), first)
 
 
 def read_table(path: str | Path) -> SimpleNamespace:

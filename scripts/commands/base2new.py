@@ -9,10 +9,7 @@ LMC_PAIRS = (
     *("TRAINER.LMC.LAMBDA", "{CLIP_WEIGHT}", "TRAINER.LMC.DISTANCE", "{LOSS_TYPE}"),
     *("TRAINER.LMC.ENABLED", "{COOP_LMC}", "TRAINER.LMC.BETA", "{W_LMC}"),
 )
-KGCOOP_LMC_FORM = ("DATASET", "CLIP_WEIGHT", "W_LMC", "SEED", "CFG")  # its LOSS_TYPE is cosine
 PROMPTKD_ARGUMENTS = ("DATASET", "SEED", "STUDENT_DIR", "KD_WEIGHT", "BETA", "N")
-PROMPTKD_CFG = "vit_b16_c2_ep20_batch8_4+4ctx"
-SIGLIP_CFG = "siglip2_b16_ep100_ctxv1"
 WEAKER_KD = ("fgvc_aircraft", "oxford_flowers", "dtd")  # PromptKD distils with 200 there, elsewhere with 1000
 TESTS = {"base2base_test": "base", "base2new_test": "new"}
 
@@ -41,11 +38,7 @@ def kd_weight(arguments: Arguments) -> str:
 
 def of_run(name: str):
     """A default: the folder of the run that another command makes on this data set and seed."""
-
-    def default(arguments: Arguments) -> str:
-        return str(run_folder(COMMANDS[name], first_arguments(COMMANDS[name], arguments)))
-
-    return default
+    return lambda arguments: str(run_folder(COMMANDS[name], first_arguments(COMMANDS[name], arguments)))
 
 
 def siglip_stage1(arguments: Arguments) -> str:
@@ -70,11 +63,10 @@ _COOP_LMC = Command(
     stage1="coop/base2new_train",
     pairs=LMC_PAIRS,
 )
-_SIGLIP = {"seeds": ("1", "2", "3")}
 _PROMPTKD = Command(
     arguments=("DATASET", "SEED"),
     defaults={
-        "CFG": PROMPTKD_CFG,
+        "CFG": "vit_b16_c2_ep20_batch8_4+4ctx",
         "SHOTS": "0",  # all training pictures, of all classes, without their labels
         "KD_WEIGHT": kd_weight,
         "TEACHER_DIR": of_run("promptsrc/base2new_train"),
@@ -94,10 +86,10 @@ METHODS: dict[str, Method] = {
         "_siglip2",
         replace(
             _COOP,
-            **_SIGLIP,
+            seeds=("1", "2", "3"),
             arguments=("DATASET",),
             forms=(("DATASET", "CFG"),),
-            defaults={"CFG": SIGLIP_CFG, "SHOTS": "16"},
+            defaults={"CFG": "siglip2_b16_ep100_ctxv1", "SHOTS": "16"},
         ),
     ),
     "CoOp_LMC on SigLIP 2": Method(
@@ -105,7 +97,7 @@ METHODS: dict[str, Method] = {
         "_coop_siglip2",
         replace(
             _COOP_LMC,
-            **_SIGLIP,
+            seeds=("1", "2", "3"),
             arguments=tuple(name for name in LMC_ARGUMENTS if name != "SEED"),
             defaults={"SHOTS": "16", "STAGE1_CFG": siglip_stage1},
             stage1="coop/base2new_train_siglip2",
@@ -129,7 +121,7 @@ METHODS: dict[str, Method] = {
         "_kgcoop",
         replace(
             _COOP_LMC,
-            forms=(KGCOOP_LMC_FORM,),
+            forms=(("DATASET", "CLIP_WEIGHT", "W_LMC", "SEED", "CFG"),),
             defaults={"SHOTS": "16", "LOSS_TYPE": "cosine", "COOP_LMC": "True"},
             trainer="KgCoOp_LMC",
             output=_COOP_LMC.output.replace("output_KgCoOp_COOP_LMC/CoOp/", "output_KgCoOp_LMC/KgCoOp/"),
@@ -201,13 +193,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-def evaluation(method: Method, what: str, subset: str) -> Command:
-    """The test of a method's training command on one half of the classes."""
-    own = method.train
-    output = own.output.replace("train_base", f"evaluate/test_{subset}")
-    return replace(own, output=output, subset=subset, evaluates=method.script("base2new_train"), stage1="")
-
-
 def zero_shot(trainer: str, folder: str, where: str, **fields) -> Command:
     """CLIP as it is, or averaged with what stage 1 has trained. where: in output_{folder}, with its data set."""
     usual = {"forms": (("DATASET", "SEED", "CFG"),), "defaults": {"CFG": "vit_b16", "SHOTS": "16"}}
@@ -218,9 +203,11 @@ def zero_shot(trainer: str, folder: str, where: str, **fields) -> Command:
 def _commands() -> dict[str, Command]:
     found = {}
     for method in METHODS.values():
-        found[method.script("base2new_train")] = method.train
+        name = method.script("base2new_train")
+        found[name] = train = method.train
         for what, subset in TESTS.items():
-            found[method.script(what)] = evaluation(method, what, subset)
+            output = train.output.replace("train_base", f"evaluate/test_{subset}")
+            found[method.script(what)] = replace(train, output=output, subset=subset, evaluates=name, stage1="")
     for what, subset in TESTS.items():
         mma = found[f"mma/{what}"]
         found[f"mma/{what}"] = replace(mma, forms=(*mma.forms, (*mma.arguments, "LOADEP")))  # as the authors' script

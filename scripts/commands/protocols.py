@@ -62,34 +62,26 @@ def fewshot_training(own: Command) -> Command:
     )
 
 
-def fewshot_test(train: Command, script: str) -> Command:
-    """The test of a few-shot model."""
-    output = train.output.replace("fewshot/train", "fewshot/test")
-    return replace(train, output=output, evaluates=script, stage1="")
-
-
-def average(protocol: str) -> Command:
-    """The average of CLIP's class vectors and those of CoOp's source model, on another data set."""
-    return zero_shot(
-        "CoOp_Average",
-        "average/CoOp",
-        f"{protocol}/test/{{SOURCE}}_to_{{DATASET}}",
-        forms=(("DATASET", "SEED", "SOURCE"),),
-        defaults={"CFG": "vit_b16", "SHOTS": "16", "SOURCE": source_of},
-        protocol=protocol,
-        stage1="coop/xd_train",
-    )
-
-
 def _commands() -> dict[str, Command]:
     found = {}
     for method in map(METHODS.get, NAMES):
         source = found[method.script("xd_train")] = source_training(method.train)
         for what, protocol in TRANSFER.items():
             found[method.script(what)] = transfer(source, method.script("xd_train"), protocol)
-        shots = found[method.script("fewshot_train")] = fewshot_training(method.train)
-        found[method.script("fewshot_test")] = fewshot_test(shots, method.script("fewshot_train"))
-    found |= {f"coop_average/{what}": average(protocol) for what, protocol in TRANSFER.items()}
+        name = method.script("fewshot_train")
+        found[name] = train = fewshot_training(method.train)
+        output = train.output.replace("fewshot/train", "fewshot/test")
+        found[method.script("fewshot_test")] = replace(train, output=output, evaluates=name, stage1="")
+    for what, protocol in TRANSFER.items():
+        found[f"coop_average/{what}"] = zero_shot(
+            "CoOp_Average",
+            "average/CoOp",
+            f"{protocol}/test/{{SOURCE}}_to_{{DATASET}}",
+            forms=(("DATASET", "SEED", "SOURCE"),),
+            defaults={"CFG": "vit_b16", "SHOTS": "16", "SOURCE": source_of},
+            protocol=protocol,
+            stage1="coop/xd_train",
+        )
     for what, protocol in {**TRANSFER, "fewshot_test": "fewshot", "robust_test": "robust"}.items():
         where = f"{protocol}/test/{{DATASET}}"
         found[f"zsclip/{what}"] = zero_shot("ZeroshotCLIP", "zsclip", where, protocol=protocol)

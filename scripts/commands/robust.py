@@ -29,7 +29,9 @@ def ensemble(kind: str) -> Command:
 
     def words(arguments: Arguments) -> list[str]:
         given = of_toy([], ["--alphas", "0.5"])(arguments)
-        return [trained(arguments), "--kind", kind, *given, "--test", *shifts(arguments["DATASET"])]
+        train = COMMANDS[f"robust/{arguments['METHOD']}_train"]
+        trained = str(run_folder(train, train.complete(arguments)))
+        return [trained, "--kind", kind, *given, "--test", *shifts(arguments["DATASET"])]
 
     return Command(
         arguments=("METHOD", "DATASET", "CFG", "SEED"),
@@ -42,12 +44,6 @@ def ensemble(kind: str) -> Command:
         words=words,
         marker="sweep.json",
     )
-
-
-def trained(arguments: Arguments) -> str:
-    """The run of METHOD."""
-    train = COMMANDS[f"robust/{arguments['METHOD']}_train"]
-    return str(run_folder(train, train.complete(arguments)))
 
 
 def _commands() -> dict[str, Command]:
