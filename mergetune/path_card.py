@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dassl.engine import build_trainer, trainer_class
-from dassl.engine.others import AUTO, build_other, other_sets
-from dassl.engine.state import stop_workers
 from dassl.report.paths import FORMAT, OTHERS, QUANTITIES, SOLUTIONS, SPACES, SUBSETS
 from dassl.report.paths import PATH_FILE as FILE
 from dassl.report.stats import barrier, harmonic_mean
@@ -133,6 +131,8 @@ def loaded(run: Path, cfg, build: Callable = build_trainer) -> Iterator:
     """The trainer of a run with its weights, as an evaluation of this config would have it."""
     import torch
 
+    from dassl.engine.state import stop_workers
+
     trainer = build(cfg)
     trainer.load_model(str(run))
     trainer.set_model_mode("eval")
@@ -178,6 +178,7 @@ def path_card(
     TEST.OTHERS, whose mean is a curve too, in the spaces `others_in`. What an earlier call found and this one leaves
     out is kept, its others made again. pairs: KEY, VALUE, ... of what has moved since.
     """
+    from dassl.engine.others import build_other, other_sets
     from dassl.engine.recipe import unfinished, weights_digest
 
     run = Path(run)
@@ -289,6 +290,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--images is {args.images}, expected at least 1")
     if args.others_in_weights and args.space == SPACES[0]:
         raise UserError("--others-in-weights is about the space of weights: add --space weights or both")
+    from dassl.engine.others import AUTO
     from mergetune.predict import quiet
 
     spaces = SPACES if args.space == "both" else (args.space,)
