@@ -16,14 +16,6 @@ PARTS = ("train", "val", "test")
 Lists = tuple[list[Datum], list[Datum], list[Datum]]
 
 
-class MissingImages(MissingFile):
-    """Images that a list names are not there; `count`: how many."""
-
-    def __init__(self, count: int, message: str):
-        super().__init__(message)
-        self.count = count
-
-
 def split_json(path: str, image_dir: str) -> Lists:
     """CoOp's split file: {"train": [[relative path, label, class name], ...], "val": [...], "test": [...]}.
 
@@ -69,7 +61,10 @@ def _datum(image_dir: str, path: str, label: int, name: str) -> Datum:
 
 
 def check_files(image_dir: str, paths: Iterable[str], source: str) -> None:
-    """MissingImages unless every path is below image_dir; one listing a folder. source: who names the paths."""
+    """MissingFile, whose `count` says how many, unless every path is below image_dir; one listing a folder.
+
+    source: who names the paths.
+    """
     folders: dict[str, set[str]] = {}
     for path in paths:
         folder, name = os.path.split(path)
@@ -80,11 +75,12 @@ def check_files(image_dir: str, paths: Iterable[str], source: str) -> None:
         wanted = wanted.difference(_names_in(os.path.join(image_dir, folder)))
         missing += [os.path.join(folder, name) for name in wanted]
     if missing:
-        raise MissingImages(
-            len(missing),
+        error = MissingFile(
             f"{len(missing)} of the {total} images that {source} names are not below {image_dir}: "
-            f"{min(missing)}{', ...' if len(missing) > 1 else ''}",
+            f"{min(missing)}{', ...' if len(missing) > 1 else ''}"
         )
+        error.count = len(missing)
+        raise error
 
 
 def _names_in(folder: str) -> list[str]:

@@ -210,4 +210,4 @@ def test_epochs_of_the_warm_up_may_be_left_out_of_the_choice(root, tmp_path, war
     built.test = lambda split=None: next(scores) if split == "val" else plain(split)
     built.train()
     assert load_checkpoint(tmp_path / "head" / "model-best.pth.tar")["epoch"] == best  # the last, where all are warm-up
-    assert [entry["val_accuracy"] for entry in built._history.epochs] == [90.0, 50.0, 60.0, 40.0]
+    assert [entry["val_accuracy"] for entry in built._history] == [90.0, 50.0, 60.0, 40.0]

@@ -8,27 +8,27 @@ import torch
 
 from dassl.config import merge_pairs
 from dassl.engine import build_trainer
-from dassl.engine.history import History
 from dassl.engine.launch import run
+from dassl.engine.simple import recorded
 from dassl.utils import load_checkpoint, set_random_seed
 from tests.fixtures.dassl_style_world import style_config, write_pictures
 
 
 def test_an_epoch_is_added_to_and_an_earlier_one_starts_anew():
-    history = History()
+    history = []
     for epoch in (1, 2, 3):
-        history.add(epoch, {"loss": 1 / epoch})
-    history.add(3, {"val_accuracy": 50})
-    assert history.epochs[2] == {"epoch": 3, "loss": 1 / 3, "val_accuracy": 50}
-    history.add(2, {"loss": 9})
-    assert history.epochs == [{"epoch": 1, "loss": 1}, {"epoch": 2, "loss": 9}]
+        history = recorded(history, epoch, {"loss": 1 / epoch})
+    history = recorded(history, 3, {"val_accuracy": 50})
+    assert history[2] == {"epoch": 3, "loss": 1 / 3, "val_accuracy": 50}
+    history = recorded(history, 2, {"loss": 9})
+    assert history == [{"epoch": 1, "loss": 1}, {"epoch": 2, "loss": 9}]
 
 
 def test_what_is_not_finite_is_null_and_no_name_hides_the_epoch():
-    history = History()
-    history.add(1, {"loss": float("nan"), "gap": float("inf"), "epoch": 7})
-    assert history.epochs == [{"epoch": 1, "loss": None, "gap": None}]
-    json.dumps(history.epochs, allow_nan=False)
+    history = []
+    history = recorded(history, 1, {"loss": float("nan"), "gap": float("inf"), "epoch": 7})
+    assert history == [{"epoch": 1, "loss": None, "gap": None}]
+    json.dumps(history, allow_nan=False)
 
 
 def configure(root, output, *pairs):
@@ -81,4 +81,4 @@ def test_a_resume_file_from_before_is_read(root, tmp_path):
     again = build_trainer(configure(root, tmp_path))
     torch.save(state, tmp_path / "resume.pt")
     assert again._progress.resume() == 3
-    assert again._history.epochs == []
+    assert again._history == []

@@ -8,9 +8,10 @@ import torch
 
 import train
 from condu.stream import exists
+from dassl.config import get_cfg_default
 from dassl.data.datasets import Datum
 from dassl.engine import preflight as module
-from dassl.engine.preflight import Findings, check_pictures, clock, preflight, wilson
+from dassl.engine.preflight import Findings, check_pictures, clock, compare_anchor, preflight
 from dassl.engine.trial import Few
 from dassl.report.against import Published
 from dassl.utils import UserError
@@ -180,10 +181,12 @@ def test_published_values_are_found_by_data_set_classes_and_backbone(check, argv
     assert of("DATASET.SUBSAMPLE_CLASSES", "all", "DATASET.NAME", "MtilDTD").value == 44.6
 
 
-def test_wilson_interval_is_that_of_the_textbook():
+def test_the_interval_of_some_of_the_images_is_that_of_the_textbook():
     """81 of 263: (0.2553, 0.3662), method 3 of Newcombe, Statistics in Medicine 17 (1998)."""
-    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert wilson(0, 10)[0] == 0 and wilson(10, 10)[1] == pytest.approx(1)
+    findings, lines = Findings(), []
+    findings.say = lambda line, **values: lines.append(line)
+    compare_anchor(get_cfg_default(), 81, 263, 300, findings)
+    assert "zero-shot 30.80 on 263 of 300 test pictures (95 %: 25.5 to 36.6)" in lines[0]
 
 
 def test_seconds_in_words():

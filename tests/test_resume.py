@@ -87,8 +87,8 @@ def assert_same_run(whole, halves):
     """Two trainers that have trained: everything that a run leaves, and the random states after it."""
     assert same(checkpoints(whole.output_dir), checkpoints(halves.output_dir))
     assert whole.best_result == halves.best_result
-    assert [entry["epoch"] for entry in whole._history.epochs] == [1, 2, 3, 4, 5]
-    assert whole._history.epochs == halves._history.epochs
+    assert [entry["epoch"] for entry in whole._history] == [1, 2, 3, 4, 5]
+    assert whole._history == halves._history
     assert not os.path.exists(os.path.join(halves.output_dir, "resume.pt"))
 
 

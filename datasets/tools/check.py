@@ -10,7 +10,7 @@ import os
 import random
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from dassl.data import few_shot
@@ -48,9 +48,6 @@ class Row:
         self.problems.append(text)
         self.status = PROBLEM
 
-    def facts(self) -> dict:
-        return asdict(self)
-
 
 def settings(root: str, name: str) -> SimpleNamespace:
     """As much of a config as a data set reads: all its images."""
@@ -79,7 +76,8 @@ def check(name: str, root: str, decode: str = "sample", jobs: int = 4) -> Row:
         return row
     count(row, data)
     compare(row, data)
-    unreadable = list(undecodable(every_image(data), decode, jobs))
+    images = {item.impath: item for items in (data.train_x, data.val or [], data.test) for item in items}
+    unreadable = list(undecodable(list(images.values()), decode, jobs))
     row.unreadable = None if decode == "none" else len(unreadable)
     if unreadable:
         row.problem(f"{len(unreadable)} pictures cannot be read: {unreadable[0]}{', ...' * (len(unreadable) > 1)}")
@@ -122,12 +120,6 @@ def wrong_draws(data: DatasetBase, published: list[list[str]]) -> list[str]:
         if [hashlib.sha256(text.encode()).hexdigest()[:16] for text in paths] != expected:
             found.append(f"the draw of seed {seed} is not the published one: the lists differ in content or order")
     return found
-
-
-def every_image(data: DatasetBase) -> list[Datum]:
-    """All images once."""
-    lists = (data.train_x, data.val or [], data.test)
-    return list({item.impath: item for items in lists for item in items}.values())
 
 
 def undecodable(items: list[Datum], decode: str, jobs: int) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
@@ -78,7 +79,7 @@ def run_check(args: argparse.Namespace) -> int:
     rows = [check(name, root, args.decode, args.jobs) for name in public(args.names, args.protocol)]
     say(table(rows))
     if args.json:
-        write_json([row.facts() for row in rows], args.json)
+        write_json([asdict(row) for row in rows], args.json)
     if all(row.status == ABSENT for row in rows):
         say([f"nothing found below {root} (--root); where to get it: python -m datasets links NAME"])
         return NOTHING

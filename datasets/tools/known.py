@@ -4,6 +4,7 @@ Counts of CoOp's sets follow its split files (Zhou et al., IJCV 2022), those of 
 draws are those of the index files that cross_modal_adaptation (Lin et al., CVPR 2023) publishes.
 """
 
+import re
 from typing import NamedTuple
 
 DRAW_SHOTS = 16
@@ -114,10 +115,5 @@ UCF101
 
 def published_draws() -> dict[str, list[list[str]]]:
     """{data set: [digests of training and validation for each seed]}."""
-    draws: dict[str, list[list[str]]] = {}
-    for line in _DRAWS.strip().splitlines():
-        if line.startswith(" "):
-            draws[list(draws)[-1]].append(line.split())
-        else:
-            draws[line] = []
-    return draws
+    sets = [block.splitlines() for block in re.split(r"\n(?=\S)", _DRAWS.strip())]
+    return {name: [line.split() for line in lines] for name, *lines in sets}

@@ -109,7 +109,7 @@ def feature_loader(
         batch_size=loader.batch_size,
         sampler=loader.sampler,
         drop_last=loader.drop_last,
-        collate_fn=_as_it_is,
+        collate_fn=lambda batch: batch,
     )
 
 
@@ -342,6 +342,3 @@ def _turn(folder):
     said = f"Feature bank: another process builds {folder}, waiting for it"
     return locked(folder / ".lock", lambda _: get_logger().info(said))
 
-
-def _as_it_is(batch):
-    return batch

@@ -49,15 +49,6 @@ class Source:
         return Path(self.weights).parent if os.path.isfile(self.weights) else None
 
 
-def open_clip_package():
-    """The module `open_clip`. Raises UserError with what to install."""
-    try:
-        import open_clip
-    except ImportError as error:
-        raise UserError(f"open_clip is not installed ({error}): pip install open_clip_torch") from error
-    return open_clip
-
-
 def load_open_clip(model, *, path="", device="cpu", precision="fp32"):
     """`MODEL/TAG`, `MODEL/FILE`, a folder, `local-dir:FOLDER` or `hf-hub:ORG/REPO` -> OpenClip.
 
@@ -65,9 +56,12 @@ def load_open_clip(model, *, path="", device="cpu", precision="fp32"):
     global random stream here.
 
     Raises:
-        UserError: unknown model or tag, no weights named, or weights that cannot be had or read.
+        UserError: no package, unknown model or tag, no weights named, or weights that cannot be had or read.
     """
-    package = open_clip_package()
+    try:
+        import open_clip as package
+    except ImportError as error:
+        raise UserError(f"open_clip is not installed ({error}): pip install open_clip_torch") from error
     source = resolve(package, model, path)
     text = text_config(package, source)
     lacking = missing_files(package, source, text)

@@ -10,6 +10,7 @@ Three distributions provide the module: clip-anytorch, openai-clip and github.co
 is a clipboard manager.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -45,30 +46,20 @@ def clip_package():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it imports pkg_resources, which complains
             import clip
-            import clip.model
+
+            with contextlib.suppress(ImportError):
+                import clip.model
     except ImportError as error:
         if "pkg_resources" in str(error):
             raise UserError('the package "clip" needs pkg_resources: pip install "setuptools<81"') from error
-        found = _impostor()
-        if found is None:
-            raise UserError(f'OpenAI\'s package "clip" is not installed ({error}): {INSTALL}') from error
-        raise UserError(found) from error
-    if not (hasattr(clip, "tokenize") and hasattr(clip.model, "CLIP")):
-        raise UserError(_impostor())
+        raise UserError(f'OpenAI\'s package "clip" is not installed ({error}): {INSTALL}') from error
+    if not (hasattr(clip, "tokenize") and hasattr(getattr(clip, "model", None), "CLIP")):
+        where = getattr(clip, "__file__", None) or "a folder named clip"
+        raise UserError(
+            f'the installed package "clip" ({where}) is not OpenAI\'s CLIP; PyPI\'s "clip" is a clipboard '
+            f"manager: pip uninstall clip, then {INSTALL}"
+        )
     return clip
-
-
-def _impostor():
-    """What to say of an importable `clip` that is not OpenAI's; None if there is none."""
-    try:
-        import clip
-    except ImportError:
-        return None
-    where = getattr(clip, "__file__", None) or "a folder named clip"
-    return (
-        f'the installed package "clip" ({where}) is not OpenAI\'s CLIP; PyPI\'s "clip" is a clipboard '
-        f"manager: pip uninstall clip, then {INSTALL}"
-    )
 
 
 def weights_table():

@@ -14,19 +14,9 @@ from dassl.utils.atomic import signals_wait
 
 from .datasets import build_dataset
 from .samplers import build_sampler
-from .transforms import INTERPOLATION_MODES, build_transform
+from .transforms import INTERPOLATION_MODES, build_transform  # noqa: F401  imported from here by Dassl's users
 from .views import ViewSampler
 from .wrapper import DatasetWrapper
-
-__all__ = [
-    "DataManager",
-    "DatasetWrapper",
-    "INTERPOLATION_MODES",
-    "build_data_loader",
-    "build_dataset",
-    "build_transform",
-]
-
 
 GRACE = 4.0  # seconds
 

@@ -25,10 +25,13 @@ class _RoundSampler(Sampler):
         return self.length
 
 
-class _DomainSampler(_RoundSampler):
-    """Rounds of an equal share of each of some domains, until one of them cannot fill its share again."""
+class RandomDomainSampler(_RoundSampler):
+    """Each batch: n_domain domains at random (all if n_domain is None or < 1), an equal share of each.
 
-    def __init__(self, data_source, batch_size, n_domain):
+    Until one of them cannot fill its share again.
+    """
+
+    def __init__(self, data_source, batch_size, n_domain=None):
         self.data_source = data_source
         self.domain_dict = group_indices([item.domain for item in data_source])
         self.domains = list(self.domain_dict)
@@ -47,7 +50,7 @@ class _DomainSampler(_RoundSampler):
         self.length = len(self._draw())
 
     def _choose(self):
-        raise NotImplementedError
+        return random.sample(self.domains, self.n_domain)
 
     def _draw(self):
         left = {domain: list(indices) for domain, indices in self.domain_dict.items()}
@@ -62,21 +65,8 @@ class _DomainSampler(_RoundSampler):
         return picked
 
 
-class RandomDomainSampler(_DomainSampler):
-    """Each batch: n_domain domains at random (all if n_domain is None or < 1), an equal share of each."""
-
-    def __init__(self, data_source, batch_size, n_domain=None):
-        super().__init__(data_source, batch_size, n_domain)
-
-    def _choose(self):
-        return random.sample(self.domains, self.n_domain)
-
-
-class SeqDomainSampler(_DomainSampler):
+class SeqDomainSampler(RandomDomainSampler):
     """Each batch: an equal share of every domain, domains in sorted order."""
-
-    def __init__(self, data_source, batch_size):
-        super().__init__(data_source, batch_size, None)
 
     def _choose(self):
         return sorted(self.domains)
@@ -121,24 +111,17 @@ class RandomClassSampler(_RoundSampler):
         return [indices[i : i + n] for i in range(0, len(indices) - n + 1, n)]
 
 
-SAMPLERS = (
-    "RandomDomainSampler",
-    "SeqDomainSampler",
-    "RandomSampler",
-    "SequentialSampler",
-    "RandomClassSampler",
-)
+# name -> (list of Datum, batch size, domains a batch, images of a class in a batch) -> sampler
+SAMPLERS = {
+    "RandomDomainSampler": lambda items, size, n_domain, n_ins: RandomDomainSampler(items, size, n_domain),
+    "SeqDomainSampler": lambda items, size, *_: SeqDomainSampler(items, size),
+    "RandomSampler": lambda items, *_: RandomSampler(items),
+    "SequentialSampler": lambda items, *_: SequentialSampler(items),
+    "RandomClassSampler": lambda items, size, n_domain, n_ins: RandomClassSampler(items, size, n_ins),
+}
 
 
 def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):
     """Sampler by name over a list of Datum. Unknown name: UserError with the nearest one."""
     check_availability(sampler_type, SAMPLERS, "A sampler")
-    if sampler_type == "RandomSampler":
-        return RandomSampler(data_source)
-    if sampler_type == "SequentialSampler":
-        return SequentialSampler(data_source)
-    if sampler_type == "RandomDomainSampler":
-        return RandomDomainSampler(data_source, batch_size, n_domain)
-    if sampler_type == "SeqDomainSampler":
-        return SeqDomainSampler(data_source, batch_size)
-    return RandomClassSampler(data_source, batch_size, n_ins)
+    return SAMPLERS[sampler_type](data_source, batch_size, n_domain, n_ins)

@@ -122,7 +122,7 @@ def run(
             folder,
             trainer,
             cfg,
-            wall_s=time.monotonic() - started + trainer.earlier_seconds(),
+            wall_s=time.monotonic() - started + trainer._progress.seconds,
             command=command,
             kind=kind,
             load_epoch=load_epoch,

@@ -17,7 +17,7 @@ from dassl.utils.distributed import average_gradients, world_size
 
 from .build import source_of
 from .processes import batch_share, of_all, start_epoch_together, start_together
-from .simple import SimpleTrainer
+from .simple import SimpleTrainer, recorded
 from .stopping import steps_end_first, stop, told_to_stop
 
 log = get_logger()
@@ -81,7 +81,8 @@ class EpochTrainer(SimpleTrainer):
                     stop()
                 end = time.time()
 
-        self._history.add(self.epoch + 1, {name: meter.avg for name, meter in losses.meters.items()})
+        means = {name: meter.avg for name, meter in losses.meters.items()}
+        self._history = recorded(self._history, self.epoch + 1, means)
         if self.epoch == 0 and not resumed and clocks and clocks == self._scheduler_clocks():
             warnings.warn(
                 "No scheduler was stepped in the first epoch: call self.update_lr() after its last batch, "

@@ -5,7 +5,6 @@ Nothing is left behind, and nothing has to be there but what the run itself need
 
 import contextlib
 import io
-import math
 import os
 import shutil
 import tempfile
@@ -30,7 +29,6 @@ from .trial import OTHERS, trial
 
 ANCHOR_SECONDS = 40.0
 OPENED = 200  # pictures decoded to see whether they can be
-Z = 1.959964  # two-sided 95 %
 
 
 class Findings:
@@ -214,8 +212,11 @@ def anchor_loader(cfg, dataset, clip, precision):
 
 def compare_anchor(cfg, right, seen, count, found):
     """Say the accuracy; a problem where the published one is out of the band around its interval."""
-    accuracy = 100 * right / seen
-    low, high = (100 * bound for bound in wilson(right, seen)) if seen < count else (accuracy, accuracy)
+    low = high = accuracy = 100 * right / seen
+    if seen < count:
+        from scipy.stats import binomtest  # a second of start-up, so not at import
+
+        low, high = (100 * bound for bound in binomtest(right, seen).proportion_ci(method="wilson"))
     words = f"anchor: zero-shot {accuracy:.2f} on {f'{seen:,} of' if seen < count else 'all'} {count:,} test pictures"
     words += f" (95 %: {low:.1f} to {high:.1f})" if seen < count else ""
     published = published_zero_shot(cfg)
@@ -244,11 +245,3 @@ def published_zero_shot(cfg):
     if subset != "all":
         return next(iter(table.get(("base2new", *key, subset), [])), None)
     return next((one for name in ("cross", "dg", "mtil") for one in table.get((name, *key, ""), [])), None)
-
-
-def wilson(right, seen):
-    """Wilson's 95 % interval of a binomial share -> (low, high)."""
-    share, z2 = right / seen, Z * Z
-    centre = (share + z2 / (2 * seen)) / (1 + z2 / seen)
-    half = Z / (1 + z2 / seen) * math.sqrt(share * (1 - share) / seen + z2 / (4 * seen * seen))
-    return max(0.0, centre - half), min(1.0, centre + half)

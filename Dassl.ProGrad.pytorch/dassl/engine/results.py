@@ -83,7 +83,7 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
     results |= trainer.facts()
     results |= {name: value for name, value in trainer.trained.items() if value or name in results}
     if kind == "train":
-        results["history"] = trainer._history.epochs
+        results["history"] = trainer._history
     if others is not None:
         results["others"] = others
     if world_size() > 1:

@@ -47,7 +47,7 @@ FILE = "resume.pt"
 FORMAT = 1
 # What the engine itself moves, or restores by other means
 _OWN = {"_epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start", "notes",
-        "_share"}  # fmt: skip
+        "_share", "_history"}  # fmt: skip
 
 _UNFIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
@@ -178,7 +178,7 @@ class Progress:
             "epoch": epochs,
             "best_result": float(trainer.best_result),
             "best": self.best,
-            "history": trainer._history.epochs,
+            "history": trainer._history,
             "seconds": self.seconds + time.monotonic() - self._started,
             "config": plain(dict(leaves(trainer.cfg))),
             "inputs": self.inputs,
@@ -255,7 +255,7 @@ class Progress:
         for name, part in stateful(trainer):
             self._restore_attribute(part, state["attributes"].get(name), name)
         trainer.best_result = float(state["best_result"])
-        trainer._history.epochs = state.get("history", [])  # older files have none
+        trainer._history = state.get("history", [])  # older files have none
         trainer.epoch = state["epoch"] - 1  # for what runs before the first epoch, or if none is left
         self.seconds = float(state["seconds"])
         if own:

@@ -28,7 +28,6 @@ from dassl.utils.progress import progress
 from .base import TrainerBase
 from .checkpoint import BEST
 from .earlier import best_digests, check_best
-from .history import History
 from .network import SimpleNet
 from .precision import Precision
 from .processes import evaluation_share
@@ -74,7 +73,7 @@ class SimpleTrainer(TrainerBase):
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.best_result = -np.inf
-        self._history = History()
+        self._history = []  # of `recorded`; resume.pt holds it
         self._progress = Progress(self)
 
     @property
@@ -194,7 +193,7 @@ class SimpleTrainer(TrainerBase):
 
     def _keep_if_best(self):
         result = self.test(split="val")
-        self._history.add(self.epoch + 1, {"val_accuracy": result})
+        self._history = recorded(self._history, self.epoch + 1, {"val_accuracy": result})
         first = self.cfg.OPTIM.WARMUP_EPOCH if self.cfg.TEST.SKIP_WARMUP else 0
         if result > self.best_result and self.epoch >= min(first, self.max_epoch - 1):  # the last is always one
             self.best_result = result
@@ -239,10 +238,6 @@ class SimpleTrainer(TrainerBase):
 
     def end_progress(self):
         self._progress.end()
-
-    def earlier_seconds(self):
-        """What earlier sessions of a resumed run took."""
-        return self._progress.seconds
 
     def last_checkpoint(self):
         """Path of the newest file that training can go on from, or "none" -> str."""
@@ -303,3 +298,14 @@ class SimpleTrainer(TrainerBase):
     def get_current_lr(self, names=None):
         """Learning rate of the first parameter group that is stepped; 0.0 if none is."""
         return next((optim.param_groups[0]["lr"] for optim in self.optimizers(names)), 0.0)
+
+
+def recorded(history, epoch, values):
+    """[{"epoch": from 1, name: mean over its batches, ...}, ...], rising, with {name: number} added to an epoch.
+
+    Later epochs, of an earlier training, go. None stands for what is not finite, which JSON cannot hold.
+    """
+    before = [entry for entry in history if entry["epoch"] < epoch]
+    entry = next((entry for entry in history if entry["epoch"] == epoch), {})
+    values = {name: float(value) if np.isfinite(value) else None for name, value in values.items()}
+    return [*before, {"epoch": epoch} | entry | values | {"epoch": epoch}]
