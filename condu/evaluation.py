@@ -78,17 +78,6 @@ class Sweep:
         return AccuracyMatrix(self.tasks, correct, torch.tensor([cell.total for cell in self.rows[0]]))
 
 
-def log_cell(name, cell, after=""):
-    """The lines of the released code: what is evaluated, then each accuracy in percent; `after` says when."""
-    log = get_logger().info
-    log(f"Evaluating on {name}{after}")
-    answers = {} if cell.known is None else {"own expert": cell.known}
-    answers |= {f"vote {rule}, {labels} classes": n for rule, of in cell.votes.items() for labels, n in of.items()}
-    for who, correct in answers.items():
-        note = f" ({who})" if len(answers) > 1 else ""
-        log(f"Top-1 accuracy: {100 * correct / cell.total:.2f}{note}")
-
-
 @dataclass
 class _Job:
     """What to count on one test set: answers of `members[own]` alone, votes of `snapshot`, or both."""
@@ -182,10 +171,15 @@ class Evaluator:
                 jobs.append(_Job(snapshot.members, own, snapshot, rules, LABELS if agnostic else ("target",)))
             else:
                 jobs.append(_Job([snapshot.members[own]], own=0))
-        cells = self._cells(test, jobs)
+        cells, write = self._cells(test, jobs), get_logger().info
         for snapshot, cell in zip(snapshots, cells, strict=True) if log else ():
-            after = f" after {len(snapshot.tasks)} of {len(snapshots)} tasks"
-            log_cell(test.name, cell, after if len(snapshots) > 1 else "")
+            after = f" after {len(snapshot.tasks)} of {len(snapshots)} tasks" if len(snapshots) > 1 else ""
+            write(f"Evaluating on {test.name}{after}")  # the lines of the released code
+            answers = {} if cell.known is None else {"own expert": cell.known}
+            answers |= {f"vote {rule}, {name} classes": n for rule, of in cell.votes.items() for name, n in of.items()}
+            for who, correct in answers.items():
+                note = f" ({who})" if len(answers) > 1 else ""
+                write(f"Top-1 accuracy: {100 * correct / cell.total:.2f}{note}")
         return cells
 
     @torch.no_grad()
@@ -210,7 +204,12 @@ class Evaluator:
         seen = None
         if job.rules and not job.by_expert:
             seen = similarity(pretrained(), job.snapshot.prototypes)
-        rows = self._rows(job, seen, len(labels))
+        wanted = torch.full((len(labels), len(job.members)), job.by_expert)  # which member has to look at which
+        if seen is not None:
+            wanted = torch.stack([rule.chosen(seen) for rule in job.rules.values()]).any(0).cpu()
+        if job.own is not None:
+            wanted[:, job.own] = True
+        rows = [column.nonzero().flatten().to(self.device) for column in wanted.T]
         logits = {
             name: torch.zeros(1 + len(job.members), len(labels), len(space.names), device=self.device)
             for name, space in job.spaces.items()
@@ -222,28 +221,16 @@ class Evaluator:
         for i, member in enumerate(job.members):
             if not len(rows[i]):
                 continue
-            clip, features = self._look(member, pixels, rows[i], pretrained)
+            if member.key == self.PRETRAINED:
+                clip, features = self.clip, pretrained()[rows[i]]
+            else:
+                clip = self.slots.clip(member.key, member.fill)
+                features = self._encode(member.key, clip, pixels, rows[i])
             if job.by_expert:
                 looks.append(similarity(features, [job.snapshot.prototypes[i]]))
             for name, space in job.spaces.items():
                 logits[name][1 + i, rows[i]] = self._logits(member.key, clip, features, space)
         self._count(job, logits, torch.cat(looks, 1) if job.by_expert else seen, labels)
-
-    def _look(self, member, pixels, rows, pretrained):
-        """The member's CLIP, resident now, and its features (len(rows), D) of some rows of the pixels."""
-        if member.key == self.PRETRAINED:
-            return self.clip, pretrained()[rows]
-        clip = self.slots.clip(member.key, member.fill)
-        return clip, self._encode(member.key, clip, pixels, rows)
-
-    def _rows(self, job, seen, count):
-        """Which of the B = count pictures each member has to look at: a list of index tensors."""
-        wanted = torch.full((count, len(job.members)), job.by_expert)
-        if seen is not None:
-            wanted = torch.stack([rule.chosen(seen) for rule in job.rules.values()]).any(0).cpu()
-        if job.own is not None:
-            wanted[:, job.own] = True
-        return [column.nonzero().flatten().to(self.device) for column in wanted.T]
 
     def _count(self, job, logits, seen, labels):
         """logits: {label space: (1 + members, B, C)}; seen: (B, T) similarities, None without votes."""

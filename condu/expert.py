@@ -16,6 +16,7 @@ from yacs.config import CfgNode as CN
 from dassl.clip import build_clip_from_cfg, check_input, cosine_logits
 from dassl.config import leaves
 from dassl.data import build_data_loader
+from dassl.data.shards import loader_like
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.engine.recipe import recipe
@@ -25,7 +26,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, digest, get_logger, set_bn_to_eval, tensor_digest
 from dassl.utils.distributed import is_main, rank, world_size
 
-from .iterations import IterationSampler, iteration_loader
+from .iterations import IterationSampler
 from .settings import KEYS, check_keys, learning_rates
 from .snapshot import prompts_of, prototypes_of, task_of, text_vectors
 from .space import build_space
@@ -119,7 +120,8 @@ class ConDU_Expert(TrainerX):
         self.max_epoch = -(-self.own.ITERATIONS // self.own.ROUND)
         batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
         self.sampler = IterationSampler(len(self.dm.dataset.train_x), batch, self.cfg.SEED, rank(), world_size())
-        self.train_loader_x = iteration_loader(self.train_loader_x, self.sampler)
+        loader = self.train_loader_x
+        self.train_loader_x = loader_like(loader, self.sampler, loader.persistent_workers)
 
     def build_model(self) -> None:
         self.pretrained = build_clip_from_cfg(self.cfg, device=self.device, cached=True)
@@ -128,7 +130,12 @@ class ConDU_Expert(TrainerX):
         self.space = build_space(self.cfg, self.clip, dict(self.pretrained.module.named_parameters()))
         self._start_digest = ""
         if self.own.START:
-            self._start()
+            path = Path(self.own.START)
+            start = ExpertStore(path.parent).load(path.name.removesuffix(SUFFIX))
+            if start is None:
+                raise UserError(f'TRAINER.CONDU.START: no expert "{path}"')
+            self.space.start_from(start[0])
+            self._start_digest = tensor_digest(start[0])
         self.tokens = self._tokens()
         optim = self.cfg.OPTIM.clone()
         optim.defrost()
@@ -146,14 +153,6 @@ class ConDU_Expert(TrainerX):
             raise UserError(f'{self.task}: the prompt "{broken[0]}" has no {{}} where the class name goes')
         tokens = [self.clip.tokenise([prompt.format(name) for name in names]) for prompt in self.prompts]
         return self.clip.shorten(tokens[0])  # once: it waits for the GPU
-
-    def _start(self) -> None:
-        path = Path(self.own.START)
-        found = ExpertStore(path.parent).load(path.name.removesuffix(SUFFIX))
-        if found is None:
-            raise UserError(f'TRAINER.CONDU.START: no expert "{path}"')
-        self.space.start_from(found[0])
-        self._start_digest = tensor_digest(found[0])
 
     def set_model_mode(self, mode: str = "train", names=None) -> None:
         """Batch norm keeps CLIP's statistics: they are no parameters, and a delta has only those."""

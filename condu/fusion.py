@@ -128,8 +128,7 @@ class Fusion:
         device = next(iter(self.unified.values())).device
 
         def work(keys: Sequence[str]) -> None:
-            longest = max((self.unified[key].numel() for key in keys), default=0)
-            chunk = min(chunk_size(device), 8 * max(packed_size(longest), 1))
+            chunk = chunk_size(device, max((self.unified[key].numel() for key in keys), default=0))
             codes = Codes(chunk, device)
             buffer = torch.empty(chunk, dtype=torch.int32, device=device)
             for key in keys:
@@ -164,7 +163,11 @@ class Fusion:
         fusion.shapes = {key: tuple(shape) for key, *shape in facts["shapes"]}
         fusion.tasks = list(facts["tasks"])
         fusion.scales, fusion.norms = ([float(v) for v in facts[key]] for key in ("scales", "norms"))
-        _check_numbers(fusion)
+        counts = [len(values) for values in (fusion.tasks, fusion.scales, fusion.norms)]
+        if len(set(counts)) > 1 or len(set(fusion.tasks)) < counts[0]:
+            raise ValueError(f"The fusion has the tasks {fusion.tasks}, {counts[1]} scales and {counts[2]} norms")
+        if wrong := [value for value in (*fusion.scales, *fusion.norms) if not 0 < value < math.inf]:
+            raise ValueError(f"The fusion has a scale or norm of {wrong[0]}, expected finite numbers above 0")
         sizes = [packed_size(math.prod(shape)) for shape in fusion.shapes.values()]
         expected = {f"unified.{key}": shape for key, shape in fusion.shapes.items()} if fusion.tasks else {}
         expected |= {f"mask.{i}": (sum(sizes),) for i in range(len(fusion.tasks))}
@@ -206,12 +209,3 @@ def _shares(shapes: Mapping[str, tuple], count: int) -> list[list[str]]:
         shares[least].append(key)
         loads[least] += math.prod(shapes[key])
     return shares
-
-
-def _check_numbers(fusion: Fusion) -> None:
-    """ValueError unless each task has one name, one scale and one norm, the numbers finite and above 0."""
-    counts = [len(values) for values in (fusion.tasks, fusion.scales, fusion.norms)]
-    if len(set(counts)) > 1 or len(set(fusion.tasks)) < counts[0]:
-        raise ValueError(f"The fusion has the tasks {fusion.tasks}, {counts[1]} scales and {counts[2]} norms")
-    if wrong := [value for value in (*fusion.scales, *fusion.norms) if not 0 < value < math.inf]:
-        raise ValueError(f"The fusion has a scale or norm of {wrong[0]}, expected finite numbers above 0")

@@ -8,10 +8,9 @@ any batch can be drawn without those before it. B pictures of a batch, N picture
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from dassl.data import ViewIndex
-from dassl.data.shards import loader_like
 from dassl.data.views import view_seed
 from dassl.utils import UserError
 
@@ -22,29 +21,24 @@ def pass_order(count: int, seed: int, number: int) -> list[int]:
     return torch.randperm(count, generator=generator).tolist()
 
 
-def share_of(batch: int, rank: int, processes: int) -> slice:
-    """The part of a batch that one of several processes trains on. UserError unless all parts are equal."""
-    if batch % processes:
-        raise UserError(
-            f"DATALOADER.TRAIN_X.BATCH_SIZE {batch} is the batch of all processes together, "
-            f"and {processes} processes cannot share it equally"
-        )
-    size = batch // processes
-    return slice(rank * size, (rank + 1) * size)
-
-
 class IterationSampler(Sampler):
     """A batch sampler: lists of ViewIndex(picture, pass), so augmentation depends on seed, pass and picture only.
 
     `start(first, batches)` says which batches the next pass through it yields. With several processes each
-    yields its own share of every batch.
+    yields its own share of every batch, all of one size.
     """
 
     def __init__(self, count: int, batch: int, seed: int, rank: int = 0, processes: int = 1):
         if count < 1 or batch < 1:
             raise UserError(f"no batches of {batch} from {count} pictures: both must be at least 1")
         self.count, self.batch, self.seed = count, batch, seed
-        self.share = share_of(batch, rank, processes)
+        if batch % processes:
+            raise UserError(
+                f"DATALOADER.TRAIN_X.BATCH_SIZE {batch} is the batch of all processes together, "
+                f"and {processes} processes cannot share it equally"
+            )
+        size = batch // processes
+        self.share = slice(rank * size, (rank + 1) * size)
         self.first, self.batches = 0, 1
         self._order = -1, []  # (pass, its permutation), the last one drawn
 
@@ -65,8 +59,3 @@ class IterationSampler(Sampler):
         if self._order[0] != number:
             self._order = number, pass_order(self.count, self.seed, number)
         return ViewIndex(self._order[1][within], number)
-
-
-def iteration_loader(loader: DataLoader, sampler: IterationSampler) -> DataLoader:
-    """A loader like `loader`, of the same data set, that takes its batches from `sampler`."""
-    return loader_like(loader, sampler, loader.persistent_workers)

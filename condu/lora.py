@@ -62,14 +62,9 @@ class Lora(nn.Module):
         self._hooks = []
         for name, layer in layers.items():
             weight = layer.weight
-            a, b = self.start(name, layer)
-            self.a.append(a.to(weight))
-            self.b.append(b.to(weight))
+            self.a.append(first_factor(name, layer.in_features, rank).to(weight))
+            self.b.append(torch.zeros(rank, layer.out_features).to(weight))
             self._hooks.append(layer.register_forward_hook(self._added(self.a[-1], self.b[-1])))
-
-    def start(self, name: str, layer: nn.Linear) -> tuple[Tensor, Tensor]:
-        """A (in, r) and B (r, out) before training."""
-        return first_factor(name, layer.in_features, self.rank), torch.zeros(self.rank, layer.out_features)
 
     def _added(self, a: Tensor, b: Tensor):
         return lambda layer, inputs, output: output + inputs[0] @ a @ b * self.scale

@@ -25,9 +25,9 @@ HISTOGRAM = ("cpu",)  # where bincount is deterministic
 SIGN = -(1 << 31)  # the highest bit of an int32
 
 
-def chunk_size(device: torch.device) -> int:
-    """Values to work on at once."""
-    return CHUNK if device.type == "cpu" else DEVICE_CHUNK
+def chunk_size(device: torch.device, longest: int) -> int:
+    """Values to work on at once, of tensors of at most `longest`."""
+    return min(CHUNK if device.type == "cpu" else DEVICE_CHUNK, 8 * max(packed_size(longest), 1))
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Merge:
     """One session: the tables of the old tasks' scales, and the buffers of a chunk."""
 
     def __init__(self, scales: Sequence[float], largest_tensor: int, device: torch.device):
-        self.chunk = min(chunk_size(device), 8 * max(packed_size(largest_tensor), 1))
+        self.chunk = chunk_size(device, largest_tensor)
         count = -(-len(scales) // GROUP)
         bounds = [i * len(scales) // count for i in range(count + 1)] if count else []
         self.groups = [Group(slice(a, b), scales, device) for a, b in zip(bounds, bounds[1:], strict=False)]

@@ -78,20 +78,6 @@ class AccuracyMatrix:
         rows = {"transfer": self.transfer[1:], "average": self.average, "last": self.last}
         return {name: None if not row or None in row else sum(row) / len(row) for name, row in rows.items()}
 
-    def permuted(self, order: Sequence[str]) -> "AccuracyMatrix":
-        """The same cells with the tasks in another order: rows and columns both. order: all T names, or places.
-
-        For a matrix stored in another order than that of its stream, or whose rows do not depend on the order.
-        """
-        order = list(order)
-        found = [self.tasks.index(x) if x in self.tasks else x for x in order]
-        if sorted(map(str, found)) != sorted(map(str, range(len(self.tasks)))):
-            raise ValueError(f"expected each of {', '.join(self.tasks)} once, found {', '.join(map(str, order))}")
-        names, places = [self.tasks[k] for k in found], torch.tensor(found)
-        if self.correct is None:
-            return AccuracyMatrix.from_accuracy(names, self.accuracy[places][:, places].tolist())
-        return AccuracyMatrix(names, self.correct[places][:, places], self.total[places])
-
     def to_json(self) -> dict:
         """-> {"tasks", "correct", "total", "accuracy", "transfer", "average", "last"}, lists with null for missing.
 

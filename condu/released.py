@@ -22,7 +22,7 @@ from condu.delta import size
 from condu.fusion import Fusion
 from condu.packing import pack
 from condu.space import UNTRAINED
-from condu.stream import Stream, Task, exists
+from condu.stream import Stream, Task, sessions
 from dassl.clip import ClipBackbone
 from dassl.utils import MissingFile, UserError, get_logger, is_plain_tensor, load_checkpoint, strip_module
 
@@ -203,7 +203,7 @@ def import_released(
 ) -> Stream:
     """Write the folders' sessions into a new stream `to`, all kept -> the last one. Raises as `stream_of` and
     `Stream.save`; UserError for two folders of one session, and where `to` holds a stream."""
-    if exists(to):
+    if sessions(to):
         raise UserError(f'"{to}" holds a stream already: give another folder')
     counts = {Path(folder): count_tasks(Path(folder)) for folder in folders}
     if len(set(counts.values())) < len(folders):

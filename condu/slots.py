@@ -38,7 +38,12 @@ class Slots:
         if key in self._resident:
             self._resident.move_to_end(key)
             return self._resident[key]
-        clip = self._free_slot()
+        if self._idle:
+            clip = self._idle.pop()
+        elif len(self._resident) < self.capacity:
+            clip = self._make().freeze()
+        else:
+            clip = self._resident.popitem(last=False)[1]
         try:
             with torch.no_grad():
                 fill(dict(clip.module.named_parameters()))
@@ -48,10 +53,3 @@ class Slots:
         self.filled += 1
         self._resident[key] = clip
         return clip
-
-    def _free_slot(self):
-        if self._idle:
-            return self._idle.pop()
-        if len(self._resident) < self.capacity:
-            return self._make().freeze()
-        return self._resident.popitem(last=False)[1]

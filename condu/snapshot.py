@@ -56,10 +56,6 @@ class Snapshot:
     members: list[Member]
     prototype_source: str = "pretrained"
 
-    def member(self, task):
-        """The expert of a learned task."""
-        return self.members[self.tasks.index(task)]
-
     def place(self, task):
         """0 .. T-1 of a learned task, None of any other."""
         return self.tasks.index(task) if task in self.tasks else None
@@ -131,7 +127,11 @@ class TestSet:
     def _decode(self, loader, size, device):
         pixels, labels, count = [], [], 0
         for batch in loader:
-            self._check(batch)
+            if "img" not in batch:
+                raise UserError(f"test set {self.name}: features in place of pictures, set FEATURES.TEST to False")
+            highest = int(batch["label"].max())
+            if highest >= len(self.classnames):
+                raise UserError(f"test set {self.name}: label {highest}, but {len(self.classnames)} class names")
             if pixels and count + len(batch["label"]) > size:
                 yield torch.cat(pixels), torch.cat(labels)
                 pixels, labels, count = [], [], 0
@@ -144,13 +144,6 @@ class TestSet:
         if count == len(self):
             self._kept = [chunk]
         yield chunk
-
-    def _check(self, batch):
-        if "img" not in batch:
-            raise UserError(f"test set {self.name}: features in place of pictures, set FEATURES.TEST to False")
-        highest = int(batch["label"].max())
-        if highest >= len(self.classnames):
-            raise UserError(f"test set {self.name}: label {highest}, but {len(self.classnames)} class names")
 
 
 class LabelSpace:

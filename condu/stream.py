@@ -59,10 +59,7 @@ class Stream:
     @classmethod
     def new(cls, *, backbone: Mapping, space: Mapping, scale: str = "l1") -> "Stream":
         """A stream without tasks. Raises UserError for an unknown scale rule."""
-        try:
-            return cls(Fusion(scale), backbone, space)
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        return cls(Fusion(scale), backbone, space)
 
     @classmethod
     def of(cls, fusion: Fusion, tasks, prototypes, *, backbone: Mapping, space: Mapping) -> "Stream":
@@ -77,11 +74,6 @@ class Stream:
                 f"The fusion is of {', '.join(fusion.tasks)}, but the tasks are {', '.join(stream.names())}"
             )
         return stream
-
-    @property
-    def scale(self) -> str:
-        """The rule of the scales."""
-        return self.fusion.scale
 
     @property
     def session(self) -> int:
@@ -161,7 +153,7 @@ class Stream:
 
     def facts(self, half: bool = False) -> dict:
         """All that a session's file says beside its tensors (JSON)."""
-        identity = {"backbone": self.backbone, "space": self.space, "scale": self.scale}
+        identity = {"backbone": self.backbone, "space": self.space, "scale": self.fusion.scale}
         numbers = {"format": FORMAT, "session": self.session, "half": half}
         return identity | numbers | {"tasks": [asdict(t) for t in self.tasks], "fusion": _json(self.fusion.state()[1])}
 
@@ -235,11 +227,6 @@ def forget(folder, session: int) -> None:
         for number in reversed(sessions(folder)):
             if number >= session:
                 os.unlink(_file(folder, number))
-
-
-def exists(folder) -> bool:
-    """Whether a stream was saved there. Raises as `sessions`."""
-    return bool(sessions(folder))
 
 
 def _json(value):

@@ -64,7 +64,13 @@ class ConDU(ConDU_Expert):
         names = self.stream.names()
         self.learned = names[-1:] == [self.task]
         if self.learned:
-            self._check_same_training(self.stream.tasks[-1])
+            ours, theirs = self.recipe(), self.stream.tasks[-1].recipe
+            differ = [f"{k} was {theirs.get(k)!r}, is {ours[k]!r}" for k in ours if theirs.get(k) != ours[k]]
+            if differ:
+                raise UserError(
+                    f"{self.task} is the last task of the stream in {self.folder}, by another training: "
+                    f"{'; '.join(differ)}"
+                )
         elif self.task in names:
             raise UserError(
                 f"{self.task} is session {names.index(self.task)} of the stream in {self.folder} already "
@@ -79,15 +85,6 @@ class ConDU(ConDU_Expert):
             )
         if not self.learned:
             super().look_back()
-
-    def _check_same_training(self, task: Task) -> None:
-        recipe = self.recipe()
-        differ = [f"{key} was {task.recipe.get(key)!r}, is {recipe[key]!r}" for key in recipe
-                  if task.recipe.get(key) != recipe[key]]  # fmt: skip
-        if differ:
-            raise UserError(
-                f"{self.task} is the last task of the stream in {self.folder}, by another training: {'; '.join(differ)}"
-            )
 
     def trained_before(self) -> bool:
         return self.learned or super().trained_before()

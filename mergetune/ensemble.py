@@ -132,8 +132,8 @@ def data_set_name(word: str) -> str:
     return name
 
 
-def curve(trainer, swept: Iterator[tuple[float, Tensor, Tensor]], alpha: float) -> list[float]:
-    """Accuracy of each alpha in per cent; the trainer's evaluator then holds what one of them scored."""
+def curve(trainer, swept: Iterator[tuple[float, Tensor, Tensor]], alpha: float | None = None) -> list[float]:
+    """Accuracy of each alpha in per cent; the trainer's evaluator then holds what `alpha` scored."""
     accuracies = []
     for value, scores, labels in swept:
         accuracies.append(accuracy(scores, labels))
@@ -143,16 +143,6 @@ def curve(trainer, swept: Iterator[tuple[float, Tensor, Tensor]], alpha: float) 
             trainer.evaluator.results = trainer.evaluator.evaluate()
             log.info(f"{trainer.cfg.DATASET.NAME}: {accuracies[-1]:.2f}% at alpha {alpha:g}")
     return accuracies
-
-
-def validate(trainer, ends: Sequence[dict[str, Tensor]], alphas: Sequence[float], **mix) -> list[float]:
-    """Accuracy of each alpha on the validation images of the run's own data set."""
-    if not trainer.has_validation():
-        raise UserError(
-            f"{trainer.cfg.DATASET.NAME} has no validation images to choose alpha on, and the test images must not: "
-            "give one value, e.g. --alphas 0.5"
-        )
-    return [accuracy(scores, labels) for _, scores, labels in sweep(trainer, "val", ends, alphas, **mix)]
 
 
 def opened(run: Path, cfg):
@@ -244,9 +234,19 @@ def mixed(run: Path, cfgs: Mapping, alphas: Sequence[float], mix: dict, folder: 
     trainer = opened(run, cfgs[first])
     ends = [trainer.zero_shot_weights(), trainable(trainer.model)]
     ends = [{name: value.detach().clone() for name, value in weights.items()} for weights in ends]
-    validation = validate(trainer, ends, alphas, **mix) if len(alphas) > 1 else None
-    alpha = alphas[0] if validation is None else choose(alphas, validation)
-    row = describe(trainer.trained["preset"], alpha, **mix)
+    alpha, validation = alphas[0], None
+    if len(alphas) > 1:
+        if not trainer.has_validation():
+            raise UserError(
+                f"{first} has no validation images to choose alpha on, and the test images must not: "
+                "give one value, e.g. --alphas 0.5"
+            )
+        validation = curve(trainer, sweep(trainer, "val", ends, alphas, **mix))
+        alpha = choose(alphas, validation)
+    preset, title = trainer.trained["preset"], f"{mix['kind']} ens."
+    merge = {"method": KINDS[mix["kind"]], "title": title, "alpha": alpha, "preset": preset}
+    merge |= {"outputs": mix["outputs"]} if mix["kind"] == "output" else {}
+    row = {"preset": f"{preset} + {title}" if preset else title, "merge": merge}
     row["alpha_chosen_on"] = "given" if validation is None else "validation"
     row |= {name: trainer.trained[name] for name in ("unfinished",) if name in trainer.trained}
     tested = {}
@@ -258,14 +258,6 @@ def mixed(run: Path, cfgs: Mapping, alphas: Sequence[float], mix: dict, folder: 
         seconds = time.monotonic() - started
         write_results(str(folder / name), trainer, trainer.cfg, wall_s=seconds, command=command, kind="eval")
     return {"alpha": alpha, **row, "validation": validation, "test": tested}
-
-
-def describe(preset: str, alpha: float, *, kind: str, outputs: str | None) -> dict:
-    """What results.json says of the ensemble."""
-    title = f"{kind} ens."
-    merge = {"method": KINDS[kind], "title": title, "alpha": alpha, "preset": preset}
-    merge |= {"outputs": outputs} if kind == "output" else {}
-    return {"preset": f"{preset} + {title}" if preset else title, "merge": merge}
 
 
 def read(argv: Sequence[str]) -> dict:

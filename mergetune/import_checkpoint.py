@@ -108,25 +108,6 @@ def read(path: Path, folder: str) -> tuple[Found, int | None]:
     return found, epoch
 
 
-def choose_trainer(found: Found, asked: str) -> str:
-    """The trainer that was asked for, or the usual one of the method. UserError if it cannot run the file."""
-    known = found.format.trainers
-    if asked and asked not in known:
-        raise UserError(f"--trainer {asked} cannot run a {found.name} file, {', '.join(known)} can")
-    return asked or {"KgCoOp": "KgCoOp", "MERGETUNE": "CoOp_LMC"}.get(found.name) or next(iter(known))
-
-
-def build_cfg(args: argparse.Namespace, trainer: str, pairs: dict) -> CfgNode:
-    """The run's config as train.py builds it; what follows from the file gives way to KEY VALUE pairs."""
-    import train  # the command line is the one place that knows the data sets
-
-    subset = {} if trainer.startswith("PromptKD") else {"DATASET.SUBSAMPLE_CLASSES": "base"}  # a student sees all
-    words = ["--trainer", trainer, "--output-dir", args.out, "--config-file", args.config_file]
-    words += ["--dataset-config-file", args.dataset_config_file, "--root", args.root]
-    words += [str(word) for pair in (subset | pairs).items() for word in pair]
-    return train.setup_cfg(train.build_parser().parse_intermixed_args([*words, *args.opts]))
-
-
 def check_fit(path: Path, found: Found, trainer) -> None:
     """Hold a file against a built trainer: class names and backbone by the untrained tensors in it, and then by the
     trainer's own strict load."""
@@ -203,7 +184,11 @@ def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
     path, folder = find_source(args.source)
     found, epoch = read(path, folder)
     log.info(f"file      {path}\n{to_text(found)}")
-    trainer = choose_trainer(found, args.trainer)
+    known = found.format.trainers
+    if args.trainer and args.trainer not in known:
+        raise UserError(f"--trainer {args.trainer} cannot run a {found.name} file, {', '.join(known)} can")
+    usual = {"KgCoOp": "KgCoOp", "MERGETUNE": "CoOp_LMC"}.get(found.name) or next(iter(known))
+    trainer = args.trainer or usual
     facts = {
         "format": 1,
         "source": str(path.resolve()),
@@ -239,7 +224,15 @@ def write_run(args: argparse.Namespace, path: Path, found: Found, epoch: int | N
     out, trainer = Path(args.out), facts["trainer"]
     results = {"format": 1, "kind": "import", "trainer": trainer, "preset": "", "dataset": "", "protocol": "",
                "subset": "", "seed": -1, "metrics": {}, "command": command}  # fmt: skip
-    cfg = build_cfg(args, trainer, facts["config"]) if args.config_file else None
+    cfg = None
+    if args.config_file:  # what follows from the file gives way to KEY VALUE pairs
+        import train  # the command line is the one place that knows the data sets
+
+        pairs = {} if trainer.startswith("PromptKD") else {"DATASET.SUBSAMPLE_CLASSES": "base"}  # a student sees all
+        words = ["--trainer", trainer, "--output-dir", args.out, "--config-file", args.config_file]
+        words += ["--dataset-config-file", args.dataset_config_file, "--root", args.root]
+        words += [str(word) for pair in (pairs | facts["config"]).items() for word in pair]
+        cfg = train.setup_cfg(train.build_parser().parse_intermixed_args([*words, *args.opts]))
     if args.root:
         built = build_trainer(cfg)
         check_fit(path, found, built)

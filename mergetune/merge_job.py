@@ -21,7 +21,7 @@ from dassl.utils.progress import progress
 from mergetune import lora
 from mergetune.merge_methods import METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method
 from mergetune.merging import check_alike, is_weight, merge
-from mergetune.parents import PEFT_CONFIG, PEFT_FILES, Parent, check_origin, read_parent
+from mergetune.parents import PEFT_CONFIG, PEFT_FILES, check_origin, read_parent
 
 State = dict[str, Tensor]
 JOINED = ("source", "source_subset", "data_seen")  # facts of which the merge has all
@@ -31,8 +31,7 @@ LEFT += (RESULTS, f"eval_*/{RESULTS}")
 
 
 class MergeJob:
-    """Sources of a merge, read; the arguments are those of `merge.merge_run`. UserError or ValueError for what does not
-    fit together.
+    """Sources of a merge, read; the arguments are those of `merge.merge_run`. UserError for what does not fit together.
 
     Attributes: sources, and base (None where the method needs none); first, the source that lends its config, or the
     first that was read if none has any.
@@ -51,8 +50,8 @@ class MergeJob:
         if not any(source.file for source in self.sources):
             raise UserError(f"Nothing to merge: every parent is {ZERO_SHOT}")
         self.base = read_parent(base, words=(ZERO_SHOT, START, ZEROS)) if how.needs_base else None
-        everything = [*self.sources, *([self.base] if self.base else [])]
-        self.read = [source for source in everything if source.file]
+        self.everything = [*self.sources, *([self.base] if self.base else [])]
+        self.read = [source for source in self.everything if source.file]
         self.first = next((source for source in self.read if source.run), self.read[0])
         self.first.moved = moved
         self.ranks = lora.ranks(self.first.state)
@@ -61,18 +60,15 @@ class MergeJob:
     @cached_property
     def states(self) -> tuple[list[State], State | None]:
         """Those of the sources and of the base, as they are merged, products of LoRA included."""
-        everything = [*self.sources, *([self.base] if self.base else [])]
-        states = [self.in_space(source) for source in everything]
+        states = []
+        for source in self.everything:
+            state = source.state if source.file else self.of_word(source.spec)
+            if self.space == "product":
+                state = lora.products(state, (source if source.file else self.first).scaling())
+            states.append(state)
         labels = [source.spec for source in self.sources] + ([f"the base {self.base.spec}"] if self.base else [])
         check_alike(states, labels, self.keep)
         return states[: len(self.sources)], states[-1] if self.base else None
-
-    def in_space(self, source: Parent) -> State:
-        """A source's state as it is merged."""
-        state = source.state if source.file else self.of_word(source.spec)
-        if self.space == "factors":
-            return state
-        return lora.products(state, (source if source.file else self.first).scaling())
 
     def check(self) -> None:
         """Refuse other backbones and classes, and in the space of factors LoRAs of another scaling."""
@@ -131,18 +127,25 @@ class MergeJob:
         """A merged state with its products as factors again; rank None: the first source's, 0: as it is."""
         return state if self.space == "factors" or rank == 0 else lora.factors(state, rank or self.ranks)
 
-    def write(self, out: Path, state: State, rank: int | None, score: float | None) -> dict[str, str]:
+    def write(self, out: Path, state: State, score: float | None) -> dict[str, str]:
         """A run folder, a peft folder, or a file of weights, as the sources are -> {file: digest}."""
-        state = {name: value.contiguous() for name, value in self.thin(state, rank).items()}
+        state = {name: value.contiguous() for name, value in self.thin(state, self.rank).items()}
         for name, value in state.items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise UserError(f"The merged {name} is infinite or NaN")
         if self.first.run is not None:
             self._write_run(out, state, score)
         else:
-            is_peft = self.first.peft and rank != 0
+            is_peft = self.first.peft and self.rank != 0
             if is_peft:
-                write_json(self.first.peft | self._ranks(rank), str(out / PEFT_CONFIG))
+                peft = self.first.peft
+                if self.space == "product":  # its factors have the scaling 1
+                    ranks = self.ranks if self.rank is None else {}
+                    top = self.rank or max(ranks.values())
+                    modules = {name.removeprefix("base_model.model."): r for name, r in ranks.items() if r != top}
+                    peft = peft | {"r": top, "lora_alpha": top, "use_rslora": False}
+                    peft |= {"rank_pattern": modules, "alpha_pattern": modules}
+                write_json(peft, str(out / PEFT_CONFIG))
             with atomic_write(str(out / (PEFT_FILES[0] if is_peft else "merged.safetensors"))) as target:
                 target.write(save(state))
         files = [file for file in out.rglob("*") if file.is_file()]
@@ -158,29 +161,20 @@ class MergeJob:
                 with atomic_write(str(out / file)) as target:
                     target.write((self.first.run / file).read_bytes())
 
-    def _ranks(self, rank: int | None) -> dict:
-        """What of adapter_config.json changes: factors of a product have the scaling 1."""
-        if self.space == "factors":
-            return {}
-        ranks = self.ranks if rank is None else {}
-        top = rank or max(ranks.values())
-        modules = {name.removeprefix("base_model.model."): r for name, r in ranks.items() if r != top}
-        return {"r": top, "lora_alpha": top, "use_rslora": False, "rank_pattern": modules, "alpha_pattern": modules}
-
-    def describe(self, method: str, values: dict, tried: list[dict], command: str) -> dict:
+    def describe(self, values: dict, tried: list[dict], command: str) -> dict:
         """merge.json: how the weights came about. `row` is what an evaluation of them says in its results.json, the
         facts behind it what a later run asks of their origin, see `stage1.run_fact`.
 
         tried: the values of a search with their validation accuracy in percent, if there was one.
         """
         shown = {name: value for name, value in values.items() if value is not None}
-        options = {"method": method, "title": METHODS[method].title, "values": shown}
+        options = {"method": self.method, "title": METHODS[self.method].title, "values": shown}
         options |= {"base": self.base.spec} if self.base else {}
         options |= {"merge_space": self.space} if self.has_lora else {}
         facts = self.first.facts
         others = [s.facts.get("trainer", Path(s.spec).name) for s in self.sources if s is not self.first]
         row = {
-            "preset": row_name(method, shown, others, options.get("base", ZERO_SHOT)),
+            "preset": row_name(self.method, shown, others, options.get("base", ZERO_SHOT)),
             "merge": options | {"parents": [s.spec for s in self.sources], "of": facts.get("preset", "")},
             "alpha_chosen_on": "validation" if tried else "given" if shown else None,
         }

@@ -62,9 +62,15 @@ def test_published_rows_give_the_published_triple(name):
     assert matrix.summary() == pytest.approx(triple_of(name), abs=ROUNDED)
 
 
+def permuted(matrix, order):
+    """Its rows of percent with the tasks in another order, rows and columns both."""
+    places = [matrix.tasks.index(task) for task in order]
+    return matrix.accuracy[places][:, places].tolist()
+
+
 def test_zero_shot_transfers_differently_under_another_order():
     first = AccuracyMatrix.from_accuracy(ORDER_I, [ZERO_SHOT] * 11)
-    second = first.permuted(ORDER_II)
+    second = AccuracyMatrix.from_accuracy(ORDER_II, permuted(first, ORDER_II))
     assert {k: round(v, 1) for k, v in first.summary().items()} == {"transfer": 69.4, "average": 65.3, "last": 65.3}
     assert first.transfer[1:] == pytest.approx(ZERO_SHOT[1:])
     # 65.35 exactly, printed as 65.4: all data sets but the first of the order
@@ -75,10 +81,11 @@ def test_zero_shot_transfers_differently_under_another_order():
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name.endswith("order II")])
 def test_a_matrix_stored_in_another_order_needs_both_axes_permuted(name):
     """The raw matrices behind the published rows have alphabetical rows and columns under both orders."""
-    stored, triple = published(name).permuted(ORDER_I), triple_of(name)
-    assert stored.tasks == ORDER_I and abs(stored.summary()["transfer"] - triple["transfer"]) > 0.5
-    back = stored.permuted([9, 6, 7, 8, 5, 10, 0, 1, 3, 4, 2])
-    assert back.tasks == ORDER_II and back.summary() == pytest.approx(triple, abs=ROUNDED)
+    triple = triple_of(name)
+    stored = AccuracyMatrix.from_accuracy(ORDER_I, permuted(published(name), ORDER_I))
+    assert abs(stored.summary()["transfer"] - triple["transfer"]) > 0.5
+    back = AccuracyMatrix.from_accuracy(ORDER_II, permuted(stored, ORDER_II))
+    assert back.summary() == pytest.approx(triple, abs=ROUNDED)
     places = [ORDER_I.index(task) for task in ORDER_II]
     for wrong in (stored.accuracy[places], stored.accuracy[:, places]):  # one axis alone
         found = AccuracyMatrix.from_accuracy(ORDER_II, wrong.tolist()).summary()
@@ -115,14 +122,6 @@ def test_missing_cells_leave_out_only_what_needs_them():
     assert percent.summary() == {"transfer": None, "average": None, "last": 55}
 
 
-def test_permuting_carries_counts_and_is_undone():
-    matrix = small()
-    other = matrix.permuted(["c", "a", "b"])
-    assert other.correct.tolist() == [[45, 30, 14], [10, 40, 6], [20, 35, 16]] and other.total.tolist() == [50, 50, 20]
-    back = other.permuted(["a", "b", "c"])
-    assert torch.equal(back.correct, matrix.correct) and back.to_json() == matrix.to_json()
-
-
 @pytest.mark.parametrize("matrix", [small(), AccuracyMatrix.from_accuracy(["a", "b"], [[1 / 3, 2], [70.1, 4]])])
 def test_json_round_trip(matrix):
     text = json.dumps(matrix.to_json(), allow_nan=False)
@@ -151,8 +150,6 @@ def test_json_says_what_the_report_reads():
         (lambda: AccuracyMatrix.from_accuracy(["a"], [[100.1]]), "0 to 100"),
         (lambda: AccuracyMatrix.from_accuracy(["a"], [["x"]]), "rows of percent"),
         (lambda: AccuracyMatrix.from_accuracy(["a", "b"], [[1, 2]]), "2 tasks"),
-        (lambda: small().permuted(["a", "b"]), "each of a, b, c once, found a, b"),
-        (lambda: small().permuted(["a", "b", "d"]), "found a, b, d"),
         (lambda: AccuracyMatrix.from_json({"tasks": ["a"]}), "correct and total, or accuracy"),
         (lambda: AccuracyMatrix.from_json({"tasks": ["a"], "correct": [[1]]}), "total"),
         (lambda: AccuracyMatrix.from_json({"tasks": ["a"], "correct": 1, "total": [1]}), "rows of counts"),

@@ -66,7 +66,7 @@ def test_every_decoupled_delta_is_the_files_own(ckpt, line, tmp_path, clip, prot
     main(line(folder))
     stream = Stream.load(tmp_path / "stream", backbone={"name": "tiny", "digest": clip.digest}, space={"kind": "full"})
     assert stream.names() == TASKS
-    assert stream.scale == "tensor_mean"
+    assert stream.fusion.scale == "tensor_mean"
     assert [task.classnames for task in stream.tasks] == list(CLASSES.values())
     for name, mask, scale in zip(TASKS, masks, scales, strict=True):
         found = stream.fusion.decouple(name)

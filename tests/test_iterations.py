@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from condu.iterations import IterationSampler, iteration_loader, pass_order, share_of
+from condu.iterations import IterationSampler, pass_order
+from dassl.data.shards import loader_like
 from dassl.utils import UserError
 
 
@@ -74,7 +75,7 @@ def test_two_batches_of_half_the_size_are_one_batch():
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(UserError, match="BATCH_SIZE 64 .* 3 processes cannot share it"):
-        share_of(64, 0, 3)
+        IterationSampler(5, 64, 1, 0, 3)
     with pytest.raises(UserError, match="batches of 0"):
         IterationSampler(5, 0, 1)
     with pytest.raises(UserError, match="from 0 pictures"):
@@ -95,7 +96,7 @@ class Echo(Dataset):
 def test_a_loader_takes_its_batches_from_the_sampler_with_any_number_of_workers(workers):
     plain = DataLoader(Echo(), batch_size=2, num_workers=workers, persistent_workers=workers > 0)
     sampler = IterationSampler(5, 3, seed=1)
-    loader = iteration_loader(plain, sampler)
+    loader = loader_like(plain, sampler, plain.persistent_workers)
     line = torch.tensor(endless(5, 1, 12)).view(4, 3, 2)
     for first, count in ((0, 1), (1, 3), (0, 4)):  # persistent workers learn of a new start
         sampler.start(first, count)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train
-from condu.stream import exists
+from condu.stream import sessions
 from dassl.config import get_cfg_default
 from dassl.data.datasets import Datum
 from dassl.engine import preflight as module
@@ -220,7 +220,7 @@ def test_a_session_is_checked_against_the_stream_which_stays_as_it_is(stream_run
         stream_runs.argv("digits", "digits", "--check", "--eval-only", "--model-dir", str(stream_runs.stream))
     )
     assert values["steps"] == 0 and values["seconds"] > 0
-    assert everything(stream_runs.folder) == before and exists(stream_runs.stream)
+    assert everything(stream_runs.folder) == before and sessions(stream_runs.stream)
 
 
 @pytest.mark.parametrize("trainer", ["StylePrompt", "StyleContinued", "ShortPairs"])

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from condu.stream import Stream, exists, sessions
+from condu.stream import Stream, sessions
 from dassl.utils import MissingFile, RunLock, UserError, WriteFailed, load_tensors, save_tensors
 from tests.fixtures.streams import BACKBONE, SPACE, assert_same, delta, grow, rows, small, task
 
@@ -81,7 +81,7 @@ def test_a_kill_in_the_first_session_leaves_no_stream_or_a_whole_one(tmp_path):
             small(1).save(folder)
 
         done = in_a_child(save)
-        if exists(folder):
+        if sessions(folder):
             assert_same(Stream.load(folder), small(1))
         small(1).save(folder)
         assert names(folder) == ["session_0.safetensors"]
@@ -133,7 +133,7 @@ def test_without_history_one_session_is_there(tmp_path):
 def test_ten_sessions_and_more(tmp_path):
     """Numbers of two digits sort as numbers."""
     for count in range(1, 13):
-        grow(Stream.load(tmp_path) if exists(tmp_path) else small(0), count).save(tmp_path, history=True)
+        grow(Stream.load(tmp_path) if sessions(tmp_path) else small(0), count).save(tmp_path, history=True)
     assert sessions(tmp_path) == list(range(12))
     assert Stream.load(tmp_path).session == 11
 
@@ -230,7 +230,7 @@ def test_a_stream_of_the_first_format_is_refused_in_one_line_and_left_alone(tmp_
     pointer = {"format": 1, "session": 0, "sessions": {"0": {"folder": "session_0", "check": "0f"}}, "leaving": []}
     (tmp_path / "stream.json").write_text(json.dumps(pointer | {"check": "00"}))
     (tmp_path / "session_0").mkdir()
-    for use in (Stream.load, exists, sessions, small(1).save):
+    for use in (Stream.load, sessions, small(1).save):
         with pytest.raises(UserError, match=r"holds a stream of an earlier version \(stream.json\).*train it again"):
             use(tmp_path)
     assert names(tmp_path) == ["session_0", "stream.json"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from condu.stream import Stream, Task, exists, sessions
+from condu.stream import Stream, Task, sessions
 from dassl.utils import MissingFile, UserError, load_tensors, save_tensors, tensor_digest
 from tests.fixtures.streams import BACKBONE, SHAPES, SPACE, assert_same, delta, grow, rows, small, task
 
@@ -25,7 +25,7 @@ def test_what_is_loaded_is_what_was_saved_and_goes_on_alike(tmp_path, scale):
 
 def test_one_process_a_session_is_the_same_as_one_process_for_all(tmp_path):
     for count in range(1, 5):
-        stream = Stream.load(tmp_path) if exists(tmp_path) else small(0)
+        stream = Stream.load(tmp_path) if sessions(tmp_path) else small(0)
         grow(stream, count).save(tmp_path)
     assert_same(Stream.load(tmp_path), small(4))
 
@@ -115,7 +115,7 @@ def test_a_backbone_needs_a_digest():
 def test_a_stream_without_tasks_is_not_saved(tmp_path):
     with pytest.raises(UserError, match="without tasks"):
         small(0).save(tmp_path)
-    assert not exists(tmp_path)
+    assert not sessions(tmp_path)
     assert sessions(tmp_path) == []
     with pytest.raises(MissingFile, match="No stream"):
         Stream.load(tmp_path)

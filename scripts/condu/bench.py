@@ -20,7 +20,7 @@ from condu.slots import Slots
 from condu.snapshot import Snapshot, TestSet, prompts_of, snapshot_of, task_of
 from condu.space import build_space
 from condu.store import ExpertStore
-from condu.stream import Stream, exists, session_digest, sessions
+from condu.stream import Stream, session_digest, sessions
 from condu.voting import PRESETS, Vote
 from dassl.clip import build_clip_from_cfg, check_input
 from dassl.data import build_data_loader
@@ -107,7 +107,7 @@ class Bench:
     def snapshots(self) -> list[Snapshot]:
         """After each of the T sessions. UserError if some are not there, or are those of another order."""
         folder, size = self.run.stream, len(self.names)
-        if not exists(folder):
+        if not sessions(folder):
             raise MissingFile(f"no stream in {folder}; make it with:  {training_line(self.run)}")
         missing = sorted(set(range(size)) - set(sessions(folder)))
         if missing:
@@ -127,7 +127,7 @@ class Bench:
     @cached_property
     def trained(self) -> dict:
         """What results.json says of the stream that is evaluated."""
-        return Stream.load(self.run.stream).trained_facts() if exists(self.run.stream) else {}
+        return Stream.load(self.run.stream).trained_facts() if sessions(self.run.stream) else {}
 
     @cached_property
     def recipe(self) -> dict:

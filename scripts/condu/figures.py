@@ -33,7 +33,7 @@ def write_features(bench: Bench) -> None:
     features, about = [], []
     for test in bench.tests:
         own = member(bench, bench.experts[test.name][0])
-        for kind, model in (("expert", own), ("reconstructed", last.member(test.name))):
+        for kind, model in (("expert", own), ("reconstructed", last.members[last.place(test.name)])):
             found, labels = features_of(bench, model, test)
             features.append(found)
             about += [(test.name, kind, test.classnames[label]) for label in labels.tolist()]
