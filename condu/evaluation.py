@@ -90,17 +90,6 @@ class _Job:
     spaces: dict[str, LabelSpace] = field(default_factory=dict)
     correct: Counter = field(default_factory=Counter)
 
-    @property
-    def by_expert(self):
-        """Similarities are made of the experts' own features."""
-        return bool(self.rules) and self.snapshot.prototype_source == "expert"
-
-    def add_others(self):
-        """The counts of all processes, each of which has looked at a share."""
-        keys = ["known", *itertools.product(self.rules, self.labels)]
-        counts = all_reduce(torch.tensor([int(self.correct[key]) for key in keys]))
-        self.correct = Counter(dict(zip(keys, counts.tolist(), strict=True)))
-
     def cell(self, total):
         """The counts, brought to the CPU."""
         votes = {rule: {labels: int(self.correct[rule, labels]) for labels in self.labels} for rule in self.rules}
@@ -194,17 +183,20 @@ class Evaluator:
             pretrained = functools.partial(self._pretrained, test, number, pixels)
             for job in jobs:
                 self._count_chunk(job, pixels, labels, pretrained)
-        if share is not None:
+        if share is not None:  # each process has looked at its own
             for job in jobs:
-                job.add_others()
+                keys = ["known", *itertools.product(job.rules, job.labels)]
+                counts = all_reduce(torch.tensor([int(job.correct[key]) for key in keys]))
+                job.correct = Counter(dict(zip(keys, counts.tolist(), strict=True)))
         return [job.cell(len(test)) for job in jobs]
 
     def _count_chunk(self, job, pixels, labels, pretrained):
         """Add the answers on these pictures; pretrained: () -> their features (B, D)."""
-        seen = None
-        if job.rules and not job.by_expert:
+        by_expert = bool(job.rules) and job.snapshot.prototype_source == "expert"  # of their own features
+        seen = None  # (B, T) similarities, where there are votes
+        if job.rules and not by_expert:
             seen = similarity(pretrained(), job.snapshot.prototypes)
-        wanted = torch.full((len(labels), len(job.members)), job.by_expert)  # which member has to look at which
+        wanted = torch.full((len(labels), len(job.members)), by_expert)  # which member has to look at which
         if seen is not None:
             wanted = torch.stack([rule.chosen(seen) for rule in job.rules.values()]).any(0).cpu()
         if job.own is not None:
@@ -226,14 +218,12 @@ class Evaluator:
             else:
                 clip = self.slots.clip(member.key, member.fill)
                 features = self._encode(member.key, clip, pixels, rows[i])
-            if job.by_expert:
+            if by_expert:
                 looks.append(similarity(features, [job.snapshot.prototypes[i]]))
             for name, space in job.spaces.items():
                 logits[name][1 + i, rows[i]] = self._logits(member.key, clip, features, space)
-        self._count(job, logits, torch.cat(looks, 1) if job.by_expert else seen, labels)
-
-    def _count(self, job, logits, seen, labels):
-        """logits: {label space: (1 + members, B, C)}; seen: (B, T) similarities, None without votes."""
+        if by_expert:
+            seen = torch.cat(looks, 1)
         for name, space in job.spaces.items():
             right = space.right[labels]
             if job.own is not None and name == "target":

@@ -136,7 +136,12 @@ class ConDU_Expert(TrainerX):
                 raise UserError(f'TRAINER.CONDU.START: no expert "{path}"')
             self.space.start_from(start[0])
             self._start_digest = tensor_digest(start[0])
-        self.tokens = self._tokens()
+        names = [name.replace("_", " ") for name in self.classnames]
+        broken = [prompt for prompt in self.prompts if "{}" not in prompt]
+        if broken:
+            raise UserError(f'{self.task}: the prompt "{broken[0]}" has no {{}} where the class name goes')
+        tokens = [self.clip.tokenise([prompt.format(name) for name in names]) for prompt in self.prompts]
+        self.tokens = self.clip.shorten(tokens[0])  # (C, L), once: it waits for the GPU
         optim = self.cfg.OPTIM.clone()
         optim.defrost()
         optim.LR, optim.MAX_EPOCH = self.learning_rate, 1
@@ -144,15 +149,6 @@ class ConDU_Expert(TrainerX):
         self.optim = build_optimizer([p for p in self.model.parameters() if p.requires_grad], optim)
         self.sched = build_lr_scheduler(self.optim, optim, self.own.ITERATIONS)
         self.register_model("model", self.model, self.optim, self.sched)
-
-    def _tokens(self) -> Tensor:
-        """(C, L) of the training prompts. UserError: a prompt without a place for the name, or one too long."""
-        names = [name.replace("_", " ") for name in self.classnames]
-        broken = [prompt for prompt in self.prompts if "{}" not in prompt]
-        if broken:
-            raise UserError(f'{self.task}: the prompt "{broken[0]}" has no {{}} where the class name goes')
-        tokens = [self.clip.tokenise([prompt.format(name) for name in names]) for prompt in self.prompts]
-        return self.clip.shorten(tokens[0])  # once: it waits for the GPU
 
     def set_model_mode(self, mode: str = "train", names=None) -> None:
         """Batch norm keeps CLIP's statistics: they are no parameters, and a delta has only those."""

@@ -190,22 +190,18 @@ def _in_threads(work: Callable[[list[str]], Any], shapes: Mapping[str, tuple], d
     if threads == 1 or sum(map(math.prod, shapes.values())) < THREADED:
         return [work(list(shapes))]
 
+    shares, loads = [[] for _ in range(threads)], [0] * threads  # of about as many values each
+    for key in sorted(shapes, key=lambda key: -math.prod(shapes[key])):
+        least = loads.index(min(loads))
+        shares[least].append(key)
+        loads[least] += math.prod(shapes[key])
+
     def alone(keys: list[str]) -> Any:
         torch.set_num_threads(1)  # inside this thread
         return work(keys)
 
     try:
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(alone, _shares(shapes, threads)))
+            return list(pool.map(alone, shares))
     finally:
         torch.set_num_threads(threads)  # of threads to come
-
-
-def _shares(shapes: Mapping[str, tuple], count: int) -> list[list[str]]:
-    """The names in `count` lists of about as many values."""
-    shares, loads = [[] for _ in range(count)], [0] * count
-    for key in sorted(shapes, key=lambda key: -math.prod(shapes[key])):
-        least = loads.index(min(loads))
-        shares[least].append(key)
-        loads[least] += math.prod(shapes[key])
-    return shares

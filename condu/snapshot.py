@@ -118,15 +118,11 @@ class TestSet:
 
         A set of one chunk is decoded by the first call alone and stays in memory.
         """
-        if not self._kept:
-            yield from self._decode(self.loader if share is None else share, size, device)
+        if self._kept:
+            yield from ((pixels.to(device), labels.to(device)) for pixels, labels in self._kept)
             return
-        for pixels, labels in self._kept:
-            yield pixels.to(device), labels.to(device)
-
-    def _decode(self, loader, size, device):
         pixels, labels, count = [], [], 0
-        for batch in loader:
+        for batch in self.loader if share is None else share:
             if "img" not in batch:
                 raise UserError(f"test set {self.name}: features in place of pictures, set FEATURES.TEST to False")
             highest = int(batch["label"].max())

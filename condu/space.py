@@ -158,10 +158,7 @@ class LoraProduct(LoraSpace):
     """The delta is what the factors add to the layers' weights, so it takes as much room as these weights."""
 
     kind = "lora_product"
-
-    def __init__(self, clip: ClipBackbone, pretrained: State, rank: int):
-        super().__init__(clip, pretrained, rank)
-        self._before: State = {}  # the delta that the weights below the factors hold
+    _before: State = {}  # the delta that the weights below the factors hold
 
     @torch.no_grad()
     def delta(self) -> dict[str, Tensor]:

@@ -33,7 +33,8 @@ class ExpertStore:
         """The task's file. Raises UserError for a task without a name."""
         if not task.strip():
             raise UserError("A task has no name (DATASET.CUSTOM.TASK)")
-        return self.folder / (NO_FILE_NAME.sub(_percent, task) + SUFFIX)
+        name = NO_FILE_NAME.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), task)
+        return self.folder / (name + SUFFIX)
 
     def save(self, task: str, delta: Mapping[str, Tensor], prototypes: Tensor, facts: Mapping) -> None:
         """Write an expert, whole or not at all; an earlier one of the task is replaced. Raises WriteFailed."""
@@ -68,7 +69,3 @@ class ExpertStore:
     def names(self) -> list[str]:
         """Tasks that have a file here, sorted."""
         return sorted(unquote(path.name.removesuffix(SUFFIX)) for path in self.folder.glob(f"[!.]*{SUFFIX}"))
-
-
-def _percent(found: re.Match) -> str:
-    return "".join(f"%{byte:02X}" for byte in found[0].encode())

@@ -36,10 +36,6 @@ def _words(found, node: str, pairs: dict) -> dict:
     return {f"TRAINER.{node}.{key}": value for key, value in pairs.items()}
 
 
-def _coop_pairs(found) -> dict:
-    return _words(found, "COOP", {"N_CTX": found.size("N"), "CSC": found.class_specific})
-
-
 def _adapter_pairs(found) -> dict:
     width, blocks = found.size("R"), found.layers(r"(?:shared|text|visual)_adapter\.(\d+)\.")
     pairs = {"ADAPTER_START": min(blocks), "ADAPTER_END": max(blocks), "ADAPTER_DIM": width}
@@ -107,7 +103,7 @@ FORMATS = (
         trained=r"^ctx$",
         trainers={name: "prompt_mid_learner" if name.endswith("LMC") else "prompt_learner"
                   for name in ("CoOp", "KgCoOp", "CoOp_LMC", "KgCoOp_LMC", "KgCoOp_COOP_LMC")},
-        pairs=_coop_pairs,
+        pairs=lambda found: _words(found, "COOP", {"N_CTX": found.size("N"), "CSC": found.class_specific}),
     ),
 )  # fmt: skip
 
@@ -207,7 +203,13 @@ def recognise(state: dict[str, Tensor], folder: str = "") -> Found:
         why = next((why for pattern, why in IGNORED.items() if re.search(pattern, key)), "")
         trained = re.search(kind.trained, key)
         keys[key] = ("mapped", "") if trained else ("ignored", why) if why else ("unknown", "left out")
-    found = Found(kind, _precise_name(kind, state, folder), state, _sizes(state), keys)
+    name = kind.name
+    if name == "CoOp":
+        name = "KgCoOp" if "bias_vectors" in state else "CoOp"
+        name = "MERGETUNE" if folder == "prompt_mid_learner" else name
+    elif name == "PromptSRC" and not any(".ZS_image_encoder." in key for key in state):
+        name = "PromptSRC or IVLP"
+    found = Found(kind, name, state, _sizes(state), keys)
     if not found.of("mapped"):
         raise UserError(f"a {found.name} file without what was trained ({kind.trained}): {shortened(list(state))}")
     return found
@@ -259,16 +261,6 @@ def unused_keys(state: dict[str, Tensor]) -> list[str]:
 def shortened(names: list[str], most: int = 8) -> str:
     """The first names and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _precise_name(kind: Format, state: dict, folder: str) -> str:
-    if kind.name == "CoOp":
-        if folder == "prompt_mid_learner":
-            return "MERGETUNE"
-        return "KgCoOp" if "bias_vectors" in state else "CoOp"
-    if kind.name == "PromptSRC" and not any(".ZS_image_encoder." in key for key in state):
-        return "PromptSRC or IVLP"
-    return kind.name
 
 
 def _unusable(value: object) -> str:

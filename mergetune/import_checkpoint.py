@@ -169,7 +169,7 @@ def score(cfg: CfgNode, subsets: Sequence[str], out: Path, command: str) -> dict
 
 def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
     """Do what the command line says -> the content of import.json."""
-    from dassl.engine.results import FILE as RESULTS
+    from dassl.engine.checkpoint import RESULTS
     from mergetune.foreign import rows, shortened, to_text
     from mergetune.stage1 import run_fact
 
@@ -216,7 +216,7 @@ def write_run(args: argparse.Namespace, path: Path, found: Found, epoch: int | N
 
     The checkpoint has the trained weights, and the class names' embeddings to check against.
     """
-    from dassl.engine.results import FILE as RESULTS
+    from dassl.engine.checkpoint import RESULTS
     from dassl.engine.results import write_classes
     from dassl.utils import save_checkpoint
     from mergetune.foreign import weights

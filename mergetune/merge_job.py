@@ -55,7 +55,16 @@ class MergeJob:
         self.first = next((source for source in self.read if source.run), self.read[0])
         self.first.moved = moved
         self.ranks = lora.ranks(self.first.state)
-        self.check()
+        check_origin(self.read)
+        self.has_lora = any(lora.is_factor(name) for name in self.first.state)
+        if merge_space == "product" and not self.has_lora:
+            raise UserError(f"merge_space product is for LoRA, and {self.first.spec} has no lora_A and lora_B")
+        for other in self.read if merge_space == "factors" else ():
+            if other.scaling() != self.first.scaling() and lora.ranks(other.state) == self.ranks:
+                raise UserError(
+                    f"{self.first.spec} and {other.spec} scale their LoRA updates differently "
+                    "(lora_alpha / r), so their factors cannot be merged: use merge_space product"
+                )
 
     @cached_property
     def states(self) -> tuple[list[State], State | None]:
@@ -69,20 +78,6 @@ class MergeJob:
         labels = [source.spec for source in self.sources] + ([f"the base {self.base.spec}"] if self.base else [])
         check_alike(states, labels, self.keep)
         return states[: len(self.sources)], states[-1] if self.base else None
-
-    def check(self) -> None:
-        """Refuse other backbones and classes, and in the space of factors LoRAs of another scaling."""
-        check_origin(self.read)
-        first = self.first
-        self.has_lora = any(lora.is_factor(name) for name in first.state)
-        if self.space == "product" and not self.has_lora:
-            raise UserError(f"merge_space product is for LoRA, and {first.spec} has no lora_A and lora_B")
-        for other in self.read if self.space == "factors" else ():
-            if other.scaling() != first.scaling() and lora.ranks(other.state) == lora.ranks(first.state):
-                raise UserError(
-                    f"{first.spec} and {other.spec} scale their LoRA updates differently "
-                    "(lora_alpha / r), so their factors cannot be merged: use merge_space product"
-                )
 
     def of_word(self, word: str) -> State:
         """The weights that a word stands for; what is no weight, or what zero-shot leaves open, is the first's."""
@@ -134,7 +129,15 @@ class MergeJob:
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise UserError(f"The merged {name} is infinite or NaN")
         if self.first.run is not None:
-            self._write_run(out, state, score)
+            run = self.first.run
+            text = (run / "config.yaml").read_text(encoding="utf-8")
+            name = trainer_class(CfgNode.load_cfg(text).TRAINER.NAME).model_name
+            checkpoint = {"epoch": self.first.epoch, "optimizer": None, "scheduler": None, "val_result": score}
+            save_checkpoint({"state_dict": state, **checkpoint}, str(out / name), model_name=BEST)
+            for file in ("config.yaml", CLASSES):
+                if (run / file).is_file():
+                    with atomic_write(str(out / file)) as target:
+                        target.write((run / file).read_bytes())
         else:
             is_peft = self.first.peft and self.rank != 0
             if is_peft:
@@ -150,16 +153,6 @@ class MergeJob:
                 target.write(save(state))
         files = [file for file in out.rglob("*") if file.is_file()]
         return {file.relative_to(out).as_posix(): checkpoint_digest(file) for file in files}
-
-    def _write_run(self, out: Path, state: State, score: float | None) -> None:
-        text = (self.first.run / "config.yaml").read_text(encoding="utf-8")
-        name = trainer_class(CfgNode.load_cfg(text).TRAINER.NAME).model_name
-        checkpoint = {"epoch": self.first.epoch, "optimizer": None, "scheduler": None, "val_result": score}
-        save_checkpoint({"state_dict": state, **checkpoint}, str(out / name), model_name=BEST)
-        for file in ("config.yaml", CLASSES):
-            if (self.first.run / file).is_file():
-                with atomic_write(str(out / file)) as target:
-                    target.write((self.first.run / file).read_bytes())
 
     def describe(self, values: dict, tried: list[dict], command: str) -> dict:
         """merge.json: how the weights came about. `row` is what an evaluation of them says in its results.json, the
