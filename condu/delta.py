@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dassl.utils import UserError
-
 State = Mapping[str, Tensor]
 
 SCALES = ("l1", "tensor_mean", "none")
@@ -127,9 +125,9 @@ def check_size(value: float, label: str, name: str) -> float:
 
 
 def check_scale(scale: str) -> None:
-    """UserError for a rule that is not in SCALES."""
+    """ValueError for a rule that is not in SCALES."""
     if scale not in SCALES:
-        raise UserError(f"The scale is {scale!r}, expected one of {', '.join(SCALES)}")
+        raise ValueError(f"The scale is {scale!r}, expected one of {', '.join(SCALES)}")
 
 
 def check_shapes(delta: State, shapes: Mapping[str, tuple], label: str) -> None:

@@ -59,7 +59,10 @@ class Stream:
     @classmethod
     def new(cls, *, backbone: Mapping, space: Mapping, scale: str = "l1") -> "Stream":
         """A stream without tasks. Raises UserError for an unknown scale rule."""
-        return cls(Fusion(scale), backbone, space)
+        try:
+            return cls(Fusion(scale), backbone, space)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     @classmethod
     def of(cls, fusion: Fusion, tasks, prototypes, *, backbone: Mapping, space: Mapping) -> "Stream":

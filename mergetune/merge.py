@@ -68,22 +68,25 @@ def merge_run(
     from mergetune.merge_job import LEFT, MergeJob, compared, is_finished, older_merge
 
     out = Path(out)
-    job = MergeJob(method, parents, values, base, keep, merge_space, rank, root=root, pairs=pairs)
-    asked = job.asked()
-    facts, lines = compared(out, MERGE, "row", asked, older_merge)
-    if lines or not facts:
-        job.states  # noqa: B018  refuses what does not fit, before the folder is made
-    with RunLock(str(out)):
-        if is_finished(out, asked, overwrite):
-            log.info(f"{out} holds this merge: nothing to do (--overwrite makes it again)")
-            return out
-        state, chosen, tried = job.search()
-        earlier = (out / MERGE).is_file() or begun(out, MERGE) or (overwrite and (out / CONFIG).is_file())
-        with atomic_files(out, MERGE, LEFT if earlier else ()) as folder:
-            files = job.write(Path(folder), state, max((entry["val"] for entry in tried), default=None))
-            facts = job.describe({**job.usual, **chosen}, tried, command)
-            facts |= {"asked": asked, "weights": {"files": files}}
-            write_json(facts, os.path.join(folder, MERGE))
+    try:
+        job = MergeJob(method, parents, values, base, keep, merge_space, rank, root=root, pairs=pairs)
+        asked = job.asked()
+        facts, lines = compared(out, MERGE, "row", asked, older_merge)
+        if lines or not facts:
+            job.states  # noqa: B018  refuses what does not fit, before the folder is made
+        with RunLock(str(out)):
+            if is_finished(out, asked, overwrite):
+                log.info(f"{out} holds this merge: nothing to do (--overwrite makes it again)")
+                return out
+            state, chosen, tried = job.search()
+            earlier = (out / MERGE).is_file() or begun(out, MERGE) or (overwrite and (out / CONFIG).is_file())
+            with atomic_files(out, MERGE, LEFT if earlier else ()) as folder:
+                files = job.write(Path(folder), state, max((entry["val"] for entry in tried), default=None))
+                facts = job.describe({**job.usual, **chosen}, tried, command)
+                facts |= {"asked": asked, "weights": {"files": files}}
+                write_json(facts, os.path.join(folder, MERGE))
+    except ValueError as error:
+        raise UserError(str(error)) from None
     log.info(f"{facts['row']['preset']}: {out}")
     return out
 
@@ -100,7 +103,10 @@ def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
     if not recipe.finished(out, MERGE, "row"):
         return []
     values = {name: args.pop(name) for name in KINDS if name in args}
-    asked = MergeJob(values=values, **args).asked()
+    try:
+        asked = MergeJob(values=values, **args).asked()
+    except ValueError as error:  # else what is missing
+        raise error if isinstance(error, UserError) else UserError(str(error)) from None
     lines = compared(out, MERGE, "row", asked, older_merge)[1]
     for test in tests:
         cfg = evaluation(out, **test)

@@ -31,7 +31,8 @@ LEFT += (RESULTS, f"eval_*/{RESULTS}")
 
 
 class MergeJob:
-    """Sources of a merge, read; the arguments are those of `merge.merge_run`. UserError for what does not fit together.
+    """Sources of a merge, read; the arguments are those of `merge.merge_run`. UserError or ValueError for what does not
+    fit together.
 
     Attributes: sources, and base (None where the method needs none); first, the source that lends its config, or the
     first that was read if none has any.

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dassl.utils import UserError
-
 # words in place of weights to start from, and what of LoRA is merged
 ZERO_SHOT, START, ZEROS = "zero-shot", "start", "zeros"
 SPACES = ("factors", "product")
@@ -43,12 +41,12 @@ METHODS = {
 def check_method(name: str, count: int, values: Mapping[str, object]) -> Method:
     """The method of that name, if it takes so many parents and these values."""
     if name not in METHODS:
-        raise UserError(f"Unknown method {name!r}, expected one of {', '.join(METHODS)}")
+        raise ValueError(f"Unknown method {name!r}, expected one of {', '.join(METHODS)}")
     own = METHODS[name]
     for value in values:
         if value not in own.values:
-            raise UserError(f"{name} has no value {value!r}; it has {', '.join(own.values)}")
+            raise ValueError(f"{name} has no value {value!r}; it has {', '.join(own.values)}")
     if count < own.least or (own.most is not None and count > own.most):
         most = "or more" if own.most is None else "" if own.most == own.least else f"to {own.most}"
-        raise UserError(f"{name} merges {' '.join(f'{own.least} {most}'.split())} parents, given {count}")
+        raise ValueError(f"{name} merges {' '.join(f'{own.least} {most}'.split())} parents, given {count}")
     return own

@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -225,6 +225,17 @@ class Predictor:
             file.write(save({"class_embeddings": vectors}, metadata))
 
 
+@contextmanager
+def quiet():
+    """Nothing but the answer is printed."""
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
 def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
     """Images among files and in folders, and what else is in the folders. MissingFile: there is none."""
 
@@ -278,15 +289,11 @@ def main(argv: list[str] | None = None) -> None:
         sys.stderr.write(f"Left out: {_counted(others, 'file')}, by name no image\n")
     broken: dict[str, str] = {}
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
-    level = log.level
-    log.setLevel(logging.ERROR)  # nothing but the answer is printed
-    try:
+    with quiet():
         model = Predictor(args.run, classes, sum(args.set, []))
         if model.unfinished:
             sys.stderr.write(f"{args.run}: {model.unfinished}\n")
         ranks = model(images, args.top, broken)
-    finally:
-        log.setLevel(level)
     found = dict(zip([path for path in images if path not in broken], ranks, strict=True))
     if args.json:
         named = [{"image": path, "labels": [{"label": label, "probability": p} for label, p in ranked]}
