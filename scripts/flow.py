@@ -82,9 +82,9 @@ def workers_of(args) -> int:
     return args.workers or (100 if args.slurm else args.gpus or (1 if args.data else 2))
 
 
-def grid_of(args, cells, words: list[str]) -> Grid:
+def grid_of(args, words: list[str]) -> Grid:
     """The grid of a command line."""
-    share = max(1, (os.cpu_count() or 1) // workers_of(args))
+    cells, share = cells_of(args), max(1, (os.cpu_count() or 1) // workers_of(args))
     return Grid(
         cells,
         args.by or unit_of(cells),
@@ -98,8 +98,7 @@ def grid_of(args, cells, words: list[str]) -> Grid:
 
 def read_grid(words: list[str]) -> Grid:
     """The grid that a command line stands for; the Snakefile and its jobs, each in its own folder, ask for it."""
-    args, _ = read(words)
-    return grid_of(args, cells_of(args), words)
+    return grid_of(read(words)[0], words)
 
 
 def from_anywhere(words: list[str], args) -> list[str]:
@@ -171,13 +170,13 @@ def end(snakemake: subprocess.Popen) -> None:
         snakemake.kill()
 
 
-def status(cells: list[list[Step]], jobs: int, workers: int) -> Iterator[str]:
+def status(steps: list[Step], jobs: int, workers: int) -> Iterator[str]:
     """The lines of `--dry-run`: finished runs of all by data set (order, source) and seed, and an estimate by what
     finished runs of a script and CFG took."""
     from dassl.engine.preflight import clock
     from dassl.report.tables import Table
 
-    runs = Grid(cells, "run").jobs
+    runs = Grid([steps], "run").jobs
     done = {name: run.finished for name, run in runs.items()}
     waiting = sum(not done[name] and not all(done[other] for other in run.needs) for name, run in runs.items())
     board, seconds, left = defaultdict(lambda: [0, 0]), defaultdict(list), Counter()
@@ -244,16 +243,15 @@ def run_here(steps: Iterable[Step]) -> int:
 def main(words: list[str]) -> int:
     """Exit status: 1 if a job is not finished. UserError for a wrong command line, before anything runs."""
     args, more = read(words)
-    cells = cells_of(args)
     if args.job:
-        return run_here(grid_of(args, cells, words).jobs[args.job].steps)
+        return run_here(grid_of(args, words).jobs[args.job].steps)
     own = words[: words.index("--")] if "--" in words else words
-    grid = grid_of(args, cells, from_anywhere(own, args))
+    grid = grid_of(args, from_anywhere(own, args))
     os.chdir(ROOT)
     steps = [step for job in grid.jobs.values() for step in job.steps]
     check_keys(steps, args.set)
     if args.dry_run or args.check or os.environ.get("DRY_RUN") == "1":
-        print(*status(cells, len(grid.jobs), workers_of(args)), sep="\n", flush=True)
+        print(*status(steps, len(grid.jobs), workers_of(args)), sep="\n", flush=True)
         if not (args.check or args.overwrite):
             settle(steps)
         return check_job(plan, args, workers_of(args)) if args.check else 0

@@ -10,7 +10,7 @@ from scripts.commands import COMMANDS
 from scripts.commands.base2new import METHODS, TESTS, Method
 from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
 from scripts.commands.condu import TRAINING
-from scripts.commands.robust import shifts
+from scripts.commands.robust import ROBUST, shifts
 from scripts.run import builds_on
 from scripts.steps import Step
 
@@ -56,7 +56,6 @@ PAIRS: dict[str, Pair] = {
 }
 STREAMS = {"mtil": "MTIL", "fewshot_mtil": "fewshot_MTIL"}  # ConDU's protocols -> how their training scripts begin
 TUNINGS = ("FT", "LoRA")  # how these end
-ROBUST = {"LinearProbe": "linear_probe", "FineTune": "finetune"}
 _SHOT_PAIRS = ("CoOp", "KgCoOp", "MMA")
 # Protocol -> the pairs that have it, the default first.
 PROTOCOLS = {

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -75,11 +74,11 @@ class Step:
     @property
     def begins_from(self) -> list[str]:
         """KEY, VALUE, ... of where its data, stage 1 and teacher lie, which may have moved since it ran."""
-        words = [word.format(**self.arguments) for word in COMMANDS[self.command].pairs]
-        pairs = [pair for pair in zip(words[::2], words[1::2], strict=True) if pair[0].endswith("_DIR")]
+        passed = COMMANDS[self.command].passed
+        places = {key: self.arguments[name] for key, name in passed.items() if key.endswith("_DIR")}
         stage1 = {what: run for what, run, *_ in needs(self.command, self.arguments)}["stage-1 checkpoint"]
-        pairs += [("RESUME_COOP", stage1), ("DATASET.ROOT", os.path.abspath(folder("DATA", "data")))]
-        return [word for pair in pairs for word in pair]
+        places |= {"RESUME_COOP": stage1, "DATASET.ROOT": folder("DATA", "data")}
+        return [word for place in places.items() for word in place]
 
     @property
     def subject(self) -> str:

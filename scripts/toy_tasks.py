@@ -89,13 +89,9 @@ def main() -> None:
             floor = FLOOR * 100 / (mean["classes"] / 2)
             zero_shot = (mean["zs_base"], mean["zs_new"])
             fits = all(floor <= value <= CEILING for value in zero_shot) and mean["coop_base"] - mean["zs_base"] >= GAIN
-            cells = (*zero_shot, mean["coop_base"], mean["coop_new"])
-            print(
-                f"| {name} | {mean['classes']:.0f} | {STRENGTHS[name]:.2f} |",
-                " | ".join(f"{value:.1f}" for value in cells),
-                f"| {'yes' if fits else 'no'} |",
-                flush=True,
-            )
+            accuracies = [f"{value:.1f}" for value in (*zero_shot, mean["coop_base"], mean["coop_new"])]
+            cells = [name, f"{mean['classes']:.0f}", f"{STRENGTHS[name]:.2f}", *accuracies, "yes" if fits else "no"]
+            print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

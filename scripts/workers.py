@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from scripts.steps import Step, start
@@ -88,14 +88,6 @@ def quietly(function: Callable, *arguments):
         raise
 
 
-def failure_of(future: Future) -> str:
-    """What a cell came to, "" if all is well."""
-    try:
-        return future.result()
-    except BrokenProcessPool:
-        return GONE
-
-
 def tell_bar(what: str, value) -> None:
     """To the progress bar: a step starts (its name), is done, or the part of it that is done."""
     start_worker.queue.put((what, value))
@@ -132,7 +124,7 @@ def run_cells(cells: list[list[Step]], workers: int) -> list[str]:
     from dassl.utils.progress import progress
 
     threads = max(1, (os.cpu_count() or 1) // workers)
-    failures: dict[str, None] = {}
+    failures: list[str] = []
     due = [cell for cell in cells if not all(step.finished for step in cell)]
     if not due:
         return []
@@ -143,13 +135,17 @@ def run_cells(cells: list[list[Step]], workers: int) -> list[str]:
         waiting = {executor.submit(run_cell, cell) for cell in due}
         while waiting:
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            for failure in filter(None, map(failure_of, done)):
-                if failure not in failures:
+            for future in done:
+                try:
+                    failure = future.result()
+                except BrokenProcessPool:
+                    failure = GONE
+                if failure and failure not in failures:
                     bar.write(f"failed: {failure}", file=sys.stderr)
-                failures[failure] = None
+                    failures.append(failure)
             while not queue.empty():
                 what, value = queue.get()
                 bar.update(what == "done")
                 if what == "start":
                     bar.set_description_str(value, refresh=not bar.delay)
-    return list(failures)
+    return failures

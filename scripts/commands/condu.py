@@ -3,6 +3,7 @@
 Each seed is one process that runs what its folder has not finished. CFG chooses another recipe, for all scripts alike.
 """
 
+import importlib
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -37,25 +38,12 @@ def _common(arguments: Arguments) -> list[str]:
     return ["--order", arguments["ORDER"], "--cfg", arguments["CFG"], "--seed", arguments["SEED"]]
 
 
-def _sessions(argv: list[str]) -> list[list[str]]:
-    """The train.py line of each session."""
-    from scripts.condu.stream import session_lines
-
-    return session_lines(argv)
-
-
 def _trained(arguments: Arguments) -> list[Path]:
     """The results of every session."""
     from scripts.condu.orders import tasks_of
 
     home = run_folder(_STREAM, arguments) / "sessions"
     return [home / f"{index}_{task}" / "results.json" for index, task in enumerate(tasks_of(arguments["ORDER"]))]
-
-
-def _trains(arguments: Arguments) -> str:
-    """The command whose stream an evaluation reads: the one of its CFG."""
-    script = next((script for script, cfg in TRAINING.items() if cfg == arguments["CFG"]), "MTIL_FT")
-    return f"condu/{script}"
 
 
 def training(cfg: str) -> Command:
@@ -67,12 +55,14 @@ def training(cfg: str) -> Command:
             *("train", *_common(arguments), "--gpus", arguments["GPUS"]),
             *arguments["FLAGS"].split(),
         ],
-        lines=_sessions,
+        lines=lambda argv: importlib.import_module(_STREAM.module).session_lines(argv),
         left=_trained,
     )
 
 
 def evaluation(cfg: str, protocol: str) -> Command:
+    trains = {trained: script for script, trained in TRAINING.items()}
+
     def words(arguments: Arguments) -> list[str]:
         trained = str(run_folder(_STREAM, arguments))
         return [f"eval-{protocol}", *_common(arguments), "--run", trained, *arguments["FLAGS"].split()]
@@ -93,7 +83,7 @@ def evaluation(cfg: str, protocol: str) -> Command:
         output=f"{_STREAM.output}/{protocol}",
         words=words,
         left=evaluated,
-        follows=_trains,
+        follows=lambda arguments: f"condu/{trains.get(arguments['CFG'], 'MTIL_FT')}",
     )
 
 

@@ -7,7 +7,7 @@ from .base2new import of_toy
 from .command import Arguments, Command, run_folder
 from .protocols import transfer
 
-STAGE1 = {"linear_probe": "LinearProbe", "finetune": "FineTune"}
+ROBUST = {"LinearProbe": "linear_probe", "FineTune": "finetune"}
 TOY_SHIFTS = ("toy_objects_sketch", "toy_objects_noise", "toy_objects_dark", "toy_objects_rotation")
 SHIFTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 
@@ -49,7 +49,7 @@ def ensemble(kind: str) -> Command:
 def _commands() -> dict[str, Command]:
     found = {f"robust/{kind}_ensemble": ensemble(kind) for kind in ("weight", "output")}
     usual = {"DATASET": "imagenet", "CFG": of_toy("toy", "vit_b16"), "SHOTS": "0"}
-    for name, trainer in STAGE1.items():
+    for trainer, name in ROBUST.items():
         first, second = f"robust/{name}_train", f"robust/{name}_LMC_train"
         found[first] = training(name, trainer, arguments=("DATASET", "SEED"), forms=(("SEED",),), defaults=usual)
         lmc = {"arguments": ("DATASET", "CFG", "SEED"), "defaults": {"SHOTS": "0"}, "stage1": first}
