@@ -53,8 +53,7 @@ def render() -> str:
     """The page."""
     lines = [HEAD.rstrip()]
     for title, keys in sections().items():
-        head = ["| key | default | type | range | role | meaning |", "| --- | --- | --- | --- | --- | --- |"]
-        lines += ["", f"## {title}", "", *head]
+        lines += ["", f"## {title}", "", "| key | default | type | range | role | meaning |", "| --- " * 6 + "|"]
         lines += [row(name, key) for name, key in keys.items()]
     return "\n".join([*lines, ""])
 

@@ -91,10 +91,14 @@ class Step:
 
 def program(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
     """What Python is given to run a command."""
-    command = COMMANDS[name]
-    if command.module:
-        return ["-m", command.module, *module_argv(name, arguments, pairs)]
-    return ["train.py", *train_argv(name, arguments, pairs)]
+    module, argv = command_line(name, arguments, pairs)
+    return ["train.py", *argv] if module == "train" else ["-m", module, *argv]
+
+
+def command_line(name: str, arguments: Arguments, pairs: list[str]) -> tuple[str, list[str]]:
+    """The module that runs a command, train.py's or another, and what its `main` is given."""
+    module = COMMANDS[name].module
+    return module or "train", (module_argv if module else train_argv)(name, arguments, pairs)
 
 
 def module_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
@@ -158,12 +162,8 @@ def needs(name: str, arguments: Arguments) -> list[tuple[str, str, str, Argument
 
 def start(name: str, arguments: Arguments, pairs: list[str]) -> None:
     """One run of a command, in this process: of train.py, or of a module's command line."""
-    import train
-
-    if module := COMMANDS[name].module:
-        importlib.import_module(module).main(module_argv(name, arguments, pairs))
-    else:
-        train.main(train_argv(name, arguments, pairs))
+    module, argv = command_line(name, arguments, pairs)
+    importlib.import_module(module).main(argv)
 
 
 # Is what lies there what is asked for?
@@ -176,10 +176,9 @@ def differences(step: Step, memo: dict) -> list[str]:
     """
     from dassl.utils import MissingFile
 
-    module = COMMANDS[step.command].module
-    argv = module_argv(*step.words) if module else train_argv(*step.words)
+    module, argv = command_line(*step.words)
     with contextlib.suppress(MissingFile):
-        return importlib.import_module(module or "train").differences(argv, memo)
+        return importlib.import_module(module).differences(argv, memo)
     return []
 
 

@@ -11,12 +11,7 @@ from pathlib import Path
 from .command import OVERWRITE, Arguments, Command, run_folder
 
 # Script -> its CFG; eval_MTIL_FT evaluates whatever stream its ORDER, CFG and SEED name.
-TRAINING = {
-    "MTIL_FT": "mtil_ft",
-    "MTIL_LoRA": "mtil_lora",
-    "fewshot_MTIL_FT": "fewshot_mtil_ft",
-    "fewshot_MTIL_LoRA": "fewshot_mtil_lora",
-}
+TRAINING = {name: name.lower() for name in ("MTIL_FT", "MTIL_LoRA", "fewshot_MTIL_FT", "fewshot_MTIL_LoRA")}
 EVALUATION = {
     f"{prefix}MTIL_{kind}": (f"mtil_{kind.lower()}", protocol)
     for prefix, protocol in (("eval_", "mtil"), ("eval_agnostic_", "agnostic"))
