@@ -66,7 +66,8 @@ def test_a_kill_before_a_file_is_in_its_place_changes_nothing(scene, file, stage
 )
 def test_a_damaged_file_changes_no_result_in_silence(scene, file, damage, stage):
     path = next(path for paths in stage.reads(scene).values() for path in paths if path.endswith(file))
-    row = stage.spoil(scene, path, damage)
+    tries = (stage.spoil(scene, path, damage, number) for number in range(9))  # a flip may be where nothing is
+    row = next(filter(None, tries))
     assert row["outcome"] != FAULT, ": ".join(row.values())
     assert scene != "report" or row["outcome"] == SAID
 
