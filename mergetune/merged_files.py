@@ -6,7 +6,7 @@ from pathlib import Path
 from dassl.utils import MissingFile, UserError, sha256_file
 
 SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors")
-LAMBDA = re.compile(r".*_lambda_(-?[0-9.]+(?:e-?[0-9]+)?)(?:\.pth|\.pt|\.pth\.tar|\.safetensors)")
+LAMBDA = re.compile(r".*_lambda_(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)(?:\.pth|\.pt|\.pth\.tar|\.safetensors)")
 TITLES = {"ties": "TIES", "dare": "DARE"}
 
 
@@ -47,10 +47,7 @@ def find_merged(folder: str, method: str, *, value: float | None = None, prefix:
 def _lambda(file: str) -> float | None:
     """The number in a file's name."""
     found = LAMBDA.fullmatch(file)
-    try:
-        return float(found[1]) if found else None
-    except ValueError:
-        return None
+    return float(found[1]) if found else None
 
 
 def merged_row(file: Path, method: str) -> dict:

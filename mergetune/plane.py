@@ -43,11 +43,6 @@ def combine(a: Solution, b: Solution, scale: float) -> Solution:
     return a + scale * b
 
 
-def scaled(a: Solution, factor: float) -> Solution:
-    """factor * a."""
-    return combine(a, a, factor - 1)
-
-
 def dot(a: Solution, b: Solution) -> float:
     """Inner product over all values, in double precision."""
     if isinstance(a, Mapping):
@@ -62,13 +57,13 @@ def basis(a: Solution, b: Solution, c: Solution) -> tuple[Solution, Solution, li
     reach = dot(second, second) ** 0.5
     if width == 0 or reach == 0:
         return None
-    u = scaled(first, 1 / width)
+    u = combine(first, first, 1 / width - 1)  # first / width
     along = dot(second, u)
     rest = combine(second, u, -along)
     height = dot(rest, rest) ** 0.5
     if height <= FLAT * max(width, reach):
         return None
-    return u, scaled(rest, 1 / height), [(0.0, 0.0), (width, 0.0), (along, height)]
+    return u, combine(rest, rest, 1 / height - 1), [(0.0, 0.0), (width, 0.0), (along, height)]
 
 
 def axes(places: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
