@@ -106,12 +106,12 @@ def test_a_wrong_yaml_is_refused_by_name(small, old, new, told):
 
 
 def test_a_sweep_runs_to_its_table(small, toy_data, tmp_path, monkeypatch):
-    words = ["scripts/sweep.py", small, "--workers", "1", "--set", "OPTIM.MAX_EPOCH", "1", "FEATURES.VIEWS", "1"]
-    words += ["TEST.OTHERS", "[toy_shapes]"]
+    pairs = ["OPTIM.MAX_EPOCH", "1", "FEATURES.VIEWS", "1", "TEST.OTHERS", "[toy_shapes]"]
+    words = ["scripts/sweep.py", small, "--workers", "1", "--set", *pairs]
     process = Python(words, DATA=str(toy_data), OUTPUT=str(tmp_path / "out"))
     printed, said = process.communicate()
     assert process.returncode == 0, said
     assert "tau" in printed and (tmp_path / "out" / "tables" / "sweep.md").is_file()
     monkeypatch.setenv("OUTPUT", str(tmp_path / "out"))
-    runs = steps(read_sweep(small), "toy_digits", 1, ())
+    runs = steps(read_sweep(small), "toy_digits", 1, pairs)
     assert len(runs) == 5 + 2 * 3 and all(run.finished for run in runs)

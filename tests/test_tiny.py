@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dassl.clip import build_clip, cosine_logits, text_classifier
 from dassl.clip.tiny import load_tiny, random_tiny
-from dassl.clip.tiny import train as script
+from dassl.clip.tiny import training as script
 from dassl.clip.tiny.load import WEIGHTS
 from dassl.clip.tiny.tokenizer import CLOSE, OPEN, PAD, START, UNKNOWN, Tokenizer, tokenizer
 from dassl.utils import UserError, sha256_file
