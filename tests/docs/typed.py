@@ -22,7 +22,10 @@ INSTEAD = {
     "bash train.sh": ("bash train.sh toy_shapes 1", GRID),
     "bash tests/run.sh": ("bash tests/run.sh tests/test_layers.py", "it takes an hour, and runs this"),
     "bash train.sh --trainer KgCoOp": ("bash train.sh --trainer KgCoOp toy_shapes 1", GRID),
-    "bash train.sh --trainer MMA": ("bash train.sh --trainer MMA toy_shapes 1", GRID),
+    "bash train.sh --trainer MMA": (
+        'bash train.sh --trainer MMA toy_shapes 1 --set TEST.OTHERS "[toy_digits]"',
+        f"{GRID}, and nine other sets a model",
+    ),
     "bash train.sh --protocol robust": ("bash train.sh --protocol robust toy_objects 1", GRID),
     "bash train.sh --trainer FineTune --protocol robust": (
         "bash scripts/robust/finetune_train.sh toy_objects 1",

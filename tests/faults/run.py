@@ -36,6 +36,8 @@ CASES = {
     "loader worker killed": stops.worker_killed,
     "one process of two killed": stops.one_of_two,
     "main job": stops.main_job,
+    "sweep": stops.sweep,
+    "workflow": stops.workflow,
     "NaN": stops.nan,
     "no file may grow": places.no_file_may_grow,
     "full file system": places.full_file_system,

@@ -1,5 +1,6 @@
 """Processes that are told to stop, meet each other, lose a helper, or compute with a NaN."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -13,6 +14,13 @@ from tests.faults.traces import differences, left_over, place, unreadable
 from tests.fixtures.interpreter import Python, group
 
 TERM, INT = (signal.SIGTERM, 143), (signal.SIGINT, 130)
+SWEEP = """
+command: coop_LMC/base2new_train_coop
+cfg: paper
+datasets: {toy: [toy_shapes]}
+seeds: [1]
+grid: {TRAINER.LMC.TAU: [0.5, 0.7]}
+"""
 WORKER = ("DATALOADER.NUM_WORKERS", "1", "FEATURES.VIEWS", "0")
 
 
@@ -158,27 +166,45 @@ def _pair(bench, lines, holds=None):
 
 
 def main_job(bench):
-    """The main job ended once so many runs are finished, its leader alone or the whole group: none of its processes is
-    left half a minute later, what it says is no traceback, and the same line reaches the same end."""
+    """Of one cell, all of its pairs' runs."""
+    return _ends(bench, "main job", "scripts/main_job.py")
+
+
+def sweep(bench):
+    """Of two values: zero-shot CLIP, stage 1, and stage 2 at each."""
+    file = bench.world.folder / "small.yaml"
+    file.write_text(SWEEP, encoding="utf-8")
+    return _ends(bench, "sweep", "scripts/sweep.py", str(file))
+
+
+def workflow(bench):
+    """The main job's cell as a job of the workflow."""
+    return _ends(bench, "workflow", "scripts/flow.py")
+
+
+def _ends(bench, name, *words):
+    """A job ended once so many runs are finished, its leader alone or the whole group: none of its processes is left
+    half a minute later, what it says is no traceback, and the same line reaches the same end."""
     env = {"DATA": str(bench.world.data), "OUTPUT": str(bench.out)}
-    line = ["scripts/main_job.py", "toy_shapes", "1", "--set", "OPTIM.MAX_EPOCH", "1", "FEATURES.VIEWS", "1"]
+    line = [*words, "toy_shapes", "1", "--set", "OPTIM.MAX_EPOCH", "1", "FEATURES.VIEWS", "1"]
     line += ["TEST.OTHERS", "[toy_digits]"]
     bench.clear()
     _job_end(Python(line, **env), 0)
-    whole = bench.world.folder / "whole" / "main job"
+    whole = bench.world.folder / "whole" / name
     place(bench.out, whole)
     tried = [(signal.SIGKILL, True), (signal.SIGKILL, False), (signal.SIGTERM, True), (signal.SIGTERM, False),
              (signal.SIGINT, False)]  # fmt: skip
     for number, (signum, alone) in enumerate(tried, start=1):
         bench.clear()
+        ours = _with_output(bench.out)
         job = Python(line, session=True, **env)
-        while len(list(bench.out.rglob("results.json"))) < 2 * number and job.returncode is None:
+        while len(list(bench.out.rglob("results.json"))) < number and job.returncode is None:
             time.sleep(0.05)
         (os.kill if alone else os.killpg)(job.pid, signum)
         said = _job_end(job, -signum if signum == signal.SIGKILL else 128 + signum)
         what = f"{signum.name} to {'the leader' if alone else 'the group'}"
         deadline = time.monotonic() + 30
-        while (left := group(job.pid)) and time.monotonic() < deadline:
+        while (left := {*group(job.pid), *_with_output(bench.out)} - ours) and time.monotonic() < deadline:
             time.sleep(0.1)
         for pid in left:
             os.kill(pid, signal.SIGKILL)
@@ -186,9 +212,20 @@ def main_job(bench):
         assert signum == signal.SIGKILL or "the same command goes on" in said, f"{what}: {said}"
         problems = unreadable(bench.out)
         _job_end(Python(line, **env), 0)
+        for table in (table for folder in (whole, bench.out) for table in folder.glob("tables/sweep.*")):
+            table.unlink()  # of seconds too
         problems += left_over(bench.out) + unreadable(bench.out) + differences(whole, bench.out)
         assert not problems, "\n".join([what, *problems])
     return f"{len(tried)} ends, none lost"
+
+
+def _with_output(folder):
+    """Numbers of the processes that have this OUTPUT."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            found |= {int(path.parent.name)} if f"OUTPUT={folder}\0".encode() in path.read_bytes() else set()
+    return found
 
 
 def _job_end(process, status):
