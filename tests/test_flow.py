@@ -94,8 +94,9 @@ def killed(tmp_path_factory, toy_data):
     first.communicate()
     while running(output):  # its jobs end their step, and then
         time.sleep(0.02)
+    already = len(list(output.rglob("results.json")))
     second = start(table, toy_data, output)
-    while len(list(output.rglob("results.json"))) < 8 and second.poll() is None:
+    while len(list(output.rglob("results.json"))) == already and second.poll() is None:  # before that it may not hear
         time.sleep(0.02)
     second.terminate()
     printed, _ = second.communicate()
