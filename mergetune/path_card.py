@@ -108,22 +108,26 @@ def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"
     return batches
 
 
-def read_cfg(run: Path, subset: str = "", pairs: Sequence[str] = (), others: Sequence[str] = ()):
-    """The frozen config of a stage-2 run, on another subset of the classes if one is named.
-
-    pairs: KEY, VALUE, ... of what has moved since. others: TEST.OTHERS.
-    """
+def read_cfg(run: Path, pairs: Sequence[str] = (), others: Sequence[str] = ()):
+    """The frozen config of a stage-2 run. pairs: KEY, VALUE, ... of what has moved since. others: TEST.OTHERS."""
     import train  # the command line is the one place that knows the data sets
     from mergetune.continued import Continued
     from mergetune.stage1 import check_begun_from
 
-    changes = {"VERBOSE": False, "TEST.OTHERS": list(others)}
-    changes |= {"DATASET.SUBSAMPLE_CLASSES": subset} if subset else {}
-    cfg = train.folder_cfg(run, changes, pairs=pairs)
+    cfg = train.folder_cfg(run, {"VERBOSE": False, "TEST.OTHERS": list(others)}, pairs=pairs)
     if not (cfg.RESUME_COOP and issubclass(trainer_class(cfg.TRAINER.NAME), Continued)):
         raise UserError(f"{run} is no stage-2 run: {cfg.TRAINER.NAME} continues no stage 1")
     check_begun_from(run, cfg)
     return cfg
+
+
+def on_subset(cfg, subset: str):
+    """A config on another subset of the classes."""
+    other = cfg.clone()
+    other.defrost()
+    other.DATASET.SUBSAMPLE_CLASSES = subset
+    other.freeze()
+    return other
 
 
 @contextmanager
@@ -186,15 +190,15 @@ def path_card(
     earlier = earlier if isinstance(earlier, dict) else {}
     entry = earlier.get(OTHERS)
     others = list(others) or (entry.get("asked", []) if isinstance(entry, dict) else [])
-    sets = other_sets(read_cfg(run, HALVES[1], pairs, others)) if others else {}
-    subsets = subsets_of(read_cfg(run, pairs=pairs))
+    cfg = read_cfg(run, pairs, others)
+    sets = other_sets(on_subset(cfg, HALVES[1])) if others else {}
     wanted = [space for space in SPACES if space in spaces or space == SPACES[0]]
     card: dict = {space: {"space": space, "images": {}, "barrier": {}, "seconds": 0} for space in wanted}
     plane_card: dict = {"space": spaces[-1]}
     for space, own in card.items():
         on = plane_card if plane and space == spaces[-1] else None
-        for subset in subsets:
-            trainer = _score(own, subset, run, [read_cfg(run, subset, pairs)], images, on)
+        for subset in subsets_of(cfg):
+            trainer = _score(own, subset, run, [on_subset(cfg, subset)], images, on)
         own["zero_shot_template"] = trainer.zero_shot_prompt(space)
         if space == SPACES[0] and trainer.path_note:
             own["note"] = trainer.path_note

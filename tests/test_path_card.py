@@ -13,7 +13,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.report.paths import load_paths
 from dassl.utils import UserError
 from mergetune.lmc import interpolate
-from mergetune.path_card import LEG_POINTS, batches_of, card_table, loaded, main, path_card, read_cfg, walk
+from mergetune.path_card import LEG_POINTS, batches_of, card_table, loaded, main, on_subset, path_card, read_cfg, walk
 from mergetune.plane import axes, basis, combine, dot, score
 from mergetune.trainers.coop_lmc import CoOp_LMC
 from tests.fixtures.image_folders import write_split
@@ -90,7 +90,7 @@ def test_the_middle_is_our_evaluation_and_the_end_is_stage_1s(carded, runs):
 
 def test_at_0_1_2_the_card_scores_the_solutions_themselves(carded):
     _, _, run, card = carded
-    with loaded(run, read_cfg(run, "new")) as trainer:
+    with loaded(run, on_subset(read_cfg(run), "new")) as trainer:
         batches = batches_of(trainer)
         image = torch.cat([trainer.image_features(images) for images, _ in batches])
         labels = torch.cat([truth for _, truth in batches])
@@ -165,7 +165,7 @@ def test_zero_shot_weights_are_zero_shot_clip(carded):
     """In the space of weights the path starts at CLIP: MMA's adapters there add nothing to the image tower."""
     name, _, run, card = carded
     if name == "MMA_LMC":
-        with loaded(run, read_cfg(run, "base")) as trainer:
+        with loaded(run, on_subset(read_cfg(run), "base")) as trainer:
             images, labels = (torch.cat(part) for part in zip(*batches_of(trainer), strict=True))
             text = trainer.clip.encode_text(trainer.tokens)
             logits = cosine_logits(
@@ -189,7 +189,7 @@ def test_zero_shot_clip_with_the_card_s_template_is_where_the_path_starts(carded
 
 
 def test_each_point_is_a_blend_scored_on_its_own(runs):
-    with loaded(runs / "CoOp_LMC", read_cfg(runs / "CoOp_LMC", "base")) as trainer:
+    with loaded(runs / "CoOp_LMC", on_subset(read_cfg(runs / "CoOp_LMC"), "base")) as trainer:
         batches = batches_of(trainer)
         for space in ("features", "weights"):
             found = trainer.solutions(space)
@@ -247,7 +247,7 @@ def test_the_planes_marks_are_the_solutions(carded):
             point = own["points"][name]
             assert point["loss"] == pytest.approx(card[subset]["loss"][k], rel=1e-3)
             assert own["x"][0] < point["x"] < own["x"][-1] and own["y"][0] < point["y"] < own["y"][-1]
-    with loaded(run, read_cfg(run, "base")) as trainer:
+    with loaded(run, on_subset(read_cfg(run), "base")) as trainer:
         found, batches = trainer.solutions("features"), batches_of(trainer)
         u, v, _ = basis(found["zero_shot"], found["fine_tuned"], found["ours"])
         own = card["plane"]["base"]
@@ -257,7 +257,7 @@ def test_the_planes_marks_are_the_solutions(carded):
 
 
 def test_fewer_images_are_spread_over_the_split(runs):
-    with loaded(runs / "CoOp_LMC", read_cfg(runs / "CoOp_LMC", "base")) as trainer:
+    with loaded(runs / "CoOp_LMC", on_subset(read_cfg(runs / "CoOp_LMC"), "base")) as trainer:
         whole = torch.cat([labels for _, labels in batches_of(trainer)])
         some = torch.cat([labels for _, labels in batches_of(trainer, images=3)])
         assert len(whole) == 12 and some.tolist() == [0, 1, 2]

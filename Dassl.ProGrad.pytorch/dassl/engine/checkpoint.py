@@ -4,6 +4,8 @@ Layout: `<folder>/<model>/model.pth.tar-<N>` (N epochs done), `<folder>/<model>/
 results.json, with the digest of each.
 """
 
+import contextlib
+import functools
 import os
 import re
 from collections import OrderedDict
@@ -153,6 +155,20 @@ def written(folder: str | Path) -> dict[str, str]:
     return {f"{file.parent.name}/{file.name}": checkpoint_digest(file) for file in sorted(files)}
 
 
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """What tells a file that has changed, None where there is none that can be read."""
+    with contextlib.suppress(OSError):
+        stat = path.stat()
+        return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return None
+
+
+@functools.lru_cache(maxsize=32)
+def _written_by(folder: Path, *stamps: tuple[int, ...] | None) -> dict[str, str]:
+    """What a finished run, or a merge, says of its checkpoints; many weights of one are read in a row."""
+    return whole(folder).get("weights", {}).get("files", {})
+
+
 def check_written(path: str | Path) -> list[str]:
     """UserError for a file of weights in the folder of a finished run, or of a merge, that this has not written.
 
@@ -160,7 +176,8 @@ def check_written(path: str | Path) -> list[str]:
     """
     path = Path(path).absolute()
     for folder in path.parents[:2]:
-        digests, name = whole(folder).get("weights", {}).get("files", {}), path.relative_to(folder).as_posix()
+        digests = _written_by(folder, *(_stamp(folder / name) for name in (MERGE, RESULTS)))
+        name = path.relative_to(folder).as_posix()
         if digests and (name in digests or is_checkpoint(path)):
             if digests.get(name) != checkpoint_digest(path):
                 file = folder / (MERGE if (folder / MERGE).is_file() else RESULTS)

@@ -75,8 +75,11 @@ def other_sets(cfg: CN) -> dict[str, CN]:
 
 def _config(cfg: CN, file: Path) -> CN:
     """A config with the data set of a yaml file, all classes; one image of each stands for the training images."""
-    root, other = cfg.DATASET.ROOT, cfg.clone()
-    other.defrost()
+    root, other = cfg.DATASET.ROOT, CN()
+    other.update(cfg if cfg.is_frozen() else cfg.clone())  # what stays as it is need not be copied
+    for node in ("DATASET", "TEST"):
+        other[node] = cfg[node].clone()
+        other[node].defrost()
     plain = {key: value.default for key, value in KEYS.items() if key.startswith("DATASET.")}
     whole = {"DATASET.ROOT": root, "DATASET.NUM_SHOTS": 1, "DATASET.FEWER_SHOTS": "take"}
     quiet = {"TEST.PER_CLASS_RESULT": False, "TEST.COMPUTE_CMAT": False, "TEST.SPLIT": "test", "VERBOSE": False}
