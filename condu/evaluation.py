@@ -19,8 +19,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from condu.expert_cache import Slots
 from condu.metrics import AccuracyMatrix
-from condu.slots import Slots
 from condu.snapshot import LabelSpace, Member, Snapshot, text_vectors
 from condu.voting import Vote, similarity, vote
 from dassl.clip import cosine_logits

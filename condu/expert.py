@@ -29,8 +29,8 @@ from dassl.utils.distributed import is_main, rank, world_size
 from .iterations import IterationSampler
 from .settings import KEYS, check_keys, learning_rates
 from .snapshot import prompts_of, prototypes_of, task_of, text_vectors
-from .space import build_space
 from .store import SUFFIX, ExpertStore
+from .tuning import build_space
 
 log = get_logger()
 

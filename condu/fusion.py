@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from condu.bitpack import Codes, packed_size, unpack
 from condu.delta import State, Trigger, check_scale, check_shapes, check_size, scale_of, weight_of
 from condu.merge import Merge, Merged, chunk_size
-from condu.packing import Codes, packed_size, unpack
 
 THREADED = 1 << 20  # values from which threads pay
 

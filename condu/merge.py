@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from condu.packing import Codes, pack_bytes, packed_size
+from condu.bitpack import Codes, pack_bytes, packed_size
 
 CHUNK = 1 << 17  # values: 512 KB a buffer, so that a core's cache holds them
 DEVICE_CHUNK = 1 << 24  # elsewhere few large steps are the fastest

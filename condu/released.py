@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from condu.bitpack import pack
 from condu.delta import size
 from condu.fusion import Fusion
-from condu.packing import pack
-from condu.space import UNTRAINED
 from condu.stream import Stream, Task, sessions
+from condu.tuning import UNTRAINED
 from dassl.clip import ClipBackbone
 from dassl.utils import MissingFile, UserError, get_logger, is_plain_tensor, load_checkpoint, strip_module
 

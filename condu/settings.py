@@ -12,7 +12,7 @@ from dassl.utils import UserError, check_availability
 
 from .delta import SCALES
 from .evaluation import LABELS
-from .space import MERGE_SPACES, SPACES
+from .tuning import MERGE_SPACES, SPACES
 from .voting import MIN_TEMP, Space, Vote, Weighting
 
 SCHEDULES = ("cosine_steps", "constant")

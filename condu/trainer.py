@@ -15,8 +15,8 @@ from dassl.utils.distributed import barrier, is_main
 
 from .evaluation import Evaluator
 from .expert import ConDU_Expert
+from .expert_cache import Slots
 from .settings import vote_rule
-from .slots import Slots
 from .snapshot import TestSet, snapshot_of
 from .store import ExpertStore
 from .stream import Stream, Task, sessions

@@ -2,7 +2,7 @@
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .protocol import FewShotDataset, drive
+from .base import FewShotDataset, drive
 
 
 @DATASET_REGISTRY.register()

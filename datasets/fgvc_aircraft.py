@@ -2,7 +2,7 @@
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .protocol import FewShotDataset, same_template
+from .base import FewShotDataset, same_template
 from .readers import Lists, variant_lists
 
 

@@ -8,7 +8,7 @@ import os
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import MissingFile, UserError
 
-from .protocol import FewShotDataset, drive
+from .base import FewShotDataset, drive
 from .readers import Lists, class_folders, folder_images, wordnet_names
 
 

@@ -10,8 +10,8 @@ import os
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import MissingFile, UserError, read_json
 
+from .base import FewShotDataset
 from .imagenet import ImageNet
-from .protocol import FewShotDataset
 from .readers import Lists, class_folders, folder_images, wordnet_names
 
 

@@ -6,7 +6,7 @@ this project; the original takes the first k met in a shuffled pass instead, whi
 splits are not CoOp's: a model trained on one must not be tested on the other.
 """
 
-from .protocol import FewShotDataset
+from .base import FewShotDataset
 
 
 class MtilDataset(FewShotDataset):

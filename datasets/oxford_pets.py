@@ -2,7 +2,7 @@
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-from .protocol import FewShotDataset, drive, same_template
+from .base import FewShotDataset, drive, same_template
 
 
 @DATASET_REGISTRY.register()

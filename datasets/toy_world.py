@@ -15,9 +15,9 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets.toy.build import world_digest, write_toy
 from datasets.toy.world import COUNTS, WORLD, ToySet
 
+from .base import FewShotDataset
 from .few_labels import FewLabels
 from .mtil import MtilDataset
-from .protocol import FewShotDataset
 from .readers import Lists, split_json
 
 

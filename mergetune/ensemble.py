@@ -113,7 +113,7 @@ def sweep(
 
     ends: the trainable weights of zero-shot CLIP and of the run.
     """
-    from mergetune.merging import wise_ft
+    from dassl.merging.methods import wise_ft
 
     if kind == "weight":
         for alpha in alphas:

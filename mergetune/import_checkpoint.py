@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from yacs.config import CfgNode
 
-    from mergetune.foreign import Found
+    from mergetune.checkpoint_formats import Found
 
 log = get_logger()
 
@@ -97,7 +97,7 @@ def read(path: Path, folder: str) -> tuple[Found, int | None]:
     """What is in a file that lay in a model folder of that name, and the epochs that it was trained for if it says.
     UserError names the file."""
     from dassl.utils import load_weights
-    from mergetune.foreign import recognise, weights
+    from mergetune.checkpoint_formats import recognise, weights
 
     state, epoch, _ = load_weights(path)
     try:
@@ -113,7 +113,7 @@ def check_fit(path: Path, found: Found, trainer) -> None:
     trainer's own strict load."""
     from dassl.utils import is_plain_tensor
     from mergetune import stage1
-    from mergetune.foreign import weights
+    from mergetune.checkpoint_formats import weights
 
     prompts = getattr(trainer.model, "prompt_learner", trainer.model)
     suffix = next((value for key, value in found.state.items() if key.rpartition(".")[2] == "token_suffix"), None)
@@ -170,7 +170,7 @@ def score(cfg: CfgNode, subsets: Sequence[str], out: Path, command: str) -> dict
 def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
     """Do what the command line says -> the content of import.json."""
     from dassl.engine.checkpoint import RESULTS
-    from mergetune.foreign import rows, shortened, to_text
+    from mergetune.checkpoint_formats import rows, shortened, to_text
     from mergetune.stage1 import run_fact
 
     out = Path(args.out)
@@ -219,7 +219,7 @@ def write_run(args: argparse.Namespace, path: Path, found: Found, epoch: int | N
     from dassl.engine.checkpoint import RESULTS
     from dassl.engine.results import write_classes
     from dassl.utils import save_checkpoint
-    from mergetune.foreign import weights
+    from mergetune.checkpoint_formats import weights
 
     out, trainer = Path(args.out), facts["trainer"]
     results = {"format": 1, "kind": "import", "trainer": trainer, "preset": "", "dataset": "", "protocol": "",

@@ -57,7 +57,7 @@ def merge_run(
 
     values: the method's own; a list of several is a search on the validation images of the first run (of `weights`, a
     list of lists). base: where task vectors start. keep: names that are no weights and come from the first parent.
-    merge_space: of LoRA, factors or product (see mergetune.lora); rank: of the factors made of a product, default
+    merge_space: of LoRA, factors or product (see dassl.merging.lora); rank: of the factors made of a product, default
     the first parent's, 0 leaves the product. root: where the data sets lie, if they have moved; pairs: KEY, VALUE,
     ... of what else has, such as a teacher. overwrite: make it again where `out` holds a merge, which is left as it is
     if it is this one, and refused if it is another.

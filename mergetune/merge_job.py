@@ -15,13 +15,13 @@ from dassl.engine.checkpoint import BEST, CONFIG, MERGE, RESULTS, RESUME, finish
 from dassl.engine.launch import AlreadyFinished
 from dassl.engine.recipe import build_lists, changed, data_digest
 from dassl.engine.results import CLASSES
+from dassl.merging import lora
+from dassl.merging.methods import check_alike, is_weight, merge
 from dassl.utils import UserError, atomic_write, checkpoint_digest, save_checkpoint, write_json
 from dassl.utils.atomic import begun, drop_begun
 from dassl.utils.progress import progress
-from mergetune import lora
 from mergetune.merge_methods import METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method
-from mergetune.merging import check_alike, is_weight, merge
-from mergetune.parents import PEFT_CONFIG, PEFT_FILES, check_origin, read_parent
+from mergetune.merge_sources import PEFT_CONFIG, PEFT_FILES, check_origin, read_parent
 
 State = dict[str, Tensor]
 JOINED = ("source", "source_subset", "data_seen")  # facts of which the merge has all

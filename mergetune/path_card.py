@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dassl.engine import build_trainer, trainer_class
-from dassl.report.paths import FORMAT, OTHERS, QUANTITIES, SOLUTIONS, SPACES, SUBSETS
-from dassl.report.paths import PATH_FILE as FILE
+from dassl.report.protocols.paths import FORMAT, OTHERS, QUANTITIES, SOLUTIONS, SPACES, SUBSETS
+from dassl.report.protocols.paths import PATH_FILE as FILE
 from dassl.report.stats import barrier, harmonic_mean
-from dassl.report.tables import Table
+from dassl.report.table import Table
 from dassl.utils import ArgumentParser, UserError, errors_in_one_line, get_logger, read_json, write_json
 from dassl.utils.progress import progress
 from dassl.utils.torchrun import one_process
@@ -111,8 +111,8 @@ def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"
 def read_cfg(run: Path, pairs: Sequence[str] = (), others: Sequence[str] = ()):
     """The frozen config of a stage-2 run. pairs: KEY, VALUE, ... of what has moved since. others: TEST.OTHERS."""
     import train  # the command line is the one place that knows the data sets
-    from mergetune.continued import Continued
     from mergetune.stage1 import check_begun_from
+    from mergetune.stage2 import Continued
 
     cfg = train.folder_cfg(run, {"VERBOSE": False, "TEST.OTHERS": list(others)}, pairs=pairs)
     if not (cfg.RESUME_COOP and issubclass(trainer_class(cfg.TRAINER.NAME), Continued)):
@@ -308,7 +308,7 @@ def main(argv: list[str] | None = None) -> None:
     if "missing" in card.get("plane", {}):
         log.warning(f"Warning: no plane: {card['plane']['missing']}")
     if args.figure:
-        from dassl.report.figures import card_figures
+        from dassl.report.figures.all import card_figures
         from mergetune.report import METHODS
 
         log.info("Wrote " + "\n      ".join(map(str, card_figures([args.run], Path(args.run, "figures"), METHODS))))

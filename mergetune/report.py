@@ -5,20 +5,20 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from dassl.report.against import against_sheet
-from dassl.report.base2new import backbones_sheet, base2new_sheet
-from dassl.report.fewshot import fewshot_sheet
-from dassl.report.figures import FIGURES, all_figures
+from dassl.report.figures.all import FIGURES, all_figures
 from dassl.report.methods import Methods
-from dassl.report.mtil import PROTOCOLS as STREAMS
-from dassl.report.mtil import mtil_sheet
 from dassl.report.page import write_page
-from dassl.report.paired import paired_sheet
-from dassl.report.paths import barriers_sheet
-from dassl.report.results import NoRuns, load_results
-from dassl.report.sweeps import sweeps_sheet
-from dassl.report.transfer import PROTOCOLS as TRANSFERS
-from dassl.report.transfer import transfer_sheet
+from dassl.report.protocols.against import against_sheet
+from dassl.report.protocols.base2new import backbones_sheet, base2new_sheet
+from dassl.report.protocols.fewshot import fewshot_sheet
+from dassl.report.protocols.mtil import PROTOCOLS as STREAMS
+from dassl.report.protocols.mtil import mtil_sheet
+from dassl.report.protocols.paired import paired_sheet
+from dassl.report.protocols.paths import barriers_sheet
+from dassl.report.protocols.sweeps import sweeps_sheet
+from dassl.report.protocols.transfer import PROTOCOLS as TRANSFERS
+from dassl.report.protocols.transfer import transfer_sheet
+from dassl.report.records import NoRuns, load_results
 from dassl.utils import ArgumentParser, UserError, check_availability, errors_in_one_line, get_logger, one_line
 from dassl.utils.torchrun import one_process
 

@@ -14,7 +14,7 @@ from dassl.engine.base import find_model
 from dassl.engine.recipe import content_digest, finished
 from dassl.engine.results import run_facts
 from dassl.utils import MissingFile, UserError, get_logger, is_plain_tensor, load_weights
-from mergetune.foreign import unused_keys
+from mergetune.checkpoint_formats import unused_keys
 
 log = get_logger()
 

@@ -33,7 +33,7 @@ def check_job(plan, args, workers: int) -> int:
     import torch
 
     from dassl.engine.preflight import Findings
-    from dassl.engine.stopping import sigterm_ends
+    from dassl.engine.signals import sigterm_ends
 
     started, threads, found = time.time(), torch.get_num_threads(), Findings()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))  # as in the job's processes

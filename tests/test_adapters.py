@@ -8,7 +8,7 @@ from torch import nn
 from dassl.clip import build_clip
 from dassl.clip.tiny import random_tiny
 from dassl.utils import UserError
-from mergetune.adapters import MultiModalAdapters, Scale
+from mergetune.models.adapters import MultiModalAdapters, Scale
 from tests.fixtures.clip_files import openai_backbone
 from tests.fixtures.open_clip_models import write_open_clip
 

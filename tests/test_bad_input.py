@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import train
-from dassl.clip.features import _turn
+from dassl.clip.feature_bank import _turn
 from dassl.utils import UserError
 from tests.fixtures.command_line import one_error, start
 

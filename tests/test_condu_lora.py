@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from condu.fusion import Fusion
 from condu.lora import Lora, first_factor, mlp_layers, update
-from condu.space import FullSpace, LoraFactors, LoraProduct, build_space
+from condu.tuning import FullSpace, LoraFactors, LoraProduct, build_space
 from dassl.clip import Preprocess, build_clip
 from dassl.clip.openai import OpenAIClip, clip_package
 from dassl.clip.tiny import random_tiny

@@ -7,8 +7,8 @@ import torch
 
 from condu.metrics import AccuracyMatrix
 from condu.results import write_matrix
-from dassl.report.mtil import streams
-from dassl.report.results import load_results
+from dassl.report.protocols.mtil import streams
+from dassl.report.records import load_results
 
 FACTS = {
     "trainer": "ConDU",

@@ -6,7 +6,7 @@ import torch
 from dassl.clip import build_clip
 from dassl.clip.tiny.load import random_tiny
 from dassl.utils import UserError
-from mergetune.deep_prompts import DeepPromptedClip, ImagePrompts, TextPrompts, keep_prompts, prompt_sizes
+from mergetune.models.deep_prompts import DeepPromptedClip, ImagePrompts, TextPrompts, keep_prompts, prompt_sizes
 from tests.fixtures.clip_files import openai_backbone
 from tests.fixtures.open_clip_models import write_open_clip
 

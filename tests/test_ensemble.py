@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dassl.engine.launch import AlreadyFinished
+from dassl.merging.methods import wise_ft
 from dassl.utils import UserError
 from mergetune.ensemble import (
     accuracy,
@@ -18,7 +19,6 @@ from mergetune.ensemble import (
     read_alphas,
 )
 from mergetune.lmc import interpolate
-from mergetune.merging import wise_ft
 from tests.fixtures.toy_objects import runs  # noqa: F401
 
 ALPHAS = [0.0, 0.5, 1.0]

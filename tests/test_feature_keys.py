@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dassl.clip import features
-from dassl.clip.features import feature_loader
+from dassl.clip import feature_bank
+from dassl.clip.feature_bank import feature_loader
 from tests.fixtures import banks
 from tests.fixtures.banks import CLASSES, EACH, bank_loader, images, key, pixel_loader
 from tests.fixtures.clip_files import openai_backbone
@@ -68,7 +68,7 @@ def test_a_changed_picture_is_never_served_from_the_old_bank(cfg, backbone):
 def key_of_clipping(cfg, backbone, monkeypatch):
     """The key of versions that clipped images of more than 8 bits: by size and time alone."""
     with monkeypatch.context() as patch:
-        patch.setattr(features, "_is_deep", lambda *facts: False)
+        patch.setattr(feature_bank, "_is_deep", lambda *facts: False)
         return key(cfg, backbone)
 
 

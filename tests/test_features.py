@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dassl.clip import features
+from dassl.clip import feature_bank
 from dassl.clip.banks import main as list_banks
-from dassl.clip.features import BankDataset, FeatureBank, _turn, build_feature_loader, feature_loader
+from dassl.clip.feature_bank import BankDataset, FeatureBank, _turn, build_feature_loader, feature_loader
 from dassl.data import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.utils import UserError
@@ -107,7 +107,7 @@ def test_a_batch_may_mix_epochs(cfg, backbone):
 
 def test_worker_processes_change_nothing(cfg, backbone, tmp_path, monkeypatch):
     alone = bank_loader(cfg, backbone).dataset.bank
-    monkeypatch.setattr(features, "WORKERS_FROM", 1)
+    monkeypatch.setattr(feature_bank, "WORKERS_FROM", 1)
     cfg.DATALOADER.NUM_WORKERS = 2
     cfg.FEATURES.DIR = str(tmp_path / "other")
     helped = bank_loader(cfg, backbone).dataset.bank

@@ -15,11 +15,11 @@ import torch
 from dassl.clip.openai import read_state_dict
 from dassl.clip.tiny.load import random_tiny
 from dassl.config import get_cfg_default, merge_pairs, read_yaml
-from dassl.report.results import load_results
+from dassl.report.records import load_results
 from dassl.utils import UserError, load_checkpoint, load_plain_pickle, read_image, read_json
 from datasets.readers import split_json
-from mergetune.deep_prompts import ImagePrompts
 from mergetune.import_checkpoint import main as import_checkpoint
+from mergetune.models.deep_prompts import ImagePrompts
 from tests.fixtures.interpreter import Python
 from tests.fuzz import guided, hostile
 from tests.fuzz.campaign import campaign

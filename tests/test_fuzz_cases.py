@@ -31,7 +31,7 @@ from datasets import custom
 from datasets.matlab import mat_variable
 from datasets.official import pet_lists
 from mergetune import import_checkpoint, stage1
-from mergetune.foreign import recognise
+from mergetune.checkpoint_formats import recognise
 from tests.fixtures.streams import BACKBONE, small
 from tests.fuzz.mutate import packed_of
 from tests.fuzz.oracle import address_space

@@ -9,9 +9,9 @@ import torch
 
 import train
 from dassl.engine import build_trainer
-from dassl.report.results import load_results
+from dassl.report.records import load_results
 from dassl.utils import UserError, sha256_file
-from mergetune.foreign import recognise, rows, to_text, weights
+from mergetune.checkpoint_formats import recognise, rows, to_text, weights
 from mergetune.import_checkpoint import check_fit, main
 from mergetune.predict import Predictor
 from tests.fixtures import foreign_checkpoints as theirs

@@ -9,7 +9,7 @@ import torch
 from dassl.data import build_data_loader, subsample_classes
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset, check_items
 from dassl.utils import UserError
-from mergetune.frozen import FrozenClipTrainer
+from mergetune.clip_trainer import FrozenClipTrainer
 from tests.fixtures.image_folders import config, write_image
 
 NAMES = ("cat", "dog", "emu")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 ENGINE = ROOT / "Dassl.ProGrad.pytorch" / "dassl"
-LOW = {"config", "optim", "metrics", "evaluation", "modeling", "data", "clip", "report"}
+LOW = {"config", "optim", "metrics", "evaluation", "modeling", "data", "clip", "merging", "report"}
 # package -> what it may import of ours, beside itself and dassl.utils
 ALLOWED = {f"dassl.{name}": {"dassl.config"} for name in LOW} | {
     "dassl.utils": set(),
@@ -20,12 +20,12 @@ ALLOWED = {f"dassl.{name}": {"dassl.config"} for name in LOW} | {
 PURE = [
     "mergetune/lmc.py",
     "mergetune/merge_methods.py",
-    "mergetune/merging.py",
-    "mergetune/lora.py",
+    "Dassl.ProGrad.pytorch/dassl/merging/methods.py",
+    "Dassl.ProGrad.pytorch/dassl/merging/lora.py",
     "condu/delta.py",
     "condu/fusion.py",
     "condu/merge.py",
-    "condu/packing.py",
+    "condu/bitpack.py",
     "condu/voting.py",
     "condu/metrics.py",
 ]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dassl.merging import lora
+from dassl.merging.methods import average
 from dassl.utils import UserError
-from mergetune import lora
-from mergetune.merging import average
-from mergetune.parents import read_parent
+from mergetune.merge_sources import read_parent
 
 
 def adapter(seed, r=2, out=6, width=5, name="text.q_proj", adapter=""):

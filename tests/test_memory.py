@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import train
 from condu.lora import Lora
-from condu.space import FullSpace, LoraFactors
+from condu.tuning import FullSpace, LoraFactors
 from dassl.clip import build_clip, build_clip_from_cfg
 from dassl.clip.tiny import random_tiny
 from dassl.config import get_cfg_default
@@ -19,10 +19,10 @@ from dassl.engine import build_trainer
 from dassl.engine.preflight import less_memory
 from dassl.utils import UserError, set_random_seed
 from dassl.utils.memory import reset_peak, resident_peak_mb
-from mergetune.adapters import MultiModalAdapters
-from mergetune.deep_prompts import DeepPromptedClip
 from mergetune.lmc import interpolate
-from mergetune.prompts import PromptLearner
+from mergetune.models.adapters import MultiModalAdapters
+from mergetune.models.deep_prompts import DeepPromptedClip
+from mergetune.models.prompts import PromptLearner
 from mergetune.weights import at, trainable
 from tests.benchmarks import classes
 from tests.benchmarks.world import World

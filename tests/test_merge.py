@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 import train
 from dassl.engine import build_trainer
+from dassl.merging import lora, methods
 from dassl.utils import UserError, set_random_seed
-from mergetune import lora, merge, merging
+from mergetune import merge
 from mergetune.merge import evaluate, merge_run
 from mergetune.merge_job import row_name
 from mergetune.merge_methods import METHODS
@@ -93,7 +94,7 @@ def test_the_command_writes_a_run_folder_and_evaluates_it(runs, line, out, tmp_p
     merge.main(
         ["--method", "ties", "--density", "0.2", "--scale", "0.7", str(run), "--out", str(out), "--eval", "base", "new"]
     )
-    torch.testing.assert_close(weights(out), merging.ties(zero_shot(run, tmp_path), [last(run)], 0.2, 0.7))
+    torch.testing.assert_close(weights(out), methods.ties(zero_shot(run, tmp_path), [last(run)], 0.2, 0.7))
     found = results(out / "eval_new")
     assert found["preset"] == "TIES (density 0.2, scale 0.7)" and found["trainer"] == "CoOp"
     assert found["merge"]["method"] == "ties" and found["merge"]["values"] == {"density": 0.2, "scale": 0.7}
@@ -135,7 +136,7 @@ def test_stage_1_and_stage_2_merge(runs, out):
     stage1 = runs()
     stage2 = runs("CoOp_LMC", "--resume-coop", stage1)
     merge_run("slerp", [stage1, stage2], out, t=0.25)
-    torch.testing.assert_close(weights(out), merging.slerp(last(stage1), last(stage2), 0.25))
+    torch.testing.assert_close(weights(out), methods.slerp(last(stage1), last(stage2), 0.25))
     found = evaluate(out, "base")
     assert found["trainer"] == "CoOp" and found["preset"] == "SLERP (t 0.25; with CoOp_LMC)"
     merge_run("emr", [stage2, stage1], out, task=2, overwrite=True)
@@ -320,7 +321,7 @@ def test_lora_merges_by_product_or_by_factors(out, tmp_path):
     merge_run("ties", [one, same], out, density=1.0, overwrite=True)
     states = [load_file(folder / "adapter_model.safetensors") for folder in (one, same)]
     zeros = {name: torch.zeros_like(value) for name, value in states[0].items()}
-    torch.testing.assert_close(load_file(out / "adapter_model.safetensors"), merging.ties(zeros, states, 1.0))
+    torch.testing.assert_close(load_file(out / "adapter_model.safetensors"), methods.ties(zeros, states, 1.0))
     (same / "adapter_config.json").write_text((same / "adapter_config.json").read_text().replace("4", "2"))
     (one / "adapter_config.json").write_text((same / "adapter_config.json").read_text())
     with pytest.raises(UserError, match="of another request: peft"):

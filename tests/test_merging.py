@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from mergetune import merging
+from dassl.merging import methods
+from dassl.merging.methods import emr, emr_restore, merge
 from mergetune.merge_methods import METHODS
-from mergetune.merging import emr, emr_restore, merge
 
 
 def state(seed, names=("ctx", "head.weight"), **more):
@@ -47,24 +47,24 @@ def test_the_base_itself_is_no_task(name):
 
 def test_ends_of_the_lines_are_the_parents_bit_for_bit():
     for alpha, end in ((0.0, BASE), (1.0, A)):
-        same(merging.wise_ft(BASE, A, alpha), end, rtol=0, atol=0)
-        same(merging.slerp(BASE, A, alpha), end, rtol=0, atol=0)
-        same(merging.average([BASE, A], [1 - alpha, alpha]), end, rtol=0, atol=0)
-    same(merging.wise_ft(BASE, A, 0.5), merging.average([BASE, A]))
+        same(methods.wise_ft(BASE, A, alpha), end, rtol=0, atol=0)
+        same(methods.slerp(BASE, A, alpha), end, rtol=0, atol=0)
+        same(methods.average([BASE, A], [1 - alpha, alpha]), end, rtol=0, atol=0)
+    same(methods.wise_ft(BASE, A, 0.5), methods.average([BASE, A]))
 
 
 def test_a_single_parent_at_density_and_scale_1_comes_back():
-    same(merging.ties(BASE, [A], density=1.0, scale=1.0), A)
-    same(merging.task_arithmetic(BASE, [A], scale=1.0), A)
-    same(merging.dare(BASE, [A], density=1.0, scale=1.0), A)
+    same(methods.ties(BASE, [A], density=1.0, scale=1.0), A)
+    same(methods.task_arithmetic(BASE, [A], scale=1.0), A)
+    same(methods.dare(BASE, [A], density=1.0, scale=1.0), A)
     same(emr_restore(BASE, emr(BASE, [A]), 0), A)
-    same(merging.ties(BASE, [A], density=0.0), BASE)
+    same(methods.ties(BASE, [A], density=0.0), BASE)
 
 
 def test_dare_at_density_1_is_task_arithmetic_or_untrimmed_ties():
-    same(merging.dare(BASE, [A, B], 1.0, 0.7, then="sum"), merging.task_arithmetic(BASE, [A, B], 0.7))
-    same(merging.dare(BASE, [A, B], 1.0, 0.8), merging.task_arithmetic(BASE, [A, B], 0.4))
-    same(merging.dare(BASE, [A, B], 1.0, 0.7, then="ties"), merging.ties(BASE, [A, B], 1.0, 0.7))
+    same(methods.dare(BASE, [A, B], 1.0, 0.7, then="sum"), methods.task_arithmetic(BASE, [A, B], 0.7))
+    same(methods.dare(BASE, [A, B], 1.0, 0.8), methods.task_arithmetic(BASE, [A, B], 0.4))
+    same(methods.dare(BASE, [A, B], 1.0, 0.7, then="ties"), methods.ties(BASE, [A, B], 1.0, 0.7))
 
 
 @pytest.mark.parametrize("name", ["average", "task_arithmetic", "ties"])
@@ -88,19 +88,19 @@ def test_the_order_of_names_does_not_matter(name):
 
 def test_dare_draws_by_its_seed_alone():
     torch.manual_seed(7)
-    first = merging.dare(BASE, [A, B], 0.5, seed=3)
+    first = methods.dare(BASE, [A, B], 0.5, seed=3)
     torch.manual_seed(8)
     before = torch.get_rng_state()
-    same(merging.dare(BASE, [A, B], 0.5, seed=3), first, rtol=0, atol=0)
+    same(methods.dare(BASE, [A, B], 0.5, seed=3), first, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), before)
-    assert not torch.equal(merging.dare(BASE, [A, B], 0.5, seed=4)["ctx"], first["ctx"])
+    assert not torch.equal(methods.dare(BASE, [A, B], 0.5, seed=4)["ctx"], first["ctx"])
 
 
 def test_dare_is_task_arithmetic_on_average():
     """2000 draws at density 0.5: a value's mean is off by 1/sqrt(2000) of its size, here within 5 deviations."""
     zero = {"ctx": torch.zeros(4, 5)}
     task = {"ctx": torch.ones(4, 5)}
-    draws = [merging.dare(zero, [task], 0.5, seed=seed)["ctx"] for seed in range(2000)]
+    draws = [methods.dare(zero, [task], 0.5, seed=seed)["ctx"] for seed in range(2000)]
     assert set(torch.stack(draws).unique().tolist()) == {0.0, 2.0}
     assert (torch.stack(draws).mean(0) - 1).abs().max() < 5 / math.sqrt(2000)
 
@@ -124,7 +124,7 @@ def plain_ties(base, parents, density, scale):
 
 @pytest.mark.parametrize("density", [0.1, 0.2, 0.5, 1.0])
 def test_ties_agrees_with_the_plain_loop(density):
-    found = flat(merging.ties(BASE, [A, B, C], density, 0.6))
+    found = flat(methods.ties(BASE, [A, B, C], density, 0.6))
     assert found == pytest.approx(plain_ties(BASE, [A, B, C], density, 0.6), abs=1e-6)
 
 
@@ -132,13 +132,13 @@ def test_ties_by_hand():
     """Kept of 4 at density 0.5: (4, -3) and (-5, 2). Position 0: mass -1, so -5; 1: -3 and 3: 2 stand alone."""
     base = {"w": torch.zeros(4)}
     one, two = {"w": torch.tensor([4.0, -3.0, 1.0, 0.5])}, {"w": torch.tensor([-5.0, 1.0, 0.5, 2.0])}
-    assert merging.ties(base, [one, two], 0.5)["w"].tolist() == [-5.0, -3.0, 0.0, 2.0]
+    assert methods.ties(base, [one, two], 0.5)["w"].tolist() == [-5.0, -3.0, 0.0, 2.0]
 
 
 def test_trimming_competes_over_the_whole_vector():
     base = {"small": torch.zeros(4), "large": torch.zeros(4)}
     task = {"small": torch.full((4,), 0.1), "large": torch.full((4,), 9.0)}
-    found = merging.ties(base, [task], density=0.5)
+    found = methods.ties(base, [task], density=0.5)
     assert found["small"].tolist() == [0.0] * 4 and found["large"].tolist() == [9.0] * 4
 
 
@@ -170,19 +170,19 @@ def scaled(found, factor):
 def test_slerp_walks_the_sphere_at_even_speed(t):
     a, b = scaled(A, 1 / norm(A)), scaled(B, 1 / norm(B))
     angle = math.acos(sum(x * y for x, y in zip(flat(a), flat(b), strict=True)))
-    point = merging.slerp(a, b, t)
+    point = methods.slerp(a, b, t)
     assert norm(point) == pytest.approx(1, abs=1e-6)
     walked = math.acos(sum(x * y for x, y in zip(flat(a), flat(point), strict=True)))
     assert walked == pytest.approx(t * angle, abs=1e-4)
     for name in ("ctx", "head.weight"):  # one angle a tensor: each keeps its own norm
         units = [{name: s[name] / s[name].norm()} for s in (A, B)]
-        assert merging.slerp(*units, t, per="tensor")[name].norm() == pytest.approx(1, abs=1e-6)
+        assert methods.slerp(*units, t, per="tensor")[name].norm() == pytest.approx(1, abs=1e-6)
 
 
 def test_slerp_of_parallel_opposite_and_zero_vectors_is_the_line():
     nearly = {k: v + 1e-4 * C[k] if v.is_floating_point() else v for k, v in A.items()}
     for end in (nearly, scaled(A, 2.0), scaled(A, -1.0), scaled(A, 0.0)):
-        same(merging.slerp(A, end, 0.3), merging.average([A, end], [0.7, 0.3]))
+        same(methods.slerp(A, end, 0.3), methods.average([A, end], [0.7, 0.3]))
 
 
 @pytest.mark.parametrize(
@@ -196,9 +196,9 @@ def test_slerp_of_parallel_opposite_and_zero_vectors_is_the_line():
 )
 def test_parents_that_differ_are_refused_naming_both(change, match):
     with pytest.raises(ValueError, match=match):
-        merging.average([A, A | change])
+        methods.average([A, A | change])
     with pytest.raises(ValueError, match="ctx is in parent 1, but not in parent 2"):
-        merging.average([A, {k: v for k, v in A.items() if k != "ctx"}])
+        methods.average([A, {k: v for k, v in A.items() if k != "ctx"}])
 
 
 def test_statistics_and_integers_come_from_the_first_parent():
@@ -206,11 +206,11 @@ def test_statistics_and_integers_come_from_the_first_parent():
     counts = [{"bn.num_batches_tracked": torch.tensor(i), "bn.running_var": torch.tensor([float(i)])} for i in (3, 9)]
     one, two = A | counts[0], B | counts[1]
     for keep in (["num_batches_tracked", "running_var"], ["bn.num_batches_tracked", "bn.running_var"]):
-        found = merging.average([one, two], keep=keep)
+        found = methods.average([one, two], keep=keep)
         assert found["bn.num_batches_tracked"] == 3 and found["bn.running_var"] == 3
     with pytest.raises(ValueError, match=r"bn\.running_var is no weight"):
-        merging.average([one, two], keep=["num_batches_tracked"])
-    found = merge("ties", [one], BASE | counts[1], keep=merging.STATISTICS)
+        methods.average([one, two], keep=["num_batches_tracked"])
+    found = merge("ties", [one], BASE | counts[1], keep=methods.STATISTICS)
     assert found["bn.running_var"] == 3
 
 

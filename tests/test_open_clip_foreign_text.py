@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import train
 from dassl.clip import build_clip
 from dassl.utils import UserError, sha256_file
-from mergetune.prompts import PromptLearner
+from mergetune.models.prompts import PromptLearner
 from tests.fixtures.open_clip_models import (
     FOREIGN_TEXT,
     MODELS,

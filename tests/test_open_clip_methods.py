@@ -5,8 +5,8 @@ import torch
 
 from dassl.clip import build_clip
 from dassl.utils import UserError
-from mergetune.adapters import MultiModalAdapters
-from mergetune.deep_prompts import DeepPromptedClip
+from mergetune.models.adapters import MultiModalAdapters
+from mergetune.models.deep_prompts import DeepPromptedClip
 from mergetune.weights import at
 from tests.fixtures.open_clip_models import open_clip_folder  # noqa: F401  a fixture
 

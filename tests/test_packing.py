@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from condu.packing import Codes, pack, unpack
+from condu.bitpack import Codes, pack, unpack
 
 
 def test_the_lowest_bit_is_the_first_coordinate():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import train
 from dassl.clip import cosine_logits
 from dassl.engine import TRAINER_REGISTRY
-from dassl.report.paths import load_paths
+from dassl.report.protocols.paths import load_paths
 from dassl.utils import UserError
 from mergetune.lmc import interpolate
 from mergetune.path_card import LEG_POINTS, batches_of, card_table, loaded, main, on_subset, path_card, read_cfg, walk

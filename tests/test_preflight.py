@@ -13,7 +13,7 @@ from dassl.data.datasets import Datum
 from dassl.engine import preflight as module
 from dassl.engine.preflight import Findings, check_pictures, clock, compare_anchor, preflight
 from dassl.engine.trial import Few
-from dassl.report.against import Published
+from dassl.report.protocols.against import Published
 from dassl.utils import UserError
 from tests.fixtures.any_trainer import line
 from tests.fixtures.condu_runs import runs as stream_runs  # noqa: F401  a fixture

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import train
 from dassl.engine import build_trainer
 from dassl.utils import UserError, set_random_seed
-from mergetune.distil import distillation
+from mergetune.models.student import distillation
 from mergetune.trainers.promptkd_lmc import PromptKD_LMC
 from mergetune.trainers.promptkd_lmc import line as path_line
 from tests.fixtures.any_trainer import line

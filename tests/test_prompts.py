@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dassl.utils import UserError
-from mergetune.prompts import PromptLearner, context_words, word_context
+from mergetune.models.prompts import PromptLearner, context_words, word_context
 from mergetune.weights import at
 from tests.test_clip import openai_backbone, random_tiny
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import train
 from dassl.engine import build_trainer
 from dassl.utils import UserError, set_random_seed
-from mergetune.templates import IMAGENET
+from mergetune.models.templates import IMAGENET
 from mergetune.trainers.promptsrc import N_TEMPLATES, PromptSRC, WeightedSum
 from tests.fixtures.any_trainer import line
 

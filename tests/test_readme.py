@@ -64,7 +64,7 @@ def test_its_data_set_is_one_class(tmp_path):
     scope: dict = {}
     exec(
         "from dassl.data.datasets import DATASET_REGISTRY\n"
-        "from datasets.protocol import FewShotDataset, same_template\n" + code,
+        "from datasets.base import FewShotDataset, same_template\n" + code,
         scope,
     )
     split = {part: [] for part in ("train", "val", "test")}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dassl.report.figures import FIGURES
+from dassl.report.figures.all import FIGURES
 from mergetune.report import main
 from tests.fixtures.runs import straight_path, write_pairs, write_path, write_run
 from tests.test_sessions import die_before, in_a_child

@@ -4,12 +4,12 @@ import pytest
 
 from condu.metrics import AccuracyMatrix
 from condu.results import write_matrix
-from dassl.report.against import Published, against_sheet, load_published
-from dassl.report.base2new import base2new_sheet
-from dassl.report.fewshot import fewshot_sheet
-from dassl.report.mtil import mtil_sheet
-from dassl.report.results import load_results
-from dassl.report.transfer import transfer_sheet
+from dassl.report.protocols.against import Published, against_sheet, load_published
+from dassl.report.protocols.base2new import base2new_sheet
+from dassl.report.protocols.fewshot import fewshot_sheet
+from dassl.report.protocols.mtil import mtil_sheet
+from dassl.report.protocols.transfer import transfer_sheet
+from dassl.report.records import load_results
 from dassl.utils import UserError
 from mergetune.report import METHODS, main
 from tests.fixtures.runs import write_pairs, write_run

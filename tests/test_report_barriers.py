@@ -2,7 +2,7 @@
 
 import pytest
 
-from dassl.report.paths import barriers_sheet
+from dassl.report.protocols.paths import barriers_sheet
 from dassl.utils import UserError
 from mergetune.report import METHODS
 from tests.fixtures.runs import straight_path, write_path

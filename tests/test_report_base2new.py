@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from dassl.report.base2new import average_table, base2new, base2new_sheet, dataset_table, sheet_of
-from dassl.report.results import load_results
+from dassl.report.protocols.base2new import average_table, base2new, base2new_sheet, dataset_table, sheet_of
+from dassl.report.records import load_results
 from dassl.report.stats import harmonic_mean, summarise_average
 from dassl.utils import UserError
 from mergetune.report import METHODS

@@ -3,8 +3,8 @@
 import pytest
 from PIL import Image
 
-from dassl.report.epochs import epoch_curves, epoch_figures
-from dassl.report.results import load_results
+from dassl.report.figures.epochs import epoch_curves, epoch_figures
+from dassl.report.records import load_results
 from dassl.utils import UserError
 from mergetune.report import METHODS
 from tests.fixtures.runs import read_csv, write_run

@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dassl.report import drawing
-from dassl.report.drawing import new_figure
-from dassl.report.fewshot import fewshot
-from dassl.report.figures import (
+from dassl.report.figures.all import (
     all_figures,
     change_figures,
+    drawing,
     fewshot_figure,
     load_planes,
     path_figures,
     plane_figures,
     sweep_figures,
 )
-from dassl.report.paths import barriers_sheet, families, load_paths
-from dassl.report.results import load_results
-from dassl.report.sweeps import sweeps
+from dassl.report.figures.drawing import new_figure
+from dassl.report.protocols.fewshot import fewshot
+from dassl.report.protocols.paths import barriers_sheet, families, load_paths
+from dassl.report.protocols.sweeps import sweeps
+from dassl.report.records import load_results
 from mergetune.report import METHODS
 from tests.conftest import ROOT
 from tests.fixtures.runs import read_csv, straight_path, write_path, write_run
@@ -276,7 +276,7 @@ def test_the_zero_shot_end_is_named_by_its_template(tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        "from dassl.report.drawing import new_figure, save; save(new_figure(1, 1), sys.argv[1] + '/a.png', '')",
+        "from dassl.report.figures.drawing import new_figure, save; save(new_figure(1, 1), sys.argv[1] + '/a.png', '')",
         "from datasets.toy.draw import glyph_mask; assert glyph_mask('a', 'DejaVuSans', 16, 16, 12).any()",
     ],
 )

@@ -1,10 +1,10 @@
 """Rows of the tables: names, order, what may be averaged together."""
 
-from dassl.report.against import against_sheet
-from dassl.report.base2new import base2new, base2new_sheet, sheet_of
 from dassl.report.methods import Methods
-from dassl.report.paired import paired_sheet
-from dassl.report.results import load_results
+from dassl.report.protocols.against import against_sheet
+from dassl.report.protocols.base2new import base2new, base2new_sheet, sheet_of
+from dassl.report.protocols.paired import paired_sheet
+from dassl.report.records import load_results
 from mergetune.report import METHODS
 from tests.fixtures.runs import only, write_pairs, write_run
 

@@ -10,11 +10,11 @@ from PIL import Image
 
 from condu.metrics import AccuracyMatrix
 from condu.results import write_matrix
-from dassl.report.drawing import new_figure
-from dassl.report.mtil import mtil_sheet, orders, shown_streams, streams
-from dassl.report.mtil_figures import heatmap
-from dassl.report.results import load_results
-from dassl.report.tsne import load_scatters, tsne, write_scatter
+from dassl.report.figures.drawing import new_figure
+from dassl.report.figures.mtil import heatmap
+from dassl.report.figures.tsne import load_scatters, tsne, write_scatter
+from dassl.report.protocols.mtil import mtil_sheet, orders, shown_streams, streams
+from dassl.report.records import load_results
 from dassl.utils import UserError
 from mergetune.report import METHODS, main
 from tests.fixtures.runs import line_of, read_csv, write_run

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from dassl.report.base2new import average_table, base2new, base2new_sheet, dataset_table
-from dassl.report.figures import all_figures
-from dassl.report.paired import paired_difference, paired_sheet
-from dassl.report.results import load_results
-from dassl.report.sweeps import sweeps_sheet
+from dassl.report.figures.all import all_figures
+from dassl.report.protocols.base2new import average_table, base2new, base2new_sheet, dataset_table
+from dassl.report.protocols.paired import paired_difference, paired_sheet
+from dassl.report.protocols.sweeps import sweeps_sheet
+from dassl.report.records import load_results
 from mergetune.report import METHODS
 from tests.fixtures.runs import line_of, read_csv, write_run
 

@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from dassl.report.base2new import base2new_sheet
-from dassl.report.mtil import mtil_sheet
 from dassl.report.page import write_page
-from dassl.report.results import load_results
-from dassl.report.transfer import transfer_sheet
+from dassl.report.protocols.base2new import base2new_sheet
+from dassl.report.protocols.mtil import mtil_sheet
+from dassl.report.protocols.transfer import transfer_sheet
+from dassl.report.records import load_results
 from mergetune.report import METHODS, main
 from tests.conftest import write_image
 from tests.fixtures.runs import write_pairs, write_run

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from dassl.report.paired import paired_difference, paired_sheet, seeds_needed
-from dassl.report.results import load_results
+from dassl.report.protocols.paired import paired_difference, paired_sheet, seeds_needed
+from dassl.report.records import load_results
 from dassl.utils import UserError
 from mergetune.report import METHODS
 from tests.fixtures.runs import line_of, write_pairs

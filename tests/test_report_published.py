@@ -7,11 +7,11 @@ import pytest
 
 import train
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.report.against import against_sheet, load_published
+from dassl.report.protocols.against import against_sheet, load_published
 from dassl.report.stats import harmonic_mean
-from dassl.report.tables import CSV_HEAD, Cell, Sheet
+from dassl.report.table import CSV_HEAD, Cell, Sheet
+from mergetune.models.templates import IMAGENET, described
 from mergetune.report import METHODS
-from mergetune.templates import IMAGENET, described
 from scripts.commands import COMMANDS
 from scripts.commands.command import recipe
 from scripts.steps import train_argv

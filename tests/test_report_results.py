@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dassl.report.base2new import base2new
-from dassl.report.results import group_by, load_results, newest_each, select
+from dassl.report.protocols.base2new import base2new
+from dassl.report.records import group_by, load_results, newest_each, select
 from dassl.utils import checkpoint_digest
 from mergetune.report import main
 from tests.fixtures.runs import only, write_run

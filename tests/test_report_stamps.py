@@ -2,11 +2,11 @@
 
 import pytest
 
-from dassl.report.base2new import base2new_sheet
-from dassl.report.fewshot import fewshot_sheet
-from dassl.report.results import load_results
-from dassl.report.stamps import stamp
-from dassl.report.transfer import transfer_sheet
+from dassl.report.disclosures import stamp
+from dassl.report.protocols.base2new import base2new_sheet
+from dassl.report.protocols.fewshot import fewshot_sheet
+from dassl.report.protocols.transfer import transfer_sheet
+from dassl.report.records import load_results
 from mergetune.report import METHODS
 from tests.fixtures.runs import write_run
 

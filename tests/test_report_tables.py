@@ -4,11 +4,11 @@ import re
 
 import pytest
 
-from dassl.report.base2new import base2new, base2new_sheet
-from dassl.report.grid import is_below
-from dassl.report.results import load_results
+from dassl.report.frame import is_below
+from dassl.report.protocols.base2new import base2new, base2new_sheet
+from dassl.report.records import load_results
 from dassl.report.stats import Summary, barrier
-from dassl.report.tables import Sheet, Table, latex_text, show, to_csv
+from dassl.report.table import Sheet, Table, latex_text, show, to_csv
 from mergetune.report import METHODS
 from tests.fixtures.runs import line_of, write_pairs
 

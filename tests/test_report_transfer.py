@@ -2,9 +2,9 @@
 
 import pytest
 
-from dassl.report.fewshot import fewshot, fewshot_sheet
-from dassl.report.results import load_results
-from dassl.report.transfer import transfer, transfer_sheet
+from dassl.report.protocols.fewshot import fewshot, fewshot_sheet
+from dassl.report.protocols.transfer import transfer, transfer_sheet
+from dassl.report.records import load_results
 from dassl.utils import UserError
 from mergetune.report import METHODS
 from tests.fixtures.runs import line_of, write_run

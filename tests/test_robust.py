@@ -9,10 +9,10 @@ from torch import nn
 
 from dassl.clip import cached_clip, cosine_logits, text_classifier
 from dassl.utils import UserError, load_checkpoint
-from mergetune.continued import Continued
-from mergetune.heads import LinearHead, linear_line_logits, linear_line_loss, rows_for, zero_shot_head
 from mergetune.lmc import interpolate, line_loss, line_points
-from mergetune.templates import IMAGENET, SELECT, templates
+from mergetune.models.heads import LinearHead, linear_line_logits, linear_line_loss, rows_for, zero_shot_head
+from mergetune.models.templates import IMAGENET, SELECT, templates
+from mergetune.stage2 import Continued
 from mergetune.weights import trainable
 from tests.fixtures.open_clip_models import open_clip_folder  # noqa: F401
 from tests.fixtures.toy_objects import COUNTS, runs  # noqa: F401

@@ -11,7 +11,7 @@ import train
 from dassl.clip import build_clip, check_input
 from dassl.config import get_cfg_default
 from dassl.utils import UserError
-from mergetune.prompts import PromptLearner, word_context
+from mergetune.models.prompts import PromptLearner, word_context
 from tests.fixtures.open_clip_models import open_clip_folder  # noqa: F401  a fixture
 
 KINDS = ["siglip", "siglip2"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from condu.slots import Slots
+from condu.expert_cache import Slots
 from dassl.clip.tiny import random_tiny
 from dassl.utils import UserError
 from tests.fixtures.condu_world import SMALL, member_of, noise_of

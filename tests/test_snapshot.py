@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from condu.slots import Slots
+from condu.expert_cache import Slots
 from condu.snapshot import LabelSpace, TestSet, prototypes_of, snapshot_of
-from condu.space import FullSpace
 from condu.stream import Stream, Task
+from condu.tuning import FullSpace
 from dassl.clip import text_classifier
 from dassl.utils import UserError
 from tests.fixtures.condu_world import World, loader_of

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from dassl.utils import UserError
 from mergetune import import_checkpoint
-from mergetune.parents import read_parent
+from mergetune.merge_sources import read_parent
 from mergetune.predict import Predictor
 from tests.fixtures import coop_runs
 from tests.fixtures import foreign_checkpoints as theirs

@@ -9,10 +9,10 @@ import warnings
 import pytest
 import torch
 
-from dassl.engine import stopping
+from dassl.engine import signals
 from dassl.engine.launch import run
+from dassl.engine.signals import sigterm_ends, steps_end_first, told_to_stop
 from dassl.engine.state import stop_workers
-from dassl.engine.stopping import sigterm_ends, steps_end_first, told_to_stop
 from dassl.utils import MetricMeter, UserError
 from tests.fixtures.dassl_style_world import style_config
 from tests.test_resume import CASES, assert_same_run, build, losses_of, root  # noqa: F401  (fixture)
@@ -189,7 +189,7 @@ def test_a_second_signal_is_heard_at_once_unless_it_is_an_echo(monkeypatch):
     heard = []
     tell_twice(0)
     assert heard == [True]
-    monkeypatch.setattr(stopping, "PATIENCE", 0.01)
+    monkeypatch.setattr(signals, "PATIENCE", 0.01)
     tell_twice(0.02)
     assert heard == [True]
     with sigterm_ends():

@@ -23,3 +23,7 @@ if sys.version_info < (3, 10):  # noqa: UP036
     sys.exit(f"error: Python 3.10 or newer is needed, {sys.executable} is {sys.version.split()[0]}")
 if _lacking:
     sys.exit(f"error: no {', '.join(_lacking)} in {sys.executable}: pip install -r requirements.txt (or bash train.sh)")
+
+from dassl.utils.moved import MovedModules  # noqa: E402
+
+sys.meta_path.append(MovedModules())

@@ -17,8 +17,8 @@ from dassl.data import few_shot
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.utils import UserError, closest
 from dassl.utils.progress import progress
+from datasets.base import MAX_VAL_SHOTS
 
-from ..protocol import MAX_VAL_SHOTS
 from .known import DRAW_SHOTS, KNOWN, not_published, published_draws
 
 SAMPLE = 64  # pictures a set that --decode sample opens

@@ -6,8 +6,8 @@ from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import precision_key
 from dassl.utils import UserError
-from mergetune.frozen import FrozenClipTrainer
-from mergetune.prompts import POSITIONS, PromptLearner, context_words, word_context
+from mergetune.clip_trainer import FrozenClipTrainer
+from mergetune.models.prompts import POSITIONS, PromptLearner, context_words, word_context
 
 
 @TRAINER_REGISTRY.register()

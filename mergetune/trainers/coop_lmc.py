@@ -2,7 +2,7 @@
 
 from dassl.engine import TRAINER_REGISTRY
 from mergetune import stage1
-from mergetune.continued import Continued
+from mergetune.stage2 import Continued
 from mergetune.trainers.coop import CoOp
 
 

@@ -8,7 +8,7 @@ from yacs.config import CfgNode as CN
 from dassl.clip import build_clip_from_cfg, check_input
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, set_bn_to_eval
-from mergetune.heads import HeadTrainer, LinearHead
+from mergetune.models.heads import HeadTrainer, LinearHead
 
 
 class FineTuned(nn.Module):

@@ -5,7 +5,7 @@ from torch import Tensor
 from dassl.data import DataManager
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
-from mergetune.heads import HeadTrainer, LinearHead
+from mergetune.models.heads import HeadTrainer, LinearHead
 
 
 @TRAINER_REGISTRY.register()

@@ -6,8 +6,8 @@ from torch import Tensor
 from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import precision_key
-from mergetune.adapters import MultiModalAdapters
-from mergetune.frozen import FrozenClipTrainer
+from mergetune.clip_trainer import FrozenClipTrainer
+from mergetune.models.adapters import MultiModalAdapters
 
 
 @TRAINER_REGISTRY.register()

@@ -5,7 +5,7 @@ vectors needs no more. PATH_TO stage1 is the paper's form, zero_shot the one the
 """
 
 from dassl.engine import TRAINER_REGISTRY
-from mergetune.continued import Continued
+from mergetune.stage2 import Continued
 from mergetune.trainers.mma import MultiModalAdapter
 
 

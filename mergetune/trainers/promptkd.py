@@ -20,9 +20,9 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import precision_key
 from dassl.engine.results import images_seen
 from dassl.utils import UserError
-from mergetune.deep_prompts import keep_prompts
-from mergetune.distil import Student, Teacher, distil_loader, distillation
-from mergetune.frozen import FrozenClipTrainer
+from mergetune.clip_trainer import FrozenClipTrainer
+from mergetune.models.deep_prompts import keep_prompts
+from mergetune.models.student import Student, Teacher, distil_loader, distillation
 from mergetune.stage1 import run_fact
 
 

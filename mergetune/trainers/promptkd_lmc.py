@@ -15,9 +15,9 @@ from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
-from mergetune.continued import Continued
-from mergetune.distil import PromptedTower
 from mergetune.lmc import interpolate, weight_distance
+from mergetune.models.student import PromptedTower
+from mergetune.stage2 import Continued
 from mergetune.trainers.promptkd import PromptKD
 from mergetune.weights import trainable
 

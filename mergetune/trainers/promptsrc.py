@@ -17,11 +17,11 @@ from dassl.clip import cosine_logits, text_classifier
 from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import precision_key
-from mergetune.deep_prompts import DeepPromptedClip, keep_prompts
-from mergetune.distil import PROMPTSRC_FOLDER, distil_loader, distillation
-from mergetune.frozen import FrozenClipTrainer
-from mergetune.prompts import context_words
-from mergetune.templates import IMAGENET
+from mergetune.clip_trainer import FrozenClipTrainer
+from mergetune.models.deep_prompts import DeepPromptedClip, keep_prompts
+from mergetune.models.prompts import context_words
+from mergetune.models.student import PROMPTSRC_FOLDER, distil_loader, distillation
+from mergetune.models.templates import IMAGENET
 
 N_TEMPLATES = 60  # of CLIP's 80: as many as the authors average; which, their paper does not say
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dassl.engine import TRAINER_REGISTRY
-from mergetune.continued import Continued
-from mergetune.heads import linear_line_logits, linear_line_loss
 from mergetune.lmc import interpolate
+from mergetune.models.heads import linear_line_logits, linear_line_loss
+from mergetune.stage2 import Continued
 from mergetune.trainers.finetune import FineTune
 from mergetune.trainers.linear_probe import LinearProbe
 from mergetune.weights import at, trainable

@@ -9,8 +9,8 @@ from dassl.clip import text_classifier
 from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
-from mergetune.frozen import FrozenClipTrainer
-from mergetune.templates import LISTS, OWN, SELECT, described, templates
+from mergetune.clip_trainer import FrozenClipTrainer
+from mergetune.models.templates import LISTS, OWN, SELECT, described, templates
 
 COOP = "coop"
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from torch import Tensor
 
 from condu.evaluation import Evaluator
+from condu.expert_cache import Slots
 from condu.metrics import AccuracyMatrix
 from condu.results import write_matrix
 from condu.settings import vote_rule
-from condu.slots import Slots
 from condu.snapshot import Snapshot, TestSet, prompts_of, snapshot_of, task_of
-from condu.space import build_space
 from condu.store import ExpertStore
 from condu.stream import Stream, session_digest, sessions
+from condu.tuning import build_space
 from condu.voting import PRESETS, Vote
 from dassl.clip import build_clip_from_cfg, check_input
 from dassl.data import build_data_loader

@@ -27,7 +27,7 @@ def features_of(bench: Bench, model: Member, test: TestSet) -> tuple[Tensor, Ten
 
 def write_features(bench: Bench) -> None:
     """tsne.json: every task's pictures through its own expert, and through the expert of the last session."""
-    from dassl.report.tsne import SCATTER_FILE, write_scatter
+    from dassl.report.figures.tsne import SCATTER_FILE, write_scatter
 
     last = bench.snapshots()[-1]
     features, about = [], []
@@ -43,9 +43,9 @@ def write_features(bench: Bench) -> None:
 
 def draw_figures(bench: Bench) -> list[str]:
     """All figures of the run -> the picture files, anew each time: they are made of the results alone."""
-    from dassl.report.figures import all_figures
-    from dassl.report.results import load_results
-    from dassl.report.tsne import SCATTER_FILE
+    from dassl.report.figures.all import all_figures
+    from dassl.report.figures.tsne import SCATTER_FILE
+    from dassl.report.records import load_results
     from mergetune.report import METHODS
 
     out = bench.run.out

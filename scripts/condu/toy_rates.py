@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         jobs = [(run, "toy_rates.measure", learned, command) for several in runs.values() for run in several]
         found = iter(together(workers, f"Training at {len(runs) - 1} rates", *jobs))
     from dassl.report.stats import summarise
-    from dassl.report.tables import SEEDS_LEGEND, Sheet, Table, show
+    from dassl.report.table import SEEDS_LEGEND, Sheet, Table, show
 
     parts = {name: [next(found) for _ in several] for name, several in runs.items()}
     columns = list(parts["zero-shot CLIP"][0])

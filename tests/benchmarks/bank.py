@@ -55,7 +55,7 @@ def measure(world, repeats: int, threads: int, least: dict[str, float]) -> tuple
     """(rows of table.py, faults): medians of `repeats` calls of the plain way and of both uses of the bank."""
     import torch
 
-    from dassl.clip.features import feature_loader
+    from dassl.clip.feature_bank import feature_loader
     from tests.benchmarks.table import Row
     from tests.benchmarks.worker import quiet
 

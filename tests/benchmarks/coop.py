@@ -3,7 +3,7 @@
 import torch
 from torch.utils.data import DataLoader
 
-from dassl.clip.features import BankDataset
+from dassl.clip.feature_bank import BankDataset
 from tests.benchmarks.plain import PlainCoOp, PlainLMC
 from tests.benchmarks.task import Runner, Task, Version, clip_towers, gradient_of
 from tests.benchmarks.world import MODELS, World, first_batch

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from condu.bitpack import unpack
 from condu.delta import Trigger, unify
 from condu.fusion import Fusion
-from condu.packing import unpack
 from tests.benchmarks.memory import peak_mb, reset_peak, resident_mb
 
 LIMIT = 1e-6

@@ -122,7 +122,7 @@ def listen():
     import condu.evaluation
     import condu.store
     import condu.stream
-    import dassl.clip.features
+    import dassl.clip.feature_bank
     import mergetune.report
     from dassl.engine import TRAINER_REGISTRY
     from dassl.engine.base import TrainerBase
@@ -134,7 +134,7 @@ def listen():
     told(Progress, "save_within", "saving")
     told(TrainerBase, "save_model", "saving")
     told(condu.store.ExpertStore, "save", "saving")
-    told(dassl.clip.features.FeatureBank, "fill", "bank")
+    told(dassl.clip.feature_bank.FeatureBank, "fill", "bank")
     told(condu.stream.Stream, "add", "fusing")
     told(condu.stream.Stream, "save", "fusing")
     told(condu.evaluation.Evaluator, "sweep", "evaluating")

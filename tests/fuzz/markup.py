@@ -1,4 +1,4 @@
-"""Fields of results.json that mean something to a terminal, Markdown, LaTeX, a spreadsheet or a browser.
+"""Fields of records.json that mean something to a terminal, Markdown, LaTeX, a spreadsheet or a browser.
 
 What the report writes of them is read as each of those would read it: nothing may be there that is not there when the
 same fields hold plain words.
@@ -15,7 +15,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from random import Random
 
-from dassl.report import results
+from dassl.report import records
 from mergetune import report
 from tests.fuzz.lines import relative
 from tests.fuzz.oracle import Files, Target
@@ -154,5 +154,5 @@ def read(folder: Path):
 
 
 MARKUP = Target(
-    "markup", make, read, (relative(results),), ("runs/",), prepare=lambda _: known(), weight=1, writes=True
+    "markup", make, read, (relative(records),), ("runs/",), prepare=lambda _: known(), weight=1, writes=True
 )

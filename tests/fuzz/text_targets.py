@@ -1,4 +1,4 @@
-"""Readers of text: yaml, KEY VALUE pairs, split files, manifests, subsets, official lists, results.json, logs."""
+"""Readers of text: yaml, KEY VALUE pairs, split files, manifests, subsets, official lists, records.json, logs."""
 
 import contextlib
 import importlib.util
@@ -13,7 +13,8 @@ import yaml
 from yacs.config import CfgNode
 
 from dassl.config import get_cfg_default, leaves, merge, merge_pairs, merge_tree, merge_yaml
-from dassl.report import base2new, fewshot, results
+from dassl.report import records
+from dassl.report.protocols import base2new, fewshot
 from dassl.utils import UserError, tools
 from datasets import custom, official, readers, subset
 from tests.fuzz.lines import relative
@@ -259,11 +260,11 @@ def make_results(rng: Random) -> Files:
 
 def read_results(folder: Path):
     """Files that are no results are left out with a warning; what is taken must do for the tables."""
-    records = results.load_results(folder)
-    results.newest_each(records, lambda r: (r["trainer"], r["dataset"], r["seed"], r["subset"]))
+    runs = records.load_results(folder)
+    records.newest_each(runs, lambda r: (r["trainer"], r["dataset"], r["seed"], r["subset"]))
     for sheet in (base2new.base2new_sheet, fewshot.fewshot_sheet):
         with contextlib.suppress(UserError):  # too few runs for this table
-            sheet(records)
+            sheet(runs)
 
 
 LOG = b"""epoch [50/50] loss 0.1
@@ -312,6 +313,6 @@ TEXTS = [
     Target("subset", make_subset, read_drawn, (relative(subset), TOOLS), prepare=images),
     Target("manifest", make_manifest, read_manifest, (relative(custom), relative(readers), TOOLS), prepare=images),
     LISTED,
-    Target("results", make_results, read_results, (relative(results),)),
+    Target("results", make_results, read_results, (relative(records),)),
     Target("logs", make_logs, read_logs, (PARSER,), errors=(parser().NothingFound, OSError)),
 ]

@@ -28,7 +28,7 @@ from dassl.utils import (
     tensorfile,
     torchtools,
 )  # fmt: skip
-from mergetune import foreign, import_checkpoint, parents, stage1
+from mergetune import checkpoint_formats, import_checkpoint, merge_sources, stage1
 from tests.fixtures import foreign_checkpoints as theirs
 from tests.fixtures.released_condu import random_deltas, write_session
 from tests.fixtures.streams import BACKBONE, SHAPES, rows, small
@@ -120,7 +120,7 @@ def each(*readers):
 
 def read_foreign(path: Path):
     found, _ = import_checkpoint.read(path, "prompt_learner")
-    foreign.to_text(found)
+    checkpoint_formats.to_text(found)
     with contextlib.suppress(UserError):  # import_checkpoint puts the file's name before it
         found.format.pairs(found)
 
@@ -134,11 +134,11 @@ def read_stage1(path: Path):
 
 
 CHECKPOINT = Target(
-    "checkpoint", make_checkpoint, each(load_checkpoint, restricted_load, parents.read_state),
+    "checkpoint", make_checkpoint, each(load_checkpoint, restricted_load, merge_sources.read_state),
     (relative(restricted), relative(torchtools)), weight=3,
 )  # fmt: skip
 IMPORT = Target(
-    "import", make_checkpoint, each(read_foreign), (relative(foreign), relative(import_checkpoint)), weight=3
+    "import", make_checkpoint, each(read_foreign), (relative(checkpoint_formats), relative(import_checkpoint)), weight=3
 )
 STAGE1 = Target("stage1", make_checkpoint, each(read_stage1), (relative(stage1),), weight=2)
 

@@ -25,7 +25,7 @@ from dassl.utils.progress import progress
 from .build import source_of
 from .checkpoint import find_model, load_exactly
 from .prograd import project_conflicting
-from .stopping import steps_end_first
+from .signals import steps_end_first
 
 log = get_logger()
 

@@ -47,8 +47,8 @@ from .lint import counts, opening
 from .others import asked, lacks, other_sets, score_others
 from .recipe import GO_ON, begun_from, differences, input_digests, unfinished
 from .results import UNKNOWN, check_classes, write_results
+from .signals import sigterm_ends
 from .state import stop_workers
-from .stopping import sigterm_ends
 
 log = get_logger()
 

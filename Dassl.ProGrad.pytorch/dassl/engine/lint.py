@@ -6,7 +6,7 @@ import textwrap
 
 import torch
 
-from dassl.clip.features import bank_folder
+from dassl.clip.feature_bank import bank_folder
 from dassl.config import get_cfg_default, leaves
 from dassl.utils import brief
 

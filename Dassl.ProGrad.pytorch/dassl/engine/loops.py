@@ -16,9 +16,9 @@ from dassl.utils import AverageMeter, MetricMeter, UserError, brief, check_avail
 from dassl.utils.distributed import average_gradients, world_size
 
 from .build import source_of
-from .processes import batch_share, of_all, start_epoch_together, start_together
+from .distributed import batch_share, of_all, start_epoch_together, start_together
+from .signals import steps_end_first, stop, told_to_stop
 from .simple import SimpleTrainer, recorded
-from .stopping import steps_end_first, stop, told_to_stop
 
 log = get_logger()
 

@@ -13,18 +13,18 @@ import time
 import torch
 
 from dassl.clip import build_clip_from_cfg, cosine_logits, is_clip, text_classifier
-from dassl.clip.features import SAMPLED, bank_folder, feature_loader
+from dassl.clip.feature_bank import SAMPLED, bank_folder, feature_loader
 from dassl.data import build_data_loader
 from dassl.data.shards import loader_like
 from dassl.data.transforms import build_transform
 from dassl.data.wrapper import image_reading
-from dassl.report.against import load_published
+from dassl.report.protocols.against import load_published
 from dassl.utils import UserError, get_logger
 from dassl.utils.distributed import world_size
 from dassl.utils.memory import available_mb
 
 from .results import FILE as RESULTS
-from .stopping import sigterm_ends
+from .signals import sigterm_ends
 from .trial import OTHERS, trial
 
 ANCHOR_SECONDS = 40.0

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from dassl.config import leaves, read_yaml
+from dassl.report.disclosures import FEWER
 from dassl.report.methods import CHANGED
-from dassl.report.stamps import FEWER
 from dassl.utils import MissingFile, UserError, digest, get_logger, read_json, write_json
 from dassl.utils.distributed import is_main, world_size
 from dassl.utils.memory import report_peak

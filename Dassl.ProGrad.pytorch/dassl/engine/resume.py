@@ -26,8 +26,8 @@ from dassl.utils import UserError, atomic_save, brief, get_logger, load_checkpoi
 from dassl.utils.distributed import gather, is_main, rank, world_size
 
 from .base import TrainerBase
+from .distributed import batch_share
 from .earlier import best_digests, check_best, differs, follow_pointers, take_best, take_up
-from .processes import batch_share
 from .state import (
     fingerprint,
     memory,

@@ -27,10 +27,10 @@ from dassl.utils.progress import progress
 
 from .base import TrainerBase
 from .checkpoint import BEST
+from .distributed import evaluation_share
 from .earlier import best_digests, check_best
 from .network import SimpleNet
 from .precision import Precision
-from .processes import evaluation_share
 from .results import trained_facts
 from .resume import Progress
 

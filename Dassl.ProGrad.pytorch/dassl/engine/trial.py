@@ -16,7 +16,7 @@ from statistics import mean
 
 import torch
 
-from dassl.clip.features import SAMPLED
+from dassl.clip.feature_bank import SAMPLED
 from dassl.data.wrapper import DatasetWrapper
 from dassl.utils import get_logger
 from dassl.utils.memory import peak_mb

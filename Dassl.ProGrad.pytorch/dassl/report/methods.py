@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import compress
 from typing import NamedTuple
 
-from dassl.report.results import is_number
+from dassl.report.records import is_number
 
 CONTROL = "continued"  # the preset of stage 2 without the method: a control, which papers do not have
 USUAL = "coop"  # the family of templates of a zero-shot row that names none

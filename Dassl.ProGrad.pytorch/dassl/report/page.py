@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-from dassl.report.stamps import STAMPS, stamp
+from dassl.report.disclosures import STAMPS, stamp
 from dassl.utils import atomic_write, one_line, printable
 
 _HIDDEN = ("file", "written", "history")  # of a training run, hundreds of numbers

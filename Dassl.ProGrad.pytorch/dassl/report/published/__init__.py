@@ -1,1 +1,1 @@
-"""Accuracies that papers print, as data, each block with its source; `dassl.report.against` reads them."""
+"""Accuracies that papers print, as data, each block with its source; `dassl.report.protocols.against` reads them."""

@@ -26,9 +26,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dassl.report.grid import Grid, fill
+from dassl.report.frame import Grid, fill
 from dassl.report.methods import EACH_TEMPLATE, NONE, row_names, row_of, sort_rows
-from dassl.report.results import (
+from dassl.report.records import (
     RESULTS_FILE,
     NoRuns,
     group_by,
@@ -40,7 +40,7 @@ from dassl.report.results import (
     read_result,
 )
 from dassl.report.stats import barrier
-from dassl.report.tables import MISSING, Table, csv_lines, data_sets, method_sheet, row_notes, show, show_n
+from dassl.report.table import MISSING, Table, csv_lines, data_sets, method_sheet, row_notes, show, show_n
 from dassl.utils import get_logger
 
 PATH_FILE = "path.json"

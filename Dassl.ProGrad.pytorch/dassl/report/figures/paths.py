@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dassl.report import drawing
+from dassl.report.figures import drawing
 from dassl.report.methods import NONE
-from dassl.report.paths import OTHERS, QUANTITIES, SPACES, families, load_paths
+from dassl.report.protocols.paths import OTHERS, QUANTITIES, SPACES, families, load_paths
 from dassl.report.stats import summarise, summarise_average
-from dassl.report.tables import to_csv
+from dassl.report.table import to_csv
 
 ARROW = " \N{RIGHTWARDS ARROW} "
 MINUS = "\N{MINUS SIGN}"

@@ -19,8 +19,8 @@ from dassl.engine.precision import precision_key
 from dassl.engine.results import check_classes, run_classes
 from dassl.metrics import compute_accuracy
 from dassl.utils import UserError
-from mergetune.frozen import FrozenClipTrainer
-from mergetune.templates import LISTS, OWN, described, templates
+from mergetune.clip_trainer import FrozenClipTrainer
+from mergetune.models.templates import LISTS, OWN, described, templates
 
 
 class LinearHead(nn.Module):

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dassl.clip import ClipBackbone, cosine_logits, tensor_digest, text_classifier
-from dassl.clip.features import FeatureBank, bank_folder
+from dassl.clip.feature_bank import FeatureBank, bank_folder
 from dassl.data.data_manager import Loader
 from dassl.data.views import ViewIndex
 from dassl.engine.base import load_exactly
 from dassl.modeling.ops import BatchNorm2d
 from dassl.utils import UserError, digest, get_logger
 from mergetune import stage1
-from mergetune.deep_prompts import DeepPromptedClip, ImagePrompts, keep_prompts, prompt_sizes
+from mergetune.models.deep_prompts import DeepPromptedClip, ImagePrompts, keep_prompts, prompt_sizes
 
 log = get_logger()
 

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import numpy as np
 
-from dassl.report import drawing
-from dassl.report.base2new import base2new
-from dassl.report.epochs import epoch_curves, epoch_figures
-from dassl.report.fewshot import fewshot
+from dassl.report.figures import drawing
+from dassl.report.figures.epochs import epoch_curves, epoch_figures
+from dassl.report.figures.mtil import heatmaps, order_figures, scatter_figures
+from dassl.report.figures.paths import change_figures, path_figures
+from dassl.report.figures.tsne import SCATTER_FILE
 from dassl.report.methods import NONE, row_names, row_of
-from dassl.report.mtil_figures import heatmaps, order_figures, scatter_figures
-from dassl.report.others import others_figure
-from dassl.report.path_figures import change_figures, path_figures
-from dassl.report.paths import PATH_FILE, QUANTITIES, SOLUTIONS, SPACES, SUBSETS, numbers, read_card
-from dassl.report.results import NoRuns, read_all
-from dassl.report.sweeps import sweeps
-from dassl.report.tables import csv_numbers, to_csv
-from dassl.report.tsne import SCATTER_FILE
+from dassl.report.protocols.base2new import base2new
+from dassl.report.protocols.fewshot import fewshot
+from dassl.report.protocols.others import others_figure
+from dassl.report.protocols.paths import PATH_FILE, QUANTITIES, SOLUTIONS, SPACES, SUBSETS, numbers, read_card
+from dassl.report.protocols.sweeps import sweeps
+from dassl.report.records import NoRuns, read_all
+from dassl.report.table import csv_numbers, to_csv
 from dassl.utils import check_availability
 from dassl.utils.progress import progress
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import Tensor, strided
 
 from dassl.utils import UserError, strip_module
-from mergetune.deep_prompts import keep_prompts
+from mergetune.models.deep_prompts import keep_prompts
 
 META_NET = r"(^|\.)meta_net\."
 

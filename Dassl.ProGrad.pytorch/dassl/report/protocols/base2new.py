@@ -12,7 +12,8 @@ from functools import cached_property
 
 import numpy as np
 
-from dassl.report.grid import Grid, build, with_accuracy
+from dassl.report.disclosures import STAMP_COLUMNS, stamp_cells, stamp_notes
+from dassl.report.frame import Grid, build, with_accuracy
 from dassl.report.methods import (
     NONE,
     Methods,
@@ -23,11 +24,10 @@ from dassl.report.methods import (
     shared_settings,
     split_by_template,
 )
-from dassl.report.others import EACH, FORGOTTEN, OTHERS, OtherSets, add_others
-from dassl.report.results import NoRuns, group_by, require_evaluations, select
-from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
+from dassl.report.protocols.others import EACH, FORGOTTEN, OTHERS, OtherSets, add_others
+from dassl.report.records import NoRuns, group_by, require_evaluations, select
 from dassl.report.stats import Summary, harmonic_mean, summarise
-from dassl.report.tables import (
+from dassl.report.table import (
     BELOW,
     MISSING,
     Cell,

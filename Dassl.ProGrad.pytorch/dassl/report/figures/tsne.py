@@ -9,7 +9,7 @@ of a picture by an expert and by its reconstruction lie side by side. Letters: D
 
 import numpy as np
 
-from dassl.report.results import is_number, read_all, read_object
+from dassl.report.records import is_number, read_all, read_object
 from dassl.utils import write_json
 
 FORMAT = 1

@@ -8,7 +8,8 @@ classes of a column count in every table, whatever protocol they were made for.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dassl.report.grid import Grid, build, with_accuracy, without_repeats
+from dassl.report.disclosures import STAMP_COLUMNS, stamp_cells, stamp_notes
+from dassl.report.frame import Grid, build, with_accuracy, without_repeats
 from dassl.report.methods import (
     NONE,
     Methods,
@@ -20,9 +21,8 @@ from dassl.report.methods import (
     shared_settings,
     split_by_template,
 )
-from dassl.report.results import group_by, is_number, require_evaluations, select
-from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
-from dassl.report.tables import BELOW, MISSING, below_zero_shot, csv_lines, method_sheet, method_table, row_notes
+from dassl.report.records import group_by, is_number, require_evaluations, select
+from dassl.report.table import BELOW, MISSING, below_zero_shot, csv_lines, method_sheet, method_table, row_notes
 
 SUBSET = "all"
 

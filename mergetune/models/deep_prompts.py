@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dassl.clip import Block, ClipBackbone
 from dassl.utils import UserError
-from mergetune.prompts import PromptLearner
+from mergetune.models.prompts import PromptLearner
 
 DEVIATION = 0.02  # of new vectors
 

@@ -8,14 +8,14 @@ makes one table: a list with the cost of training, or, for two keys, a matrix of
 from collections import Counter
 from dataclasses import dataclass
 
-from dassl.report.base2new import AVERAGES, SUBSETS, Base2New, base2new
-from dassl.report.base2new import PROTOCOL as BASE2NEW
-from dassl.report.grid import with_accuracy, without_repeats
+from dassl.report.frame import with_accuracy, without_repeats
 from dassl.report.methods import CHANGED, NONE, backbone_of, merge_name, plain_row, row_names
-from dassl.report.others import OTHERS
-from dassl.report.results import NoRuns, group_by, newest_each, select
+from dassl.report.protocols.base2new import AVERAGES, SUBSETS, Base2New, base2new
+from dassl.report.protocols.base2new import PROTOCOL as BASE2NEW
+from dassl.report.protocols.others import OTHERS
+from dassl.report.records import NoRuns, group_by, newest_each, select
 from dassl.report.stats import Summary
-from dassl.report.tables import MISSING, MULTIPLY, Table, csv_lines, data_sets, method_sheet, row_notes, show, show_n
+from dassl.report.table import MISSING, MULTIPLY, Table, csv_lines, data_sets, method_sheet, row_notes, show, show_n
 
 PROTOCOL = "sweep"
 EPOCHS = "epochs"

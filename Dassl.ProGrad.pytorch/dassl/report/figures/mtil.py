@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dassl.report import drawing
+from dassl.report.figures import drawing
+from dassl.report.figures.tsne import KINDS, load_scatters
 from dassl.report.methods import row_names
-from dassl.report.mtil import METRICS, PROTOCOLS, Column, orders, shown_streams, streams, trained_rows
-from dassl.report.results import NoRuns
+from dassl.report.protocols.mtil import METRICS, PROTOCOLS, Column, orders, shown_streams, streams, trained_rows
+from dassl.report.records import NoRuns
 from dassl.report.stats import summarise
-from dassl.report.tables import csv_numbers, to_csv
-from dassl.report.tsne import KINDS, load_scatters
+from dassl.report.table import csv_numbers, to_csv
 
 
 def heatmaps(_, records, out, methods):

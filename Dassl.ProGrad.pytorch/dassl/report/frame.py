@@ -7,9 +7,9 @@ that all cells come from checkpoints loaded in the same way.
 
 from dataclasses import dataclass, field
 
+from dassl.report.disclosures import collect
 from dassl.report.methods import sort_rows
-from dassl.report.results import group_by, newest_each, select
-from dassl.report.stamps import collect
+from dassl.report.records import group_by, newest_each, select
 from dassl.report.stats import mean_by_seed, summarise_average
 
 

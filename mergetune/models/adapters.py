@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dassl.clip import ClipBackbone
 from dassl.clip.backbone import Block
 from dassl.utils import UserError
-from mergetune.deep_prompts import hooked
+from mergetune.models.deep_prompts import hooked
 
 
 class Scale(torch.autograd.Function):

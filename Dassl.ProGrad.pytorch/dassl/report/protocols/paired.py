@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dassl.report.base2new import base2new
-from dassl.report.grid import is_below
+from dassl.report.frame import is_below
 from dassl.report.methods import NONE, is_control, row_names
-from dassl.report.others import OTHERS
-from dassl.report.results import NoRuns
-from dassl.report.tables import MISSING, Cell, Sheet, Table, data_sets, row_notes
+from dassl.report.protocols.base2new import base2new
+from dassl.report.protocols.others import OTHERS
+from dassl.report.records import NoRuns
+from dassl.report.table import MISSING, Cell, Sheet, Table, data_sets, row_notes
 
 LEVEL, POWER = 0.95, 0.80
 MOST = 1000  # more seeds than anybody runs

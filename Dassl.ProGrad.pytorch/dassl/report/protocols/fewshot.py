@@ -5,7 +5,8 @@ Zero-shot CLIP sees no shots; its row has the same number in every column.
 
 from dataclasses import dataclass
 
-from dassl.report.grid import Grid, build, with_accuracy, without_repeats
+from dassl.report.disclosures import STAMP_COLUMNS, stamp_cells, stamp_notes
+from dassl.report.frame import Grid, build, with_accuracy, without_repeats
 from dassl.report.methods import (
     NONE,
     Methods,
@@ -16,9 +17,8 @@ from dassl.report.methods import (
     shared_settings,
     split_by_template,
 )
-from dassl.report.results import require_evaluations, select
-from dassl.report.stamps import STAMP_COLUMNS, stamp_cells, stamp_notes
-from dassl.report.tables import BELOW, below_zero_shot, csv_lines, data_sets, method_sheet, method_table, row_notes
+from dassl.report.records import require_evaluations, select
+from dassl.report.table import BELOW, below_zero_shot, csv_lines, data_sets, method_sheet, method_table, row_notes
 
 PROTOCOL = "fewshot"
 SUBSET = "all"

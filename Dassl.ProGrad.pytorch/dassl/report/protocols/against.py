@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dassl.report.methods import is_control, named_weights, row_of
-from dassl.report.results import NoRuns
-from dassl.report.sweeps import epochs_asked
-from dassl.report.tables import MISSING, Cell, Sheet, Table
+from dassl.report.protocols.sweeps import epochs_asked
+from dassl.report.records import NoRuns
+from dassl.report.table import MISSING, Cell, Sheet, Table
 
 FORMAT = 1
 ONE, AVERAGE = 1.0, 0.5  # half width of the band in points

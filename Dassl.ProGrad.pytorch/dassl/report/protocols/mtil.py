@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from dassl.report.grid import Grid, fill, without_repeats
+from dassl.report.frame import Grid, fill, without_repeats
 from dassl.report.methods import NONE, Methods, row_names, row_of, shared_settings, sort_rows
-from dassl.report.results import NoRuns, group_by, is_number, leave_out, newest_each, select
+from dassl.report.records import NoRuns, group_by, is_number, leave_out, newest_each, select
 from dassl.report.stats import summarise
-from dassl.report.tables import BELOW, MISSING, Cell, Table, csv_lines, method_sheet, method_table, row_notes
+from dassl.report.table import BELOW, MISSING, Cell, Table, csv_lines, method_sheet, method_table, row_notes
 
 MTIL, AGNOSTIC = "mtil", "mtil_agnostic"
 PROTOCOLS = {

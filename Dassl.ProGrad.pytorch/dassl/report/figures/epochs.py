@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dassl.report import drawing
+from dassl.report.figures import drawing
 from dassl.report.methods import NONE, plain_row, row_names, row_of, shared_settings, sort_rows, split_changes
-from dassl.report.results import NoRuns, group_by, is_number, most_alike, newest_each, select
+from dassl.report.records import NoRuns, group_by, is_number, most_alike, newest_each, select
 from dassl.report.stats import summarise, summarise_average
-from dassl.report.tables import to_csv
+from dassl.report.table import to_csv
 from dassl.utils import get_logger
 
 # Names in `history` -> (title, axis) of their panel, in drawn order.

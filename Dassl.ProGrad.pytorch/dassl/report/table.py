@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain, compress, zip_longest
 from pathlib import Path
 
-from dassl.report.grid import is_below
+from dassl.report.frame import is_below
 from dassl.report.methods import zero_shot_row
 from dassl.utils import atomic_write, one_line
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode as CN
 
 from dassl.clip import build_clip_from_cfg, check_input, cosine_logits
-from dassl.clip.features import BankDataset, build_feature_loader
+from dassl.clip.feature_bank import BankDataset, build_feature_loader
 from dassl.engine import TrainerX
 from dassl.engine.results import classes_fact, images_seen
 from dassl.metrics import compute_accuracy

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dassl.report import drawing
+from dassl.report.figures import drawing
 from dassl.report.methods import row_names, zero_shot_row
-from dassl.report.tables import csv_numbers, to_csv
+from dassl.report.table import csv_numbers, to_csv
 
 OTHERS, FORGOTTEN = "others", "forgotten"
 EACH = f"{OTHERS}/"  # before a name: the accuracy on that set

@@ -1,0 +1,1 @@
+"""Merging of state dicts: arithmetic alone, below both methods."""

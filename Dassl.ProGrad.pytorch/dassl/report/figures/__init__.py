@@ -1,0 +1,1 @@
+"""Figures, a name each (`all`), and how they look (`drawing`)."""

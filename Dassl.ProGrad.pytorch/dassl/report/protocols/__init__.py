@@ -1,0 +1,1 @@
+"""Tables of one kind of experiment each."""

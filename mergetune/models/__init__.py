@@ -1,0 +1,1 @@
+"""What is trained on CLIP: prompts, adapters, heads, students."""
