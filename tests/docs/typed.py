@@ -20,7 +20,7 @@ def grid(line: str, short: str, why: str = NIGHT) -> dict[str, tuple[str, str]]:
 INSTEAD = {
     # README.md, and methods.md
     "bash train.sh": ("bash train.sh toy_shapes 1", GRID),
-    "bash tests/run.sh": ("bash tests/run.sh tests/test_layers.py", "it takes an hour, and runs this"),
+    "bash tests/run.sh": ("bash tests/run.sh tests/end_to_end/test_layers.py", "it takes an hour, and runs this"),
     "bash train.sh --trainer KgCoOp": ("bash train.sh --trainer KgCoOp toy_shapes 1", GRID),
     "bash train.sh --trainer MMA": (
         'bash train.sh --trainer MMA toy_shapes 1 --set TEST.OTHERS "[toy_digits]"',

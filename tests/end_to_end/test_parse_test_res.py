@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).parents[1] / "Dassl.ProGrad.pytorch" / "tools"
+from tests.conftest import ROOT
+
+TOOLS = ROOT / "Dassl.ProGrad.pytorch" / "tools"
 
 RESULT = "=> result\n* total: 1,649\n* correct: 1,372\n* accuracy: {0}%\n* error: {1}%\n* macro_f1: {0}%\n"
 UPSTREAM = "epoch [1/6] batch [2/5] loss 1.3504 (1.3557) acc 37.5 lr 1.0e-05\n"

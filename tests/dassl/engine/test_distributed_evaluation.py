@@ -20,11 +20,11 @@ from dassl.data.shards import share_of_batches
 from dassl.evaluation import Classification, EvaluatorBase, can_gather
 from dassl.modeling.ops import BatchNorm1d, BatchNorm2d
 from dassl.utils import distributed
+from tests.end_to_end.test_layers import sources
 from tests.fixtures import distributed_jobs
 from tests.fixtures.command_line import ROOT
 from tests.fixtures.distributed_jobs import METHODS, TESTED, seen
 from tests.fixtures.distributed_worker import NORMS, norm_batch
-from tests.test_layers import sources
 
 folders = distributed_jobs.folders  # fixture
 COMMANDS = ["condu/import_released.py", *(f"mergetune/{name}.py" for name in

@@ -4,16 +4,14 @@ import itertools
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from dassl.report.figures.all import FIGURES
 from mergetune.report import main
+from tests.condu.test_sessions import die_before, in_a_child
+from tests.conftest import ROOT
 from tests.fixtures.runs import straight_path, write_pairs, write_path, write_run
-from tests.test_sessions import die_before, in_a_child
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_the_command_prints_and_writes_beside_the_runs(tmp_path, capsys):

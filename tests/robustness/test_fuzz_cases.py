@@ -36,7 +36,7 @@ from tests.fixtures.streams import BACKBONE, small
 from tests.fuzz.mutate import packed_of
 from tests.fuzz.oracle import address_space
 from tests.fuzz.weight_targets import CLASSES, clip_state, good_session, small_clip
-from tests.test_fuzz import written
+from tests.robustness.test_fuzz import written
 
 
 def placed(folder, files):

@@ -2,12 +2,12 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
 from condu.metrics import AccuracyMatrix
+from tests.conftest import ROOT
 
 ORDER_I = ["Aircraft", "Caltech101", "CIFAR100", "DTD", "EuroSAT", "Flowers", "Food", "MNIST", "OxfordPet"]
 ORDER_I += ["StanfordCars", "SUN397"]
@@ -17,7 +17,7 @@ ORDER_II += ["EuroSAT", "CIFAR100"]
 ZERO_SHOT = [24.3, 88.4, 68.2, 44.6, 54.9, 71.0, 88.5, 59.4, 89.0, 64.7, 65.2]
 # 26 methods as papers print them (arXiv 2303.06628 and later ones on its protocol), 11 numbers and their mean each:
 # Transfer_j, Average_j, Last_j and, for most, the accuracy right after learning j (the diagonal)
-PUBLISHED = json.loads((Path(__file__).parent / "fixtures" / "mtil_published.json").read_text())
+PUBLISHED = json.loads((ROOT / "tests" / "fixtures" / "mtil_published.json").read_text())
 # A mean of numbers rounded to 0.1 is 0.05 off at most, and is itself rounded.
 ROUNDED = 0.1001
 

@@ -3,16 +3,15 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.benchmarks import step
 from tests.benchmarks.task import Task, Version, all_tasks, count_passes
 from tests.benchmarks.world import World
+from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python
 
-ROOT = Path(__file__).parent.parent
 TASKS = all_tasks()
 SMALL = "--model small --batch 4 --classes 3 --test-batch 6 --steps 1 --threads 1"
 

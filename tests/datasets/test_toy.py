@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import PIL
@@ -21,9 +20,9 @@ from datasets.toy.build import sample_pictures, world_digest, write_toy
 from datasets.toy.draw import generator
 from datasets.toy.styles import STYLES, finish
 from datasets.toy.world import WORLD
-from tests.test_sessions import die_before, in_a_child
+from tests.condu.test_sessions import die_before, in_a_child
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = (2, 1, 3)  # pictures a class
 WORLD_DIGEST = "66e8a97579e1f181"
 

@@ -14,8 +14,8 @@ from dassl.engine.launch import run
 from dassl.engine.signals import sigterm_ends, steps_end_first, told_to_stop
 from dassl.engine.state import stop_workers
 from dassl.utils import MetricMeter, UserError
+from tests.dassl.engine.test_resume import CASES, assert_same_run, build, losses_of, root  # noqa: F401  (fixture)
 from tests.fixtures.dassl_style_world import style_config
-from tests.test_resume import CASES, assert_same_run, build, losses_of, root  # noqa: F401  (fixture)
 
 pytestmark = pytest.mark.filterwarnings("ignore:resume.pt does not hold what training changes in (count|step|odd)")
 

@@ -2,9 +2,9 @@
 
 import ast
 import importlib.util
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
+
 ENGINE = ROOT / "Dassl.ProGrad.pytorch" / "dassl"
 LOW = {"config", "optim", "metrics", "evaluation", "modeling", "data", "clip", "merging", "report"}
 # package -> what it may import of ours, beside itself and dassl.utils

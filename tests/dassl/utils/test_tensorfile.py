@@ -21,7 +21,7 @@ from dassl.utils import (
     tensor_checksum,
     tensor_digest,
 )
-from tests.test_sessions import in_a_child
+from tests.condu.test_sessions import in_a_child
 
 
 def content():

@@ -14,6 +14,7 @@ from condu.import_released import main, stream_of
 from condu.stream import Stream, Task, sessions
 from dassl.clip import cached_clip
 from dassl.utils import MissingFile, UserError
+from tests.conftest import ROOT
 from tests.fixtures import released_condu as released
 
 TASKS = ["OxfordPet", "MNIST", "DTD"]
@@ -246,7 +247,7 @@ def test_wrong_places(ckpt, line, tmp_path):
 
 def test_the_command_ends_with_one_line(line, tmp_path):
     words = [sys.executable, "-m", "condu.import_released", *line(tmp_path)]
-    root = Path(__file__).parent.parent
+    root = ROOT
     env = os.environ | {"PYTHONPATH": f"{root}:{root / 'Dassl.ProGrad.pytorch'}"}
     done = subprocess.run(words, cwd=root, env=env, capture_output=True, text=True)
     assert done.returncode == 1

@@ -12,9 +12,9 @@ from dassl.engine.launch import run
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.optim.lr_scheduler import go_on
 from dassl.utils import UserError, load_checkpoint, set_random_seed
+from tests.dassl.engine.test_resume import checkpoints, same, stop_at
 from tests.fixtures import dassl_style_world
 from tests.fixtures.dassl_style_world import style_config
-from tests.test_resume import checkpoints, same, stop_at
 
 root = dassl_style_world.root  # a fixture
 

@@ -69,7 +69,7 @@ def records(tmp_path_factory, pets_root):
 
 def test_every_field_that_runs_write_is_explained_and_every_explained_one_is_written(records):
     written = {name for record in records.values() for name in record}
-    assert written == set(fields()) - {"processes", "unfinished"}  # of which tests/test_distributed.py, test_recipe.py
+    assert written == set(fields()) - {"processes", "unfinished"}  # tests/dassl/engine: distributed, recipe
 
 
 def test_what_stands_inside_a_field_is_explained_too(records):

@@ -3,13 +3,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.benchmarks import fusion
-
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
 
 
 def test_benchmark_runs_and_its_ways_agree(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from dassl.utils import UserError
 from mergetune.models.prompts import PromptLearner, context_words, word_context
 from mergetune.weights import at
-from tests.test_clip import openai_backbone, random_tiny
+from tests.dassl.clip.test_clip import openai_backbone, random_tiny
 
 NAMES = ["cat", "great_white shark", "Zyxgh"]
 

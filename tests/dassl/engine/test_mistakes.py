@@ -16,7 +16,7 @@ from tests.fixtures.dassl_style_world import style_config
 
 root = dassl_style_world.root  # a fixture
 Short = TRAINER_REGISTRY.get("ShortLosses")
-HERE = "test_engine_mistakes.py"
+HERE = "test_mistakes.py"
 
 
 def mistaken(losses):

@@ -20,7 +20,7 @@ from dassl.modeling.ops import (
 )
 from dassl.optim import build_optimizer
 from dassl.utils import UserError
-from tests.test_samplers import SIXTY
+from tests.dassl.data.test_samplers import SIXTY
 
 TOOLS = """mkdir_if_missing check_isfile read_json write_json set_random_seed download_url read_image collect_env_info
     listdir_nohidden get_most_similar_str_to_a_from_b check_availability tolist_if_not"""
