@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from condu.expert_cache import Slots
+from condu.expert_cache import ExpertCache
 from condu.metrics import AccuracyMatrix
 from condu.snapshot import LabelSpace, Member, Snapshot, text_vectors
 from condu.voting import Vote, similarity, vote
@@ -109,7 +109,7 @@ class Evaluator:
 
     def __init__(self, clip, slots=None, device=None, autocast=contextlib.nullcontext, chunk=1024, batch=128):
         self.clip = clip
-        self.slots = slots or Slots(clip)
+        self.slots = slots or ExpertCache(clip)
         self.device = torch.device(device or clip.device)
         self.autocast, self.chunk, self.batch = autocast, chunk, batch
         self.image_passes = Counter()

@@ -98,7 +98,7 @@ class ConDU_Expert(TrainerX):
             "classes": digest(self.classnames),
             "prompts": self.prompts,
             "backbone": self.pretrained.digest,
-            "space": self.space.facts(),
+            "space": self.space.metadata(),
             "start": self._start_digest,
             "iterations": own.ITERATIONS,
             "batch": [cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.TRAIN.ACCUMULATE],
@@ -140,7 +140,7 @@ class ConDU_Expert(TrainerX):
         broken = [prompt for prompt in self.prompts if "{}" not in prompt]
         if broken:
             raise UserError(f'{self.task}: the prompt "{broken[0]}" has no {{}} where the class name goes')
-        tokens = [self.clip.tokenise([prompt.format(name) for name in names]) for prompt in self.prompts]
+        tokens = [self.clip.tokenize([prompt.format(name) for name in names]) for prompt in self.prompts]
         self.tokens = self.clip.shorten(tokens[0])  # (C, L), once: it waits for the GPU
         optim = self.cfg.OPTIM.clone()
         optim.defrost()
@@ -160,13 +160,13 @@ class ConDU_Expert(TrainerX):
     def before_train(self) -> None:
         if self.cfg.SEED < 0:
             raise UserError("No seed: an expert is known by its recipe, so give --seed, 0 or above")
-        self.look_back()
+        self.load_previous_session()
         super().before_train()
         if self.trained_before():
             log.info(f"The expert of {self.task} is trained already, by this recipe")
             self.start_epoch = self.max_epoch
 
-    def look_back(self) -> None:
+    def load_previous_session(self) -> None:
         """What earlier runs have left; refuses what does not go together with it."""
         self._stored = self.store.load(self.task, self.recipe()) if self.store else None
 
@@ -201,17 +201,17 @@ class ConDU_Expert(TrainerX):
         """Cross-entropy over the task's classes; every class goes through the text tower."""
         images, labels = self.parse_batch_train(batch)
         logits = self.logits(self.clip.encode_image(images), self.clip.encode_text(self.tokens))
-        self.note(acc=compute_accuracy(logits.detach(), labels)[0])
+        self.log_metrics(acc=compute_accuracy(logits.detach(), labels)[0])
         return {"ce": F.cross_entropy(logits, labels, label_smoothing=self.own.LABEL_SMOOTHING)}
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
         """Nothing: the store or the stream holds what comes out, and resume.pt what is on its way."""
 
     def after_train(self) -> None:
-        self.keep()
+        self.save_expert()
         super().after_train()
 
-    def keep(self) -> None:
+    def save_expert(self) -> None:
         """Leave the expert on disk, and make it what is tested."""
         delta, _ = self.expert()
         self.deploy(lambda parameters: self.space.fill(delta, parameters))
@@ -280,14 +280,14 @@ class ConDU_Expert(TrainerX):
         finally:
             self._classifier = None
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         """What results.json records of the training."""
         return {
             "task": self.task,
-            "backbone": self.pretrained.facts(),
+            "backbone": self.pretrained.metadata(),
             "data_seen": images_seen(self),
             "max_epoch": self.max_epoch,
             "epochs": self.max_epoch,
-            "condu": self.space.facts() | {"iterations": self.own.ITERATIONS, "lr": self.learning_rate},
+            "condu": self.space.metadata() | {"iterations": self.own.ITERATIONS, "lr": self.learning_rate},
             "recipe": recipe(self.cfg) | self.recipe(),
         }

@@ -10,9 +10,10 @@ from collections import OrderedDict
 import torch
 
 from dassl.utils import UserError
+from dassl.utils.moved import old_names
 
 
-class Slots:
+class ExpertCache:
     """At most `capacity` experts at once; the one not used for longest gives way.
 
     pretrained: the shared ClipBackbone, never written to. make: () -> a ClipBackbone of its own (default: a
@@ -53,3 +54,6 @@ class Slots:
         self.filled += 1
         self._resident[key] = clip
         return clip
+
+
+__getattr__ = old_names(__name__)

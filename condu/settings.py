@@ -13,7 +13,7 @@ from dassl.utils import UserError, check_availability
 from .delta import SCALES
 from .evaluation import LABELS
 from .tuning import MERGE_SPACES, SPACES
-from .voting import MIN_TEMP, Space, Vote, Weighting
+from .voting import MIN_TEMP, Tuning, Vote, Weighting
 
 SCHEDULES = ("cosine_steps", "constant")
 
@@ -36,7 +36,7 @@ KEYS = {  # with the paper's values
     "VOTE.K": Key(4, "experts that vote, the most similar ones", ge=1, role="evaluation"),
     "VOTE.WEIGHTING": Key("similarity", "of their votes", choices=get_args(Weighting), role="evaluation"),
     "VOTE.TEMP": Key(1.0, "of minmax", ge=MIN_TEMP, role="evaluation"),
-    "VOTE.SPACE": Key("logits", "what is summed", choices=get_args(Space), role="evaluation"),
+    "VOTE.SPACE": Key("logits", "what is summed", choices=get_args(Tuning), role="evaluation"),
     "TASK_AGNOSTIC": Key(False, "evaluate known tasks by the vote too", role="evaluation"),
     "LABELS": Key("target", "classes of a vote: target, the data set's; union, all", choices=LABELS, role="evaluation"),
     "RESIDENT": Key(1, "experts kept in memory as weights, in evaluation", ge=1, role="incidental"),

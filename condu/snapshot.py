@@ -16,7 +16,7 @@ from condu.voting import prototypes
 from dassl.clip import tensor_digest, text_classifier
 from dassl.data.shards import share_of_batches
 from dassl.utils import UserError, digest
-from dassl.utils.distributed import gather_batches, side_by_side
+from dassl.utils.distributed import gather_batches, is_collective
 
 
 def task_of(dataset) -> str:
@@ -111,7 +111,7 @@ class TestSet:
 
     def share(self, size) -> DataLoader | None:
         """Of several processes side by side: the batches of this one's chunks. None where all look at every picture."""
-        return share_of_batches(self.loader, max(1, size // (self.loader.batch_size or 1))) if side_by_side() else None
+        return share_of_batches(self.loader, max(1, size // (self.loader.batch_size or 1))) if is_collective() else None
 
     def chunks(self, size, device, share=None) -> Iterator[tuple[Tensor, Tensor]]:
         """(pixels, labels) on `device`, at most `size` pictures or one batch at a time; those of a `share`, or all.
@@ -182,7 +182,7 @@ def prototypes_of(clip, loader, classnames, prompts, autocast=contextlib.nullcon
     once, under the test transform; nothing else is looked at, so few-shot prototypes are few-shot. Of several
     processes side by side each encodes a share of them.
     """
-    share = share_of_batches(loader) if side_by_side() else None
+    share = share_of_batches(loader) if is_collective() else None
     features, labels = [], []
     for batch in loader if share is None else share:
         with autocast():

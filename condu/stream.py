@@ -138,7 +138,7 @@ class Stream:
         """
         if not self.tasks:
             raise UserError(f'A stream without tasks cannot be saved to "{folder}"')
-        facts = self.facts(half)
+        facts = self.metadata(half)
         with RunLock(folder):
             there = sessions(folder)
             if there:
@@ -154,7 +154,7 @@ class Stream:
                 if number != self.session:
                     os.unlink(_file(folder, number))
 
-    def facts(self, half: bool = False) -> dict:
+    def metadata(self, half: bool = False) -> dict:
         """All that a session's file says beside its tensors (JSON)."""
         identity = {"backbone": self.backbone, "space": self.space, "scale": self.fusion.scale}
         numbers = {"format": FORMAT, "session": self.session, "half": half}

@@ -15,7 +15,7 @@ from dassl.utils.distributed import barrier, is_main
 
 from .evaluation import Evaluator
 from .expert import ConDU_Expert
-from .expert_cache import Slots
+from .expert_cache import ExpertCache
 from .settings import vote_rule
 from .snapshot import TestSet, snapshot_of
 from .store import ExpertStore
@@ -53,9 +53,9 @@ class ConDU(ConDU_Expert):
     def identity(self) -> dict:
         """What all sessions of a stream share."""
         backbone = {"name": self.pretrained.name, "digest": self.pretrained.digest}
-        return {"backbone": backbone, "space": self.space.facts(), "scale": self.own.SCALE}
+        return {"backbone": backbone, "space": self.space.metadata(), "scale": self.own.SCALE}
 
-    def look_back(self) -> None:
+    def load_previous_session(self) -> None:
         identity = self.identity()
         there = sessions(self.folder)
         # a session whose record was lost is read off its own state again, whatever came after it
@@ -84,12 +84,12 @@ class ConDU(ConDU_Expert):
                 f"{self.task} would be session {session}"
             )
         if not self.learned:
-            super().look_back()
+            super().load_previous_session()
 
     def trained_before(self) -> bool:
         return self.learned or super().trained_before()
 
-    def keep(self) -> None:
+    def save_expert(self) -> None:
         """Fuse the expert, save the stream, and make the decoupled expert what is tested."""
         if not self.learned:
             delta, prototypes = self.expert()
@@ -120,7 +120,7 @@ class ConDU(ConDU_Expert):
         self.space.release()
         snapshot = snapshot_of(self.stream, self.space)
         test = TestSet(self.task, self.classnames, self.prompts, self.test_loader)
-        slots = Slots(self.pretrained, capacity=self.own.RESIDENT)
+        slots = ExpertCache(self.pretrained, capacity=self.own.RESIDENT)
         evaluator = Evaluator(self.pretrained, slots, self.device, self.precision.autocast, self.own.CHUNK)
         place = None if self.own.TASK_AGNOSTIC else snapshot.place(self.task)
         self._by_vote = place is None
@@ -134,9 +134,9 @@ class ConDU(ConDU_Expert):
         self.evaluator.correct, self.evaluator.total, self.evaluator.results = correct, len(test), results
         return results["accuracy"]
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         """Also the stream's, and how it answered; an evaluation tells the recipe that the task was learned by."""
-        facts, own, names = super().facts(), self.own, self.stream.names()
+        facts, own, names = super().metadata(), self.own, self.stream.names()
         vote = {key.lower(): value for key, value in own.VOTE.items()}
         condu = facts["condu"] | {"scale": own.SCALE, "half": own.HALF, "vote": vote}
         facts |= {"session": self.stream.session, "stream_tasks": names}
@@ -146,5 +146,5 @@ class ConDU(ConDU_Expert):
             facts["recipe"] = recipe(self.cfg, "eval") | (learned.recipe if learned else {})
             facts |= {"data_seen": f"the tasks {', '.join(names)}"} | self.stream.trained_facts()
         else:
-            facts["stream_digest"] = digest(self.stream.facts(own.HALF))
+            facts["stream_digest"] = digest(self.stream.metadata(own.HALF))
         return facts | {"condu": condu}

@@ -18,6 +18,7 @@ from yacs.config import CfgNode as CN
 
 from dassl.clip import ClipBackbone
 from dassl.utils import UserError, check_availability
+from dassl.utils.moved import old_names
 
 from .fusion import Fusion
 from .lora import A, B, Lora, mlp_layers, update
@@ -29,7 +30,7 @@ UNTRAINED = ("logit_scale", "logit_bias")  # they belong to the loss, which all 
 State = Mapping[str, Tensor]
 
 
-class Space:
+class Tuning:
     """Base class; here the delta's names are names of weights.
 
     Attributes: kind; trained (the module whose parameters with requires_grad train); pretrained {name: weight}.
@@ -41,7 +42,7 @@ class Space:
     def __init__(self, pretrained: State):
         self.pretrained = {name: value.detach() for name, value in pretrained.items()}
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         """What two deltas must have in common to be fused, JSON-ready."""
         return {"kind": self.kind}
 
@@ -85,7 +86,7 @@ class Space:
         _check(delta, {name: self.pretrained[name].shape for name in delta if name in self.pretrained}, self.kind)
 
 
-class FullSpace(Space):
+class FullSpace(Tuning):
     """Both towers whole."""
 
     kind = "full"
@@ -104,7 +105,7 @@ class FullSpace(Space):
         self.fill(delta, dict(self.trained.named_parameters()))
 
 
-class LoraSpace(Space):
+class LoraSpace(Tuning):
     """Base class of both spaces of LoRA."""
 
     def __init__(self, clip: ClipBackbone, pretrained: State, rank: int):
@@ -114,8 +115,8 @@ class LoraSpace(Space):
         self.trained = Lora(mlp_layers(clip), rank)
         self.start = {name: value.detach().clone() for name, value in self.trained.factors().items()}
 
-    def facts(self) -> dict:
-        return super().facts() | {"rank": self.rank, "layers": len(self.trained.layers)}
+    def metadata(self) -> dict:
+        return super().metadata() | {"rank": self.rank, "layers": len(self.trained.layers)}
 
     def release(self) -> None:
         self.trained.release()
@@ -187,7 +188,7 @@ def _check(delta: State, shapes: Mapping[str, tuple], kind: str) -> None:
         )
 
 
-def build_space(cfg: CN, clip: ClipBackbone, pretrained: State) -> Space:
+def build_space(cfg: CN, clip: ClipBackbone, pretrained: State) -> Tuning:
     """The space of TRAINER.CONDU on `clip`, an own copy that will train; pretrained: the shared one's weights.
 
     UserError: an unknown SPACE or MERGE_SPACE; LoRA on a CLIP without transformer blocks.
@@ -199,3 +200,6 @@ def build_space(cfg: CN, clip: ClipBackbone, pretrained: State) -> Space:
         return FullSpace(clip, pretrained)
     kind = {"factors": LoraFactors, "product": LoraProduct}[own.MERGE_SPACE]
     return kind(clip, pretrained, own.RANK)
+
+
+__getattr__ = old_names(__name__)

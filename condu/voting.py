@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 Weighting = Literal["uniform", "similarity", "minmax"]
-Space = Literal["logits", "probabilities"]
+Tuning = Literal["logits", "probabilities"]
 MIN_RANGE = 1e-6  # of an image's similarities, below which minmax takes them for equal
 MIN_TEMP = 0.02  # exp(1 / 0.02) = 5e21; float32, which ends at 3e38, must hold it times a sum of logits
 ROWS = 4096  # images averaged at once in float64
@@ -83,7 +83,7 @@ class Vote:
     include_pretrained: bool
     k: int
     weighting: Weighting
-    space: Space = "logits"
+    space: Tuning = "logits"
     temp: float = 1.0
 
     def __post_init__(self):
@@ -93,7 +93,7 @@ class Vote:
             raise ValueError(f"k: expected the number of experts that vote, 1 or more; found {self.k!r}")
         for name, value, available in (
             ("weighting", self.weighting, get_args(Weighting)),
-            ("space", self.space, get_args(Space)),
+            ("space", self.space, get_args(Tuning)),
         ):
             if value not in available:
                 raise ValueError(f"{name}: expected one of {', '.join(available)}; found {value!r}")

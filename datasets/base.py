@@ -14,6 +14,7 @@ from pathlib import Path
 from dassl.data import few_shot, subsample_classes
 from dassl.data.datasets import DatasetBase, Datum, check_items
 from dassl.utils import MissingFile, UserError, check_availability, closest, get_logger
+from dassl.utils.moved import OldMethods
 
 from . import PUBLIC
 from .readers import Lists, split_json
@@ -34,7 +35,7 @@ def drive(file_id: str) -> str:
     return f"https://drive.google.com/file/d/{file_id}"
 
 
-class FewShotDataset(DatasetBase):
+class FewShotDataset(OldMethods, DatasetBase):
     """A data set below cfg.DATASET.ROOT with CoOp's few-shot draw and class cut.
 
     Class attributes to declare: `folders` (candidate folders below the root), `images` (candidate image
@@ -127,7 +128,7 @@ class FewShotDataset(DatasetBase):
         """The file that `python -m datasets make-split` writes for a set without its published split."""
         return f"split_local_{cls.__name__}.json"
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         """What results.json records of it: a split that is not the published one."""
         return {"split_file": self.split_used} if self.split_used not in ("", self.split_file) else {}
 

@@ -58,9 +58,9 @@ class CustomDataset(MtilDataset):
             raise UserError(f"DATASET.CUSTOM.SPLIT is {list(own.SPLIT)}; expected parts for train, val, test, sum 1")
         super().__init__(cfg)
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         left_out = {"left_out": list(self.own.LEAVE_OUT)} if self.own.LEAVE_OUT else {}
-        return super().facts() | {"dataset": self.task} | left_out
+        return super().metadata() | {"dataset": self.task} | left_out
 
     def locate(self, root: str) -> str:
         path = os.path.join(os.path.abspath(os.path.expanduser(root or ".")), os.path.expanduser(self.own.PATH))

@@ -42,7 +42,7 @@ class FewLabels:
             )
         return total // classes
 
-    def facts(self):
+    def metadata(self):
         """What results.json records of it."""
         seen = f"{len(self.train_x)} labelled pictures, {len(self.train_u)} without labels"
-        return super().facts() | {"data_seen": seen}
+        return super().metadata() | {"data_seen": seen}

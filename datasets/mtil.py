@@ -24,6 +24,6 @@ class MtilDataset(FewShotDataset):
         self.templates = dict.fromkeys(self.templates, self.prompts[0])
         super().__init__(cfg)
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         """What results.json records of it."""
-        return super().facts() | {"task": self.task, "prompts": self.prompts}
+        return super().metadata() | {"task": self.task, "prompts": self.prompts}

@@ -35,9 +35,9 @@ class ToyData(FewShotDataset):
         super().__init__(cfg)
         self.world_digest = world_digest()
 
-    def facts(self):
+    def metadata(self):
         """What results.json records of it."""
-        return super().facts() | {"world_digest": self.world_digest}
+        return super().metadata() | {"world_digest": self.world_digest}
 
     def locate(self, root):
         if root:
@@ -150,10 +150,10 @@ class ToyDG(ToyData):
         number = self.domains.index(name)
         return tuple([Datum.listed(i.impath, i.label, number, i.classname) for i in items] for items in lists)
 
-    def facts(self):
+    def metadata(self):
         """What results.json records of it."""
         where = {"source_domains": self.source, "target_domains": self.target}
-        return super().facts() | where | {"data_seen": f"the domains {', '.join(self.source)}"}
+        return super().metadata() | where | {"data_seen": f"the domains {', '.join(self.source)}"}
 
 
 @DATASET_REGISTRY.register()
@@ -164,9 +164,9 @@ class ToyDA(ToyDG):
         super().__init__(cfg)
         self._train_u = subsample_classes(self.target_train, subset=cfg.DATASET.SUBSAMPLE_CLASSES)
 
-    def facts(self):
+    def metadata(self):
         """What results.json records of it."""
-        facts = super().facts()
+        facts = super().metadata()
         return facts | {"data_seen": f"{facts['data_seen']}; without labels {', '.join(self.target)}"}
 
 

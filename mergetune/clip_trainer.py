@@ -22,11 +22,12 @@ from dassl.engine.results import classes_fact, images_seen
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, brief, get_logger, load_pretrained_weights
+from dassl.utils.moved import old_names
 from mergetune.stage1 import check_backbone, data_seen, find_checkpoint, used_keys
 from mergetune.weights import trainable
 
 
-class FrozenClipTrainer(TrainerX):
+class ClipTrainer(TrainerX):
     """Base class. A subclass gives `build_trained` (what trains) and `text_features() -> (C, D)` raw."""
 
     model_name = "model"  # the checkpoint's folder
@@ -86,7 +87,7 @@ class FrozenClipTrainer(TrainerX):
         self.clip = build_clip_from_cfg(self.cfg, half, device=self.device, cached=True)
         check_input(self.cfg, self.clip)
 
-    def route(self, name: str, *, is_train: bool) -> None:
+    def use_feature_bank(self, name: str, *, is_train: bool) -> None:
         """Let a loader give features from the bank, where FEATURES says so and the tower is frozen.
 
         Only when it is first used: an evaluation needs no training views.
@@ -100,24 +101,25 @@ class FrozenClipTrainer(TrainerX):
                 build_feature_loader(self.cfg, loader, self.clip, is_train=is_train, autocast=autocast),
             )
 
-    def route_split(self, split: str) -> None:
-        """`route` for the loader that evaluates "val" or "test"."""
-        self.route("val_loader" if split == "val" and self.val_loader is not None else "test_loader", is_train=False)
+    def use_feature_bank_for(self, split: str) -> None:
+        """The same for the loader that evaluates "val" or "test"."""
+        validates = split == "val" and self.val_loader is not None
+        self.use_feature_bank("val_loader" if validates else "test_loader", is_train=False)
 
     def before_train(self) -> None:
         super().before_train()
         if self.start_epoch < self.max_epoch:
-            self.route("train_loader_x", is_train=True)
+            self.use_feature_bank("train_loader_x", is_train=True)
         # all banks now: a picture that cannot be read stops the run before training, not after
         if not self.cfg.TEST.NO_TEST:
-            self.route_split(self.cfg.TEST.SPLIT)
+            self.use_feature_bank_for(self.cfg.TEST.SPLIT)
         if self.chooses_best() and self.has_validation():
-            self.route_split("val")
+            self.use_feature_bank_for("val")
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         super().load_model(directory, epoch)
         if directory:
-            check_backbone(Path(directory), self.facts())
+            check_backbone(Path(directory), self.metadata())
 
     def _load_weights(self, name: str, path: str, given: dict[str, Tensor]) -> None:
         super()._load_weights(name, path, used_keys(path, given))
@@ -166,7 +168,7 @@ class FrozenClipTrainer(TrainerX):
     def cross_entropy(self, image: Tensor, text: Tensor, labels: Tensor) -> Tensor:
         """CE of cosine logits; notes the accuracy for the log line. image (B, D), text (C, D), labels (B,)."""
         logits = cosine_logits(image, text.float(), self.clip.logit_scale)
-        self.note(acc=compute_accuracy(logits.detach(), labels)[0])
+        self.log_metrics(acc=compute_accuracy(logits.detach(), labels)[0])
         return F.cross_entropy(logits, labels)
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
@@ -180,7 +182,7 @@ class FrozenClipTrainer(TrainerX):
         return cosine_logits(self.image_features(images), text, self.clip.logit_scale)
 
     @contextmanager
-    def classifier_held(self) -> Iterator[None]:
+    def cached_classifier(self) -> Iterator[None]:
         """Evaluation mode, and class vectors computed once for all the pictures of one evaluation."""
         self.set_model_mode("eval")
         with torch.no_grad(), self.precision.autocast():
@@ -192,11 +194,11 @@ class FrozenClipTrainer(TrainerX):
 
     def test(self, split: str | None = None) -> float:
         """Accuracy in percent on a split; the text tower runs once."""
-        self.route_split(split or self.cfg.TEST.SPLIT)
-        with self.classifier_held():
+        self.use_feature_bank_for(split or self.cfg.TEST.SPLIT)
+        with self.cached_classifier():
             return super().test(split)
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         """What results.json records of the model and its data."""
         data = self.cfg.DATASET
         before = self.cfg.MODEL.INIT_WEIGHTS
@@ -206,6 +208,9 @@ class FrozenClipTrainer(TrainerX):
             "source_subset": data.SUBSAMPLE_CLASSES,
             "templates": self.template,
             "classes": classes_fact(self.classnames),
-            "backbone": self.clip.facts(),
+            "backbone": self.clip.metadata(),
             "data_seen": images_seen(self) + before,
         }
+
+
+__getattr__ = old_names(__name__)

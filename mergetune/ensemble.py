@@ -94,11 +94,11 @@ def logits_at(trainer, split: str, weights: Mapping[str, Tensor]) -> tuple[Tenso
     """Logits (N, C) and labels (N,) of a trainer's "val" or "test" images with these trainable weights."""
     import torch
 
-    from mergetune.weights import at
+    from mergetune.weights import swapped_parameters
 
-    trainer.route_split(split)
+    trainer.use_feature_bank_for(split)
     loader = trainer.val_loader if split == "val" else trainer.test_loader
-    with torch.no_grad(), at(trainer.model, weights), trainer.classifier_held():
+    with torch.no_grad(), swapped_parameters(trainer.model, weights), trainer.cached_classifier():
         pairs = [
             (trainer.model_inference(images).float(), labels)
             for images, labels in map(trainer.parse_batch_test, progress(loader, "logits"))

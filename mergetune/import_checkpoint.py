@@ -239,7 +239,7 @@ def write_run(args: argparse.Namespace, path: Path, found: Found, epoch: int | N
         write_classes(str(out), built)
         data = cfg.DATASET
         results |= {"dataset": data.NAME, "subset": data.SUBSAMPLE_CLASSES, "seed": cfg.SEED}
-        results |= {name: value for name, value in built.facts().items() if name in CHECKED}
+        results |= {name: value for name, value in built.metadata().items() if name in CHECKED}
     state = weights(found) | {key: found.state[key] for key in KEPT if key in found.state}
     content = {"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None, "val_result": None}
     save_checkpoint(content, str(out / found.format.trainers[trainer]), model_name=f"model.pth.tar-{epoch or 0}")

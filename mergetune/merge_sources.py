@@ -97,7 +97,7 @@ class Parent:
         set_random_seed(max(cfg.SEED, 0))
         trainer = build_trainer(cfg)
         set_rng_state(before)
-        check_backbone(self.file, trainer.facts())
+        check_backbone(self.file, trainer.metadata())
         return trainer
 
     @cached_property

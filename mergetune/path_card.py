@@ -90,7 +90,7 @@ def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"
     """
     import torch
 
-    trainer.route_split("test")
+    trainer.use_feature_bank_for("test")
     total = len(trainer.test_loader.dataset)
     wanted = total if images is None else min(images, total)
     chosen = torch.zeros(total, dtype=torch.bool)
@@ -112,10 +112,10 @@ def read_cfg(run: Path, pairs: Sequence[str] = (), others: Sequence[str] = ()):
     """The frozen config of a stage-2 run. pairs: KEY, VALUE, ... of what has moved since. others: TEST.OTHERS."""
     import train  # the command line is the one place that knows the data sets
     from mergetune.stage1 import check_begun_from
-    from mergetune.stage2 import Continued
+    from mergetune.stage2 import MergeTune
 
     cfg = train.folder_cfg(run, {"VERBOSE": False, "TEST.OTHERS": list(others)}, pairs=pairs)
-    if not (cfg.RESUME_COOP and issubclass(trainer_class(cfg.TRAINER.NAME), Continued)):
+    if not (cfg.RESUME_COOP and issubclass(trainer_class(cfg.TRAINER.NAME), MergeTune)):
         raise UserError(f"{run} is no stage-2 run: {cfg.TRAINER.NAME} continues no stage 1")
     check_begun_from(run, cfg)
     return cfg

@@ -149,7 +149,7 @@ class Predictor:
         epochs = self.trainer._loaded and self.trainer._loaded[1]
         self.unfinished = "; ".join(filter(None, [unfinished(run, epochs), begun_from(cfg)]))
         self.trainer.set_model_mode("eval")
-        self._held = getattr(self.trainer, "classifier_held", nullcontext)()
+        self._held = getattr(self.trainer, "cached_classifier", nullcontext)()
         self._held.__enter__()  # for good: one pass of the text tower serves all pictures
         self.cfg, self.classnames = cfg, data.classnames
         self.transform = build_transform(cfg, is_train=False)
@@ -210,7 +210,7 @@ class Predictor:
         """Class embeddings as safetensors, see the command's help."""
         from safetensors.torch import save
 
-        vectors, trainer, facts = self.class_embeddings().contiguous(), self.trainer, self.trainer.facts()
+        vectors, trainer, facts = self.class_embeddings().contiguous(), self.trainer, self.trainer.metadata()
         metadata = {
             "classnames": json.dumps(self.classnames),
             "trainer": self.cfg.TRAINER.NAME,

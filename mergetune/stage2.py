@@ -18,6 +18,7 @@ from dassl.config import Key
 from dassl.engine.results import check_classes, with_changes
 from dassl.report.methods import split_changes
 from dassl.utils import UserError, get_logger
+from dassl.utils.moved import old_names
 from mergetune import stage1
 from mergetune.lmc import (
     FEATURE_DISTANCES,
@@ -30,7 +31,7 @@ from mergetune.lmc import (
     line_points,
     weight_distance,
 )
-from mergetune.weights import at, trainable
+from mergetune.weights import swapped_parameters, trainable
 
 log = get_logger()
 
@@ -38,7 +39,7 @@ DISTANCES = {"features": FEATURE_DISTANCES, "weights": ("l2sq",)}  # by SPACE
 PATHS = ("stage1", "zero_shot")
 
 
-class Continued:
+class MergeTune:
     """Mixin in front of a stage-1 trainer. It asks that trainer for `zero_shot_weights()`, which is w1."""
 
     CONFIG = "LMC"
@@ -111,7 +112,7 @@ class Continued:
         """w2: the stage-1 weights, of this model's names and shapes and on its backbone; the model then has them."""
         self.stage1_file = stage1.find_checkpoint(self.cfg.RESUME_COOP, self.stage1_name or self.model_name)
         state = self.fit_classes(self.stage1_file, stage1.load_state(self.stage1_file))
-        stage1.check_backbone(self.stage1_file, self.facts())
+        stage1.check_backbone(self.stage1_file, self.metadata())
         if self.bound_to_classes:
             check_classes(self.stage1_file, self.classnames, self.bound_to_classes)
         self._load_weights(self.model_name, str(self.stage1_file), dict(state))
@@ -156,14 +157,14 @@ class Continued:
 
     def weight_path(self, images: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy on the path between the trainable parameters: one pass of the model a point."""
-        noted = dict(self.notes)
+        noted = dict(self.step_metrics)
 
         def loss(weights: dict[str, Tensor]) -> Tensor:
-            with at(self.model, weights):
+            with swapped_parameters(self.model, weights):
                 return self.cross_entropy(self.image_features(images), self.text_features().float(), labels)
 
         mean = line_loss(loss, self.w2, trainable(self.model), self.line)
-        self.note(**noted)  # the accuracy to log is that of w
+        self.log_metrics(**noted)  # the accuracy to log is that of w
         return mean
 
     # What the path card and the tables read
@@ -185,19 +186,22 @@ class Continued:
             return line_logits(self.image_features(images), start, end, points, self.clip.logit_scale)
         rows = []
         for t in points.tolist():
-            with at(self.model, interpolate(start, end, t)):
+            with swapped_parameters(self.model, interpolate(start, end, t)):
                 rows.append(self.model_inference(images).float())
         return torch.stack(rows)
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         own = self.cfg.TRAINER.LMC
         keys = ("SPACE", "DISTANCE", "LAMBDA", "TAU", "NUM_SAMPLES", "GRID", "PATH_TO")
         lmc = {key: own[key] for key in keys} | {"BETA": own.BETA if own.ENABLED else 0.0}
         facts = {"lmc": lmc, "zero_shot_template": self.zero_shot_prompt(own.SPACE)}
-        return super().facts() | facts | {"preset": with_changes(self.cfg.PRESET, self.stage1_changes())}
+        return super().metadata() | facts | {"preset": with_changes(self.cfg.PRESET, self.stage1_changes())}
 
     def stage1_changes(self) -> list[str]:
         """What the stage-1 run changed in its recipe, and this one did not in its own."""
         theirs = stage1.run_fact(self.stage1_file, "preset", str) if self.cfg.RESUME_COOP else ""
         ours = split_changes(self.cfg.PRESET)[1]
         return [f"stage 1's {key}" for key in split_changes(theirs)[1] if key not in ours]
+
+
+__getattr__ = old_names(__name__)

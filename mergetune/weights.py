@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from dassl.utils.moved import old_names
+
 
 def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that train, by their state-dict names."""
@@ -12,7 +14,7 @@ def trainable(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @contextmanager
-def at(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+def swapped_parameters(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     """Run `module` with these tensors in the place of its parameters; gradients reach the tensors.
 
     Written past nn.Module's own setter, which takes no tensor with a history for a parameter.
@@ -32,3 +34,6 @@ def at(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for slot, leaf, own, _ in slots:
             slot[leaf] = own
+
+
+__getattr__ = old_names(__name__)

@@ -85,7 +85,7 @@ class MultiModalAdapters(nn.Module):
         for blocks, adapters in towers:
             for i in self.numbers:
                 handles += self._hook(blocks[i - 1], adapters[str(i)], self.shared_adapter[str(i)])
-        with hooked(handles), backbone.hosting(self):
+        with hooked(handles), backbone.attached_modules(self):
             yield
 
     def _hook(self, block: Block, adapter: Adapter, shared: nn.Module) -> list:

@@ -19,7 +19,7 @@ from dassl.engine.precision import precision_key
 from dassl.engine.results import check_classes, run_classes
 from dassl.metrics import compute_accuracy
 from dassl.utils import UserError
-from mergetune.clip_trainer import FrozenClipTrainer
+from mergetune.clip_trainer import ClipTrainer
 from mergetune.models.templates import LISTS, OWN, described, templates
 
 
@@ -71,7 +71,7 @@ def rows_for(theirs: Sequence[str], ours: Sequence[str], where: str | Path) -> l
     return [places[name] for name in ours]
 
 
-class HeadTrainer(FrozenClipTrainer):
+class HeadTrainer(ClipTrainer):
     """What LinearProbe and FineTune share. `model` holds the head under the name `head_key`."""
 
     CONFIG = "HEAD"
@@ -112,7 +112,7 @@ class HeadTrainer(FrozenClipTrainer):
     def cross_entropy(self, image: Tensor, text: Tensor, labels: Tensor) -> Tensor:
         """CE of the head's logits; notes the accuracy for the log line."""
         logits = self.logits(image, text)
-        self.note(acc=compute_accuracy(logits.detach(), labels)[0])
+        self.log_metrics(acc=compute_accuracy(logits.detach(), labels)[0])
         return F.cross_entropy(logits, labels)
 
     def model_inference(self, images: Tensor) -> Tensor:
@@ -136,5 +136,5 @@ class HeadTrainer(FrozenClipTrainer):
         """The head's prompts."""
         return described(self.cfg.TRAINER.HEAD.TEMPLATES, self.prompts)
 
-    def facts(self) -> dict:
-        return super().facts() | {"templates": self.zero_shot_prompt("weights")}
+    def metadata(self) -> dict:
+        return super().metadata() | {"templates": self.zero_shot_prompt("weights")}

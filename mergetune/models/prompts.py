@@ -62,7 +62,7 @@ class PromptLearner(nn.Module):
     def _layout(self, backbone: ClipBackbone, names: list[str], position: str) -> tuple[Tensor, Tensor, Tensor]:
         """order (C, L): which entry of [context | fixed embeddings] stands at each place of the prompt."""
         filler = " ".join(["a"] * self.n_ctx)  # one-token words hold the context's places
-        tokens = backbone.shorten(backbone.tokenise([f"{filler} {name}." for name in names]))  # (C, L)
+        tokens = backbone.shorten(backbone.tokenize([f"{filler} {name}." for name in names]))  # (C, L)
         n, first, total = self.n_ctx, backbone.start_tokens, tokens.shape[1]
         # counted behind the filler: some tokenisers (SigLIP 2's) split a word at the start of a text otherwise
         lengths = [count - n for count in backbone.token_counts([f"{filler} {name}" for name in names])]
@@ -94,4 +94,4 @@ def word_context(backbone: ClipBackbone, words: str) -> Tensor:
     """Embeddings (N, W) of the words' own tokens."""
     count = backbone.token_counts([words])[0]
     first = backbone.start_tokens
-    return backbone.embed(backbone.tokenise([words]))[0, first : first + count].detach()
+    return backbone.embed(backbone.tokenize([words]))[0, first : first + count].detach()

@@ -39,8 +39,8 @@ class CoOp_Average(CoOp_LMC):
         average = getattr(self, "_average", None)
         return super().text_features() if average is None else average
 
-    def facts(self) -> dict:
-        facts = super().facts()
+    def metadata(self) -> dict:
+        facts = super().metadata()
         return facts | {"templates": f"mean of {facts['zero_shot_template']!r} and {facts['templates']}"}
 
     def before_train(self) -> None:

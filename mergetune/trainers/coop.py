@@ -6,12 +6,12 @@ from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import precision_key
 from dassl.utils import UserError
-from mergetune.clip_trainer import FrozenClipTrainer
+from mergetune.clip_trainer import ClipTrainer
 from mergetune.models.prompts import POSITIONS, PromptLearner, context_words, word_context
 
 
 @TRAINER_REGISTRY.register()
-class CoOp(FrozenClipTrainer):
+class CoOp(ClipTrainer):
     """Cross-entropy on the learned prompt."""
 
     CONFIG = "COOP"
@@ -76,7 +76,7 @@ class CoOp(FrozenClipTrainer):
         place = places[self.cfg.TRAINER.COOP.CLASS_TOKEN_POSITION]
         return f"{' '.join([*words[:place], '{}', *words[place:]])}."
 
-    def facts(self) -> dict:
-        own = super().facts()
+    def metadata(self) -> dict:
+        own = super().metadata()
         words = self.model.words or f"{self.model.n_ctx} random vectors"
         return own | {"templates": f"learned prompt, from {words!r}"}

@@ -2,12 +2,12 @@
 
 from dassl.engine import TRAINER_REGISTRY
 from mergetune import stage1
-from mergetune.stage2 import Continued
+from mergetune.stage2 import MergeTune
 from mergetune.trainers.coop import CoOp
 
 
 @TRAINER_REGISTRY.register()
-class CoOp_LMC(Continued, CoOp):
+class CoOp_LMC(MergeTune, CoOp):
     """Its endpoints: the words' embeddings, whose class vectors are those of the data set's template, and stage 1's
     prompt."""
 

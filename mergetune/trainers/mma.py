@@ -6,12 +6,12 @@ from torch import Tensor
 from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import precision_key
-from mergetune.clip_trainer import FrozenClipTrainer
+from mergetune.clip_trainer import ClipTrainer
 from mergetune.models.adapters import MultiModalAdapters
 
 
 @TRAINER_REGISTRY.register()
-class MultiModalAdapter(FrozenClipTrainer):
+class MultiModalAdapter(ClipTrainer):
     """Cross-entropy, the adapters of both towers trained; images come as pixels, for their features change."""
 
     CONFIG = "MMADAPTER"
@@ -40,7 +40,7 @@ class MultiModalAdapter(FrozenClipTrainer):
         """The adapters; tokens (C, L) of the prompts, cut behind the longest, are fixed."""
         own = self.cfg.TRAINER.MMADAPTER
         texts = [self.prompt.format(name.replace("_", " ")) for name in self.classnames]
-        self.tokens = self.clip.shorten(self.clip.tokenise(texts))
+        self.tokens = self.clip.shorten(self.clip.tokenize(texts))
         return MultiModalAdapters(
             self.clip,
             first=own.ADAPTER_START,
@@ -67,9 +67,9 @@ class MultiModalAdapter(FrozenClipTrainer):
         """Without adapters the model is CLIP with its own prompt."""
         return self.prompt if space == "weights" else super().zero_shot_prompt(space)
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         own = self.cfg.TRAINER.MMADAPTER
-        return super().facts() | {
+        return super().metadata() | {
             "templates": f"{self.prompt!r} through adapters",
             "adapter_blocks": [own.ADAPTER_START, own.ADAPTER_END],
         }

@@ -5,12 +5,12 @@ vectors needs no more. PATH_TO stage1 is the paper's form, zero_shot the one the
 """
 
 from dassl.engine import TRAINER_REGISTRY
-from mergetune.stage2 import Continued
+from mergetune.stage2 import MergeTune
 from mergetune.trainers.mma import MultiModalAdapter
 
 
 @TRAINER_REGISTRY.register()
-class MMA_LMC(Continued, MultiModalAdapter):
+class MMA_LMC(MergeTune, MultiModalAdapter):
     """Its endpoints: the data set's template through CLIP without adapters, and the stage-1 adapters."""
 
     path_note = "image features are ours at every point: the ends are heads on them, not the models"

@@ -20,14 +20,14 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import precision_key
 from dassl.engine.results import images_seen
 from dassl.utils import UserError
-from mergetune.clip_trainer import FrozenClipTrainer
+from mergetune.clip_trainer import ClipTrainer
 from mergetune.models.deep_prompts import keep_prompts
 from mergetune.models.student import Student, Teacher, distil_loader, distillation
 from mergetune.stage1 import run_fact
 
 
 @TRAINER_REGISTRY.register()
-class PromptKD(FrozenClipTrainer):
+class PromptKD(ClipTrainer):
     """Trains image prompts and a projection on the teacher's logits."""
 
     CONFIG = "PROMPTKD"
@@ -97,7 +97,7 @@ class PromptKD(FrozenClipTrainer):
             raise UserError(f"{type(self).__name__} has a batch norm, which needs two images a batch, and has {size}")
         super().before_train()
 
-    def route(self, name: str, *, is_train: bool) -> None:
+    def use_feature_bank(self, name: str, *, is_train: bool) -> None:
         """Training pictures come with the teacher's features of the same view."""
         if is_train:
             loader = distil_loader(self.cfg, getattr(self, name), self.towers(), self.precision.autocast)
@@ -136,7 +136,7 @@ class PromptKD(FrozenClipTrainer):
     def kd(self, teacher: Tensor, student: Tensor) -> Tensor:
         """The distillation loss of logits (B, C); notes how often the two agree."""
         agree = (teacher.argmax(-1) == student.argmax(-1)).float().mean()
-        self.note(agree=100 * agree.detach())
+        self.log_metrics(agree=100 * agree.detach())
         return self.cfg.TRAINER.PROMPTKD.KD_WEIGHT * self.divergence(teacher, student)
 
     def test(self, split: str | None = None) -> float:
@@ -168,9 +168,9 @@ class PromptKD(FrozenClipTrainer):
                 "see TRAINER.PROMPTKD.TEACHER_DIR"
             )
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         seen = f"{images_seen(self, 'all training images')}, without labels; teacher: {self.teacher.data_seen()}"
-        return super().facts() | {
+        return super().metadata() | {
             "templates": "the teacher's prompts" if self.teacher.file else self.template,
             "teacher": self.teacher.fact(),
             "data_seen": seen,

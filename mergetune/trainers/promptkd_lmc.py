@@ -17,13 +17,13 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 from mergetune.lmc import interpolate, weight_distance
 from mergetune.models.student import PromptedTower
-from mergetune.stage2 import Continued
+from mergetune.stage2 import MergeTune
 from mergetune.trainers.promptkd import PromptKD
 from mergetune.weights import trainable
 
 
 @TRAINER_REGISTRY.register()
-class PromptKD_LMC(Continued, PromptKD):
+class PromptKD_LMC(MergeTune, PromptKD):
     """Its one endpoint: the stage-1 student, batch statistics included."""
 
     # the released code's keys; a value given to one of them sets ours
@@ -104,9 +104,9 @@ class PromptKD_LMC(Continued, PromptKD):
         self.scratch.load_state_dict(state, strict=False)
         return self.logits(self.student_features(self.scratch, images)).float()
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         """DISTANCE is not read: the anchor has one form."""
-        facts = super().facts()
+        facts = super().metadata()
         return facts | {"lmc": facts["lmc"] | {"DISTANCE": "l2sq", "ANCHOR": "stage1"}}
 
 

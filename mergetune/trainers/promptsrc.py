@@ -17,7 +17,7 @@ from dassl.clip import cosine_logits, text_classifier
 from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import precision_key
-from mergetune.clip_trainer import FrozenClipTrainer
+from mergetune.clip_trainer import ClipTrainer
 from mergetune.models.deep_prompts import DeepPromptedClip, keep_prompts
 from mergetune.models.prompts import context_words
 from mergetune.models.student import PROMPTSRC_FOLDER, distil_loader, distillation
@@ -27,7 +27,7 @@ N_TEMPLATES = 60  # of CLIP's 80: as many as the authors average; which, their p
 
 
 @TRAINER_REGISTRY.register()
-class PromptSRC(FrozenClipTrainer):
+class PromptSRC(ClipTrainer):
     """Cross-entropy with the three terms of self-regulation; the frozen image features come from the bank."""
 
     CONFIG = "PROMPTSRC"
@@ -72,7 +72,7 @@ class PromptSRC(FrozenClipTrainer):
         self.text0 = F.normalize(torch.stack(rows).float().mean(dim=0), dim=-1)  # t0 (C, D), of the raw mean
         super().before_train()
 
-    def route(self, name: str, *, is_train: bool) -> None:
+    def use_feature_bank(self, name: str, *, is_train: bool) -> None:
         """Training pictures come with CLIP's own features of the same view."""
         if is_train:
             loader = distil_loader(self.cfg, getattr(self, name), {"zero_shot": self.clip}, self.precision.autocast)
@@ -110,9 +110,9 @@ class PromptSRC(FrozenClipTrainer):
         """CLIP's own weights in the files of others are not loaded."""
         return keep_prompts(super().drop_keys(state))
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         words = self.model.prompt_learner.words or "random vectors"
-        return super().facts() | {"templates": f"learned prompts in both towers, from {words!r}"}
+        return super().metadata() | {"templates": f"learned prompts in both towers, from {words!r}"}
 
 
 class WeightedSum:

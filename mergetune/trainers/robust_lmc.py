@@ -13,14 +13,14 @@ from torch.utils.checkpoint import checkpoint
 from dassl.engine import TRAINER_REGISTRY
 from mergetune.lmc import interpolate
 from mergetune.models.heads import linear_line_logits, linear_line_loss
-from mergetune.stage2 import Continued
+from mergetune.stage2 import MergeTune
 from mergetune.trainers.finetune import FineTune
 from mergetune.trainers.linear_probe import LinearProbe
-from mergetune.weights import at, trainable
+from mergetune.weights import swapped_parameters, trainable
 
 
-class HeadContinued(Continued):
-    """`Continued` where class vectors are a head: its length counts, so nothing on the path is normalised."""
+class HeadContinued(MergeTune):
+    """`MergeTune` where class vectors are a head: its length counts, so nothing on the path is normalised."""
 
     def zero_shot_vectors(self) -> Tensor:
         return self.zero_shot_head()
@@ -60,7 +60,7 @@ class FineTune_LMC(HeadContinued, FineTune):
 
     def _point_loss(self, t: float, images: Tensor, labels: Tensor) -> Tensor:
         def loss() -> Tensor:
-            with at(self.model, interpolate(self.w2, trainable(self.model), t)):
+            with swapped_parameters(self.model, interpolate(self.w2, trainable(self.model), t)):
                 return F.cross_entropy(self.logits(self.image_features(images), self.text_features()), labels)
 
         if t == 0:  # w2 itself: no gradient for w

@@ -9,7 +9,7 @@ from dassl.clip import text_classifier
 from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
-from mergetune.clip_trainer import FrozenClipTrainer
+from mergetune.clip_trainer import ClipTrainer
 from mergetune.models.templates import LISTS, OWN, SELECT, described, templates
 
 COOP = "coop"
@@ -21,7 +21,7 @@ def is_prompt(text: str) -> bool:
 
 
 @TRAINER_REGISTRY.register()
-class ZeroshotCLIP(FrozenClipTrainer):
+class ZeroshotCLIP(ClipTrainer):
     """CLIP as it comes, with the data set's template."""
 
     CONFIG = "ZEROSHOT"
@@ -65,12 +65,12 @@ class ZeroshotCLIP(FrozenClipTrainer):
     def before_train(self) -> None:
         raise UserError(f"{type(self).__name__} has nothing to train; add --eval-only")
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         prompts, asked = list(self.templates()), self.cfg.TRAINER.ZEROSHOT.TEMPLATES
         own = {COOP: self.template, OWN: super().template}
         names = [asked, *(name for name, template in own.items() if [template] == prompts)]
         names += prompts if len(prompts) == 1 else []
-        return super().facts() | {
+        return super().metadata() | {
             "templates": described(asked, prompts),
             "template_family": list(dict.fromkeys(names)),
             "data_seen": "none",
@@ -86,5 +86,5 @@ class ZeroshotCLIP2(ZeroshotCLIP):
     def templates(self) -> list[str]:
         return list(dict.fromkeys([*SELECT, self.template]))
 
-    def facts(self) -> dict:
-        return super().facts() | {"templates": self.templates(), "template_family": None}
+    def metadata(self) -> dict:
+        return super().metadata() | {"templates": self.templates(), "template_family": None}

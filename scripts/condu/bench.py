@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from condu.evaluation import Evaluator
-from condu.expert_cache import Slots
+from condu.expert_cache import ExpertCache
 from condu.metrics import AccuracyMatrix
 from condu.results import write_matrix
 from condu.settings import vote_rule
@@ -42,7 +42,7 @@ def config(run: Run, task: str):
     return train.setup_cfg(train.build_parser().parse_intermixed_args([*run.base_argv(task, run.out), *run.pairs]))
 
 
-class Bench:
+class StreamEvaluation:
     """Evaluates models on the test sets of a run's tasks, in its order."""
 
     def __init__(self, run: Run, memo: dict | None = None):
@@ -69,7 +69,7 @@ class Bench:
     @cached_property
     def evaluator(self) -> Evaluator:
         own = self.cfg.TRAINER.CONDU
-        slots = Slots(self.clip, capacity=own.RESIDENT)
+        slots = ExpertCache(self.clip, capacity=own.RESIDENT)
         return Evaluator(self.clip, slots, autocast=self.autocast, chunk=own.CHUNK)
 
     @cached_property
@@ -101,7 +101,7 @@ class Bench:
 
     def stream(self, session: int | None = None) -> Stream:
         """The run's stream after a session. UserError for that of another backbone, space or scale."""
-        asked = {"backbone": self.backbone, "space": self.space.facts(), "scale": self.cfg.TRAINER.CONDU.SCALE}
+        asked = {"backbone": self.backbone, "space": self.space.metadata(), "scale": self.cfg.TRAINER.CONDU.SCALE}
         return Stream.load(self.run.stream, session, **asked)
 
     def snapshots(self) -> list[Snapshot]:
@@ -182,7 +182,7 @@ class Bench:
             "protocol": "mtil",
             "order": self.run.label,
             "scale": self.cfg.TRAINER.CONDU.SCALE,
-            "space": self.space.facts(),
+            "space": self.space.metadata(),
             "iterations": self.cfg.TRAINER.CONDU.ITERATIONS,
             "seed": self.run.seed,
             "backbone": self.backbone,
@@ -212,7 +212,7 @@ def vote_facts(name: str, rule: Vote) -> dict:
     return {"name": name, **asdict(rule)}
 
 
-def task_names(bench: Bench) -> list[str]:
+def task_names(bench: StreamEvaluation) -> list[str]:
     """In the order of learning; draws the images of the toy world where they are missing."""
     return bench.names
 

@@ -8,13 +8,13 @@ from condu.metrics import AccuracyMatrix
 from condu.voting import Vote
 from dassl.utils.distributed import is_main
 from scripts.condu import show
-from scripts.condu.bench import Bench, vote_facts
+from scripts.condu.bench import StreamEvaluation, vote_facts
 from scripts.condu.sessions import Run
 
 Matrices = dict[tuple[str, str | None], AccuracyMatrix]  # (vote, label space) -> matrix; label space None: task known
 
 
-def evaluate_stream(bench: Bench, out: str, agnostic: bool, command: str = "") -> Matrices:
+def evaluate_stream(bench: StreamEvaluation, out: str, agnostic: bool, command: str = "") -> Matrices:
     """Evaluate every session by every vote, and print it; what is finished is read, not repeated.
 
     Several processes look at a share of the pictures each; the main one prints and writes.

@@ -30,7 +30,7 @@ from condu.stream import Stream, Task
 from condu.voting import PRESETS
 from dassl.clip import tensor_digest
 from dassl.utils.progress import progress
-from scripts.condu.bench import Bench, load_experts, vote_facts
+from scripts.condu.bench import StreamEvaluation, load_experts, vote_facts
 from scripts.condu.sessions import Run, in_order, keys, train_stream
 
 Delta = Mapping[str, Tensor]
@@ -46,7 +46,7 @@ WISE_ALPHA = 0.5
 PAPER, RELEASED = PRESETS["paper"], PRESETS["released"]
 
 
-def train_experts(bench: Bench) -> None:
+def train_experts(bench: StreamEvaluation) -> None:
     """The stream itself."""
     train_stream(bench.run)
 
@@ -66,7 +66,7 @@ def sequential_argv(run: Run, index: int, names: Sequence[str]) -> list[str]:
     return [*run.base_argv(task, folder, "ConDU_Expert"), *more, *run.pairs]
 
 
-def train_sequential(bench: Bench) -> None:
+def train_sequential(bench: StreamEvaluation) -> None:
     """Fine-tune through all tasks, each from where the one before ended; what is finished is skipped."""
     import train
 
@@ -85,19 +85,19 @@ def mean_of(deltas: Sequence[Delta]) -> dict[str, Tensor]:
     return {name: sum(delta[name] for delta in deltas) / len(deltas) for name in deltas[0]}
 
 
-def member(bench: Bench, delta: Delta | None) -> Member:
+def member(bench: StreamEvaluation, delta: Delta | None) -> Member:
     """The model of a delta; None: the pretrained one."""
     if delta is None:
         return Member(Evaluator.PRETRAINED, lambda parameters: bench.space.fill(None, parameters))
     return Member(tensor_digest(dict(delta)), lambda parameters: bench.space.fill(delta, parameters))
 
 
-def one_model(bench: Bench, deltas: Iterable[Delta]) -> AccuracyMatrix:
+def one_model(bench: StreamEvaluation, deltas: Iterable[Delta]) -> AccuracyMatrix:
     """Of one model for all tasks that is another after each session."""
     return bench.evaluator.models([[member(bench, delta)] * len(bench.names) for delta in deltas], bench.tests)
 
 
-def matrix_of(bench: Bench, kind: str) -> AccuracyMatrix:
+def matrix_of(bench: StreamEvaluation, kind: str) -> AccuracyMatrix:
     """The matrix of one baseline, by its name in TITLES."""
     size = len(bench.names)
     if kind == "zero_shot":
@@ -114,7 +114,7 @@ def matrix_of(bench: Bench, kind: str) -> AccuracyMatrix:
     return bench.evaluator.models(rows, bench.tests)
 
 
-def evaluate_baselines(bench: Bench, command: str = "") -> dict[str, AccuracyMatrix]:
+def evaluate_baselines(bench: StreamEvaluation, command: str = "") -> dict[str, AccuracyMatrix]:
     """All of them by title, each with its results.json; what is finished is read."""
     found = {}
     for kind, title in progress(TITLES.items(), "baselines"):
@@ -125,10 +125,10 @@ def evaluate_baselines(bench: Bench, command: str = "") -> dict[str, AccuracyMat
     return found
 
 
-def fuse(bench: Bench, order: Sequence[str], scale: str = "") -> list[Snapshot]:
+def fuse(bench: StreamEvaluation, order: Sequence[str], scale: str = "") -> list[Snapshot]:
     """The stream after each of its sessions, fused in this order."""
     scale = scale or bench.cfg.TRAINER.CONDU.SCALE
-    stream = Stream.new(backbone=bench.backbone, space=bench.space.facts(), scale=scale)
+    stream = Stream.new(backbone=bench.backbone, space=bench.space.metadata(), scale=scale)
     tests, snapshots = {test.name: test for test in bench.tests}, []
     for name in order:
         stream.add(Task(name, tests[name].classnames, tests[name].prompts), *bench.experts[name])
@@ -137,7 +137,7 @@ def fuse(bench: Bench, order: Sequence[str], scale: str = "") -> list[Snapshot]:
 
 
 def evaluate_orders(
-    bench: Bench, orders: dict[int, Sequence[str]], command: str = ""
+    bench: StreamEvaluation, orders: dict[int, Sequence[str]], command: str = ""
 ) -> dict[str, dict[int, AccuracyMatrix]]:
     """Fuse and evaluate numbered orders -> {vote: {number: matrix}}; what is finished is read."""
     rules, found = bench.rules(), {}
@@ -160,12 +160,12 @@ def evaluate_orders(
 # ablations
 
 
-def by_paper(bench: Bench, snapshots: list[Snapshot]) -> list[AccuracyMatrix]:
+def by_paper(bench: StreamEvaluation, snapshots: list[Snapshot]) -> list[AccuracyMatrix]:
     """The matrix by the paper's vote."""
     return list(bench.evaluator.matrix(snapshots, bench.tests, {"": PAPER}).values())
 
 
-def expert_prototypes(bench: Bench, snapshots: list[Snapshot]) -> list[AccuracyMatrix]:
+def expert_prototypes(bench: StreamEvaluation, snapshots: list[Snapshot]) -> list[AccuracyMatrix]:
     """Prototypes (C, D) from each expert's own features, and similarities by the expert that answers."""
     found = []
     for cfg, dataset, test in zip(bench.cfgs, bench.datasets, bench.tests, strict=True):
@@ -177,7 +177,7 @@ def expert_prototypes(bench: Bench, snapshots: list[Snapshot]) -> list[AccuracyM
     return by_paper(bench, own)
 
 
-def without_decoupling(bench: Bench) -> list[AccuracyMatrix]:
+def without_decoupling(bench: StreamEvaluation) -> list[AccuracyMatrix]:
     """Each session unifies the last unified delta itself with the new one: no triggers, one model for all tasks."""
     unified: list[Delta] = []
     for delta, _ in bench.experts.values():
@@ -185,7 +185,7 @@ def without_decoupling(bench: Bench) -> list[AccuracyMatrix]:
     return [one_model(bench, unified)]
 
 
-def evaluate_ablations(bench: Bench, command: str = "") -> dict[str, AccuracyMatrix]:
+def evaluate_ablations(bench: StreamEvaluation, command: str = "") -> dict[str, AccuracyMatrix]:
     """All rows by title, each with its results.json; what is finished is read."""
     snapshots = functools.cache(lambda: fuse(bench, bench.names))
     counts = range(1, len(bench.names) + 1)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from condu.snapshot import Member, TestSet
-from scripts.condu.bench import Bench
+from scripts.condu.bench import StreamEvaluation
 from scripts.condu.experiments import member
 
 SHOWN = 40  # pictures of a task; more make a t-SNE slow and no clearer
 
 
 @torch.no_grad()
-def features_of(bench: Bench, model: Member, test: TestSet) -> tuple[Tensor, Tensor]:
+def features_of(bench: StreamEvaluation, model: Member, test: TestSet) -> tuple[Tensor, Tensor]:
     """Unit features (N, D) and labels (N,) of some test pictures, spread over the set."""
     pixels, labels = next(iter(test.chunks(bench.evaluator.chunk, bench.clip.device)))
     rows = torch.linspace(0, len(labels) - 1, min(SHOWN, len(labels))).long()
@@ -25,7 +25,7 @@ def features_of(bench: Bench, model: Member, test: TestSet) -> tuple[Tensor, Ten
     return torch.nn.functional.normalize(features.float(), dim=-1).cpu(), labels[rows].cpu()
 
 
-def write_features(bench: Bench) -> None:
+def write_features(bench: StreamEvaluation) -> None:
     """tsne.json: every task's pictures through its own expert, and through the expert of the last session."""
     from dassl.report.figures.tsne import SCATTER_FILE, write_scatter
 
@@ -41,7 +41,7 @@ def write_features(bench: Bench) -> None:
     write_scatter(bench.run.out / SCATTER_FILE, torch.cat(features).numpy(), about, title)
 
 
-def draw_figures(bench: Bench) -> list[str]:
+def draw_figures(bench: StreamEvaluation) -> list[str]:
     """All figures of the run -> the picture files, anew each time: they are made of the results alone."""
     from dassl.report.figures.all import all_figures
     from dassl.report.figures.tsne import SCATTER_FILE

@@ -7,10 +7,10 @@ from condu.fusion import Fusion
 from condu.snapshot import prototypes_of
 from dassl.engine.checkpoint import finished
 from dassl.utils import read_json, write_json
-from scripts.condu.bench import Bench
+from scripts.condu.bench import StreamEvaluation
 
 
-def stages(bench: Bench) -> list[dict]:
+def stages(bench: StreamEvaluation) -> list[dict]:
     """[{"stage", "seconds", "bytes"}], kept in stages.json. Measured on one thread or whatever the process has.
 
     seconds: of one task, on average, or of what the stage's name says; bytes: what the stage leaves.
@@ -47,14 +47,14 @@ def _seconds(call: Callable) -> float:
     return time.perf_counter() - started
 
 
-def _training(bench: Bench) -> dict:
+def _training(bench: StreamEvaluation) -> dict:
     """A whole session, as its run recorded it."""
     walls = [finished(bench.run.session(index))["wall_s"] for index in range(len(bench.names))]
     delta, _ = next(iter(bench.experts.values()))
     return _row("a session: the expert's delta", sum(walls) / len(walls), sum(t.nbytes for t in delta.values()))
 
 
-def _prototypes(bench: Bench) -> dict:
+def _prototypes(bench: StreamEvaluation) -> dict:
     sets = [*zip(bench.cfgs, bench.datasets, bench.tests, strict=True)]
 
     def compute() -> None:
@@ -66,7 +66,7 @@ def _prototypes(bench: Bench) -> dict:
     return _row("prototypes of a task", _seconds(compute) / len(sets), round(left))
 
 
-def _materialise(bench: Bench, fusion: Fusion) -> dict:
+def _materialise(bench: StreamEvaluation, fusion: Fusion) -> dict:
     """An expert's weights from the unified delta, in a CLIP that is there already."""
     weights = {name: value.detach().clone() for name, value in bench.clip.module.named_parameters()}
 

@@ -71,10 +71,10 @@ def differences(argv: list[str], memo: dict | None = None) -> list[str]:
     args, run = read(argv)
     if args.action == "train":
         return [line for index in range(len(run.tasks)) for line in other_session(run, index, memo)]
-    from scripts.condu.bench import Bench
+    from scripts.condu.bench import StreamEvaluation
     from scripts.condu.evaluate import asked
 
-    bench = Bench(run, memo)
+    bench = StreamEvaluation(run, memo)
     folders, facts = asked(bench.rules(), args.out, PROTOCOLS[args.action])
     return [line for key, folder in folders.items() for line in bench.differs(folder, facts[key])]
 
@@ -89,12 +89,12 @@ def main(argv: list[str] | None = None) -> None:
         if args.action == "train":
             train_stream(run, args.gpus)
             return
-        from scripts.condu.bench import Bench, config
+        from scripts.condu.bench import StreamEvaluation, config
         from scripts.condu.evaluate import evaluate_stream
 
         command = shlex.join(["python", "-m", "scripts.condu.stream", *argv])
         with own_device(config(run, run.tasks[0]).USE_CUDA):
-            evaluate_stream(Bench(run), args.out, PROTOCOLS[args.action], command)
+            evaluate_stream(StreamEvaluation(run), args.out, PROTOCOLS[args.action], command)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         jobs = [(run, "toy_rates.measure", learned, command) for several in runs.values() for run in several]
         found = iter(together(workers, f"Training at {len(runs) - 1} rates", *jobs))
     from dassl.report.stats import summarise
-    from dassl.report.table import SEEDS_LEGEND, Sheet, Table, show
+    from dassl.report.table import SEEDS_LEGEND, Report, Table, show
 
     parts = {name: [next(found) for _ in several] for name, several in runs.items()}
     columns = list(parts["zero-shot CLIP"][0])
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     title = f"Learning rates; own accuracy is that of {learned.replace(',', ', ')}"
     notes = [SEEDS_LEGEND, f"highest {MEAN}: {', '.join(best)}"]
     table = Table(title, ["rate", *columns], [[name, *map(show, row)] for name, row in cells.items()], notes)
-    made = Sheet("rates", title, [table], [], table.columns, table.rows)
+    made = Report("rates", title, [table], [], table.columns, table.rows)
     print("", table.text(), "", *made.write(runs["zero-shot CLIP"][0].out.parent), sep="\n")
 
 

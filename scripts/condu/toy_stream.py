@@ -105,9 +105,9 @@ def _say_failure(what: str, future: Future) -> None:
 @functools.lru_cache(maxsize=1)
 def bench_of(run: Run):
     """The process's evaluator: test pictures and the pretrained model's features of them are kept between jobs."""
-    from scripts.condu.bench import Bench
+    from scripts.condu.bench import StreamEvaluation
 
-    return Bench(run)
+    return StreamEvaluation(run)
 
 
 def _job(number: int, run: Run, name: str, *arguments):

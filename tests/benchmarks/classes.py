@@ -138,7 +138,7 @@ def first(world, version: str, chunk: int, threads: int) -> dict:
     keys = {"MODEL__TEXT_CHUNK": chunks * chunk, "MODEL__CHECKPOINT_BLOCKS": blocks}
     with quiet():
         trainer = coop.build(world, "CoOp_LMC", FEATURES__VIEWS=1, **keys)
-        trainer.route("train_loader_x", is_train=True)
+        trainer.use_feature_bank("train_loader_x", is_train=True)
         batch = first_batch(trainer.train_loader_x)
         _runner = lambda: float(trainer.forward_backward(batch)["loss"])  # noqa: E731
         loss, gradient = gradient_of([trainer.model.ctx], _runner)

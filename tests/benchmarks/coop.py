@@ -33,7 +33,7 @@ def build(world: World, name: str, **keys: object):
 def training(world: World, task: str, version: str) -> Runner:
     """A step with its backward pass and its update."""
     trainer = build(world, task, FEATURES__VIEWS=int(version == "bank"))
-    trainer.route("train_loader_x", is_train=True)
+    trainer.use_feature_bank("train_loader_x", is_train=True)
     batch = first_batch(trainer.train_loader_x)
     images, labels = trainer.parse_batch_train(batch)
     module, ctx = trainer.clip.module, trainer.model.ctx
@@ -60,7 +60,7 @@ def training(world: World, task: str, version: str) -> Runner:
 def evaluation(world: World, version: str) -> Runner:
     """A model's accuracy: one test batch from pixels, or CACHED test features that are there already."""
     trainer = build(world, "CoOp", FEATURES__TEST=version == "bank")
-    trainer.route("test_loader", is_train=False)
+    trainer.use_feature_bank("test_loader", is_train=False)
     batch = next(iter(trainer.test_loader))
     images, _ = trainer.parse_batch_test(batch)
     towers = clip_towers(trainer.clip.module)

@@ -131,7 +131,7 @@ def training(world: World, version: str) -> Runner:
         g = torch.Generator().manual_seed(2)
         for value in trainer.model.parameters():
             value.add_(0.01 * torch.randn(value.shape, generator=g))
-    trainer.route("train_loader_x", is_train=True)
+    trainer.use_feature_bank("train_loader_x", is_train=True)
     batch, module = first_batch(trainer.train_loader_x), trainer.clip.module
     parameters = dict(trainer.model.named_parameters())
     if version == "plain":

@@ -28,7 +28,7 @@ def plain_vectors(clip, classnames, prompts):
     """{name: unit vector}, one text at a time."""
     vectors = {}
     for name in classnames:
-        each = [F.normalize(clip.encode_text(clip.tokenise([p.format(name)])), dim=-1)[0] for p in prompts]
+        each = [F.normalize(clip.encode_text(clip.tokenize([p.format(name)])), dim=-1)[0] for p in prompts]
         vectors.setdefault(name, F.normalize(torch.stack(each).mean(0), dim=-1))
     return vectors
 

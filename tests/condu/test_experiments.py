@@ -11,7 +11,7 @@ import train
 from dassl.utils import UserError
 from scripts.commands.condu import EVALUATION, TRAINING
 from scripts.condu import sessions, stream
-from scripts.condu.bench import Bench, training_line
+from scripts.condu.bench import StreamEvaluation, training_line
 from scripts.condu.experiments import sequential_store, train_sequential
 from scripts.condu.orders import ORDERS, known, random_orders, tasks_of
 from scripts.run import main
@@ -236,7 +236,7 @@ def test_fine_tuning_in_sequence_is_done_again_where_it_differs_and_where_it_beg
 ):
     words, out = copied
     _, run = stream.read(["train", "--order", TASKS, "--out", str(out), *words])
-    bench, again = Bench(run), Bench(replace(run, overwrite=True))
+    bench, again = StreamEvaluation(run), StreamEvaluation(replace(run, overwrite=True))
     steps = steps_counted(monkeypatch)
     train_sequential(bench)
     train_sequential(bench)
@@ -313,8 +313,8 @@ def test_a_vote_of_ones_own_is_evaluated_beside_the_presets(trained):
     words, out = trained
     args = ["eval-mtil", "--order", TASKS, "--run", str(out), "--out", str(out / "mtil"), *words]
     _, run = stream.read(args)
-    assert list(Bench(run).rules()) == ["paper", "released"]
+    assert list(StreamEvaluation(run).rules()) == ["paper", "released"]
     _, run = stream.read([*args, "TRAINER.CONDU.VOTE.K", "2"])
-    rules = Bench(run).rules()
+    rules = StreamEvaluation(run).rules()
     assert list(rules) == ["own", "paper", "released"] and rules["own"].k == 2
     assert f"bash scripts/condu/MTIL_{'LoRA' if 'lora' in run.cfg else 'FT'}.sh {TASKS}" in training_line(run)

@@ -31,7 +31,7 @@ def slow_expert(trainer, steps, rate, warm_up, smoothing):
         factor = (number + 1) / warm_up if number < warm_up else (1 + math.cos(math.pi * after)) / 2
         optim.param_groups[0]["lr"] = rate * factor
         image = F.normalize(clip.encode_image(batch["img"]), dim=-1)
-        tokens = clip.tokenise([trainer.dm.dataset.prompts[0].format(name) for name in names])
+        tokens = clip.tokenize([trainer.dm.dataset.prompts[0].format(name) for name in names])
         text = F.normalize(clip.encode_text(tokens), dim=-1)
         logits = clip.module.logit_scale.exp() * image @ text.t()
         classes = len(names)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from condu.expert_cache import Slots
+from condu.expert_cache import ExpertCache
 from dassl.clip.tiny import random_tiny
 from dassl.utils import UserError
 from tests.fixtures.condu_world import SMALL, member_of, noise_of
@@ -27,7 +27,7 @@ def members(clip, count):
 
 
 def test_each_key_has_its_weights_and_the_pretrained_ones_stay(clip):
-    before, slots = state(clip), Slots(clip)
+    before, slots = state(clip), ExpertCache(clip)
     deltas = [noise_of(clip, seed) for seed in range(3)]
     for seed in (0, 1, 0, 2, 1):
         member = member_of(clip, deltas[seed], f"expert {seed}")
@@ -37,14 +37,14 @@ def test_each_key_has_its_weights_and_the_pretrained_ones_stay(clip):
 
 
 def test_the_same_expert_is_not_filled_twice_in_a_row(clip):
-    slots, (first, second) = Slots(clip), members(clip, 2)
+    slots, (first, second) = ExpertCache(clip), members(clip, 2)
     for member in (first, first, second, second, first):
         slots.clip(member.key, member.fill)
     assert slots.filled == 3
 
 
 def test_the_one_not_used_for_longest_gives_way(clip):
-    slots, (a, b, c) = Slots(clip, capacity=2), members(clip, 3)
+    slots, (a, b, c) = ExpertCache(clip, capacity=2), members(clip, 3)
     for member in (a, b, a, c):
         slots.clip(member.key, member.fill)
     assert slots.filled == 3
@@ -59,7 +59,7 @@ def test_weights_are_written_into_the_same_memory(clip):
         made.append(random_tiny(**SMALL))
         return made[-1]
 
-    slots, (a, b) = Slots(clip, make), members(clip, 2)
+    slots, (a, b) = ExpertCache(clip, make), members(clip, 2)
     first = slots.clip(a.key, a.fill)
     places = [p.data_ptr() for p in first.module.parameters()]
     second = slots.clip(b.key, b.fill)
@@ -70,14 +70,14 @@ def test_weights_are_written_into_the_same_memory(clip):
 
 def test_no_slot_is_made_before_it_is_needed(clip):
     made = []
-    slots = Slots(clip, lambda: made.append(0) or random_tiny(**SMALL), capacity=5)
+    slots = ExpertCache(clip, lambda: made.append(0) or random_tiny(**SMALL), capacity=5)
     for member in members(clip, 2):
         slots.clip(member.key, member.fill)
     assert len(made) == 2
 
 
 def test_a_fill_that_fails_leaves_no_half_expert_under_its_key(clip):
-    slots, (good, other) = Slots(clip), members(clip, 2)
+    slots, (good, other) = ExpertCache(clip), members(clip, 2)
     slots.clip(good.key, good.fill)
 
     def broken(parameters):
@@ -87,11 +87,11 @@ def test_a_fill_that_fails_leaves_no_half_expert_under_its_key(clip):
     with pytest.raises(OSError, match="gone"):
         slots.clip(other.key, broken)
     assert slots.filled == 1
-    reference = Slots(clip)
+    reference = ExpertCache(clip)
     for member in (good, other):
         assert equal(state(slots.clip(member.key, member.fill)), state(reference.clip(member.key, member.fill)))
 
 
 def test_no_room_at_all_is_refused(clip):
     with pytest.raises(UserError, match="RESIDENT is 0"):
-        Slots(clip, capacity=0)
+        ExpertCache(clip, capacity=0)

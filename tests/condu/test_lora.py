@@ -42,7 +42,7 @@ def outputs(clip):
     """Normalised features of fixed pictures and texts, with gradient, one below the other."""
     side = clip.image_size
     pictures = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
-    both = clip.encode_image(pictures), clip.encode_text(clip.tokenise(TEXTS))
+    both = clip.encode_image(pictures), clip.encode_text(clip.tokenize(TEXTS))
     return torch.cat([F.normalize(part.float(), dim=-1) for part in both])
 
 
@@ -229,8 +229,8 @@ def test_what_the_deltas_hold():
     for name, value in product.delta().items():
         layer = name.removesuffix(".weight")
         torch.testing.assert_close(value, update(now[layer + ".lora_a"], now[layer + ".lora_b"]))
-    assert not full.trained.logit_scale.requires_grad and full.facts() == {"kind": "full"}
-    assert factors.facts() == {"kind": "lora_factors", "rank": 4, "layers": 8}
+    assert not full.trained.logit_scale.requires_grad and full.metadata() == {"kind": "full"}
+    assert factors.metadata() == {"kind": "lora_factors", "rank": 4, "layers": 8}
 
 
 @kinds

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from condu.expert_cache import Slots
+from condu.expert_cache import ExpertCache
 from condu.snapshot import LabelSpace, TestSet, prototypes_of, snapshot_of
 from condu.stream import Stream, Task
 from condu.tuning import FullSpace
@@ -37,7 +37,7 @@ def space(world):
 
 @pytest.fixture
 def stream(world, space):
-    stream = Stream.new(backbone={"name": "small", "digest": world.clip.digest}, space=space.facts())
+    stream = Stream.new(backbone={"name": "small", "digest": world.clip.digest}, space=space.metadata())
     for number in range(2):
         learn(world, stream, number)
     return stream
@@ -76,7 +76,7 @@ def test_equal_names_are_one_column_and_the_first_tasks(world):
 
 
 def test_a_member_is_the_pretrained_weights_and_its_decoupled_delta(world, stream, space):
-    snapshot, slots = snapshot_of(stream, space), Slots(world.clip)
+    snapshot, slots = snapshot_of(stream, space), ExpertCache(world.clip)
     assert snapshot.tasks == ["Task0", "Task1"] and snapshot.classnames == world.classnames[:2]
     for task, member in zip(snapshot.tasks, snapshot.members, strict=True):
         delta = stream.fusion.decouple(task)
@@ -103,7 +103,7 @@ def test_a_snapshot_does_not_outlive_its_session(world, stream, space):
     member = snapshot_of(stream, space).members[0]
     learn(world, stream, 2)
     with pytest.raises(UserError, match="the stream has 3 tasks, this snapshot of it 2"):
-        Slots(world.clip).clip(member.key, member.fill)
+        ExpertCache(world.clip).clip(member.key, member.fill)
 
 
 @pytest.mark.parametrize("size, parts", [(100, [16]), (16, [16]), (12, [10, 6]), (5, [5, 5, 5, 1]), (1, [5, 5, 5, 1])])

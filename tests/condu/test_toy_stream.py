@@ -10,7 +10,7 @@ import pytest
 from condu.metrics import AccuracyMatrix
 from dassl.utils import UserError
 from scripts.condu import toy_rates
-from scripts.condu.bench import Bench
+from scripts.condu.bench import StreamEvaluation
 from scripts.condu.experiments import TITLES, evaluate_ablations, evaluate_baselines, evaluate_orders, mean_of, member
 from scripts.condu.orders import random_orders
 from scripts.condu.toy_stream import main, read, together
@@ -117,7 +117,7 @@ def test_stages_have_seconds_and_bytes(toy):
 
 def test_what_is_finished_is_skipped(toy):
     out, words = toy
-    bench = Bench(read(words)[1][0])
+    bench = StreamEvaluation(read(words)[1][0])
     before = {path: path.stat().st_mtime_ns for path in out.rglob("results.json")}
     numbered = dict(enumerate(random_orders(NAMES, 2, seed=1)))
     old = cells(out, "orders", "01_paper")
@@ -135,21 +135,21 @@ def test_a_result_of_another_recipe_or_stream_is_refused_and_one_that_cannot_be_
     out, words = toy
     shutil.copytree(out, tmp_path / "run")
     run = replace(read(words)[1][0], out=tmp_path / "run")
-    other = Bench(replace(run, pairs=(*run.pairs, "TRAINER.CONDU.PREC", "bf16")))
+    other = StreamEvaluation(replace(run, pairs=(*run.pairs, "TRAINER.CONDU.PREC", "bf16")))
     for evaluate in (evaluate_baselines, evaluate_ablations, lambda bench: evaluate_orders(bench, {0: NAMES[::-1]})):
         with pytest.raises(UserError, match="PREC 'fp32', asked for 'bf16'.*--overwrite"):
             evaluate(other)
     spoiled = run.baselines / "average" / "results.json"
     results = json.loads(spoiled.read_text())
     spoiled.write_text(json.dumps(results | {"matrix": {"tasks": []}}))
-    evaluate_baselines(Bench(run))
+    evaluate_baselines(StreamEvaluation(run))
     again = json.loads(spoiled.read_text())
     assert again["matrix"] == results["matrix"] and again["inputs"] == results["inputs"]
     spoiled.write_text(json.dumps(results | {"inputs": results["inputs"] | {"stream": "0123"}}))
     with pytest.raises(UserError, match="average: stream '0123', asked for"):
-        evaluate_baselines(Bench(run))
+        evaluate_baselines(StreamEvaluation(run))
     before = {path: path.stat().st_mtime_ns for path in run.baselines.rglob("results.json")}
-    evaluate_baselines(Bench(replace(run, overwrite=True)))
+    evaluate_baselines(StreamEvaluation(replace(run, overwrite=True)))
     after = {path: path.stat().st_mtime_ns for path in before}
     assert [path for path in before if after[path] != before[path]] == [spoiled]
 
@@ -160,7 +160,7 @@ def test_a_rate_is_measured_by_its_experts_one_by_one_and_by_their_votes(toy, tm
     words = ["--tasks", TASKS, "--rates", "1e-3", "--root", *words[words.index("--root") + 1 :], "--out", str(tmp_path)]
     learned, runs = toy_rates.read(words)
     kept = replace(runs["toy_ft 0.001"][0], experts=read(toy[1])[1][0].experts)
-    bench = Bench(kept)
+    bench = StreamEvaluation(kept)
     found = toy_rates.measure(bench, learned, "")
     models = [member(bench, delta) for delta, _ in bench.experts.values()]
     correct = [[bench.evaluator.known(model, test) for test in bench.tests] for model in models]
@@ -170,7 +170,7 @@ def test_a_rate_is_measured_by_its_experts_one_by_one_and_by_their_votes(toy, tm
     for rule in ("paper", "released"):
         metrics = facts(out, f"mtil_{rule}")["metrics"]
         assert {f"{rule}: {key}": value for key, value in metrics.items()}.items() <= found.items()
-    zero_shot = toy_rates.measure(Bench(runs["zero-shot CLIP"][0]), learned, "")
+    zero_shot = toy_rates.measure(StreamEvaluation(runs["zero-shot CLIP"][0]), learned, "")
     assert zero_shot["own"] == pytest.approx(zero_shot["paper: last"])
     assert zero_shot["paper: transfer"] == facts(out, "baselines", "zero_shot")["metrics"]["transfer"]
 
@@ -179,7 +179,7 @@ def test_default_rates_are_chosen_on_images_that_nothing_was_trained_on(toy_data
     words = ["--choose", "--lora", "--tasks", "toy_digits,toy_letters", "--rates", "1e-3", "--root", str(toy_data)]
     learned, runs = toy_rates.read([*words, "--out", str(tmp_path), *SMALL])
     assert learned == "toy_letters" and [run.seed for run in runs["toy_lora 0.001"]] == [11, 12]
-    bench = Bench(runs["toy_lora 0.001"][0])
+    bench = StreamEvaluation(runs["toy_lora 0.001"][0])
     found = toy_rates.measure(bench, learned, "")
     assert set(found) == {"own", "others", toy_rates.MEAN}
     session = facts(bench.run.out, "sessions", "0_toy_letters")

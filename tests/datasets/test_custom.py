@@ -76,7 +76,7 @@ def test_class_folders_are_split_class_by_class_and_always_alike(tmp_path):
     assert paths(data.test, folder) == paths(other.test, folder) and data.split_digest == other.split_digest
     assert data.classnames == ["adjustable wrench", "claw hammer", "hand saw"]
     assert (data.task, data.template, data.has_val) == ("tools", "a photo of a {}.", True)
-    assert data.facts() == {"dataset": "tools", "task": "tools", "prompts": ["a photo of a {}."]}
+    assert data.metadata() == {"dataset": "tools", "task": "tools", "prompts": ["a photo of a {}."]}
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -253,7 +253,7 @@ def test_classes_that_are_left_out(tmp_path):
     folder = write_folder(tmp_path / "tools")
     before = [path for path, label in paths(folder_data(tmp_path).test, folder) if label != 1]
     data = folder_data(tmp_path, LEAVE_OUT=["claw_hammer"])
-    assert data.classnames == ["adjustable wrench", "hand saw"] and data.facts()["left_out"] == ["claw_hammer"]
+    assert data.classnames == ["adjustable wrench", "hand saw"] and data.metadata()["left_out"] == ["claw_hammer"]
     assert [path for path, _ in paths(data.test, folder)] == before  # the others keep their split
     (folder / "cache").mkdir()
     assert folder_data(tmp_path, LEAVE_OUT=["claw_hammer", "cache"]).split_digest == data.split_digest

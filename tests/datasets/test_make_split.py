@@ -101,7 +101,7 @@ def test_a_split_is_made_and_read(tmp_path, name):
     assert len({item.impath for items in lists for item in items}) == sum(counts)
     for items in lists:  # as many of each class as the classes have
         assert len(set(collections.Counter(item.label for item in items).values())) == 1 or name == "Caltech101"
-    assert data.split_used == f"split_local_{name}.json" and data.facts() == {"split_file": data.split_used}
+    assert data.split_used == f"split_local_{name}.json" and data.metadata() == {"split_file": data.split_used}
 
 
 def test_official_test_lists_stay_as_they_are(tmp_path):
@@ -126,7 +126,7 @@ def test_a_published_split_wins_and_none_is_made_beside_it(tmp_path):
         make(tmp_path, "OxfordPets")
     folder = tmp_path / "oxford_pets"
     (folder / "split_local_OxfordPets.json").write_text("{}")
-    assert build_dataset(config(tmp_path, "OxfordPets")).facts() == {}
+    assert build_dataset(config(tmp_path, "OxfordPets")).metadata() == {}
     os.remove(folder / "split_zhou_OxfordPets.json")
     with pytest.raises(UserError, match="split_local_OxfordPets.json is there already"):
         make(tmp_path, "OxfordPets")

@@ -63,7 +63,7 @@ def test_every_task_has_its_yaml_its_prompts_and_no_validation_images(tmp_path, 
     assert data.task == task and data.template == data.prompts[0] == first
     assert len(data.prompts) == len(set(data.prompts)) == count and all("{}" in prompt for prompt in data.prompts)
     assert data.val is None and not data.has_val
-    assert data.facts() == {"task": task, "prompts": data.prompts}
+    assert data.metadata() == {"task": task, "prompts": data.prompts}
     assert not set(pairs(data.train_x)) & set(pairs(data.test))
     assert {item.label for item in data.train_x} == set(range(data.num_classes)) == set(range(len(data.classnames)))
     assert sorted(tmp_path.rglob("*")) == before

@@ -45,7 +45,7 @@ def test_a_task_is_its_toy_set_in_other_lists(tmp_path, small):
     assert task.classnames == toy.classnames == WORLD["ToyCounts"].classnames
     assert (task.task, task.prompts, task.template) == ("ToyCounts", ["a photo of {}."], "a photo of {}.")
     assert task.val is None and not task.has_val and task.drawn["val"] == "none"
-    assert task.facts() == {
+    assert task.metadata() == {
         "world_digest": world_digest(),
         "task": "ToyCounts",
         "prompts": ["a photo of {}."],

@@ -127,11 +127,11 @@ def listen():
     from dassl.engine import TRAINER_REGISTRY
     from dassl.engine.base import TrainerBase
     from dassl.engine.loops import EpochTrainer
-    from dassl.engine.resume import Progress
+    from dassl.engine.resume import ResumeState
 
     told(EpochTrainer, "run_epoch", "training")
-    told(Progress, "save", "saving")
-    told(Progress, "save_within", "saving")
+    told(ResumeState, "save", "saving")
+    told(ResumeState, "save_within", "saving")
     told(TrainerBase, "save_model", "saving")
     told(condu.store.ExpertStore, "save", "saving")
     told(dassl.clip.feature_bank.FeatureBank, "fill", "bank")

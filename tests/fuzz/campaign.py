@@ -187,9 +187,9 @@ class Worker:
         if self.lines.count > before:
             self.corpus[KEPT - 1 :] = []
             self.corpus.append(files)
-        self.note(number, files, verdict)
+        self.log_metrics(number, files, verdict)
 
-    def note(self, number: int, files: Files, verdict: Verdict) -> None:
+    def log_metrics(self, number: int, files: Files, verdict: Verdict) -> None:
         """Count a verdict; keep the input of a failure."""
         _, *tally = self.counts.get()
         tally[2 if verdict.failed else 1 if verdict.kind == "refused" else 0] += 1

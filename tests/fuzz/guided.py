@@ -79,7 +79,7 @@ class Guided(Worker):
         self.counts.set(self.number, *tally)
         files, name = drawn(self.target, int.from_bytes(data[:2], "big"))
         files[name] = data[2:]
-        self.note(self.number - 1, files, judge(self.target, files, self.folder, self.watch))
+        self.log_metrics(self.number - 1, files, judge(self.target, files, self.folder, self.watch))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -30,7 +30,7 @@ def build(kind, scale=0.5, dim=8):
 def inputs(clip):
     torch.manual_seed(4)
     size = clip.image_size
-    return torch.randn(3, 3, size, size), clip.tokenise(["a photo of a red star.", "two dogs."])
+    return torch.randn(3, 3, size, size), clip.tokenize(["a photo of a red star.", "two dogs."])
 
 
 def encode(clip, images, tokens):
@@ -220,7 +220,7 @@ def test_open_clips_towers_take_adapters(tmp_path, kind):
     clip = build_clip(f"open_clip:{write_open_clip(tmp_path / kind, kind)}")
     adapters = MultiModalAdapters(clip, first=1, last=2, dim=4, scale=0.5)
     images = torch.randn(2, 3, clip.image_size, clip.image_size)
-    tokens = clip.tokenise(["a red star", "a dog"])
+    tokens = clip.tokenize(["a red star", "a dog"])
     bare = encode(clip, images, tokens)
     with adapters.attached(clip):
         adapted = encode(clip, images, tokens)

@@ -238,6 +238,6 @@ def test_prompt_ensembling_averages_unit_class_vectors(run):
     vectors = 0
     for template in trainer.templates():
         texts = [template.format(name.replace("_", " ")) for name in trainer.classnames]
-        vectors += torch.nn.functional.normalize(trainer.clip.encode_text(trainer.clip.tokenise(texts)), dim=-1) / 8
+        vectors += torch.nn.functional.normalize(trainer.clip.encode_text(trainer.clip.tokenize(texts)), dim=-1) / 8
     torch.testing.assert_close(trainer.text_features(), vectors)
     assert results(run("ZeroshotCLIP2", "two", "--eval-only"))["templates"] == trainer.templates()

@@ -73,7 +73,7 @@ def plain_image(clip, prompts, images):
 def plain_text(clip, model):
     """The text tower written out, all positions."""
     tower, own, n = clip.text_tower, deep(model.text_encoder), model.prompt_learner.n_ctx
-    tokens = clip.tokenise([f"{' '.join(['a'] * n)} {name}." for name in NAMES])
+    tokens = clip.tokenize([f"{' '.join(['a'] * n)} {name}." for name in NAMES])
     x = torch.cat([clip.embed(tokens)[:, :1], model.prompt_learner.ctx.expand(len(NAMES), -1, -1)], 1)
     x = torch.cat([x, clip.embed(tokens)[:, 1 + n :]], 1) + tower.positional_embedding
 
@@ -123,7 +123,7 @@ def test_depth_counts_blocks_from_the_first(backbones, depth):
 
 
 def test_the_backbone_is_as_before_after_a_call_and_after_a_failed_one(clip):
-    model, images, tokens = prompted(clip), pictures(clip), clip.tokenise(["a dot"])
+    model, images, tokens = prompted(clip), pictures(clip), clip.tokenize(["a dot"])
     before = clip.encode_image(images), clip.encode_text(tokens)
     model.encode_image(images)
     model.encode_classes()
@@ -157,7 +157,7 @@ def test_a_tower_that_pools_its_tokens_does_not_pool_the_prompts(backbones):
 def test_an_attentional_pool_of_tokens_works_too(backbones):
     clip = backbones["open_clip coca"]
     model, images = prompted(clip), pictures(clip)
-    plain = clip.encode_image(images), clip.encode_text(clip.tokenise(["a dot"]))
+    plain = clip.encode_image(images), clip.encode_text(clip.tokenize(["a dot"]))
     assert model.encode_image(images).shape == plain[0].shape
     assert model.encode_classes().shape == (3, clip.dim)
     assert torch.equal(clip.encode_image(images), plain[0])

@@ -278,7 +278,7 @@ def fixture_for(make, pets_root):
     state |= {key: suffix for key in state if key.endswith("token_suffix")}
     if "tokenized_prompts" in state:
         texts = [f"a photo of a {name.replace('_', ' ')}." for name in trainer.classnames]
-        state["tokenized_prompts"] = clip.tokenise(texts)
+        state["tokenized_prompts"] = clip.tokenize(texts)
     own = clip.module.visual.state_dict()
     frozen = [key for key in state if key.startswith("image_encoder.") and "VPT" not in key]
     for key in frozen:

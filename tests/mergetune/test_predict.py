@@ -63,7 +63,7 @@ def evaluated(world):
         set_random_seed(1)
         trainer = build_trainer(train.setup_cfg(train.build_parser().parse_intermixed_args(words)))
         trainer.load_model("" if "--eval-only" in RUNS[name] else str(world / name))
-        with trainer.classifier_held():
+        with trainer.cached_classifier():
             trainer.output_test()
         rows = json.loads((folder / "output.json").read_text())
         return {path: torch.tensor(row["predict"]) for path, row in rows.items()}

@@ -186,10 +186,10 @@ def test_a_student_of_another_teacher_is_refused(words, world):
 def test_without_a_prompted_teacher_clip_teaches(built, tmp_path):
     trainer = built("PromptKD", TRAINER__PROMPTKD__TEACHER_DIR="")
     clip = trainer.clip
-    texts = clip.encode_text(clip.tokenise([trainer.template.format(n.replace("_", " ")) for n in trainer.classnames]))
+    texts = clip.encode_text(clip.tokenize([trainer.template.format(n.replace("_", " ")) for n in trainer.classnames]))
     torch.testing.assert_close(trainer.teacher.text, F.normalize(texts, dim=-1))
-    assert trainer.facts()["teacher"]["digest"] == clip.digest
-    assert trainer.facts()["data_seen"].endswith("teacher: none")
+    assert trainer.metadata()["teacher"]["digest"] == clip.digest
+    assert trainer.metadata()["data_seen"].endswith("teacher: none")
 
 
 def test_the_loss_of_stage_2_is_the_released_one(built):

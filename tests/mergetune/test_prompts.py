@@ -5,7 +5,7 @@ import torch
 
 from dassl.utils import UserError
 from mergetune.models.prompts import PromptLearner, context_words, word_context
-from mergetune.weights import at
+from mergetune.weights import swapped_parameters
 from tests.dassl.clip.test_clip import openai_backbone, random_tiny
 
 NAMES = ["cat", "great_white shark", "Zyxgh"]
@@ -27,7 +27,7 @@ def features(clip, learner):
 def test_a_context_of_words_is_the_text_itself(clip, position, template):
     learner = PromptLearner(clip, NAMES, words="a photo of a", position=position)
     texts = [template.format(name.replace("_", " ")) for name in NAMES]
-    plain = clip.encode_text(clip.tokenise(texts))
+    plain = clip.encode_text(clip.tokenize(texts))
     torch.testing.assert_close(features(clip, learner), plain, rtol=0, atol=2e-6)
 
 
@@ -54,7 +54,7 @@ def test_class_specific_contexts_move_their_own_class_only(clip):
 def test_another_context_can_be_tried_without_touching_the_learned_one(clip):
     learner = PromptLearner(clip, NAMES, words="a photo of a")
     kept = learner.ctx.detach().clone()
-    with at(learner, {"ctx": torch.randn_like(learner.ctx)}):
+    with swapped_parameters(learner, {"ctx": torch.randn_like(learner.ctx)}):
         other = features(clip, learner)
     assert not torch.allclose(other, features(clip, learner))
     assert torch.equal(learner.ctx, kept)

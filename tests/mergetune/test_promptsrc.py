@@ -44,7 +44,7 @@ def test_the_loss_is_the_recipes(words):
     losses = trainer.losses(batch)
     rows = []
     for template in IMAGENET[:N_TEMPLATES]:
-        rows.append(clip.encode_text(clip.tokenise([template.format(name) for name in trainer.classnames])))
+        rows.append(clip.encode_text(clip.tokenize([template.format(name) for name in trainer.classnames])))
     t0 = F.normalize(torch.stack(rows).mean(0), dim=-1)
     x0 = F.normalize(clip.encode_image(batch["img"]), dim=-1)
     t, x = F.normalize(model.encode_classes(), dim=-1), F.normalize(model.encode_image(batch["img"]), dim=-1)

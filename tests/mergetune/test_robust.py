@@ -12,7 +12,7 @@ from dassl.utils import UserError, load_checkpoint
 from mergetune.lmc import interpolate, line_loss, line_points
 from mergetune.models.heads import LinearHead, linear_line_logits, linear_line_loss, rows_for, zero_shot_head
 from mergetune.models.templates import IMAGENET, SELECT, templates
-from mergetune.stage2 import Continued
+from mergetune.stage2 import MergeTune
 from mergetune.weights import trainable
 from tests.fixtures.open_clip_models import open_clip_folder  # noqa: F401
 from tests.fixtures.toy_objects import COUNTS, runs  # noqa: F401
@@ -27,7 +27,7 @@ def weights(folder, model):
 
 def test_batch(trainer):
     """Images, or features, and labels of the first test batch."""
-    trainer.route_split("test")
+    trainer.use_feature_bank_for("test")
     trainer.set_model_mode("eval")
     return trainer.parse_batch_test(next(iter(trainer.test_loader)))
 
@@ -64,7 +64,7 @@ def test_what_trains_is_what_is_stored(runs, trainer, name, model):  # noqa: F81
 
 def test_the_probe_needs_one_view_of_each_picture_and_pixels_train_the_same(runs):  # noqa: F811
     bank = runs.built("LinearProbe", "new")
-    bank.route("train_loader_x", is_train=True)
+    bank.use_feature_bank("train_loader_x", is_train=True)
     assert len(bank.train_loader_x.dataset.bank) == 1
     assert "RandomResizedCrop" not in str(bank.dm.train_loader_x.dataset.transform)
     runs.run("LinearProbe", "pixels", "FEATURES.VIEWS", "0")
@@ -129,12 +129,12 @@ def test_closed_form_equals_the_loop(grid):
 
 @pytest.mark.parametrize(("trainer", "name", "model"), PAIRS)
 def test_the_path_in_weights_equals_the_plain_loop(runs, trainer, name, model):  # noqa: F811
-    """Value and gradient, against the pass a point that `Continued` makes of any trainer."""
+    """Value and gradient, against the pass a point that `MergeTune` makes of any trainer."""
     built = runs.built(f"{trainer}_LMC", "new", "--resume-coop", runs.folder / name)
-    built.route("train_loader_x", is_train=True)
+    built.use_feature_bank("train_loader_x", is_train=True)
     images, labels = built.parse_batch_train(next(iter(built.train_loader_x)))
     params = list(trainable(built.model).values())
-    ours, plain = built.weight_path(images, labels), Continued.weight_path(built, images, labels)
+    ours, plain = built.weight_path(images, labels), MergeTune.weight_path(built, images, labels)
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
     for mine, theirs in zip(torch.autograd.grad(ours, params), torch.autograd.grad(plain, params), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
@@ -145,7 +145,7 @@ def test_at_its_ends_stage_2_is_one_of_its_parents(runs, trainer, name, model): 
     words = ["--resume-coop", runs.folder / name, "TRAINER.LMC.LAMBDA", "1.0", "TRAINER.LMC.TAU"]
     at_clip, at_stage1 = (runs.built(f"{trainer}_LMC", "new", *words, tau) for tau in ("0.0", "1.0"))
     for built in (at_clip, at_stage1):
-        built.route("train_loader_x", is_train=True)
+        built.use_feature_bank("train_loader_x", is_train=True)
         built.set_model_mode("train")
     assert at_clip.anchor(at_clip.text_features()).item() == 0
     batch = next(iter(at_stage1.train_loader_x))

@@ -3,7 +3,7 @@
 import pytest
 
 from dassl.engine import build_trainer, launch
-from dassl.engine.resume import Progress
+from dassl.engine.resume import ResumeState
 from tests.faults import places, stops
 from tests.faults.bench import Bench
 from tests.faults.damage import FAULT, SAID, Stage
@@ -97,7 +97,7 @@ def test_files_from_the_future(bench):
     places.clock_set_back(bench)
 
 
-@pytest.mark.parametrize(("owner", "name"), [(Progress, "save"), (launch, "write_results")])
+@pytest.mark.parametrize(("owner", "name"), [(ResumeState, "save"), (launch, "write_results")])
 def test_the_gaps_between_files(owner, name, tmp_path, monkeypatch):
     """Broken off with a checkpoint and no resume.pt yet; and with all trained and no results.json yet."""
     root, results = write_pictures(tmp_path / "data"), {}

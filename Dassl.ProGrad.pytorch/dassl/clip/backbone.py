@@ -1,7 +1,7 @@
 """One interface to any CLIP: what a trainer may ask, and nothing else.
 
 A backend wraps a module that has `encode_image`, `encode_text`, `token_embedding` and `logit_scale`, and
-says how to tokenise. The rest is here, on the module's own code: a text is encoded from embeddings by a
+says how to tokenize. The rest is here, on the module's own code: a text is encoded from embeddings by a
 hook on `token_embedding`, and short texts run short, for a causal tower never reads behind the end token.
 
 Letters: B images, C texts or classes, L tokens (at most the context length), D joint width, W width of the
@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dassl.utils import UserError
+from dassl.utils.moved import OldMethods
 
 from .recompute import recomputed, recomputed_blocks
 
@@ -50,10 +51,10 @@ class Block:
     batch_first: bool
 
 
-class ClipBackbone:
+class ClipBackbone(OldMethods):
     """One loaded CLIP.
 
-    A backend overrides `tokenise`, `image_blocks` and `text_blocks`, and whatever property does not fit its
+    A backend overrides `tokenize`, `image_blocks` and `text_blocks`, and whatever property does not fit its
     module. Attributes: name, digest (sha256 of the weights), module, preprocess, activation ("quickgelu" or
     "gelu"), causal (the text tower reads to the left only), start_tokens (tokens before the text),
     short_text (True: texts are cut behind the longest prompt of the call; False keeps all L positions),
@@ -71,12 +72,12 @@ class ClipBackbone:
         self.module, self.name, self.digest = module, name, digest
         self.preprocess, self.activation = preprocess, activation
         self.short_text = self.causal
-        self._guests = []
+        self._attached = []
 
     def __str__(self):
         return f"CLIP {self.name}: D {self.dim}, {self.image_size} px, {self.activation}, sha256 {self.digest[:12]}"
 
-    def facts(self):
+    def metadata(self):
         """Which CLIP this is, down to its weights; JSON-ready."""
         facts = {name: getattr(self, name) for name in ("name", "digest", "activation")}
         return facts | {"preprocess": asdict(self.preprocess)}
@@ -150,7 +151,7 @@ class ClipBackbone:
                 f"{what} cannot run on {self.name}: {self.no_embeddings}. Zero-shot, linear probe and fine-tuning can"
             )
 
-    def tokenise(self, texts):
+    def tokenize(self, texts):
         """list of C strings -> (C, context_length) int64 on the device. UserError names a text too long."""
         raise NotImplementedError
 
@@ -160,7 +161,7 @@ class ClipBackbone:
 
     def token_counts(self, texts):
         """list of C strings -> list of C numbers of tokens, start and end left out."""
-        return (self.lengths(self.tokenise(texts)) - self.start_tokens - 1).tolist()
+        return (self.lengths(self.tokenize(texts)) - self.start_tokens - 1).tolist()
 
     def shorten(self, tokens):
         """(C, L) -> (C, L') cut behind the longest prompt; as given where that would not be exact."""
@@ -173,7 +174,7 @@ class ClipBackbone:
 
     def encode_image(self, images):
         """(B, 3, H, W) -> (B, D), not normalised."""
-        with self._blocks_recomputed("image", _modules(self._guests)):
+        with self._blocks_recomputed("image", _modules(self._attached)):
             return self.module.encode_image(images.to(self.dtype))
 
     def encode_text(self, tokens):
@@ -217,45 +218,45 @@ class ClipBackbone:
         if (text_chunk, checkpoint_blocks) == (self.text_chunk, self.checkpoint_blocks):
             return self
         twin = copy.copy(self)
-        twin.text_chunk, twin.checkpoint_blocks, twin._guests = text_chunk, checkpoint_blocks, []
+        twin.text_chunk, twin.checkpoint_blocks, twin._attached = text_chunk, checkpoint_blocks, []
         return twin
 
     @contextlib.contextmanager
-    def hosting(self, guest):
-        """Inside, hooks on the towers run the module `guest`: what is run again finds its weights as they are now."""
-        self._guests = [*self._guests, guest]
+    def attached_modules(self, module):
+        """Inside, hooks on the towers run `module`: what is run again finds its weights as they are now."""
+        self._attached = [*self._attached, module]
         try:
             yield
         finally:
-            self._guests = [other for other in self._guests if other is not guest]
+            self._attached = [other for other in self._attached if other is not module]
 
     def _in_chunks(self, tokens, embeddings=None):
         """(C, L) and maybe (C, L, W) -> (C, D), `text_chunk` texts at a time; with gradients, each run again."""
-        size, guests = self.text_chunk or len(tokens), _modules(self._guests)
+        size, attached = self.text_chunk or len(tokens), _modules(self._attached)
         if len(tokens) <= size:
-            return self._text_pass(guests, tokens, embeddings)
+            return self._text_pass(attached, tokens, embeddings)
         parts = [(part,) for part in tokens.split(size)]
         if embeddings is not None:
             parts = list(zip(tokens.split(size), embeddings.split(size), strict=True))
         if not torch.is_grad_enabled():
-            return torch.cat([self._text_pass(guests, *part) for part in parts])
-        modules = [*self.text_tower.modules(), *guests]
-        return torch.cat([recomputed(self._text_pass, modules, guests, *part) for part in parts])
+            return torch.cat([self._text_pass(attached, *part) for part in parts])
+        modules = [*self.text_tower.modules(), *attached]
+        return torch.cat([recomputed(self._text_pass, modules, attached, *part) for part in parts])
 
-    def _text_pass(self, guests, tokens, embeddings=None):
+    def _text_pass(self, attached, tokens, embeddings=None):
         """(C, L), and embeddings in place of the tokens' own -> (C, D)."""
         with contextlib.ExitStack() as within:
             if embeddings is not None:
                 hook = self.text_tower.token_embedding.register_forward_hook(lambda *_: embeddings)
                 within.callback(hook.remove)
             within.enter_context(self._short_positions(tokens.shape[1]))
-            within.enter_context(self._blocks_recomputed("text", guests))
+            within.enter_context(self._blocks_recomputed("text", attached))
             return self.module.encode_text(tokens)
 
-    def _blocks_recomputed(self, tower, guests):
+    def _blocks_recomputed(self, tower, attached):
         """Context in which the blocks of a tower keep nothing but their inputs, if `checkpoint_blocks`."""
         blocks = getattr(self, f"{tower}_blocks") if self.checkpoint_blocks and torch.is_grad_enabled() else []
-        return recomputed_blocks([block.module for block in blocks], guests)
+        return recomputed_blocks([block.module for block in blocks], attached)
 
     # short text
     def _length_to_run(self, tokens):
@@ -292,8 +293,8 @@ class ClipBackbone:
                 slot[name] = whole
 
 
-def _modules(guests):
-    return [module for guest in guests for module in guest.modules()]
+def _modules(attached):
+    return [inner for module in attached for inner in module.modules()]
 
 
 def _lend(owner, name, length):
@@ -329,7 +330,7 @@ def text_classifier(backbone, classnames, templates, chunk=512):
     names = [name.replace("_", " ") for name in classnames]
     texts = [template.format(name) for template in templates for name in names]
     features = torch.cat(
-        [backbone.encode_text(backbone.tokenise(texts[i : i + chunk])) for i in range(0, len(texts), chunk)]
+        [backbone.encode_text(backbone.tokenize(texts[i : i + chunk])) for i in range(0, len(texts), chunk)]
     )  # (T * C, D)
     if len(templates) == 1:
         return features

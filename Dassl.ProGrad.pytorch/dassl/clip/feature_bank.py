@@ -36,7 +36,7 @@ from dassl.utils import (
     sha256_file,
     write_json,
 )
-from dassl.utils.distributed import barrier, broadcast, gather_rows, is_main, part, side_by_side, world_size
+from dassl.utils.distributed import barrier, broadcast, gather_rows, is_collective, is_main, shard, world_size
 from dassl.utils.progress import progress
 
 from .banks import default_folder
@@ -176,12 +176,12 @@ class FeatureBank:
         sample = SAMPLED.get(self.pixels)
         if missing and sample:
             sample(self, missing)
-        elif missing or side_by_side():
+        elif missing or is_collective():
             self.fill(missing)
 
     def fill(self, missing):
         """Build rounds that are not there."""
-        if side_by_side():
+        if is_collective():
             asked = broadcast(missing)  # by the main process: files may have come since another one looked
             if asked:
                 self._fill(asked, shared=True)
@@ -222,7 +222,7 @@ class FeatureBank:
         shared: every process of this run encodes its part of each round's batches, and the main one writes.
         """
         batches = torch.arange(len(self.pixels)).split(self.batch_size)
-        own = batches[part(len(batches))] if shared else batches
+        own = batches[shard(len(batches))] if shared else batches
         loader, title = self.loader(numbers, own), f"features of {len(self.pixels)} images x {len(numbers)}"
         done, numbers = [], iter(numbers)
         for images in progress(loader, title):
@@ -244,7 +244,7 @@ class FeatureBank:
 
     def _join(self, rows, batches):
         """All processes' rows of a round, in the main process; None in the others."""
-        parts = [batches[part(len(batches), number)] for number in range(world_size())]
+        parts = [batches[shard(len(batches), number)] for number in range(world_size())]
         counts = [sum(map(len, some)) for some in parts]
         joined = {name: gather_rows(value, counts) for name, value in rows.items()}
         return joined if is_main() else None

@@ -79,9 +79,9 @@ class OpenClip(ClipBackbone):
         return self._unpadded(tokens)
 
     def token_counts(self, texts):
-        return (self._unpadded(self.tokenise(texts)) - self._specials).tolist()
+        return (self._unpadded(self.tokenize(texts)) - self._specials).tolist()
 
-    def tokenise(self, texts):
+    def tokenize(self, texts):
         texts = [texts] if isinstance(texts, str) else list(texts)
         tokens = self._raw_tokens(texts)
         # open_clip cuts long texts without a word; with two positions more the excess shows

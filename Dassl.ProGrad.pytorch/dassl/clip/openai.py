@@ -84,7 +84,7 @@ class OpenAIClip(ClipBackbone):
             block.module.attn_mask = block.module.attn_mask.to(device)
         return super().to(device)
 
-    def tokenise(self, texts):
+    def tokenize(self, texts):
         try:
             tokens = clip_package().tokenize(texts, context_length=self.context_length)
         except RuntimeError as error:  # "Input ... is too long for context length 77", names the text

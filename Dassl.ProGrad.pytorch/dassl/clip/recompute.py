@@ -46,14 +46,14 @@ def recomputed(function: Callable, modules: Sequence[nn.Module], *inputs):
 
 
 @contextmanager
-def recomputed_blocks(blocks: Sequence[nn.Module], guests: Sequence[nn.Module] = ()) -> Iterator[None]:
+def recomputed_blocks(blocks: Sequence[nn.Module], attached: Sequence[nn.Module] = ()) -> Iterator[None]:
     """Inside, each block's forward pass is `recomputed` on its own; hooks on the block itself run around that.
 
-    guests: modules that hooks inside the blocks run through.
+    attached: modules that hooks inside the blocks run through.
     """
     before = [(vars(block), vars(block).get("forward")) for block in blocks]
     for block in blocks:
-        vars(block)["forward"] = partial(_forward, block.forward, [*block.modules(), *guests])
+        vars(block)["forward"] = partial(_forward, block.forward, [*block.modules(), *attached])
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from collections import deque
 
 from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 
-from dassl.utils.distributed import part, world_size
+from dassl.utils.distributed import shard, world_size
 
 from .data_manager import Loader
 
@@ -34,7 +34,7 @@ class ShardedBatches(Sampler):
     def __iter__(self):
         self.shares.clear()  # of a pass that was broken off
         for batch in self.batches:
-            mine = batch[part(len(batch))]
+            mine = batch[shard(len(batch))]
             self.shares.append(len(mine) / len(batch))
             yield mine or batch[:1]
 
@@ -63,7 +63,7 @@ def share_of_batches(loader, together=1):
         return None
     batches = list(sampler)
     groups = [batches[first : first + together] for first in range(0, len(batches), together)]
-    return loader_like(loader, [batch for group in groups[part(len(groups))] for batch in group])
+    return loader_like(loader, [batch for group in groups[shard(len(groups))] for batch in group])
 
 
 def loader_like(loader, batches, persistent=False):

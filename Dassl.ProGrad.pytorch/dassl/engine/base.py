@@ -20,12 +20,13 @@ from dassl.utils import (
     tolist_if_not,
 )
 from dassl.utils.distributed import is_main
+from dassl.utils.moved import OldMethods
 from dassl.utils.progress import progress
 
 from .build import source_of
 from .checkpoint import find_model, load_exactly
 from .prograd import project_conflicting
-from .signals import steps_end_first
+from .signals import defer_sigterm
 
 log = get_logger()
 
@@ -36,7 +37,7 @@ class NotFinite(UserError, FloatingPointError):
     """A loss or a weight is infinite or NaN."""
 
 
-class TrainerBase:
+class TrainerBase(OldMethods):
     """Base class of trainers. A subclass registers models and says what an epoch and a test are."""
 
     _bar = None  # of the epochs, while they run
@@ -192,7 +193,7 @@ class TrainerBase:
                 self.epoch = epoch
                 self.before_epoch()
                 self.run_epoch()
-                with steps_end_first():
+                with defer_sigterm():
                     self.after_epoch()
                     self.save_progress()
                 self._bar.update(epoch + 1 - self.start_epoch - self._bar.n)

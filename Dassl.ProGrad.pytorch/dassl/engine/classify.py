@@ -25,5 +25,5 @@ class Classifies:
 
     def supervised(self, logits, label):
         """Cross-entropy of (B, C) and (B,), a scalar; notes the accuracy for the log line."""
-        self.note(acc=compute_accuracy(logits.detach(), label)[0])
+        self.log_metrics(acc=compute_accuracy(logits.detach(), label)[0])
         return F.cross_entropy(logits, label)

@@ -13,7 +13,7 @@ from dassl.data.shards import next_share, sharded_loader, share_of_batches
 from dassl.evaluation import can_gather
 from dassl.modeling.ops.batch_norm import set_share, takes_own_part
 from dassl.utils import UserError, get_logger
-from dassl.utils.distributed import all_reduce, broadcast, broadcast_tensors, is_main, rank, side_by_side, world_size
+from dassl.utils.distributed import all_reduce, broadcast, broadcast_tensors, is_collective, is_main, rank, world_size
 
 from .state import plain, rng_state, set_rng_state
 
@@ -77,7 +77,7 @@ def evaluation_share(trainer, loader):
 
     All of it too where the evaluator cannot gather or the loader has an order of its own; which is said once.
     """
-    if not side_by_side():
+    if not is_collective():
         return None
     gathers, share = can_gather(trainer.evaluator), share_of_batches(loader)
     if gathers and share is not None:

@@ -30,11 +30,11 @@ from dassl.utils import (
     write_json,
 )
 from dassl.utils.distributed import (
-    Elsewhere,
+    PeerFailure,
     barrier,
     broadcast,
-    in_turn,
     is_main,
+    main_process_first,
     own_device,
     process_group,
     world_size,
@@ -88,7 +88,7 @@ def run(
     Raises:
         AlreadyFinished: results.json is there; of an evaluation that lacks only what TEST.OTHERS names, it gets that.
         UserError: bad config or data, folder in use, nothing to evaluate, no space on disk.
-        Elsewhere: another process of this run failed; a SystemExit.
+        PeerFailure: another process of this run failed; a SystemExit.
     """
     evaluates(cfg, eval_only, model_dir)
     folder = cfg.OUTPUT_DIR
@@ -216,7 +216,7 @@ def build_run(cfg, recipe=None):
         set_random_seed(cfg.SEED)
     elif world_size() > 1:
         set_random_seed(broadcast(int.from_bytes(os.urandom(4), "big")))  # any, but one for all
-    with in_turn():  # a data set may keep on disk what it draws
+    with main_process_first():  # a data set may keep on disk what it draws
         trainer = build_trainer(cfg)
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
     drawn = getattr(dataset, "drawn", None)
@@ -237,7 +237,7 @@ def _complete(cfg, model_dir, load_epoch, row):
     folder, results = cfg.OUTPUT_DIR, finished(cfg.OUTPUT_DIR)
     if cfg.SEED >= 0:
         set_random_seed(cfg.SEED)
-    with in_turn():
+    with main_process_first():
         trainer = build_trainer(cfg)
     with _released(trainer), memory_errors():
         load_epoch = load_trained(trainer, model_dir, load_epoch, row)
@@ -288,7 +288,7 @@ def _train(trainer):
     except WriteFailed as error:
         raise WriteFailed(f"{error} (last good checkpoint: {trainer.last_checkpoint()})") from error
     except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, Elsewhere):
+        if isinstance(error, PeerFailure):
             log.info(f"Failed in {error.reason}")
         log.info(f"Interrupted (last good checkpoint: {trainer.last_checkpoint()}); the same command goes on")
         raise

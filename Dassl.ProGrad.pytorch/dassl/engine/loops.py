@@ -17,7 +17,7 @@ from dassl.utils.distributed import average_gradients, world_size
 
 from .build import source_of
 from .distributed import batch_share, of_all, start_epoch_together, start_together
-from .signals import steps_end_first, stop, told_to_stop
+from .signals import defer_sigterm, should_stop, stop
 from .simple import SimpleTrainer, recorded
 
 log = get_logger()
@@ -58,7 +58,7 @@ class EpochTrainer(SimpleTrainer):
         batches = enumerate(self.epoch_batches())
         resumed = self._progress.pass_over(batches, losses)
         end = time.time()
-        with steps_end_first():
+        with defer_sigterm():
             for batch_idx, batch in batches:
                 self.batch_idx = batch_idx
                 self._share = batch_share(self)
@@ -76,7 +76,7 @@ class EpochTrainer(SimpleTrainer):
                 if self._bar is not None:
                     self._bar.update(1 / self.num_batches)
                 stepped = (batch_idx + 1) % self.cfg.TRAIN.ACCUMULATE == 0 or batch_idx + 1 == self.num_batches
-                if stepped and told_to_stop():
+                if stepped and should_stop():
                     self._progress.save_within(losses)
                     stop()
                 end = time.time()
@@ -137,9 +137,9 @@ class EpochTrainer(SimpleTrainer):
             raise UserError(f"{source_of(type(self))}: losses() gave {what}; expected {{name: scalar tensor}}")
         return total
 
-    def note(self, **metrics):
+    def log_metrics(self, **metrics):
         """Print these numbers with this batch's losses."""
-        self.notes.update(metrics)
+        self.step_metrics.update(metrics)
 
     def forward_backward(self, *batch):
         """One batch, from losses to step -> what is printed.
@@ -148,11 +148,11 @@ class EpochTrainer(SimpleTrainer):
         makes one too. The schedulers step after the last batch, those of `cosine_steps` after each step. Several
         processes step on the loss of all their parts of the batch, and print that.
         """
-        self.notes = {}
+        self.step_metrics = {}
         with self.precision.autocast():
             losses = self.losses(*batch)
         total = self._total(losses)
-        printed = of_all({"loss": total, **losses, **self.notes}, self._share)
+        printed = of_all({"loss": total, **losses, **self.step_metrics}, self._share)
         self.detect_anomaly(printed["loss"])
         first = self.batch_idx - self.batch_idx % self.cfg.TRAIN.ACCUMULATE
         size = max(1, min(self.cfg.TRAIN.ACCUMULATE, self.num_batches - first))

@@ -17,7 +17,7 @@ from dassl.config import KEYS, leaves, merge_tree, read_yaml
 from dassl.data import DataManager
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import MissingFile, UserError, get_logger
-from dassl.utils.distributed import in_turn
+from dassl.utils.distributed import main_process_first
 
 from .build import trainer_class
 from .state import rng_state, set_rng_state, stop_workers
@@ -59,7 +59,7 @@ def other_sets(cfg: CN) -> dict[str, CN]:
     files = [(word, file) for word in asked(cfg) for file in files_of(word)]
     if asked(cfg) and not files:
         raise UserError(f"TEST.OTHERS: the data set {own} knows no others by their names")
-    with in_turn():  # a data set may be drawn
+    with main_process_first():  # a data set may be drawn
         for word, file in files:
             other = _config(cfg, file)
             try:
@@ -148,5 +148,5 @@ def _score(cfg: CN, folder: str, epoch: int | None) -> dict:
     log.info(f"others: {cfg.DATASET.NAME} {accuracy:.2f} %")
     dataset = other_data(cfg).dataset
     row = {name: getattr(other.evaluator, name, None) for name in ("correct", "total")}
-    row["template"] = other.facts().get("templates", getattr(dataset, "template", None))
+    row["template"] = other.metadata().get("templates", getattr(dataset, "template", None))
     return row | {"split_digest": getattr(dataset, "split_digest", None)}

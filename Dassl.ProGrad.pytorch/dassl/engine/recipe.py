@@ -117,11 +117,17 @@ def build_lists(cfg: CN) -> object:
         return None
 
 
+def dataset_metadata(dataset: object) -> dict:
+    """What a data set says of itself for results.json; Dassl's own have nothing to say."""
+    metadata = getattr(dataset, "metadata", None)
+    return metadata() if callable(metadata) else {}
+
+
 def data_digest(dataset: object, name: str = "") -> str:
     """Which images, labels and names a data set has, as far as it, or what results.json has of it, says."""
     if not isinstance(dataset, Mapping):
-        facts = dataset.facts() if hasattr(dataset, "facts") else {}
-        dataset = {"dataset": name, "split_digest": getattr(dataset, "split_digest", None)} | facts
+        said = dataset_metadata(dataset)
+        dataset = {"dataset": name, "split_digest": getattr(dataset, "split_digest", None)} | said
     words = [dataset.get(fact) for fact in ("dataset", "split_digest", "world_digest")]
     return " ".join(map(str, filter(None, words))) if words[1] else ""
 

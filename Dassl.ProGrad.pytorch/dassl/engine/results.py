@@ -19,7 +19,7 @@ from dassl.utils.memory import report_peak
 
 from .checkpoint import BEST, MERGE, check_written, find_file, weights_digest, written
 from .checkpoint import RESULTS as FILE
-from .recipe import check_config, recipe
+from .recipe import check_config, dataset_metadata, recipe
 
 CLASSES = "classes.json"
 FORMAT = 1
@@ -40,7 +40,7 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
 
     kind: "train" or "eval". wall_s: seconds, earlier sessions of a resumed run included. accuracy: what `test`
     returned, for a trainer whose own test passes the evaluator by. others: the entry of that name. The
-    `facts()` of the dataset, if any, and of the trainer override the engine's fields; what the trained model's own
+    `metadata()` of the dataset, if any, and of the trainer override the engine's fields; what the trained model's own
     folder says (`trained_facts`) overrides both.
     """
     dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
@@ -78,9 +78,7 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
     }
     if names := getattr(dataset, "classnames", None):
         results["classes"] = classes_fact(names)
-    if hasattr(dataset, "facts"):
-        results |= dataset.facts()
-    results |= trainer.facts()
+    results |= dataset_metadata(dataset) | trainer.metadata()
     results |= {name: value for name, value in trainer.trained.items() if value or name in results}
     if kind == "train":
         results["history"] = trainer._history

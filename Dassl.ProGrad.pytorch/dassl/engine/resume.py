@@ -46,13 +46,13 @@ log = get_logger()
 FILE = "resume.pt"
 FORMAT = 1
 # What the engine itself moves, or restores by other means
-_OWN = {"_epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start", "notes",
+_OWN = {"_epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start", "step_metrics",
         "_share", "_history"}  # fmt: skip
 
 _UNFIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
-class Progress:
+class ResumeState:
     """Saves and restores one trainer's run."""
 
     def __init__(self, trainer):

@@ -15,7 +15,7 @@ from dassl.utils.distributed import all_reduce, world_size
 
 PATIENCE = 5.0  # seconds: who sends the signal again after them does not want to wait; torchrun repeats it sooner
 _asked = []  # time of the signal that is yet to be heard
-_listening = []  # not empty in `steps_end_first`
+_listening = []  # not empty in `defer_sigterm`
 
 
 @contextlib.contextmanager
@@ -39,18 +39,18 @@ def _received(signum, frame):
 
 
 @contextlib.contextmanager
-def steps_end_first():
-    """In the block SIGTERM waits for `told_to_stop`, and for the end of the block. All processes come through it."""
+def defer_sigterm():
+    """In the block SIGTERM waits for `should_stop`, and for the end of the block. All processes come through it."""
     _listening.append(True)
     try:
         yield
     finally:
         _listening.pop()
-    if told_to_stop():
+    if should_stop():
         stop()
 
 
-def told_to_stop():
+def should_stop():
     """Has any process of this run got SIGTERM? All ask after the same steps."""
     if world_size() == 1:
         return bool(_asked)

@@ -32,7 +32,7 @@ from .earlier import best_digests, check_best
 from .network import SimpleNet
 from .precision import Precision
 from .results import trained_facts
-from .resume import Progress
+from .resume import ResumeState
 
 log = get_logger()
 
@@ -67,14 +67,14 @@ class SimpleTrainer(TrainerBase):
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.output_dir = cfg.OUTPUT_DIR
         self.cfg = cfg
-        self.notes = {}
+        self.step_metrics = {}
         self.precision = Precision(self.precision_mode(), self.device)
         self.build_data_loader()
         self.build_model()
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
         self.best_result = -np.inf
         self._history = []  # of `recorded`; resume.pt holds it
-        self._progress = Progress(self)
+        self._progress = ResumeState(self)
 
     @property
     def epoch(self):
@@ -104,7 +104,7 @@ class SimpleTrainer(TrainerBase):
         node = self.cfg.TRAINER.get(self.CONFIG, {}) if self.CONFIG else {}
         return node.get("PREC", "fp32")
 
-    def facts(self):
+    def metadata(self):
         """Hook: what results.json should say of this run beside the engine's own fields -> dict."""
         return {}
 

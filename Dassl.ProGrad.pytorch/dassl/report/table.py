@@ -11,6 +11,7 @@ from pathlib import Path
 from dassl.report.frame import is_below
 from dassl.report.methods import zero_shot_row
 from dassl.utils import atomic_write, one_line
+from dassl.utils.moved import old_names
 
 MISSING = "\N{EM DASH}"
 BELOW = "\N{DOWNWARDS ARROW}"  # behind a number that is below zero-shot CLIP's
@@ -142,7 +143,7 @@ EVALUATIONS_LEGEND = f"{MISSING}: no evaluation run found; a training run's own 
 
 
 @dataclass
-class Sheet:
+class Report:
     """name: the files' stem; tables: the one to read first stands first; legend: lines below all tables;
     columns, lines: of the CSV."""
 
@@ -203,10 +204,10 @@ def method_table(title, names, columns, cells, methods, unjudged=(), uncounted=(
 
 
 def method_sheet(name, heading, tables, legend, keys, lines, after=(), evaluations=True):
-    """-> Sheet of tables and lines as this module makes them. keys, after: names of a CSV's columns between those that
+    """-> Report of tables and lines as this module makes them. keys, after: names of a CSV's columns between those that
     name a row and its numbers, and behind; evaluations: all numbers are those of evaluation runs."""
     legend = [SEEDS_LEGEND, *legend, *([EVALUATIONS_LEGEND] if evaluations else [])]
-    return Sheet(name, heading, tables, legend, [*CSV_HEAD, *keys, "mean", "std", "n", *after], lines)
+    return Report(name, heading, tables, legend, [*CSV_HEAD, *keys, "mean", "std", "n", *after], lines)
 
 
 def csv_lines(names, cells, after=lambda row: [], digits=2):
@@ -236,3 +237,6 @@ def row_notes(name, *texts):
 def data_sets(names):
     """ "1 data set", "2 data sets"."""
     return f"{len(names)} data set{'s' if len(names) > 1 else ''}"
+
+
+__getattr__ = old_names(__name__)

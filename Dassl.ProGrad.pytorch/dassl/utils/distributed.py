@@ -18,6 +18,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from dassl.utils.moved import old_names
+
 from .errors import UserError
 from .logger import get_logger
 from .torchrun import launched, one_process  # noqa: F401  imported from here by commands
@@ -30,7 +32,7 @@ _stores = []  # of the open group: at most one
 _turns = []  # not empty while one process after the other does the same
 
 
-class Elsewhere(SystemExit):
+class PeerFailure(SystemExit):
     """Another process of this run has failed and says why itself: this one ends without a word, status 1."""
 
     def __init__(self, reason):
@@ -53,7 +55,7 @@ def is_main():
     return rank() == 0
 
 
-def part(count, number=None):
+def shard(count, number=None):
     """Slice of `count` things that falls to process `number`: contiguous, of equal size or one apart, maybe empty.
 
     Default: this process. The main one has the largest.
@@ -62,13 +64,13 @@ def part(count, number=None):
     return slice(-(-count * number // size), -(-count * (number + 1) // size))
 
 
-def side_by_side():
+def is_collective():
     """Do several processes run the same lines now? Then they can do parts of one work, and must exchange alike."""
     return world_size() > 1 and not _turns
 
 
 @contextlib.contextmanager
-def in_turn():
+def main_process_first():
     """The main process does the block first, then the others: it may keep on disk what they find there."""
     if not is_main():
         barrier()
@@ -88,7 +90,7 @@ def in_turn():
 def process_group():
     """The processes that torchrun started work together while the block lasts; inside another such block, nothing.
 
-    Of several processes that fail, the first raises its error; the others raise Elsewhere.
+    Of several processes that fail, the first raises its error; the others raise PeerFailure.
 
     Raises:
         UserError: torchrun's environment is incomplete, or a process was lost without a word.
@@ -104,12 +106,12 @@ def process_group():
     try:
         yield
         barrier()  # nobody leaves while another still writes
-    except Elsewhere:
+    except PeerFailure:
         raise
     except BaseException as error:
         said = _announce(error)
         if said and isinstance(error, Exception):
-            raise Elsewhere(said) from error
+            raise PeerFailure(said) from error
         raise
     finally:
         log.setLevel(level)
@@ -182,7 +184,7 @@ def _peers():
         except (RuntimeError, IndexError):
             said = "process 0: it kept the store, and is gone"
         if said:
-            raise Elsewhere(said) from error
+            raise PeerFailure(said) from error
         raise UserError(f"Another process of this run was lost: {_line(error)}") from error
 
 
@@ -305,3 +307,6 @@ def _buckets(params):
                 bucket, size = [], 0
         if bucket:
             yield bucket
+
+
+__getattr__ = old_names(__name__)

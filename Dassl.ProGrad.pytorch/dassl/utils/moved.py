@@ -1,8 +1,9 @@
-"""Import paths of earlier versions: each warns and gives the module that has its content now.
+"""Names of earlier versions: modules, classes and methods. Each warns and gives what has its place now.
 
-One release later they are gone. Dassl's own paths are none of them: they stay.
+One release later they are gone. Dassl's own names are none of them: they stay.
 """
 
+import functools
 import sys
 import warnings
 from importlib import import_module
@@ -28,6 +29,29 @@ MOVED = {
     for package, pairs in _IN.items()
     for old, new in (pair.split() for pair in pairs.split(", "))
 }
+CLASSES = {
+    "condu.expert_cache": {"Slots": "ExpertCache"},
+    "condu.tuning": {"Space": "Tuning"},
+    "dassl.report.table": {"Sheet": "Report"},
+    "dassl.utils.distributed": {
+        "Elsewhere": "PeerFailure",
+        "in_turn": "main_process_first",
+        "part": "shard",
+        "side_by_side": "is_collective",
+    },
+    "mergetune.clip_trainer": {"FrozenClipTrainer": "ClipTrainer"},
+    "mergetune.stage2": {"Continued": "MergeTune"},
+    "mergetune.weights": {"at": "swapped_parameters"},
+}
+METHODS = {
+    "classifier_held": "cached_classifier",
+    "facts": "metadata",
+    "hosting": "attached_modules",
+    "note": "log_metrics",
+    "route": "use_feature_bank",
+    "route_split": "use_feature_bank_for",
+    "tokenise": "tokenize",
+}
 
 
 class MovedModules:
@@ -43,3 +67,40 @@ class MovedModules:
         name = module.__name__
         warnings.warn(f"{name} is now {MOVED[name]}", FutureWarning, stacklevel=2)
         sys.modules[name] = import_module(MOVED[name])
+
+
+def old_names(module: str):
+    """The `__getattr__` of a module that has CLASSES: what had another name in an earlier version."""
+
+    def __getattr__(name: str):
+        new = CLASSES[module].get(name)
+        if new is None:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(f"{module}.{name} is now {new}", FutureWarning, stacklevel=2)
+        return getattr(sys.modules[module], new)
+
+    return __getattr__
+
+
+class OldMethods:
+    """Base of a class whose METHODS had other names: calls of an old one arrive, an override by its old name counts."""
+
+    def __init_subclass__(cls, **options) -> None:
+        super().__init_subclass__(**options)
+        for base in cls.__mro__:  # a mixin of ours need not have this base
+            inherited = {name for other in base.__mro__[1:] for name in vars(other)}
+            for old, new in METHODS.items():
+                if old in vars(base) and new in inherited and new not in vars(base):
+                    warnings.warn(f"{base.__name__}.{old} is now {new}", FutureWarning, stacklevel=2)
+                    setattr(base, new, vars(base)[old])
+                elif new in vars(base) and old not in vars(base):
+                    setattr(base, old, _old(old, new, vars(base)[new]))
+
+
+def _old(old: str, new: str, method):
+    @functools.wraps(method)
+    def call(self, *args, **options):
+        warnings.warn(f"{type(self).__name__}.{old} is now {new}", FutureWarning, stacklevel=2)
+        return method(self, *args, **options)
+
+    return call

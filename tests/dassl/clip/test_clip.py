@@ -48,7 +48,7 @@ def gradients(backbone, embeddings, tokens):
 
 
 def test_sizes_come_from_the_model(backbone):
-    side, tokens = backbone.image_size, backbone.tokenise(TEXTS)
+    side, tokens = backbone.image_size, backbone.tokenize(TEXTS)
     assert tokens.shape == (3, backbone.context_length) and tokens.dtype == torch.int64
     assert backbone.embed(tokens).shape == (3, backbone.context_length, backbone.width)
     assert backbone.encode_image(torch.zeros(2, 3, side, side)).shape == (2, backbone.dim)
@@ -59,7 +59,7 @@ def test_sizes_come_from_the_model(backbone):
 
 
 def test_the_start_tokens_stand_before_every_text(backbone):
-    first, second = backbone.tokenise(["cat", "two red stars"])
+    first, second = backbone.tokenize(["cat", "two red stars"])
     same = (first == second).tolist()
     assert all(same[: backbone.start_tokens]) and not same[backbone.start_tokens]
     counts = backbone.token_counts(["cat", "two red stars"])
@@ -70,7 +70,7 @@ def test_the_start_tokens_stand_before_every_text(backbone):
 @pytest.mark.parametrize("short", [False, True])
 def test_text_from_embeddings_is_encode_text(backbone, short):
     backbone.short_text = short
-    tokens = backbone.tokenise(TEXTS)
+    tokens = backbone.tokenize(TEXTS)
     embedded = backbone.encode_text_from_embeddings(backbone.embed(tokens), tokens)
     assert torch.equal(embedded, backbone.encode_text(tokens))
     if not short:
@@ -78,7 +78,7 @@ def test_text_from_embeddings_is_encode_text(backbone, short):
 
 
 def test_short_text_equals_full_text(backbone):
-    tokens = backbone.tokenise(TEXTS)
+    tokens = backbone.tokenize(TEXTS)
     embeddings = backbone.embed(tokens)
     features, gradient = gradients(backbone, embeddings, tokens)
     backbone.short_text = False
@@ -92,7 +92,7 @@ def test_short_text_equals_full_text(backbone):
 
 
 def test_the_tower_runs_at_the_length_of_the_longest_prompt(backbone):
-    tokens, block, seen = backbone.tokenise(TEXTS), backbone.text_blocks[0], []
+    tokens, block, seen = backbone.tokenize(TEXTS), backbone.text_blocks[0], []
     handle = block.module.register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
     backbone.encode_text(tokens)
     backbone.short_text = False
@@ -105,7 +105,7 @@ def test_the_tower_runs_at_the_length_of_the_longest_prompt(backbone):
 
 
 def test_tokens_may_be_cut_by_the_caller(backbone):
-    tokens = backbone.tokenise(TEXTS)
+    tokens = backbone.tokenize(TEXTS)
     short = backbone.shorten(tokens)
     assert short.shape[1] == backbone.lengths(tokens).max()
     assert torch.equal(backbone.encode_text(short), backbone.encode_text(tokens))
@@ -114,7 +114,7 @@ def test_tokens_may_be_cut_by_the_caller(backbone):
 
 
 def test_whole_positions_are_put_back_after_an_error(backbone):
-    module, tokens = backbone.module, backbone.tokenise(TEXTS)
+    module, tokens = backbone.module, backbone.tokenize(TEXTS)
     names, positions = list(module.state_dict()), module.positional_embedding
     expected = module.encode_text(tokens)
 
@@ -131,7 +131,7 @@ def test_whole_positions_are_put_back_after_an_error(backbone):
 
 def test_gradients_reach_whole_positions_in_full_fine_tuning(backbone):
     backbone.module.requires_grad_(True)
-    tokens = backbone.tokenise(TEXTS)
+    tokens = backbone.tokenize(TEXTS)
     grads = []
     for short in (True, False):
         backbone.short_text = short
@@ -151,7 +151,7 @@ def test_blocks_see_what_they_say(backbone):
             )
     side = backbone.image_size
     backbone.encode_image(torch.randn(5, 3, side, side))
-    backbone.encode_text(backbone.tokenise(TEXTS))
+    backbone.encode_text(backbone.tokenize(TEXTS))
     assert len(calls) == len(backbone.image_blocks) + len(backbone.text_blocks)
     for (tower, number), (seen, out) in calls.items():
         block = getattr(backbone, f"{tower}_blocks")[number]
@@ -176,14 +176,14 @@ def test_a_resnet_has_no_image_blocks():
 
 
 def test_wrong_embeddings_name_both_shapes(backbone):
-    tokens = backbone.tokenise(TEXTS)
+    tokens = backbone.tokenize(TEXTS)
     with pytest.raises(UserError, match=r"shape \(3, 4, \d+\), expected \(3, 77, "):
         backbone.encode_text_from_embeddings(backbone.embed(tokens)[:, :4], tokens)
 
 
 def test_a_long_text_is_named(backbone):
     with pytest.raises(UserError, match="zebra zebra"):
-        backbone.tokenise(["short", "zebra " * 80])
+        backbone.tokenize(["short", "zebra " * 80])
 
 
 class BothWays(OpenAIClip):
@@ -195,7 +195,7 @@ class BothWays(OpenAIClip):
 def test_a_tower_that_reads_both_sides_keeps_its_length():
     module = random_module()
     backbone = BothWays(module, name="both", digest="", activation="gelu", preprocess=Preprocess(32)).freeze()
-    tokens = backbone.tokenise(TEXTS)
+    tokens = backbone.tokenize(TEXTS)
     assert torch.equal(backbone.shorten(tokens), tokens)
     assert torch.equal(backbone.encode_text(tokens), module.encode_text(tokens))
     with pytest.raises(UserError, match="both: .*cannot be cut"):
@@ -233,7 +233,7 @@ def test_cosine_logits_normalise_both_sides():
 def test_text_classifier_keeps_one_template_raw_and_averages_several(backbone):
     names = ["polka_dotted", "star"]
     one = text_classifier(backbone, names, "a photo of a {}.")
-    raw = backbone.encode_text(backbone.tokenise(["a photo of a polka dotted.", "a photo of a star."]))
+    raw = backbone.encode_text(backbone.tokenize(["a photo of a polka dotted.", "a photo of a star."]))
     assert torch.allclose(one, raw, atol=1e-6) and not one.requires_grad
     templates = ["a photo of a {}.", "a sketch of a {}."]
     both = [text_classifier(backbone, names, template) for template in templates]

@@ -23,7 +23,7 @@ from mergetune.lmc import interpolate
 from mergetune.models.adapters import MultiModalAdapters
 from mergetune.models.deep_prompts import DeepPromptedClip
 from mergetune.models.prompts import PromptLearner
-from mergetune.weights import at, trainable
+from mergetune.weights import swapped_parameters, trainable
 from tests.benchmarks import classes
 from tests.benchmarks.world import World
 from tests.fixtures.any_trainer import line
@@ -58,7 +58,7 @@ def images(clip, count=2):
 
 
 def tokens(clip):
-    return clip.shorten(clip.tokenise([f"a photo of a {name}." for name in NAMES]))
+    return clip.shorten(clip.tokenize([f"a photo of a {name}." for name in NAMES]))
 
 
 # Methods: a CLIP -> (what trains, a function that gives features (N, D))
@@ -90,7 +90,7 @@ def mma_path(clip):
     others = {name: value.detach() + 0.1 for name, value in trainable(model).items()}
 
     def between():
-        with at(model, interpolate(others, trainable(model), 0.3)):
+        with swapped_parameters(model, interpolate(others, trainable(model), 0.3)):
             return features()
 
     return model, between
@@ -115,7 +115,7 @@ def full_path(clip):
     others = {name: value.detach() * 1.1 for name, value in trainable(model).items()}
 
     def point(t):
-        with at(model, interpolate(others, trainable(model), t)):
+        with swapped_parameters(model, interpolate(others, trainable(model), t)):
             return both_towers(clip)
 
     return model, lambda: torch.cat([checkpoint(point, t, use_reentrant=False) for t in (0.3, 0.7)])
@@ -189,7 +189,7 @@ def test_random_numbers_stay_as_they_are_and_drops_are_drawn_again(clips):
 def kept(clip, count):
     """A pass with gradient of `count` texts: what its graph keeps, and the most that is there at one time until the
     gradients are. In the embeddings of one text."""
-    texts = clip.tokenise(["a photo of a pale blue star on a long road."] * count)[:, :12]
+    texts = clip.tokenize(["a photo of a pale blue star on a long road."] * count)[:, :12]
     embeddings = clip.embed(texts).requires_grad_()
 
     def encode():
@@ -229,7 +229,7 @@ def test_points_of_a_path_keep_nothing_of_their_blocks(clips):
     others = {name: value.detach() * 1.1 for name, value in trainable(model).items()}
 
     def point(t):
-        with at(model, interpolate(others, trainable(model), t)):
+        with swapped_parameters(model, interpolate(others, trainable(model), t)):
             return clip.encode_image(images(clip)).square().mean()
 
     def peak(points):

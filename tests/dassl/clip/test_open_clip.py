@@ -69,13 +69,13 @@ def test_facts_come_with_the_weights(open_clip_folder, kind, backbone):  # noqa:
     assert backbone.preprocess.mean[0] == (0.5 if siglip else 0.48145466)
     assert backbone.logit_scale.shape == backbone.logit_bias.shape == ()
     assert backbone.encode_image(images(backbone)).shape == (2, dim)
-    assert backbone.encode_text(backbone.tokenise(TEXTS)).shape == (2, dim)
+    assert backbone.encode_text(backbone.tokenize(TEXTS)).shape == (2, dim)
     assert not backbone.module.training and not any(p.requires_grad for p in backbone.module.parameters())
 
 
 def test_logits_are_the_models_own(backbone):
     """scale * cosine + bias is what open_clip's forward gives; softmax over classes does not see the bias."""
-    pictures, tokens = images(backbone), backbone.tokenise(TEXTS)
+    pictures, tokens = images(backbone), backbone.tokenize(TEXTS)
     image, text = (F.normalize(x, dim=-1) for x in (backbone.encode_image(pictures), backbone.encode_text(tokens)))
     cosines = backbone.logit_scale * image @ text.t()
     if hasattr(backbone.module, "get_logits"):  # CoCa has none
@@ -88,7 +88,7 @@ def test_logits_are_the_models_own(backbone):
 @pytest.mark.parametrize("short", [False, True])
 def test_text_from_embeddings_is_encode_text(backbone, short):
     backbone.short_text = short and backbone.causal
-    tokens = backbone.tokenise(TEXTS)
+    tokens = backbone.tokenize(TEXTS)
     embeddings = backbone.embed(tokens).requires_grad_()
     features = backbone.encode_text_from_embeddings(embeddings, tokens)
     assert torch.equal(features, backbone.encode_text(tokens))
@@ -104,7 +104,7 @@ def test_short_text_equals_full_text(backbone):
     results = []
     for short in (True, False):
         backbone.short_text = short
-        tokens = backbone.tokenise(TEXTS)
+        tokens = backbone.tokenize(TEXTS)
         embeddings = backbone.embed(tokens).requires_grad_()
         features = backbone.encode_text_from_embeddings(embeddings, tokens)
         (F.normalize(features, dim=-1) * torch.linspace(-1, 1, 32)).mean().backward()
@@ -119,7 +119,7 @@ def test_short_text_equals_full_text(backbone):
 
 @pytest.mark.parametrize("kind", BOTH_WAYS, indirect=True)
 def test_a_tower_that_reads_both_sides_is_not_cut(backbone):
-    tokens = backbone.tokenise(TEXTS)
+    tokens = backbone.tokenize(TEXTS)
     assert torch.equal(backbone.shorten(tokens), tokens)
     with pytest.raises(UserError, match="attends to both sides or pools the padding, so texts cannot be cut"):
         backbone.encode_text(tokens[:, :10])
@@ -129,7 +129,7 @@ def test_a_tower_that_reads_both_sides_is_not_cut(backbone):
 def test_hooks_at_blocks_see_and_change_what_they_say(backbone, tower):
     """A block gives (N, L, W) or (L, N, W) as declared; what is added there arrives; the norm is its first step."""
     count = {"image": 3, "text": 2}[tower]
-    given = images(backbone, count) if tower == "image" else backbone.tokenise(TEXTS)
+    given = images(backbone, count) if tower == "image" else backbone.tokenize(TEXTS)
     encode = backbone.encode_image if tower == "image" else backbone.encode_text
     plain = encode(given)
     for block in getattr(backbone, f"{tower}_blocks")[::4] + getattr(backbone, f"{tower}_blocks")[-1:]:
@@ -168,7 +168,7 @@ def test_a_long_text_is_named_not_cut(backbone):
     fits = " ".join(["a"] * room)
     assert backbone.token_counts([fits]) == [room]
     with pytest.raises(UserError, match=f'a a" is too long for the {backbone.context_length} tokens'):
-        backbone.tokenise(["short", fits + " a"])
+        backbone.tokenize(["short", fits + " a"])
 
 
 def test_a_prompt_of_words_is_the_text_itself(backbone):
@@ -176,14 +176,14 @@ def test_a_prompt_of_words_is_the_text_itself(backbone):
     learner = PromptLearner(backbone, names, words="a photo of a")
     prompts = backbone.encode_text_from_embeddings(learner(), learner.tokens)
     texts = [f"a photo of a {name.replace('_', ' ')}." for name in names]
-    assert torch.equal(prompts, backbone.encode_text(backbone.tokenise(texts)))
+    assert torch.equal(prompts, backbone.encode_text(backbone.tokenize(texts)))
 
 
 @pytest.mark.parametrize("kind", ["clip", "resnet", "eva", "siglip2"], indirect=True)
 def test_half_precision_keeps_the_digest(open_clip_folder, kind, backbone):  # noqa: F811
     half = build_clip(f"open_clip:{open_clip_folder(kind)}", precision="fp16")
     assert half.dtype == torch.float16 and half.digest == backbone.digest
-    assert half.encode_text(half.tokenise(TEXTS)).dtype == torch.float16
+    assert half.encode_text(half.tokenize(TEXTS)).dtype == torch.float16
     features = half.encode_image(images(half)).float()
     assert F.cosine_similarity(features, backbone.encode_image(images(backbone))).min() > 0.999
 

@@ -34,7 +34,7 @@ def test_facts_and_features_are_open_clips(kind, backbone, open_clip_folder):  #
     assert backbone.digest == sha256_file(open_clip_folder(kind) / "open_clip_model.safetensors")
     assert (backbone.dim, backbone.context_length, backbone.image_size) == (32, 64, 32)
     assert backbone.start_tokens == (1 if kind == "roberta" else 0) and not backbone.causal
-    tokens = backbone.tokenise(TEXTS)
+    tokens = backbone.tokenize(TEXTS)
     assert tokens.shape == (2, 64) and backbone.token_counts(["a cat", "a photo of a cat"]) == [2, 5]
     assert torch.equal(backbone.encode_text(tokens), backbone.module.encode_text(tokens))
     images = torch.randn(2, 3, 32, 32)
@@ -42,7 +42,7 @@ def test_facts_and_features_are_open_clips(kind, backbone, open_clip_folder):  #
     logits = backbone.logit_scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).t()
     torch.testing.assert_close(logits, backbone.module.get_logits(images, tokens)[0], rtol=1e-5, atol=1e-5)
     with pytest.raises(UserError, match='a a" is too long for the 64 tokens'):
-        backbone.tokenise([" ".join("a" * 64)])
+        backbone.tokenize([" ".join("a" * 64)])
 
 
 def test_the_text_model_is_built_from_the_folder_not_from_its_name(kind, open_clip_folder):  # noqa: F811
@@ -58,7 +58,7 @@ def test_the_text_model_is_built_from_the_folder_not_from_its_name(kind, open_cl
 
 
 def test_prompts_are_refused_with_the_reason(backbone):
-    tokens = backbone.tokenise(TEXTS)
+    tokens = backbone.tokenize(TEXTS)
     with pytest.raises(UserError, match=f"learned prompts cannot run on open_clip:.*: {REASON}. Zero-shot, linear"):
         PromptLearner(backbone, ["cat", "dog"])
     for ask in (
@@ -73,7 +73,7 @@ def test_prompts_are_refused_with_the_reason(backbone):
 
 def test_both_towers_can_be_fine_tuned(backbone):
     backbone.module.requires_grad_(True)
-    images, tokens = torch.randn(2, 3, 32, 32), backbone.tokenise(TEXTS)
+    images, tokens = torch.randn(2, 3, 32, 32), backbone.tokenize(TEXTS)
     image, text = (F.normalize(x, dim=-1) for x in (backbone.encode_image(images), backbone.encode_text(tokens)))
     F.cross_entropy(backbone.logit_scale * image @ text.t(), torch.arange(2)).backward()
     assert all(any(p.grad.any() for p in tower.parameters() if p.grad is not None)
@@ -83,9 +83,9 @@ def test_both_towers_can_be_fine_tuned(backbone):
 def test_half_precision(kind, backbone, open_clip_folder):  # noqa: F811
     half = build_clip(f"open_clip:{open_clip_folder(kind)}", precision="fp16")
     assert half.dtype == torch.float16 and half.digest == backbone.digest
-    features = half.encode_text(half.tokenise(TEXTS))
+    features = half.encode_text(half.tokenize(TEXTS))
     assert features.dtype == torch.float16
-    assert F.cosine_similarity(features.float(), backbone.encode_text(backbone.tokenise(TEXTS))).min() > 0.999
+    assert F.cosine_similarity(features.float(), backbone.encode_text(backbone.tokenize(TEXTS))).min() > 0.999
 
 
 @pytest.fixture

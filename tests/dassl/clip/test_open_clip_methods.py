@@ -7,7 +7,7 @@ from dassl.clip import build_clip
 from dassl.utils import UserError
 from mergetune.models.adapters import MultiModalAdapters
 from mergetune.models.deep_prompts import DeepPromptedClip
-from mergetune.weights import at
+from mergetune.weights import swapped_parameters
 from tests.fixtures.open_clip_models import open_clip_folder  # noqa: F401  a fixture
 
 NAMES = ["cat", "red star"]
@@ -22,7 +22,7 @@ def outputs(backbone):
     """Features of two pictures and two texts."""
     side = backbone.image_size
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-    return backbone.encode_image(images), backbone.encode_text(backbone.tokenise(NAMES))
+    return backbone.encode_image(images), backbone.encode_text(backbone.tokenize(NAMES))
 
 
 def moved(before, after):
@@ -35,7 +35,7 @@ def test_adapters_reach_both_towers_and_are_clip_at_zero(backbone):
     plain = outputs(backbone)
     with adapters.attached(backbone):
         assert moved(plain, outputs(backbone)) == [True, True]
-    with at(adapters, adapters.at_zero()), adapters.attached(backbone):
+    with swapped_parameters(adapters, adapters.at_zero()), adapters.attached(backbone):
         assert all(torch.equal(a, b) for a, b in zip(plain, outputs(backbone), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(plain, outputs(backbone), strict=True))
 

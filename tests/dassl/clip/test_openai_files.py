@@ -65,7 +65,7 @@ def test_half_precision_is_the_packages(tmp_path, kind):
     expected = cast(module, "fp16").state_dict()
     for name, value in backbone.module.state_dict().items():
         assert torch.equal(value, expected[name]) and value.dtype == expected[name].dtype
-    tokens = backbone.tokenise(TEXTS)
+    tokens = backbone.tokenize(TEXTS)
     assert backbone.encode_text(tokens).dtype == torch.float16
     assert torch.equal(
         backbone.encode_text_from_embeddings(backbone.embed(tokens), tokens), backbone.encode_text(tokens)
@@ -118,7 +118,7 @@ def test_a_strict_tower_is_lent_short_positions(tmp_path):
     file = write_file(random_module(), tmp_path / "w.pt", "state_dict")
     lenient, lent = build_clip(str(file)), build_clip(str(file))
     strict(lent.module)
-    tokens = lent.tokenise(TEXTS)
+    tokens = lent.tokenize(TEXTS)
     with pytest.raises(RuntimeError):
         lent.module.encode_text(lent.shorten(tokens))
     masks = [block.module.attn_mask for block in lent.text_blocks]

@@ -29,20 +29,20 @@ def features(clip, learner):
 
 def test_texts_are_lower_case_and_without_punctuation(clip):
     """As SigLIP was trained: "canonicalize" in its configuration, which the tokeniser's own files do not say."""
-    tokens = clip.tokenise(["A Photo of a CAT.", "a photo_of a cat", "dog"])
+    tokens = clip.tokenize(["A Photo of a CAT.", "a photo_of a cat", "dog"])
     assert torch.equal(tokens[0], tokens[1]) and not torch.equal(tokens[0], tokens[2])
     assert clip.start_tokens == 0 and clip.token_counts(["a photo of a cat", ""]) == [5, 0]
 
 
 def test_what_ends_and_pads_a_text(clip):
-    tokens = clip.tokenise(["a a a"])[0].tolist()
+    tokens = clip.tokenize(["a a a"])[0].tolist()
     end, padding = (1, 1) if clip.tokenizer.tokenizer.eos_token == "</s>" else (1, 0)  # T5's files pad with the end
     assert tokens[3:] == [end] + [padding] * (clip.context_length - 4)
     assert tokens[1] == tokens[2] != tokens[0]  # without the space before it, a first word is another token
 
 
 def test_the_context_length_is_kept_and_its_last_position_is_pooled(clip):
-    tokens = clip.tokenise(["a cat", "a dog"])
+    tokens = clip.tokenize(["a cat", "a dog"])
     assert tokens.shape == (2, clip.context_length) == clip.shorten(tokens).shape
     embeddings = clip.embed(tokens).requires_grad_()
     clip.encode_text_from_embeddings(embeddings, tokens).sum().backward()
@@ -55,7 +55,7 @@ def test_a_prompt_of_words_is_the_text_itself(clip, words):
     assert learner.ctx.shape == (len(words.split()), clip.width)
     torch.testing.assert_close(learner.ctx.detach(), word_context(clip, words), rtol=0, atol=0)
     texts = [f"{words} {name.replace('_', ' ')}." for name in NAMES]
-    assert torch.equal(features(clip, learner), clip.encode_text(clip.tokenise(texts)))
+    assert torch.equal(features(clip, learner), clip.encode_text(clip.tokenize(texts)))
 
 
 def test_the_context_starts_at_the_first_position_and_the_class_follows(clip):
@@ -64,7 +64,7 @@ def test_the_context_starts_at_the_first_position_and_the_class_follows(clip):
         learner.ctx.fill_(7.0)
     prompts = learner()
     assert (prompts[:, :3] == 7).all() and not (prompts[:, 3:] == 7).all(dim=-1).any()
-    whole = clip.embed(clip.tokenise([f"a a a {name.replace('_', ' ')}" for name in NAMES]))
+    whole = clip.embed(clip.tokenize([f"a a a {name.replace('_', ' ')}" for name in NAMES]))
     assert torch.equal(prompts[:, 3:], whole[:, 3:])
 
 
@@ -73,7 +73,7 @@ def test_no_token_of_a_class_is_lost_at_other_positions(clip, position):
     """A name is counted behind other words: at the start of a text, Gemma's tokeniser splits it otherwise."""
     learner = PromptLearner(clip, NAMES, words="a photo of a", position=position)
     names = [f"a a a a {name.replace('_', ' ')}" for name in NAMES]
-    for prompt, count, whole in zip(learner(), clip.token_counts(names), clip.embed(clip.tokenise(names)), strict=True):
+    for prompt, count, whole in zip(learner(), clip.token_counts(names), clip.embed(clip.tokenize(names)), strict=True):
         start = {"front": 0, "middle": 2}[position]
         assert torch.equal(prompt[start : start + count - 4], whole[4:count])
         assert torch.equal(prompt[count:], whole[count:])
@@ -88,7 +88,7 @@ def test_gradients_reach_the_context_alone(clip):
 
 def test_the_bias_gives_probabilities_and_no_other_ranking(clip):
     image = F.normalize(torch.randn(3, clip.dim), dim=-1)
-    text = F.normalize(clip.encode_text(clip.tokenise(["a cat", "a dog"])), dim=-1)
+    text = F.normalize(clip.encode_text(clip.tokenize(["a cat", "a dog"])), dim=-1)
     cosines = clip.logit_scale * image @ text.t()
     assert clip.logit_bias < -9  # so most pairs are improbable, as in training
     assert torch.sigmoid(cosines + clip.logit_bias).max() < 0.5

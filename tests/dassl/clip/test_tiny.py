@@ -54,23 +54,23 @@ def test_the_end_token_is_the_highest():
 def test_class_names_and_templates_need_no_spelling(tiny):
     for toy in WORLD.values():
         texts = [template.format(name) for template in (toy.template, toy.coop_template) for name in toy.classnames]
-        tokens = tiny.tokenise(texts)
+        tokens = tiny.tokenize(texts)
         assert not ((tokens == OPEN) | (tokens == UNKNOWN)).any(), toy.name
 
 
 def test_tokenise_pads_counts_and_refuses(tiny):
-    tokens = tiny.tokenise(["a star", "a photo of a star"])
+    tokens = tiny.tokenize(["a star", "a photo of a star"])
     assert tokens.shape == (2, 77) and tokens.dtype == torch.int64 and (tokens[0, 4:] == PAD).all()
     assert tiny.token_counts(["a star", "a photo of a star", "axe"]) == [2, 5, 5]
     with pytest.raises(UserError, match="red red"):
-        tiny.tokenise(["red " * 80])
+        tiny.tokenize(["red " * 80])
 
 
 # ---- interface -------------------------------------------------------------------------------------------------
 
 
 def test_short_texts_equal_full_ones(tiny):
-    tokens = tiny.tokenise(["a photo of a red star", "a sketch of an axe in a box"])
+    tokens = tiny.tokenize(["a photo of a red star", "a sketch of an axe in a box"])
     with torch.no_grad():
         full = tiny.module.encode_text(tokens)
         short = tiny.module.encode_text(tokens[:, : int(tiny.lengths(tokens).max())])
@@ -81,13 +81,13 @@ def test_short_texts_equal_full_ones(tiny):
 def test_text_is_embedded_once_a_call(tiny):
     calls = []
     handle = tiny.module.token_embedding.register_forward_hook(lambda *_: calls.append(1))
-    tiny.encode_text(tiny.tokenise(["a star"]))
+    tiny.encode_text(tiny.tokenize(["a star"]))
     handle.remove()
     assert len(calls) == 1
 
 
 def test_what_stands_behind_the_end_changes_nothing(tiny):
-    tokens = tiny.tokenise(["a star"])
+    tokens = tiny.tokenize(["a star"])
     dirty = tokens.clone()
     dirty[0, 10:] = START
     assert torch.allclose(tiny.module.encode_text(tokens), tiny.module.encode_text(dirty), atol=1e-6)
@@ -97,7 +97,7 @@ def test_blocks_see_what_they_say(tiny):
     assert len(tiny.image_blocks) == 6 and len(tiny.text_blocks) == 4
     for blocks, call, length in (
         (tiny.image_blocks, lambda: tiny.encode_image(torch.zeros(3, 3, 32, 32)), 17),
-        (tiny.text_blocks, lambda: tiny.module.encode_text(tiny.tokenise(["a star"] * 3)), 77),
+        (tiny.text_blocks, lambda: tiny.module.encode_text(tiny.tokenize(["a star"] * 3)), 77),
     ):
         for block in blocks:
             shapes = []
@@ -120,7 +120,7 @@ def test_what_the_weights_say(tiny):
 
 def test_registered_by_its_name(tiny):
     built = build_clip("tiny")
-    tokens = tiny.tokenise(["a star"])
+    tokens = tiny.tokenize(["a star"])
     assert torch.equal(built.encode_text(tokens), tiny.encode_text(tokens))
 
 

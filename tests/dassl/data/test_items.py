@@ -9,7 +9,7 @@ import torch
 from dassl.data import build_data_loader, subsample_classes
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum, build_dataset, check_items
 from dassl.utils import UserError
-from mergetune.clip_trainer import FrozenClipTrainer
+from mergetune.clip_trainer import ClipTrainer
 from tests.fixtures.image_folders import config, write_image
 
 NAMES = ("cat", "dog", "emu")
@@ -97,7 +97,7 @@ def test_a_class_of_another_base_is_looked_at_too(monkeypatch):
 def test_prompts_need_names():
     trainer = SimpleNamespace(classnames=["", ""], cfg=config("", "Own", TRAINER__NAME="CoOp"))
     with pytest.raises(UserError, match=r"CoOp needs class names, the data set gives \['', ''\]"):
-        FrozenClipTrainer.build_backbone(trainer)
+        ClipTrainer.build_backbone(trainer)
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int32, np.int64])

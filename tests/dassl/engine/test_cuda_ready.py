@@ -93,6 +93,7 @@ def test_a_step_stays_on_its_device_and_waits_for_nothing(build, tmp_path, sourc
         move(trainer)
         batch = {key: mode.from_tensor(value) if torch.is_tensor(value) else value for key, value in batch.items()}
         losses = trainer.losses(batch)
-        found = [*losses.values(), *trainer.notes.values(), trainer.model_inference(trainer.parse_batch_test(batch)[0])]
+        logits = trainer.model_inference(trainer.parse_batch_test(batch)[0])
+        found = [*losses.values(), *trainer.step_metrics.values(), logits]
     assert losses.keys() <= {"ce", "kg", "kd", "anchor", "lmc"}
     assert {(value.device.type, value.dtype) for value in found} == {("cuda", torch.float32)}

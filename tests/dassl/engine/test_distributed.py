@@ -12,7 +12,7 @@ from dassl.data.shards import ShardedBatches, next_share, sharded_loader
 from dassl.engine import build_trainer
 from dassl.engine.distributed import batch_share, start_epoch_together
 from dassl.utils import UserError, distributed
-from dassl.utils.distributed import average_gradients, broadcast, is_main, part, process_group, rank, world_size
+from dassl.utils.distributed import average_gradients, broadcast, is_main, process_group, rank, shard, world_size
 from tests.fixtures import distributed_jobs
 from tests.fixtures.dassl_style_world import style_config, write_pictures
 from tests.fixtures.distributed_jobs import INTERRUPTED, TESTED, TRAINED, differences, seen
@@ -100,8 +100,8 @@ def raised(folders, name):
 
 
 def test_a_failure_in_one_process_ends_the_others_without_a_word(folders):
-    """Elsewhere is a SystemExit: nothing but the status, 1, is seen of it."""
-    assert raised(folders, "error") == [("Elsewhere", "1"), ("UserError", "this process has a bad day")]
+    """PeerFailure is a SystemExit: nothing but the status, 1, is seen of it."""
+    assert raised(folders, "error") == [("PeerFailure", "1"), ("UserError", "this process has a bad day")]
     run = folders[1] / "runs" / "error"
     log = (run / "log.txt").read_text()
     assert "Failed in process 1: this process has a bad day" in log
@@ -116,14 +116,14 @@ def test_a_process_that_is_lost_is_reported_by_another(folders):
 
 def test_what_all_find_wrong_is_said_once(folders):
     found = raised(folders, "config")
-    assert sorted(kind for kind, _ in found) == ["Elsewhere", "UserError"]
+    assert sorted(kind for kind, _ in found) == ["PeerFailure", "UserError"]
     assert any("no such" in text for _, text in found)
 
 
 def test_a_finished_folder_is_refused_once(folders):
     """Only the main process looks into the folder; the others must not wait for it."""
     (kind, text), (other, _) = raised(folders, "finished")
-    assert (kind, other) == ("AlreadyFinished", "Elsewhere") and "holds a finished run" in text
+    assert (kind, other) == ("AlreadyFinished", "PeerFailure") and "holds a finished run" in text
 
 
 # The pieces
@@ -167,7 +167,7 @@ def test_parts_cover_everything_once(count, processes, monkeypatch):
     parts = []
     for number in range(processes):
         monkeypatch.setattr(distributed, "rank", lambda number=number: number)
-        parts.append(list(range(count))[part(count)])
+        parts.append(list(range(count))[shard(count)])
     assert sum(parts, []) == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert len(parts[0]) == max(map(len, parts))

@@ -178,7 +178,7 @@ def test_the_strong_view_alone_learns_from_the_weak_ones_label(built):
     target = trainer.model(weak).argmax(1)
     expected = 0.5 * F.cross_entropy(trainer.model(strong), target)
     torch.testing.assert_close(losses["pseudo"], expected)
-    assert trainer.notes["kept"] == 100
+    assert trainer.step_metrics["kept"] == 100
     grads = [torch.autograd.grad(loss, trainer.model.classifier.weight)[0] for loss in (losses["pseudo"], expected)]
     torch.testing.assert_close(*grads)
 

@@ -247,9 +247,9 @@ def test_a_best_model_that_is_not_the_interrupted_runs_own_is_named(run, stage1,
 
 def test_a_best_model_written_right_before_the_kill_is_found_again(run, monkeypatch):
     from dassl.engine import TRAINER_REGISTRY
-    from dassl.engine.resume import Progress
+    from dassl.engine.resume import ResumeState
 
-    save, test = Progress.save, TRAINER_REGISTRY.get("CoOp").test
+    save, test = ResumeState.save, TRAINER_REGISTRY.get("CoOp").test
 
     def rising(self, split=None):  # on these few images the first epoch would be the best
         accuracy = test(self, split)
@@ -263,7 +263,7 @@ def test_a_best_model_written_right_before_the_kill_is_found_again(run, monkeypa
     monkeypatch.setattr(TRAINER_REGISTRY.get("CoOp"), "test", rising)
     whole = results(run("CoOp", "whole", **BEST))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Progress, "save", killed)
+        patch.setattr(ResumeState, "save", killed)
         run("CoOp", "stopped", **BEST)
     assert torch.load(run.folder / "stopped" / "prompt_learner" / "model-best.pth.tar")["epoch"] == 2
     assert same_run(results(run("CoOp", "stopped", **BEST)), whole)

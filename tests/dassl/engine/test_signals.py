@@ -11,7 +11,7 @@ import torch
 
 from dassl.engine import signals
 from dassl.engine.launch import run
-from dassl.engine.signals import sigterm_ends, steps_end_first, told_to_stop
+from dassl.engine.signals import defer_sigterm, should_stop, sigterm_ends
 from dassl.engine.state import stop_workers
 from dassl.utils import MetricMeter, UserError
 from tests.dassl.engine.test_resume import CASES, assert_same_run, build, losses_of, root  # noqa: F401  (fixture)
@@ -174,17 +174,17 @@ def test_a_signal_whose_exception_comes_to_nothing_is_heard_by_the_next_step():
     with sigterm_ends():
         with contextlib.suppress(SystemExit):  # as a finaliser or the hooks of a fork do
             signal.raise_signal(signal.SIGTERM)
-        with pytest.raises(SystemExit, match="143"), steps_end_first():
+        with pytest.raises(SystemExit, match="143"), defer_sigterm():
             pass
 
 
 def test_a_second_signal_is_heard_at_once_unless_it_is_an_echo(monkeypatch):
     def tell_twice(between):
-        with sigterm_ends(), pytest.raises(SystemExit, match="143"), steps_end_first():
+        with sigterm_ends(), pytest.raises(SystemExit, match="143"), defer_sigterm():
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(between)
-            heard.append(told_to_stop())
+            heard.append(should_stop())
 
     heard = []
     tell_twice(0)
@@ -193,7 +193,7 @@ def test_a_second_signal_is_heard_at_once_unless_it_is_an_echo(monkeypatch):
     tell_twice(0.02)
     assert heard == [True]
     with sigterm_ends():
-        assert not told_to_stop()  # forgotten with the run that was told
+        assert not should_stop()  # forgotten with the run that was told
 
 
 def test_a_meter_goes_on_where_it_stopped():

@@ -291,6 +291,6 @@ def test_a_stage_1_folder_that_nothing_continues_is_said(run, stage1, caplog):
 
 def test_what_stage_1_changed_is_marked_on_what_continues_it(run, stage1):
     whole = built(run, "CoOp_LMC", "--resume-coop", stage1, config="CoOp_LMC/paper", epochs=50)
-    assert whole.facts()["preset"] == "paper, changed: stage 1's OPTIM.MAX_EPOCH"
+    assert whole.metadata()["preset"] == "paper, changed: stage 1's OPTIM.MAX_EPOCH"
     both = built(run, "CoOp_LMC", "--resume-coop", stage1, config="CoOp_LMC/paper", epochs=3)
-    assert both.facts()["preset"] == "paper, changed: OPTIM.MAX_EPOCH"
+    assert both.metadata()["preset"] == "paper, changed: OPTIM.MAX_EPOCH"

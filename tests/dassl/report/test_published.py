@@ -9,7 +9,7 @@ import train
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.report.protocols.against import against_sheet, load_published
 from dassl.report.stats import harmonic_mean
-from dassl.report.table import CSV_HEAD, Cell, Sheet
+from dassl.report.table import CSV_HEAD, Cell, Report
 from mergetune.models.templates import IMAGENET, described
 from mergetune.report import METHODS
 from scripts.commands import COMMANDS
@@ -157,7 +157,7 @@ def as_published(protocol, trainer, merge, facts_of):
             head = [trainer, trainer, own[0]["preset"], CLIP, own[0]["shots"]]
             lines.append([*head, key[4], key[5], Cell(one.value, [record["file"] for record in own]), "", "3"])
     columns = [*CSV_HEAD, "dataset", "quantity", "mean", "std", "n"]
-    sheet = Sheet(protocol, "", [], [], columns, lines)
+    sheet = Report(protocol, "", [], [], columns, lines)
     return against_sheet(sheet, list(records.values()), METHODS)
 
 

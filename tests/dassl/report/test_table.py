@@ -8,7 +8,7 @@ from dassl.report.frame import is_below
 from dassl.report.protocols.base2new import base2new, base2new_sheet
 from dassl.report.records import load_results
 from dassl.report.stats import Summary, barrier
-from dassl.report.table import Sheet, Table, latex_text, show, to_csv
+from dassl.report.table import Report, Table, latex_text, show, to_csv
 from mergetune.report import METHODS
 from tests.fixtures.runs import line_of, write_pairs
 
@@ -32,7 +32,7 @@ def test_latex_has_every_cell_and_no_sign_of_its_own():
 @pytest.mark.parametrize("text", ["a\nb", "\x1b[31mred", "\r=1", "\u202eabc", "\ud800", "a\u2028b", "\x9b1m", "\t=1+1"])
 def test_no_writer_lets_a_sign_through_that_is_none(text):
     table = Table(text, ["method", text], [[text, text]], [text])
-    sheet = Sheet("x", text, [table], [text], ["method", text], [[text, text]])
+    sheet = Report("x", text, [table], [text], ["method", text], [[text, text]])
     for written in (sheet.text(), sheet.markdown(), sheet.latex(), sheet.csv()):
         assert written.replace("\n", "").isprintable() and written.encode()
     assert len(sheet.csv().splitlines()) == 2 and "\n\n".join([sheet.markdown()]).count("\n| ") == 3

@@ -24,7 +24,7 @@ class TinyBackbone(ClipBackbone):
     def text_blocks(self):
         return _blocks(self.module.transformer)
 
-    def tokenise(self, texts):
+    def tokenize(self, texts):
         tokens = torch.full((len(texts), self.context_length), PAD)
         for row, text in zip(tokens, texts, strict=True):
             ids = tokenizer().encode(text)

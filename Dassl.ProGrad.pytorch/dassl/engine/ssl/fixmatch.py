@@ -86,10 +86,10 @@ class FixMatch(Classifies, TrainerXU):
             weak, strong, first = torch.cat([image, weak]), torch.cat([image2, strong]), len(image)
         with torch.no_grad():
             target, counts = pseudo_labels(self.model(weak), self.conf_thre)
-        self.note(kept=100.0 * counts[first:].float().mean())
+        self.log_metrics(kept=100.0 * counts[first:].float().mean())
         for truth in label_u:
             quality = self.assess_y_pred_quality(target[first:], truth, counts[first:].float())
-            self.note(acc_raw=100.0 * quality["acc_raw"], acc_thre=100.0 * quality["acc_thre"])
+            self.log_metrics(acc_raw=100.0 * quality["acc_raw"], acc_thre=100.0 * quality["acc_thre"])
         return {
             "ce": self.supervised(self.model(image), label),
             "pseudo": self.weight_u * pseudo_label_loss(self.model(strong), target, counts),

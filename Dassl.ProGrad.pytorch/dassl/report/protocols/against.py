@@ -14,7 +14,7 @@ from pathlib import Path
 from dassl.report.methods import is_control, named_weights, row_of
 from dassl.report.protocols.sweeps import epochs_asked
 from dassl.report.records import NoRuns
-from dassl.report.table import MISSING, Cell, Sheet, Table
+from dassl.report.table import MISSING, Cell, Report, Table
 
 FORMAT = 1
 ONE, AVERAGE = 1.0, 0.5  # half width of the band in points
@@ -64,7 +64,7 @@ def load_published():
 
 
 def against_sheet(sheet, records, methods, published=None):
-    """A protocol's Sheet -> a Sheet of its numbers beside published ones. NoRuns if none has a partner.
+    """A protocol's Report -> a Report of its numbers beside published ones. NoRuns if none has a partner.
 
     records: those that the sheet was made of, for the facts that differ.
     """
@@ -100,7 +100,7 @@ def against_sheet(sheet, records, methods, published=None):
     judged = [line[7] for line in lines if line[7]]
     title = f"{judged.count('in')} of {len(judged)} in the band"
     title += f", {len(rows) - len(judged)} not judged" if len(rows) > len(judged) else ""
-    return Sheet(
+    return Report(
         name=f"{sheet.name}_against_paper",
         heading=f"{sheet.heading}, against published numbers",
         tables=[Table(title, COLUMNS, rows, notes)],

@@ -210,12 +210,12 @@ def dataset_table(found, dataset):
 
 
 def base2new_sheet(records, methods=NONE):
-    """Records -> Sheet: the average over data sets, then each data set."""
+    """Records -> Report: the average over data sets, then each data set."""
     return sheet_of(base2new(records, methods))
 
 
 def sheet_of(found):
-    """Base2New -> Sheet. CSV: a line for each row, data set (or "average") and quantity."""
+    """Base2New -> Report. CSV: a line for each row, data set (or "average") and quantity."""
 
     def cells(row):
         by_dataset = {"average": found.average(row)} | {d: found.cell(row, d) for d in found.datasets}
@@ -270,7 +270,7 @@ def _gain(found, row):
 
 
 def backbones_sheet(records, methods=NONE):
-    """Records -> Sheet with one table, a line for each method and backbone."""
+    """Records -> Report with one table, a line for each method and backbone."""
     found = backbones(records, methods)
     names = row_names([row._replace(backbone="") for _, row, _ in found])
     rows, lines, notes = [], [], []

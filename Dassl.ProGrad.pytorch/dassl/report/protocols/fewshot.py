@@ -83,7 +83,7 @@ def _notes(found, row, name):
 
 
 def fewshot_sheet(records, methods=NONE):
-    """Records -> Sheet: the average over data sets, then each data set."""
+    """Records -> Report: the average over data sets, then each data set."""
     found = fewshot(records, methods)
     over = [None, *found.datasets]
     lines = csv_lines(

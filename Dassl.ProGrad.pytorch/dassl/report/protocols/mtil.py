@@ -318,7 +318,7 @@ def _orders_table(one):
 
 
 def mtil_sheet(records, protocol, methods=NONE):
-    """Records -> Sheet: the three numbers of each stream, many orders, tasks, matrices."""
+    """Records -> Report: the three numbers of each stream, many orders, tasks, matrices."""
     found = streams(records, protocol, methods)
     shown, spreads = shown_streams(found), orders(found)
     tables = [_summary_table(one) for one in shown] + [_orders_table(one) for one in spreads]

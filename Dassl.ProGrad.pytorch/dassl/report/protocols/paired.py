@@ -17,7 +17,7 @@ from dassl.report.methods import NONE, is_control, row_names
 from dassl.report.protocols.base2new import base2new
 from dassl.report.protocols.others import OTHERS
 from dassl.report.records import NoRuns
-from dassl.report.table import MISSING, Cell, Sheet, Table, data_sets, row_notes
+from dassl.report.table import MISSING, Cell, Report, Table, data_sets, row_notes
 
 LEVEL, POWER = 0.95, 0.80
 MOST = 1000  # more seeds than anybody runs
@@ -72,7 +72,7 @@ def student(probability):
 
 
 def paired_sheet(records, methods=NONE):
-    """Records -> Sheet. NoRuns if no stage-2 row has its stage-1 row beside it."""
+    """Records -> Report. NoRuns if no stage-2 row has its stage-1 row beside it."""
     found = base2new(records, methods)
     tables = [_table(found, "H of averages", "H", found.h_by_seed)]
     if len(tables[0].notes) == len(tables[0].rows):
@@ -83,7 +83,7 @@ def paired_sheet(records, methods=NONE):
         tables.append(_table(found, OTHERS, OTHERS, seeds))
         columns = [*columns, tables[1].columns[2], *(f"{name} ({OTHERS})" for name in NUMBERS)]
         lines = [line + more[2:] for line, more in zip(lines, tables[1].rows, strict=True)]
-    return Sheet(
+    return Report(
         name="paired",
         heading="Base-to-new H, paired over seeds",
         tables=tables,

@@ -225,7 +225,7 @@ def run_barriers(path):
 
 
 def barriers_sheet(folders, methods=NONE):
-    """Run folders -> Sheet of how far each straight line rises over the line between its ends' losses (see `barrier`),
+    """Run folders -> Report of how far each straight line rises over the line between its ends' losses (see `barrier`),
     with a table for each space. NoRuns if there is no path.json.
 
     A barrier is taken of each run's own curve, then averaged over seeds and data sets: the barrier of an averaged curve

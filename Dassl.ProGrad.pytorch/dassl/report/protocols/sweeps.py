@@ -193,7 +193,7 @@ def _show_cost(cost, missing=MISSING):
 
 
 def sweeps_sheet(records, methods=NONE):
-    """Records -> Sheet with a table for each set of keys that varies together."""
+    """Records -> Report with a table for each set of keys that varies together."""
     found = sweeps(records, methods)
     keys = list(dict.fromkeys(key for sweep in found for key in sweep.keys))
     return method_sheet(

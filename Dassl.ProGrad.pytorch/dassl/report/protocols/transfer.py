@@ -139,7 +139,7 @@ def _notes(found, row, name):
 
 
 def transfer_sheet(records, protocol, methods=NONE):
-    """Records -> Sheet with a table for each source."""
+    """Records -> Report with a table for each source."""
     found, known = transfer(records, protocol, methods), PROTOCOLS[protocol]
     return method_sheet(
         protocol,
