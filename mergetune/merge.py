@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dassl.merging.records import METHODS, SPACES, START, ZERO_SHOT, ZEROS
 from dassl.utils import ArgumentParser, RunLock, UserError, atomic_files, errors_in_one_line, get_logger, write_json
 from dassl.utils.torchrun import one_process
-from mergetune.merge_methods import METHODS, SPACES, START, ZERO_SHOT, ZEROS
 
 log = get_logger()
 

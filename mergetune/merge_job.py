@@ -17,10 +17,10 @@ from dassl.engine.recipe import build_lists, changed, data_digest
 from dassl.engine.results import CLASSES
 from dassl.merging import lora
 from dassl.merging.methods import check_alike, is_weight, merge
+from dassl.merging.records import METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method
 from dassl.utils import UserError, atomic_write, checkpoint_digest, save_checkpoint, write_json
 from dassl.utils.atomic import begun, drop_begun
 from dassl.utils.progress import progress
-from mergetune.merge_methods import METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method
 from mergetune.merge_sources import PEFT_CONFIG, PEFT_FILES, check_origin, read_parent
 
 State = dict[str, Tensor]

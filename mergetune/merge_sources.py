@@ -16,6 +16,7 @@ from dassl.engine.recipe import check_written, unfinished
 from dassl.engine.results import run_classes, run_facts, run_file
 from dassl.engine.state import rng_state, set_rng_state
 from dassl.merging.lora import ranks
+from dassl.merging.records import ZERO_SHOT, ZEROS
 from dassl.utils import (
     MissingFile,
     UserError,
@@ -28,7 +29,6 @@ from dassl.utils import (
     set_random_seed,
     sha256_file,
 )
-from mergetune.merge_methods import ZERO_SHOT, ZEROS
 from mergetune.stage1 import check_backbone, used_keys
 
 log = get_logger()

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 import train
 from dassl.engine import build_trainer
 from dassl.merging import lora, methods
+from dassl.merging.records import METHODS
 from dassl.utils import UserError, set_random_seed
 from mergetune import merge
 from mergetune.merge import evaluate, merge_run
 from mergetune.merge_job import row_name
-from mergetune.merge_methods import METHODS
 from tests.fixtures.command_line import one_error
 from tests.fixtures.interpreter import Python
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mergetune.merge_methods import check_method
+from dassl.merging.records import check_method
 
 State = Mapping[str, Tensor]
 Rule = Callable[[str, Tensor], Tensor]  # (name, task vectors (n, *shape)) -> (*shape)

@@ -21,8 +21,8 @@ _IN = {  # package -> its modules that moved, and where to
     "tsne figures.tsne",
     "mergetune": "adapters models.adapters, continued stage2, deep_prompts models.deep_prompts, "
     "distil models.student, foreign checkpoint_formats, frozen clip_trainer, heads models.heads, "
-    "lora dassl.merging.lora, merged_files merge_files, merging dassl.merging.methods, parents merge_sources, "
-    "prompts models.prompts, templates models.templates",
+    "lora dassl.merging.lora, merge_methods dassl.merging.records, merged_files merge_files, "
+    "merging dassl.merging.methods, parents merge_sources, prompts models.prompts, templates models.templates",
 }
 MOVED = {
     f"{package}.{old}": new if new.startswith("dassl.") else f"{package}.{new}"

@@ -7,7 +7,7 @@ import torch
 
 from dassl.merging import methods
 from dassl.merging.methods import emr, emr_restore, merge
-from mergetune.merge_methods import METHODS
+from dassl.merging.records import METHODS
 
 
 def state(seed, names=("ctx", "head.weight"), **more):
