@@ -50,7 +50,7 @@ def load_published():
     The quantity of a few-shot number is its shots, e.g. "16 shots".
     """
     found = {}
-    for file in sorted(Path(__file__).with_name("published").glob("*.json")):
+    for file in sorted(Path(__file__).parents[1].joinpath("published").glob("*.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         for block in content["blocks"]:
             head = block["protocol"], block["trainer"], block.get("merge", ""), content["backbone"]
