@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import CodeType, FunctionType
 
 import numpy as np
 import pytest
@@ -20,17 +22,79 @@ LONG = (
     "script_runs",
     "distributed",
     "faults",
+    "fuzz",
     "flow",
     "benchmarks",
     "sweep",
-    "condu_scripts",
+    "experiments",
 )
+ORDER = {f"test_{name}": place for place, name in enumerate(LONG)}
+LEFT_OUT = pytest.StashKey[dict]()
 
 
-def pytest_collection_modifyitems(items):
-    """Long modules first."""
-    order = {f"test_{name}": place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+# names that code has which starts a process, as modules or as attributes
+PROCESSES = {"subprocess", "multiprocessing", "Popen", "ProcessPoolExecutor", "fork", "execv", "posix_spawn"}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="without the tests that start processes and the long modules")
+    parser.addoption("--browser", action="store_true", help="fail where no browser is found, leave no test out")
+
+
+def names_of(code: CodeType) -> set[str]:
+    """The globals and attributes that code names, its inner functions included."""
+    inner = [names_of(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def starts_processes(function: FunctionType, seen: set) -> bool:
+    """Does the code of a test, a fixture, or a helper in tests/ that it calls, name what starts a process?"""
+    function = getattr(function, "__wrapped__", function)
+    if not isinstance(function, FunctionType) or function in seen:
+        return False
+    seen.add(function)
+    names = names_of(function.__code__)
+    called = [function.__globals__.get(name) for name in names]
+    helpers = [value for value in called if str(getattr(value, "__module__", "")).startswith("tests.")]
+    return not names.isdisjoint(PROCESSES) or any(starts_processes(helper, seen) for helper in helpers)
+
+
+def is_quick(item) -> bool:
+    """Is a test one of those that finish a change? Others start processes, or are of a module that builds much."""
+    fixtures = [fixture.func for several in item._fixtureinfo.name2fixturedefs.values() for fixture in several]
+    return item.path.stem not in ORDER and not any(starts_processes(code, set()) for code in [item.function, *fixtures])
+
+
+def find_browser() -> str | None:
+    """The path of a Chromium or Chrome of this machine."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Long modules first; left out are the tests of the page without a browser, and with --quick most."""
+    items.sort(key=lambda item: ORDER.get(item.path.stem, len(LONG)))
+    quick, every = config.getoption("quick"), config.getoption("browser") or find_browser()
+    kept = {item for item in items if not quick or is_quick(item)}
+    pages = [item for item in kept if "browser" in item.fixturenames and not every]
+    kept.difference_update(pages)
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+    getattr(config, "workeroutput", config.stash.setdefault(LEFT_OUT, {}))["pages"] = len(pages)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A test process of pytest-xdist has ended: all of them have left out the same."""
+    node.config.stash.setdefault(LEFT_OUT, {}).update(pages=getattr(node, "workeroutput", {}).get("pages", 0))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if pages := config.stash.get(LEFT_OUT, {}).get("pages"):
+        terminalreporter.write_line(
+            f"{pages} tests of the HTML page were left out, for there is no browser: install a Chromium "
+            f"(Debian: apt-get install chromium) or put one of {', '.join(BROWSERS)} on the path"
+        )
 
 
 def write_image(path, seed, size=32):

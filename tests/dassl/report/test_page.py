@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 
@@ -12,21 +11,19 @@ from dassl.report.protocols.mtil import mtil_sheet
 from dassl.report.protocols.transfer import transfer_sheet
 from dassl.report.records import load_results
 from mergetune.report import METHODS, main
-from tests.conftest import write_image
+from tests.conftest import BROWSERS, find_browser, write_image
 from tests.fixtures.runs import write_pairs, write_run
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
 @pytest.fixture(scope="module")
 def browser():
     """A headless Chromium or Chrome of this machine."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    assert found, f"install a Chromium (Debian: apt-get install chromium): none of {', '.join(BROWSERS)} is on the path"
+    path = find_browser()
+    assert path, f"install a Chromium (Debian: apt-get install chromium): none of {', '.join(BROWSERS)} is on the path"
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        running = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield running
         running.close()
 
