@@ -112,13 +112,13 @@ def test_the_texts_of_a_foreign_checkpoint(tmp_path, tokens):
 @pytest.mark.parametrize(
     ("key", "value", "match"),
     [
-        ("visual.conv1.weight", torch.ones(2, 8), r"visual.conv1.weight has the shape \(2, 8\), expected 4 axes"),
-        ("positional_embedding", torch.ones(8), r"positional_embedding has the shape \(8,\), expected 2 axes"),
-        ("positional_embedding", torch.ones(2, 8), "num_heads=0"),
+        ("visual.conv1.weight", torch.ones(64, 8), r"size mismatch for visual.conv1.weight.*\[64, 8\]"),
+        ("positional_embedding", torch.ones(8), r"size mismatch for positional_embedding.*\[8\]"),
+        ("ln_final.weight", torch.ones(8), "num_heads=0"),
     ],
 )
 def test_shapes_that_no_clip_has(key, value, match):
-    with pytest.raises(UserError, match=f"a.pt.* holds no CLIP.*{match}"):
+    with pytest.raises(UserError, match=f"(?s)a.pt.* holds no CLIP.*{match}"):
         build_module(clip_state() | {key: value}, "a.pt")
 
 

@@ -11,10 +11,8 @@ is a clipboard manager.
 """
 
 import contextlib
-import hashlib
 import os
 import re
-import urllib.request
 import warnings
 from pathlib import Path
 
@@ -23,16 +21,15 @@ import torch
 from dassl.utils import (
     MissingFile,
     UserError,
-    atomic_write,
     check_file,
     closest,
+    download_url,
     get_logger,
     is_script_archive,
     load_weights,
     script_tensors,
     sha256_file,
 )
-from dassl.utils.progress import progress
 
 from .backbone import Block, ClipBackbone, Preprocess
 
@@ -137,43 +134,21 @@ def find_weights(name, path="", *, cache=CACHE):
         )
     address = table[name]
     file_name, expected = os.path.basename(address), address.split("/")[-2]
-    places = [*([given] if path else []), Path(cache).expanduser()]
-    searched = ", ".join(str(place / file_name) for place in places)
-    get_logger().info(f"CLIP {name}: looking for {searched}, then {address}")
-    for place in places:
-        file = place / file_name
-        if file.is_file():
-            return file, _check_hash(file, expected, name)
-    return _download(address, places[-1] / file_name, expected), expected
-
-
-def _check_hash(file, expected, name):
-    digest = sha256_file(file)
-    if digest != expected:
+    files = [place / file_name for place in (*([given] if path else []), Path(cache).expanduser())]
+    get_logger().info(f"CLIP {name}: looking for {', '.join(map(str, files))}, then {address}")
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        try:
+            download_url(address, files[-1], sha256=expected)
+        except UserError as error:
+            raise UserError(f"{error}. Put the file at {files[-1]}, or name it in MODEL.BACKBONE.PATH") from error
+        return files[-1], expected
+    if (digest := sha256_file(file)) != expected:
         raise UserError(
             f'"{file}" is not OpenAI\'s {name}: sha256 {digest}, expected {expected}. Remove it '
             f"to have it downloaded again, or name it in MODEL.BACKBONE.PATH to use it as it is"
         )
-    return digest
-
-
-def _download(address, file, expected):
-    sha = hashlib.sha256()
-    try:
-        with urllib.request.urlopen(address, timeout=30) as source, atomic_write(file) as target:
-            total = int(source.headers.get("Content-Length") or 0)
-            with progress(what=file.name, total=total, unit="B", unit_scale=True) as bar:
-                while chunk := source.read(1 << 20):
-                    target.write(chunk)
-                    sha.update(chunk)
-                    bar.update(len(chunk))
-            if sha.hexdigest() != expected:
-                raise OSError(f"what arrived has sha256 {sha.hexdigest()}, expected {expected}")
-    except (OSError, UserError) as error:
-        raise UserError(
-            f"cannot download {address} ({error}). Put the file at {file}, or name it in MODEL.BACKBONE.PATH"
-        ) from error
-    return file
+    return file, expected
 
 
 def read_state_dict(file):
@@ -190,62 +165,27 @@ def read_state_dict(file):
 
 
 def build_module(state, file="the state dict"):
-    """{name: tensor} in OpenAI's layout -> `clip.model.CLIP` in fp32, dimensions from the tensors.
+    """{name: tensor} in OpenAI's layout -> `clip.model.CLIP` in fp32; the package reads dimensions off the tensors.
 
     Built without memory first, so nothing is drawn at random only to be overwritten.
     """
-    model = clip_package().model
     weights = {
         key: value.float() if value.is_floating_point() else value
         for key, value in state.items()
         if key not in ("input_resolution", "context_length", "vocab_size")
     }
     try:
-        with torch.device("meta"):
-            module = model.CLIP(**_dimensions(weights))
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the package fills what has no memory
+            module = clip_package().model.build_model(weights)
         module.load_state_dict(weights, assign=True)
-    except (KeyError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+    except (AssertionError, KeyError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error) or "its position embeddings are no square"
         raise UserError(f'"{file}" holds no CLIP in OpenAI\'s layout ({reason})') from error
     mask = module.build_attention_mask()  # a plain attribute of the text blocks, not among the weights
     for block in module.transformer.resblocks:
         block.attn_mask = mask
     return module.eval()
-
-
-def _dimensions(weights):
-    """Arguments of `clip.model.CLIP`, from the shapes of {name: tensor}. ValueError, KeyError for what is none."""
-
-    def shape(key, axes):
-        found = tuple(weights[key].shape)
-        if len(found) != axes:
-            raise ValueError(f"{key} has the shape {found}, expected {axes} axes")
-        return found
-
-    def count(prefix, part):
-        return len({key.split(".")[part] for key in weights if key.startswith(prefix)})
-
-    if "visual.proj" in weights:
-        vision_width, _, patch, _ = shape("visual.conv1.weight", 4)
-        side = round((shape("visual.positional_embedding", 2)[0] - 1) ** 0.5) * patch
-        layers = count("visual.transformer.resblocks.", 3)
-    else:
-        vision_width, patch = shape("visual.layer1.0.conv1.weight", 4)[0], None
-        side = round((shape("visual.attnpool.positional_embedding", 2)[0] - 1) ** 0.5) * 32
-        layers = tuple(count(f"visual.layer{stage}.", 2) for stage in (1, 2, 3, 4))
-    context_length, width = shape("positional_embedding", 2)
-    return {
-        "embed_dim": shape("text_projection", 2)[1],
-        "image_resolution": side,
-        "vision_layers": layers,
-        "vision_width": vision_width,
-        "vision_patch_size": patch,
-        "context_length": context_length,
-        "vocab_size": shape("token_embedding.weight", 2)[0],
-        "transformer_width": width,
-        "transformer_heads": width // 64,
-        "transformer_layers": count("transformer.resblocks.", 2),
-    }
 
 
 def _warn_if_other_model(name, state, file):

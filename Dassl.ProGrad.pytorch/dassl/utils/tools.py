@@ -12,7 +12,6 @@ import os
 import random
 import re
 import reprlib
-import shutil
 import stat
 import sys
 import urllib.request
@@ -25,6 +24,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from .atomic import atomic_write, write_json  # noqa: F401  imported from here by trainers written for Dassl
 from .errors import MissingFile, UserError
+from .progress import progress
 from .registry import check_availability, get_most_similar_str_to_a_from_b  # noqa: F401  likewise
 
 MOST_TEXT = 1 << 30  # bytes; a table of a million pictures has a tenth of it
@@ -281,15 +281,25 @@ def tolist_if_not(x):
     return x if isinstance(x, list) else [x]
 
 
-def download_url(url, dst):
-    """Fetch `url` into the file `dst`, whole or not at all. Raises UserError."""
+def download_url(url, dst, sha256=""):
+    """Fetch `url` into the file `dst`, whole or not at all. sha256: what it must have, in hexadecimal.
+
+    Raises:
+        UserError: no such address, no network, no room, or another file.
+    """
     if not url.startswith(("http://", "https://")):
         raise UserError(f'Only http and https can be downloaded, but got "{url}"')
+    state = hashlib.sha256()
     try:
         with urllib.request.urlopen(url, timeout=60) as source, atomic_write(dst) as file:
-            shutil.copyfileobj(source, file)
-    except UserError:
-        raise
+            size = int(source.headers.get("Content-Length") or 0)
+            with progress(what=os.path.basename(dst), total=size, unit="B", unit_scale=True) as bar:
+                while chunk := source.read(1 << 20):
+                    file.write(chunk)
+                    state.update(chunk)
+                    bar.update(len(chunk))
+            if sha256 and state.hexdigest() != sha256:
+                raise OSError(f"what arrived has sha256 {state.hexdigest()}, expected {sha256}")
     except OSError as error:
         raise UserError(f'Cannot download "{url}": {error}') from error
 
