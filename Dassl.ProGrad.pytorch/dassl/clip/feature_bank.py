@@ -14,6 +14,7 @@ Letters: N images, D joint width, K transforms of one image in one round (cfg.DA
 
 import contextlib
 import functools
+import itertools
 import os
 import stat
 import weakref
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save
 from torch.utils.data import DataLoader, Dataset
 
 from dassl.data import ViewIndex, relative_key
@@ -29,19 +31,22 @@ from dassl.data.transforms import describe_transform
 from dassl.utils import (
     MissingFile,
     UserError,
+    atomic_write,
     digest,
     get_logger,
     is_deep_image,
     locked,
     sha256_file,
+    tensor_checksum,
     write_json,
 )
 from dassl.utils.distributed import barrier, broadcast, gather_rows, is_collective, is_main, shard, world_size
 from dassl.utils.progress import progress
+from dassl.utils.tensorfile import open_tensors
 
 from .banks import default_folder
-from .rounds import FORMAT, read_round, write_round
 
+FORMAT = 1
 SAMPLED = weakref.WeakKeyDictionary()  # {data set: function of bank and rounds}, in the place of building: --check
 _STORED = weakref.WeakKeyDictionary()  # {loader of test images: {settings: loader of their features}}
 WORKERS_FROM = 512  # pictures to encode below which starting worker processes costs more than it saves
@@ -73,14 +78,13 @@ def bank_folder(cfg):
     return cfg.FEATURES.DIR or default_folder()
 
 
-def feature_loader(
-    loader, backbone, *, folder, is_train, views=1, batch_size=100, autocast=contextlib.nullcontext, strict=False
-):
+def feature_loader(loader, backbone, *, folder, is_train, views=1, **options):
     """A loader of features with the batches, order and random draws of the pixel `loader`.
 
     Its batches have `feature` (B, D), raw, in the precision it was computed in, in place of `img`
     (`feature2` for `img2`, a list of K for a list of K), and label, domain, impath and index as they were.
-    `dataset.bank` is the FeatureBank. views: per image, in training; epoch e sees view e modulo views.
+    `dataset.bank` is the FeatureBank. views: per image, in training; epoch e sees view e modulo views. options:
+    batch_size, autocast and strict of FeatureBank.
 
     Raises:
         UserError: the pixels are needed after all (no transform, RETURN_IMG0) or views have no streams of
@@ -94,16 +98,7 @@ def feature_loader(
     if is_train and (getattr(pixels, "seed", None) is None or not hasattr(loader.sampler, "set_epoch")):
         raise UserError("feature bank: training views need INPUT.VIEW_SEEDS True")
     rounds = max(1, -(-views // pixels.k_tfm)) if is_train else 1
-    bank = FeatureBank(
-        folder,
-        pixels,
-        backbone,
-        rounds=rounds,
-        batch_size=batch_size,
-        autocast=autocast,
-        workers=loader.num_workers,
-        strict=strict,
-    )
+    bank = FeatureBank(folder, pixels, backbone, rounds=rounds, workers=loader.num_workers, **options)
     return DataLoader(
         BankDataset(bank, pixels.data_source),
         batch_size=loader.batch_size,
@@ -173,24 +168,18 @@ class FeatureBank:
 
     def _ensure(self, numbers):
         missing = [number for number in numbers if not self._open(number)]
-        sample = SAMPLED.get(self.pixels)
-        if missing and sample:
+        if missing and (sample := SAMPLED.get(self.pixels)):
             sample(self, missing)
-        elif missing or is_collective():
-            self.fill(missing)
-
-    def fill(self, missing):
-        """Build rounds that are not there."""
-        if is_collective():
-            asked = broadcast(missing)  # by the main process: files may have come since another one looked
-            if asked:
-                self._fill(asked, shared=True)
-                barrier()  # they are written
+            return
+        if is_collective() and (wanted := broadcast(missing)):  # of the main process: another may look too late
+            self.fill(wanted, shared=True)
+            barrier()  # they are written
             missing = [number for number in missing if not self._open(number)]  # all, on a disk of its own
         if missing:
-            self._fill(missing, shared=False)
+            self.fill(missing)
 
-    def _fill(self, missing, shared):
+    def fill(self, missing, shared=False):
+        """Build rounds that are not there. shared: by all processes of this run, of which the main one writes."""
         writes = is_main() or not shared
         with _turn(self.folder) if writes else contextlib.nullcontext():
             missing = [number for number in missing if not self._open(number, warn=writes)]
@@ -203,17 +192,24 @@ class FeatureBank:
                 self._build(missing, shared)
                 get_logger().info(f"Feature bank {self.folder}: {len(self.pixels)} images x {len(missing)}")
 
+    def _facts(self, number, tensors):
+        return {"format": str(FORMAT), "bank": self.key, "round": str(number), "crc32": tensor_checksum(tensors)}
+
     def _open(self, number, warn=False):
         """Map a round if its file is there and whole; whether it was."""
         file = self._file(number)
         if not file.is_file():
             return False
         try:
-            self._rounds[number] = read_round(file, self.key, number)
+            with open_tensors(file) as stored:
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+                if stored.metadata() != self._facts(number, tensors):
+                    raise ValueError("it belongs to another bank, or its checksum is wrong")
         except (SafetensorError, ValueError, OSError) as error:
             if warn:
                 get_logger().warning(f'Feature bank: "{file}" is damaged ({error}), building it again')
             return False
+        self._rounds[number] = tensors
         return True
 
     def _build(self, numbers, shared):
@@ -223,14 +219,11 @@ class FeatureBank:
         """
         batches = torch.arange(len(self.pixels)).split(self.batch_size)
         own = batches[shard(len(batches))] if shared else batches
-        loader, title = self.loader(numbers, own), f"features of {len(self.pixels)} images x {len(numbers)}"
-        done, numbers = [], iter(numbers)
-        for images in progress(loader, title):
-            done.append(self._encode(images))
-            if len(done) == len(own):
-                rows = {name: torch.cat([some[name] for some in done]) for name in done[0]}
-                self._write(next(numbers), self._join(rows, batches) if shared else rows)
-                done = []
+        images = iter(progress(self.loader(numbers, own), f"features of {len(self.pixels)} images x {len(numbers)}"))
+        for number in numbers if own else ():  # more processes than batches
+            done = [self._encode(batch) for batch in itertools.islice(images, len(own))]
+            rows = {name: torch.cat([some[name] for some in done]) for name in done[0]}
+            self._write(number, self._join(rows, batches) if shared else rows)
 
     def loader(self, numbers, batches):
         """The transformed images of these batches of indices, in each of these rounds."""
@@ -251,8 +244,9 @@ class FeatureBank:
 
     def _write(self, number, rows):
         if rows is not None:
-            write_round(self._file(number), rows, self.key, number)
-            self._rounds[number] = read_round(self._file(number), self.key, number)
+            with atomic_write(self._file(number)) as file:
+                file.write(save(rows, metadata=self._facts(number, rows)))
+            self._open(number)
 
     @torch.inference_mode()
     def _encode(self, images):
@@ -341,4 +335,3 @@ def _turn(folder):
     """One builder at a time."""
     said = f"Feature bank: another process builds {folder}, waiting for it"
     return locked(folder / ".lock", lambda _: get_logger().info(said))
-
