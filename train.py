@@ -268,7 +268,7 @@ def evaluated(args: argparse.Namespace) -> tuple[bool, str, dict | None]:
     """Whether a line trains nothing, the model that it evaluates, and of a file in --model-dir that was merged
     elsewhere what results.json says."""
     from dassl.utils import UserError, get_logger
-    from mergetune.merge_files import find_merged, merged_row
+    from mergetune.merge_sources import find_merged, merged_row
 
     if not (args.eval_only_merge or args.eval_only_merge_dare):
         return args.eval_only, args.model_dir, None

@@ -24,7 +24,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, brief, get_logger, load_pretrained_weights
 from dassl.utils.moved import old_names
 from mergetune.stage1 import check_backbone, data_seen, find_checkpoint, used_keys
-from mergetune.weights import trainable
+from mergetune.stage2 import trainable
 
 
 class ClipTrainer(TrainerX):

@@ -94,7 +94,7 @@ def logits_at(trainer, split: str, weights: Mapping[str, Tensor]) -> tuple[Tenso
     """Logits (N, C) and labels (N,) of a trainer's "val" or "test" images with these trainable weights."""
     import torch
 
-    from mergetune.weights import swapped_parameters
+    from mergetune.stage2 import swapped_parameters
 
     trainer.use_feature_bank_for(split)
     loader = trainer.val_loader if split == "val" else trainer.test_loader
@@ -227,7 +227,7 @@ def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
 def mixed(run: Path, cfgs: Mapping, alphas: Sequence[float], mix: dict, folder: Path, command: str) -> dict:
     """Choose alpha, and write the results of each data set below `folder`, the run's own first -> what comes of it."""
     from dassl.engine.results import write_results
-    from mergetune.weights import trainable
+    from mergetune.stage2 import trainable
 
     started = time.monotonic()
     first, *_ = cfgs

@@ -21,7 +21,7 @@ from dassl.merging.records import METHODS, SPACES, START, ZERO_SHOT, ZEROS, chec
 from dassl.utils import UserError, atomic_write, checkpoint_digest, save_checkpoint, write_json
 from dassl.utils.atomic import begun, drop_begun
 from dassl.utils.progress import progress
-from mergetune.merge_sources import PEFT_CONFIG, PEFT_FILES, check_origin, read_parent
+from mergetune.merge_sources import PEFT_CONFIG, PEFT_FILES, check_origin, read_source
 
 State = dict[str, Tensor]
 JOINED = ("source", "source_subset", "data_seen")  # facts of which the merge has all
@@ -47,10 +47,10 @@ class MergeJob:
             raise UserError(f"merge_space is {merge_space!r}, expected one of {', '.join(SPACES)}")
         self.method, self.usual, self.choices = method, how.values, candidates(values)
         self.space, self.keep, self.rank = merge_space, keep, rank
-        self.sources = [read_parent(spec, words=(ZERO_SHOT,)) for spec in parents]
+        self.sources = [read_source(spec, words=(ZERO_SHOT,)) for spec in parents]
         if not any(source.file for source in self.sources):
             raise UserError(f"Nothing to merge: every parent is {ZERO_SHOT}")
-        self.base = read_parent(base, words=(ZERO_SHOT, START, ZEROS)) if how.needs_base else None
+        self.base = read_source(base, words=(ZERO_SHOT, START, ZEROS)) if how.needs_base else None
         self.everything = [*self.sources, *([self.base] if self.base else [])]
         self.read = [source for source in self.everything if source.file]
         self.first = next((source for source in self.read if source.run), self.read[0])

@@ -29,6 +29,7 @@ from dassl.utils import (
     set_random_seed,
     sha256_file,
 )
+from dassl.utils.moved import old_names
 from mergetune.stage1 import check_backbone, used_keys
 
 log = get_logger()
@@ -39,11 +40,14 @@ OF_THE_RUN |= {"weights", "inputs", "asked", "unfinished"}
 OF_THE_RUN |= {"merge", "row", "method", "title", "values", "base", "merge_space", "parents", "tried"}
 SHOWN = ("trainer", "preset", "dataset", "subset", "seed")  # in merge.json's list of parents
 MOST_ALPHA = 1_000_000  # of LoRA's scaling and ranks: beyond it products are infinite
+SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors")
+LAMBDA = re.compile(r".*_lambda_(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)(?:\.pth|\.pt|\.pth\.tar|\.safetensors)")
+TITLES = {"ties": "TIES", "dare": "DARE"}
 PEFT_CONFIG, PEFT_FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass
-class Parent:
+class Source:
     """Weights to merge, or a word that stands for some, which has no file. run: the run folder that they come from, if
     it has a config; moved: `root` and `pairs` of `merge.merge_run`."""
 
@@ -128,10 +132,10 @@ def _of_module(peft: dict, pattern: str, module: str, default: float) -> float:
     return next((value for key, value in values.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
 
 
-def read_parent(spec: str | Path, words: Sequence[str] = ()) -> Parent:
+def read_source(spec: str | Path, words: Sequence[str] = ()) -> Source:
     """A parent from a run folder (its best checkpoint if kept, else its last), a file, a peft folder, or a word."""
     if str(spec) in words:
-        return Parent(str(spec))
+        return Source(str(spec))
     path = Path(spec)
     if not path.exists():
         what = f"a run folder, a file of weights, a peft folder, or the word {ZERO_SHOT}"
@@ -147,10 +151,10 @@ def read_parent(spec: str | Path, words: Sequence[str] = ()) -> Parent:
     if line := unfinished(file, epoch):
         log.warning(f"{spec}: {line}")
     facts = {name: value for name, value in known.items() if name not in OF_THE_RUN}
-    return Parent(str(spec), file, state, config and config.parent, facts=facts, epoch=epoch, unfinished=line)
+    return Source(str(spec), file, state, config and config.parent, facts=facts, epoch=epoch, unfinished=line)
 
 
-def _read_peft(spec: str, folder: Path) -> Parent:
+def _read_peft(spec: str, folder: Path) -> Source:
     own = read_json(folder / PEFT_CONFIG)
     if not isinstance(own, dict) or own.get("peft_type", "LORA") != "LORA" or own.get("use_dora"):
         raise UserError(f"{folder / PEFT_CONFIG} describes no plain LoRA, and only that can be merged")
@@ -165,7 +169,7 @@ def _read_peft(spec: str, folder: Path) -> Parent:
         if (expected := _of_module(own, "rank_pattern", module, own.get("r", rank))) != rank:
             raise UserError(f"{folder / PEFT_CONFIG} gives {module} the rank {expected}, but its factors have {rank}")
     name = own.get("base_model_name_or_path")
-    return Parent(spec, file, state, peft=own, facts={"backbone": {"name": name}} if name else {}, epoch=epoch)
+    return Source(spec, file, state, peft=own, facts={"backbone": {"name": name}} if name else {}, epoch=epoch)
 
 
 def _check_peft(own: dict, where: Path) -> None:
@@ -202,7 +206,7 @@ def read_state(file: Path, trainer: type | None = None) -> tuple[dict[str, Tenso
     return {name: value.detach() for name, value in state.items()}, epoch
 
 
-def bound_to_classes(parent: Parent) -> list[str]:
+def bound_to_classes(parent: Source) -> list[str]:
     """Names of the weights that hold one entry a class: class-specific contexts, and heads."""
     trainer = parent.facts.get("trainer")
     known = trainer in TRAINER_REGISTRY.registered_names()
@@ -211,7 +215,7 @@ def bound_to_classes(parent: Parent) -> list[str]:
     return contexts + [name for name in parent.state if name == head]
 
 
-def check_origin(parents: Sequence[Parent]) -> None:
+def check_origin(parents: Sequence[Source]) -> None:
     """Refuse parents of another backbone, activation, preprocessing, or class list where weights hold classes."""
     for name in ("digest", "name", "activation", "preprocess"):
         known = []
@@ -232,3 +236,58 @@ def check_origin(parents: Sequence[Parent]) -> None:
             both = [f"{p.spec} has {c['count']} ({c['first']} .. {c['last']})" for p, c in (known[0], (own, classes))]
             what = f"Parents of other classes cannot be merged, for {bound[0]} holds one entry a class"
             raise UserError(f"{what}: {' and '.join(both)}")
+
+
+# Weights that were merged elsewhere, as files the released MERGETUNE evaluates: PREFIX_ties_lambda_VALUE.pth
+
+
+def find_merged(folder: str, method: str, *, value: float | None = None, prefix: str = "", name: str = "") -> Path:
+    """The one file of merged weights in a folder that is meant.
+
+    method: ties (names with `_lambda_VALUE`) or dare (names with `dare`). value: of lambda, compared as a number.
+    prefix: how the name begins. name: the file itself, its suffix optional, or a folder below.
+    MissingFile where nothing fits, UserError where several do: both say what is there.
+    """
+    place = Path(folder)
+    if name and (place / name).is_dir():
+        place, name = place / name, ""
+    there = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
+    if name:
+        exact = [file for file in (name, *(name + suffix for suffix in SUFFIXES)) if file in there]
+        if not exact:
+            raise MissingFile(f"No merged weights {name} in {place} (there: {', '.join(there) or 'nothing'})")
+        return place / exact[0]
+    files = [file for file in there if file.startswith(prefix) and file.endswith(SUFFIXES)]
+    files = [file for file in files if (method == "dare") == ("dare" in file.lower())]
+    if method == "ties" or value is not None:
+        files = [file for file in files if _lambda(file) is not None]
+    if not files:
+        wanted = f"{prefix or 'PREFIX'}_ties_lambda_VALUE.pth" if method == "ties" else f"{prefix}*dare*.pth"
+        raise MissingFile(f"No merged weights {wanted} in {place} (there: {', '.join(there) or 'nothing'})")
+    chosen = files if value is None else [file for file in files if _lambda(file) == value]
+    if not chosen:
+        known = ", ".join(f"{v:g}" for v in sorted({_lambda(file) for file in files}))
+        raise MissingFile(f"No merged weights of lambda {value:g} in {place}; --lambda-val can be {known}")
+    if len(chosen) > 1:
+        values = {_lambda(file) for file in chosen}
+        flag = "--lambda-val" if len(values - {None}) == len(chosen) else "--model-prefix or --model-name"
+        raise UserError(f"{place} holds several merged weights ({', '.join(chosen)}): choose with {flag}")
+    return place / chosen[0]
+
+
+def _lambda(file: str) -> float | None:
+    """The number in a file's name."""
+    match = LAMBDA.fullmatch(file)
+    return float(match[1]) if match else None
+
+
+def merged_row(file: Path, method: str) -> dict:
+    """What the evaluation of such a file says of its weights."""
+    value = _lambda(file.name)
+    title = TITLES[method] + ("" if value is None else f" (lambda {value:g})")
+    merged = {"method": method, "values": {} if value is None else {"lambda": value}, "file": file.name}
+    merged["sha256"] = sha256_file(str(file))
+    return {"preset": title, "merge": merged, "alpha_chosen_on": "given", "data_seen": "unknown: merged elsewhere"}
+
+
+__getattr__ = old_names(__name__)

@@ -17,9 +17,8 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 from mergetune.lmc import interpolate, weight_distance
 from mergetune.models.student import PromptedTower
-from mergetune.stage2 import MergeTune
+from mergetune.stage2 import MergeTune, trainable
 from mergetune.trainers.promptkd import PromptKD
-from mergetune.weights import trainable
 
 
 @TRAINER_REGISTRY.register()

@@ -13,10 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from dassl.engine import TRAINER_REGISTRY
 from mergetune.lmc import interpolate
 from mergetune.models.heads import linear_line_logits, linear_line_loss
-from mergetune.stage2 import MergeTune
+from mergetune.stage2 import MergeTune, swapped_parameters, trainable
 from mergetune.trainers.finetune import FineTune
 from mergetune.trainers.linear_probe import LinearProbe
-from mergetune.weights import swapped_parameters, trainable
 
 
 class HeadContinued(MergeTune):

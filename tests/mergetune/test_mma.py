@@ -11,7 +11,7 @@ import train
 from dassl.clip import cosine_logits, text_classifier
 from dassl.engine import build_trainer
 from dassl.utils import UserError, set_random_seed
-from mergetune.weights import trainable
+from mergetune.stage2 import trainable
 from tests.benchmarks.task import clip_towers, count_passes
 
 TINY = ["TRAINER.MMADAPTER.PREC", "fp32", "TRAINER.MMADAPTER.ADAPTER_START", "2", "TRAINER.MMADAPTER.ADAPTER_END", "4"]

@@ -5,7 +5,7 @@ import torch
 
 from dassl.utils import UserError
 from mergetune.models.prompts import PromptLearner, context_words, word_context
-from mergetune.weights import swapped_parameters
+from mergetune.stage2 import swapped_parameters
 from tests.dassl.clip.test_clip import openai_backbone, random_tiny
 
 NAMES = ["cat", "great_white shark", "Zyxgh"]

@@ -12,8 +12,7 @@ from dassl.utils import UserError, load_checkpoint
 from mergetune.lmc import interpolate, line_loss, line_points
 from mergetune.models.heads import LinearHead, linear_line_logits, linear_line_loss, rows_for, zero_shot_head
 from mergetune.models.templates import IMAGENET, SELECT, templates
-from mergetune.stage2 import MergeTune
-from mergetune.weights import trainable
+from mergetune.stage2 import MergeTune, trainable
 from tests.fixtures.open_clip_models import open_clip_folder  # noqa: F401
 from tests.fixtures.toy_objects import COUNTS, runs  # noqa: F401
 

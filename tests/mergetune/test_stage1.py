@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from dassl.utils import UserError
 from mergetune import import_checkpoint
-from mergetune.merge_sources import read_parent
+from mergetune.merge_sources import read_source
 from mergetune.predict import Predictor
 from tests.fixtures import coop_runs
 from tests.fixtures import foreign_checkpoints as theirs
@@ -114,7 +114,7 @@ READERS = {
     "--resume-coop": lambda run, path, out: (built(run, "CoOp_LMC", "--resume-coop", path).w2["ctx"], 7),
     "--model-dir": lambda run, path, out: loaded(built(run, "CoOp"), path),
     "import": lambda run, path, out: imported(path, out),
-    "merge": lambda run, path, out: (read_parent(path).state["ctx"], read_parent(path).epoch),
+    "merge": lambda run, path, out: (read_source(path).state["ctx"], read_source(path).epoch),
     "predict": lambda run, path, out: (Predictor(path).trainer.model.ctx.detach(), Predictor(path).trainer._loaded[1]),
 }
 every_reader = pytest.mark.parametrize("reader", READERS)

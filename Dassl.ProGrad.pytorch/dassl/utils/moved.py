@@ -21,8 +21,9 @@ _IN = {  # package -> its modules that moved, and where to
     "tsne figures.tsne",
     "mergetune": "adapters models.adapters, continued stage2, deep_prompts models.deep_prompts, "
     "distil models.student, foreign checkpoint_formats, frozen clip_trainer, heads models.heads, "
-    "lora dassl.merging.lora, merge_methods dassl.merging.records, merged_files merge_files, "
-    "merging dassl.merging.methods, parents merge_sources, prompts models.prompts, templates models.templates",
+    "lora dassl.merging.lora, merge_files merge_sources, merge_methods dassl.merging.records, "
+    "merged_files merge_sources, merging dassl.merging.methods, parents merge_sources, prompts models.prompts, "
+    "templates models.templates, weights stage2",
 }
 MOVED = {
     f"{package}.{old}": new if new.startswith("dassl.") else f"{package}.{new}"
@@ -40,8 +41,8 @@ CLASSES = {
         "side_by_side": "is_collective",
     },
     "mergetune.clip_trainer": {"FrozenClipTrainer": "ClipTrainer"},
-    "mergetune.stage2": {"Continued": "MergeTune"},
-    "mergetune.weights": {"at": "swapped_parameters"},
+    "mergetune.merge_sources": {"Parent": "Source", "read_parent": "read_source"},
+    "mergetune.stage2": {"Continued": "MergeTune", "at": "swapped_parameters"},
 }
 METHODS = {
     "classifier_held": "cached_classifier",

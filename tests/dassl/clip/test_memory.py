@@ -23,7 +23,7 @@ from mergetune.lmc import interpolate
 from mergetune.models.adapters import MultiModalAdapters
 from mergetune.models.deep_prompts import DeepPromptedClip
 from mergetune.models.prompts import PromptLearner
-from mergetune.weights import swapped_parameters, trainable
+from mergetune.stage2 import swapped_parameters, trainable
 from tests.benchmarks import classes
 from tests.benchmarks.world import World
 from tests.fixtures.any_trainer import line

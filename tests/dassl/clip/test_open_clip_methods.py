@@ -7,7 +7,7 @@ from dassl.clip import build_clip
 from dassl.utils import UserError
 from mergetune.models.adapters import MultiModalAdapters
 from mergetune.models.deep_prompts import DeepPromptedClip
-from mergetune.weights import swapped_parameters
+from mergetune.stage2 import swapped_parameters
 from tests.fixtures.open_clip_models import open_clip_folder  # noqa: F401  a fixture
 
 NAMES = ["cat", "red star"]

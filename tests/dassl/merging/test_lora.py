@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from dassl.merging import lora
 from dassl.merging.methods import average
 from dassl.utils import UserError
-from mergetune.merge_sources import read_parent
+from mergetune.merge_sources import read_source
 
 
 def adapter(seed, r=2, out=6, width=5, name="text.q_proj", adapter=""):
@@ -114,7 +114,7 @@ def peft(tmp_path):
     def go(**config):
         own = {"peft_type": "LORA", "r": 2, "lora_alpha": 8} | config
         (tmp_path / "adapter_config.json").write_text(json.dumps(own))
-        return read_parent(tmp_path)
+        return read_source(tmp_path)
 
     return go
 
