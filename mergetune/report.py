@@ -8,16 +8,16 @@ from pathlib import Path
 from dassl.report.figures.all import FIGURES, all_figures
 from dassl.report.methods import Methods
 from dassl.report.page import write_page
-from dassl.report.protocols.against import against_sheet
-from dassl.report.protocols.base2new import backbones_sheet, base2new_sheet
-from dassl.report.protocols.fewshot import fewshot_sheet
+from dassl.report.protocols.against import against_report
+from dassl.report.protocols.base2new import backbones_report, base2new_report
+from dassl.report.protocols.fewshot import fewshot_report
 from dassl.report.protocols.mtil import PROTOCOLS as STREAMS
-from dassl.report.protocols.mtil import mtil_sheet
-from dassl.report.protocols.paired import paired_sheet
-from dassl.report.protocols.paths import barriers_sheet
-from dassl.report.protocols.sweeps import sweeps_sheet
+from dassl.report.protocols.mtil import mtil_report
+from dassl.report.protocols.paired import paired_report
+from dassl.report.protocols.paths import barriers_report
+from dassl.report.protocols.sweeps import sweeps_report
 from dassl.report.protocols.transfer import PROTOCOLS as TRANSFERS
-from dassl.report.protocols.transfer import transfer_sheet
+from dassl.report.protocols.transfer import transfer_report
 from dassl.report.records import NoRuns, load_results
 from dassl.utils import ArgumentParser, UserError, check_availability, errors_in_one_line, get_logger, one_line
 from dassl.utils.torchrun import one_process
@@ -82,15 +82,15 @@ METHODS = Methods(
 
 
 # What the command can print, in order: name -> function of records, without what is printed of folders.
-SHEETS = {
+REPORTS = {
     "barriers": None,
-    **{name: partial(transfer_sheet, protocol=name) for name in TRANSFERS},
-    "fewshot": fewshot_sheet,
-    "sweep": sweeps_sheet,
-    "backbones": backbones_sheet,
-    **{name: partial(mtil_sheet, protocol=name) for name in STREAMS},
-    "paired": paired_sheet,
-    "base2new": base2new_sheet,
+    **{name: partial(transfer_report, protocol=name) for name in TRANSFERS},
+    "fewshot": fewshot_report,
+    "sweep": sweeps_report,
+    "backbones": backbones_report,
+    **{name: partial(mtil_report, protocol=name) for name in STREAMS},
+    "paired": paired_report,
+    "base2new": base2new_report,
 }
 
 EPILOG = """\
@@ -148,7 +148,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     folders = "folder of runs; every results.json anywhere below it is read"
     parser.add_argument("folders", type="path", nargs="+", metavar="DIR", help=folders)
     parser.add_argument(
-        "--protocol", nargs="+", metavar="NAME", help=f"only these tables, of {', '.join(SHEETS)} (default: all)"
+        "--protocol", nargs="+", metavar="NAME", help=f"only these tables, of {', '.join(REPORTS)} (default: all)"
     )
     parser.add_argument("--out", type="path", metavar="DIR", help="of tables/ and figures/ (default: the first DIR)")
     parser.add_argument("--figures", action="store_true", help="draw every figure for which there are runs")
@@ -161,14 +161,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def sheets(records: list, folders: list, protocols: list[str] | None = None) -> list:
-    """The Sheets for which there are runs. NoRuns if there is none, or none of one that was asked for."""
+def reports(records: list, folders: list, protocols: list[str] | None = None) -> list:
+    """The Reports for which there are runs. NoRuns if there is none, or none of one that was asked for."""
     found, reasons = [], []
-    for name in protocols or SHEETS:
-        check_availability(name, list(SHEETS), "--protocol")
-    for name, make in ((name, make) for name, make in SHEETS.items() if not protocols or name in protocols):
+    for name in protocols or REPORTS:
+        check_availability(name, list(REPORTS), "--protocol")
+    for name, make in ((name, make) for name, make in REPORTS.items() if not protocols or name in protocols):
         try:
-            found.append(make(records, methods=METHODS) if make else barriers_sheet(folders, METHODS))
+            found.append(make(records, methods=METHODS) if make else barriers_report(folders, METHODS))
         except NoRuns as error:
             reasons.append(str(error))
             # a source model is trained as `cross`, also where only `dg` evaluates it
@@ -181,11 +181,11 @@ def sheets(records: list, folders: list, protocols: list[str] | None = None) -> 
 
 
 def compared(found: list, records: list) -> list:
-    """The sheets of published numbers beside ours; a table that has none is said to have none."""
+    """The reports of published numbers beside ours; a table that has none is said to have none."""
     comparisons = []
-    for sheet in (sheet for sheet in found if {"dataset", "task"} & {*sheet.columns}):
+    for one in (one for one in found if {"dataset", "task"} & {*one.columns}):
         try:
-            comparisons.append(against_sheet(sheet, records, METHODS))
+            comparisons.append(against_report(one, records, METHODS))
         except NoRuns as error:
             get_logger().info(f"{error}\n")
     return comparisons
@@ -199,14 +199,14 @@ def report(args: argparse.Namespace) -> list[Path]:
         raise UserError(f"No finished run: no readable results.json below {', '.join(map(str, args.folders))}")
     log, out = get_logger(), args.out or args.folders[0]
     tables_too = not args.figure or args.figures or args.protocol or args.against or args.html or args.latex
-    found = sheets(records, args.folders, args.protocol) if tables_too else []
+    found = reports(records, args.folders, args.protocol) if tables_too else []
     beside = compared(found, records) if args.against else []
     written = []
-    for sheet in found + beside:
+    for one in found + beside:
         if left_out:
-            sheet.legend.append(f"left out, for they could not be read: {', '.join(map(str, left_out))}")
-        log.info(sheet.text() + "\n")
-        written += sheet.write(Path(out, "tables"), args.latex)
+            one.legend.append(f"left out, for they could not be read: {', '.join(map(str, left_out))}")
+        log.info(one.text() + "\n")
+        written += one.write(Path(out, "tables"), args.latex)
     drawn = []
     if args.figure or args.figures or args.html:
         names = None if args.figures else args.figure

@@ -262,9 +262,9 @@ def read_results(folder: Path):
     """Files that are no results are left out with a warning; what is taken must do for the tables."""
     runs = records.load_results(folder)
     records.newest_each(runs, lambda r: (r["trainer"], r["dataset"], r["seed"], r["subset"]))
-    for sheet in (base2new.base2new_sheet, fewshot.fewshot_sheet):
+    for report in (base2new.base2new_report, fewshot.fewshot_report):
         with contextlib.suppress(UserError):  # too few runs for this table
-            sheet(runs)
+            report(runs)
 
 
 LOG = b"""epoch [50/50] loss 0.1

@@ -19,15 +19,15 @@ _BEHIND = re.compile(r"(: (Transfer|Average|Last)|, task known)$")
 _METHOD, _DATASET = "method", "data set"  # columns that rows are filtered by
 
 
-def write_page(path, sheets, figures, records):
-    """Sheets, figure files (PNG) and the records behind them -> the page at `path`."""
+def write_page(path, reports, figures, records):
+    """Reports, figure files (PNG) and the records behind them -> the page at `path`."""
     import jinja2
 
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     engine = jinja2.Environment(autoescape=True, finalize=_finalize, **blocks)
     pictures = [_picture(file) for file in map(Path, figures) if file.suffix == ".png"]
-    text = engine.from_string(template).render(page=_Page(sheets, records), sheets=sheets, pictures=pictures)
+    text = engine.from_string(template).render(page=_Page(reports, records), reports=reports, pictures=pictures)
     with atomic_write(path, "w", encoding="utf-8") as file:
         file.write(text)
     return Path(path)
@@ -42,10 +42,10 @@ class _Page:
     """What the template asks of tables and runs. A run has a number as soon as a cell links to it; the others are not
     on the page. methods: the rows' names; datasets: those of the runs, a stream's tasks among them."""
 
-    def __init__(self, sheets, records):
+    def __init__(self, reports, records):
         self.records = {str(r["file"]): r for r in records}
         self.numbers = {}
-        tables = [table for sheet in sheets for table in sheet.tables]
+        tables = [table for report in reports for table in report.tables]
         rows = [line[0] for table in tables if table.columns[0] == _METHOD for line in table.rows]
         self.methods = list(dict.fromkeys(_BEHIND.sub("", name) for name in rows))
         names = {name for r in records for name in (r.get("tasks") or [r["dataset"]])}
@@ -53,9 +53,9 @@ class _Page:
         self.datasets = [name for name in dict.fromkeys([*shown, *sorted(names)]) if name in names]
         self.stamps = self.stamps_of([cell for table in tables for line in table.rows for cell in line])
 
-    def anchor(self, sheet):
-        """The name of a sheet's part of the page."""
-        return "sheet-" + re.sub(r"\W+", "-", sheet.name)
+    def anchor(self, report):
+        """The name of a report's part of the page."""
+        return "sheet-" + re.sub(r"\W+", "-", report.name)
 
     def method_of_title(self, title):
         """The method that a table is of, such as an accuracy matrix, or ""."""

@@ -203,7 +203,7 @@ def method_table(title, names, columns, cells, methods, unjudged=(), uncounted=(
     return Table(title, ["method", *columns, "n"], rows, [*notes])
 
 
-def method_sheet(name, heading, tables, legend, keys, lines, after=(), evaluations=True):
+def method_report(name, heading, tables, legend, keys, lines, after=(), evaluations=True):
     """-> Report of tables and lines as this module makes them. keys, after: names of a CSV's columns between those that
     name a row and its numbers, and behind; evaluations: all numbers are those of evaluation runs."""
     legend = [SEEDS_LEGEND, *legend, *([EVALUATIONS_LEGEND] if evaluations else [])]

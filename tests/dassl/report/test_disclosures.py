@@ -3,9 +3,9 @@
 import pytest
 
 from dassl.report.disclosures import stamp
-from dassl.report.protocols.base2new import base2new_sheet
-from dassl.report.protocols.fewshot import fewshot_sheet
-from dassl.report.protocols.transfer import transfer_sheet
+from dassl.report.protocols.base2new import base2new_report
+from dassl.report.protocols.fewshot import fewshot_report
+from dassl.report.protocols.transfer import transfer_report
 from dassl.report.records import load_results
 from mergetune.report import METHODS
 from tests.fixtures.runs import write_run
@@ -13,7 +13,7 @@ from tests.fixtures.runs import write_run
 PETS, OTHERS = "a photo of a {}, a type of pet.", "a photo of a {}."
 
 
-def notes(root, make=base2new_sheet, *args):
+def notes(root, make=base2new_report, *args):
     """The footnotes of the first table that are about stamps."""
     first = make(load_results(root), *args, METHODS).tables[0]
     return [note for note in first.notes if note.startswith(("Trained", "Checkpoint", "Weight", "Prompts", "Fewer"))]
@@ -92,7 +92,7 @@ def test_transfer_tables_say_it_too(tmp_path, protocol):
     for trainer, chosen in (("CoOp", "last_step"), ("KgCoOp", "validation")):
         fields = {"protocol": protocol, "subset": "all", "source": "ImageNet", "chosen_on": chosen}
         write_run(tmp_path / trainer, trainer, **fields)
-    assert notes(tmp_path, transfer_sheet, protocol) == ["Checkpoint chosen on last_step: CoOp; validation: KgCoOp."]
+    assert notes(tmp_path, transfer_report, protocol) == ["Checkpoint chosen on last_step: CoOp; validation: KgCoOp."]
 
 
 def test_the_number_of_shots_is_the_column_of_a_few_shot_table(tmp_path):
@@ -101,7 +101,7 @@ def test_the_number_of_shots_is_the_column_of_a_few_shot_table(tmp_path):
         for trainer, words in seen.items() if shots == 4 else [("CoOp", seen["CoOp"])]:
             fields = {"protocol": "fewshot", "subset": "all", "shots": shots, "data_seen": words}
             write_run(tmp_path / f"{trainer}{shots}", trainer, **fields)
-    assert notes(tmp_path, fewshot_sheet) == [
+    assert notes(tmp_path, fewshot_report) == [
         "Trained on the shots of all classes: CoOp; the shots of all classes, twice: KgCoOp."
     ]
 
@@ -126,8 +126,8 @@ def test_every_row_of_the_csv_has_its_stamps(tmp_path):
     each = {"OxfordPets": PETS, "Caltech101": OTHERS}
     write(tmp_path, "CoOp", templates=each, data_seen="16 shots", chosen_on="last_step")
     write(tmp_path, "ZeroshotCLIP", data_seen="none", chosen_on="none")
-    sheet = base2new_sheet(load_results(tmp_path), METHODS)
-    stamps = {line[0]: dict(zip(sheet.columns, line, strict=True)) for line in sheet.lines}
+    report = base2new_report(load_results(tmp_path), METHODS)
+    stamps = {line[0]: dict(zip(report.columns, line, strict=True)) for line in report.lines}
     names = ("data_seen", "chosen_on", "alpha_chosen_on", "templates")
     assert [stamps["CoOp"][f"stamp_{n}"] for n in names] == ["16 shots", "last_step", "", "each data set's own"]
     assert [stamps["ZeroshotCLIP"][f"stamp_{n}"] for n in names] == ["", "", "", f"'{OTHERS}'"]

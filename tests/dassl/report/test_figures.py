@@ -20,7 +20,7 @@ from dassl.report.figures.all import (
 )
 from dassl.report.figures.drawing import new_figure
 from dassl.report.protocols.fewshot import fewshot
-from dassl.report.protocols.paths import barriers_sheet, families, load_paths
+from dassl.report.protocols.paths import barriers_report, families, load_paths
 from dassl.report.protocols.sweeps import sweeps
 from dassl.report.records import load_results
 from mergetune.report import METHODS
@@ -98,7 +98,7 @@ def test_the_card_of_other_weights_is_left_out_by_tables_and_figures(tmp_path, c
     for load in (load_paths, load_planes):
         assert [r["seed"] for r in load(tmp_path)] == [1, 3]
         assert f"{tmp_path / '2' / 'path.json'} is left out: it is of other weights" in capsys.readouterr().out
-    assert set(barriers_sheet([tmp_path]).tables[0].rows[0][2].files) == {
+    assert set(barriers_report([tmp_path]).tables[0].rows[0][2].files) == {
         str(tmp_path / name / "results.json") for name in ("1", "old")
     }
 

@@ -1,9 +1,9 @@
 """Rows of the tables: names, order, what may be averaged together."""
 
 from dassl.report.methods import Methods
-from dassl.report.protocols.against import against_sheet
-from dassl.report.protocols.base2new import base2new, base2new_sheet, sheet_of
-from dassl.report.protocols.paired import paired_sheet
+from dassl.report.protocols.against import against_report
+from dassl.report.protocols.base2new import base2new, base2new_report, report_of
+from dassl.report.protocols.paired import paired_report
 from dassl.report.records import load_results
 from mergetune.report import METHODS
 from tests.fixtures.runs import only, write_pairs, write_run
@@ -34,7 +34,7 @@ def test_runs_that_differ_in_shots_or_backbone_are_never_averaged_together(tmp_p
     write_run(tmp_path / "1", accuracy=40, seed=1)
     write_run(tmp_path / "2", accuracy=60, seed=2, shots=4)
     write_run(tmp_path / "3", accuracy=80, seed=3, backbone={"name": "ViT-B/16"})
-    text = base2new_sheet(load_results(tmp_path)).text()
+    text = base2new_report(load_results(tmp_path)).text()
     assert all(f"CoOp, {run} shots" in text for run in ("tiny, 16", "tiny, 4", "ViT-B/16, 16"))
     assert "60.00" in text and "±" not in text.split("mean ±")[0]
 
@@ -45,7 +45,7 @@ def test_shots_do_not_split_a_method_that_sees_no_data(tmp_path):
     write_run(tmp_path / "3", trainer="CoOp", shots=16)
     found = base2new(load_results(tmp_path))
     assert [row.label for row in found.rows] == ["CoOp", "ZeroshotCLIP"]
-    assert "(tiny, 16 shots)" in sheet_of(found).text().splitlines()[0]
+    assert "(tiny, 16 shots)" in report_of(found).text().splitlines()[0]
 
 
 def test_an_unknown_method_needs_no_table():
@@ -93,11 +93,11 @@ def test_a_run_of_an_unfinished_training_is_a_row_of_its_own_that_says_so(tmp_pa
     line = "epochs 30 of 300, unfinished"
     for seed, fields in enumerate(({}, {"unfinished": line}, {"unfinished": "epochs 46 of 300, unfinished"}), start=1):
         write_pairs(tmp_path / str(seed), {"EuroSAT": [(80, 60)]}, backbone={"name": "ViT-B/16"}, **fields)
-    sheet = base2new_sheet(load_results(tmp_path), METHODS)
+    report = base2new_report(load_results(tmp_path), METHODS)
     names = ["CoOp", f"CoOp, {line}", "CoOp, epochs 46 of 300, unfinished"]
-    assert all([row[0] for row in table.rows] == names for table in sheet.tables)
-    assert {row[0] for row in sheet.lines} == set(names)
-    against = against_sheet(sheet, load_results(tmp_path), METHODS)
+    assert all([row[0] for row in table.rows] == names for table in report.tables)
+    assert {row[0] for row in report.lines} == set(names)
+    against = against_report(report, load_results(tmp_path), METHODS)
     assert {row[0]: "unfinished" in row[8] for row in against.lines} == dict.fromkeys(names, True) | {"CoOp": False}
     assert f"CoOp, {line}: {line}." in against.text()
 
@@ -111,7 +111,7 @@ def test_weights_that_a_line_named_are_a_row_of_their_own_which_no_paper_and_no_
             scores = {"EuroSAT": [(80 + k, 60), (82 + k, 60)]}
             write_pairs(tmp_path / name, scores, trainer=trainer, preset=preset, **clip, **fields)
     records = load_results(tmp_path)
-    found, sheet = base2new(records, METHODS), base2new_sheet(records, METHODS)
+    found, report = base2new(records, METHODS), base2new_report(records, METHODS)
     names = [
         "CoOp", "CoOp, epoch 3", "CoOp, last epoch", "CoOp continued", "CoOp continued, epoch 3",
         "CoOp continued, last epoch", "CoOp_LMC (released)", "CoOp_LMC (released, epoch 3)",
@@ -119,9 +119,9 @@ def test_weights_that_a_line_named_are_a_row_of_their_own_which_no_paper_and_no_
     ]  # fmt: skip
     assert [row.label for row in found.rows] == names
     assert [found.cell(row, "EuroSAT")["base"][:3] for row in found.rows] == [(81, 1, 2), (83, 1, 2), (82, 1, 2)] * 3
-    assert {line[2] for line in sheet.lines if "last" in line[0]} == {"", "released", "continued"}
-    assert {line[0] for line in against_sheet(sheet, records, METHODS).lines} <= {"CoOp", "CoOp_LMC (released)"}
-    pairs = [row[:2] for table in paired_sheet(records, METHODS).tables for row in table.rows]
+    assert {line[2] for line in report.lines if "last" in line[0]} == {"", "released", "continued"}
+    assert {line[0] for line in against_report(report, records, METHODS).lines} <= {"CoOp", "CoOp_LMC (released)"}
+    pairs = [row[:2] for table in paired_report(records, METHODS).tables for row in table.rows]
     assert [beside for name, beside in pairs if name == names[-1]] == ["CoOp", "CoOp continued", names[5]]
     assert [beside for name, beside in pairs if name == names[-3]] == ["CoOp", "CoOp continued"]
 

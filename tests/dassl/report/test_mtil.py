@@ -13,7 +13,7 @@ from condu.results import write_matrix
 from dassl.report.figures.drawing import new_figure
 from dassl.report.figures.mtil import heatmap
 from dassl.report.figures.tsne import load_scatters, tsne, write_scatter
-from dassl.report.protocols.mtil import mtil_sheet, orders, shown_streams, streams
+from dassl.report.protocols.mtil import mtil_report, orders, shown_streams, streams
 from dassl.report.records import load_results
 from dassl.utils import UserError
 from mergetune.report import METHODS, main
@@ -40,8 +40,8 @@ def baseline(folder, trainer, rows, **facts):
     write(folder, rows, trainer=trainer, vote=None, scale=None, **facts)
 
 
-def sheet(root, protocol="mtil"):
-    return mtil_sheet(load_results(root), protocol, METHODS)
+def report(root, protocol="mtil"):
+    return mtil_report(load_results(root), protocol, METHODS)
 
 
 def table(found, title):
@@ -54,7 +54,7 @@ def test_the_three_numbers_over_seeds_below_zero_shot_and_in_order(tmp_path):
     baseline(tmp_path / "z", "zero_shot", ZERO_SHOT)
     baseline(tmp_path / "e", "experts", [[80, 35, 25], [80, 80, 25], [80, 80, 90]])
     baseline(tmp_path / "s", "sequential", [[80, 10, 10], [30, 80, 10], [20, 30, 90]])
-    found = table(sheet(tmp_path), "Transfer, Average, Last: order toy")
+    found = table(report(tmp_path), "Transfer, Average, Last: order toy")
     assert found.columns == ["method", "Transfer", "Average", "Last", "n"]
     assert [row[0] for row in found.rows] == [
         "ZeroshotCLIP", "Sequential fine-tuning (FT)", "ConDU (FT, paper vote)", "Separate experts (FT)",
@@ -74,7 +74,7 @@ def test_rows_differ_by_vote_space_scale_preset_and_shots(tmp_path):
     write(tmp_path / "5", shots=5)
     own = {"include_pretrained": True, "k": 2, "weighting": "minmax", "temp": 0.5, "space": "probabilities"}
     write(tmp_path / "6", vote=own)
-    names = [row[0] for row in table(sheet(tmp_path), "Transfer, Average").rows]
+    names = [row[0] for row in table(report(tmp_path), "Transfer, Average").rows]
     assert sorted(names) == [
         "ConDU (FT, k 2 and CLIP by minmax 0.5 of probabilities)",
         "ConDU (FT, paper vote), 5 shots",
@@ -88,7 +88,7 @@ def test_rows_differ_by_vote_space_scale_preset_and_shots(tmp_path):
 def test_tasks_and_the_matrix_as_papers_print_them(tmp_path):
     write(tmp_path / "1")
     write(tmp_path / "2", plus=1, seed=2)
-    found = sheet(tmp_path)
+    found = report(tmp_path)
     assert table(found, "Transfer by task").rows == [["ConDU (FT, paper vote)", "—", "30.5", "30.5", "30.5"]]
     assert table(found, "Average by task").rows == [["ConDU (FT, paper vote)", "70.5", "60.5", "50.5", "60.5"]]
     assert table(found, "Last by task").columns == ["method", "a", "b", "c", "mean"]
@@ -102,15 +102,15 @@ def test_tasks_and_the_matrix_as_papers_print_them(tmp_path):
 
 def test_missing_cells_are_dashes_with_a_reason(tmp_path):
     baseline(tmp_path / "e", "experts", [[80, None, None], [80, 80, None], [80, 80, 90]])
-    found = table(sheet(tmp_path), "Transfer, Average")
+    found = table(report(tmp_path), "Transfer, Average")
     assert found.rows == [["Separate experts (FT)", "—", "—", "83.33", "0/0/1"]]
     assert found.notes == ["Separate experts (FT): no Transfer and no Average, the matrix lacks cells that count."]
-    assert table(sheet(tmp_path), "Separate experts").rows[0] == ["a", "80.0", "—", "—"]
+    assert table(report(tmp_path), "Separate experts").rows[0] == ["a", "80.0", "—", "—"]
 
 
 def test_one_task_has_no_transfer(tmp_path):
     write(tmp_path, [[75]], ["a"])
-    assert table(sheet(tmp_path), "Transfer, Average").rows[0][1:] == ["—", "75.00", "75.00", "0/1/1"]
+    assert table(report(tmp_path), "Transfer, Average").rows[0][1:] == ["—", "75.00", "75.00", "0/1/1"]
 
 
 def test_agnostic_stands_beside_the_known_experts_by_label_space(tmp_path):
@@ -119,7 +119,7 @@ def test_agnostic_stands_beside_the_known_experts_by_label_space(tmp_path):
         write(tmp_path / labels, protocol="mtil_agnostic", labels=labels, known=known, plus=minus)
     baseline(tmp_path / "z", "zero_shot", ZERO_SHOT)
     write(tmp_path / "mtil", plus=5)
-    found = sheet(tmp_path, "mtil_agnostic")
+    found = report(tmp_path, "mtil_agnostic")
     target = table(found, "Transfer, Average, Last: order toy, classes of the tested task")
     assert target.columns[-2:] == ["Last, task known", "n"]
     # zero-shot CLIP is told no task, so its run counts here too
@@ -131,7 +131,7 @@ def test_agnostic_stands_beside_the_known_experts_by_label_space(tmp_path):
     assert last[1] == ["ConDU (FT, paper vote), task known", "78.0", "82.0", "92.0", "84.0"]
     matrix = table(found, "ConDU (FT, paper vote), vote / known expert")
     assert matrix.rows[1] == ["b", "70.0 / 79.0", "80.0 / 81.0", "40.0"]
-    assert "ConDU" in sheet(tmp_path).text() and "known" not in sheet(tmp_path).text()
+    assert "ConDU" in report(tmp_path).text() and "known" not in report(tmp_path).text()
 
 
 def many_orders(root):
@@ -146,19 +146,19 @@ def test_many_orders_are_one_table_and_the_named_one_has_its_own(tmp_path):
     write(tmp_path / "toy2", plus=9, seed=2)
     found = streams(load_results(tmp_path), "mtil", METHODS)
     assert len(found) == 6 and [one.order for one in shown_streams(found)] == ["toy"]
-    rows = table(sheet(tmp_path), "5 orders of 3 tasks").rows
+    rows = table(report(tmp_path), "5 orders of 3 tasks").rows
     # Transfer 30 + 0..4
     assert rows[0] == ["ConDU (FT, paper vote): Transfer", "32.00", "1.41", "30.00", "34.00", "5"]
     assert [row[1] for row in rows] == ["32.00", "62.00", "75.33"]
-    own = table(sheet(tmp_path), "Transfer, Average, Last: order toy").rows
+    own = table(report(tmp_path), "Transfer, Average, Last: order toy").rows
     assert own == [["ConDU (FT, paper vote)", "38.00 ± 1.00", "68.00 ± 1.00", "81.33 ± 1.00", "2"]]
-    assert len([t for t in sheet(tmp_path).tables if "after each task" in t.title]) == 1
+    assert len([t for t in report(tmp_path).tables if "after each task" in t.title]) == 1
 
 
 def test_two_named_orders_have_tables_and_no_spread(tmp_path):
     write(tmp_path / "1", order="I")
     write(tmp_path / "2", tasks=["c", "a", "b"], order="II")
-    found = sheet(tmp_path)
+    found = report(tmp_path)
     assert [t.title for t in found.tables][:2] == [f"Transfer, Average, Last: order {o}" for o in ("I", "II")]
     assert not orders(streams(load_results(tmp_path), "mtil", METHODS))
     assert table(found, "Last by task: order II").columns == ["method", "c", "a", "b", "mean"]
@@ -176,7 +176,7 @@ def test_a_random_order_that_is_the_named_one_too_is_no_duplicate(tmp_path, caps
     many_orders(tmp_path)
     write(tmp_path / "toy", order="toy_a-toy_b-toy_c")
     write(tmp_path / "5", order="a,b,c", plus=5)
-    found = sheet(tmp_path)
+    found = report(tmp_path)
     assert table(found, "Transfer, Average, Last: order toy_a-toy_b-toy_c").rows[0][1] == "30.00"
     assert table(found, "6 orders of 3 tasks").rows[0][1:] == ["32.50", "1.71", "30.00", "35.00", "6"]
     assert "Warning" not in capsys.readouterr().out
@@ -186,7 +186,7 @@ def test_ablations_are_a_table_of_their_own(tmp_path):
     write(tmp_path / "main")
     for k, title in enumerate(("ConDU", "k = 1", "k = 2", "k = 10")):
         write(tmp_path / str(k), plus=k, ablation=title)
-    found = sheet(tmp_path)
+    found = report(tmp_path)
     assert len(table(found, "Transfer, Average").rows) == 1
     rows = table(found, "Ablations: order toy").rows
     assert [row[:2] for row in rows] == [
@@ -197,7 +197,7 @@ def test_ablations_are_a_table_of_their_own(tmp_path):
 def test_the_newest_run_of_a_seed_counts(tmp_path, capsys):
     write(tmp_path / "old")
     write(tmp_path / "new", plus=2)
-    assert table(sheet(tmp_path), "Transfer, Average").rows[0][1:] == ["32.00", "62.00", "75.33", "1"]
+    assert table(report(tmp_path), "Transfer, Average").rows[0][1:] == ["32.00", "62.00", "75.33", "1"]
     assert "1 duplicated evaluated streams" in capsys.readouterr().out
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from dassl.report.figures.all import all_figures
-from dassl.report.protocols.base2new import average_table, base2new, base2new_sheet, dataset_table
-from dassl.report.protocols.paired import paired_difference, paired_sheet
-from dassl.report.protocols.sweeps import sweeps_sheet
+from dassl.report.protocols.base2new import average_table, base2new, base2new_report, dataset_table
+from dassl.report.protocols.paired import paired_difference, paired_report
+from dassl.report.protocols.sweeps import sweeps_report
 from dassl.report.records import load_results
 from mergetune.report import METHODS
 from tests.fixtures.runs import line_of, read_csv, write_run
@@ -28,12 +28,12 @@ def write_cell(root, others, dataset="toy_a", seed=1, base=80, new=60, **fields)
     return write_run(folder / "new", dataset=dataset, seed=seed, accuracy=new, subset="new", others=others, **fields)
 
 
-def sheet(folder):
-    return base2new_sheet(load_results(folder), METHODS)
+def report(folder):
+    return base2new_report(load_results(folder), METHODS)
 
 
 def row(folder, name="CoOp", table=0):
-    own = sheet(folder).tables[table]
+    own = report(folder).tables[table]
     return dict(zip(own.columns, next(line for line in own.rows if line[0] == name), strict=True))
 
 
@@ -49,7 +49,7 @@ def test_others_and_forgotten_by_hand(tmp_path):
     average = row(tmp_path)
     assert [average[q] for q in ("others", "forgotten", "n")] == ["43.75 ± 1.25", "8.75 ± 1.25", "2"]
     assert row(tmp_path, "ZeroshotCLIP")["others"] == "52.50 ± 0.00"
-    numbers = {(r["dataset"], r["quantity"]): r for r in read_csv(sheet(tmp_path).write(tmp_path / "out")[1])
+    numbers = {(r["dataset"], r["quantity"]): r for r in read_csv(report(tmp_path).write(tmp_path / "out")[1])
                if r["method"] == "CoOp"}  # fmt: skip
     assert numbers["toy_b", "others"] | {"stamp_templates": ""} == numbers["toy_b", "base"] | {
         "quantity": "others", "mean": "38.75", "std": "1.25",
@@ -75,7 +75,7 @@ def test_a_mean_is_over_the_sets_that_every_row_has_and_the_rest_is_named(tmp_pa
     write_cell(tmp_path, entry(toy_b=100, toy_c=200), **ZERO_SHOT)
     write_cell(tmp_path, entry(toy_b=60))
     write_cell(tmp_path, entry(toy_b=80, toy_c=200), **PAPER)
-    table = sheet(tmp_path).tables[0]
+    table = report(tmp_path).tables[0]
     assert [line[table.columns.index("others")] for line in table.rows] == ["50.00", "30.00", "40.00"]
     assert "toy_c is left out of others where a row lacks it: CoOp." in table.notes
     assert any("over all classes of toy_a, toy_b, without the data set of training;" in note for note in table.notes)
@@ -86,8 +86,8 @@ def test_a_set_of_which_rows_have_several_splits_counts_in_no_row(tmp_path):
     other = entry(toy_b=60, toy_c=100)
     other["sets"]["toy_c"]["split_digest"] = "another"
     write_cell(tmp_path, other, **PAPER)
-    assert [line[5] for line in sheet(tmp_path).tables[0].rows] == ["50.00", "30.00"]
-    assert "toy_c is left out of others where rows have several splits." in sheet(tmp_path).tables[0].notes
+    assert [line[5] for line in report(tmp_path).tables[0].rows] == ["50.00", "30.00"]
+    assert "toy_c is left out of others where rows have several splits." in report(tmp_path).tables[0].notes
 
 
 def test_a_row_without_an_entry_has_a_dash_and_changes_no_other(tmp_path):
@@ -99,7 +99,7 @@ def test_a_row_without_an_entry_has_a_dash_and_changes_no_other(tmp_path):
              for name in ("ZeroshotCLIP", "ZeroshotCLIP ({}.)", "CoOp", "CoOp_LMC (paper)")]  # fmt: skip
     assert cells == [("50.00", "1"), ("—", "1"), ("—", "1"), ("class-bound", "1")]
     write_cell(tmp_path, entry(toy_b=60), **RELEASED)
-    table = sheet(tmp_path).tables[0]
+    table = report(tmp_path).tables[0]
     forgotten = {line[0]: line[table.columns.index("forgotten")] for line in table.rows}
     assert forgotten.pop("CoOp_LMC (released)") == "20.00"
     assert forgotten.pop("CoOp_LMC (paper)") == "class-bound" and {*forgotten.values()} == {"—"}
@@ -112,21 +112,21 @@ def test_a_data_set_or_seed_that_lacks_an_entry_is_said(tmp_path):
     assert row(tmp_path)["n"] == "3/3/3/3/2"
     write_cell(tmp_path, None, "toy_b")
     write_cell(tmp_path, entry(toy_c=100), "toy_b", **PAPER)
-    table = sheet(tmp_path).tables[0]
+    table = report(tmp_path).tables[0]
     assert row(tmp_path)["others"] == "—" and row(tmp_path, table=1)["others"] == "55.00 ± 5.00"
     assert "CoOp: no average of others, without any on toy_b." in table.notes
     write_cell(tmp_path / "one", entry(toy_c=100))
     for dataset in ("toy_a", "toy_b"):
         write_cell(tmp_path / "one", entry(toy_c=100) if dataset == "toy_a" else None, dataset, **PAPER)
     write_cell(tmp_path / "one", None, "toy_b")
-    assert "others" not in sheet(tmp_path / "one").tables[2].columns
-    assert {line[4] for line in paired_sheet(load_results(tmp_path / "one"), METHODS).tables[1].rows} == {"0.5 of 1"}
+    assert "others" not in report(tmp_path / "one").tables[2].columns
+    assert {line[4] for line in paired_report(load_results(tmp_path / "one"), METHODS).tables[1].rows} == {"0.5 of 1"}
 
 
 def test_sets_that_differ_between_data_sets_are_named_for_each(tmp_path):
     write_cell(tmp_path, entry(toy_c=100, toy_d=100))
     write_cell(tmp_path, entry(toy_a=100), "toy_b")
-    (note,) = (note for note in sheet(tmp_path).tables[0].notes if note.startswith("others"))
+    (note,) = (note for note in report(tmp_path).tables[0].notes if note.startswith("others"))
     assert "of toy_c, toy_d (trained on toy_a); toy_a (trained on toy_b); by" in note
     assert "words are needed by 'a photo of a {}.', zero-shot CLIP's included." in note
 
@@ -141,9 +141,9 @@ def test_the_epoch_is_the_median_and_range_over_data_sets_and_seeds(tmp_path):
     name = "CoOp_LMC (released)"
     assert [row(tmp_path, name, k)["epoch"] for k in (0, 1, 2)] == ["2.5 (1-300)", "1 (1-300)", "2.5"]
     assert [row(tmp_path, other)["epoch"] for other in ("CoOp", "ZeroshotCLIP")] == ["1", "—"]
-    notes = [note for note in sheet(tmp_path).tables[0].notes if "stage 1 itself" in note]
+    notes = [note for note in report(tmp_path).tables[0].notes if "stage 1 itself" in note]
     assert notes == [f"{name}: 2 of 6 cells are stage 1 itself, an epoch at the warm-up rate."]
-    lines = {(line[0], line[5], line[6]): line[7:9] for line in sheet(tmp_path).lines}
+    lines = {(line[0], line[5], line[6]): line[7:9] for line in report(tmp_path).lines}
     assert lines[name, "toy_a", "epoch"] == ["100.67", f"{np.std([1, 1, 300]):.2f}"]
     assert lines[name, "average", "stage 1 itself"][0] == "33.33"
     assert lines["CoOp", "toy_a", "stage 1 itself"] == ["", ""]
@@ -178,7 +178,7 @@ def test_hostile_names_of_sets_are_text_and_stand_for_no_column(tmp_path):
     write_cell(tmp_path, bad)
     table = dataset_table(base2new(load_results(tmp_path)), "toy_a")
     assert table.rows[0][1:4] == ["80.00", "60.00", "68.57"] and len(table.columns) == 6 + len(names)
-    text = sheet(tmp_path)
+    text = report(tmp_path)
     assert "a\\|b&lt;/script>" in text.markdown() and "\x1b" not in text.csv() + text.text() + text.latex()
     assert text.text().count("25.00") == 2  # neither a terminal nor a printed page has room for each of the others
     assert text.latex().count("25.00") == 2 and "mean of H" in text.latex()
@@ -190,11 +190,11 @@ def test_a_terminal_has_120_letters(tmp_path):
         write_cell(tmp_path, entry(toy_b=100), seed=seed, **ZERO_SHOT)
         write_cell(tmp_path, entry(toy_b=100), seed=seed, **fields)
         write_cell(tmp_path, entry(toy_b=50), seed=seed, new=50, epochs=100 + 200 * seed, warmup=False, **RELEASED)
-    lines = sheet(tmp_path).text().splitlines()
+    lines = report(tmp_path).text().splitlines()
     start = lines.index("Average over 1 data set")
     body = lines[start + 1 : start + 9]
     assert max(map(len, body)) <= 120 and body[1].split("  ")[-1] == "n"
-    assert "mean of H" not in body[1] and "mean of H" in sheet(tmp_path).markdown()
+    assert "mean of H" not in body[1] and "mean of H" in report(tmp_path).markdown()
     folded = [line.split("  ")[0] for line in body if line.startswith("ZeroshotCLIP (")]
     assert folded and line_of("\n".join(body), "CoOp_LMC (released)")[4:] == ["25.00 ± 0.00", "25.00 ± 0.00",
                                                                             "400 (300-500)", "2"]  # fmt: skip
@@ -205,7 +205,7 @@ def test_pairs_are_compared_in_others_too(tmp_path):
     for seed in ours:
         write_cell(tmp_path, entry(toy_b=theirs[seed]), seed=seed)
         write_cell(tmp_path, entry(toy_b=ours[seed]), seed=seed, **PAPER)
-    own = paired_sheet(load_results(tmp_path), METHODS)
+    own = paired_report(load_results(tmp_path), METHODS)
     h, others = own.tables
     expected = paired_difference(*({seed: n / 2 for seed, n in both.items()} for both in (ours, theirs)))
     interval = f"{expected.low:+.2f} to {expected.high:+.2f}"
@@ -224,16 +224,16 @@ def test_a_sweep_trades_base_for_others(tmp_path):
         setting(tmp_path / "one", 80 + 20 * k, 80 - 10 * k, LAMBDA=lam)
         for m, beta in enumerate((0.1, 0.5)):
             setting(tmp_path / "two", 80 + 20 * k + 10 * m, 80 - 10 * k, LAMBDA=lam, BETA=beta)
-    (table,) = sweeps_sheet(load_results(tmp_path / "one"), METHODS).tables
+    (table,) = sweeps_report(load_results(tmp_path / "one"), METHODS).tables
     columns = [table.columns.index(name) for name in ("lambda", "base", "others")]
     assert [[line[k] for k in columns] for line in table.rows] == [["1", "80.00", "40.00"], ["8", "70.00", "50.00"]]
-    tables = sweeps_sheet(load_results(tmp_path / "two"), METHODS).tables
+    tables = sweeps_report(load_results(tmp_path / "two"), METHODS).tables
     assert [t.title.split(": ")[1].split(" by")[0] for t in tables] == ["H of averages", "base", "others"]
     assert tables[2].rows == [["1", "40.00", "45.00"], ["8", "50.00", "55.00"]]
     assert any(note.startswith("others: ") for note in tables[2].notes)
     more = {"preset": "paper", "lmc": {"LAMBDA": 8.0, "BETA": 9.0}, "max_epoch": 5}
     write_cell(tmp_path / "two", entry(toy_b=1, toy_c=3), trainer="CoOp_LMC", **more)
-    notes = " ".join(sweeps_sheet(load_results(tmp_path / "two"), METHODS).tables[-1].notes)
+    notes = " ".join(sweeps_report(load_results(tmp_path / "two"), METHODS).tables[-1].notes)
     assert "toy_c is left out of others where a row lacks it: lambda 1, beta 0.1, lambda 8, beta 0.1" in notes
 
 

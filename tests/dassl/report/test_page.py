@@ -6,9 +6,9 @@ import re
 import pytest
 
 from dassl.report.page import write_page
-from dassl.report.protocols.base2new import base2new_sheet
-from dassl.report.protocols.mtil import mtil_sheet
-from dassl.report.protocols.transfer import transfer_sheet
+from dassl.report.protocols.base2new import base2new_report
+from dassl.report.protocols.mtil import mtil_report
+from dassl.report.protocols.transfer import transfer_report
 from dassl.report.records import load_results
 from mergetune.report import METHODS, main
 from tests.conftest import BROWSERS, find_browser, write_image
@@ -49,7 +49,7 @@ def visible_rows(page):
 def test_filters_and_links_in_a_browser(browser, runs):
     write_image(runs / "path_CoOp.png", seed=1)
     records = load_results(runs)
-    file = write_page(runs / "page.html", [base2new_sheet(records, METHODS)], [runs / "path_CoOp.png"], records)
+    file = write_page(runs / "page.html", [base2new_report(records, METHODS)], [runs / "path_CoOp.png"], records)
     page = browser.new_page()
     errors, asked = [], []
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -92,14 +92,14 @@ def test_a_data_set_is_a_table_or_a_column(browser, runs):
         fields = {"dataset": target, "subset": "all", "protocol": "cross", "source": "toy_a"}
         write_run(runs / "cross" / target, accuracy=accuracy, **fields)
     records = load_results(runs)
-    sheets = [base2new_sheet(records, METHODS), transfer_sheet(records, "cross", METHODS)]
-    page = open_page(browser, write_page(runs / "page.html", sheets, [], records))
+    reports = [base2new_report(records, METHODS), transfer_report(records, "cross", METHODS)]
+    page = open_page(browser, write_page(runs / "page.html", reports, [], records))
     assert page.locator("#dataset option").all_inner_texts() == ["all", "toy_a", "toy_b", "toy_c"]
     page.select_option("#dataset", "toy_b")
     assert page.locator(".table h3:visible").all_inner_texts() == ["toy_b", "Trained on toy_a"]
     assert columns(page) == ["method", "base", "new", "H", "n", "method", "toy_b", "Avg-C", "n"]
     page.select_option("#dataset", "toy_c")
-    assert page.locator(".sheet h2:visible").all_inner_texts() == [sheets[1].heading]
+    assert page.locator(".sheet h2:visible").all_inner_texts() == [reports[1].heading]
     page.click("text=Show all")
     page.wait_for_function("document.querySelectorAll('.hidden').length === 0")
     assert columns(page)[-6:] == ["method", "toy_a", "toy_b", "toy_c", "Avg-C", "n"]
@@ -115,7 +115,7 @@ def test_a_stream_is_filtered_by_method_and_task_and_its_cells_have_links(browse
         fields = {"protocol": "mtil", "tasks": ["a", "b"], "order": "I", "matrix": matrix, "metrics": metrics}
         write_run(tmp_path / trainer, trainer, "stream I", "all", preset="", **fields)
     records = load_results(tmp_path)
-    page = open_page(browser, write_page(tmp_path / "page.html", [mtil_sheet(records, "mtil", METHODS)], [], records))
+    page = open_page(browser, write_page(tmp_path / "page.html", [mtil_report(records, "mtil", METHODS)], [], records))
     assert page.locator("#dataset option").all_inner_texts() == ["all", "a", "b"]
     page.select_option("#method", "ConDU")
     titles = page.locator(".table h3:visible").all_inner_texts()
@@ -133,7 +133,7 @@ def test_runs_open_beside_their_cell_and_close_again(browser, runs):
     for seed in range(3, 9):
         write_run(runs / f"more{seed}", dataset="toy_a", seed=seed, accuracy=80, chosen_on="last_step")
     records = load_results(runs)
-    page = open_page(browser, write_page(runs / "page.html", [base2new_sheet(records, METHODS)], [], records))
+    page = open_page(browser, write_page(runs / "page.html", [base2new_report(records, METHODS)], [], records))
     page.locator(".table[data-dataset=toy_a] tbody a").first.click()
     assert page.locator("#facts details:visible").count() == 8
     assert page.locator("#facts details[open]").count() == 0  # many are listed
@@ -155,7 +155,7 @@ def test_a_page_of_500_runs_stays_small(tmp_path):
         more = {"versions": versions, "command": f"python train.py --output-dir {file}", "history": [{"epoch": 1}] * 99}
         file.write_text(json.dumps(json.loads(file.read_text()) | more))
     records = load_results(tmp_path)
-    file = write_page(tmp_path / "page.html", [base2new_sheet(records, METHODS)], [], records)
+    file = write_page(tmp_path / "page.html", [base2new_report(records, METHODS)], [], records)
     assert len(records) == 500 and file.stat().st_size < 700_000
     assert "history" not in file.read_text()
 
@@ -165,7 +165,7 @@ def test_figures_have_captions_and_the_parts_have_links(runs):
     (runs / "path_CoOp.csv").write_text("t")
     records = load_results(runs)
     files = [runs / "path_CoOp.png", runs / "path_CoOp.csv"]
-    text = write_page(runs / "page.html", [base2new_sheet(records, METHODS)], files, records).read_text()
+    text = write_page(runs / "page.html", [base2new_report(records, METHODS)], files, records).read_text()
     assert text.count("<figure>") == 1 and "path CoOp (numbers: path_CoOp.csv)" in text
     targets = re.findall(r'<a href="#([\w-]+)">', text.split("<form")[0])
     assert targets == ["sheet-base2new", "figures"] and all(f"id={target}" in text for target in targets)
@@ -173,7 +173,7 @@ def test_figures_have_captions_and_the_parts_have_links(runs):
 
 def test_the_text_of_a_page_refers_to_nothing_outside(runs):
     records = load_results(runs)
-    text = write_page(runs / "page.html", [base2new_sheet(records, METHODS)], [], records).read_text()
+    text = write_page(runs / "page.html", [base2new_report(records, METHODS)], [], records).read_text()
     assert not re.search(r"""(src|href)=["']?https?:""", text)
     numbers = {int(n) for links in re.findall(r'data-runs="([\d ]+)"', text) for n in links.split()}
     assert numbers == {int(n) for n in re.findall(r"<details id=run(\d+)>", text)} == set(range(16))
@@ -182,7 +182,7 @@ def test_the_text_of_a_page_refers_to_nothing_outside(runs):
 def test_names_cannot_become_markup(tmp_path):
     write_pairs(tmp_path, {"<script>alert(1)</script>": [(80, 60)]}, trainer='A" onclick="x', preset="")
     records = load_results(tmp_path)
-    text = write_page(tmp_path / "page.html", [base2new_sheet(records, METHODS)], [], records).read_text()
+    text = write_page(tmp_path / "page.html", [base2new_report(records, METHODS)], [], records).read_text()
     assert "<script>alert" not in text and 'A" onclick' not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
 

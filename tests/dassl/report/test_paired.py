@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dassl.report.protocols.paired import paired_difference, paired_sheet, seeds_needed
+from dassl.report.protocols.paired import paired_difference, paired_report, seeds_needed
 from dassl.report.records import load_results
 from dassl.utils import UserError
 from mergetune.report import METHODS
@@ -63,7 +63,7 @@ def test_a_stage_2_run_stands_beside_its_stage_1_and_its_control(tmp_path, contr
             trainer="CoOp_LMC",
             preset=preset,
         )
-    text = paired_sheet(load_results(tmp_path), METHODS).text()
+    text = paired_report(load_results(tmp_path), METHODS).text()
     cells = line_of(text, "CoOp_LMC (paper)")
     # seed 1: base 75, new 55 against 56; seed 2: new 57 against 58
     first, second = (2 * 75 * a / (75 + a) - 2 * 75 * b / (75 + b) for a, b in ((56, 55), (58, 57)))
@@ -76,18 +76,18 @@ def test_a_stage_2_run_stands_beside_its_stage_1_and_its_control(tmp_path, contr
 def test_without_pairs_there_is_one_error(tmp_path):
     write_pairs(tmp_path, {"toy_a": [(80, 60)]})
     with pytest.raises(UserError, match="No paired table"):
-        paired_sheet(load_results(tmp_path), METHODS)
+        paired_report(load_results(tmp_path), METHODS)
 
 
 def test_a_pair_without_number_is_shown_with_its_reason(tmp_path):
     write_pairs(tmp_path, {"toy_a": [(80, 60)], "toy_b": [(70, 50)]}, trainer="CoOp")
     write_pairs(tmp_path, {"toy_a": [(80, 64)], "toy_b": [(70, 54)]}, trainer="CoOp_LMC", preset="paper")
     write_pairs(tmp_path, {"toy_a": [(80, 64)]}, trainer="CoOp_LMC", preset="released")
-    sheet = paired_sheet(load_results(tmp_path), METHODS)
-    (table,) = sheet.tables
+    report = paired_report(load_results(tmp_path), METHODS)
+    (table,) = report.tables
     rows = {row[0]: row[1:] for row in table.rows}
     assert rows["CoOp_LMC (released)"] == ["CoOp", "—", "—", "1 of 1", "0", "—"]
     assert rows["CoOp_LMC (paper)"][4] == "1"
     assert table.notes == ["CoOp_LMC (released) beside CoOp: CoOp_LMC (released) lacks toy_b (base and new)."]
-    assert all(form.count("(released)") == 3 for form in (sheet.markdown(), sheet.latex(), sheet.text()))
+    assert all(form.count("(released)") == 3 for form in (report.markdown(), report.latex(), report.text()))
     assert 8 in [len(row[2].files) for row in table.rows]

@@ -7,7 +7,7 @@ import pytest
 
 import train
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.report.protocols.against import against_sheet, load_published
+from dassl.report.protocols.against import against_report, load_published
 from dassl.report.stats import harmonic_mean
 from dassl.report.table import CSV_HEAD, Cell, Report
 from mergetune.models.templates import IMAGENET, described
@@ -147,7 +147,7 @@ def recorded(script, cfg_name, dataset, merge):
 
 
 def as_published(protocol, trainer, merge, facts_of):
-    """A sheet of runs that have every published number of a method, compared."""
+    """A report of runs that have every published number of a method, compared."""
     lines, records = [], {}
     for key, (one, *_) in load_published().items():
         if key[:3] == (protocol, trainer, merge):
@@ -157,8 +157,8 @@ def as_published(protocol, trainer, merge, facts_of):
             head = [trainer, trainer, own[0]["preset"], CLIP, own[0]["shots"]]
             lines.append([*head, key[4], key[5], Cell(one.value, [record["file"] for record in own]), "", "3"])
     columns = [*CSV_HEAD, "dataset", "quantity", "mean", "std", "n"]
-    sheet = Report(protocol, "", [], [], columns, lines)
-    return against_sheet(sheet, list(records.values()), METHODS)
+    report = Report(protocol, "", [], [], columns, lines)
+    return against_report(report, list(records.values()), METHODS)
 
 
 @pytest.mark.parametrize("case", OURS, ids=" ".join)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from dassl.report.protocols.base2new import backbones_sheet
-from dassl.report.protocols.sweeps import sweeps, sweeps_sheet
+from dassl.report.protocols.base2new import backbones_report
+from dassl.report.protocols.sweeps import sweeps, sweeps_report
 from dassl.report.records import load_results
 from dassl.report.stats import harmonic_mean
 from dassl.utils import UserError
@@ -27,7 +27,7 @@ def write_setting(root, base, new, protocol="sweep", wall_s=None, max_epoch=50, 
 
 
 def titles(folder):
-    return [table.title.split(" (average")[0] for table in sweeps_sheet(load_results(folder), METHODS).tables]
+    return [table.title.split(" (average")[0] for table in sweeps_report(load_results(folder), METHODS).tables]
 
 
 def test_two_keys_make_a_matrix_and_one_a_list(tmp_path):
@@ -37,9 +37,9 @@ def test_two_keys_make_a_matrix_and_one_a_list(tmp_path):
             write_setting(tmp_path, 70 + lam, 60, LAMBDA=lam, BETA=beta)
     write_setting(tmp_path, 50, 50, TAU=0.0)
     write_setting(tmp_path, 90, 50, TAU=1.0)
-    sheet = sweeps_sheet(load_results(tmp_path), METHODS)
+    report = sweeps_report(load_results(tmp_path), METHODS)
     assert titles(tmp_path) == ["KgCoOp_LMC (paper): tau", "KgCoOp_LMC (paper): H of averages by lambda and beta"]
-    tau, matrix = sheet.tables
+    tau, matrix = report.tables
     assert [line[:4] for line in tau.rows] == [
         ["0", "50.00", "50.00", "50.00"], ["0.3", "80.00", "60.00", "68.57"], ["1", "90.00", "50.00", "64.29"],
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def test_the_cost_is_that_of_training_relative_to_stage_1(tmp_path):
     write_setting(tmp_path, 80, 60, wall_s=30.0)
     write_setting(tmp_path, 80, 62, wall_s=70.0, NUM_SAMPLES=15)
     write_setting(tmp_path, 80, 61, NUM_SAMPLES=10)
-    (table,) = sweeps_sheet(load_results(tmp_path), METHODS).tables
+    (table,) = sweeps_report(load_results(tmp_path), METHODS).tables
     assert table.columns[0] == "N" and table.columns[5:8] == ["train s", "× stage 1", "× stage 1 an epoch"]
     # 30 s for 50 epochs is 0.6 s each, stage 1 takes 0.2 s
     assert [line[5:8] for line in table.rows] == [["30.0", "1.50", "3.00"], ["—"] * 3, ["70.0", "3.50", "7.00"]]
@@ -99,7 +99,7 @@ def test_a_missing_data_set_and_the_runs_behind_a_line_are_known(tmp_path):
             for subset in ("base", "new"):
                 fields = {"preset": "paper", "lmc": PAPER | {"TAU": tau}, "protocol": "sweep", "subset": subset}
                 write_run(tmp_path / f"{tau}{dataset}{subset}", "KgCoOp_LMC", dataset, **fields)
-    (table,) = sweeps_sheet(load_results(tmp_path), METHODS).tables
+    (table,) = sweeps_report(load_results(tmp_path), METHODS).tables
     assert table.notes == ["tau 1: not averaged where a data set is missing: toy_b (base and new)."]
     assert [len(table.rows[0][k].files) for k in (1, 3)] == [2, 4]
 
@@ -107,7 +107,7 @@ def test_a_missing_data_set_and_the_runs_behind_a_line_are_known(tmp_path):
 def test_a_run_that_does_not_say_a_setting_shows_a_dash(tmp_path):
     for k, lmc in enumerate((PAPER, PAPER | {"TAU": 1.0}, {key: PAPER[key] for key in PAPER if key != "TAU"})):
         write_run(tmp_path / str(k), "KgCoOp_LMC", preset=f"paper, changed: {k}", lmc=lmc, protocol="sweep")
-    (table,) = sweeps_sheet(load_results(tmp_path), METHODS).tables
+    (table,) = sweeps_report(load_results(tmp_path), METHODS).tables
     assert sorted(line[0] for line in table.rows) == ["0.3", "1", "—"]
 
 
@@ -121,13 +121,13 @@ def test_presets_side_by_side_are_no_sweep(tmp_path):
 def test_the_sweeps_csv_has_each_setting(tmp_path):
     write_setting(tmp_path, 80, 60, wall_s=3.0)
     write_setting(tmp_path, 70, 60, TAU=1.0)
-    sheet = sweeps_sheet(load_results(tmp_path), METHODS)
-    assert sheet.columns[5:] == ["TAU", "quantity", "mean", "std", "n", "train_s", "x_stage1", "x_stage1_epoch"]
-    assert [line[5:8] for line in sheet.lines if line[6] == "base"] == [
+    report = sweeps_report(load_results(tmp_path), METHODS)
+    assert report.columns[5:] == ["TAU", "quantity", "mean", "std", "n", "train_s", "x_stage1", "x_stage1_epoch"]
+    assert [line[5:8] for line in report.lines if line[6] == "base"] == [
         ["0.3", "base", "80.00"],
         ["1", "base", "70.00"],
     ]
-    assert sheet.lines[0][-3:] == ["3.0", "", ""]
+    assert report.lines[0][-3:] == ["3.0", "", ""]
 
 
 def test_backbones_are_compared_with_their_own_stage_1(tmp_path):
@@ -137,7 +137,7 @@ def test_backbones_are_compared_with_their_own_stage_1(tmp_path):
         write_pairs(folder / "1", {"a": [(80, 60), (80, 60)]}, trainer="CoOp", **fields)
         lmc = {"trainer": "CoOp_LMC", "preset": "paper", **fields}
         write_pairs(folder / "2", {"a": [(80, 60 + gained), (80, 60)]}, **lmc)
-    text = backbones_sheet(load_results(tmp_path), METHODS).text()
+    text = backbones_report(load_results(tmp_path), METHODS).text()
     by_hand = (harmonic_mean(80, 62) - harmonic_mean(80, 60), (harmonic_mean(80, 64) - harmonic_mean(80, 60)) / 2)
     small = line_of(text, "CoOp_LMC (paper)")
     assert small[:4] == ["CoOp_LMC (paper)", "ViT-B/16", "1", "80.00 ± 0.00"]
@@ -148,4 +148,4 @@ def test_backbones_are_compared_with_their_own_stage_1(tmp_path):
 def test_one_backbone_makes_no_table(tmp_path):
     write_run(tmp_path)
     with pytest.raises(UserError, match="on 1 backbones"):
-        backbones_sheet(load_results(tmp_path), METHODS)
+        backbones_report(load_results(tmp_path), METHODS)

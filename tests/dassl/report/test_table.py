@@ -5,7 +5,7 @@ import re
 import pytest
 
 from dassl.report.frame import is_below
-from dassl.report.protocols.base2new import base2new, base2new_sheet
+from dassl.report.protocols.base2new import base2new, base2new_report
 from dassl.report.records import load_results
 from dassl.report.stats import Summary, barrier
 from dassl.report.table import Report, Table, latex_text, show, to_csv
@@ -32,11 +32,11 @@ def test_latex_has_every_cell_and_no_sign_of_its_own():
 @pytest.mark.parametrize("text", ["a\nb", "\x1b[31mred", "\r=1", "\u202eabc", "\ud800", "a\u2028b", "\x9b1m", "\t=1+1"])
 def test_no_writer_lets_a_sign_through_that_is_none(text):
     table = Table(text, ["method", text], [[text, text]], [text])
-    sheet = Report("x", text, [table], [text], ["method", text], [[text, text]])
-    for written in (sheet.text(), sheet.markdown(), sheet.latex(), sheet.csv()):
+    report = Report("x", text, [table], [text], ["method", text], [[text, text]])
+    for written in (report.text(), report.markdown(), report.latex(), report.csv()):
         assert written.replace("\n", "").isprintable() and written.encode()
-    assert len(sheet.csv().splitlines()) == 2 and "\n\n".join([sheet.markdown()]).count("\n| ") == 3
-    for cell in sheet.csv().replace("\n", ",").split(","):
+    assert len(report.csv().splitlines()) == 2 and "\n\n".join([report.markdown()]).count("\n| ") == 3
+    for cell in report.csv().replace("\n", ",").split(","):
         assert not cell.lstrip().startswith("=")
 
 
@@ -59,10 +59,10 @@ def test_latex_text_is_escaped_once():
     assert latex_text("a_b\\c~^") == r"a\_b\textbackslash{}c\textasciitilde{}\textasciicircum{}"
 
 
-def test_a_sheet_as_latex_has_every_table(tmp_path):
+def test_a_report_as_latex_has_every_table(tmp_path):
     write_pairs(tmp_path, {"toy_a": [(80, 60)], "toy_b": [(50, 40)]})
-    sheet = base2new_sheet(load_results(tmp_path))
-    written = sheet.write(tmp_path / "out", latex=True)
+    report = base2new_report(load_results(tmp_path))
+    written = report.write(tmp_path / "out", latex=True)
     assert [path.suffix for path in written] == [".md", ".csv", ".tex"]
     text = written[2].read_text(encoding="utf-8")
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
@@ -84,18 +84,18 @@ def test_base_to_new_marks_h_and_new_and_lists_the_data_sets(tmp_path):
     coop = found.rows[1]
     # 90 and 45 have an H of 60, 45 and 52 one of 48.2
     assert found.below(coop) == {"toy_a": ["new"], "toy_b": ["H"]} and found.below(found.rows[0]) == {}
-    sheet = base2new_sheet(load_results(tmp_path), METHODS)
-    assert "CoOp: below zero-shot on: toy_a (new), toy_b (H)." in sheet.text()
-    first, second = (table.text() for table in sheet.tables[1:])
+    report = base2new_report(load_results(tmp_path), METHODS)
+    assert "CoOp: below zero-shot on: toy_a (new), toy_b (H)." in report.text()
+    first, second = (table.text() for table in report.tables[1:])
     assert line_of(first, "CoOp") == ["CoOp", "90.00", "45.00 ↓", "60.00", "1"]
     assert line_of(second, "CoOp")[1:4] == ["45.00", "52.00", "48.25 ↓"]
-    assert line_of(sheet.tables[0].text(), "CoOp")[2] == "48.50 ↓"
+    assert line_of(report.tables[0].text(), "CoOp")[2] == "48.50 ↓"
 
 
 def test_another_backbone_is_no_reference(tmp_path):
     write_pairs(tmp_path / "z", {"toy_a": [(50, 50)]}, trainer="ZeroshotCLIP", backbone={"name": "ViT-B/16"})
     write_pairs(tmp_path / "c", {"toy_a": [(40, 45)]}, trainer="CoOp")
-    assert "below zero-shot on" not in base2new_sheet(load_results(tmp_path), METHODS).text()
+    assert "below zero-shot on" not in base2new_report(load_results(tmp_path), METHODS).text()
 
 
 def test_the_barrier_is_what_stands_above_the_straight_line():
@@ -113,10 +113,10 @@ def test_rows_that_saw_other_data_or_were_chosen_otherwise_are_named(tmp_path):
     shots, seen = "16 shots of base classes", "all images of all classes, unlabelled"
     write_pairs(tmp_path / "z", {"a": [(50, 50)]}, trainer="ZeroshotCLIP", data_seen="none", chosen_on="none")
     write_pairs(tmp_path / "c", {"a": [(50, 50)]}, trainer="CoOp", data_seen=shots, chosen_on="last_step")
-    assert "Trained on" not in base2new_sheet(load_results(tmp_path), METHODS).text()
+    assert "Trained on" not in base2new_report(load_results(tmp_path), METHODS).text()
     for trainer, data, chosen in (("KgCoOp", shots, "last_step"), ("PromptKD", seen, "validation")):
         write_pairs(tmp_path / trainer, {"a": [(50, 50)]}, trainer=trainer, data_seen=data, chosen_on=chosen)
-    notes = base2new_sheet(load_results(tmp_path), METHODS).tables[0].notes
+    notes = base2new_report(load_results(tmp_path), METHODS).tables[0].notes
     assert notes[-2:] == [
         f"Trained on {shots}: CoOp, KgCoOp; {seen}: PromptKD.",
         "Checkpoint chosen on last_step: CoOp, KgCoOp; validation: PromptKD.",

@@ -63,17 +63,17 @@ def load_published():
     return found
 
 
-def against_sheet(sheet, records, methods, published=None):
+def against_report(report, records, methods, published=None):
     """A protocol's Report -> a Report of its numbers beside published ones. NoRuns if none has a partner.
 
-    records: those that the sheet was made of, for the facts that differ.
+    records: those that the report was made of, for the facts that differ.
     """
     published = load_published() if published is None else published
     by_file = {str(record["file"]): record for record in records}
     rows, lines, notes, sources, matched = [], [], [], {}, {}
-    for line in sheet.lines:
-        cell = dict(zip(sheet.columns, line, strict=True))
-        key, behind = _key(sheet.name, cell, methods), cell["mean"].files
+    for line in report.lines:
+        cell = dict(zip(report.columns, line, strict=True))
+        key, behind = _key(report.name, cell, methods), cell["mean"].files
         own = [by_file[file] for file in dict.fromkeys(behind) if file in by_file]
         # nobody publishes training on without the method, or weights that no rule chose
         unheard = is_control(cell["preset"].split(" + ")[0]) or any(map(named_weights, own))
@@ -95,14 +95,14 @@ def against_sheet(sheet, records, methods, published=None):
         notes += [f"{cell['method']}: {words}" for words in _uneven(own)] if key in published else []
     notes = [*dict.fromkeys(notes), *_missing(matched, published)]
     if not rows:
-        reason = f"--against paper: none of the {sheet.name} results has a published partner"
+        reason = f"--against paper: none of the {report.name} results has a published partner"
         raise NoRuns("; ".join([reason, *notes]))
     judged = [line[7] for line in lines if line[7]]
     title = f"{judged.count('in')} of {len(judged)} in the band"
     title += f", {len(rows) - len(judged)} not judged" if len(rows) > len(judged) else ""
     return Report(
-        name=f"{sheet.name}_against_paper",
-        heading=f"{sheet.heading}, against published numbers",
+        name=f"{report.name}_against_paper",
+        heading=f"{report.heading}, against published numbers",
         tables=[Table(title, COLUMNS, rows, notes)],
         legend=[RULE, SILENT, "n: our seeds", *(f"[{number}] {source}" for source, number in sources.items())],
         columns=[*COLUMNS[:1], "dataset", "quantity", "ours", "published", "difference", "band", "verdict", "differs",

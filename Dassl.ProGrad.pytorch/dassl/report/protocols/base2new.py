@@ -35,7 +35,7 @@ from dassl.report.table import (
     below_zero_shot,
     csv_lines,
     data_sets,
-    method_sheet,
+    method_report,
     method_table,
     row_notes,
     show,
@@ -209,19 +209,19 @@ def dataset_table(found, dataset):
     return table
 
 
-def base2new_sheet(records, methods=NONE):
+def base2new_report(records, methods=NONE):
     """Records -> Report: the average over data sets, then each data set."""
-    return sheet_of(base2new(records, methods))
+    return report_of(base2new(records, methods))
 
 
-def sheet_of(found):
+def report_of(found):
     """Base2New -> Report. CSV: a line for each row, data set (or "average") and quantity."""
 
     def cells(row):
         by_dataset = {"average": found.average(row)} | {d: found.cell(row, d) for d in found.datasets}
         return {(dataset, q): summary for dataset, cell in by_dataset.items() for q, summary in cell.items()}
 
-    return method_sheet(
+    return method_report(
         PROTOCOL,
         "Base-to-new accuracy in percent" + shared_settings(found.rows),
         [average_table(found), *(dataset_table(found, d) for d in found.datasets)],
@@ -269,7 +269,7 @@ def _gain(found, row):
     return paired._replace(mean=ours.mean - theirs.mean)
 
 
-def backbones_sheet(records, methods=NONE):
+def backbones_report(records, methods=NONE):
     """Records -> Report with one table, a line for each method and backbone."""
     found = backbones(records, methods)
     names = row_names([row._replace(backbone="") for _, row, _ in found])
@@ -284,7 +284,7 @@ def backbones_sheet(records, methods=NONE):
         rows.append([name, row.backbone, str(len(own.datasets)), *map(show, averages), risen, show_n(averages)])
         lines += csv_lines({row: name}, {row: {(q,): cells[q] for q in (*AVERAGES, GAIN)}}.get)
     columns = ["method", "backbone", "data sets", *AVERAGES, GAIN, "n"]
-    return method_sheet(
+    return method_report(
         "backbones",
         "Backbones, base-to-new accuracy in percent",
         [Table("Average over the data sets of each backbone", columns, rows, notes)],

@@ -18,7 +18,7 @@ from dassl.report.methods import (
     split_by_template,
 )
 from dassl.report.records import require_evaluations, select
-from dassl.report.table import BELOW, below_zero_shot, csv_lines, data_sets, method_sheet, method_table, row_notes
+from dassl.report.table import BELOW, below_zero_shot, csv_lines, data_sets, method_report, method_table, row_notes
 
 PROTOCOL = "fewshot"
 SUBSET = "all"
@@ -82,7 +82,7 @@ def _notes(found, row, name):
     )
 
 
-def fewshot_sheet(records, methods=NONE):
+def fewshot_report(records, methods=NONE):
     """Records -> Report: the average over data sets, then each data set."""
     found = fewshot(records, methods)
     over = [None, *found.datasets]
@@ -91,7 +91,7 @@ def fewshot_sheet(records, methods=NONE):
         lambda row: {(d or "average", k): s for d in over for k, s in found.cells(row, d).items()},
         stamp_cells(found.grid),
     )
-    sheet = method_sheet(
+    report = method_report(
         PROTOCOL,
         "Accuracy in percent by shots" + shared_settings(found.grid.rows),  # none of the rows says its shots
         [_table(found, dataset) for dataset in (over if len(over) > 2 else over[:1])],
@@ -100,6 +100,6 @@ def fewshot_sheet(records, methods=NONE):
         lines,
         STAMP_COLUMNS,
     )
-    for line in [sheet.columns, *sheet.lines]:
+    for line in [report.columns, *report.lines]:
         del line[4]  # of the row: shots are a column of the cells here
-    return sheet
+    return report

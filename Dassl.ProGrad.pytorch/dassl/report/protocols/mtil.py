@@ -22,7 +22,7 @@ from dassl.report.frame import Grid, fill, without_repeats
 from dassl.report.methods import NONE, Methods, row_names, row_of, shared_settings, sort_rows
 from dassl.report.records import NoRuns, group_by, is_number, leave_out, newest_each, select
 from dassl.report.stats import summarise
-from dassl.report.table import BELOW, MISSING, Cell, Table, csv_lines, method_sheet, method_table, row_notes
+from dassl.report.table import BELOW, MISSING, Cell, Table, csv_lines, method_report, method_table, row_notes
 
 MTIL, AGNOSTIC = "mtil", "mtil_agnostic"
 PROTOCOLS = {
@@ -317,7 +317,7 @@ def _orders_table(one):
     return Table(one.title, ["method", "mean", "deviation", "min", "max", "orders"], lines)
 
 
-def mtil_sheet(records, protocol, methods=NONE):
+def mtil_report(records, protocol, methods=NONE):
     """Records -> Report: the three numbers of each stream, many orders, tasks, matrices."""
     found = streams(records, protocol, methods)
     shown, spreads = shown_streams(found), orders(found)
@@ -325,7 +325,7 @@ def mtil_sheet(records, protocol, methods=NONE):
     tables += [_summary_table(one) for one in found if one.ablation]
     tables += [_task_table(one, metric) for one in shown for metric in METRICS]
     tables += [_matrix_table(one, row) for one in shown for row in trained_rows(one)]
-    return method_sheet(
+    return method_report(
         protocol,
         PROTOCOLS[protocol] + shared_settings([row for one in found for row in one.grid.rows]),
         tables,

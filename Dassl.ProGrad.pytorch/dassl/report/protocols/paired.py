@@ -71,7 +71,7 @@ def student(probability):
     return t.ppf(probability, np.arange(MOST))
 
 
-def paired_sheet(records, methods=NONE):
+def paired_report(records, methods=NONE):
     """Records -> Report. NoRuns if no stage-2 row has its stage-1 row beside it."""
     found = base2new(records, methods)
     tables = [_table(found, "H of averages", "H", found.h_by_seed)]

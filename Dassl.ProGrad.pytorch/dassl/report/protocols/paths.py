@@ -40,7 +40,7 @@ from dassl.report.records import (
     read_result,
 )
 from dassl.report.stats import barrier
-from dassl.report.table import MISSING, Table, csv_lines, data_sets, method_sheet, row_notes, show, show_n
+from dassl.report.table import MISSING, Table, csv_lines, data_sets, method_report, row_notes, show, show_n
 from dassl.utils import get_logger
 
 PATH_FILE = "path.json"
@@ -224,7 +224,7 @@ def run_barriers(path):
     return found
 
 
-def barriers_sheet(folders, methods=NONE):
+def barriers_report(folders, methods=NONE):
     """Run folders -> Report of how far each straight line rises over the line between its ends' losses (see `barrier`),
     with a table for each space. NoRuns if there is no path.json.
 
@@ -239,7 +239,7 @@ def barriers_sheet(folders, methods=NONE):
         table, numbers = _space(space, *_grid(group, methods))
         tables.append(table)
         lines += numbers
-    return method_sheet(
+    return method_report(
         "barriers",
         "Barriers on straight lines between solutions",
         tables,

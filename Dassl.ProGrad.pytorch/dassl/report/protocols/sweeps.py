@@ -15,7 +15,7 @@ from dassl.report.protocols.base2new import PROTOCOL as BASE2NEW
 from dassl.report.protocols.others import OTHERS
 from dassl.report.records import NoRuns, group_by, newest_each, select
 from dassl.report.stats import Summary
-from dassl.report.table import MISSING, MULTIPLY, Table, csv_lines, data_sets, method_sheet, row_notes, show, show_n
+from dassl.report.table import MISSING, MULTIPLY, Table, csv_lines, data_sets, method_report, row_notes, show, show_n
 
 PROTOCOL = "sweep"
 EPOCHS = "epochs"
@@ -192,11 +192,11 @@ def _show_cost(cost, missing=MISSING):
     return [missing if seconds is None else f"{seconds:.1f}", *shown]
 
 
-def sweeps_sheet(records, methods=NONE):
+def sweeps_report(records, methods=NONE):
     """Records -> Report with a table for each set of keys that varies together."""
     found = sweeps(records, methods)
     keys = list(dict.fromkeys(key for sweep in found for key in sweep.keys))
-    return method_sheet(
+    return method_report(
         PROTOCOL,
         "Sweeps, base-to-new accuracy in percent",
         [table for sweep in found for table in sweep_tables(sweep, methods)],

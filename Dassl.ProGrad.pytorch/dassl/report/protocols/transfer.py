@@ -22,13 +22,13 @@ from dassl.report.methods import (
     split_by_template,
 )
 from dassl.report.records import group_by, is_number, require_evaluations, select
-from dassl.report.table import BELOW, MISSING, below_zero_shot, csv_lines, method_sheet, method_table, row_notes
+from dassl.report.table import BELOW, MISSING, below_zero_shot, csv_lines, method_report, method_table, row_notes
 
 SUBSET = "all"
 
 
 class Protocol(NamedTuple):
-    """What its sheet is called."""
+    """What its report is called."""
 
     heading: str
     average: str  # name of the mean over targets
@@ -138,10 +138,10 @@ def _notes(found, row, name):
     )
 
 
-def transfer_sheet(records, protocol, methods=NONE):
+def transfer_report(records, protocol, methods=NONE):
     """Records -> Report with a table for each source."""
     found, known = transfer(records, protocol, methods), PROTOCOLS[protocol]
-    return method_sheet(
+    return method_report(
         protocol,
         known.heading + shared_settings([row for one in found for row in one.grid.rows]),
         [_table(one) for one in found],
