@@ -225,15 +225,15 @@ def differences(argv: list[str], memo: dict | None = None) -> list[str]:
     return recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=eval_only, memo=memo, **scored)
 
 
-def check_public(cfg) -> tuple[list[str], list[str]]:
-    """Lines and problems of a data set that tables are made of: is it the one that others have?"""
+def check_public(cfg) -> list[str]:
+    """Lines on a data set that tables are made of: is it the one that others have?"""
     from datasets.tools.check import check as check_dataset
     from datasets.tools.known import KNOWN
 
     if cfg.DATASET.NAME not in KNOWN:
-        return [], []
+        return []
     row = check_dataset(cfg.DATASET.NAME, cfg.DATASET.ROOT, decode="none")  # opened by us
-    return [f"not as published: {line}" for line in row.problems] + row.notes, []
+    return [f"not as published: {line}" for line in row.problems] + row.notes
 
 
 def run_config(args: argparse.Namespace, cfg, recipe, argv: list[str]) -> dict:
@@ -242,15 +242,15 @@ def run_config(args: argparse.Namespace, cfg, recipe, argv: list[str]) -> dict:
 
     eval_only, model_dir, row = evaluated(args)
     if args.check:
+        from dassl.engine.dry_run import dry_run
         from dassl.engine.lint import lint
-        from dassl.engine.preflight import preflight
         from dassl.utils import UserError
 
         alone = (model_dir, args.load_epoch) if evaluates(cfg, eval_only, model_dir) else None
-        found = preflight(cfg, evaluates=alone, recipe=lint(recipe, cfg), data_check=check_public)
-        if found.problems:
-            raise UserError(f"--check found: {'; '.join(found.problems)}")
-        return found.values
+        findings = dry_run(cfg, evaluates=alone, recipe=lint(recipe, cfg), data_check=check_public)
+        if findings.problems:
+            raise UserError(f"--check found: {'; '.join(findings.problems)}")
+        return findings.values
     return run(
         cfg,
         eval_only=eval_only,

@@ -229,10 +229,6 @@ class ConDU_Expert(TrainerX):
                 self.store.save(self.task, *self._stored, self.recipe())
         return self._stored[0], self._stored[1]
 
-    def pictures_besides(self) -> int:
-        """Those of the prototypes."""
-        return 0 if self.trained_before() else len(self.dm.dataset.train_x)
-
     def prototypes(self) -> Tensor:
         """(C, D) on the CPU: pretrained features of this run's training pictures without augmentation, and texts."""
         loader = build_data_loader(

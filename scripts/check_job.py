@@ -1,7 +1,7 @@
 """What a job will take, before it starts: `--check` of the main job and of sweeps.
 
 Every data set is looked at. Of each kind of run (a script and its CFG) one is tried out in a temporary folder, on the
-largest cell; stage 2 goes on from what the trial of stage 1 has left there. The others count by their pictures.
+largest cell; stage 2 goes on from what that of stage 1 has left there. The others count by their images.
 """
 
 import contextlib
@@ -32,10 +32,10 @@ def check_job(plan, args, workers: int) -> int:
     """
     import torch
 
-    from dassl.engine.preflight import Findings
+    from dassl.engine.dry_run import Findings
     from dassl.engine.signals import sigterm_ends
 
-    started, threads, found = time.time(), torch.get_num_threads(), Findings()
+    started, threads, findings = time.time(), torch.get_num_threads(), Findings()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))  # as in the job's processes
     every = [step for cell in plan(args) for step in cell]
     problem, stale = compare(every)
@@ -47,19 +47,41 @@ def check_job(plan, args, workers: int) -> int:
         os.environ["OUTPUT"] = place
         try:
             cells = [[step for step in cell if not COMMANDS[step.command].module] for cell in plan(args)]
-            sizes = look([step for cell in cells for step in cell], bank, found)
+            sizes = look([step for cell in cells for step in cell], bank, findings)
             cells.sort(key=lambda cell: -sum(sizes[step.arguments["DATASET"]] for step in cell))
-            kinds = {} if found.problems else try_out([step for cell in cells for step in cell], bank, found)
+            kinds = {} if findings.problems else try_out([step for cell in cells for step in cell], bank, findings)
         finally:
             os.environ.pop("OUTPUT") if before is None else os.environ.update(OUTPUT=before)
             torch.set_num_threads(threads)
-    report(left, kinds, sizes, workers)
+    report(left, kinds, sizes, findings.values.get("image_s", 0.0), workers)
     if problem and not args.overwrite:
-        found.problem(problem)
+        findings.problem(problem)
     others = sum(bool(COMMANDS[step.command].module) + step.card for step in every)
     print(f"{sum(finished)} are finished; not counted: {others} merges, ensembles and path cards")
     print(f"checked in {time.time() - started:.0f} s")
-    return 1 if found.problems else 0
+    return 1 if findings.problems else 0
+
+def look(steps: list[Step], bank: str, findings) -> dict[str, int]:
+    """{data set: its images}; each is checked, with its zero-shot anchor."""
+    import torch
+
+    from dassl.data.datasets import build_dataset
+    from dassl.engine.anchor import anchor
+    from dassl.engine.dry_run import check_data
+    from dassl.engine.precision import Precision
+    from train import check_public
+
+    sets, sizes = {step.arguments["DATASET"]: step for step in reversed(steps)}, {}
+    for name, step in progress(list(sets.items())[::-1], "reading data"):
+        cfg = read_step(step, bank)[0]
+        with contextlib.redirect_stdout(io.StringIO()):  # of what it logs
+            dataset = build_dataset(cfg)
+        sizes[name] = len(dataset.train_x) + len(dataset.test)
+        check_data(cfg, dataset, findings, check_public)
+        if not findings.problems:
+            device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+            anchor(cfg, dataset, Precision("fp32", device), findings, ANCHORS / len(sets))
+    return sizes
 
 
 def read_step(step: Step, bank: str):
@@ -73,74 +95,57 @@ def read_step(step: Step, bank: str):
     return train.read_cfg(args)[0], (args.model_dir, args.load_epoch) if args.eval_only else None
 
 
-def look(steps: list[Step], bank: str, found) -> dict[str, int]:
-    """{data set: its pictures}; each is checked, with its zero-shot anchor."""
-    import torch
-
-    from dassl.data.datasets import build_dataset
-    from dassl.engine.precision import Precision
-    from dassl.engine.preflight import anchor, check_data
-    from train import check_public
-
-    sets, sizes = {step.arguments["DATASET"]: step for step in reversed(steps)}, {}
-    for name, step in progress(list(sets.items())[::-1], "reading data"):
-        cfg = read_step(step, bank)[0]
-        with contextlib.redirect_stdout(io.StringIO()):  # of what it logs
-            dataset = build_dataset(cfg)
-        sizes[name] = len(dataset.train_x) + len(dataset.test)
-        check_data(cfg, dataset, found, check_public)
-        if not found.problems:
-            device = "cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu"
-            anchor(cfg, dataset, Precision("fp32", device), found, ANCHORS / len(sets))
-    return sizes
-
-
-def try_out(steps: list[Step], bank: str, found) -> dict[str, tuple]:
-    """{kind: (data set, seconds by phase, steps, MiB, others) of its first step}."""
+def try_out(steps: list[Step], bank: str, findings) -> dict[str, tuple]:
+    """{kind: (data set, DryRun) of its first step}."""
     from torch import OutOfMemoryError
 
-    from dassl.engine.trial import trial
+    from dassl.engine.dry_run import begun
+    from dassl.engine.results import write_results
     from dassl.utils import UserError
 
-    kinds, known = {}, {}
+    kinds = {}
     for step in progress(list({kind_of(step): step for step in reversed(steps)}.values())[::-1], "trying out"):
         cfg, evaluates = read_step(step, bank)
         try:
-            with trial(cfg, str(step.folder), known) as made:
-                made.run(evaluates)
-                made.leave_results()
+            with begun(cfg, str(step.folder)) as run:
+                run.time(evaluates)
+                with run.quiet():  # what a run that continues it looks for
+                    run.trainer.save_model(run.trainer.max_epoch - 1, run.trainer.output_dir)
+                    write_results(run.trainer.output_dir, run.trainer, run.cfg, wall_s=0.0, command="")
         except (UserError, OutOfMemoryError) as error:
-            found.problem(f"{step}: {str(error).splitlines()[0]}")
+            findings.problem(f"{step}: {str(error).splitlines()[0]}")
             break
-        kinds[kind_of(step)] = step.arguments["DATASET"], made.phases, made.steps, made.peak_mb, made.others
+        run.trainer = None  # its memory
+        kinds[kind_of(step)] = step.arguments["DATASET"], run
     return kinds
 
 
-def report(steps: list[Step], kinds: dict[str, tuple], sizes: dict[str, int], workers: int) -> None:
-    """The table of kinds, and the sums. All but the start grows with the pictures; seeds share the test's bank."""
-    from dassl.engine.preflight import clock, others_line
-    from dassl.engine.trial import OTHERS
+def report(steps: list[Step], kinds: dict[str, tuple], sizes: dict[str, int], image_s: float, workers: int) -> None:
+    """The table of kinds, and the sums. All but the start grows with the images."""
+    from dassl.engine.dry_run import clock, others_line
 
-    runs, seconds, of_phase, encoded = Counter(), Counter(), Counter(), set()
+    runs, seconds, others, names, banks, cells = Counter(), Counter(), 0.0, {}, {}, set()
     for step in (step for step in steps if kind_of(step) in kinds):
         kind, data = kind_of(step), step.arguments["DATASET"]
-        tried, phases, *_ = kinds[kind]
-        for phase, value in phases.items():
-            once = {"test features": (kind, data), OTHERS[1]: phase}.get(phase)
-            if once is None or once not in encoded:
-                took = value * (1.0 if phase in ("start", *OTHERS) else sizes[data] / sizes[tried])
-                seconds[kind] += took
-                of_phase[phase] += took
-                encoded.add(once)
+        tried, run = kinds[kind]
+        fixed = run.phases["start"] + run.phases["others"]
+        seconds[kind] += fixed + (run.phases.total() - fixed) * sizes[data] / sizes[tried]
         runs[kind] += 1
-    width = max([*map(len, runs), 11])
+        others += run.phases["others"]
+        names, banks = names | run.others, banks | run.banks
+        cells.add((data, step.arguments["SEED"]))
+    width = max([*map(len, runs), 13])
     print(ROW.format("kind of run", width, "runs", "steps", "a run", "all"))
     for kind, count in runs.items():
-        number = f"{kinds[kind][2]:,}" if kinds[kind][2] else "-"
+        number = f"{kinds[kind][1].steps:,}" if kinds[kind][1].steps else "-"
         print(ROW.format(kind, width, count, number, clock(seconds[kind] / count), clock(seconds[kind])))
-    if others := {name: count for kind in runs for name, count in kinds[kind][4].items()}:
-        print(others_line(others, sum(of_phase[phase] for phase in OTHERS)))
-    peak, total = max((kinds[kind][3] for kind in runs), default=0.0), seconds.total()
+    if banks:  # of the largest data set; each cell's own
+        total = image_s * sum(banks.values()) * sum(sizes[data] for data, _ in cells) / max(sizes.values())
+        print(ROW.format("feature banks", width, len(cells), "-", clock(total / len(cells)), clock(total)))
+        seconds["feature banks"] = total
+    if names:
+        print(others_line(names, others))
+    peak, total = max((kinds[kind][1].peak_mb for kind in runs), default=0.0), seconds.total()
     print(
         f"estimate: {runs.total()} runs, {clock(total)}; about {clock(total / workers)} in {workers} processes; "
         f"peak memory {peak:,.0f} MiB a process, {workers * peak:,.0f} MiB in all"

@@ -173,7 +173,7 @@ def end(snakemake: subprocess.Popen) -> None:
 def status(steps: list[Step], jobs: int, workers: int) -> Iterator[str]:
     """The lines of `--dry-run`: finished runs of all by data set (order, source) and seed, and an estimate by what
     finished runs of a script and CFG took."""
-    from dassl.engine.preflight import clock
+    from dassl.engine.dry_run import clock
     from dassl.report.table import Table
 
     runs = Grid([steps], "run").jobs

@@ -112,10 +112,6 @@ class SimpleTrainer(TrainerBase):
         """Hook: what results.json should say of the trained model in `folder` that this run evaluates -> dict."""
         return trained_facts(folder, self)
 
-    def pictures_besides(self):
-        """Hook: pictures that a training run encodes beside its batches, evaluations and feature bank -> int."""
-        return 0
-
     def build_data_loader(self):
         """Hook: set the loaders and what follows from the data set."""
         dm = self.build_data_manager()
@@ -174,7 +170,7 @@ class SimpleTrainer(TrainerBase):
                 self.save_model(done - 1, self.output_dir, model_name=BEST)
             self.save_model(done - 1, self.output_dir)
         if self.chooses_best() and not self.has_validation():
-            log.info(
+            log.warning(
                 "Warning: TEST.FINAL_MODEL is best_val, but this data set has no validation images. "
                 "The test set must not choose: the last epoch's model counts as the best"
             )

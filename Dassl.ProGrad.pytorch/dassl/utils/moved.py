@@ -13,7 +13,7 @@ _IN = {  # package -> its modules that moved, and where to
     "condu": "packing bitpack, space tuning, slots expert_cache",
     "datasets": "protocol base",
     "dassl.clip": "features feature_bank",
-    "dassl.engine": "processes distributed, stopping signals",
+    "dassl.engine": "preflight dry_run, processes distributed, stopping signals, trial dry_run",
     "dassl.report": "against protocols.against, base2new protocols.base2new, drawing figures.drawing, "
     "epochs figures.epochs, fewshot protocols.fewshot, grid frame, mtil protocols.mtil, mtil_figures figures.mtil, "
     "others protocols.others, paired protocols.paired, path_figures figures.paths, paths protocols.paths, "

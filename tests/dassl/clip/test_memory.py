@@ -16,7 +16,7 @@ from dassl.clip import build_clip, build_clip_from_cfg
 from dassl.clip.tiny import random_tiny
 from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
-from dassl.engine.preflight import less_memory
+from dassl.engine.dry_run import less_memory
 from dassl.utils import UserError, set_random_seed
 from dassl.utils.memory import reset_peak, resident_peak_mb
 from mergetune.lmc import interpolate
