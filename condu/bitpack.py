@@ -35,13 +35,6 @@ def pack_bytes(ones: Tensor, out: Tensor) -> Tensor:
     return out.copy_(words)
 
 
-def unpack(packed: Tensor, n: int) -> Tensor:
-    """The bool tensor (n,) that `pack` was given. Raises ValueError where n does not fit."""
-    if len(packed) != packed_size(n):
-        raise ValueError(f"{len(packed)} bytes hold no mask of {n} coordinates, which takes {packed_size(n)}")
-    return Codes(8 * len(packed), packed.device).of([packed]).bool()[:n]
-
-
 class Codes:
     """Reads the codes of chunks of up to n coordinates."""
 

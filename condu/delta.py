@@ -19,36 +19,8 @@ State = Mapping[str, Tensor]
 SCALES = ("l1", "tensor_mean", "none")
 
 
-def delta_between(pretrained: State, finetuned: State) -> dict[str, Tensor]:
-    """{name: finetuned - pretrained} for the names of `finetuned`, in single precision or better.
-
-    Raises ValueError for names that `pretrained` lacks and for other shapes.
-    """
-    _check_known(pretrained, finetuned, "fine-tuned")
-    return {name: _float(value) - _float(pretrained[name]) for name, value in finetuned.items()}
-
-
-def apply_delta(pretrained: State, delta: State) -> dict[str, Tensor]:
-    """`pretrained` with `delta` added where it has the name, in the pretrained dtypes; other tensors are shared.
-
-    Raises ValueError for names that `pretrained` lacks and for other shapes.
-    """
-    _check_known(pretrained, delta, "delta's")
-    moved = {name: (_float(pretrained[name]) + value).to(pretrained[name].dtype) for name, value in delta.items()}
-    return {**pretrained, **moved}
-
-
 def _float(value: Tensor) -> Tensor:
     return value if value.dtype == torch.float64 else value.float()
-
-
-def _check_known(pretrained: State, other: State, label: str) -> None:
-    for name, value in other.items():
-        if name not in pretrained:
-            raise ValueError(f"{name} is no tensor of the pretrained weights, which have {len(pretrained)} others")
-        if value.shape != pretrained[name].shape:
-            shapes = f"{tuple(value.shape)}, the pretrained {tuple(pretrained[name].shape)}"
-            raise ValueError(f"{name}: the {label} shape is {shapes}")
 
 
 @dataclass(frozen=True)
@@ -79,16 +51,16 @@ def unify(deltas: Sequence[State], scale: str = "l1") -> tuple[dict[str, Tensor]
     for task, delta in enumerate(deltas, start=1):
         check_shapes(delta, shapes, f"Delta {task}")
     unified, masks = {}, [{} for _ in deltas]
-    own, left = [0.0] * len(deltas), [0.0] * len(deltas)
+    norms, left = [0.0] * len(deltas), [0.0] * len(deltas)
     for name in shapes:
         values = torch.stack([_float(delta[name]) for delta in deltas])  # (T, *shape)
         positive = values.sum(0) > 0
         unified[name] = torch.where(positive, values.amax(0), values.amin(0))
         for task, value in enumerate(values):
             masks[task][name] = mask = torch.where(positive, value > 0, value < 0)
-            own[task] += check_size(size(value, scale), f"Delta {task + 1}", name)
+            norms[task] += check_size(size(value, scale), f"Delta {task + 1}", name)
             left[task] += size(unified[name] * mask, scale)
-    scales = [scale_of(o, m, scale, f"Delta {task}") for task, (o, m) in enumerate(zip(own, left, strict=True), 1)]
+    scales = [scale_of(n, m, scale, f"Delta {task}") for task, (n, m) in enumerate(zip(norms, left, strict=True), 1)]
     return unified, [Trigger(mask, factor) for mask, factor in zip(masks, scales, strict=True)]
 
 
@@ -103,18 +75,18 @@ def weight_of(shape: tuple, scale: str) -> float:
     return 1 / max(math.prod(shape), 1) if scale == "tensor_mean" else 1.0
 
 
-def scale_of(own: float, left: float, scale: str, label: str) -> float:
-    """The factor that brings `left`, the norm under the task's mask, back to the task's `own` norm.
+def scale_of(norm: float, left: float, scale: str, label: str) -> float:
+    """The factor that brings `left`, the norm under the task's mask, back to the task's own `norm`.
 
     Raises ValueError for a task without a norm, and for one of which nothing is left.
     """
-    if own == 0:
+    if norm == 0:
         raise ValueError(f"{label} is zero: the task changed nothing")
     if left == 0:
         raise ValueError(f"{label} is out-voted in all of its coordinates: nothing of it would be left")
     if not math.isfinite(left):
         raise ValueError(f"{label}: the unified values are not finite")
-    return 1.0 if scale == "none" else own / left
+    return 1.0 if scale == "none" else norm / left
 
 
 def check_size(value: float, label: str, name: str) -> float:

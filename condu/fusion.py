@@ -1,8 +1,25 @@
 """ConDU's fusion of one task after another, in the memory of one model (arXiv 2503.10705).
 
-`Fusion` holds one unified delta and a packed mask, a scale and a norm a task. A task's norm is a constant, so that
-its new scale is that norm over the norm of what its mask now shows, and no old delta is ever built again.
-Letters: T tasks, P values of all tensors together, n values of one tensor.
+By the definition (`condu.delta.unify`) a new task costs the deltas of all T old ones: each is decoupled, scale_i *
+mask_i * tau, and all are unified with the new delta d. `Fusion.absorb` gets the same from the unified delta tau, the
+packed masks and two numbers a task, for four reasons:
+
+1. At a coordinate all old deltas are multiples of one value, tau, by the scales of the tasks whose mask has it. So
+   their sum is tau * S and the largest of them tau * L, where S is the sum and L the maximum of those scales. The sign
+   of tau * S + d is elected; the new tau is the larger, in that direction, of tau * L and d.
+2. An old task is of the sign of tau wherever its mask is set: it keeps the coordinate where that sign is elected, and
+   never gains one. So one mask, "the sign stayed", cuts all old ones, as packed as they are.
+3. S and L depend on nothing but which masks are set. Their bits at a coordinate, read as one number, are its code
+   (`condu.bitpack`), and S and L are two tables over the codes.
+4. A task's norm never changes, so its new scale is that norm over the norm of what its mask now shows. The norms under
+   all masks come from one histogram of |tau| over the codes.
+
+Tensors are taken one after another and in chunks that fit the cache: look S and L up, elect, pack both masks, count.
+Scales come last, as they need all tensors; only then is anything of the state replaced, so a refused task leaves it as
+it was. At most there are the old tau and masks, the new ones, d, and some megabytes of buffers, whatever T is.
+
+Signs are compared and flipped as the highest bit of a float read as int32: products could underflow.
+Letters: T tasks, k old ones of a group, n values of a tensor, m values of a chunk.
 """
 
 import math
@@ -13,11 +30,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condu.bitpack import Codes, packed_size, unpack
-from condu.delta import State, Trigger, check_scale, check_shapes, check_size, scale_of, weight_of
-from condu.merge import Merge, Merged, chunk_size
+from condu.bitpack import Codes, pack_bytes, packed_size
+from condu.delta import State, check_scale, check_shapes, check_size, scale_of, weight_of
 
+CHUNK = 1 << 17  # values: 512 KB a buffer, so that a core's cache holds them
+DEVICE_CHUNK = 1 << 24  # elsewhere few large steps are the fastest
 THREADED = 1 << 20  # values from which threads pay
+GROUP = 12  # tasks a code: tables of up to 4096 values, 32 KB for S and L
+HISTOGRAM = ("cpu",)  # where bincount is deterministic
+SIGN = -(1 << 31)  # the highest bit of an int32
 
 
 class Fusion:
@@ -56,23 +77,24 @@ class Fusion:
         device = next(iter((self.unified or delta).values())).device
         shares = _in_threads(lambda keys: self._merge(keys, delta, device), shapes, device)
         merged = {key: value for share in shares for key, value in share.items()}
-        unified, masks, own, left = {}, [{} for _ in tasks], 0.0, [0.0] * len(tasks)
+        unified, masks, norm, left = {}, [{} for _ in tasks], 0.0, [0.0] * len(tasks)
         for key, shape in shapes.items():
+            values, packed, size, sizes = merged[key]
             weight = weight_of(shape, self.scale)
-            unified[key] = merged[key].unified.view(shape)
-            own += check_size(weight * merged[key].own, label, key)
-            left = [total + weight * more for total, more in zip(left, merged[key].left, strict=True)]
-            for mask, bits in zip(masks, merged[key].masks, strict=True):
+            unified[key] = values.view(shape)
+            norm += check_size(weight * size, label, key)
+            left = [total + weight * more for total, more in zip(left, sizes, strict=True)]
+            for mask, bits in zip(masks, packed, strict=True):
                 mask[key] = bits
-        norms = [*self.norms, own]
+        norms = [*self.norms, norm]
         labels = [*(f"Once {name} is absorbed, {task}" for task in self.tasks), label]
         scales = [scale_of(*sizes, self.scale, who) for *sizes, who in zip(norms, left, labels, strict=True)]
         self.tasks, self.scales, self.norms, self.shapes = tasks, scales, norms, shapes
         self.unified, self.masks = unified, masks
 
-    def _merge(self, keys: Sequence[str], delta: State, device: torch.device) -> dict[str, Merged]:
-        """These tensors after the session."""
-        merge = Merge(self.scales, max((delta[key].numel() for key in keys), default=0), device)
+    def _merge(self, keys: Sequence[str], delta: State, device: torch.device) -> dict[str, tuple]:
+        """These tensors after the session, as `_Merge.tensor` gives them."""
+        merge = _Merge(self.scales, max((delta[key].numel() for key in keys), default=0), device)
         merged = {}
         for key in keys:
             new = delta[key].detach().to(device, torch.float32).reshape(-1)
@@ -80,17 +102,10 @@ class Fusion:
             merged[key] = merge.tensor(old, [mask[key] for mask in self.masks], new)
         return merged
 
-    def trigger(self, name: str) -> Trigger:
-        """The task's mask, unpacked, and its scale."""
-        index = self._index(name)
-        bits = self.masks[index]
-        mask = {key: unpack(bits[key], math.prod(shape)).view(shape) for key, shape in self.shapes.items()}
-        return Trigger(mask, self.scales[index])
-
     def decouple(self, name: str) -> dict[str, Tensor]:
         """The task's delta again: {name: fp32}, scale * mask * unified."""
-        out = {key: torch.empty_like(value) for key, value in self.unified.items()}
-        self._write(name, lambda key, piece, part: out[key].view(-1)[piece].copy_(part))
+        out = {key: torch.zeros_like(value) for key, value in self.unified.items()}
+        self.add_to(name, out, out)
         return out
 
     @torch.no_grad()
@@ -100,34 +115,17 @@ class Fusion:
         Any devices and floating dtypes, the sum in single precision; `out` may be `pretrained`. Raises ValueError,
         before anything is written, for an unknown task and for tensors that are missing, or of other shapes.
         """
-        self._index(name)
+        if name not in self.tasks:
+            raise ValueError(f"{name} is no task of the fusion, which has {', '.join(self.tasks) or 'none'}")
+        index = self.tasks.index(name)
+        scale, masks = self.scales[index], self.masks[index]
         for label, state in (("The pretrained weights", pretrained), ("The weights to write", out)):
             check_shapes({key: state[key] for key in self.shapes if key in state}, self.shapes, label)
-        base, target = {}, {}
-        for key in self.shapes:
-            base[key] = pretrained[key].detach().reshape(-1)
-            target[key] = out[key].detach().view(-1) if out[key].is_contiguous() else torch.empty_like(base[key])
-
-        def write(key: str, piece: slice, part: Tensor) -> None:
-            start, end = base[key][piece], target[key][piece]
-            part = part.to(start.device)
-            if start.dtype == end.dtype == torch.float32 and start.device == end.device:
-                torch.add(start, part, out=end)
-            else:
-                end.copy_(start + part)
-
-        self._write(name, write)
-        for key in self.shapes:
-            if not out[key].is_contiguous():
-                out[key].copy_(target[key].view(self.shapes[key]))
-
-    def _write(self, name: str, write: Callable[[str, slice, Tensor], object]) -> None:
-        """Call `write` with all chunks of the task's delta: (tensor's name, slice of its values, fp32 values)."""
-        index = self._index(name)
-        scale, masks = self.scales[index], self.masks[index]
+        base = {key: pretrained[key].detach().reshape(-1) for key in self.shapes}
+        target = {key: out[key].detach().reshape(-1) for key in self.shapes}  # a copy where it is not contiguous
         device = next(iter(self.unified.values())).device
 
-        def work(keys: Sequence[str]) -> None:
+        def write(keys: Sequence[str]) -> None:
             chunk = chunk_size(device, max((self.unified[key].numel() for key in keys), default=0))
             codes = Codes(chunk, device)
             buffer = torch.empty(chunk, dtype=torch.int32, device=device)
@@ -137,15 +135,13 @@ class Fusion:
                     piece = slice(start, start + chunk)
                     values = tau[piece].view(torch.int32)
                     bits = codes.of([masks[key][start // 8 : (start + chunk) // 8]])[: len(values)].neg_()
-                    part = torch.bitwise_and(values, bits, out=buffer[: len(values)]).view(torch.float32)
-                    write(key, piece, part.mul_(scale))
+                    torch.bitwise_and(values, bits, out=buffer[: len(values)])
+                    _add(base[key][piece], buffer[: len(values)].view(torch.float32).mul_(scale), target[key][piece])
 
-        _in_threads(work, self.shapes, device)
-
-    def _index(self, name: str) -> int:
-        if name not in self.tasks:
-            raise ValueError(f"{name} is no task of the fusion, which has {', '.join(self.tasks) or 'none'}")
-        return self.tasks.index(name)
+        _in_threads(write, self.shapes, device)
+        for key, shape in self.shapes.items():
+            if not out[key].is_contiguous():
+                out[key].copy_(target[key].view(shape))
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """(tensors, facts that JSON can hold): all there is. A task's masks are one tensor, in the names' order."""
@@ -171,10 +167,10 @@ class Fusion:
         sizes = [packed_size(math.prod(shape)) for shape in fusion.shapes.values()]
         expected = {f"unified.{key}": shape for key, shape in fusion.shapes.items()} if fusion.tasks else {}
         expected |= {f"mask.{i}": (sum(sizes),) for i in range(len(fusion.tasks))}
-        found = {key: tuple(value.shape) for key, value in tensors.items()}
-        for key in sorted(expected.keys() | found.keys()):
-            if expected.get(key) != found.get(key):
-                said = [str(shapes.get(key, "none")) for shapes in (found, expected)]
+        present = {key: tuple(value.shape) for key, value in tensors.items()}
+        for key in sorted(expected.keys() | present.keys()):
+            if expected.get(key) != present.get(key):
+                said = [str(shapes.get(key, "none")) for shapes in (present, expected)]
                 raise ValueError(f"The fusion's tensor {key}: the shape is {said[0]}, expected {said[1]}")
         fusion.unified = {key: tensors[f"unified.{key}"].float() for key in fusion.shapes if fusion.tasks}
         for i, task in enumerate(fusion.tasks):
@@ -182,6 +178,127 @@ class Fusion:
                 raise ValueError(f"The mask of {task} is {tensors[f'mask.{i}'].dtype}, expected packed bits, uint8")
             fusion.masks.append(dict(zip(fusion.shapes, tensors[f"mask.{i}"].split(sizes), strict=True)))
         return fusion
+
+
+class _Group:
+    """Up to GROUP old tasks, their tables over the 2^k codes, and the histogram of one tensor."""
+
+    def __init__(self, tasks: slice, scales: Sequence[float], device: torch.device):
+        self.tasks = tasks
+        of_tasks = torch.tensor(scales[tasks], dtype=torch.float64)
+        bits = torch.arange(1 << len(of_tasks))[:, None] >> torch.arange(len(of_tasks)) & 1  # (2^k, k)
+        self.bits = bits.double()
+        self.sums = (self.bits * of_tasks).sum(1).float().to(device)
+        self.largest = (self.bits * of_tasks).amax(1).float().to(device)
+
+    def clear(self) -> None:
+        self.sizes = torch.zeros(self.bits.shape[1], dtype=torch.float64)
+
+    def count(self, codes: Tensor, weights: Tensor) -> None:
+        """Add the fp64 `weights` (m,) of the coordinates with these codes (m,) to the tasks' sizes."""
+        if codes.device.type in HISTOGRAM:
+            self.sizes += torch.bincount(codes, weights, len(self.bits)) @ self.bits
+        else:
+            tasks = [(weights * (codes >> i & 1)).sum() for i in range(self.bits.shape[1])]
+            self.sizes += torch.stack(tasks).cpu()
+
+
+class _Merge:
+    """One session on some of the tensors: the tables of the old tasks' scales, and the buffers of a chunk."""
+
+    def __init__(self, scales: Sequence[float], longest: int, device: torch.device):
+        self.chunk = chunk_size(device, longest)
+        count = -(-len(scales) // GROUP)
+        bounds = [i * len(scales) // count for i in range(count + 1)] if count else []
+        self.groups = [_Group(slice(a, b), scales, device) for a, b in zip(bounds, bounds[1:], strict=False)]
+        self.codes = Codes(self.chunk, device)
+        self.kept_codes = torch.empty(count, self.chunk, dtype=torch.int16, device=device)
+        self.floats = torch.empty(6, self.chunk, device=device)
+        self.doubles = torch.empty(self.chunk, dtype=torch.float64, device=device)
+        self.bytes = torch.empty(self.chunk, dtype=torch.int8, device=device)
+
+    def tensor(self, tau: Tensor, masks: Sequence[Tensor], new: Tensor) -> tuple[Tensor, list[Tensor], float, list]:
+        """One tensor after the session -> (unified (n,), packed masks of all T tasks, the new task's L1 norm, the norms
+        of `unified` under each mask). tau, new: fp32 (n,); masks: the old tasks' packed bits of this tensor."""
+        n = len(new)
+        out = torch.empty_like(new)
+        keep, gain = (torch.empty(packed_size(n), dtype=torch.uint8, device=new.device) for _ in range(2))
+        sizes = torch.zeros(2, dtype=torch.float64, device=new.device)  # of the new task: its own, and what is left
+        for group in self.groups:
+            group.clear()
+        for start in range(0, n, self.chunk):
+            piece = slice(start, start + self.chunk)
+            packed = slice(start // 8, (start + self.chunk) // 8)
+            old, d = _even(tau[piece]), _even(new[piece])
+            self._look_up([mask[packed] for mask in masks], len(d))
+            out[piece] = self._elect(old, d, keep[packed], gain[packed], sizes)[: len(out[piece])]
+        left = [size for group in self.groups for size in group.sizes.tolist()]
+        norm, gained = sizes.tolist()
+        return out, [*(mask & keep for mask in masks), gain], norm, [*left, gained]
+
+    def _look_up(self, masks: Sequence[Tensor], m: int) -> None:
+        """S and L of the chunk into the first two buffers; the codes are kept for the histogram."""
+        sums, largest, more_sums, more_largest = self.floats[:4, :m]
+        if not self.groups:
+            self.floats[:2, :m] = 0
+        for i, group in enumerate(self.groups):
+            codes = self.codes.of(masks[group.tasks])
+            self.kept_codes[i, :m] = codes
+            torch.index_select(group.sums, 0, codes, out=more_sums if i else sums)
+            torch.index_select(group.largest, 0, codes, out=more_largest if i else largest)
+            if i:
+                sums.add_(more_sums)
+                torch.maximum(largest, more_largest, out=largest)
+
+    def _elect(self, tau: Tensor, d: Tensor, keep: Tensor, gain: Tensor, sizes: Tensor) -> Tensor:
+        """The new tau (m,) of a chunk; writes the packed bits that old tasks keep and the new one gains, adds norms."""
+        m = len(d)
+        sums, old, flip, mine, size, result = self.floats[:, :m]
+        flip_bits, mine_bits, size_bits = (x.view(torch.int32) for x in (flip, mine, size))
+        torch.addcmul(d, tau, sums, out=flip)
+        # the sign bit where the sum is negative or 0, for ints one below +0 is negative; else 0
+        flip_bits.sub_(1).bitwise_and_(SIGN)
+        torch.mul(tau, old, out=old).view(torch.int32).bitwise_xor_(flip_bits)
+        torch.bitwise_xor(d.view(torch.int32), flip_bits, out=mine_bits)
+        torch.maximum(old, mine, out=size)
+        torch.bitwise_xor(size_bits, flip_bits, out=result.view(torch.int32))
+        sizes[0] += self._sum(torch.abs(d, out=sums))
+
+        mine_bits.clamp_min_(0).neg_().bitwise_right_shift_(31)  # all bits where d is of the elected sign, else none
+        pack_bytes(self.bytes[:m].copy_(mine_bits), gain)
+        mine_bits.bitwise_and_(size_bits)
+        sizes[1] += self._sum(mine)
+
+        flip_bits.bitwise_xor_(tau.view(torch.int32)).bitwise_right_shift_(31).bitwise_not_()  # all bits where it stays
+        pack_bytes(self.bytes[:m].copy_(flip_bits), keep)
+        flip_bits.bitwise_and_(size_bits)
+        weights = self.doubles[:m].copy_(flip)
+        for group, codes in zip(self.groups, self.kept_codes[:, :m], strict=True):
+            group.count(codes, weights)
+        return result
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return self.doubles[: len(values)].copy_(values).sum()
+
+
+def chunk_size(device: torch.device, longest: int) -> int:
+    """Values to work on at once, of tensors of at most `longest`."""
+    return min(CHUNK if device.type == "cpu" else DEVICE_CHUNK, 8 * max(packed_size(longest), 1))
+
+
+def _add(base: Tensor, part: Tensor, out: Tensor) -> None:
+    """out = base + part (fp32), summed in single precision."""
+    part = part.to(base.device)
+    if base.dtype == out.dtype == torch.float32 and base.device == out.device:
+        torch.add(base, part, out=out)
+    else:
+        out.copy_(base + part)
+
+
+def _even(values: Tensor) -> Tensor:
+    """Filled up with zeros to a multiple of 8."""
+    rest = -len(values) % 8
+    return torch.nn.functional.pad(values, (0, rest)) if rest else values
 
 
 def _in_threads(work: Callable[[list[str]], Any], shapes: Mapping[str, tuple], device: torch.device) -> list:

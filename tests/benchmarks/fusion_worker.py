@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from condu.bitpack import unpack
 from condu.delta import Trigger, unify
 from condu.fusion import Fusion
 from tests.benchmarks.memory import peak_mb, reset_peak, resident_mb
+from tests.fixtures.deltas import trigger_of, unpacked
 
 LIMIT = 1e-6
 SIZES = {  # width, layers and positions of the image and the text tower, joint width, vocabulary
@@ -128,7 +128,7 @@ def plain(tasks: int) -> dict:
     """Seconds and peak memory of decoupling all old tasks and unifying them with one more; how absorb differs."""
     _stream.grow(tasks - 1)
     fusion, delta = _stream.fusion, _stream.delta(tasks)
-    old = [fusion.trigger(task) for task in fusion.tasks]
+    old = [trigger_of(fusion, task) for task in fusion.tasks]
     resident = resident_mb()
     reset_peak()
     start = time.perf_counter()
@@ -151,7 +151,7 @@ def compare(deltas: list[dict], unified: dict[str, Tensor], triggers: list[Trigg
         apart = ((fusion.unified[name] - value).abs() / value.abs().clamp_min(1e-30))[clear]
         weight = max(weight, apart.max().item() if apart.numel() else 0.0)
         for ours, own in zip(fusion.masks, triggers, strict=True):
-            mask = unpack(ours[name], value.numel()).view(value.shape)
+            mask = unpacked(ours[name], value.shape)
             masks += int((mask != own.mask[name])[clear].count_nonzero())
     found = {"weights": weight, "scales": scale, "masks": masks}
     allowed = {"weights": LIMIT, "scales": LIMIT, "masks": 0}

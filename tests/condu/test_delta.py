@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from condu.delta import Trigger, apply_delta, delta_between, unify
+from condu.delta import Trigger, unify
 from tests.fixtures.deltas import RULES, flat, l1, mean_norm, random_deltas, sessions, some_deltas
 
 BY_HAND = [  # 4 coordinates: agreement, one against two, nobody, a tie
@@ -222,23 +222,6 @@ def test_an_unknown_scale_and_nothing_at_all_are_refused():
         unify(BY_HAND, "l2")
     with pytest.raises(ValueError, match="no delta"):
         unify([])
-
-
-def test_a_delta_goes_there_and_back():
-    pretrained = {"a": torch.tensor([1.0, 2]), "b": torch.tensor([0.5, 3], dtype=torch.float16), "c": torch.ones(1)}
-    tuned = {"b": torch.tensor([1.5, 2], dtype=torch.float16), "a": torch.tensor([1.25, 2])}
-    delta = delta_between(pretrained, tuned)
-    assert list(delta) == ["b", "a"] and {value.dtype for value in delta.values()} == {torch.float32}
-    back = apply_delta(pretrained, delta)
-    assert all(back[name].equal(value) and back[name].dtype == value.dtype for name, value in tuned.items())
-    assert back["c"] is pretrained["c"] and pretrained["a"].tolist() == [1, 2]
-
-
-@pytest.mark.parametrize(("name", "shape", "said"), [("d", 2, "d is no tensor"), ("a", 3, r"a: .*\(3,\).*\(2,\)")])
-def test_a_delta_of_other_weights_is_refused(name, shape, said):
-    for function in (delta_between, apply_delta):
-        with pytest.raises(ValueError, match=said):
-            function({"a": torch.ones(2)}, {name: torch.ones(shape)})
 
 
 def test_a_trigger_reads_masked_and_scaled_values():

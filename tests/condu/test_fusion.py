@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import condu.fusion
-import condu.merge
-from condu.delta import apply_delta, unify
+from condu.delta import unify
 from condu.fusion import Fusion
-from tests.fixtures.deltas import RULES, flat, l1, random_deltas, some_deltas
+from tests.fixtures.deltas import RULES, apply_delta, flat, l1, random_deltas, some_deltas, trigger_of
 
 LARGE = {"weight": (37, 53), "bias": (19,), "scale": (), "none": (0, 3)}
 examples = settings(max_examples=30, deadline=None, derandomize=True)
@@ -21,7 +20,7 @@ examples = settings(max_examples=30, deadline=None, derandomize=True)
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Several chunks a tensor, the last one ragged."""
-    monkeypatch.setattr(condu.merge, "CHUNK", 64)
+    monkeypatch.setattr(condu.fusion, "CHUNK", 64)
 
 
 def fused(deltas, scale="l1"):
@@ -32,7 +31,7 @@ def fused(deltas, scale="l1"):
 
 
 def masks_of(fusion):
-    return torch.stack([flat(fusion.trigger(task).mask) for task in fusion.tasks])
+    return torch.stack([flat(trigger_of(fusion, task).mask) for task in fusion.tasks])
 
 
 def agree(fusion, unified, triggers, terms):
@@ -235,7 +234,7 @@ def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="'l2'.*l1, tensor_mean, none"):
         Fusion("l2")
     fusion = fused(random_deltas(4, 2))
-    for call in (fusion.decouple, fusion.trigger, lambda name: fusion.add_to(name, {}, {})):
+    for call in (fusion.decouple, lambda name: fusion.add_to(name, {}, {})):
         with pytest.raises(ValueError, match="task7 is no task.*task0, task1"):
             call("task7")
 
@@ -308,5 +307,5 @@ def test_a_state_that_does_not_fit_is_refused(change, said):
 def test_sizes_are_counted_alike_with_and_without_a_histogram(monkeypatch):
     deltas = random_deltas(1, 14, shapes=LARGE)
     scales = fused(deltas).scales
-    monkeypatch.setattr(condu.merge, "HISTOGRAM", ())
+    monkeypatch.setattr(condu.fusion, "HISTOGRAM", ())
     assert fused(deltas).scales == pytest.approx(scales, rel=1e-12)

@@ -16,6 +16,7 @@ from dassl.clip import cached_clip
 from dassl.utils import MissingFile, UserError
 from tests.conftest import ROOT
 from tests.fixtures import released_condu as released
+from tests.fixtures.deltas import trigger_of
 
 TASKS = ["OxfordPet", "MNIST", "DTD"]
 CLASSES = {name: [f"{name} {label}" for label in range(3 + i)] for i, name in enumerate(TASKS)}
@@ -100,7 +101,7 @@ def test_an_imported_stream_goes_on_as_the_released_code_would(ckpt, shapes, cli
     again, masks, scales = released.fused([*old, third])
     assert stream.fusion.scales == pytest.approx([scale.item() for scale in scales], rel=1e-5)
     for name, mask in zip(TASKS, masks, strict=True):
-        ours = stream.fusion.trigger(name).mask
+        ours = trigger_of(stream.fusion, name).mask
         differ = sum((ours[key] != mask[key]).sum().item() for key in ours)
         assert differ <= 1e-5 * sum(value.numel() for value in ours.values())
 

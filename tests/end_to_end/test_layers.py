@@ -24,7 +24,6 @@ PURE = [
     "Dassl.ProGrad.pytorch/dassl/merging/lora.py",
     "condu/delta.py",
     "condu/fusion.py",
-    "condu/merge.py",
     "condu/bitpack.py",
     "condu/voting.py",
     "condu/metrics.py",

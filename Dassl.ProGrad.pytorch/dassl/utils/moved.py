@@ -10,7 +10,7 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 
 _IN = {  # package -> its modules that moved, and where to
-    "condu": "packing bitpack, space tuning, slots expert_cache",
+    "condu": "merge fusion, packing bitpack, space tuning, slots expert_cache",
     "datasets": "protocol base",
     "dassl.clip": "features feature_bank",
     "dassl.engine": "preflight dry_run, processes distributed, stopping signals, trial dry_run",
