@@ -15,7 +15,6 @@ import functools
 import os
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -23,14 +22,31 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 import dassl  # noqa: E402, F401  it says which Python and which packages are needed
 
+FLAGS = {  # that set a config key
+    "root": "DATASET.ROOT",
+    "output_dir": "OUTPUT_DIR",
+    "resume": "RESUME",
+    "resume_coop": "RESUME_COOP",
+    "seed": "SEED",
+    "subset": "DATASET.SUBSET",
+    "source_domains": "DATASET.SOURCE_DOMAINS",
+    "target_domains": "DATASET.TARGET_DOMAINS",
+    "transforms": "INPUT.TRANSFORMS",
+    "trainer": "TRAINER.NAME",
+    "backbone": "MODEL.BACKBONE.NAME",
+    "head": "MODEL.HEAD.NAME",
+    "deterministic": "DETERMINISTIC",
+}
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Dassl's flags, MERGETUNE's, and ours."""
     from dassl.config import leaves
+    from dassl.engine import full_config
     from dassl.utils import ArgumentParser
 
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.keys = lambda: dict(leaves(every_key()))
+    parser.keys = lambda: dict(leaves(full_config()))
     add, path = parser.add_argument, functools.partial(parser.add_argument, type="path", default="")
     path("--root", help="folder of all data sets")
     path("--output-dir", help="where log, checkpoints and results.json go")
@@ -57,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-train", action="store_true", help="build everything, train nothing")
     add("--check", action="store_true", help="run nothing: check data, zero-shot anchor, time, memory and recipe")
     add("--overwrite", action="store_true", help="start a finished run again")
-    add("--deterministic", action="store_true", help="bit-equal runs on a GPU, at some cost in speed")
+    add("--deterministic", action="store_const", const=True, help="bit-equal runs on a GPU, at some cost in speed")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys that win over all else")
     return parser
 
@@ -67,42 +83,6 @@ def epochs(word: str) -> int | str:
     return word if word == "last" else int(word)
 
 
-def every_key():
-    """The default config with the keys of all trainers."""
-    import condu.trainer  # noqa: F401  registers them
-    import mergetune.trainers  # noqa: F401  registers them
-    from dassl.engine import TRAINER_REGISTRY
-
-    return _every_key(tuple(map(TRAINER_REGISTRY.get, TRAINER_REGISTRY.registered_names()))).clone()
-
-
-@functools.lru_cache(maxsize=1)
-def _every_key(trainers: tuple[type, ...]):
-    """Of these trainers; a main job asks some hundred times."""
-    from dassl.config import get_cfg_default
-    from dassl.engine import add_trainer_nodes
-
-    cfg = get_cfg_default()
-    add_trainer_nodes(cfg)
-    return cfg
-
-
-def folder_cfg(folder: str | Path, changes: dict[str, object] | None = None, root: str = "", pairs: Sequence[str] = ()):
-    """The frozen config of a run folder, with other values of some keys. root: where the data sets lie, if they have
-    moved; pairs: KEY, VALUE, ... as typed."""
-    import datasets
-    from dassl.config import merge_pairs, merge_tree
-    from dassl.engine import read_run_cfg
-
-    datasets.register_all()
-    every_key()  # registers all trainers
-    cfg = read_run_cfg(folder)
-    merge_tree(cfg, (changes or {}) | ({"DATASET.ROOT": os.path.abspath(root)} if root else {}), "a command")
-    merge_pairs(cfg, list(pairs))
-    cfg.freeze()
-    return cfg
-
-
 def setup_cfg(args: argparse.Namespace):
     """The frozen config of a command line."""
     return read_cfg(args)[0]
@@ -110,86 +90,21 @@ def setup_cfg(args: argparse.Namespace):
 
 def read_cfg(args: argparse.Namespace):
     """The frozen config of a command line, and that of its yaml files alone."""
-    import datasets
-    from dassl.config import merge_pairs, merge_tree, merge_yaml
-    from dassl.data.datasets import DATASET_REGISTRY
-    from dassl.engine import TRAINER_REGISTRY
-    from dassl.utils import UserError, check_availability
+    from dassl.engine import build_config
 
-    datasets.register_all()
-    cfg = every_key()
-    if args.trainer:
-        check_availability(args.trainer, TRAINER_REGISTRY.registered_names(), "--trainer")
-    aliases = getattr(TRAINER_REGISTRY.get(args.trainer), "ALIASES", {}) if args.trainer else {}
-    final = {}
-    if args.dataset_config_file:
-        final = merge_yaml(cfg, args.dataset_config_file, aliases)
-    named = cfg.DATASET.NAME
-    if args.config_file:
-        merge_yaml(cfg, args.config_file, aliases)
-        if cfg.DATASET.NAME and args.dataset_config_file and not named:
-            raise UserError(
-                f"--config-file {args.config_file} names a data set, --dataset-config-file {args.dataset_config_file} "
-                "none: are they swapped?"
-            )
-    merge_tree(cfg, final, args.dataset_config_file, aliases)
-    recipe = cfg.clone()
-    merge_tree(cfg, {key: value for key, value in flags(args).items() if value is not None}, "command line")
-    merge_pairs(cfg, args.opts, aliases)
-    merge_pairs(cfg, extra_opts(), aliases)
-    if cfg.DATASET.NAME:
-        check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
-    if not cfg.TRAINER.NAME:
-        known = ", ".join(TRAINER_REGISTRY.registered_names())
-        raise UserError(f"No trainer: give --trainer, one of {known}")
-    if args.config_file:
-        cfg.PRESET = preset_name(recipe, cfg)
-    cfg.freeze()
-    return cfg, recipe
-
-
-def extra_opts() -> list[str]:
-    """KEY VALUE pairs of the environment variable EXTRA_OPTS, as if typed behind all others of each train.py line.
-    UserError for quotes that do not close."""
-    from dassl.utils import UserError
-
-    text = os.environ.get("EXTRA_OPTS", "")
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"EXTRA_OPTS is {text!r}: {error}") from error
+    return build_config(
+        dataset_file=args.dataset_config_file,
+        config_file=args.config_file,
+        flags=flags(args),
+        pairs=args.opts,
+    )
 
 
 def flags(args: argparse.Namespace) -> dict:
-    """Config keys that flags set -> their values, None where the flag was not given."""
-    return {
-        "DATASET.ROOT": os.path.abspath(args.root) if args.root else None,
-        "OUTPUT_DIR": args.output_dir or None,
-        "RESUME": args.resume or None,
-        "RESUME_COOP": args.resume_coop or None,
-        "SEED": args.seed,
-        "DATASET.SUBSET": os.path.abspath(args.subset) if args.subset else None,
-        "DATASET.SOURCE_DOMAINS": args.source_domains,
-        "DATASET.TARGET_DOMAINS": args.target_domains,
-        "INPUT.TRANSFORMS": args.transforms,
-        "TRAINER.NAME": args.trainer or None,
-        "MODEL.BACKBONE.NAME": args.backbone or None,
-        "MODEL.HEAD.NAME": args.head or None,
-        "DETERMINISTIC": args.deterministic or None,
-    }
-
-
-def preset_name(recipe, cfg) -> str:
-    """The preset's name, with the keys that a command line changed, so no table calls it the recipe."""
-    from dassl.engine.lint import changed_keys
-    from dassl.engine.recipe import is_read, own_nodes, role
-    from dassl.engine.results import with_changes
-
-    # precision and protocol results.json says by itself, as it does how a model is evaluated; a folder is no value
-    nodes, named = own_nodes(cfg), ("TRAINER.", "OPTIM.", "MODEL.INIT_WEIGHTS", "TEST.SKIP_WARMUP")
-    changed = [key for key, _, _ in changed_keys(recipe, cfg) if key.startswith(named) and is_read(key, nodes)]
-    said = ("PREC", "TRAINER.MODAL", "_DIR", "CONDU.ROUND")  # rounds change where half a run stands, not what it learns
-    return with_changes(cfg.PRESET, [k for k in changed if role(k) != "evaluation" and not k.endswith(said)])
+    """{config key: value} of the flags that were given."""
+    named = {key: getattr(args, flag) for flag, key in FLAGS.items()}
+    named |= {FLAGS[flag]: os.path.abspath(path) for flag in ("root", "subset") if (path := getattr(args, flag))}
+    return {key: value for key, value in named.items() if value not in ("", None)}
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -197,6 +112,7 @@ def main(argv: list[str] | None = None) -> dict:
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_intermixed_args(argv)
     from dassl.config import KEYS
+    from dassl.engine.config import extra_opts
     from dassl.utils import UserError, get_logger
     from dassl.utils.distributed import one_process, process_group
 

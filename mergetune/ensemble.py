@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from dassl.config import read_yaml
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.engine import build_trainer, trainer_class
+from dassl.engine import build_trainer, load_config, trainer_class
 from dassl.utils import (
     ArgumentParser,
     RunLock,
@@ -128,7 +128,7 @@ def data_set_name(word: str) -> str:
     """The registered name of a data set, given that or its yaml's name below configs/datasets."""
     file = CONFIGS / f"{word}.yaml"
     name = read_yaml(file)["DATASET"]["NAME"] if file.is_file() else word
-    check_availability(name, DATASET_REGISTRY.registered_names(), "--test")
+    check_availability(name, DATASET_REGISTRY, "--test")
     return name
 
 
@@ -169,15 +169,14 @@ def request(
 
     root: where the data sets lie, if they have moved; pairs: KEY, VALUE, ... of what else has.
     """
-    import train  # the command line is the one place that knows the data sets
     from dassl.engine.base import find_model
     from dassl.engine.recipe import build_lists, data_digest
     from dassl.utils import checkpoint_digest
 
     check_availability(kind, list(KINDS), "--kind")
-    cfg = train.folder_cfg(run, {"RESUME_COOP": ""}, root, pairs)
+    cfg = load_config(run, {"RESUME_COOP": ""}, root, pairs)
     names = dict.fromkeys([cfg.DATASET.NAME, *map(data_set_name, tests)])
-    cfgs = {name: train.folder_cfg(run, {"RESUME_COOP": "", "DATASET.NAME": name}, root, pairs) for name in names}
+    cfgs = {name: load_config(run, {"RESUME_COOP": "", "DATASET.NAME": name}, root, pairs) for name in names}
     digest = checkpoint_digest(find_model(str(run), trainer_class(cfg.TRAINER.NAME).model_name))
     asked = {"kind": kind, "outputs": outputs if kind == "output" else None, "alphas": list(alphas)}
     asked |= {"tests": list(cfgs), "weights": digest}

@@ -116,11 +116,11 @@ def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
 
 def evaluation(folder: str | Path, subset: str, out: str | Path = "", others: str | None = None, **moved):
     """The config of `evaluate`."""
-    import train  # the command line is the one place that knows the data sets
+    from dassl.engine import load_config
 
     changes = {"OUTPUT_DIR": str(out or Path(folder, f"eval_{subset}")), "DATASET.SUBSAMPLE_CLASSES": subset}
     changes |= {} if others is None else {"TEST.OTHERS": others}
-    return train.folder_cfg(folder, changes | {"RESUME_COOP": ""}, **moved)
+    return load_config(folder, changes | {"RESUME_COOP": ""}, **moved)
 
 
 def evaluate(

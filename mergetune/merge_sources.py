@@ -9,8 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-import mergetune.trainers  # noqa: F401  registers them
-from dassl.engine import TRAINER_REGISTRY, build_trainer, read_run_cfg, trainer_class
+from dassl.engine import TRAINER_REGISTRY, build_trainer, load_config, read_run_cfg, trainer_class
 from dassl.engine.base import find_model
 from dassl.engine.recipe import check_written, unfinished
 from dassl.engine.results import run_classes, run_facts, run_file
@@ -85,15 +84,13 @@ class Source:
     @cached_property
     def cfg(self):
         """The config of its run. UserError if it comes from none."""
-        import train  # the command line is the one place that knows the data sets
-
         if self.run is None:
             raise UserError(
                 f"{ZERO_SHOT} and validation images are those of a run, and no parent is a run folder: "
                 f"add one, or give a file or {ZEROS} as the base"
             )
         changes = {"RESUME_COOP": "", "TEST.COMPUTE_CMAT": False, "VERBOSE": False}
-        return train.folder_cfg(self.run, changes, **self.moved)
+        return load_config(self.run, changes, **self.moved)
 
     def build(self):
         """The trainer of its run, with the weights that the run's seed draws."""
@@ -209,7 +206,7 @@ def read_state(file: Path, trainer: type | None = None) -> tuple[dict[str, Tenso
 def bound_to_classes(parent: Source) -> list[str]:
     """Names of the weights that hold one entry a class: class-specific contexts, and heads."""
     trainer = parent.facts.get("trainer")
-    known = trainer in TRAINER_REGISTRY.registered_names()
+    known = trainer in TRAINER_REGISTRY
     head = getattr(TRAINER_REGISTRY.get(trainer), "head_key", "") if known else ""
     contexts = [name for name, value in parent.state.items() if name.split(".")[-1] == "ctx" and value.dim() == 3]
     return contexts + [name for name in parent.state if name == head]

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dassl.engine import build_trainer, trainer_class
+from dassl.engine import build_trainer, load_config, trainer_class
 from dassl.report.protocols.paths import FORMAT, OTHERS, QUANTITIES, SOLUTIONS, SPACES, SUBSETS
 from dassl.report.protocols.paths import PATH_FILE as FILE
 from dassl.report.stats import barrier, harmonic_mean
@@ -110,11 +110,10 @@ def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"
 
 def read_cfg(run: Path, pairs: Sequence[str] = (), others: Sequence[str] = ()):
     """The frozen config of a stage-2 run. pairs: KEY, VALUE, ... of what has moved since. others: TEST.OTHERS."""
-    import train  # the command line is the one place that knows the data sets
     from mergetune.stage1 import check_begun_from
     from mergetune.stage2 import MergeTune
 
-    cfg = train.folder_cfg(run, {"VERBOSE": False, "TEST.OTHERS": list(others)}, pairs=pairs)
+    cfg = load_config(run, {"VERBOSE": False, "TEST.OTHERS": list(others)}, pairs=pairs)
     if not (cfg.RESUME_COOP and issubclass(trainer_class(cfg.TRAINER.NAME), MergeTune)):
         raise UserError(f"{run} is no stage-2 run: {cfg.TRAINER.NAME} continues no stage 1")
     check_begun_from(run, cfg)

@@ -79,7 +79,6 @@ class WithoutData:
 
 def read_cfg(run: Path, pairs: Sequence[str] = ()):
     """The config of a run folder, ready for a trainer that only predicts. pairs: KEY, VALUE, ... of what has moved."""
-    import mergetune.trainers  # noqa: F401  registers them
     from mergetune.stage1 import check_begun_from
 
     cfg = read_run_cfg(run)

@@ -31,12 +31,10 @@ def row(name: str, key) -> str:
 
 def sections() -> dict[str, dict]:
     """Heading -> {key: Key}: the engine's by their first part, and each node of cfg.TRAINER."""
-    import train
     from dassl.config import KEYS
     from dassl.engine import TRAINER_REGISTRY
     from dassl.engine.build import trainer_keys
 
-    train.every_key()
     keys = dict(KEYS)
     for cls in map(TRAINER_REGISTRY.get, sorted(TRAINER_REGISTRY.registered_names())):
         if cls.__module__.startswith(("condu.", "mergetune.trainers.", "dassl.")):

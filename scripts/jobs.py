@@ -89,14 +89,12 @@ def zero_shot(test: str, cell: Arguments, ends: Iterable[str]) -> Iterator[Step]
 @lru_cache
 def templates(dataset: str) -> dict[str, str]:
     """ZeroshotCLIP's templates `coop` and `dataset` on a data set of configs/datasets. UserError: it has no reader."""
-    import datasets
     from dassl.config import read_yaml
     from dassl.data.datasets import DATASET_REGISTRY
     from dassl.utils import check_availability
 
-    datasets.register_all()
     node = read_yaml(ROOT / "configs" / "datasets" / f"{dataset}.yaml")["DATASET"]
-    check_availability(node["NAME"], DATASET_REGISTRY.registered_names(), "DATASET.NAME")
+    check_availability(node["NAME"], DATASET_REGISTRY, "DATASET.NAME")
     usual = getattr(DATASET_REGISTRY.get(node["NAME"]), "templates", {})
     prompts = node.get("CUSTOM", {}).get("PROMPTS")
     anchor = prompts[0] if prompts else usual.get("kgcoop", "a photo of a {}.")

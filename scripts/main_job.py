@@ -52,12 +52,12 @@ def add_grid_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_keys(steps: list[Step], pairs: Sequence[str]) -> None:
     """Refuse a config key that there is not, or a value that it cannot have, before anything runs."""
-    import train
     from dassl.config import merge_pairs
+    from dassl.engine import full_config
 
     seeds = [("SEED", step.arguments["SEED"]) for step in steps]
     for some in dict.fromkeys([tuple(pairs), *seeds, *(step.pairs for step in steps)]):
-        merge_pairs(train.every_key(), some)
+        merge_pairs(full_config(), some)
 
 
 def build_parser(description: str = __doc__) -> argparse.ArgumentParser:

@@ -44,8 +44,8 @@ class Step:
     @property
     def others(self) -> list[str]:
         """The names that TEST.OTHERS has for it or for its card; none where neither is about new classes."""
-        import train
         from dassl.config import KEYS
+        from dassl.engine.config import extra_opts
         from dassl.engine.others import names_of
         from dassl.utils import split_pairs
 
@@ -54,7 +54,7 @@ class Step:
             return []
         on_card = "auto" if self.card and self.subject.startswith("toy_") else ""
         usual = others(command, dict(self.arguments)) or on_card
-        words = [*self.pairs, *([] if command.module else split_pairs(train.extra_opts()))]
+        words = [*self.pairs, *([] if command.module else split_pairs(extra_opts()))]
         value = dict(zip(words[::2], words[1::2], strict=False)).get(OTHERS_KEY, usual)
         return names_of(KEYS[OTHERS_KEY].parse(value)) if value else []
 
@@ -230,11 +230,9 @@ def is_merge(step: Step) -> bool:
 
 def check_others(steps: Sequence[Step]) -> None:
     """UserError where a data set that TEST.OTHERS names is unknown, or not below DATA."""
-    import datasets
     from dassl.config import get_cfg_default, merge_tree, merge_yaml
     from dassl.engine.others import AUTO, other_sets
 
-    datasets.register_all()
     asks = {step.arguments["DATASET"]: named for step in steps if (named := set(step.others) - {AUTO})}
     for dataset, names in asks.items():
         cfg = get_cfg_default()

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import ArgumentParser, UserError, closest, get_logger, write_json
-from datasets import register_all
 
 from .check import ABSENT, OK, check, plain, table
 from .import_subset import import_subset
@@ -94,7 +93,6 @@ def say(lines: list[str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """The exit code: 0 all well, 1 problems, 2 nothing found. Sets that nobody named may be absent."""
     args = build_parser().parse_args(argv)
-    register_all()
     if args.command == "check":
         return run_check(args)
     if args.command == "links":

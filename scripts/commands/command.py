@@ -123,7 +123,6 @@ def canonical(command: Command, key: str) -> str:
     """A config key by the name that the command's trainer has for it now."""
     if command.module or not key.startswith(("TRAINER.COOP.", "TRAINER.PROMPTKD.")):
         return key
-    import mergetune.trainers  # noqa: F401  registers them
     from dassl.engine import TRAINER_REGISTRY
 
     return getattr(TRAINER_REGISTRY.get(command.trainer), "ALIASES", {}).get(key, key)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 import train
 from dassl.clip import build_clip
-from dassl.engine import build_trainer
+from dassl.engine import build_trainer, load_config
 from dassl.utils import UserError, set_random_seed
 from mergetune import path_card
 from mergetune.predict import Predictor, main
@@ -221,7 +221,7 @@ def changed(world, tmp_path):
     return go
 
 
-READERS = {"predict": lambda run: Predictor(run).cfg, "path_card": path_card.read_cfg, "train.py": train.folder_cfg}
+READERS = {"predict": lambda run: Predictor(run).cfg, "path_card": path_card.read_cfg, "load_config": load_config}
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -1,6 +1,5 @@
 """Trainers by name, and the config keys that they bring along."""
 
-import os
 import re
 import sys
 
@@ -13,14 +12,13 @@ from dassl.config import (
     check_values,
     complete,
     declare,
-    get_cfg_default,
     leaves,
-    merge_tree,
-    read_yaml,
 )
-from dassl.utils import MissingFile, Registry, UserError, brief, check_availability, get_logger
+from dassl.utils import Registry, UserError, check_availability, get_logger
 
-TRAINER_REGISTRY = Registry("TRAINER", built_in=("dassl.engine.da", "dassl.engine.dg", "dassl.engine.ssl"))
+TRAINER_REGISTRY = Registry(
+    "TRAINER", built_in=("dassl.engine.da", "dassl.engine.dg", "dassl.engine.ssl"), plugins="trainers"
+)
 """Trainer classes by `__name__`.
 
 A member is called as `Trainer(cfg)` and derives from SimpleTrainer (see simple.py), mostly through TrainerX.
@@ -31,7 +29,7 @@ Class attributes that the engine reads: CONFIG and KEYS or `default_config()` (i
 
 def trainer_class(name):
     """The class of that name. Raises UserError with the nearest and all names."""
-    check_availability(name, TRAINER_REGISTRY.registered_names(), "TRAINER.NAME")
+    check_availability(name, TRAINER_REGISTRY, "TRAINER.NAME")
     return TRAINER_REGISTRY.get(name)
 
 
@@ -96,45 +94,7 @@ def add_trainer_nodes(cfg):
     Each class that defines CONFIG brings KEYS or `default_config()` to cfg.TRAINER.<CONFIG>. Two classes may share a
     node: it gets the union of their keys, and what is there already stays.
     """
-    for name in TRAINER_REGISTRY.registered_names():
-        cls = TRAINER_REGISTRY.get(name)
+    for cls in map(TRAINER_REGISTRY.get, TRAINER_REGISTRY):
         for node, base in config_nodes(cls):
             add_missing(cfg.TRAINER, CN({node: _defaults(base)}))
         declare(trainer_keys(cls))
-
-
-def read_run_cfg(folder):
-    """The config that a run folder holds -> CfgNode, not frozen, with the nodes of all registered trainers.
-
-    It records every trainer's keys. What it says of other trainers than its own gives way to the defaults where they
-    have no such key, or take no such value, any more: their code may have changed since.
-
-    Raises:
-        MissingFile: no config.yaml.
-        UserError: of another trainer than the registered ones, or a key of that trainer or of the engine is unknown.
-    """
-    path = os.path.join(folder, "config.yaml")
-    if not os.path.isfile(path):
-        raise MissingFile(f"{folder} is no run folder: it holds no config.yaml")
-    from .recipe import check_config  # late: it looks for a trainer's keys as this module does
-
-    tree = read_yaml(path)
-    check_config(path, dict(leaves(tree)))
-    trainers = tree.pop("TRAINER", None)
-    name = trainers.get("NAME") if isinstance(trainers, dict) else None
-    if name not in TRAINER_REGISTRY.registered_names():
-        known = ", ".join(TRAINER_REGISTRY.registered_names())
-        raise UserError(f"{path}: TRAINER.NAME is {brief(name)}, expected one of {known}")
-    cls = TRAINER_REGISTRY.get(name)
-    aliases = getattr(cls, "ALIASES", {})
-    cfg = get_cfg_default()
-    add_trainer_nodes(cfg)
-    own = {node for node, _ in config_nodes(cls)}
-    merge_tree(cfg, tree, path)
-    for key, value in leaves(trainers, "TRAINER."):
-        try:
-            merge_tree(cfg, {key: value}, path, aliases)
-        except UserError:
-            if key.split(".")[1] in own or key.count(".") == 1:
-                raise
-    return cfg

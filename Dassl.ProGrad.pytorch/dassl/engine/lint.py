@@ -11,10 +11,7 @@ from dassl.config import get_cfg_default, leaves
 from dassl.utils import brief
 
 from .build import add_trainer_nodes
-from .recipe import finished, is_read, own_nodes, plain, role
-
-# what a command line says, not a yaml
-TYPED = ("SEED", "RESUME", "RESUME_COOP", "TRAINER.NAME")
+from .recipe import changed_keys, finished, is_read, own_nodes, plain
 
 
 def lint(recipe, cfg):
@@ -26,12 +23,6 @@ def lint(recipe, cfg):
     if cfg.SEED < 0:
         lines.append("no seed: the run cannot be repeated")
     return lines + stage1_differs(cfg)
-
-
-def changed_keys(recipe, cfg):
-    """(key, value in the recipe, value of the run) of each difference."""
-    pairs = zip(leaves(recipe), leaves(cfg), strict=True)
-    return [(k, old, new) for (k, old), (_, new) in pairs if old != new and role(k) != "incidental" and k not in TYPED]
 
 
 def stage1_differs(cfg):

@@ -28,6 +28,7 @@ from .checkpoint import (
     whole,
 )
 
+TYPED = ("SEED", "RESUME", "RESUME_COOP", "TRAINER.NAME")  # what a command line says, not a yaml
 DATA = "DATASET.ROOT"  # the input that the lists of images are
 DRAW = {"SUBSET": "", "NUM_SHOTS": -1, "SUBSAMPLE_CLASSES": "all"}  # of DATASET, for whole lists
 _NOBODYS = Key(None)  # a key that no table has
@@ -58,6 +59,12 @@ def recipe(cfg: CN, kind: str = "train") -> dict[str, object]:
     """{key: value} of what the results of a run follow from. kind: "eval" leaves out what only trains."""
     nodes, out = own_nodes(cfg), ("incidental", "training") if kind == "eval" else ("incidental",)
     return {key: plain(value) for key, value in leaves(cfg) if role(key) not in out and is_read(key, nodes)}
+
+
+def changed_keys(recipe: CN, cfg: CN) -> list[tuple[str, object, object]]:
+    """(key, value in the yaml files' config, value of the run) of each difference that bears on results."""
+    pairs = zip(leaves(recipe), leaves(cfg), strict=True)
+    return [(k, old, new) for (k, old), (_, new) in pairs if old != new and role(k) != "incidental" and k not in TYPED]
 
 
 def changed(recorded: Mapping, asked: Mapping) -> list[str]:

@@ -3,12 +3,16 @@
 import difflib
 import pkgutil
 import re
+import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
 
+import yaml
+
 from .errors import UnknownName, UserError
 
+PLUGINS = "configs/plugins.yaml"  # beside the engine's folder, or in one of sys.path: {kind: [package or module, ...]}
 _broken = {}  # file of a module that could not be imported -> why
 
 
@@ -53,8 +57,36 @@ def import_modules(package, folders):
             import_module(f"{package}.{module.name}")
         except (Exception, SystemExit) as error:
             file = f"{module.module_finder.path}/{module.name}.py"
-            _broken[file] = f"{type(error).__name__}: {error}".splitlines()[0]
-            warnings.warn(f"{file} is left out: {_broken[file]}", stacklevel=3)
+            if file not in _broken:
+                _broken[file] = f"{type(error).__name__}: {error}".splitlines()[0]
+                warnings.warn(f"{file} is left out: {_broken[file]}", stacklevel=3)
+
+
+def import_plugins(kind: str) -> None:
+    """Import what PLUGINS names of a kind ("trainers", "datasets"): modules, and packages with every module in them.
+
+    Where there is no such file, as where the engine is installed alone, nothing. UserError for one that names what
+    cannot be imported.
+    """
+    beside = Path(__file__).resolve().parents[3]
+    file = next((file for folder in (beside, *sys.path) if (file := Path(folder, PLUGINS).absolute()).is_file()), None)
+    if file is None:
+        return
+    try:
+        names = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get(kind) or []
+        if not isinstance(names, list):
+            raise TypeError
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, TypeError):
+        raise UserError(f"{file}: expected lists of packages, such as {kind}: [package.{kind}]") from None
+    if str(file.parents[1]) not in sys.path:
+        sys.path.insert(0, str(file.parents[1]))
+    for name in names:
+        try:
+            module = import_module(name)
+        except (Exception, SystemExit) as error:
+            what = f"{file} names {name}, which cannot be imported"
+            raise UserError(f"{what}: {type(error).__name__}: {error}") from error
+        import_modules(name, getattr(module, "__path__", ()))
 
 
 class Registry:
@@ -67,21 +99,39 @@ class Registry:
     True
 
     built_in: modules that register the first members, imported when the registry is first used.
+    plugins: kind of the packages (see import_plugins) that are imported once a name is asked for that nobody has
+    registered, or all names are.
     """
 
-    def __init__(self, name, built_in=()):
+    def __init__(self, name, built_in=(), plugins=""):
         self._name = name
         self._obj_map = {}
         self._built_in = built_in
+        self._plugins = plugins
 
     def _load(self):
         modules, self._built_in = self._built_in, ()
         for module in modules:
             import_module(module)
 
+    def _load_plugins(self):
+        self._load()
+        kind, self._plugins = self._plugins, ""  # they may ask for names themselves
+        if kind:
+            try:
+                import_plugins(kind)
+            except UserError:
+                self._plugins = kind
+                raise
+
     def __contains__(self, name):
         self._load()
+        if name not in self._obj_map:
+            self._load_plugins()
         return name in self._obj_map
+
+    def __iter__(self):
+        return iter(self.registered_names())
 
     def _add(self, obj, force):
         self._load()
@@ -116,5 +166,5 @@ class Registry:
 
     def registered_names(self):
         """All names, in order of registration."""
-        self._load()
+        self._load_plugins()
         return list(self._obj_map)

@@ -145,7 +145,7 @@ def test_a_text_stays_as_it_is_typed(cfg, tmp_path, text):
         assert text == cfg.DATASET.CUSTOM.TASK, way
     if not text.startswith("~"):
         words = ["--output-dir", text, "--trainer", text, f"--head={text}", "--source-domains", text, text]
-        merge_tree(cfg, {k: v for k, v in train.flags(train.build_parser().parse_args(words)).items() if v}, "flags")
+        merge_tree(cfg, train.flags(train.build_parser().parse_args(words)), "flags")
         assert (cfg.OUTPUT_DIR, cfg.TRAINER.NAME, cfg.MODEL.HEAD.NAME, *cfg.DATASET.SOURCE_DOMAINS) == (text,) * 5
 
 

@@ -148,8 +148,6 @@ def stopped(run, epoch=2, trainer="CoOp", *words, **keys):
     """The folder of a run that was broken off at the start of an epoch, from 0."""
     from dassl.engine import TRAINER_REGISTRY
 
-    train.every_key()  # registers the trainers
-
     def stop(self):
         if self.epoch == epoch:
             raise KeyboardInterrupt

@@ -1,6 +1,8 @@
 """Registries, nearest names, meters, seeds, the environment's report."""
 
 import random
+import shutil
+import sys
 from importlib import metadata
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import dassl.utils.registry
 from dassl.utils import (
     AverageMeter,
     MetricMeter,
@@ -20,6 +23,7 @@ from dassl.utils import (
     get_most_similar_str_to_a_from_b,
     set_random_seed,
 )
+from tests.conftest import ROOT
 
 
 def test_registry_and_nearest_names():
@@ -104,3 +108,53 @@ def test_a_lack_of_memory_is_one_line(capsys, take):
 def test_another_error_of_torchs_is_not_called_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="size of tensor"), errors_in_one_line():
         torch.ones(2) + torch.ones(3)
+
+
+PLUGIN = """from dassl.engine import TRAINER_REGISTRY, TrainerX
+
+@TRAINER_REGISTRY.register()
+class {}(TrainerX):
+    KEYS = {{}}
+"""
+
+
+def test_a_line_of_the_plugins_file_registers_a_package_of_ones_own(tmp_path, clone):
+    """The engine's folder is copied, so that the file beside it is one's own."""
+    shutil.copytree(ROOT / "Dassl.ProGrad.pytorch" / "dassl", tmp_path / "engine" / "dassl")
+    say = "from dassl.engine import TRAINER_REGISTRY as known; print('Mine' in known, 'Other' in known, len([*known]))"
+    words = sys.executable, "-W", "error", "-c", say
+    alone = clone(*words, cwd=tmp_path / "engine")
+    assert alone.stdout.split()[:2] == ["False", "False"], alone.stderr
+    for name in ("Mine", "Other"):
+        path = tmp_path / "mine" / "trainers" / f"{name.lower()}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(PLUGIN.format(name))
+    plugins = tmp_path / "configs" / "plugins.yaml"
+    plugins.parent.mkdir()
+    plugins.write_text("trainers: [mine.trainers]\n")
+    assert clone(*words, cwd=tmp_path / "engine").stdout.split() == [
+        "True",
+        "True",
+        str(int(alone.stdout.split()[2]) + 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "kinds: [no_such_package.kinds]",
+            "names no_such_package.kinds, which cannot be imported: ModuleNotF",
+        ),
+        ("kinds: mine", r"expected lists of packages, such as kinds: \[package.kinds\]"),
+        ("kinds: [mine", "expected lists of packages"),
+        ("[kinds]", "expected lists of packages"),
+    ],
+)
+def test_a_plugins_file_that_is_wrong_is_named_whenever_it_is_read(tmp_path, monkeypatch, text, message):
+    (tmp_path / "plugins.yaml").write_text(text)
+    monkeypatch.setattr(dassl.utils.registry, "PLUGINS", str(tmp_path / "plugins.yaml"))
+    registry = Registry("THING", plugins="kinds")
+    for ask in (lambda: "thing" in registry, registry.registered_names):
+        with pytest.raises(UserError, match=f"{tmp_path}.*{message}"):
+            ask()

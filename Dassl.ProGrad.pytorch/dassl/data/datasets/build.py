@@ -5,7 +5,7 @@ from dassl.utils import Registry, check_availability, get_logger
 
 from .base_dataset import DatasetBase, check_items
 
-DATASET_REGISTRY = Registry("DATASET")
+DATASET_REGISTRY = Registry("DATASET", plugins="datasets")
 DATASET_REGISTRY.__doc__ = """Data sets by class name, for cfg.DATASET.NAME.
 
 A registered class takes the config as its one argument and leaves behind, usually through
@@ -18,7 +18,7 @@ gaps.
 def build_dataset(cfg):
     """The data set cfg.DATASET.NAME. Unknown name: UserError with the nearest and the available ones."""
     complete(cfg)
-    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY.registered_names(), "DATASET.NAME")
+    check_availability(cfg.DATASET.NAME, DATASET_REGISTRY, "DATASET.NAME")
     if cfg.VERBOSE:
         get_logger().debug(f"Loading dataset: {cfg.DATASET.NAME}")
     dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)(cfg)
