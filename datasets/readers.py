@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable
 
 from dassl.data.datasets import Datum
 from dassl.utils import MissingFile, UserError, brief, read_json, read_text
-from dassl.utils.tools import IMAGE_SUFFIXES
+from dassl.utils.images import IMAGE_SUFFIXES
 
 PARTS = ("train", "val", "test")
 Lists = tuple[list[Datum], list[Datum], list[Datum]]

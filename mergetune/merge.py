@@ -64,7 +64,7 @@ def merge_run(
     UserError for parents that do not fit together, values that do not exist, and a folder that holds another run.
     """
     from dassl.engine.checkpoint import CONFIG, MERGE
-    from dassl.utils.atomic import begun
+    from dassl.utils.files import begun
     from mergetune.merge_job import LEFT, MergeJob, compared, is_finished, older_merge
 
     out = Path(out)

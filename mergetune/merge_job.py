@@ -19,7 +19,7 @@ from dassl.merging import lora
 from dassl.merging.methods import check_alike, is_weight, merge
 from dassl.merging.records import METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method
 from dassl.utils import UserError, atomic_write, checkpoint_digest, save_checkpoint, write_json
-from dassl.utils.atomic import begun, drop_begun
+from dassl.utils.files import begun, drop_begun
 from dassl.utils.progress import progress
 from mergetune.merge_sources import PEFT_CONFIG, PEFT_FILES, check_origin, read_source
 
@@ -218,9 +218,7 @@ def row_name(method: str, values: dict, others: Sequence[str] = (), base: str = 
     return f"{how.title} ({inside})" if inside else how.title
 
 
-def compared(
-    out: Path, marker: str, field: str, asked: dict, older: Callable[[dict], dict]
-) -> tuple[dict, list[str]]:
+def compared(out: Path, marker: str, field: str, asked: dict, older: Callable[[dict], dict]) -> tuple[dict, list[str]]:
     """What the finished merge or ensemble in a folder says, {} where there is none that can be read, and lines on what
     it has otherwise than is asked for. older: what records of earlier versions say of that."""
     facts = finished(out, marker, field)

@@ -35,8 +35,8 @@ from dassl.utils import (
     one_line,
     read_json,
 )
+from dassl.utils.images import IMAGE_SUFFIXES
 from dassl.utils.progress import progress
-from dassl.utils.tools import IMAGE_SUFFIXES
 from dassl.utils.torchrun import one_process
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ import PIL
 from PIL import Image
 
 from dassl.utils import WriteFailed, get_logger
-from dassl.utils.atomic import atomic_folder
-from dassl.utils.lock import locked
+from dassl.utils.files import atomic_folder, locked
 from dassl.utils.progress import progress
 from datasets.toy.world import COUNTS, VERSION, WORLD
 
@@ -34,7 +33,7 @@ def write_toy(root, toy, counts=COUNTS):
     folder, stamp = Path(root) / toy.folder, _stamp(toy, counts)
     try:
         if not _is(folder, stamp):
-            with locked(folder.parent / f".{toy.folder}.lock", lambda _: None):  # another process draws: waited for
+            with locked(folder.parent / f".{toy.folder}.lock", lambda: None):  # another process draws: waited for
                 if not _is(folder, stamp):
                     _write(folder, toy, counts, stamp)
     except (OSError, WriteFailed) as error:

@@ -11,7 +11,8 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from dassl.utils import plain_pickle, read_image, tools
+from dassl.utils import images as image_files
+from dassl.utils import plain_pickle, read_image
 from datasets import arrays, matlab
 from tests.fuzz import hostile
 from tests.fuzz.lines import relative
@@ -114,6 +115,6 @@ def make_picture(rng: Random) -> Files:
 
 ARRAYS = [
     Target("arrays", make_arrays, read_arrays, (relative(arrays), relative(plain_pickle)), prepare=images, weight=3),
-    Target("image", make_picture, lambda folder: read_image(str(folder / "a.jpg")), (relative(tools),), weight=6),
+    Target("image", make_picture, lambda folder: read_image(str(folder / "a.jpg")), (relative(image_files),), weight=6),
     Target("mat", make_mat, read_mat, (relative(matlab),), child=matlab.__file__),
 ]

@@ -47,7 +47,7 @@ def describe(path: Path) -> str:
 def remove(path: Path) -> None:
     """Remove a bank. UserError if a run builds it now."""
 
-    def busy(_):
+    def busy():
         raise UserError(f"{path} is being built by a run")
 
     with locked(path / ".lock", busy):

@@ -334,4 +334,4 @@ def _is_deep(path, size, mtime_ns):
 def _turn(folder):
     """One builder at a time."""
     said = f"Feature bank: another process builds {folder}, waiting for it"
-    return locked(folder / ".lock", lambda _: get_logger().info(said))
+    return locked(folder / ".lock", lambda: get_logger().info(said))

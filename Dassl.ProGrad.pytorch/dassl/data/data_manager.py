@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from dassl.config import complete
 from dassl.utils import UserError, get_logger
-from dassl.utils.atomic import signals_wait
+from dassl.utils.files import signals_wait
 
 from .datasets import build_dataset
 from .samplers import build_sampler

@@ -5,18 +5,19 @@ from .late import late_imports
 __getattr__, __dir__, __all__ = late_imports(
     __name__,
     arguments="ArgumentParser expand_user split_pairs",
-    atomic="atomic_files atomic_folder atomic_path atomic_save atomic_write write_json",
-    errors="MissingFile UnknownName UserError WriteFailed WrongType errors_in_one_line memory_errors one_line "
+    errors="brief MissingFile UnknownName UserError WriteFailed WrongType errors_in_one_line memory_errors one_line "
     "printable",
-    lock="RunLock locked",
+    files="RunLock atomic_files atomic_folder atomic_path atomic_save atomic_write begun check_file drop_begun locked "
+    "read_json read_text signals_wait write_json",
+    images="IMAGE_SUFFIXES is_deep_image read_image",
     logger="Logger get_logger logging_to setup_logger",
     meters="AverageMeter MetricMeter",
     plain_pickle="PlainArray checkpoint_digest load_plain_pickle",
     registry="Registry check_availability closest get_most_similar_str_to_a_from_b",
     restricted="Inert check_kind check_records is_script_archive restricted_load script_tensors",
     tensorfile="load_tensors read_facts save_tensors tensor_checksum tensor_digest",
-    tools="brief check_file check_isfile collect_env_info digest download_url import_matplotlib is_deep_image "
-    "listdir_nohidden mkdir_if_missing read_image read_json read_text set_random_seed sha256_file tolist_if_not",
+    tools="check_isfile collect_env_info digest download_url import_matplotlib listdir_nohidden "
+    "mkdir_if_missing set_random_seed sha256_file tolist_if_not",
     torchtools="adjust_learning_rate count_num_param drop_token_buffers init_network_weights "
     "is_plain_tensor load_checkpoint load_pretrained_weights load_weights open_all_layers open_specified_layers "
     "resume_from_checkpoint save_checkpoint set_bn_to_eval strip_module upgrade_keys",

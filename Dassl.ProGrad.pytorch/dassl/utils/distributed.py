@@ -9,10 +9,10 @@ Gloo carries what lies on a CPU, NCCL what lies on a GPU. Letters: W processes, 
 
 import contextlib
 import functools
-import io
 import itertools
 import logging
 import os
+from collections.abc import Iterable
 from datetime import timedelta
 
 import torch
@@ -40,22 +40,22 @@ class PeerFailure(SystemExit):
         self.reason = reason
 
 
-def world_size():
+def world_size() -> int:
     """Number W of processes of this run."""
     return dist.get_world_size() if _open() else 1
 
 
-def rank():
+def rank() -> int:
     """Number of this process, 0 to W - 1."""
     return dist.get_rank() if _open() else 0
 
 
-def is_main():
+def is_main() -> bool:
     """Whether this is the process that writes files and the log."""
     return rank() == 0
 
 
-def shard(count, number=None):
+def shard(count: int, number: int | None = None) -> slice:
     """Slice of `count` things that falls to process `number`: contiguous, of equal size or one apart, maybe empty.
 
     Default: this process. The main one has the largest.
@@ -64,7 +64,7 @@ def shard(count, number=None):
     return slice(-(-count * number // size), -(-count * (number + 1) // size))
 
 
-def is_collective():
+def is_collective() -> bool:
     """Do several processes run the same lines now? Then they can do parts of one work, and must exchange alike."""
     return world_size() > 1 and not _turns
 
@@ -196,7 +196,7 @@ def _line(error):
 # Exchanges
 
 
-def all_reduce(tensor, op="sum"):
+def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
     """Combine a contiguous `tensor` over all processes, in place -> it. op: sum, max or min."""
     if world_size() > 1:
         with _peers():
@@ -204,40 +204,36 @@ def all_reduce(tensor, op="sum"):
     return tensor
 
 
-def barrier():
+def barrier() -> None:
     """Wait until every process is here."""
     all_reduce(torch.zeros(1))
 
 
-def broadcast(value, source=0):
-    """The `value` of process `source`: numbers, text, tensors, and containers of them. Nothing that runs code."""
-    if world_size() == 1:
-        return value
-    buffer = io.BytesIO()
-    if rank() == source:
-        torch.save(value, buffer)
-    octets = torch.frombuffer(bytearray(buffer.getvalue() or b"\0"), dtype=torch.uint8)
-    size = torch.tensor([len(octets)])
-    with _peers():
-        dist.broadcast(size, source)
-        if rank() != source:
-            octets = torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(octets, source)
-    return torch.load(io.BytesIO(octets.numpy().tobytes()), weights_only=True)
+def broadcast(value, source: int = 0):
+    """The `value` of process `source`, as pickle takes it; tensors come back on the CPU if they were there."""
+    values = [value]
+    if world_size() > 1:
+        with _peers():
+            dist.broadcast_object_list(values, source)
+    return values[0]
 
 
-def gather(value):
+def gather(value) -> list:
     """Every process's `value`, each as `broadcast` takes it -> a list by rank, the same everywhere."""
-    return [broadcast(value, source) for source in range(world_size())]
+    values = [value] * world_size()
+    if world_size() > 1:
+        with _peers():
+            dist.all_gather_object(values, value)
+    return values
 
 
-def gather_batches(batches):
+def gather_batches(batches: list[torch.Tensor]) -> list[torch.Tensor]:
     """Every process's list of tensors (b, ...), maybe empty -> one list of them, on the CPU, in order of rank."""
     mine = torch.cat(batches).cpu() if batches else None
     return [rows for rows in gather(mine) if rows is not None]
 
 
-def gather_rows(rows, counts):
+def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor | None:
     """All processes' `rows` (counts[rank], ...), CPU, one behind the other by rank; None but in the main process.
 
     A process without rows may give any tensor of length 0, unless it is the main one.
@@ -260,7 +256,7 @@ def gather_rows(rows, counts):
 
 
 @torch.no_grad()
-def broadcast_tensors(tensors):
+def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
     """Overwrite `tensors`, in place, with those of the main process."""
     if world_size() == 1:
         return
@@ -273,7 +269,7 @@ def broadcast_tensors(tensors):
 
 
 @torch.no_grad()
-def average_gradients(optimizers):
+def average_gradients(optimizers: Iterable[torch.optim.Optimizer]) -> None:
     """Replace the gradients of all that `optimizers` step by their mean over the processes, right before a step.
 
     A process without a gradient counts as zero; where no process has one, there is none afterwards.
@@ -298,15 +294,9 @@ def _buckets(params):
     for p in params:
         kinds.setdefault((p.dtype, p.device), []).append(p)
     for members in kinds.values():
-        bucket, size = [], 0
-        for p in members:
-            bucket.append(p)
-            size += p.numel() * p.element_size()
-            if size >= BUCKET:
-                yield bucket
-                bucket, size = [], 0
-        if bucket:
-            yield bucket
+        begins = itertools.accumulate((p.nbytes for p in members), initial=0)
+        for _, bucket in itertools.groupby(zip(members, begins), lambda pair: pair[1] // BUCKET):  # noqa: B905
+            yield [p for p, _ in bucket]
 
 
 __getattr__ = old_names(__name__)

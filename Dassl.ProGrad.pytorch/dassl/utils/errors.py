@@ -4,9 +4,12 @@ import contextlib
 import errno
 import os
 import re
+import reprlib
 import sys
 import traceback
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 LONGEST = 1500  # characters of a message: what it quotes of a file may be of any length
 
 
@@ -33,6 +36,13 @@ def printable(text):
 def one_line(text):
     """A name or value from a file for one place of a line or table: a blank for what is no letter or sign."""
     return text if text.isprintable() else "".join(sign if sign.isprintable() else " " for sign in text)
+
+
+def brief(value, most: int = 200) -> str:
+    """The repr of what a file brought, for an error: of at most `most` characters, and made without walking all of
+    it, since a few bytes can stand for more than any memory holds."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 class MissingFile(UserError, FileNotFoundError):

@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec
 _IN = {  # package -> its modules that moved, and where to
     "condu": "merge fusion, packing bitpack, space tuning, slots expert_cache",
     "datasets": "protocol base",
-    "dassl.clip": "features feature_bank",
+    "dassl.clip": "features feature_bank, rounds feature_bank",
     "dassl.engine": "preflight dry_run, processes distributed, stopping signals, trial dry_run",
     "dassl.report": "against protocols.against, base2new protocols.base2new, drawing figures.drawing, "
     "epochs figures.epochs, fewshot protocols.fewshot, grid frame, mtil protocols.mtil, mtil_figures figures.mtil, "
@@ -24,6 +24,7 @@ _IN = {  # package -> its modules that moved, and where to
     "lora dassl.merging.lora, merge_files merge_sources, merge_methods dassl.merging.records, "
     "merged_files merge_sources, merging dassl.merging.methods, parents merge_sources, prompts models.prompts, "
     "templates models.templates, weights stage2",
+    "dassl.utils": "atomic files, lock files",
 }
 MOVED = {
     f"{package}.{old}": new if new.startswith("dassl.") else f"{package}.{new}"

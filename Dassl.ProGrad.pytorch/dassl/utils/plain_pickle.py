@@ -15,7 +15,8 @@ import zipfile
 import numpy as np
 
 from .errors import UserError
-from .tools import check_file, sha256_file
+from .files import check_file
+from .tools import sha256_file
 
 MOST = 30_000_000  # instructions of one pickle; a list of ImageNet's images has 20 million
 

@@ -17,10 +17,10 @@ import zlib
 import numpy as np
 import torch
 
-from .errors import UserError
+from .errors import UserError, brief
+from .files import STAND_INS, check_file, stand_in
 from .logger import get_logger
 from .plain_pickle import PlainDtype, Unpickler, encode, has_sums, one_error
-from .tools import STAND_INS, brief, check_file, stand_in
 
 # torch stores its records uncompressed; an archive that grows by more than this on reading is an attack
 _MAX_GROWTH = 20

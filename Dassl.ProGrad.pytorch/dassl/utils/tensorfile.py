@@ -13,9 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .atomic import atomic_path
 from .errors import UserError, WriteFailed
-from .tools import check_file
+from .files import atomic_path, check_file
 
 
 def save_tensors(path, tensors, facts=None):

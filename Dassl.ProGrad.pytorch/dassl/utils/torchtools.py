@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.nn import init
 
-from .atomic import atomic_save, atomic_write
-from .errors import MissingFile, UserError
+from .errors import MissingFile, UserError, brief
+from .files import atomic_save, atomic_write, read_text
 from .logger import get_logger
 from .restricted import check_kind, restricted_load
-from .tools import brief, read_text, tolist_if_not
+from .tools import tolist_if_not
 
 _TOKEN_BUFFERS = {
     "token_prefix",

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from dassl.utils import UserError, is_deep_image, read_image
-from dassl.utils.tools import IMAGE_FORMATS
+from dassl.utils.images import IMAGE_FORMATS
 
 
 def test_images(tmp_path):

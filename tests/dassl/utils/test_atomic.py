@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dassl.utils import RunLock, WriteFailed, atomic_save, atomic_write
-from dassl.utils.atomic import atomic_folder, atomic_path
+from dassl.utils.files import atomic_folder, atomic_path
 
 VALUES = {str(i): torch.full((2000,), float(i)) for i in range(300)}
 
