@@ -104,10 +104,7 @@ def counted(rng, number, shape=None, colour=None):
 
 
 def paired(rng, first, relation, second):
-    """Two objects; relation: above, below, left of, right of, inside."""
-    if relation in ("below", "right of"):
-        first, second = second, first
-        relation = {"below": "above", "right of": "left of"}[relation]
+    """Two objects; relation: above, left of, inside."""
     one = jittered(rng, pick(rng, COLOURS))
     two = jittered(rng, pick(rng, COLOURS))
     while relation == "inside" and not far(one, two, 190):

@@ -2,7 +2,7 @@
 
 A data set's label order is the order of its classes: the first half are the base classes of the base-to-new
 protocol, the second half the new ones. Composed classes are laid out so that each half has every kind of
-part. Changing a class list changes what pretraining leaves out (`held_out`), and so the tiny CLIP's pictures.
+part. Changing a class list changes what pretraining leaves out, and so the tiny CLIP's images.
 """
 
 from dataclasses import dataclass, field
@@ -94,7 +94,6 @@ def plural(number, shape):
 
 _FIGURES = ("black", "blue", "green", "orange", "purple", "red", "white", "yellow")
 _COUNTED = ("cross", "heart", "moon", "square")
-_UNCOUNTED = ("circle", "diamond", "star", "triangle")  # pretraining counts other shapes than these
 _SIZED = ("circle", "cross", "flower", "heart", "square", "star")
 _PAIRS = {
     True: (("circle", "cross"), ("cross", "circle"), ("heart", "hexagon")),
@@ -211,14 +210,3 @@ WORLD = {
                ("fade", "noise"), "{} texture."),
     )
 }  # fmt: skip
-
-
-def held_out():
-    """What pretraining must not show together: a set of frozensets of (argument, value) pairs.
-
-    Of counts it leaves out whole shapes, and the data set counts others: "stars" would be a word it never met.
-    """
-    composed = ("ToyColours", "ToyObjects", "ToyPairs", "ToySizes")
-    classes = {frozenset(arguments.items()) for name in composed for _, arguments in WORLD[name].draws.values()}
-    counts = ({"number": n, "shape": shape} for n in range(1, len(NUMBERS) + 1) for shape in _UNCOUNTED)
-    return classes | {frozenset(arguments.items()) for arguments in counts}

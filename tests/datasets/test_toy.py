@@ -10,12 +10,13 @@ import numpy as np
 import PIL
 import pytest
 from PIL import Image
+from tools.make_tiny_clip.images import example, held_out
 
 import datasets
 from dassl.config import get_cfg_default, merge_tree, merge_yaml
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError, WriteFailed
-from datasets.toy import pretrain, world
+from datasets.toy import world
 from datasets.toy.build import sample_pictures, world_digest, write_toy
 from datasets.toy.draw import generator
 from datasets.toy.styles import STYLES, finish
@@ -222,20 +223,17 @@ def test_styles_start_at_the_picture_itself(name):
 
 
 def test_pretraining_leaves_the_composed_classes_out():
-    forbidden = world.held_out()
-    captions = [text for i in range(400) for text in pretrain.example(5, i, forbidden)[1]]
+    captions = [text for i in range(400) for text in example(5, i)[1]]
     held = [name for toy in ("ToyObjects", "ToyPairs") for name in WORLD[toy].classnames]
-    assert len(forbidden) == 92
+    assert len(held_out()) == 92 and len(captions) == 1600
     assert not [text for text in captions if any(name in text for name in held)]
 
 
-def test_pretraining_chunks_are_kept_and_the_same_again(tmp_path):
-    images, captions = pretrain.load_chunk(tmp_path / "a", 3, 1, size=24)
-    again = pretrain.load_chunk(tmp_path / "b", 3, 1, size=24)
-    kept = pretrain.load_chunk(tmp_path / "a", 3, 1, size=24)
-    assert images.shape == (24, 32, 32, 3) and all(len(texts) == pretrain.CAPTIONS for texts in captions)
-    assert np.array_equal(images, again[0]) and np.array_equal(images, kept[0]) and captions == again[1] == kept[1]
-    assert not np.array_equal(images, pretrain.load_chunk(tmp_path / "a", 3, 0, size=24)[0])
+def test_pretraining_images_are_a_function_of_seed_and_number():
+    (image, captions), (again, texts) = example(3, 30), example.__wrapped__(3, 30)
+    assert image.shape == (32, 32, 3) and len(captions) == 4
+    assert np.array_equal(image, again) and captions == texts
+    assert not np.array_equal(image, example(3, 31)[0]) and not np.array_equal(image, example(4, 30)[0])
 
 
 def test_each_data_set_has_its_yaml():

@@ -1,4 +1,4 @@
-"""The built-in tiny CLIP: architecture, word list, weights, and the script that made them (see README.md)."""
+"""The built-in tiny CLIP: architecture, word list, weights (see README.md)."""
 
 from dassl.utils.late import late_imports
 

@@ -50,7 +50,7 @@ def load_tiny(device="cpu", precision="fp32"):
     precision: "fp16" keeps the weights in half, every other mode computes in fp32.
     """
     if not WEIGHTS.is_file():
-        raise MissingFile(f"no weights {WEIGHTS}; python -m dassl.clip.tiny.train --work DIR makes them")
+        raise MissingFile(f"no weights {WEIGHTS}; Dassl.ProGrad.pytorch/tools/make_tiny_clip/training.py makes them")
     with torch.device("meta"):
         module = TinyCLIP(tokenizer().size)
     module.load_state_dict(load_file(WEIGHTS), assign=True)

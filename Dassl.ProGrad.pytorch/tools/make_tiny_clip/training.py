@@ -1,12 +1,15 @@
-"""How the tiny CLIP was trained: `python -m dassl.clip.tiny.train`.
+"""Train the tiny CLIP from scratch on captioned toy images.
 
-Symmetric contrastive loss, bf16 autocast. Every batch is a function of (seed, step), so a run that was cut off goes
-on as if it had not been.
+    python Dassl.ProGrad.pytorch/tools/make_tiny_clip/training.py [--threads 1]
+
+Symmetric contrastive loss, bf16 autocast. Every batch is a function of (seed, step). Weights and log go to
+dassl/clip/tiny.
 """
 
-import importlib
+import argparse
 import json
 import math
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,18 +19,22 @@ import torch
 from safetensors.torch import save
 from torch.nn import functional as F
 
-from dassl.clip.tiny.model import LOGIT_SCALE_MAX, MEAN, STD, TinyCLIP
-from dassl.clip.tiny.tokenizer import PAD, tokenizer
-from dassl.utils import atomic_save, atomic_write, get_logger, load_checkpoint
+ENGINE = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ENGINE.parent), str(ENGINE)]
 
-WEIGHTS, LOG = "tiny_clip.safetensors", "train_log.json"
-SAVE, SHOW, USABLE = 200, 20, 600  # steps between checkpoints, between lines of the log, before an export
-PICTURES = "datasets.toy.pretrain"  # a module with render_pool and load_chunk; the engine itself needs no data set
+from dassl.clip.tiny.load import WEIGHTS  # noqa: E402
+from dassl.clip.tiny.model import LOGIT_SCALE_MAX, MEAN, STD, TinyCLIP  # noqa: E402
+from dassl.clip.tiny.tokenizer import PAD, tokenizer  # noqa: E402
+from dassl.utils import atomic_write, get_logger  # noqa: E402
+from tools.make_tiny_clip.images import example  # noqa: E402
+
+LOG = "train_log.json"
+SHOW = 20  # steps between lines of the log
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides the weights. A chunk of the pool holds `chunk` pictures and gives chunk / batch steps."""
+    """What decides the weights. The images come in chunks, each of which gives chunk / batch steps."""
 
     seed: int = 1
     steps: int = 4000
@@ -38,7 +45,7 @@ class Plan:
     warmup: int = 200
     weight_decay: float = 0.1
     spell: float = 0.08  # share of known words that are spelled, so that letters come to mean something
-    shift: int = 1  # pixels a picture is moved at most
+    shift: int = 1  # pixels an image is moved at most
 
 
 def to_pixels(images):
@@ -57,28 +64,16 @@ def to_tokens(captions, rng=None, spell=0.0):
     return tokens
 
 
-class Batches:
-    """Batch of a step: (pixels, tokens, captions). Chunk by chunk through the pool, shuffled inside."""
-
-    def __init__(self, plan, folder):
-        self.plan, self.folder = plan, folder
-        self.source = importlib.import_module(PICTURES)
-        self.held = (None, None)
-
-    def __call__(self, step):
-        plan = self.plan
-        each = plan.chunk // plan.batch
-        turn, place = divmod(step, each)
-        number = turn % plan.chunks
-        if self.held[0] != number:
-            self.held = (number, self.source.load_chunk(self.folder, plan.seed, number, plan.chunk))
-        images, captions = self.held[1]
-        order = np.random.default_rng([plan.seed, 1, turn]).permutation(plan.chunk)
-        chosen = order[place * plan.batch : (place + 1) * plan.batch]
-        rng = np.random.default_rng([plan.seed, 2, step])
-        words = [captions[i][rng.integers(len(captions[i]))] for i in chosen]
-        pixels = augment(to_pixels(images[chosen]), rng, plan.shift)
-        return pixels, to_tokens(words, rng, plan.spell), [text.rstrip(".") for text in words]
+def batch(plan, step):
+    """(pixels, tokens, captions) of a step: chunk by chunk, shuffled inside."""
+    turn, place = divmod(step, plan.chunk // plan.batch)
+    order = np.random.default_rng([plan.seed, 1, turn]).permutation(plan.chunk)
+    chosen = order[place * plan.batch : (place + 1) * plan.batch].tolist()
+    examples = [example(plan.seed, turn % plan.chunks * plan.chunk + i) for i in chosen]
+    rng = np.random.default_rng([plan.seed, 2, step])
+    words = [captions[rng.integers(len(captions))] for _, captions in examples]
+    pixels = augment(to_pixels(np.stack([image for image, _ in examples])), rng, plan.shift)
+    return pixels, to_tokens(words, rng, plan.spell), [text.rstrip(".") for text in words]
 
 
 def augment(pixels, rng, shift):
@@ -133,12 +128,12 @@ def encode_by_length(model, tokens, groups=4):
     return torch.cat(parts)[order.argsort()]
 
 
-def train_step(model, optimizer, batch, lr, precision=torch.bfloat16):
+def train_step(model, optimizer, batch, lr):
     """One update; returns (loss, hit) as tensors."""
     pixels, tokens, captions = batch
     for group in optimizer.param_groups:
         group["lr"] = lr
-    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+    with torch.autocast("cpu", torch.bfloat16):
         image, text = model.encode_image(pixels), encode_by_length(model, tokens)
     loss, hit = contrastive_loss(image.float(), text.float(), model.logit_scale.exp(), captions)
     optimizer.zero_grad(set_to_none=True)
@@ -153,40 +148,42 @@ def train_step(model, optimizer, batch, lr, precision=torch.bfloat16):
 def export(model, log, folder):
     """Weights (fp16 safetensors) and log into `folder`, atomically."""
     state = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
-    with atomic_write(folder / WEIGHTS) as file:
-        file.write(save(state, {"step": str(log["steps"][-1][0]) if log["steps"] else "0"}))
+    with atomic_write(folder / WEIGHTS.name) as file:
+        file.write(save(state, {"step": str(log["steps"][-1][0])}))
     with atomic_write(folder / LOG, "w") as file:
         lines = ",\n".join(json.dumps(line) for line in log["steps"])
         head = json.dumps({key: value for key, value in log.items() if key != "steps"})
         file.write(head[:-1] + ', "steps": [\n' + lines + "\n]}\n")
 
 
-def train(plan, work, *, folder=None, stop=None):
-    """Train up to `stop` (default: plan.steps) steps, going on from work/checkpoint.pt. Returns (model, log).
+def train(plan, stop=None):
+    """Train up to `stop` (default: plan.steps) steps. Returns (model, log).
 
-    log["steps"]: [step, loss, hit] of the first SHOW steps, then means over each SHOW. Exports into `folder`.
+    log["steps"]: [step, loss, hit] of the first SHOW steps, then means over each SHOW.
     """
-    saved, stop = Path(work) / "checkpoint.pt", stop or plan.steps
     model, optimizer = build(plan)
-    log, first = {"plan": asdict(plan), "torch": str(torch.__version__), "wall_s": 0.0, "steps": []}, 0
-    if saved.exists():
-        state = load_checkpoint(saved)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        log, first = state["log"] | {"plan": asdict(plan)}, state["step"]
-    batches, recent, began = Batches(plan, Path(work) / "pool"), [], time.perf_counter() - log["wall_s"]
-    for step in range(first, stop):
-        recent.append(train_step(model, optimizer, batches(step), learning_rate(plan, step)))
+    log, recent, started = {"plan": asdict(plan), "torch": str(torch.__version__), "steps": []}, [], time.perf_counter()
+    for step in range(stop or plan.steps):
+        recent.append(train_step(model, optimizer, batch(plan, step), learning_rate(plan, step)))
         done = step + 1
         if done <= SHOW or done % SHOW == 0:
             loss, hit = torch.tensor(recent).mean(0).tolist()
-            log["wall_s"] = round(time.perf_counter() - began, 1)
+            log["wall_s"] = round(time.perf_counter() - started, 1)
             log["steps"].append([done, round(loss, 4), round(hit, 4)])
-            get_logger().info(f"step {done}/{stop} loss {loss:.4f} hit {hit:.3f} {log['wall_s']:.0f} s")
+            get_logger().info(f"step {done}/{plan.steps} loss {loss:.4f} hit {hit:.3f} {log['wall_s']:.0f} s")
             recent = []
-        if done % SAVE == 0 or done == plan.steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            atomic_save(state | {"log": log, "step": done}, saved)
-            if folder is not None and done > USABLE:
-                export(model, log, folder)
     return model, log
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--export", type=Path, default=WEIGHTS.parent, help="folder for weights and log")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=Plan.steps)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    export(*train(Plan(steps=options.steps)), options.export)
+
+
+if __name__ == "__main__":
+    main()
