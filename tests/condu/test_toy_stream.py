@@ -157,9 +157,9 @@ def test_a_result_of_another_recipe_or_stream_is_refused_and_one_that_cannot_be_
 def test_a_rate_is_measured_by_its_experts_one_by_one_and_by_their_votes(toy, tmp_path):
     """With the experts that the stream has kept, so that none is trained again."""
     out, words = toy
-    words = ["--tasks", TASKS, "--rates", "3e-4", "--root", *words[words.index("--root") + 1 :], "--out", str(tmp_path)]
+    words = ["--tasks", TASKS, "--rates", "1e-3", "--root", *words[words.index("--root") + 1 :], "--out", str(tmp_path)]
     learned, runs = toy_rates.read(words)
-    kept = replace(runs["toy_ft 0.0003"][0], experts=read(toy[1])[1][0].experts)
+    kept = replace(runs["toy_ft 0.001"][0], experts=read(toy[1])[1][0].experts)
     bench = StreamEvaluation(kept)
     found = toy_rates.measure(bench, learned, "")
     models = [member(bench, delta) for delta, _ in bench.experts.values()]
@@ -176,10 +176,10 @@ def test_a_rate_is_measured_by_its_experts_one_by_one_and_by_their_votes(toy, tm
 
 
 def test_default_rates_are_chosen_on_images_that_nothing_was_trained_on(toy_data, tmp_path):
-    words = ["--choose", "--lora", "--tasks", "toy_digits,toy_letters", "--rates", "3e-3", "--root", str(toy_data)]
+    words = ["--choose", "--lora", "--tasks", "toy_digits,toy_letters", "--rates", "1e-3", "--root", str(toy_data)]
     learned, runs = toy_rates.read([*words, "--out", str(tmp_path), *SMALL])
-    assert learned == "toy_letters" and [run.seed for run in runs["toy_lora 0.003"]] == [11, 12]
-    bench = StreamEvaluation(runs["toy_lora 0.003"][0])
+    assert learned == "toy_letters" and [run.seed for run in runs["toy_lora 0.001"]] == [11, 12]
+    bench = StreamEvaluation(runs["toy_lora 0.001"][0])
     found = toy_rates.measure(bench, learned, "")
     assert set(found) == {"own", "others", toy_rates.MEAN}
     session = facts(bench.run.out, "sessions", "0_toy_letters")
