@@ -8,7 +8,7 @@ that all cells come from checkpoints loaded in the same way.
 from dataclasses import dataclass, field
 
 from dassl.report.disclosures import collect
-from dassl.report.methods import sort_rows
+from dassl.report.methods import NONE, Methods, row_names, sort_rows, zero_shot_row
 from dassl.report.records import group_by, newest_each, select
 from dassl.report.stats import mean_by_seed, summarise_average
 
@@ -21,9 +21,15 @@ class Grid:
     columns: list
     scores: dict  # {(row, column): {seed: value}}
     files: dict  # {(row, column): paths of the results.json behind it}
+    methods: Methods = NONE
     trained: set = field(default_factory=set)  # (row, column) of training runs: a missing cell's likely reason
     stamps: dict = field(default_factory=dict)  # of `stamps.collect`
     runs: dict = field(default_factory=dict)  # {(row, column): records, one a seed}
+
+    @property
+    def names(self):
+        """{row: printed}."""
+        return row_names(self.rows)
 
     def by_seed(self, row, column):
         """{seed: value}, empty where there is none."""
@@ -50,6 +56,20 @@ class Grid:
     def uneven(self, row, columns):
         """True if the columns that a row has do not all have the same seeds."""
         return len({frozenset(scores) for scores in self._taken(row, columns).values() if scores}) > 1
+
+    def zero_shot(self, row):
+        """Zero-shot CLIP's row on the same backbone, or None if there is none or the row is its own."""
+        return zero_shot_row(row, self.rows, self.methods)
+
+    def add(self, row, column, scores, *sources):
+        """A number that is worked out from those of other cells, (row, column) each, by seed."""
+        self.scores[row, column] = scores
+        self.files[row, column] = [file for cell in sources for file in self.files.get(cell, ())]
+
+    def below(self, row, columns):
+        """The columns on which a row is below zero-shot CLIP on the same backbone -> list."""
+        reference = self.zero_shot(row)
+        return [c for c in columns if reference and is_below(self.cell(row, c), self.cell(reference, c))]
 
 
 def with_accuracy(records, **wanted):
@@ -90,6 +110,7 @@ def build(records, row_of, column_of, methods):
         rows=sort_rows((row for row, _ in scores), methods),
         columns=sorted({column for _, column in scores}),
         scores=scores,
+        methods=methods,
         trained=set(map(cell_of, select(records, kind="train"))),
         stamps=collect(runs, row_of, column_of),
         files=files,

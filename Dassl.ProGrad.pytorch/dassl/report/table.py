@@ -223,10 +223,16 @@ def csv_lines(names, cells, after=lambda row: [], digits=2):
     return lines
 
 
-def below_zero_shot(row, columns, grid, methods):
-    """The columns on which a row is below zero-shot CLIP on the same backbone -> list."""
-    reference = zero_shot_row(row, grid.rows, methods)
-    return [c for c in columns if reference and is_below(grid.cell(row, c), grid.cell(reference, c))]
+def column_notes(grid, columns, averaged, lacks, uneven, words=str):
+    """Of each row: which of the columns `averaged` it lacks, whether `columns` have not all the same seeds, where it is
+    below zero-shot CLIP -> list of str. lacks, uneven: what is said of it; words: function of a column."""
+    notes = []
+    for row, name in grid.names.items():
+        gaps = ", ".join(grid.missing(row, averaged, words))
+        below = ", ".join(map(words, grid.below(row, columns)))
+        texts = gaps and f"{lacks}: {gaps}", grid.uneven(row, columns) and uneven
+        notes += row_notes(name, *texts, below and f"below zero-shot on: {below}")
+    return notes
 
 
 def row_notes(name, *texts):

@@ -16,7 +16,7 @@ _IN = {  # package -> its modules that moved, and where to
     "dassl.engine": "preflight dry_run, processes distributed, stopping signals, trial dry_run",
     "dassl.report": "against protocols.against, base2new protocols.base2new, drawing figures.drawing, "
     "epochs figures.epochs, fewshot protocols.fewshot, grid frame, mtil protocols.mtil, mtil_figures figures.mtil, "
-    "others protocols.others, paired protocols.paired, path_figures figures.paths, paths protocols.paths, "
+    "others protocols.base2new, paired protocols.paired, path_figures figures.paths, paths protocols.paths, "
     "results records, stamps disclosures, sweeps protocols.sweeps, tables table, transfer protocols.transfer, "
     "tsne figures.tsne",
     "mergetune": "adapters models.adapters, continued stage2, deep_prompts models.deep_prompts, "

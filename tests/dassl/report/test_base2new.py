@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from dassl.report.protocols.base2new import average_table, base2new, base2new_report, dataset_table, report_of
+from dassl.report.protocols.base2new import average_table, base2new, base2new_report, dataset_table
 from dassl.report.records import load_results
 from dassl.report.stats import harmonic_mean, summarise_average
 from dassl.utils import UserError
@@ -22,14 +22,14 @@ def test_harmonic_mean_by_hand():
 def test_one_data_set_averages_h_over_seeds_with_the_population_deviation(tmp_path):
     write_pairs(tmp_path, {"toy_a": [(80, 60), (90, 30)]})
     found = base2new(load_results(tmp_path))
-    cell = found.cell(only(found), "toy_a")
+    cell = found.on(only(found), "toy_a")
     assert cell["base"][:3] == (85, 5, 2)
     assert cell["new"][:3] == (45, 15, 2)
     # H is 68.571... for seed 1 and 45 for seed 2
     assert cell["H"].mean == pytest.approx((480 / 7 + 45) / 2)
     assert cell["H"].std == pytest.approx((480 / 7 - 45) / 2)
-    assert "85.00 ± 5.00" in report_of(found).text()
-    assert "56.79 ± 11.79" in report_of(found).text()
+    assert "85.00 ± 5.00" in base2new_report(load_results(tmp_path)).text()
+    assert "56.79 ± 11.79" in base2new_report(load_results(tmp_path)).text()
 
 
 def test_the_two_averages_of_h_differ_and_are_both_named(tmp_path):
@@ -39,7 +39,8 @@ def test_the_two_averages_of_h_differ_and_are_both_named(tmp_path):
     assert (average["base"].mean, average["new"].mean) == (60, 75)
     assert average["H of averages"].mean == pytest.approx(9000 / 135)
     assert average["mean of H"].mean == pytest.approx((9600 / 140 + 7200 / 130) / 2)
-    for text in (report_of(found).text(), report_of(found).markdown(), report_of(found).csv()):
+    report = base2new_report(load_results(tmp_path))
+    for text in (report.text(), report.markdown(), report.csv()):
         assert "H of averages" in text and "mean of H" in text
         assert "66.67" in text and "61.98" in text
 
@@ -59,8 +60,8 @@ def test_the_average_deviates_over_the_averages_of_single_seeds(tmp_path):
 def test_a_single_seed_has_no_deviation(tmp_path):
     write_pairs(tmp_path, {"toy_a": [(80, 60)]})
     found = base2new(load_results(tmp_path))
-    assert found.cell(only(found), "toy_a")["base"][:3] == (80, None, 1)
-    assert "±" not in report_of(found).text().split("mean ±")[0]
+    assert found.on(only(found), "toy_a")["base"][:3] == (80, None, 1)
+    assert "±" not in base2new_report(load_results(tmp_path)).text().split("mean ±")[0]
 
 
 def test_a_method_that_lacks_a_cell_shows_it_and_has_no_average(tmp_path):
@@ -72,11 +73,11 @@ def test_a_method_that_lacks_a_cell_shows_it_and_has_no_average(tmp_path):
     assert whole["mean of H"].mean == 50
     assert broken["base"].mean == 75
     assert not any(broken[q] for q in ("new", "H of averages", "mean of H"))
-    text = report_of(found).text()
+    text = base2new_report(load_results(tmp_path)).text()
     assert "CoOp: not averaged where a data set is missing: toy_b (new)." in text
     line = next(line for line in text.split("toy_b")[1].splitlines() if line.startswith("CoOp"))
     assert line.split() == ["CoOp", "70.00", "\N{EM DASH}", "\N{EM DASH}", "1/0/0"]
-    missing = [r for r in csv.DictReader(report_of(found).csv().splitlines()) if not r["mean"]]
+    missing = [r for r in csv.DictReader(base2new_report(load_results(tmp_path)).csv().splitlines()) if not r["mean"]]
     assert {(r["method"], r["dataset"], r["quantity"], r["n"]) for r in missing} == {
         ("CoOp", "toy_b", "new", "0"), ("CoOp", "toy_b", "H", "0"), ("CoOp", "average", "new", "0"),
         ("CoOp", "average", "H of averages", "0"), ("CoOp", "average", "mean of H", "0"),
@@ -87,14 +88,14 @@ def test_uneven_seeds_are_said_and_the_average_is_that_of_the_printed_means(tmp_
     write_pairs(tmp_path, {"toy_a": [(80, 60), (60, 60)], "toy_b": [(50, 40), (None, None)]})
     found = base2new(load_results(tmp_path))
     assert found.average(only(found))["base"][:3] == (60, None, 1)
-    assert "CoOp: data sets have different seeds" in report_of(found).text()
+    assert "CoOp: data sets have different seeds" in base2new_report(load_results(tmp_path)).text()
 
 
 def test_h_uses_the_seeds_that_have_both_halves(tmp_path):
     write_pairs(tmp_path, {"toy_a": [(80, 60), (10, None)]})
     found = base2new(load_results(tmp_path))
-    assert found.cell(only(found), "toy_a")["H"].mean == pytest.approx(9600 / 140)
-    assert "2/1/1" in report_of(found).text()
+    assert found.on(only(found), "toy_a")["H"].mean == pytest.approx(9600 / 140)
+    assert "2/1/1" in base2new_report(load_results(tmp_path)).text()
 
 
 def test_no_shared_seed_still_averages_the_means():
@@ -107,8 +108,8 @@ def test_a_training_run_is_no_evaluation(tmp_path):
     write_run(tmp_path / "train", accuracy=99, kind="train", command="train.py")
     write_run(tmp_path / "new", subset="new", accuracy=40)
     found = base2new(load_results(tmp_path))
-    assert not found.cell(only(found), "toy_a")["base"]
-    assert "toy_a (base; trained, not evaluated)" in report_of(found).text()
+    assert not found.on(only(found), "toy_a")["base"]
+    assert "toy_a (base; trained, not evaluated)" in base2new_report(load_results(tmp_path)).text()
 
 
 def test_other_protocols_and_subsets_do_not_enter(tmp_path):
@@ -128,8 +129,7 @@ def test_shared_settings_stand_in_the_heading(tmp_path):
 
 def test_files_are_written_whole_with_two_decimals(tmp_path):
     write_pairs(tmp_path / "runs", {"toy_a": [(100 / 3, 200 / 3)]})
-    found = base2new(load_results(tmp_path / "runs"))
-    markdown, table = report_of(found).write(tmp_path / "out")
+    markdown, table = base2new_report(load_results(tmp_path / "runs")).write(tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["base2new.csv", "base2new.md"]
     assert "| CoOp | 33.33 | 66.67 | 44.44 | 1 |" in markdown.read_text(encoding="utf-8")
     rows = read_csv(table)

@@ -2,7 +2,7 @@
 
 from dassl.report.methods import Methods
 from dassl.report.protocols.against import against_report
-from dassl.report.protocols.base2new import base2new, base2new_report, report_of
+from dassl.report.protocols.base2new import base2new, base2new_report
 from dassl.report.protocols.paired import paired_report
 from dassl.report.records import load_results
 from mergetune.report import METHODS
@@ -27,7 +27,7 @@ def test_runs_under_the_old_and_the_new_name_share_a_row(tmp_path):
     write_run(tmp_path / "1", trainer="CoOp_LMC", preset="released", seed=1, accuracy=40)
     write_run(tmp_path / "2", trainer="KgCoOp_COOP_LMC", preset="released", seed=2, accuracy=60)
     found = base2new(load_results(tmp_path), METHODS)
-    assert found.cell(only(found), "toy_a")["base"][:3] == (50, 10, 2)
+    assert found.on(only(found), "toy_a")["base"][:3] == (50, 10, 2)
 
 
 def test_runs_that_differ_in_shots_or_backbone_are_never_averaged_together(tmp_path):
@@ -45,7 +45,7 @@ def test_shots_do_not_split_a_method_that_sees_no_data(tmp_path):
     write_run(tmp_path / "3", trainer="CoOp", shots=16)
     found = base2new(load_results(tmp_path))
     assert [row.label for row in found.rows] == ["CoOp", "ZeroshotCLIP"]
-    assert "(tiny, 16 shots)" in report_of(found).text().splitlines()[0]
+    assert "(tiny, 16 shots)" in base2new_report(load_results(tmp_path), METHODS).text().splitlines()[0]
 
 
 def test_an_unknown_method_needs_no_table():
@@ -86,7 +86,7 @@ def test_merges_stand_behind_their_run_with_their_values(tmp_path):
         "CoOp", "CoOp + DARE (density 0.1)", "CoOp + TIES (density 0.2, scale 1)", "CoOp + TIES (values by validation)",
         "CoOp_LMC (paper)", "CoOp_LMC (paper) + weight ens. (alpha 0.5)", "KgCoOp",
     ]  # fmt: skip
-    assert [found.cell(row, "toy_a")["base"].n for row in found.rows] == [1, 2, 2, 2, 1, 1, 1]
+    assert [found.on(row, "toy_a")["base"].n for row in found.rows] == [1, 2, 2, 2, 1, 1, 1]
 
 
 def test_a_run_of_an_unfinished_training_is_a_row_of_its_own_that_says_so(tmp_path):
@@ -118,7 +118,7 @@ def test_weights_that_a_line_named_are_a_row_of_their_own_which_no_paper_and_no_
         "CoOp_LMC (released, last epoch)",
     ]  # fmt: skip
     assert [row.label for row in found.rows] == names
-    assert [found.cell(row, "EuroSAT")["base"][:3] for row in found.rows] == [(81, 1, 2), (83, 1, 2), (82, 1, 2)] * 3
+    assert [found.on(row, "EuroSAT")["base"][:3] for row in found.rows] == [(81, 1, 2), (83, 1, 2), (82, 1, 2)] * 3
     assert {line[2] for line in report.lines if "last" in line[0]} == {"", "released", "continued"}
     assert {line[0] for line in against_report(report, records, METHODS).lines} <= {"CoOp", "CoOp_LMC (released)"}
     pairs = [row[:2] for table in paired_report(records, METHODS).tables for row in table.rows]

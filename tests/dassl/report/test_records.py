@@ -21,7 +21,7 @@ def test_the_newest_of_duplicated_runs_counts_with_one_warning(tmp_path, capsys)
     for file in old:
         os.utime(file, (1000, 1000))
     found = base2new(load_results(tmp_path))
-    assert found.cell(only(found), "toy_a")["base"][:3] == (90, 0, 2)
+    assert found.on(only(found), "toy_a")["base"][:3] == (90, 0, 2)
     warnings = [line for line in capsys.readouterr().out.splitlines() if "Warning" in line]
     assert len(warnings) == 1 and "2 duplicated evaluations" in warnings[0]
     assert all(str(file) in warnings[0] for file in old + new)

@@ -62,8 +62,8 @@ def test_the_last_epoch_in_place_of_the_chosen_one_is_no_setting_of_the_same_swe
     assert set(names) == {"KgCoOp_LMC (released)", "KgCoOp_LMC (released, last epoch)"}
     own, last = names.values()
     assert own.keys == ("TAU", "epochs") and last.keys == ("TAU",)  # the epoch that a line named by number is a setting
-    assert [own.found.average(row)["base"].mean for row in own.rows] == [70.3, 60.3, 71.0, 61.0]
-    assert [last.found.average(row)["base"].mean for row in last.rows] == [80.3, 81.0]
+    assert [own.grid.average(row)["base"].mean for row in own.rows] == [70.3, 60.3, 71.0, 61.0]
+    assert [last.grid.average(row)["base"].mean for row in last.rows] == [80.3, 81.0]
 
 
 def test_the_cost_is_that_of_training_relative_to_stage_1(tmp_path):
@@ -89,8 +89,8 @@ def test_base_to_new_runs_fill_the_presets_own_place(tmp_path):
     write_setting(tmp_path, 70, 60, TAU=1.0)
     write_run(tmp_path / "other", "KgCoOp_LMC", "toy_b", preset="paper", lmc=PAPER, max_epoch=50)
     (sweep,) = sweeps(load_results(tmp_path), METHODS)
-    assert sweep.found.datasets == ["toy_a"]  # the sweep's own
-    assert [sweep.found.average(row)["base"].mean for row in sweep.rows] == [80, 70]
+    assert sweep.grid.datasets == ["toy_a"]  # the sweep's own
+    assert [sweep.grid.average(row)["base"].mean for row in sweep.rows] == [80, 70]
 
 
 def test_a_missing_data_set_and_the_runs_behind_a_line_are_known(tmp_path):

@@ -83,7 +83,8 @@ def test_base_to_new_marks_h_and_new_and_lists_the_data_sets(tmp_path):
     found = base2new(load_results(tmp_path), METHODS)
     coop = found.rows[1]
     # 90 and 45 have an H of 60, 45 and 52 one of 48.2
-    assert found.below(coop) == {"toy_a": ["new"], "toy_b": ["H"]} and found.below(found.rows[0]) == {}
+    columns = [(dataset, q) for dataset in found.datasets for q in ("new", "H")]
+    assert found.below(coop, columns) == [("toy_a", "new"), ("toy_b", "H")] and not found.below(found.rows[0], columns)
     report = base2new_report(load_results(tmp_path), METHODS)
     assert "CoOp: below zero-shot on: toy_a (new), toy_b (H)." in report.text()
     first, second = (table.text() for table in report.tables[1:])

@@ -30,10 +30,10 @@ def test_cross_averages_the_targets_alone(tmp_path):
     write_transfer(tmp_path, "CoOp", {"Source": 90, "a": 60, "b": 20})
     write_transfer(tmp_path, "CoOp", {"Source": 92, "a": 62, "b": 30}, seed=2)
     (found,) = transfer(load_results(tmp_path), "cross", METHODS)
-    (row,) = found.grid.rows
-    assert (found.source, found.grid.columns, found.targets) == ("Source", ["Source", "a", "b"], ["a", "b"])
+    (row,) = found.rows
+    assert (found.source, found.columns, found.targets) == ("Source", ["Source", "a", "b"], ["a", "b"])
     # 40 for seed 1, 46 for seed 2; the source's 91 is no part of it
-    assert found.grid.cell(row, *found.targets)[:3] == (43, 3, 2)
+    assert found.cell(row, *found.targets)[:3] == (43, 3, 2)
     text = transfer_report(load_results(tmp_path), "cross", METHODS).text()
     assert line_of(text, "CoOp") == ["CoOp", "91.00 ± 1.00", "61.00 ± 1.00", "25.00 ± 5.00", "43.00 ± 3.00", "2"]
     assert "Trained on Source" in text and "Avg-C" in text
@@ -54,8 +54,8 @@ def test_zero_shot_counts_whatever_protocol_it_was_run_for(tmp_path):
     write_transfer(tmp_path, "CoOp", {"Source": 90, "a": 60}, "dg")
     zero_shot(tmp_path, {"Source": 80, "a": 50, "elsewhere": 1}, "cross")
     (found,) = transfer(load_results(tmp_path), "dg", METHODS)
-    assert [row.label for row in found.grid.rows] == ["ZeroshotCLIP", "CoOp"]
-    assert found.grid.columns == ["Source", "a"]
+    assert [row.label for row in found.rows] == ["ZeroshotCLIP", "CoOp"]
+    assert found.columns == ["Source", "a"]
 
 
 def test_the_source_column_may_come_from_the_sister_protocol(tmp_path):

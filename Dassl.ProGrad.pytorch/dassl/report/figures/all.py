@@ -13,9 +13,8 @@ from dassl.report.figures.mtil import heatmaps, order_figures, scatter_figures
 from dassl.report.figures.paths import change_figures, path_figures
 from dassl.report.figures.tsne import SCATTER_FILE
 from dassl.report.methods import NONE, row_names, row_of
-from dassl.report.protocols.base2new import base2new
+from dassl.report.protocols.base2new import OTHERS, base2new
 from dassl.report.protocols.fewshot import fewshot
-from dassl.report.protocols.others import others_figure
 from dassl.report.protocols.paths import PATH_FILE, QUANTITIES, SOLUTIONS, SPACES, SUBSETS, numbers, read_card
 from dassl.report.protocols.sweeps import sweeps
 from dassl.report.records import NoRuns, read_all
@@ -89,29 +88,29 @@ FIGURES = {
 }
 
 
-def fewshot_figure(found, folder):
+def fewshot_figure(grid, folder):
     """Accuracy by shots, a line for each method, averaged over data sets -> [PNG, CSV].
 
-    found: FewShot. Bars: one deviation over seeds; level line: zero-shot CLIP.
+    grid: FewShot. Bars: one deviation over seeds; level line: zero-shot CLIP.
     """
-    caption = f"{drawing.mean_over(found.datasets)}; bars: one standard deviation over seeds"
+    caption = f"{drawing.mean_over(grid.datasets)}; bars: one standard deviation over seeds"
     figure = drawing.new_figure(8.4, 4.4, "Accuracy by shots", caption)
     axes = figure.subplots()
-    names = row_names(found.grid.rows)
+    names = grid.names
     labels = {row: drawing.wrapped(name, 28, 3) for row, name in names.items()}
-    trained = [row for row in found.grid.rows if row.trainer != found.methods.zero_shot]
+    trained = [row for row in grid.rows if row.trainer != grid.methods.zero_shot]
     lines = []
-    for row in found.grid.rows:
-        points = [(k, s) for k, s in found.cells(row).items() if s]
+    for row in grid.rows:
+        points = [(k, s) for k, s in grid.on(row).items() if s]
         lines += [[names[row], k, *csv_numbers(s)] for k, s in points]
         if row in trained:
             _line(axes, points, labels[row], drawing.style(trained.index(row)))
         elif points:
-            dashes = (0, (1, 1 + found.grid.rows.index(row)))  # several templates
+            dashes = (0, (1, 1 + grid.rows.index(row)))  # several templates
             axes.axhline(points[0][1].mean, color="0.4", lw=1.4, ls=dashes, label=labels[row])
-    if len(trained) and min(found.shots) > 0:
+    if len(trained) and min(grid.shots) > 0:
         axes.set_xscale("log", base=2)
-    axes.set_xticks(found.shots, [str(k) for k in found.shots])
+    axes.set_xticks(grid.shots, [str(k) for k in grid.shots])
     axes.minorticks_off()
     axes.set_xlabel("shots a class")
     drawing.plain_axes(axes, "accuracy (%)")
@@ -131,11 +130,11 @@ def sweep_figures(found, folder, methods):
 
 
 def _sweep_figure(sweep, values, name, folder):
-    caption = f"{drawing.mean_over(sweep.found.datasets)}; bars: one standard deviation over seeds"
+    caption = f"{drawing.mean_over(sweep.grid.datasets)}; bars: one standard deviation over seeds"
     figure = drawing.new_figure(6.8, 4.0, f"{sweep.name}: {name}", caption)
     axes = figure.subplots()
-    lines, averages = [], [sweep.found.average(row) for row in sweep.rows]
-    for k, quantity in enumerate(("base", "new", "H of averages", *sweep.found.of_others[:1])):
+    lines, averages = [], [sweep.grid.average(row) for row in sweep.rows]
+    for k, quantity in enumerate(("base", "new", "H of averages", *sweep.grid.of_others[:1])):
         points = [(place, average[quantity]) for place, average in enumerate(averages) if average[quantity]]
         _line(axes, points, quantity, drawing.style(k))
         lines += [[quantity, f"{values[place]:g}", *csv_numbers(s)] for place, s in points]
@@ -153,6 +152,29 @@ def _line(axes, points, label, look):
     axes.errorbar(
         [x for x, _ in points], [s.mean for _, s in points], errors, label=label, lw=1.8, ms=5, capsize=2, **look
     )
+
+
+def others_figure(grid, folder):
+    """Base against others, a point a row, averaged over data sets -> [PNG, CSV]. grid: Base2New."""
+    averages = {row: grid.average(row) for row in grid.rows}
+    points = {row: (a["base"], a[OTHERS]) for row, a in averages.items() if a["base"] and a.get(OTHERS)}
+    if not points:
+        return []
+    caption = f"{drawing.mean_over(grid.datasets)}; bars: one standard deviation over seeds; dotted: zero-shot CLIP"
+    figure = drawing.new_figure(8.4, 4.6, "What training on base classes costs on other data sets", caption)
+    axes, names, lines = figure.subplots(), grid.names, []
+    for k, (row, (base, others)) in enumerate(points.items()):
+        marker = drawing.style(k + k // len(drawing.MARKERS))["marker"]  # none has a colour twice
+        look = drawing.style(k) | {"marker": marker, "linestyle": "none", "label": drawing.wrapped(names[row], 28, 3)}
+        axes.errorbar(base.mean, others.mean, others.std or 0, base.std or 0, capsize=2, ms=7, **look)
+        if row.trainer == grid.methods.zero_shot:
+            axes.axhline(others.mean, color="0.4", lw=1.2, ls=":")
+        lines.append([names[row], *csv_numbers(base)[:2], *csv_numbers(others)])
+    axes.set_xlabel("base: accuracy (%)")
+    drawing.plain_axes(axes, "others: accuracy (%)")
+    drawing.legend(figure)
+    numbers = to_csv(["method", "base", "base_std", OTHERS, f"{OTHERS}_std", "n"], lines)
+    return drawing.save(figure, Path(folder, "base_others.png"), numbers)
 
 
 def load_planes(*folders):

@@ -5,42 +5,23 @@ Over several data sets there are two conventions, up to a point apart, and the t
   H of averages   H of the averaged base and the averaged new accuracy; what the papers print
   mean of H       the mean of the data sets' own H
 Only evaluation runs count, so base and new come from the same checkpoint, loaded in the same way.
+
+Others: the accuracy over all classes of data sets that a model was not trained on, from the counts in the entry
+"others" in results.json of an evaluation on new classes. A mean is over the sets, of one split, that every row has. A
+row without an entry, and zero-shot CLIP on a further template, has none.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from dassl.report import table
 from dassl.report.disclosures import STAMP_COLUMNS, stamp_cells, stamp_notes
 from dassl.report.frame import Grid, build, with_accuracy
-from dassl.report.methods import (
-    NONE,
-    Methods,
-    backbone_of,
-    names_on,
-    row_names,
-    row_of,
-    shared_settings,
-    split_by_template,
-)
-from dassl.report.protocols.others import EACH, FORGOTTEN, OTHERS, OtherSets, add_others
+from dassl.report.methods import NONE, backbone_of, names_on, row_names, row_of, shared_settings, split_by_template
 from dassl.report.records import NoRuns, group_by, require_evaluations, select
 from dassl.report.stats import Summary, harmonic_mean, summarise
-from dassl.report.table import (
-    BELOW,
-    MISSING,
-    Cell,
-    Table,
-    below_zero_shot,
-    csv_lines,
-    data_sets,
-    method_report,
-    method_table,
-    row_notes,
-    show,
-    show_n,
-)
 
 PROTOCOL = "base2new"
 SUBSETS = ("base", "new")
@@ -48,93 +29,80 @@ QUANTITIES = (*SUBSETS, "H")
 AVERAGES = ("base", "new", "H of averages", "mean of H")
 JUDGED = ("new", "H")  # what "below zero-shot" is about
 EPOCH, STAGE1 = "epoch", "stage 1 itself"  # that the weights are of; percent of cells
+OTHERS, FORGOTTEN = "others", "forgotten"
+EACH = f"{OTHERS}/"  # before a name: the accuracy on that set
+GAIN = "gain in H"
 
 
 @dataclass
-class Base2New:
-    """Accuracies in percent. grid: columns (data set, quantity), H among them; datasets: in printed order."""
+class Base2New(Grid):
+    """Accuracies in percent by columns (data set, quantity), H among them. datasets: in printed order; shared: {data
+    set: names of the others that every row has}; lacking: {other set: rows that lack it}."""
 
-    grid: Grid
-    datasets: list
-    methods: Methods
-    others: OtherSets
-
-    @property
-    def rows(self):
-        """In printed order."""
-        return self.grid.rows
-
-    def by_seed(self, row, dataset, quantity):
-        """{seed: percent} of "base", "new", or "H" of the seeds that have both."""
-        return self.grid.by_seed(row, (dataset, quantity))
+    datasets: list = ()
+    shared: dict = field(default_factory=dict)
+    lacking: dict = field(default_factory=dict)
 
     @cached_property
     def more(self):
         """{"others", "others/SET", "forgotten", "epoch", "stage 1 itself": data sets on which any row has it}."""
-        found = {}
-        for (_, (dataset, q)), scores in self.grid.scores.items():
+        more = {}
+        for (_, (dataset, q)), scores in self.scores.items():
             if scores and q not in QUANTITIES:
-                found.setdefault(q, {})[dataset] = True
-        return found
+                more.setdefault(q, {})[dataset] = True
+        return more
 
     @property
     def of_others(self):
         """Which of "others" and "forgotten" there are."""
         return [q for q in (OTHERS, FORGOTTEN) if q in self.more]
 
-    def cell(self, row, dataset):
+    def each(self, quantity):
+        """The columns of one quantity."""
+        return [(dataset, quantity) for dataset in self.datasets]
+
+    def on(self, row, dataset):
         """{"base", "new", "H", what there is of `more`: Summary} over the seeds of one data set."""
         more = (q for q, datasets in self.more.items() if dataset in datasets)
-        return {q: self.grid.cell(row, (dataset, q)) for q in (*QUANTITIES, *more)}
-
-    def shown(self, row, dataset=None):
-        """What a table has of a row, on one data set or on average -> {column: Summary or words}."""
-        cells, datasets = (self.cell(row, dataset), [dataset]) if dataset else (self.average(row), self.datasets)
-        plain = [*(QUANTITIES if dataset else AVERAGES)]
-        if EPOCH in cells:
-            epochs = sorted(epoch for d in datasets for epoch in self.by_seed(row, d, EPOCH).values())
-            span = f" ({epochs[0]:g}-{epochs[-1]:g})" if len({*epochs}) > 1 else ""
-            cells[EPOCH] = Cell(f"{np.median(epochs):g}{span}" if epochs else MISSING, cells["new"].files)
-        runs = [r for d in datasets for r in self.grid.runs.get((row, (d, "new")), ())]
-        words = Cell("class-bound" if any((r.get("others") or {}).get("bound") for r in runs) else MISSING)
-        more = (OTHERS, FORGOTTEN, EPOCH, *(EACH + name for name in self.others.shared.get(dataset, ())))
-        return {q: cells[q] for q in plain} | {q: cells[q] or words for q in more if q in cells}
+        return {q: self.cell(row, (dataset, q)) for q in (*QUANTITIES, *more)}
 
     def average(self, row):
         """{"base", "new", "H of averages", "mean of H", what there is of `more`: Summary}, without a number if any data
         set is missing."""
-        base, new, mean_of_h = (self.grid.cell(row, *self.columns(q)) for q in QUANTITIES)
+        base, new, mean_of_h = (self.cell(row, *self.each(q)) for q in QUANTITIES)
         h = Summary(None, files=base.files + new.files)
         if base and new:
             h = summarise(self.h_by_seed(row))._replace(mean=harmonic_mean(base.mean, new.mean), files=h.files)
-        found = dict(zip(AVERAGES, (base, new, h, mean_of_h._replace(files=h.files)), strict=True))
-        over = {q: own if q.startswith(EACH) else self.datasets for q, own in self.more.items()}
-        return found | {q: self.grid.cell(row, *((d, q) for d in own)) for q, own in over.items()}
-
-    def columns(self, quantity):
-        """The grid's columns of one quantity."""
-        return [(dataset, quantity) for dataset in self.datasets]
+        plain = dict(zip(AVERAGES, (base, new, h, mean_of_h._replace(files=h.files)), strict=True))
+        over = {q: datasets if q.startswith(EACH) else self.datasets for q, datasets in self.more.items()}
+        return plain | {q: self.cell(row, *((d, q) for d in datasets)) for q, datasets in over.items()}
 
     def h_by_seed(self, row):
         """{seed: H of the averaged base and new accuracy}, of the seeds that all data sets have on both."""
-        return _h_by_seed(*(self.grid.average_by_seed(row, self.columns(subset)) for subset in SUBSETS))
+        return _h_by_seed(*(self.average_by_seed(row, self.each(subset)) for subset in SUBSETS))
 
-    def missing(self, row):
-        """What a row lacks, in words -> list such as ["toy_digits (new)"]."""
+    def gaps(self, row):
+        """What a row lacks, in words -> str such as "toy_digits (new), toy_shapes (base and new)"."""
         gaps = []
         for dataset in self.datasets:
-            if lacking := [subset for subset in SUBSETS if not self.by_seed(row, dataset, subset)]:
-                trained = any((row, (dataset, subset)) in self.grid.trained for subset in SUBSETS)
+            if lacking := [subset for subset in SUBSETS if not self.by_seed(row, (dataset, subset))]:
+                trained = any((row, (dataset, subset)) in self.trained for subset in SUBSETS)
                 gaps.append(f"{dataset} ({' and '.join(lacking)}{'; trained, not evaluated' if trained else ''})")
-        return gaps
+        return ", ".join(gaps)
 
-    def below(self, row):
-        """Where a row is below zero-shot CLIP -> {data set: list of the quantities of JUDGED}."""
-        columns = [(dataset, q) for dataset in self.datasets for q in JUDGED]
-        found = {}
-        for dataset, q in below_zero_shot(row, columns, self.grid, self.methods):
-            found.setdefault(dataset, []).append(q)
-        return found
+    def others_notes(self, names):
+        """What the columns of others mean, and which sets are in no mean -> list of str. names: {row: printed}."""
+        shared = {dataset: ", ".join(others) for dataset, others in self.shared.items() if others}
+        unions = {", ".join(sorted({dataset, *self.shared[dataset]})) for dataset in shared}
+        over = [f"{union}, without the data set of training" for union in unions]
+        over = over if len(over) == 1 else [f"{others} (trained on {dataset})" for dataset, others in shared.items()]
+        words = "by the row's own prompt, where words are needed by 'a photo of a {}.', zero-shot CLIP's included"
+        notes = [f"others: mean accuracy over all classes of {'; '.join(over)}; {words}."] if over else []
+        for name, rows in sorted(self.lacking.items()):
+            lack = ", ".join(dict.fromkeys(map(names.get, rows)))
+            why = f"a row lacks it: {lack}" if lack else "rows have several splits"
+            notes.append(f"{name} is left out of others where {why}.")
+        return notes
 
 
 def _h_by_seed(base, new):
@@ -150,145 +118,175 @@ def base2new(records, methods=NONE, protocol=PROTOCOL, row=None):
     require_evaluations(runs, records, "base-to-new", protocol, "the base or new")
     grid = build(runs, row or (lambda r: row_of(r, methods)), lambda r: (r["dataset"], r["subset"]), methods)
     datasets = sorted({dataset for dataset, _ in grid.columns}, key=methods.dataset_rank)
-    grid.columns = [(dataset, quantity) for dataset in datasets for quantity in QUANTITIES]
-    others = add_others(grid, datasets, methods)
+    grid = Base2New(**vars(grid), datasets=datasets)
+    for dataset in datasets:
+        _add_others(grid, dataset)
     for row in grid.rows:
         for dataset in datasets:
             halves = [(row, (dataset, subset)) for subset in SUBSETS]
-            grid.scores[row, (dataset, "H")] = _h_by_seed(*(grid.scores.get(half, {}) for half in halves))
-            grid.files[row, (dataset, "H")] = [file for half in halves for file in grid.files.get(half, ())]
+            grid.add(row, (dataset, "H"), _h_by_seed(*(grid.scores.get(half, {}) for half in halves)), *halves)
             runs = [run for half in halves for run in grid.runs.get(half, ())]
-            grid.scores[row, (dataset, EPOCH)] = {r["seed"]: r["epochs"] for r in runs if r.get("epochs") is not None}
+            epochs = {r["seed"]: r["epochs"] for r in runs if r.get("epochs") is not None}
+            grid.scores[row, (dataset, EPOCH)] = epochs
             warm = [r for r in runs if r.get("warmup") is not None and row.trainer in methods.stage1]
             begin = [(r.get("lmc") or {}).get("TAU", 1) == 1 for r in warm]  # at stage 1, not between it and CLIP
-            own = {r["seed"]: 100 * (r["warmup"] and there) for r, there in zip(warm, begin, strict=True)}
-            grid.scores[row, (dataset, STAGE1)] = own
-    return Base2New(grid, datasets, methods, others)
+            itself = {r["seed"]: 100 * (r["warmup"] and there) for r, there in zip(warm, begin, strict=True)}
+            grid.scores[row, (dataset, STAGE1)] = itself
+    return grid
 
 
-def average_table(found):
+def _add_others(grid, dataset):
+    """Fills the columns (data set, "others"), (..., "forgotten") and (..., "others/SET"), `shared` and `lacking`."""
+    methods = grid.methods
+    rows = [row for row in grid.rows if row.trainer != methods.zero_shot or not row.preset]
+    runs = [(row, run, _accuracies(run)) for row in rows for run in grid.runs.get((row, (dataset, "new")), ())]
+    runs = [(row, run, percent) for row, run, percent in runs if percent]
+    keys = set.intersection(*(set(percent) for *_, percent in runs)) if runs else ()
+    keys = sorted(keys, key=lambda key: methods.dataset_rank(key[0]))
+    grid.shared[dataset] = [name for name, _ in keys]
+    for name in {name for *_, percent in runs for name, _ in percent} - {*grid.shared[dataset]}:
+        lacking = (row for row, _, percent in runs if name not in dict(percent.keys()))
+        grid.lacking.setdefault(name, []).extend(lacking)
+    for row, run, percent in runs if keys else ():
+        values = {OTHERS: np.mean([percent[key] for key in keys])} | {EACH + key[0]: percent[key] for key in keys}
+        for q, value in values.items():
+            grid.scores.setdefault((row, (dataset, q)), {})[run["seed"]] = value
+            grid.files.setdefault((row, (dataset, q)), []).append(str(run["file"]))
+    for row in rows:
+        cells = [(r, (dataset, OTHERS)) for r in (grid.zero_shot(row), row)]
+        theirs, ours = (grid.scores.get(cell, {}) for cell in cells)
+        if lost := {seed: theirs[seed] - ours[seed] for seed in ours if seed in theirs}:
+            grid.add(row, (dataset, FORGOTTEN), lost, *cells)
+
+
+def _accuracies(record):
+    """{(other data set, digest of its split): percent}."""
+    sets = (record.get("others") or {}).get("sets") or {}
+    others = {(name, str(n.get("split_digest"))): n for name, n in sets.items() if name != record["dataset"]}
+    return {key: 100 * n["correct"] / n["total"] for key, n in others.items()}
+
+
+def average_table(grid):
     """The average over data sets -> Table with columns method, base, new, H of averages, mean of H, [others, forgotten,
     epoch,] n."""
-    names = row_names(found.rows)
-    title = f"Average over {data_sets(found.datasets)}"
-    notes = [note for row in names for note in _notes(found, row, names[row])] + stamp_notes(found.grid, names)
-    table = _table(title, names, found, None, [*notes, *found.others.notes(names)])
-    table.spare = ("mean of H",) if found.of_others else ()  # of the two, papers print the other
-    return table
+    names, notes = grid.names, []
+    for row, name in names.items():
+        gaps, judged = grid.gaps(row), [(dataset, q) for dataset in grid.datasets for q in JUDGED]
+        below = group_by(grid.below(row, judged), lambda column: column[0])
+        below = ", ".join(f"{dataset} ({', '.join(q for _, q in columns)})" for dataset, columns in below.items())
+        without = [dataset for dataset, _ in grid.each(OTHERS) if not grid.by_seed(row, (dataset, OTHERS))]
+        warm = [percent for column in grid.each(STAGE1) for percent in grid.by_seed(row, column).values()]
+        itself = f"{np.count_nonzero(warm)} of {len(warm)} cells are stage 1 itself, an epoch at the warm-up rate"
+        notes += table.row_notes(
+            name,
+            gaps and f"not averaged where a data set is missing: {gaps}",
+            0 < len(without) < len(grid.datasets) and f"no average of others, without any on {', '.join(without)}",
+            any(warm) and itself,
+            grid.uneven(row, grid.each("base") + grid.each("new"))
+            and "data sets have different seeds; means use all of them, deviations and n only the seeds that all data "
+            "sets share",
+            below and f"below zero-shot on: {below}",
+        )
+    notes += stamp_notes(grid, names) + grid.others_notes(names)
+    shown = _table(grid, f"Average over {table.data_sets(grid.datasets)}", names, None, notes)
+    shown.spare = ("mean of H",) if grid.of_others else ()  # of the two, papers print the other
+    return shown
 
 
-def _table(title, names, found, dataset, notes=()):
-    cells = {row: found.shown(row, dataset) for row in names}
-    columns = [*cells[found.rows[0]]]
-    unjudged = [q for q in columns if q not in (*JUDGED, *AVERAGES[1:])]
-    return method_table(title, names, columns, cells.get, found.methods, unjudged=unjudged, notes=notes)
-
-
-def _notes(found, row, name):
-    """What a reader of the row's average must know."""
-    gaps = ", ".join(found.missing(row))
-    below = ", ".join(f"{dataset} ({', '.join(quantities)})" for dataset, quantities in found.below(row).items())
-    without = [dataset for dataset in found.datasets if not found.by_seed(row, dataset, OTHERS)]
-    warm = [own for dataset in found.datasets for own in found.by_seed(row, dataset, STAGE1).values()]
-    return row_notes(
-        name,
-        gaps and f"not averaged where a data set is missing: {gaps}",
-        0 < len(without) < len(found.datasets) and f"no average of others, without any on {', '.join(without)}",
-        any(warm) and f"{np.count_nonzero(warm)} of {len(warm)} cells are stage 1 itself, an epoch at the warm-up rate",
-        found.grid.uneven(row, found.columns("base") + found.columns("new"))
-        and "data sets have different seeds; means use all of them, deviations and n only the seeds that all data "
-        "sets share",
-        below and f"below zero-shot on: {below}",
-    )
-
-
-def dataset_table(found, dataset):
+def dataset_table(grid, dataset):
     """One data set -> Table with columns method, base, new, H, [others, forgotten, epoch, each of the others,] n."""
-    table = _table(dataset, names_on(dataset, found.grid), found, dataset)
-    table.wide = tuple(EACH + name for name in found.others.shared[dataset])
-    return table
+    shown = _table(grid, dataset, names_on(dataset, grid), dataset)
+    shown.wide = tuple(EACH + name for name in grid.shared[dataset])
+    return shown
+
+
+def _table(grid, title, names, dataset, notes=()):
+    """-> Table on one data set, or on average."""
+    datasets, plain = ([dataset], QUANTITIES) if dataset else (grid.datasets, AVERAGES)
+    more = (OTHERS, FORGOTTEN, EPOCH, *(EACH + name for name in grid.shared.get(dataset, ())))
+
+    def shown(row):
+        cells = grid.on(row, dataset) if dataset else grid.average(row)
+        if EPOCH in cells:
+            epochs = sorted(epoch for d in datasets for epoch in grid.by_seed(row, (d, EPOCH)).values())
+            span = f" ({epochs[0]:g}-{epochs[-1]:g})" if len({*epochs}) > 1 else ""
+            cells[EPOCH] = table.Cell(f"{np.median(epochs):g}{span}" if epochs else table.MISSING, cells["new"].files)
+        runs = [r for d in datasets for r in grid.runs.get((row, (d, "new")), ())]
+        words = table.Cell("class-bound" if any((r.get("others") or {}).get("bound") for r in runs) else table.MISSING)
+        return {q: cells[q] for q in plain} | {q: cells[q] or words for q in more if q in cells}
+
+    columns = [*shown(grid.rows[0])]
+    unjudged = [q for q in columns if q not in (*JUDGED, *AVERAGES[1:])]
+    return table.method_table(title, names, columns, shown, grid.methods, unjudged=unjudged, notes=notes)
 
 
 def base2new_report(records, methods=NONE):
-    """Records -> Report: the average over data sets, then each data set."""
-    return report_of(base2new(records, methods))
-
-
-def report_of(found):
-    """Base2New -> Report. CSV: a line for each row, data set (or "average") and quantity."""
+    """Records -> Report: the average over data sets, then each data set. CSV: a line for each row, data set (or
+    "average") and quantity."""
+    grid = base2new(records, methods)
 
     def cells(row):
-        by_dataset = {"average": found.average(row)} | {d: found.cell(row, d) for d in found.datasets}
+        by_dataset = {"average": grid.average(row)} | {d: grid.on(row, d) for d in grid.datasets}
         return {(dataset, q): summary for dataset, cell in by_dataset.items() for q, summary in cell.items()}
 
-    return method_report(
+    return table.method_report(
         PROTOCOL,
-        "Base-to-new accuracy in percent" + shared_settings(found.rows),
-        [average_table(found), *(dataset_table(found, d) for d in found.datasets)],
+        "Base-to-new accuracy in percent" + shared_settings(grid.rows),
+        [average_table(grid), *(dataset_table(grid, d) for d in grid.datasets)],
         [
             "H: harmonic mean of base and new, per seed, then averaged over seeds",
             "H of averages: H of the averaged base and the averaged new accuracy (as papers print it)",
             "mean of H: mean over data sets of their H",
-            f"{BELOW}: H or accuracy on new classes below zero-shot CLIP's on the same backbone",
-            *(["forgotten: zero-shot CLIP's others minus the row's, of the same seeds"] * (FORGOTTEN in found.more)),
+            f"{table.BELOW}: H or accuracy on new classes below zero-shot CLIP's on the same backbone",
+            *(["forgotten: zero-shot CLIP's others minus the row's, of the same seeds"] * (FORGOTTEN in grid.more)),
         ],
         ["dataset", "quantity"],
-        csv_lines(row_names(found.rows), cells, stamp_cells(found.grid)),
+        table.csv_lines(grid.names, cells, stamp_cells(grid)),
         STAMP_COLUMNS,
     )
 
 
-GAIN = "gain in H"
-
-
-def backbones(records, methods=NONE):
-    """Records -> [(Base2New of one backbone, Row, {quantity: Summary})]. NoRuns if there is but one backbone."""
+def backbones_report(records, methods=NONE):
+    """Records -> Report with one grid, a line for each method and backbone. NoRuns if there is but one backbone."""
     runs = with_accuracy(records, protocol=PROTOCOL, subset=SUBSETS)
     groups = group_by(select(runs, kind="eval"), backbone_of)
     if len(groups) < 2:
         raise NoRuns(f"No backbones table: base-to-new evaluations on {len(groups)} backbones, expected 2 or more")
-    lines = []
-    for group in groups.values():
-        found = base2new(group, methods)
-        lines += [(found, row, found.average(row) | {GAIN: _gain(found, row)}) for row in found.rows]
-    return sorted(lines, key=lambda line: methods.rank(line[1]))
-
-
-def _gain(found, row):
-    """H of averages over that of the stage-1 method -> Summary. Deviation and n: of the seeds' differences."""
-    first = found.methods.stage1.get(row.trainer)
-    stage1 = [r for r in found.rows if r.trainer == first and r.shots == row.shots]
-    stage1 = [r for r in stage1 if not r.merge + r.unfinished + r.chosen]
-    if len(stage1) != 1 or row.merge:
-        return Summary(None)
-    ours, theirs = (found.average(r)["H of averages"] for r in (row, stage1[0]))
-    if not (ours and theirs):
-        return Summary(None)
-    mine, other = found.h_by_seed(row), found.h_by_seed(stage1[0])
-    paired = summarise({seed: mine[seed] - other[seed] for seed in mine if seed in other})
-    return paired._replace(mean=ours.mean - theirs.mean)
-
-
-def backbones_report(records, methods=NONE):
-    """Records -> Report with one table, a line for each method and backbone."""
-    found = backbones(records, methods)
-    names = row_names([row._replace(backbone="") for _, row, _ in found])
+    grids = [base2new(group, methods) for group in groups.values()]
+    grids = sorted(((row, grid) for grid in grids for row in grid.rows), key=lambda pair: methods.rank(pair[0]))
+    names = row_names([row._replace(backbone="") for row, _ in grids])
     rows, lines, notes = [], [], []
-    for own, row, cells in found:
-        name, gain = names[row._replace(backbone="")], cells[GAIN]
-        averages = [cells[q] for q in AVERAGES]
-        sign = "+" if gain and gain.mean >= 0 else ""
-        risen = sign + show(gain) if row.trainer in own.methods.stage1 else ""
-        gaps = ", ".join(own.missing(row))
-        notes += row_notes(f"{name}, {row.backbone}", gaps and f"not averaged where a data set is missing: {gaps}")
-        rows.append([name, row.backbone, str(len(own.datasets)), *map(show, averages), risen, show_n(averages)])
-        lines += csv_lines({row: name}, {row: {(q,): cells[q] for q in (*AVERAGES, GAIN)}}.get)
+    for row, grid in grids:
+        name, averages, gain = names[row._replace(backbone="")], grid.average(row), _gain(grid, row)
+        sign, gaps = "+" if gain and gain.mean >= 0 else "", grid.gaps(row)
+        risen = sign + table.show(gain) if row.trainer in methods.stage1 else ""
+        gaps = gaps and f"not averaged where a data set is missing: {gaps}"
+        notes += table.row_notes(f"{name}, {row.backbone}", gaps)
+        cells = {q: averages[q] for q in AVERAGES}
+        shown = [*map(table.show, cells.values()), risen, table.show_n(cells.values())]
+        rows.append([name, row.backbone, str(len(grid.datasets)), *shown])
+        lines += table.csv_lines({row: name}, lambda _, cells=cells | {GAIN: gain}: {(q,): s for q, s in cells.items()})
     columns = ["method", "backbone", "data sets", *AVERAGES, GAIN, "n"]
-    return method_report(
+    return table.method_report(
         "backbones",
         "Backbones, base-to-new accuracy in percent",
-        [Table("Average over the data sets of each backbone", columns, rows, notes)],
+        [table.Table("Average over the data sets of each backbone", columns, rows, notes)],
         [f"{GAIN}: H of averages of a stage-2 method minus that of its stage 1; deviation of the seeds' differences"],
         ["quantity"],
         lines,
     )
+
+
+def _gain(grid, row):
+    """H of averages over that of the stage-1 method -> Summary. Deviation and n: of the seeds' differences."""
+    first = grid.methods.stage1.get(row.trainer)
+    stage1 = [r for r in grid.rows if r.trainer == first and r.shots == row.shots]
+    stage1 = [r for r in stage1 if not r.merge + r.unfinished + r.chosen]
+    if len(stage1) != 1 or row.merge:
+        return Summary(None)
+    ours, theirs = (grid.average(r)["H of averages"] for r in (row, stage1[0]))
+    if not (ours and theirs):
+        return Summary(None)
+    mine, other = grid.h_by_seed(row), grid.h_by_seed(stage1[0])
+    paired = summarise({seed: mine[seed] - other[seed] for seed in mine if seed in other})
+    return paired._replace(mean=ours.mean - theirs.mean)

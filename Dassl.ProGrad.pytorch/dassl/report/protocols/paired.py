@@ -13,9 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dassl.report.frame import is_below
-from dassl.report.methods import NONE, is_control, row_names
-from dassl.report.protocols.base2new import base2new
-from dassl.report.protocols.others import OTHERS
+from dassl.report.methods import NONE, is_control
+from dassl.report.protocols.base2new import OTHERS, base2new
 from dassl.report.records import NoRuns
 from dassl.report.table import MISSING, Cell, Report, Table, data_sets, row_notes
 
@@ -73,14 +72,13 @@ def student(probability):
 
 def paired_report(records, methods=NONE):
     """Records -> Report. NoRuns if no stage-2 row has its stage-1 row beside it."""
-    found = base2new(records, methods)
-    tables = [_table(found, "H of averages", "H", found.h_by_seed)]
+    grid = base2new(records, methods)
+    tables = [_table(grid, "H of averages", "H", grid.h_by_seed)]
     if len(tables[0].notes) == len(tables[0].rows):
         raise NoRuns("No paired table: no stage-2 method has its stage-1 method on the same seeds and data sets")
     columns, lines = tables[0].columns, tables[0].rows
-    if OTHERS in found.of_others:
-        seeds = partial(found.grid.average_by_seed, columns=found.columns(OTHERS))
-        tables.append(_table(found, OTHERS, OTHERS, seeds))
+    if OTHERS in grid.of_others:
+        tables.append(_table(grid, OTHERS, OTHERS, partial(grid.average_by_seed, columns=grid.each(OTHERS))))
         columns = [*columns, tables[1].columns[2], *(f"{name} ({OTHERS})" for name in NUMBERS)]
         lines = [line + more[2:] for line, more in zip(lines, tables[1].rows, strict=True)]
     return Report(
@@ -99,49 +97,41 @@ def paired_report(records, methods=NONE):
     )
 
 
-def _table(found, quantity, short, by_seed):
-    """-> Table of the differences in a quantity. short: its name on one data set; by_seed: row -> {seed: average}."""
-    names, rows, notes = row_names(found.rows), [], []
-    for pair in _pairs(found):
-        result = paired_difference(*map(by_seed, pair))
+def _table(grid, quantity, short, by_seed):
+    """-> Table of the differences in a quantity. short: its name on one data set; by_seed: row -> {seed: average}.
+
+    wins: on how many data sets the mean is higher, as printed; a tie counts half.
+    """
+    names, rows, notes = grid.names, [], []
+    for pair in _pairs(grid):
         beside = [names[row] for row in pair]
-        if result is None:
-            gaps = [f"{names[row]} lacks {', '.join(missing)}" for row in pair if (missing := found.missing(row))]
+        paired = paired_difference(*map(by_seed, pair))
+        if paired is None:
+            gaps = [f"{names[row]} lacks {gaps}" for row in pair if (gaps := grid.gaps(row))]
             why = "; ".join(gaps) or "no seed that both have on all data sets"
             notes += row_notes(" beside ".join(beside), why)
-        difference, *numbers = _cells(result, _wins(found, *pair, short))
-        files = [file for row in pair for file in found.average(row)[quantity].files]
-        rows.append([*beside, Cell(difference, files), *numbers])
-    title = f"Difference in {quantity} over {data_sets(found.datasets)}"
+        mean, low, high, n, needed = paired or (None, None, None, 0, None)
+        files = [file for row in pair for file in grid.average(row)[quantity].files]
+        difference = Cell(MISSING if mean is None else f"{mean:+.2f}", files)
+        interval = MISSING if low is None else f"{low:+.2f} to {high:+.2f}"
+        cells = [[grid.cell(row, column) for row in pair] for column in grid.each(short)]
+        points = [(1 + is_below(b, a) - is_below(a, b)) / 2 for a, b in cells if a and b]
+        seeds = MISSING if low is None else str(needed or f"over {MOST}")
+        rows.append([*beside, difference, interval, f"{sum(points):g} of {len(points)}", str(n), seeds])
+    title = f"Difference in {quantity} over {data_sets(grid.datasets)}"
     return Table(title, [*BESIDE, f"difference in {short}", *NUMBERS], rows, notes)
 
 
-def _pairs(found):
+def _pairs(grid):
     """(stage-2 row, row of its stage 1 or of a control) where backbone and shots agree."""
-    methods = found.methods
-    for ours in found.rows:
-        stage1 = methods.stage1.get(ours.trainer)
+    for ours in grid.rows:
+        stage1 = grid.methods.stage1.get(ours.trainer)
         if stage1 is None or ours.merge or is_control(ours.preset):
             continue
-        for theirs in found.rows:
+        for theirs in grid.rows:
             alike = (theirs.backbone, theirs.shots, theirs.merge) == (ours.backbone, ours.shots, "")
             control = theirs.trainer == ours.trainer and is_control(theirs.preset)
             if theirs.chosen and not (control and theirs.chosen == ours.chosen):  # nothing continues those
                 continue
             if alike and (control or theirs.trainer in (stage1, f"{stage1}_Average")):
                 yield ours, theirs
-
-
-def _wins(found, ours, theirs, quantity):
-    """ "7 of 10": data sets on which the mean is higher, as printed; a tie counts half."""
-    pairs = [[found.grid.cell(row, (dataset, quantity)) for row in (ours, theirs)] for dataset in found.datasets]
-    points = [(1 + is_below(b, a) - is_below(a, b)) / 2 for a, b in pairs if a and b]
-    return f"{sum(points):g} of {len(points)}"
-
-
-def _cells(result, wins):
-    if result is None:
-        return [MISSING, MISSING, wins, "0", MISSING]
-    interval = MISSING if result.low is None else f"{result.low:+.2f} to {result.high:+.2f}"
-    needed = MISSING if result.low is None else f"{result.needed}" if result.needed else f"over {MOST}"
-    return [f"{result.mean:+.2f}", interval, wins, str(result.n), needed]

@@ -8,14 +8,14 @@ makes one table: a list with the cost of training, or, for two keys, a matrix of
 from collections import Counter
 from dataclasses import dataclass
 
+from dassl.report import table
 from dassl.report.frame import with_accuracy, without_repeats
 from dassl.report.methods import CHANGED, NONE, backbone_of, merge_name, plain_row, row_names
-from dassl.report.protocols.base2new import AVERAGES, SUBSETS, Base2New, base2new
+from dassl.report.protocols.base2new import AVERAGES, OTHERS, SUBSETS, Base2New, base2new
 from dassl.report.protocols.base2new import PROTOCOL as BASE2NEW
-from dassl.report.protocols.others import OTHERS
 from dassl.report.records import NoRuns, group_by, newest_each, select
 from dassl.report.stats import Summary
-from dassl.report.table import MISSING, MULTIPLY, Table, csv_lines, data_sets, method_report, row_notes, show, show_n
+from dassl.report.table import MISSING, MULTIPLY, show
 
 PROTOCOL = "sweep"
 EPOCHS = "epochs"
@@ -27,13 +27,13 @@ COST_LEGEND = [
 
 @dataclass
 class Sweep:
-    """One set of keys and the runs that differ in no other. rows: of `found`, in the order of their settings;
+    """One set of keys and the runs that differ in no other. rows: of `grid`, in the order of their settings;
     costs: {setting: (mean seconds of a run, relative to stage 1 whole runs and single epochs, None without any)}."""
 
     name: str
     keys: tuple
     rows: list
-    found: Base2New
+    grid: Base2New
     costs: dict
 
     def values(self, row):
@@ -42,27 +42,41 @@ class Sweep:
 
 
 def sweeps(records, methods=NONE):
-    """Records of `load_results` -> list of Sweep. NoRuns if nothing varies."""
+    """Records of `load_results` -> list of Sweep, of each method one for each set of keys that is not part of a larger
+    one. NoRuns if nothing varies."""
     runs = [r for r in records if _setting(r) and r["protocol"] in (PROTOCOL, BASE2NEW) and not merge_name(r, methods)]
-    found = []
+    result, order = [], [*methods.settings]
     for family, group in group_by(runs, key=lambda r: plain_row(r, methods)).items():
-        evaluations = _lend(with_accuracy(group, kind="eval", subset=SUBSETS), family)
-        if len({_setting(r) for r in evaluations}) > 1:
-            found += _family_sweeps(family, evaluations, group, records, methods)
-    if not found:
+        evaluations = _with_base2new(with_accuracy(group, kind="eval", subset=SUBSETS))
+        if len({_setting(r) for r in evaluations}) < 2:
+            continue
+        protocols = PROTOCOL, BASE2NEW
+        grid = base2new(evaluations, methods, protocols, lambda r, family=family: family._replace(setting=_setting(r)))
+        centre = _centre(evaluations)
+        changes = {row: frozenset(k for k, v in row.setting if v != centre.get(k)) for row in grid.rows}
+        sets = {keys for keys in changes.values() if keys}
+        whole = (keys for keys in sets if not any(keys < other for other in sets))
+        costs = _costs(family, select(group, kind="train"), records, methods)
+        for keys in sorted(whole, key=lambda keys: (len(keys), sorted(keys))):
+            named = tuple(sorted(keys, key=lambda k: (order.index(k) if k in order else len(order), k)))
+            rows = [row for row, changed in changes.items() if changed <= keys]
+            sweep = Sweep(row_names([family])[family], named, rows, grid, costs)
+            rows.sort(key=lambda row: [*map(_order, sweep.values(row))])
+            result.append(sweep)
+    if not result:
         raise NoRuns(
             f"No sweep table: of {len(records)} results, {len(runs)} say their settings, and no method was evaluated "
             "with more than one"
         )
-    return found
+    return result
 
 
 def _setting(record):
     """((key, value), ...) of a run, or () if it does not say."""
-    own = record.get("lmc")
-    if not isinstance(own, dict) or not own:
+    lmc = record.get("lmc")
+    if not lmc:
         return ()
-    values = {key: value for key, value in own.items() if isinstance(value, int | float | str)}
+    values = {key: value for key, value in lmc.items() if isinstance(value, int | float | str)}
     return tuple(sorted(values.items())) + ((EPOCHS, epochs_asked(record)),)
 
 
@@ -75,32 +89,14 @@ def epochs_asked(record):
     return record.get("epochs") if asked is None and chosen == "last_step" else asked
 
 
-def _lend(evaluations, family):
+def _with_base2new(evaluations):
     """Base-to-new runs beside those of a sweep: at the sweep's own data sets and seeds, where it has no run itself."""
-    own = select(evaluations, protocol=PROTOCOL)
-    if not own:
+    swept = select(evaluations, protocol=PROTOCOL)
+    if not swept:
         return evaluations
-    cells = {(r["dataset"], r["seed"]) for r in own}
+    cells = {(r["dataset"], r["seed"]) for r in swept}
     lent = [r for r in select(evaluations, protocol=BASE2NEW) if (r["dataset"], r["seed"]) in cells]
-    return without_repeats(own, lent, lambda r: (_setting(r), r["dataset"], r["subset"], r["seed"]))
-
-
-def _family_sweeps(family, evaluations, group, records, methods):
-    """One Sweep for each set of keys that is not part of a larger one."""
-    found = base2new(evaluations, methods, (PROTOCOL, BASE2NEW), row=lambda r: family._replace(setting=_setting(r)))
-    centre = _centre(evaluations)
-    changes = {row: frozenset(k for k, v in row.setting if v != centre.get(k)) for row in found.rows}
-    sets = {keys for keys in changes.values() if keys}
-    costs = _costs(family, select(group, kind="train"), records, methods)
-    order = [*methods.settings]
-    result = []
-    for keys in sorted((k for k in sets if not any(k < other for other in sets)), key=lambda k: (len(k), sorted(k))):
-        named = tuple(sorted(keys, key=lambda k: (order.index(k) if k in order else len(order), k)))
-        rows = [row for row, changed in changes.items() if changed <= keys]
-        sweep = Sweep(row_names([family])[family], named, rows, found, costs)
-        rows.sort(key=lambda row: [*map(_order, sweep.values(row))])
-        result.append(sweep)
-    return result
+    return without_repeats(swept, lent, lambda r: (_setting(r), r["dataset"], r["subset"], r["seed"]))
 
 
 def _order(value):
@@ -122,20 +118,17 @@ def _centre(evaluations):
 
 def _costs(family, training, records, methods):
     """`costs` of a Sweep by the wall clock of training runs, beside stage 1 on the same data sets and seeds."""
-    first = methods.stage1.get(family.trainer)
-    stage1 = [
-        r
-        for r in select(records, kind="train", protocol=(PROTOCOL, BASE2NEW))
-        if methods.trainer(r) == first and (backbone_of(r), r.get("shots")) == (family.backbone, family.shots)
-    ]
-    base = _seconds(stage1)
-    costs = {}
+    trained = select(records, kind="train", protocol=(PROTOCOL, BASE2NEW))
+    first = methods.stage1.get(family.trainer), family.backbone, family.shots
+    stage1 = [r for r in trained if (methods.trainer(r), backbone_of(r), r.get("shots")) == first]
+    base, costs = _seconds(stage1), {}
     for setting, group in group_by(training, _setting).items():
-        own = _seconds(group)
-        shared = [cell for cell in own if cell in base]
-        ratios = [sum(own[c][k] for c in shared) / sum(base[c][k] for c in shared) if shared else None for k in (0, 1)]
-        if own:
-            costs[setting] = sum(run for run, _ in own.values()) / len(own), *ratios
+        seconds = _seconds(group)
+        shared = [cell for cell in seconds if cell in base]
+        ratios = [sum(seconds[c][k] for c in shared) / sum(base[c][k] for c in shared) for k in (0, 1) if shared]
+        if seconds:
+            ratios = ratios or [None, None]
+            costs[setting] = sum(run for run, _ in seconds.values()) / len(seconds), *ratios
     return costs
 
 
@@ -150,68 +143,66 @@ def _value(value):
     return MISSING if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def sweep_tables(sweep, methods):
-    """-> Tables: where two keys vary a matrix of H of averages, with others one of base and of these too; else one with
-    a line a setting and its cost."""
-    where = f"average over {data_sets(sweep.found.datasets)}"
-    names = [methods.settings.get(key, key.lower()) for key in sweep.keys]
-    quantities = [*AVERAGES, *sweep.found.of_others]
-    values = {row: [*map(_value, sweep.values(row))] for row in sweep.found.rows}
-    words = {row: ", ".join(map(" ".join, zip(names, own, strict=True))) for row, own in values.items()}
-    of_sets = sweep.found.others.notes(words)
-    if len(names) == 2:
-        matrices = ("H of averages", *(["base", *sweep.found.of_others] if of_sets else []))
-        return [_matrix(sweep, q, names, where, of_sets if q == OTHERS else []) for q in matrices]
-    costs = [sweep.costs.get(row.setting) for row in sweep.rows]
-    head = ["train s", f"{MULTIPLY} stage 1", f"{MULTIPLY} stage 1 an epoch"] if any(costs) else []
-    rows, notes = [], []
-    for row, cost in zip(sweep.rows, costs, strict=True):
-        cells = sweep.found.average(row)
-        averages = [cells[q] for q in quantities]
-        gaps = ", ".join(sweep.found.missing(row))
-        notes += row_notes(words[row], gaps and f"not averaged where a data set is missing: {gaps}")
-        rows.append([*values[row], *map(show, averages), *(_show_cost(cost) if head else []), show_n(averages)])
-    title = f"{sweep.name}: {', '.join(names)} ({where})"
-    return [Table(title, [*names, *quantities, *head, "n"], rows, notes + of_sets)]
-
-
-def _matrix(sweep, quantity, names, where, more):
-    """H of averages, say: the first key downwards, the second across."""
-    cells = {sweep.values(row): sweep.found.average(row)[quantity] for row in sweep.rows}
-    down, across = (sorted({pair[k] for pair in cells}, key=_order) for k in (0, 1))
-    rows = [[_value(a), *(str(show(cells.get((a, b), Summary(None)))) for b in across)] for a in down]
-    title = f"{sweep.name}: {quantity} by {names[0]} and {names[1]} ({where})"
-    counts = sorted({cell.n for cell in cells.values() if cell})
-    notes = [f"n: {' to '.join(map(str, counts[:: len(counts) - 1 or 1]))}, seeds behind a cell."] if counts else []
-    return Table(title, [names[0], *(f"{names[1]} {_value(b)}" for b in across)], rows, notes + more)
-
-
-def _show_cost(cost, missing=MISSING):
+def _cost(cost, missing=MISSING):
     seconds, *ratios = cost or [None] * 3
     shown = [missing if ratio is None else f"{ratio:.2f}" for ratio in ratios]
     return [missing if seconds is None else f"{seconds:.1f}", *shown]
 
 
+def sweep_tables(sweep, methods):
+    """-> Tables: where two keys vary a matrix of H of averages, with others one of base and of these too; else one with
+    a line a setting and its cost."""
+    grid, where = sweep.grid, f"average over {table.data_sets(sweep.grid.datasets)}"
+    names = [methods.settings.get(key, key.lower()) for key in sweep.keys]
+    values = {row: [*map(_value, sweep.values(row))] for row in grid.rows}
+    words = {row: ", ".join(map(" ".join, zip(names, shown, strict=True))) for row, shown in values.items()}
+    of_sets = grid.others_notes(words)
+    if len(names) == 2:
+        matrices = ("H of averages", *(["base", *grid.of_others] if of_sets else []))
+        return [_matrix(sweep, q, names, where, of_sets if q == OTHERS else []) for q in matrices]
+    costs = [sweep.costs.get(row.setting) for row in sweep.rows]
+    head = ["train s", f"{MULTIPLY} stage 1", f"{MULTIPLY} stage 1 an epoch"] if any(costs) else []
+    quantities, rows, notes = [*AVERAGES, *grid.of_others], [], []
+    for row, cost in zip(sweep.rows, costs, strict=True):
+        averages, gaps = grid.average(row), grid.gaps(row)
+        averages = [averages[q] for q in quantities]
+        notes += table.row_notes(words[row], gaps and f"not averaged where a data set is missing: {gaps}")
+        rows.append([*values[row], *map(show, averages), *(_cost(cost) if head else []), table.show_n(averages)])
+    title = f"{sweep.name}: {', '.join(names)} ({where})"
+    return [table.Table(title, [*names, *quantities, *head, "n"], rows, notes + of_sets)]
+
+
+def _matrix(sweep, quantity, names, where, more):
+    """H of averages, say: the first key downwards, the second across."""
+    cells = {sweep.values(row): sweep.grid.average(row)[quantity] for row in sweep.rows}
+    down, across = (sorted({pair[k] for pair in cells}, key=_order) for k in (0, 1))
+    rows = [[_value(a), *(str(show(cells.get((a, b), Summary(None)))) for b in across)] for a in down]
+    title = f"{sweep.name}: {quantity} by {names[0]} and {names[1]} ({where})"
+    counts = sorted({cell.n for cell in cells.values() if cell})
+    notes = [f"n: {' to '.join(map(str, counts[:: len(counts) - 1 or 1]))}, seeds behind a cell."] if counts else []
+    return table.Table(title, [names[0], *(f"{names[1]} {_value(b)}" for b in across)], rows, notes + more)
+
+
 def sweeps_report(records, methods=NONE):
     """Records -> Report with a table for each set of keys that varies together."""
-    found = sweeps(records, methods)
+    found, lines = sweeps(records, methods), []
     keys = list(dict.fromkeys(key for sweep in found for key in sweep.keys))
-    return method_report(
+    for sweep in found:
+
+        def cells(row, sweep=sweep):
+            head, averages = [_value(dict(row.setting).get(key)) for key in keys], sweep.grid.average(row)
+            return {(*head, q): averages[q] for q in (*AVERAGES, *sweep.grid.of_others)}
+
+        def costs(row, sweep=sweep):
+            return _cost(sweep.costs.get(row.setting), missing="")
+
+        lines += table.csv_lines(dict.fromkeys(sweep.rows, sweep.name), cells, costs)
+    return table.method_report(
         PROTOCOL,
         "Sweeps, base-to-new accuracy in percent",
-        [table for sweep in found for table in sweep_tables(sweep, methods)],
+        [one for sweep in found for one in sweep_tables(sweep, methods)],
         COST_LEGEND if any(sweep.costs for sweep in found) else [],
         [*keys, "quantity"],
-        [line for sweep in found for line in _csv_lines(sweep, keys)],
+        lines,
         ["train_s", "x_stage1", "x_stage1_epoch"],
     )
-
-
-def _csv_lines(sweep, keys):
-    def cells(row):
-        head = [_value(dict(row.setting).get(key)) for key in keys]
-        averages = sweep.found.average(row)
-        return {(*head, q): averages[q] for q in (*AVERAGES, *sweep.found.of_others)}
-
-    names = dict.fromkeys(sweep.rows, sweep.name)
-    return csv_lines(names, cells, lambda row: _show_cost(sweep.costs.get(row.setting), missing=""))
