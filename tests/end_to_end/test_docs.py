@@ -6,6 +6,9 @@ All commands of all pages: bash tests/run.sh --docs.
 import pytest
 
 from dassl.config import leaves, read_yaml
+from dassl.data.datasets import DATASET_REGISTRY
+from datasets import register_all
+from datasets.tools.known import COOP, MTIL
 from scripts.commands import COMMANDS
 from scripts.jobs import PAIRS, cell_steps
 from tests.conftest import ROOT
@@ -24,13 +27,14 @@ KINDS = {
         ("methods.md", "cat > example_0.py"),  # Predictor
         ("methods.md", "RUN=output/output_KgCoOp_LMC/"),
         ("methods.md", "python -m mergetune.path_card"),
-        ("README.md", "python -m mergetune.report"),
+        ("methods.md", "python -m mergetune.report"),
     ],
     "others": [
-        ("README.md", "python train.py --trainer MyCoOp"),  # with the trainer and the data set of its examples
+        ("README.md", "python train.py --trainer MyCoOp"),
+        ("README.md", "bash scripts/coop/base2new_train.sh my_birds"),
         ("methods.md", "python -m mergetune.import_checkpoint"),
         ("continual.md", "python -m condu.import_released"),
-        ("reproduce.md", "python -m datasets links"),
+        ("datasets.md", "python -m datasets links"),
     ],
 }
 
@@ -68,10 +72,22 @@ def test_the_number_of_runs_is_that_of_the_plan():
     assert {row[0] for row in table("reproduce.md", "pair, base-to-new")} == set(PAIRS)
 
 
-# --- costs.md
+# --- datasets.md
 
 
-def test_the_speed_table_is_readmes():
-    assert table("costs.md", "step") == table("README.md", "step")
-    for _, *cells in table("costs.md", "peak memory of a step"):
-        assert all(cell.removesuffix(" MB") in PAGES["README.md"] for cell in cells)
+@pytest.mark.parametrize("group", [COOP, MTIL], ids=["CoOp", "MTIL"])
+def test_the_public_datasets_are_as_the_page_says(group):
+    register_all()
+    part = PAGES["datasets.md"].split("## MTIL")[group is MTIL]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line[:3] == "| `"]
+    assert [ticked(row[0])[0] for row in rows] == list(group)
+    for name, yaml, folder, *counts in rows:
+        known, dataset = group[ticked(name)[0]], DATASET_REGISTRY.get(ticked(name)[0])
+        assert (
+            read_yaml(ROOT / "configs" / "datasets" / f"{ticked(yaml)[0]}.yaml")["DATASET"]["NAME"] == ticked(name)[0]
+        )
+        assert ticked(folder)[0] == dataset.folders[0]
+        expected = known[:4] if group is COOP else (known.classes, known.train, known.test)
+        assert [int(count.replace(",", "") or 0) for count in counts[: len(expected)]] == list(expected), name
+    for name in group if group is COOP else ():
+        assert DATASET_REGISTRY.get(name).split_file in part and DATASET_REGISTRY.get(name).images[0] in part
