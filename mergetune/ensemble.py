@@ -9,7 +9,6 @@ Letters: N images, C classes.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
@@ -22,11 +21,11 @@ from dassl.config import read_yaml
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer, load_config, trainer_class
 from dassl.utils import (
-    ArgumentParser,
     RunLock,
     UserError,
     atomic_files,
     check_availability,
+    command_parser,
     errors_in_one_line,
     get_logger,
     write_json,
@@ -41,12 +40,11 @@ log = get_logger()
 
 KINDS = {"weight": "wise_ft", "output": "output_ensemble"}  # to the method's name in results.json
 OUTPUTS = ("probabilities", "logits")
-FILE = "sweep.json"
 CONFIGS = Path(__file__).parent.parent / "configs" / "datasets"
 
-EPILOG = f"""\
+EPILOG = """\
 Written below OUT (default RUN/ensemble_KIND): a folder with results.json for the run's own test images and for each
---test data set, at the chosen alpha; and {FILE}, accuracy at every alpha.
+--test data set, at the chosen alpha; and sweep.json, accuracy at every alpha.
 
 examples:
   python -m mergetune.ensemble output/robust/seed1 --test toy_objects_sketch toy_objects_noise
@@ -81,8 +79,7 @@ def mix_outputs(zero_shot: Tensor, fine_tuned: Tensor, alpha: float, outputs: st
 
 def choose(alphas: Sequence[float], accuracies: Sequence[float]) -> float:
     """The alpha of the highest accuracy; of equal ones the smallest, nearest to zero-shot."""
-    best = max(accuracies)
-    return min(alpha for alpha, found in zip(alphas, accuracies, strict=True) if found == best)
+    return -max((accuracy, -alpha) for alpha, accuracy in zip(alphas, accuracies, strict=True))[1]
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
@@ -99,11 +96,9 @@ def logits_at(trainer, split: str, weights: Mapping[str, Tensor]) -> tuple[Tenso
     trainer.use_feature_bank_for(split)
     loader = trainer.val_loader if split == "val" else trainer.test_loader
     with torch.no_grad(), swapped_parameters(trainer.model, weights), trainer.cached_classifier():
-        pairs = [
-            (trainer.model_inference(images).float(), labels)
-            for images, labels in map(trainer.parse_batch_test, progress(loader, "logits"))
-        ]
-    return torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs])
+        batches = map(trainer.parse_batch_test, progress(loader, "logits"))
+        pairs = [(trainer.model_inference(images).float(), labels) for images, labels in batches]
+    return tuple(map(torch.cat, zip(*pairs, strict=True)))
 
 
 def sweep(
@@ -124,14 +119,6 @@ def sweep(
         yield alpha, mix_outputs(first, last, alpha, outputs), labels
 
 
-def data_set_name(word: str) -> str:
-    """The registered name of a data set, given that or its yaml's name below configs/datasets."""
-    file = CONFIGS / f"{word}.yaml"
-    name = read_yaml(file)["DATASET"]["NAME"] if file.is_file() else word
-    check_availability(name, DATASET_REGISTRY, "--test")
-    return name
-
-
 def curve(trainer, swept: Iterator[tuple[float, Tensor, Tensor]], alpha: float | None = None) -> list[float]:
     """Accuracy of each alpha in per cent; the trainer's evaluator then holds what `alpha` scored."""
     accuracies = []
@@ -145,13 +132,12 @@ def curve(trainer, swept: Iterator[tuple[float, Tensor, Tensor]], alpha: float |
     return accuracies
 
 
-def opened(run: Path, cfg):
-    """The trainer of a run with its weights, on the data set of a config."""
-    from dassl.engine.launch import load_trained
-
-    trainer = build_trainer(cfg)
-    load_trained(trainer, str(run))
-    return trainer
+def dataset_name(word: str) -> str:
+    """The registered name of a data set, given that or its yaml's name below configs/datasets."""
+    file = CONFIGS / f"{word}.yaml"
+    name = read_yaml(file)["DATASET"]["NAME"] if file.is_file() else word
+    check_availability(name, DATASET_REGISTRY, "--test")
+    return name
 
 
 def request(
@@ -175,7 +161,7 @@ def request(
 
     check_availability(kind, list(KINDS), "--kind")
     cfg = load_config(run, {"RESUME_COOP": ""}, root, pairs)
-    names = dict.fromkeys([cfg.DATASET.NAME, *map(data_set_name, tests)])
+    names = dict.fromkeys([cfg.DATASET.NAME, *map(dataset_name, tests)])
     cfgs = {name: load_config(run, {"RESUME_COOP": "", "DATASET.NAME": name}, root, pairs) for name in names}
     digest = checkpoint_digest(find_model(str(run), trainer_class(cfg.TRAINER.NAME).model_name))
     asked = {"kind": kind, "outputs": outputs if kind == "output" else None, "alphas": list(alphas)}
@@ -190,47 +176,47 @@ def ensemble(run: str | Path, *, overwrite: bool = False, command: str = "", **h
     how: of `request`. One alpha alone is taken as it is. UserError: several, and the run's data set has no validation
     images.
     """
+    from dassl.engine.checkpoint import RESULTS
     from dassl.engine.launch import AlreadyFinished
-    from dassl.engine.recipe import RESULTS, finished
-    from mergetune.merge_job import already
+    from mergetune.merge_job import SWEEP, already, compared
 
     out, cfgs, asked = request(run, **how)
-    mix, alphas = {name: asked[name] for name in ("kind", "outputs")}, asked["alphas"]
     with RunLock(str(out)):
-        if not overwrite and already(out, FILE, "test", asked, older):
+        if already(out, SWEEP, asked, overwrite):
             raise AlreadyFinished(f'"{out}" holds a finished ensemble; --overwrite starts it again')
-        earlier = finished(out, FILE, "test").get("test", {}).keys() & set(DATASET_REGISTRY.registered_names())
-        with atomic_files(out, FILE, [f"{name}/{RESULTS}" for name in earlier]) as folder:
-            facts = {"format": 1, "run": str(run), "kind": mix["kind"], "alphas": alphas}
-            facts |= mixed(Path(run), cfgs, alphas, mix, Path(folder), command) | {"command": command, "asked": asked}
-            write_json(facts, os.path.join(folder, FILE))
+        earlier = compared(out, SWEEP, asked)[0].get("test", {}).keys() & set(DATASET_REGISTRY)
+        with atomic_files(out, SWEEP, [f"{name}/{RESULTS}" for name in earlier]) as folder:
+            facts = {"format": 1, "run": str(run), "kind": asked["kind"], "alphas": asked["alphas"]}
+            facts |= mixed(Path(run), cfgs, asked, Path(folder), command) | {"command": command, "asked": asked}
+            write_json(facts, os.path.join(folder, SWEEP))
     return facts
-
-
-def older(facts: dict) -> dict:
-    """What sweep.json of an earlier version says of what was asked for."""
-    return {"kind": facts["kind"], "alphas": facts["alphas"], "tests": list(facts["test"])}
 
 
 def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
     """Lines on what the finished ensemble in the folder of a command line has otherwise than this line would; [] where
     there is none. MissingFile: its run is gone."""
-    from mergetune.merge_job import compared
+    from mergetune.merge_job import SWEEP, compared
 
     args = read(argv)
     del args["overwrite"]
     out, _, asked = request(**args)
-    return compared(out, FILE, "test", asked, older)[1]
+    return compared(out, SWEEP, asked)[1]
 
 
-def mixed(run: Path, cfgs: Mapping, alphas: Sequence[float], mix: dict, folder: Path, command: str) -> dict:
+def mixed(run: Path, cfgs: Mapping, asked: Mapping, folder: Path, command: str) -> dict:
     """Choose alpha, and write the results of each data set below `folder`, the run's own first -> what comes of it."""
+    from dassl.engine.launch import load_trained
     from dassl.engine.results import write_results
     from mergetune.stage2 import trainable
 
-    started = time.monotonic()
+    def opened(cfg):
+        trainer = build_trainer(cfg)
+        load_trained(trainer, str(run))
+        return trainer
+
+    started, mix, alphas = time.monotonic(), {name: asked[name] for name in ("kind", "outputs")}, asked["alphas"]
     first, *_ = cfgs
-    trainer = opened(run, cfgs[first])
+    trainer = opened(cfgs[first])
     ends = [trainer.zero_shot_weights(), trainable(trainer.model)]
     ends = [{name: value.detach().clone() for name, value in weights.items()} for weights in ends]
     alpha, validation = alphas[0], None
@@ -250,7 +236,7 @@ def mixed(run: Path, cfgs: Mapping, alphas: Sequence[float], mix: dict, folder: 
     row |= {name: trainer.trained[name] for name in ("unfinished",) if name in trainer.trained}
     tested = {}
     for name, cfg in cfgs.items():
-        trainer = trainer if name == first else opened(run, cfg)
+        trainer = trainer if name == first else opened(cfg)
         fitting = [trainer.fit_classes(str(run), weights) for weights in ends]
         tested[name] = curve(trainer, sweep(trainer, "test", fitting, alphas, **mix), alpha)
         trainer.trained = trainer.trained | row
@@ -261,25 +247,18 @@ def mixed(run: Path, cfgs: Mapping, alphas: Sequence[float], mix: dict, folder: 
 
 def read(argv: Sequence[str]) -> dict:
     """The arguments of `ensemble` of a command line."""
-    parser = ArgumentParser(
-        prog="python -m mergetune.ensemble",
-        description="Blend a fine-tuned run with zero-shot CLIP; alpha is chosen on validation images.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Blend a fine-tuned run with zero-shot CLIP; alpha is chosen on validation images."
+    parser = command_parser("mergetune.ensemble", about, EPILOG, ("--root", "--set", "--overwrite"))
     add = parser.add_argument
     add("run", type="path", metavar="RUN", help="run folder of LinearProbe, FineTune or their _LMC")
     add("--alphas", default="0:1:0.1", help="FIRST:LAST:STEP, or numbers with commas; one is taken as it is")
     add("--kind", default="weight", choices=list(KINDS), help="blend weights or outputs")
     add("--outputs", default=OUTPUTS[0], choices=OUTPUTS, help="what an output ensemble blends")
-    add("--test", nargs="+", default=[], metavar="DATASET", help="shifted data sets of the same classes to test on")
-    add("--root", type="path", default="", help="folder of all data sets, if it is not where the run found it")
-    add("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="what else has moved: a teacher")
+    words = "shifted data sets of the same classes to test on"
+    add("--test", dest="tests", nargs="+", default=[], metavar="DATASET", help=words)
     add("--out", type="path", default="", metavar="DIR", help="where results go")
-    add("--overwrite", action="store_true", help="start a finished ensemble again")
     args = vars(parser.parse_args(argv))
-    more = {"alphas": read_alphas(args.pop("alphas")), "tests": args.pop("test"), "pairs": sum(args.pop("set"), [])}
-    return args | more
+    return args | {"alphas": read_alphas(args["alphas"])}
 
 
 def main(argv: list[str] | None = None) -> dict:

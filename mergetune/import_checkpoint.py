@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from dassl.engine import build_trainer
 from dassl.utils import (
-    ArgumentParser,
     RunLock,
     UserError,
     atomic_write,
+    command_parser,
     errors_in_one_line,
     get_logger,
     sha256_file,
@@ -62,12 +62,8 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m mergetune.import_checkpoint",
-        description="Make a stage-1 folder of a checkpoint that another code base wrote, and say what was in it.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Make a stage-1 folder of a checkpoint that another code base wrote, and say what was in it."
+    parser = command_parser("mergetune.import_checkpoint", about, EPILOG)
     add = parser.add_argument
     source = "run folder, its model folder, or the file; of a folder, the last epoch"
     add("source", type="path", metavar="FOLDER|FILE", help=source)

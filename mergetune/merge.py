@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dassl.merging.records import METHODS, SPACES, START, ZERO_SHOT, ZEROS
-from dassl.utils import ArgumentParser, RunLock, UserError, atomic_files, errors_in_one_line, get_logger, write_json
+from dassl.utils import RunLock, UserError, atomic_files, command_parser, errors_in_one_line, get_logger, write_json
 from dassl.utils.torchrun import one_process
 
 log = get_logger()
 
 SUBSETS = ("base", "new", "all")
-# how a flag of a method's value is read; a comma separates several
-KINDS = {name: type(value) for method in METHODS.values() for name, value in method.values.items()}
+KINDS = {name: type(value) for method in METHODS.values() for name, value in method.values.items()} | {"weights": float}
 
 EPILOG = f"""\
 A PARENT is a run folder, a file of weights (.pth, .pth.tar, .safetensors), a peft folder, or the word {ZERO_SHOT}:
@@ -65,13 +64,13 @@ def merge_run(
     """
     from dassl.engine.checkpoint import CONFIG, MERGE
     from dassl.utils.files import begun
-    from mergetune.merge_job import LEFT, MergeJob, compared, is_finished, older_merge
+    from mergetune.merge_job import LEFT, MergeJob, compared, is_finished
 
     out = Path(out)
     try:
         job = MergeJob(method, parents, values, base, keep, merge_space, rank, root=root, pairs=pairs)
         asked = job.asked()
-        facts, lines = compared(out, MERGE, "row", asked, older_merge)
+        facts, lines = compared(out, MERGE, asked)
         if lines or not facts:
             job.states  # noqa: B018  refuses what does not fit, before the folder is made
         with RunLock(str(out)):
@@ -96,7 +95,7 @@ def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
     line would; [] where there is none. memo: of `dassl.engine.recipe.differences`. MissingFile: a parent is gone."""
     from dassl.engine import recipe
     from dassl.engine.checkpoint import MERGE
-    from mergetune.merge_job import MergeJob, compared, older_merge
+    from mergetune.merge_job import MergeJob, compared
 
     tests, args = read(argv)
     out, _ = Path(args.pop("out")), args.pop("overwrite")
@@ -107,7 +106,7 @@ def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
         asked = MergeJob(values=values, **args).asked()
     except ValueError as error:  # else what is missing
         raise error if isinstance(error, UserError) else UserError(str(error)) from None
-    lines = compared(out, MERGE, "row", asked, older_merge)[1]
+    lines = compared(out, MERGE, asked)[1]
     for test in tests:
         cfg = evaluation(out, **test)
         lines += recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=True, model_dir=str(out), memo=memo)
@@ -151,24 +150,21 @@ def evaluate(
     return run(cfg, eval_only=True, model_dir=str(folder), overwrite=overwrite, command=command)
 
 
-def _reader(kind: type):
-    """Text such as "0.1,0.2" -> list of that kind of values; of floats where the default is None."""
-    kind = float if kind is type(None) else kind
+def _values(name: str, kind: type):
+    """How a flag of a method's value is read: "0.1,0.2" -> a list, one word -> a value (of `weights` a list)."""
 
-    def read(text: str) -> list:
-        return [kind(word) for word in text.split(",")]
+    def read(text: str) -> object:
+        values = [kind(word) for word in text.split(",")]
+        return values if len(values) > 1 or name == "weights" else values[0]
 
     read.__name__ = f"{kind.__name__}, or several with commas"
     return read
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m mergetune.merge",
-        description="Merge trained weights without training, and evaluate what comes of it.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def read(argv: Sequence[str]) -> tuple[list[dict], dict]:
+    """The arguments of each `evaluate`, and those of `merge_run`, of a command line."""
+    about = "Merge trained weights without training, and evaluate what comes of it."
+    parser = command_parser("mergetune.merge", about, EPILOG, ("--root", "--set", "--overwrite"))
     add = parser.add_argument
     add("parents", type="path", nargs="+", metavar="PARENT", help="weights to merge, see below")
     add("--method", required=True, choices=METHODS, help="how")
@@ -177,32 +173,21 @@ def build_parser() -> argparse.ArgumentParser:
     add("--keep", default="", metavar="NAME,...", help="no weights: these differ, and the first parent's are taken")
     add("--merge-space", default="factors", choices=SPACES, help="of LoRA: its two factors, or their product")
     add("--rank", type=int, help="of the factors made of a product; default the first parent's, 0 leaves the product")
-    add("--root", type="path", default="", help="folder of all data sets, if it is not where the first run found it")
-    add("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="what else has moved: a teacher")
-    add("--overwrite", action="store_true", help="make a finished merge again")
     add("--sweep", action="store_true", help="search the method's usual values where none are given")
     add("--eval", nargs="+", default=[], choices=SUBSETS, help="evaluate on these classes into FOLDER/eval_SUBSET")
     add("--others", metavar="NAMES", help="of --eval new: other data sets to score, as TEST.OTHERS")
     for name, kind in KINDS.items():
         users = [f"{key} ({method.values[name]})" for key, method in METHODS.items() if name in method.values]
-        add(f"--{name}", metavar="VALUE,...", type=_reader(kind), help=f"of {', '.join(users)}")
-    return parser
-
-
-def read(argv: Sequence[str]) -> tuple[list[dict], dict]:
-    """The arguments of each `evaluate`, and those of `merge_run`, of a command line."""
-    args = vars(build_parser().parse_args(argv))
-    subsets, sweep, others, pairs = (args.pop(name) for name in ("eval", "sweep", "others", "set"))
-    args |= {"pairs": sum(pairs, []), "keep": [name for name in args["keep"].split(",") if name]}
-    each = {"others": others, "root": args["root"], "pairs": args["pairs"]}
-    values = {name: args.pop(name) for name in KINDS}
-    values = {name: value for name, value in values.items() if value is not None}
-    values = {name: value[0] if len(value) == 1 and name != "weights" else value for name, value in values.items()}
+        words = {"metavar": "VALUE,...", "default": argparse.SUPPRESS, "help": f"of {', '.join(users)}"}
+        add(f"--{name}", type=_values(name, kind), **words)
+    args = vars(parser.parse_args(argv))
+    subsets, sweep, others = (args.pop(name) for name in ("eval", "sweep", "others"))
+    args["keep"] = [name for name in args["keep"].split(",") if name]
     if sweep:
         if not (usual := METHODS[args["method"]].sweep):
             raise UserError(f"--sweep: {args['method']} has no values to search")
-        values = {**usual, **values}
-    return [{"subset": subset} | each for subset in subsets], args | values
+        args = {**usual, **args}
+    return [{"subset": s, "others": others, "root": args["root"], "pairs": args["pairs"]} for s in subsets], args
 
 
 def main(argv: list[str] | None = None) -> Path:

@@ -1,7 +1,7 @@
 """One merge: its sources brought into one space, the search for the best values, and the folder that comes of it."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -28,6 +28,8 @@ JOINED = ("source", "source_subset", "data_seen")  # facts of which the merge ha
 # what goes of an earlier merge: weights that the new one may not have, and evaluations, which are of those
 LEFT = ("*/model*.pth.tar*", "*/checkpoint", "merged.safetensors", *PEFT_FILES, PEFT_CONFIG, CLASSES)
 LEFT += (RESULTS, f"eval_*/{RESULTS}")
+SWEEP = "sweep.json"  # of an ensemble
+FINISHED = {MERGE: "row", SWEEP: "test"}  # a field that it has
 
 
 class MergeJob:
@@ -82,18 +84,18 @@ class MergeJob:
 
     def of_word(self, word: str) -> State:
         """The weights that a word stands for; what is no weight, or what zero-shot leaves open, is the first's."""
-        own = self.first.state
-        only_lora = self.first.run is None and own and all(map(lora.is_factor, own))
+        state = self.first.state
+        only_lora = self.first.run is None and state and all(map(lora.is_factor, state))
         if word == ZEROS or word == ZERO_SHOT and only_lora:
-            return {name: torch.zeros_like(v) if is_weight(name, v) else v.clone() for name, v in own.items()}
+            return {name: torch.zeros_like(v) if is_weight(name, v) else v.clone() for name, v in state.items()}
         if word == START:
-            drawn = {name: v for name, v in self.first.untrained().items() if is_weight(name, v)}
-            return own | {name: value.to(own[name].dtype) for name, value in drawn.items()}
-        try:
-            weights = self.first.trainer.zero_shot_weights()
-        except UserError as error:
-            raise UserError(f"{error}. Task vectors can also start where the training did: base {START}") from error
-        return own | {name: value.detach().cpu().to(own[name].dtype) for name, value in weights.items()}
+            weights = {name: value for name, value in self.first.untrained().items() if is_weight(name, value)}
+        else:
+            try:
+                weights = self.first.trainer.zero_shot_weights()
+            except UserError as error:
+                raise UserError(f"{error}. Task vectors can also start where the training did: base {START}") from error
+        return state | {name: value.detach().cpu().to(state[name].dtype) for name, value in weights.items()}
 
     def asked(self) -> dict:
         """What a finished merge is compared by."""
@@ -178,18 +180,18 @@ class MergeJob:
         joined = {fact: dict.fromkeys(str(s.facts[fact]) for s in self.read if s.facts.get(fact)) for fact in JOINED}
         joined = {fact: " + ".join(values) for fact, values in joined.items()}
         records = [source.record() for source in self.sources]
-        own = {"format": 1, **options, "parents": records, "tried": tried, "row": row, "command": command}
-        return own | facts | joined
+        record = {"format": 1, **options, "parents": records, "tried": tried, "row": row, "command": command}
+        return record | facts | joined
 
 
 def candidates(values: dict) -> list[dict]:
-    """Every choice of values; what is no list stays."""
-    lists = {}
-    for name, value in values.items():
-        several = isinstance(value, list | tuple)
-        if name == "weights" and several:
-            several = any(isinstance(entry, list | tuple) for entry in value)
-        lists[name] = list(value) if several else [value]
+    """Every choice of values; what is no list stays, and so does one list of weights."""
+
+    def several(name: str, value: object) -> bool:
+        is_list = isinstance(value, list | tuple)
+        return is_list and (name != "weights" or any(isinstance(entry, list | tuple) for entry in value))
+
+    lists = {name: list(value) if several(name, value) else [value] for name, value in values.items()}
     return [dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())]
 
 
@@ -218,19 +220,33 @@ def row_name(method: str, values: dict, others: Sequence[str] = (), base: str = 
     return f"{how.title} ({inside})" if inside else how.title
 
 
-def compared(out: Path, marker: str, field: str, asked: dict, older: Callable[[dict], dict]) -> tuple[dict, list[str]]:
-    """What the finished merge or ensemble in a folder says, {} where there is none that can be read, and lines on what
-    it has otherwise than is asked for. older: what records of earlier versions say of that."""
-    facts = finished(out, marker, field)
+# What is finished in a folder: a merge, or an ensemble
+
+
+def compared(out: Path, marker: str, asked: dict) -> tuple[dict, list[str]]:
+    """What merge.json or sweep.json (`marker`) in a folder says, {} where there is none that can be read, and lines on
+    what it has otherwise than is asked for."""
+    facts = finished(out, marker, FINISHED[marker])
     try:
-        return facts, changed(facts["asked"] if isinstance(facts.get("asked"), dict) else older(facts), asked)
+        return facts, changed(facts["asked"] if isinstance(facts.get("asked"), dict) else asked_before(facts), asked)
     except (KeyError, TypeError, AttributeError):
         return {}, []
 
 
-def already(out: Path, marker: str, field: str, asked: dict, older: Callable[[dict], dict]) -> dict:
-    """As `compared`, what it says. AlreadyFinished for another than is asked for."""
-    facts, lines = compared(out, marker, field, asked, older)
+def asked_before(facts: dict) -> dict:
+    """What was asked for, as far as a record of an earlier version says."""
+    if "alphas" in facts:
+        return {"kind": facts["kind"], "alphas": facts["alphas"], "tests": list(facts["test"])}
+    tried = [{name: value for name, value in entry.items() if name != "val"} for entry in facts["tried"]]
+    sources = [source.get("sha256", source["path"]) for source in facts["parents"]]
+    choices = complete(facts["method"], tried or [facts["values"]])
+    return {"method": facts["method"], "choices": choices, "parents": sources}
+
+
+def already(out: Path, marker: str, asked: dict, overwrite: bool) -> dict:
+    """As `compared`, what is not to be overwritten; for who has locked the folder. AlreadyFinished for another than is
+    asked for."""
+    facts, lines = ({}, []) if overwrite else compared(out, marker, asked)
     if facts:
         drop_begun(out, marker)
     if lines:
@@ -239,22 +255,13 @@ def already(out: Path, marker: str, field: str, asked: dict, older: Callable[[di
     return facts
 
 
-def older_merge(facts: dict) -> dict:
-    """What merge.json of an earlier version says of what was asked for."""
-    tried = [{name: value for name, value in entry.items() if name != "val"} for entry in facts["tried"]]
-    parents = [parent.get("sha256", parent["path"]) for parent in facts["parents"]]
-    choices = complete(facts["method"], tried or [facts["values"]])
-    return {"method": facts["method"], "choices": choices, "parents": parents}
-
-
 def is_finished(out: Path, asked: dict, overwrite: bool) -> bool:
-    """Does the folder hold that merge, whole, and not to go? AlreadyFinished for another one, UserError for another
-    run."""
+    """Does the folder hold that merge, whole, and not to go? AlreadyFinished for another one, UserError for a run."""
     if not (out / MERGE).is_file() and (out / CONFIG).exists() and not begun(out, MERGE):
         run = any((out / name).exists() for name in (RESULTS, RESUME, "log.txt"))  # else an old version's half merge
         if run or not overwrite:
             ways = "" if run else ", or --overwrite what a killed merge has left"
             raise UserError(f"{out} holds a run that is no merge: choose another folder{ways}")
-    facts = {} if overwrite else already(out, MERGE, "row", asked, older_merge)
+    facts = already(out, MERGE, asked, overwrite)
     files = facts.get("weights", {}).get("files", {}).items()
-    return bool(facts) and all((out / name).is_file() and checkpoint_digest(out / name) == own for name, own in files)
+    return bool(facts) and all((out / name).is_file() and checkpoint_digest(out / name) == of for name, of in files)

@@ -24,7 +24,7 @@ from dassl.report.protocols.paths import FORMAT, OTHERS, QUANTITIES, SOLUTIONS, 
 from dassl.report.protocols.paths import PATH_FILE as FILE
 from dassl.report.stats import barrier, harmonic_mean
 from dassl.report.table import Table
-from dassl.utils import ArgumentParser, UserError, errors_in_one_line, get_logger, read_json, write_json
+from dassl.utils import UserError, command_parser, errors_in_one_line, get_logger, quiet, read_json, write_json
 from dassl.utils.progress import progress
 from dassl.utils.torchrun import one_process
 
@@ -36,6 +36,11 @@ log = get_logger()
 LEG_POINTS = 21  # on each straight line, ends included
 CHUNK = {"features": 1024, "weights": 8192}  # features (B, D) from the bank, scored together
 HALVES, WHOLE = SUBSETS[:2], SUBSETS[2:3]
+
+EPILOG = """\
+Loss in nats, accuracy in percent, on the test images. Barrier: largest loss above the straight line between the losses
+at both ends, or accuracy below it. The space of weights runs the model at 63 points.
+"""
 
 
 def walk(trainer, space: str, solutions: dict, batches: Batches) -> dict:
@@ -272,12 +277,8 @@ def _digits(quantity: str) -> int:
 
 def main(argv: list[str] | None = None) -> None:
     """One command line."""
-    parser = ArgumentParser(
-        prog="python -m mergetune.path_card",
-        description="Print the path card of a finished stage-2 run and write it to RUN/path.json.",
-        epilog="Loss in nats, accuracy in percent, on the test pictures. Barrier: largest loss above the straight line "
-        "between the losses at both ends, or accuracy below it. The space of weights runs the model at 63 points.",
-    )
+    about = "Print the path card of a finished stage-2 run and write it to RUN/path.json."
+    parser = command_parser("mergetune.path_card", about, EPILOG, ("--set",))
     add = parser.add_argument
     add("run", type="path", metavar="RUN", help="folder of a finished stage-2 training run")
     add("--space", choices=[*SPACES, "both"], default=SPACES[0], help="what is interpolated")
@@ -287,20 +288,18 @@ def main(argv: list[str] | None = None) -> None:
     add("--others", nargs="*", metavar="SET", help=words)
     add("--others-in-weights", action="store_true", help="in the space of weights too: a text pass a point and set")
     add("--images", type=int, metavar="N", help="N test pictures of each subset, not all")
-    add("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="what has moved: RESUME_COOP")
     args = parser.parse_args(argv)
     if args.images is not None and args.images < 1:
         raise UserError(f"--images is {args.images}, expected at least 1")
     if args.others_in_weights and args.space == SPACES[0]:
         raise UserError("--others-in-weights is about the space of weights: add --space weights or both")
     from dassl.engine.others import AUTO
-    from mergetune.predict import quiet
 
     spaces = SPACES if args.space == "both" else (args.space,)
     with quiet():
         others = () if args.others is None and not args.others_in_weights else args.others or [AUTO]
         others_in = SPACES if args.others_in_weights else SPACES[:1]
-        card = path_card(args.run, spaces, args.plane, args.images, sum(args.set, []), others, others_in)
+        card = path_card(args.run, spaces, args.plane, args.images, args.pairs, others, others_in)
     log.info("\n\n".join(card_table(card if space == SPACES[0] else card[space]).text() for space in spaces))
     if "unfinished" in card:
         log.warning(f"{args.run}: {card['unfinished']}")

@@ -10,13 +10,11 @@ Letters: B images, C classes, D joint width.
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -25,14 +23,15 @@ from dassl.config import merge_pairs
 from dassl.data.datasets import Datum
 from dassl.engine import read_run_cfg, trainer_class
 from dassl.utils import (
-    ArgumentParser,
     MissingFile,
     UserError,
     atomic_write,
     brief,
+    command_parser,
     errors_in_one_line,
     get_logger,
     one_line,
+    quiet,
     read_json,
 )
 from dassl.utils.images import IMAGE_SUFFIXES
@@ -224,17 +223,6 @@ class Predictor:
             file.write(save({"class_embeddings": vectors}, metadata))
 
 
-@contextmanager
-def quiet():
-    """Nothing but the answer is printed."""
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
-
-
 def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
     """Images among files and in folders, and what else is in the folders. MissingFile: there is none."""
 
@@ -264,19 +252,14 @@ def _counted(files: list[str], what: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """One command line."""
-    parser = ArgumentParser(
-        prog="python -m mergetune.predict",
-        description="Print the likeliest labels of images by a finished run; no data set is needed.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Print the likeliest labels of images by a finished run; no data set is needed."
+    parser = command_parser("mergetune.predict", about, EPILOG, ("--set",))
     add = parser.add_argument
     add("run", type="path", metavar="RUN", help="folder of a finished run")
     add("images", type="path", nargs="*", metavar="IMAGE", help="images, or folders of them")
     add("--classes", default="", metavar="A,B,C", help="other class names; default: the run's")
     add("--top", type=int, default=5, help="labels an image (default 5)")
     add("--export", type="path", default="", metavar="FILE", help="write the class embeddings as safetensors")
-    add("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="what has moved: RESUME_COOP")
     add("--json", action="store_true", help="JSON on stdout: [{image, labels: [{label, probability}, ...]}, ...]")
     args = parser.parse_intermixed_args(argv)
     if not args.images and not args.export:
@@ -289,7 +272,7 @@ def main(argv: list[str] | None = None) -> None:
     broken: dict[str, str] = {}
     classes = [name.strip() for name in args.classes.split(",")] if args.classes else []
     with quiet():
-        model = Predictor(args.run, classes, sum(args.set, []))
+        model = Predictor(args.run, classes, args.pairs)
         if model.unfinished:
             sys.stderr.write(f"{args.run}: {model.unfinished}\n")
         ranks = model(images, args.top, broken)

@@ -16,7 +16,7 @@ from yacs.config import CfgNode as CN
 from dassl.config import KEYS, leaves, merge_tree, read_yaml
 from dassl.data import DataManager
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import MissingFile, UserError, get_logger
+from dassl.utils import MissingFile, UserError, get_logger, quiet
 from dassl.utils.distributed import main_process_first
 
 from .build import trainer_class
@@ -92,12 +92,11 @@ def _config(cfg: CN, file: Path) -> CN:
 @contextlib.contextmanager
 def _aside() -> Iterator[None]:
     """What happens in here is not logged, warnings apart, and draws from no stream of the run."""
-    level, state = log.level, rng_state()
-    log.setLevel(logging.WARNING)
+    state = rng_state()
     try:
-        yield
+        with quiet(logging.WARNING):
+            yield
     finally:
-        log.setLevel(level)
         set_rng_state(state)
 
 

@@ -4,13 +4,13 @@ from .late import late_imports
 
 __getattr__, __dir__, __all__ = late_imports(
     __name__,
-    arguments="ArgumentParser expand_user split_pairs",
+    arguments="ArgumentParser command_parser expand_user split_pairs",
     errors="brief MissingFile UnknownName UserError WriteFailed WrongType errors_in_one_line memory_errors one_line "
     "printable",
     files="RunLock atomic_files atomic_folder atomic_path atomic_save atomic_write begun check_file drop_begun locked "
     "read_json read_text signals_wait write_json",
     images="IMAGE_SUFFIXES is_deep_image read_image",
-    logger="Logger get_logger logging_to setup_logger",
+    logger="Logger get_logger logging_to quiet setup_logger",
     meters="AverageMeter MetricMeter",
     plain_pickle="PlainArray checkpoint_digest load_plain_pickle",
     registry="Registry check_availability closest get_most_similar_str_to_a_from_b",

@@ -35,6 +35,14 @@ def _path(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+FLAGS = {  # that several commands have
+    "--root": {"type": "path", "default": "", "help": "folder of all data sets, if it is not where the run found it"},
+    "--set": {"dest": "pairs", "nargs": 2, "action": "extend", "default": [], "metavar": ("KEY", "VALUE"),
+              "help": "what else has moved: RESUME_COOP, a teacher"},
+    "--overwrite": {"action": "store_true", "help": "make again what is finished"},
+}  # fmt: skip
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's, where -1e-3 and -.5 are values, `type="path"` expands `~`, and an error is one line.
 
@@ -61,3 +69,12 @@ class ArgumentParser(argparse.ArgumentParser):
             names.setdefault(name.rpartition(".")[2].strip("-").replace("-", "_").upper(), []).append(name)
         word = flag.rpartition(".")[2].strip("-").replace("-", "_").upper()
         return names.get(word) or [name for near in closest(word, names, n=2) for name in names[near]]
+
+
+def command_parser(module: str, description: str, epilog: str = "", flags: Iterable[str] = ()) -> ArgumentParser:
+    """The parser of `python -m MODULE`, with some of FLAGS; the epilog's lines are shown as they are."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = ArgumentParser(prog=f"python -m {module}", description=description, epilog=epilog, formatter_class=layout)
+    for flag in flags:
+        parser.add_argument(flag, **FLAGS[flag])
+    return parser

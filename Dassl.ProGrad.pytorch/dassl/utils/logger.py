@@ -47,6 +47,18 @@ def get_logger(name="dassl"):
     return logger
 
 
+@contextlib.contextmanager
+def quiet(level=logging.ERROR):
+    """Nothing below this level is logged."""
+    logger = get_logger()
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 class Logger:
     """Stand-in for sys.stdout that writes to the console and to a file.
 
