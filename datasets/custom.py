@@ -29,7 +29,7 @@ from dassl.utils import (
 )
 
 from .mtil import MtilDataset
-from .official import words
+from .mtil_lists import words
 from .readers import PARTS, Lists, class_folders, folder_images, listed
 
 SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

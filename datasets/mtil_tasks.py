@@ -12,7 +12,7 @@ from dassl.utils import MissingFile
 from . import mtil_words as words
 from .arrays import cifar100, mnist
 from .mtil import MtilDataset
-from .official import (
+from .mtil_lists import (
     car_lists,
     flower_lists,
     food_lists,
@@ -21,7 +21,7 @@ from .official import (
     seeded_split,
     texture_lists,
 )
-from .official import words as plain
+from .mtil_lists import words as plain
 from .readers import Lists, class_folders, folder_images, variant_lists
 
 

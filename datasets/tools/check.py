@@ -207,14 +207,9 @@ def table(rows: Iterable[Row]) -> list[str]:
     """The lines of the table, and below it what is wrong with whom."""
     rows = list(rows)
     cells = [COLUMNS] + [tuple(_cell(getattr(row, key)) for key in COLUMNS) for row in rows]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(COLUMNS))]
-    lines = []
-    for line in cells:
-        shown = [
-            text.rjust(width) if 3 <= i <= 8 else text.ljust(width)
-            for i, (text, width) in enumerate(zip(line, widths, strict=True))
-        ]
-        lines.append("  ".join(shown).rstrip())
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    sides = [str.ljust if key in ("dataset", "folder", "split", "status") else str.rjust for key in COLUMNS]
+    lines = ["  ".join(side(*cell) for side, *cell in zip(sides, line, widths, strict=True)).rstrip() for line in cells]
     for row in rows:
         said = row.problems + row.notes if row.status != ABSENT else row.problems[1:]
         lines += [f"{row.dataset}: {text.removeprefix(f'{row.dataset}: ')}" for text in said]

@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 
 _IN = {  # package -> its modules that moved, and where to
     "condu": "merge fusion, packing bitpack, space tuning, slots expert_cache",
-    "datasets": "protocol base",
+    "datasets": "official mtil_lists, protocol base",
     "dassl.clip": "features feature_bank, rounds feature_bank",
     "dassl.engine": "preflight dry_run, processes distributed, stopping signals, trial dry_run",
     "dassl.report": "against protocols.against, base2new protocols.base2new, drawing figures.drawing, "

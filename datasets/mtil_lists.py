@@ -44,42 +44,40 @@ def seeded_split(items: list[Datum]) -> Lists:
     return [items[i] for i in order[:cut]], [], [items[i] for i in order[cut:]]
 
 
+def train_and_test(image_dir: str, items: dict[str, list[tuple[str, int, str]]]) -> Lists:
+    """Lists of items (path, label, class name) by the file that names them: that of training first."""
+    train, test = [listed(image_dir, some, source) for source, some in items.items()]
+    return train, [], test
+
+
 def texture_lists(folder: str, image_dir: str) -> Lists:
     """DTD, partition 1: labels/{train,test}1.txt with lines "banded/banded_0002.jpg"."""
-    parts = {}
-    for part in ("train", "test"):
-        source = os.path.join(folder, "labels", f"{part}1.txt")
-        parts[source] = [line.strip() for line in read_lines(source)]
-    names = sorted({path.split("/")[0] for paths in parts.values() for path in paths})
-    label_of = {name: label for label, name in enumerate(names)}
-
-    def triple(path):
-        name = path.split("/")[0]
-        return path, label_of[name], words(name)
-
-    train, test = [listed(image_dir, map(triple, paths), source) for source, paths in parts.items()]
-    return train, [], test
+    sources = [os.path.join(folder, "labels", f"{part}1.txt") for part in ("train", "test")]
+    paths = {source: [line.strip() for line in read_lines(source)] for source in sources}
+    names = sorted({path.split("/")[0] for some in paths.values() for path in some})
+    class_of = {name: (label, words(name)) for label, name in enumerate(names)}
+    items = {source: [(path, *class_of[path.split("/")[0]]) for path in some] for source, some in paths.items()}
+    return train_and_test(image_dir, items)
 
 
 def pet_lists(folder: str, image_dir: str) -> Lists:
     """Oxford-IIIT Pets: annotations/{trainval,test}.txt with lines "Abyssinian_100 1 1 1" (image, class from 1)."""
-    parts = []
+    items = {}
     for part in ("trainval", "test"):
         source = os.path.join(folder, "annotations", f"{part}.txt")
-        items = []
+        items[source] = []
         for line in read_lines(source):
             fields = line.split()
             if len(fields) != 4 or not re.fullmatch("[1-9][0-9]{0,3}", fields[1]):
                 raise UserError(f"{source}: line {line!r}; expected image, class (from 1), species and breed")
             name = words(fields[0].rpartition("_")[0]).title()
-            items.append((f"{fields[0]}.jpg", int(fields[1]) - 1, name))
-        parts.append(listed(image_dir, items, source))
-    return parts[0], [], parts[1]
+            items[source].append((f"{fields[0]}.jpg", int(fields[1]) - 1, name))
+    return train_and_test(image_dir, items)
 
 
 def food_lists(folder: str, image_dir: str) -> Lists:
     """Food-101: meta/{train,test}.json, {class: ["apple_pie/1005649", ...]}."""
-    parts, classes = [], None
+    items, classes = {}, None
     for part in ("train", "test"):
         source = os.path.join(folder, "meta", f"{part}.json")
         tree = read_json(source)
@@ -88,9 +86,8 @@ def food_lists(folder: str, image_dir: str) -> Lists:
         classes = classes or sorted(tree)
         if classes != sorted(tree):
             raise UserError(f"{source} has other classes than train.json: {min(set(classes) ^ set(tree))}")
-        items = [(f"{path}.jpg", classes.index(name), words(name)) for name, paths in tree.items() for path in paths]
-        parts.append(listed(image_dir, items, source))
-    return parts[0], [], parts[1]
+        items[source] = [(f"{p}.jpg", classes.index(name), words(name)) for name, paths in tree.items() for p in paths]
+    return train_and_test(image_dir, items)
 
 
 def flower_lists(folder: str, image_dir: str, names: tuple[str, ...]) -> Lists:
@@ -118,18 +115,16 @@ def car_lists(folder: str) -> Lists:
     test = os.path.join(folder, "cars_test_annos_withlabels.mat")
     if not os.path.isfile(test) and os.path.isfile(inner := os.path.join(folder, "devkit", os.path.basename(test))):
         test = inner
-    parts = []
+    items = {}
     for part, source in (("cars_train", os.path.join(folder, "devkit", "cars_train_annos.mat")), ("cars_test", test)):
         images = f"{part}/{part}" if os.path.isdir(os.path.join(folder, part, part)) else part
-        items = []
+        items[source] = []
         for record in mat_variable(source, "annotations", ("fname", "class")):
             name, kind = os.path.basename(str(record["fname"])), record["class"]
             if kind not in range(1, len(names) + 1):
                 raise UserError(f"{source}: {name} has class {kind}; cars_meta.mat names {len(names)}")
-            label = int(kind) - 1
-            items.append((f"{images}/{name}", label, words(names[label])))
-        parts.append(listed(folder, items, source))
-    return parts[0], [], parts[1]
+            items[source].append((f"{images}/{name}", int(kind) - 1, words(names[int(kind) - 1])))
+    return train_and_test(folder, items)
 
 
 def place_folders(image_dir: str, names_file: str) -> list[Datum]:
