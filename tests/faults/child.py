@@ -126,8 +126,8 @@ def listen():
     import mergetune.report
     from dassl.engine import TRAINER_REGISTRY
     from dassl.engine.base import TrainerBase
-    from dassl.engine.loops import EpochTrainer
     from dassl.engine.resume import ResumeState
+    from dassl.engine.trainer import EpochTrainer
 
     told(EpochTrainer, "run_epoch", "training")
     told(ResumeState, "save", "saving")

@@ -108,7 +108,7 @@ def test_the_test_images_cannot_choose(runs, monkeypatch):  # noqa: F811
     chosen = ensemble(runs.folder / "ft", alphas=ALPHAS, out=runs.folder / "watched")["alpha"]
     assert seen[: seen.count("val")] == ["val"] * 3 and set(seen[3:]) == {"test"}
     assert chosen == json.loads((runs.folder / "watched" / "sweep.json").read_text())["alpha"]
-    monkeypatch.setattr("dassl.engine.simple.SimpleTrainer.has_validation", lambda self: False)
+    monkeypatch.setattr("dassl.engine.trainer.SimpleTrainer.has_validation", lambda self: False)
     with pytest.raises(UserError, match="no validation images to choose alpha on"):
         ensemble(runs.folder / "lp", alphas=ALPHAS, out=runs.folder / "no-val")
     given = ensemble(runs.folder / "lp", alphas=[0.5], out=runs.folder / "no-val")

@@ -9,6 +9,7 @@ import os
 from collections import OrderedDict
 
 import torch
+from torch.utils.data import DataLoader
 
 from dassl.utils import (
     UserError,
@@ -25,7 +26,6 @@ from dassl.utils.progress import progress
 
 from .build import source_of
 from .checkpoint import find_model, load_exactly
-from .prograd import project_conflicting
 from .signals import defer_sigterm
 
 log = get_logger()
@@ -35,6 +35,11 @@ EPOCHS = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} epochs [{elapsed}<{r
 
 class NotFinite(UserError, FloatingPointError):
     """A loss or a weight is infinite or NaN."""
+
+
+def dataset_of(trainer: object) -> object:
+    """A trainer's data set; None for one that has none, as one that only predicts."""
+    return getattr(getattr(trainer, "dm", None), "dataset", None)
 
 
 class TrainerBase(OldMethods):
@@ -49,6 +54,19 @@ class TrainerBase(OldMethods):
         self._writer = None
         self._loaded = None  # (file name, checkpoint's epoch, its validation result) of the last load_model
         self._files = []  # that it read
+
+    @property
+    def epoch(self):
+        """Index of the epoch. Whoever sets it: the samplers learn which augmented views are its own."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch):
+        self._epoch = epoch
+        for loader in [part for part in vars(self).values() if isinstance(part, DataLoader)]:
+            sampler = getattr(loader if loader.batch_sampler is None else loader.batch_sampler, "sampler", None)
+            if hasattr(sampler, "set_epoch"):
+                sampler.set_epoch(epoch)
 
     # Registered models
 
@@ -219,6 +237,10 @@ class TrainerBase(OldMethods):
         optims = (self._optims[name] for name in self.get_model_names(names))
         return [optim for optim in optims if optim is not None]
 
+    def get_current_lr(self, names=None):
+        """Learning rate of the first parameter group that is stepped; 0.0 if none is."""
+        return next((optim.param_groups[0]["lr"] for optim in self.optimizers(names)), 0.0)
+
     def update_lr(self, names=None):
         """Step the schedulers of the registered models, after an epoch."""
         self._step_schedulers(names, per_step=False)
@@ -278,6 +300,18 @@ class TrainerBase(OldMethods):
             batch = f", batch {self.batch_idx + 1}" if hasattr(self, "batch_idx") else ""
             self._anomaly("Loss is infinite or NaN!", batch)
 
+    def pass_over_single(self, error):
+        """Leave out a last batch of one image, which batch norms do not take. UserError for any other batch of one."""
+        if "Expected more than 1 value per channel" not in str(error):
+            raise error
+        if self.batch_idx + 1 < self.num_batches or self.num_batches == 1:
+            raise UserError(
+                f"{source_of(type(self))} trains batch norms, which need two images a batch or more: "
+                f"DATALOADER.TRAIN_X.BATCH_SIZE is {self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE}"
+            ) from error
+        log.info("The last batch has one image, which batch norms do not take: it is left out")
+        self.update_lr()
+
     def check_finite(self):
         """Raise NotFinite if a trained weight is not finite: such a model is not worth keeping."""
         for name in self.get_model_names():
@@ -292,3 +326,16 @@ class TrainerBase(OldMethods):
     def last_checkpoint(self):
         """Path of the newest file that training can go on from, or "none" -> str."""
         return "none"
+
+
+def project_conflicting(grad_a, grad_b, lambda_=1.0):
+    """`grad_a` without `lambda_` times its part along `grad_b`, if the two point apart; else `grad_a`.
+
+    Both have one shape; their angle is taken over the whole tensor. A zero `grad_b` changes nothing.
+    """
+    norm = torch.linalg.vector_norm(grad_b)
+    if norm == 0:
+        return grad_a
+    direction = grad_b / norm
+    along = torch.sum(grad_a * direction)
+    return grad_a - lambda_ * along * direction if along < 0 else grad_a

@@ -21,7 +21,7 @@ TRAINER_REGISTRY = Registry(
 )
 """Trainer classes by `__name__`.
 
-A member is called as `Trainer(cfg)` and derives from SimpleTrainer (see simple.py), mostly through TrainerX.
+A member is called as `Trainer(cfg)` and derives from SimpleTrainer (see trainer.py), mostly through TrainerX.
 Class attributes that the engine reads: CONFIG and KEYS or `default_config()` (its own keys), `needs_checkpoint`
 (False: `--eval-only` works without a trained model).
 """

@@ -6,6 +6,7 @@ results.json, with the digest of each.
 
 import contextlib
 import functools
+import math
 import os
 import re
 from collections import OrderedDict
@@ -17,15 +18,18 @@ import torch
 from dassl.utils import (
     MissingFile,
     UserError,
+    atomic_save,
     checkpoint_digest,
     digest,
     drop_token_buffers,
     is_plain_tensor,
     listdir_nohidden,
+    load_checkpoint,
     read_json,
     strip_module,
     upgrade_keys,
 )
+from dassl.utils.distributed import is_main
 
 RESULTS, CONFIG, RESUME = "results.json", "config.yaml", "resume.pt"
 MERGE = "merge.json"  # in the place of results.json where weights were merged
@@ -185,3 +189,44 @@ def check_written(path: str | Path) -> list[str]:
                 raise UserError(f"{path} is not of the run of {file}: {ways}")
             return [os.path.basename(other) for other in digests if os.path.dirname(other) == path.parent.name]
     return []
+
+
+# The best model so far of a run
+
+
+def best_files(trainer):
+    """{model: path of its best weights}."""
+    return {name: os.path.join(trainer.output_dir, name, BEST) for name in trainer._models}
+
+
+def best_digests(trainer):
+    """{model: digest of its best weights} that the main process has just written."""
+    there = {name: file for name, file in best_files(trainer).items() if is_main() and os.path.isfile(file)}
+    return {name: checkpoint_digest(file) for name, file in there.items()}
+
+
+def check_best(trainer, digests, epochs=None):
+    """UserError where the best weights are not those with these digests (None: not known), that the run has written.
+
+    epochs: of resume.pt. Those of the next one were written after it, right before the run was killed: they are found
+    again, and nothing is the best until then.
+    """
+    for name, file in best_files(trainer).items() if is_main() else ():
+        there = os.path.isfile(file)
+        if name not in digests or there and digests[name] in (None, checkpoint_digest(file)):
+            continue
+        if there and epochs is not None and load_checkpoint(file).get("epoch") == epochs + 1:
+            trainer.best_result = -math.inf
+            continue
+        what = "is not the one that this run wrote" if there else "is gone"
+        raise UserError(f"{file}, the best model so far, {what}: put it back, or --overwrite starts the run afresh")
+
+
+def take_best(trainer):
+    """The best model so far is the other run's: a copy of it, or its result is forgotten where it is gone."""
+    files = [os.path.join(trainer.cfg.RESUME, name, BEST) for name in trainer._models]
+    if not all(map(os.path.isfile, files)):
+        trainer.best_result = -math.inf
+    elif trainer.best_result > -math.inf and is_main():
+        for file, ours in zip(files, best_files(trainer).values(), strict=True):
+            atomic_save(load_checkpoint(file), ours)

@@ -41,6 +41,7 @@ from dassl.utils.distributed import (
 )
 from dassl.utils.memory import reset_peak
 
+from .base import dataset_of
 from .build import build_trainer, checked_class
 from .checkpoint import CONFIG, LAST, MERGE, RESULTS, RESUME, finished, last_epoch
 from .lint import counts, opening
@@ -218,7 +219,7 @@ def build_run(cfg, recipe=None):
         set_random_seed(broadcast(int.from_bytes(os.urandom(4), "big")))  # any, but one for all
     with main_process_first():  # a data set may keep on disk what it draws
         trainer = build_trainer(cfg)
-    dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+    dataset = dataset_of(trainer)
     drawn = getattr(dataset, "drawn", None)
     if is_main():
         log.info(counts(dataset))
@@ -263,7 +264,7 @@ def load_trained(trainer, folder, epoch=None, row=None):
     UserError for one that knows its own classes only, and has others to score.
     """
     if folder:
-        names = getattr(getattr(getattr(trainer, "dm", None), "dataset", None), "classnames", None)
+        names = getattr(dataset_of(trainer), "classnames", None)
         if names and (reason := getattr(trainer, "bound_to_classes", "")):
             check_classes(folder, names, reason)
         trainer.trained = trainer.trained | (UNKNOWN | row if row else trainer.trained_facts(folder))
@@ -279,7 +280,7 @@ def load_trained(trainer, folder, epoch=None, row=None):
 
 def _train(trainer):
     """Train; an interruption says what is left to go on from."""
-    data = getattr(getattr(trainer, "dm", None), "dataset", None)
+    data = dataset_of(trainer)
     if getattr(data, "test_only", False) and trainer.get_model_names():
         raise UserError(f"{trainer.cfg.DATASET.NAME} is only tested on: its training images are its test images")
     trainer._progress.hold = True

@@ -15,6 +15,7 @@ from yacs.config import CfgNode as CN
 from dassl.config import RULES, Key, leaves, read_yaml
 from dassl.utils import UserError, brief, digest
 
+from .base import dataset_of
 from .build import config_nodes, trainer_class
 from .checkpoint import (
     CONFIG,
@@ -101,7 +102,7 @@ def input_digests(cfg: CN, kind: str = "train", trainer: object = None, memo: di
     memo, data = {} if memo is None else memo, None
     inputs = {k: memo.get(p) or memo.setdefault(p, content_digest(p)) for k, p in paths(cfg, kind).items()}
     if trainer is not None:
-        data = data_digest(getattr(getattr(trainer, "dm", None), "dataset", None), cfg.DATASET.NAME)
+        data = data_digest(dataset_of(trainer), cfg.DATASET.NAME)
     else:
         lists = digest({**cfg.DATASET, "CUSTOM": {**cfg.DATASET.CUSTOM}} | DRAW, cfg.TRAINER.MODAL)
         data = memo.get(lists) or memo.setdefault(lists, data_digest(build_lists(cfg), cfg.DATASET.NAME))

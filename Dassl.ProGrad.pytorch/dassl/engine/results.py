@@ -17,6 +17,7 @@ from dassl.utils import MissingFile, UserError, digest, get_logger, read_json, w
 from dassl.utils.distributed import is_main, world_size
 from dassl.utils.memory import report_peak
 
+from .base import dataset_of
 from .checkpoint import BEST, MERGE, check_written, find_file, weights_digest, written
 from .checkpoint import RESULTS as FILE
 from .recipe import check_config, dataset_metadata, recipe
@@ -43,7 +44,7 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
     `metadata()` of the dataset, if any, and of the trainer override the engine's fields; what the trained model's own
     folder says (`trained_facts`) overrides both.
     """
-    dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+    dataset = dataset_of(trainer)
     evaluator = trainer.evaluator
     metrics = getattr(evaluator, "results", None) or ({} if accuracy is None else {"accuracy": accuracy})
     results = {
@@ -195,7 +196,7 @@ def with_changes(preset, changes):
 
 def images_seen(trainer, every="all images"):
     """What a training run saw, as `data_seen` has it: "16 shots of base classes", and how many classes have fewer."""
-    data, dataset = trainer.cfg.DATASET, getattr(getattr(trainer, "dm", None), "dataset", None)
+    data, dataset = trainer.cfg.DATASET, dataset_of(trainer)
     counts = Counter(item.label for item in getattr(dataset, "train_x", ())).values()
     fewer = [count for count in counts if count < data.NUM_SHOTS]
     words = FEWER.format(f"{len(fewer)} of {len(counts)} classes, at least {min(fewer)} each") if fewer else ""
@@ -207,7 +208,7 @@ def write_classes(folder, trainer):
 
     dataset, classnames (by label), template and templates (by family of methods), as far as there are any.
     """
-    dataset = getattr(getattr(trainer, "dm", None), "dataset", None)
+    dataset = dataset_of(trainer)
     if not getattr(dataset, "classnames", None):
         return None
     facts = {"format": FORMAT, "dataset": trainer.cfg.DATASET.NAME, "classnames": list(dataset.classnames)}

@@ -16,39 +16,27 @@ import itertools
 import math
 import os
 import time
-import warnings
 
-import torch
-from torch import nn
-
-from dassl.config import leaves
-from dassl.utils import UserError, atomic_save, brief, get_logger, load_checkpoint, upgrade_keys
+from dassl.config import leaves, read_yaml
+from dassl.optim.lr_scheduler import go_on
+from dassl.utils import UserError, atomic_save, brief, get_logger, load_checkpoint, read_text, upgrade_keys
 from dassl.utils.distributed import gather, is_main, rank, world_size
 
 from .base import TrainerBase
+from .checkpoint import best_digests, check_best, take_best
 from .distributed import batch_share
-from .earlier import best_digests, check_best, differs, follow_pointers, take_best, take_up
-from .state import (
-    fingerprint,
-    memory,
-    plain,
-    rng_state,
-    running_loaders,
-    set_rng_state,
-    stateful,
-    stop_workers,
-    tensor_like,
-    trace,
-)
+from .recipe import GO_ON, differing, recipe
+from .state import Attributes, plain, rng_state, running_loaders, set_rng_state, stop_workers
 
 log = get_logger()
 
 FILE = "resume.pt"
 FORMAT = 1
-# What the engine itself moves, or restores by other means
-_OWN = {"_epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start", "step_metrics",
-        "_share", "_history"}  # fmt: skip
-
+# Keys that a run shares with another one that cfg.RESUME names; `kept_keys` of its trainer too
+_KEPT = (
+    "TRAINER.NAME", "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES", "DATASET.NUM_SHOTS", "DATASET.SOURCE_DOMAINS",
+    "DATASET.TARGET_DOMAINS", "MODEL.BACKBONE.NAME",
+)  # fmt: skip
 _UNFIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
@@ -67,9 +55,7 @@ class ResumeState:
         self._start = {}  # random states and running loaders before the epoch
         self._started = time.monotonic()
         self._iterated = []  # loaders that the interrupted run had iterated
-        self._kept = {}  # attribute -> keys that resume.pt held
-        self._skipped = set()  # what cannot be saved
-        self._warned = False
+        self.attributes = Attributes(trainer)
 
     @property
     def path(self):
@@ -105,14 +91,7 @@ class ResumeState:
 
     def begin(self):
         """Right before the first epoch: note what can change, and take up the random states."""
-        self._before = {
-            (name, key): fingerprint(tensor)
-            for name, part in stateful(self.trainer)
-            if isinstance(part, nn.Module)
-            for key, tensor in part.state_dict().items()
-            if isinstance(tensor, torch.Tensor)
-        }
-        self._traces = self._trace()
+        self.attributes.begin()
         for name in self._iterated:
             _start_workers(getattr(self.trainer, name, None))
         if self._rng is not None:
@@ -134,7 +113,7 @@ class ResumeState:
         self._start = self._generators()
         atomic_save(self._content(trainer.epoch + 1), self.path)
         self.holds = True
-        self._warn()
+        self.attributes.warn(FILE)
 
     def save_within(self, losses):
         """Rewrite resume.pt after the batch `trainer.batch_idx`. Raises WriteFailed; the old one stays whole.
@@ -148,7 +127,7 @@ class ResumeState:
         if not is_main():
             return
         state = self._content(trainer.epoch)
-        if self._lost() or type(trainer).before_epoch is not TrainerBase.before_epoch:
+        if self.attributes.lost() or type(trainer).before_epoch is not TrainerBase.before_epoch:
             return
         within = {"batches": trainer.batch_idx + 1, "losses": losses.state_dict(), "rng": states}
         atomic_save(state | {"within": plain(within)}, self.path)
@@ -172,7 +151,8 @@ class ResumeState:
 
     def _content(self, epochs):
         """What resume.pt holds of a run that has finished so many epochs."""
-        trainer, self._skipped = self.trainer, set()
+        trainer, plain_of = self.trainer, self.attributes.plain
+        self.attributes.unsaved = set()
         return {
             "format": FORMAT,
             "epoch": epochs,
@@ -184,18 +164,27 @@ class ResumeState:
             "inputs": self.inputs,
             "models": {
                 name: {
-                    "model": self._plain(f"model {name}", model.state_dict()),
-                    "optim": self._state(f"optimizer of {name}", trainer._optims[name]),
-                    "sched": self._state(f"scheduler of {name}", trainer._scheds[name]),
+                    "model": plain_of(f"model {name}", model),
+                    "optim": plain_of(f"optimizer of {name}", trainer._optims[name]),
+                    "sched": plain_of(f"scheduler of {name}", trainer._scheds[name]),
                 }
                 for name, model in trainer._models.items()
             },
-            "attributes": self._attributes(),
+            "attributes": self.attributes.state(),
             **self._start,
         }
 
     def _generators(self):
         return {"rng": rng_state(), "loaders": list(running_loaders(self.trainer))}
+
+    def last_checkpoint(self):
+        """Path of the newest file that training can go on from, or "none" -> str."""
+        candidates = [self.path] if self.holds else []
+        for name in self.trainer._models:
+            folder = os.path.join(self.trainer.output_dir, name)
+            if os.path.isfile(pointer := os.path.join(folder, "checkpoint")):
+                candidates.append(os.path.join(folder, read_text(pointer).partition("\n")[0].strip()))
+        return next((path for path in candidates if os.path.isfile(path)), "none")
 
     def end(self):
         """Training is over: end persistent workers, remove resume.pt."""
@@ -247,13 +236,12 @@ class ResumeState:
             model = trainer._models[name]
             model.load_state_dict(upgrade_keys(saved["model"], model))
             if other:
-                take_up(trainer, name, saved["optim"], saved["sched"], state["epoch"])
+                _take_rates(trainer, name, saved["optim"], saved["sched"], state["epoch"])
                 continue
             for part, kept in ((trainer._optims[name], saved["optim"]), (trainer._scheds[name], saved["sched"])):
                 if part is not None and kept is not None:
                     part.load_state_dict(kept)
-        for name, part in stateful(trainer):
-            self._restore_attribute(part, state["attributes"].get(name), name)
+        self.attributes.restore(state["attributes"])
         trainer.best_result = float(state["best_result"])
         trainer._history = state.get("history", [])  # older files have none
         trainer.epoch = state["epoch"] - 1  # for what runs before the first epoch, or if none is left
@@ -265,68 +253,6 @@ class ResumeState:
             self.inputs = state.get("inputs", {}) | self.inputs
             check_best(trainer, self.best, state["epoch"])
         self._rng, self._iterated = state["rng"], state["loaders"]
-
-    def _attributes(self):
-        tensors = [t for model in self.trainer._models.values() for t in model.state_dict().values()]
-        seen = {memory(tensor) for tensor in tensors if tensor_like(tensor)}
-        saved = {}
-        for name, part in stateful(self.trainer):
-            if isinstance(part, nn.Module):
-                state = {k: v for k, v in part.state_dict().items() if self._is_news(name, k, v, seen)}
-            else:
-                state = part.state_dict()
-            state = self._plain(name, state)
-            if state is not None:
-                saved[name] = state
-        self._kept = {name: set(state) for name, state in saved.items()}
-        return saved
-
-    def _is_news(self, name, key, value, seen):
-        """Must this entry of a module be saved? Not if a registered model holds it or nothing changed it."""
-        if not tensor_like(value):
-            return True
-        if memory(value) in seen:
-            return False
-        seen.add(memory(value))
-        return key in self._kept.get(name, ()) or self._before.get((name, key)) != fingerprint(value)
-
-    def _restore_attribute(self, part, state, name):
-        if state is None:
-            return
-        if isinstance(part, nn.Module):
-            part.load_state_dict(state, strict=False)
-        else:
-            part.load_state_dict(state)
-        self._kept[name] = set(state)
-
-    def _state(self, name, part):
-        return None if part is None else self._plain(name, part.state_dict())
-
-    def _plain(self, name, state):
-        try:
-            return plain(state)
-        except TypeError:
-            self._skipped.add(name)
-            return None
-
-    def _trace(self):
-        return {name: trace(value) for name, value in vars(self.trainer).items() if name not in _OWN}
-
-    def _lost(self):
-        """Names of what has changed since `begin`, and that resume.pt does not hold."""
-        now = self._trace()
-        return {name for name in now if now[name] != self._traces.get(name)} | self._skipped
-
-    def _warn(self):
-        if self._warned:
-            return
-        if lost := self._lost():
-            self._warned = True
-            warnings.warn(
-                f"{FILE} does not hold what training changes in {', '.join(sorted(lost))}: a resumed run "
-                "starts with other values there. Register such state, or let it have a state_dict",
-                stacklevel=2,
-            )
 
 
 def _take_up(states):
@@ -341,3 +267,60 @@ def _start_workers(loader):
     """Persistent workers draw a seed when they start; the uninterrupted run has done so long ago."""
     if loader is not None and getattr(loader, "persistent_workers", False):
         iter(loader)
+
+
+def differs(path, old, trainer, inputs=()):
+    """Does the recipe of `trainer` differ from `old`, {key: value} of the earlier run at `path`, and its `inputs`?
+
+    UserError where it must not: at all where an interrupted run goes on by itself, in _KEPT where cfg.RESUME names
+    another one.
+    """
+    asked = recipe(trainer.cfg) | {"RESUME": old.get("RESUME", "")}
+    lines = differing({"recipe": old, "inputs": dict(inputs)}, asked, trainer._progress.inputs)
+    message = f"{path} is of a run with another config: {'; '.join(lines)}"
+    if lines and not trainer.cfg.RESUME:
+        raise UserError(f"{message}. {GO_ON}")
+    if other := [line for line in lines if line.startswith((*_KEPT, *trainer.kept_keys))]:
+        raise UserError(f"{path} is of another run, which this one cannot go on with: {'; '.join(other)}")
+    if lines:
+        get_logger().info(message)
+    return bool(lines)
+
+
+def _take_rates(trainer, name, optimizer, scheduler, epochs):
+    """States of a model's optimizer and scheduler from a run of another config, at the rates of this one."""
+    ours = trainer._scheds[name]
+    steps = epochs * trainer.steps_per_epoch if getattr(ours, "per_step", False) else None
+    try:
+        go_on(trainer._optims[name], ours, optimizer, scheduler, steps)
+    except (KeyError, ValueError) as error:
+        raise UserError(f'"{trainer.cfg.RESUME}" does not fit this run: {error}') from error
+
+
+class _Held:
+    """In an optimizer's or a scheduler's place: its state, not taken up."""
+
+    state = None
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+def follow_pointers(trainer):
+    """As Dassl resumes from cfg.RESUME, which has no resume.pt -> epoch to go on with, 0 if there is nothing.
+
+    Under another config, or one that nobody knows, by this run's rates and schedules.
+    """
+    config = os.path.join(trainer.cfg.RESUME, "config.yaml")
+    if os.path.isfile(config) and not differs(config, dict(leaves(read_yaml(config))), trainer):
+        return trainer.resume_model_if_exist(trainer.cfg.RESUME)
+    built = trainer._optims, trainer._scheds
+    held = [{name: part and _Held() for name, part in parts.items()} for parts in built]
+    trainer._optims, trainer._scheds = held
+    try:
+        epoch = trainer.resume_model_if_exist(trainer.cfg.RESUME)
+    finally:
+        trainer._optims, trainer._scheds = built
+    for name in trainer._models if epoch else ():
+        _take_rates(trainer, name, *(parts[name] and parts[name].state for parts in held), epoch)
+    return epoch

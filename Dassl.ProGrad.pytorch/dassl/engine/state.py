@@ -1,11 +1,13 @@
 """What is state in a running trainer: random generators, objects that save themselves, changing numbers."""
 
 import random
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 
 import numpy as np
 import torch
+from torch import nn
 
 
 def stateful(trainer):
@@ -133,3 +135,87 @@ def set_rng_state(state):
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+# What the engine itself moves, or restores by other means
+_RESTORED = {"_epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start",
+             "step_metrics", "_share", "_history"}  # fmt: skip
+
+
+class Attributes:
+    """What a trainer holds beside its registered models: the attributes that save themselves, and what else changes.
+
+    Of a module only the tensors are saved that training has changed, and that no registered model holds.
+    """
+
+    def __init__(self, trainer: object):
+        self.trainer = trainer
+        self.unsaved: set[str] = set()  # what should have been saved, and cannot be
+        self._kept: dict[str, set] = {}  # attribute -> keys that were saved
+        self._warned = False
+
+    def begin(self) -> None:
+        """Right before the first epoch: note what can change."""
+        self._before = {
+            (name, key): fingerprint(tensor)
+            for name, part in stateful(self.trainer)
+            if isinstance(part, nn.Module)
+            for key, tensor in part.state_dict().items()
+            if isinstance(tensor, torch.Tensor)
+        }
+        self._traces = self._trace()
+
+    def state(self) -> dict[str, object]:
+        """{attribute: its state}."""
+        tensors = [t for model in self.trainer._models.values() for t in model.state_dict().values()]
+        seen = {memory(tensor) for tensor in tensors if tensor_like(tensor)}
+        states = {name: self.plain(name, part, seen) for name, part in stateful(self.trainer)}
+        states = {name: state for name, state in states.items() if state is not None}
+        self._kept = {name: set(state) for name, state in states.items()}
+        return states
+
+    def plain(self, name: str, part: object, seen: set | None = None) -> object:
+        """The state of a part, of plain values; None where it holds others. seen: memory that is saved already."""
+        state = None if part is None else part.state_dict()
+        if seen is not None and isinstance(part, nn.Module):
+            state = {key: value for key, value in state.items() if self._is_news(name, key, value, seen)}
+        try:
+            return plain(state)
+        except TypeError:
+            self.unsaved.add(name)
+            return None
+
+    def _is_news(self, name: str, key: str, value: object, seen: set) -> bool:
+        """Must this entry of a module be saved? Not if a registered model holds it or nothing changed it."""
+        if not tensor_like(value):
+            return True
+        if memory(value) in seen:
+            return False
+        seen.add(memory(value))
+        return key in self._kept.get(name, ()) or self._before.get((name, key)) != fingerprint(value)
+
+    def restore(self, states: Mapping[str, Mapping]) -> None:
+        """Put back what `state` gave."""
+        for name, part in stateful(self.trainer):
+            if name in states:
+                strict = {"strict": False} if isinstance(part, nn.Module) else {}
+                part.load_state_dict(states[name], **strict)
+                self._kept[name] = set(states[name])
+
+    def lost(self) -> set[str]:
+        """Names of what has changed since `begin`, and is not saved."""
+        now = self._trace()
+        return {name for name in now if now[name] != self._traces.get(name)} | self.unsaved
+
+    def _trace(self) -> dict[str, object]:
+        return {name: trace(value) for name, value in vars(self.trainer).items() if name not in _RESTORED}
+
+    def warn(self, file: str) -> None:
+        """Say once what the file that holds the states does not."""
+        if not self._warned and (lost := self.lost()):
+            self._warned = True
+            warnings.warn(
+                f"{file} does not hold what training changes in {', '.join(sorted(lost))}: a resumed run "
+                "starts with other values there. Register such state, or let it have a state_dict",
+                stacklevel=3,
+            )

@@ -1,32 +1,351 @@
-"""Dassl's `dassl.engine.trainer`: the trainer classes, and every name that code written for Dassl finds there."""
+"""SimpleTrainer, and TrainerX and TrainerXU: an epoch over labelled batches, or labelled and unlabelled ones in step.
 
-from importlib import import_module
+The short way to a method is `losses(batch) -> {name: scalar}`: the engine sums, scales, steps and logs. A
+trainer in Dassl's own style overrides `forward_backward` and does all this itself, the scheduler included.
+"""
 
-from .base import TrainerBase
-from .loops import TrainerX, TrainerXU
+import os
+import os.path as osp  # noqa: F401  as others import it from Dassl's module
+import time
+from datetime import timedelta
+from itertools import chain, repeat
+
+import numpy as np
+import torch
+
+from dassl.config import KEYS, Keys, build_node, complete
+from dassl.data import DataManager
+from dassl.evaluation import build_evaluator
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import MissingFile, UserError, check_availability, count_num_param, get_logger, load_pretrained_weights
+from dassl.utils.distributed import average_gradients, barrier, world_size
+from dassl.utils.late import forwarding
+
+from .base import TrainerBase, dataset_of
+from .build import source_of
+from .checkpoint import BEST, check_best
+from .distributed import batch_share, of_all, start_epoch_together, start_together
+from .evaluation import evaluate, keep_if_best, write_outputs
+from .losses import EpochLog, total_loss
 from .network import SimpleNet
-from .simple import SimpleTrainer
+from .precision import Precision
+from .results import trained_facts
+from .resume import ResumeState
+from .signals import defer_sigterm, should_stop, stop
 
-_ELSEWHERE = {  # what Dassl's module imports, others import from it; late, for TensorBoard's takes a second
-    "dassl.data": "DataManager",
-    "dassl.evaluation": "build_evaluator",
-    "dassl.modeling": "build_backbone build_head",
-    "dassl.optim": "build_lr_scheduler build_optimizer",
-    "dassl.utils": "AverageMeter MetricMeter count_num_param load_checkpoint load_pretrained_weights mkdir_if_missing "
-    "resume_from_checkpoint save_checkpoint tolist_if_not",
-    "collections": "OrderedDict",
-    "torch": "nn",
-    "torch.utils.tensorboard": "SummaryWriter",
-    "tqdm": "tqdm",
-}
-_MODULES = {"datetime": "datetime", "json": "json", "np": "numpy", "osp": "os.path", "time": "time", "torch": "torch"}
-__all__ = ["SimpleNet", "SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU", *" ".join(_ELSEWHERE.values()).split()]
+log = get_logger()
+
+# what Dassl's module imports beside these, and others import from it
+__getattr__ = forwarding(
+    __name__,
+    "collections:OrderedDict datetime json torch:nn torch.utils.tensorboard:SummaryWriter tqdm:tqdm",
+    "dassl.modeling:build_backbone dassl.modeling:build_head dassl.utils:AverageMeter dassl.utils:MetricMeter",
+    "dassl.utils:load_checkpoint dassl.utils:mkdir_if_missing dassl.utils:resume_from_checkpoint",
+    "dassl.utils:save_checkpoint dassl.utils:tolist_if_not",
+)
 
 
-def __getattr__(name: str):
-    if name in _MODULES:
-        return import_module(_MODULES[name])
-    for module, names in _ELSEWHERE.items():
-        if name in names.split():
-            return getattr(import_module(module), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+class SimpleTrainer(TrainerBase):
+    """A trainer of one config. Members that a subclass may override: see the methods marked Hook.
+
+    Attributes: cfg, device, epoch (index), max_epoch, output_dir, dm (data), train_loader_x, train_loader_u,
+    val_loader, test_loader, num_classes, lab2cname, evaluator, best_result, precision.
+    """
+
+    CONFIG = ""  # name of this class's node below cfg.TRAINER
+    KEYS: Keys = {}  # that node's keys: {"NAME": Key(default, meaning, ...)}
+    needs_checkpoint = True  # False: can be evaluated without a trained model
+    bound_to_classes = ""  # why the model knows no class names but its own; empty: it takes any
+    held_keys = ()  # config keys that a trained model is made with, and that none of its tensors shows
+    kept_keys = ()  # config keys that may not change where a run is resumed under another config
+    trained = {}  # what its own folder says of the model that is evaluated; see trained_facts
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.check_cfg(complete(cfg))
+        if cfg.MODEL.INIT_WEIGHTS and not os.path.exists(cfg.MODEL.INIT_WEIGHTS):
+            raise MissingFile(f'MODEL.INIT_WEIGHTS: nothing at "{cfg.MODEL.INIT_WEIGHTS}"')
+        for key, value in (("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL), ("TEST.SPLIT", cfg.TEST.SPLIT)):
+            check_availability(value, KEYS[key].available, key)
+        self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        self.start_epoch = self.epoch = 0
+        self.max_epoch = cfg.OPTIM.MAX_EPOCH
+        self.output_dir = cfg.OUTPUT_DIR
+        self.cfg = cfg
+        self.step_metrics = {}
+        self.precision = Precision(self.precision_mode(), self.device)
+        self.build_data_loader()
+        self.build_model()
+        self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
+        self.best_result = -np.inf
+        self._history = []  # of `recorded`; resume.pt holds it
+        self._progress = ResumeState(self)
+
+    # Hooks
+
+    @classmethod
+    def default_config(cls):
+        """Hook: the keys of cfg.TRAINER.<CONFIG> with their defaults -> CfgNode. By default those of KEYS."""
+        return build_node(cls.KEYS)
+
+    def check_cfg(self, cfg):
+        """Hook: refuse values that do not go together; `self.cfg` is not set yet."""
+
+    def precision_mode(self):
+        """Hook: fp32, fp16, amp or bf16; by default the key PREC of the trainer's node."""
+        node = self.cfg.TRAINER.get(self.CONFIG, {}) if self.CONFIG else {}
+        return node.get("PREC", "fp32")
+
+    def metadata(self):
+        """Hook: what results.json should say of this run beside the engine's own fields -> dict."""
+        return {}
+
+    def trained_facts(self, folder):
+        """Hook: what results.json should say of the trained model in `folder` that this run evaluates -> dict."""
+        return trained_facts(folder, self)
+
+    def build_data_loader(self):
+        """Hook: set the loaders and what follows from the data set."""
+        dm = self.build_data_manager()
+        self.train_loader_x = dm.train_loader_x
+        self.train_loader_u = dm.train_loader_u
+        self.val_loader = dm.val_loader
+        self.test_loader = dm.test_loader
+        self.num_classes = dm.num_classes
+        self.num_source_domains = dm.num_source_domains
+        self.lab2cname = dm.lab2cname
+        self.dm = dm
+
+    def build_data_manager(self):
+        """Hook: the data set with its transforms and loaders."""
+        return DataManager(self.cfg)
+
+    @property
+    def steps_per_epoch(self):
+        """Optimiser steps of an epoch of `train_loader_x`."""
+        return -(-len(self.train_loader_x) // max(1, self.cfg.TRAIN.ACCUMULATE))
+
+    def build_model(self):
+        """Hook: build and register what is trained. Default: SimpleNet, registered as "model"."""
+        cfg = self.cfg
+        self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
+        if cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
+        self.model.to(self.device)
+        log.debug(f"# params: {count_num_param(self.model):,}")
+        self.optim = build_optimizer(self.model, cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.register_model("model", self.model, self.optim, self.sched)
+
+    def model_inference(self, input):
+        """Hook: logits (B, C)."""
+        return self.model(input)
+
+    def parse_batch_test(self, batch):
+        """Hook: (what `model_inference` takes, labels (B,)), on the device."""
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    # Training
+
+    def train(self):
+        """Train, test, and leave checkpoints in `output_dir`; see TrainerBase.train."""
+        super().train(self.start_epoch, self.max_epoch)
+
+    def before_train(self):
+        self.start_epoch = self._progress.resume()
+        self.epoch = max(self.start_epoch - 1, 0)
+        if self.start_epoch >= self.max_epoch and (self.cfg.RESUME or not self.max_epoch):
+            done, asked = self.start_epoch, self.max_epoch
+            log.info(f"Nothing is left to train: {done} epochs are done, OPTIM.MAX_EPOCH is {asked}")
+            if self.chooses_best() and self.best_result == -np.inf:
+                self.save_model(done - 1, self.output_dir, model_name=BEST)
+            self.save_model(done - 1, self.output_dir)
+        if self.chooses_best() and not self.has_validation():
+            log.warning(
+                "Warning: TEST.FINAL_MODEL is best_val, but this data set has no validation images. "
+                "The test set must not choose: the last epoch's model counts as the best"
+            )
+        self.init_writer(os.path.join(self.output_dir, "tensorboard"))
+        self.time_start = time.time()
+
+    def after_epoch(self):
+        last = self.epoch + 1 == self.max_epoch
+        every = self.cfg.TRAIN.CHECKPOINT_FREQ
+        if self.chooses_best() and self.has_validation():
+            keep_if_best(self)
+        elif self.chooses_best() and last:
+            self.save_model(self.epoch, self.output_dir, model_name=BEST)
+        if last or (every > 0 and (self.epoch + 1) % every == 0):
+            self.save_model(self.epoch, self.output_dir)
+
+    def after_train(self):
+        log.info("Finish training")  # upstream's end line, then the fork's: scripts wait for one or the other
+        log.info("Finished training")
+        if not self.cfg.TEST.NO_TEST:
+            if self.chooses_best():
+                log.info("Deploy the model with the best val performance")
+                barrier()  # the main process has written it
+                check_best(self, self._progress.best)
+                self.load_model(self.output_dir)
+            else:
+                log.info("Deploy the last-epoch model")
+            self.test()
+        log.info(f"Elapsed: {timedelta(seconds=round(time.time() - self.time_start))}")
+        self.close_writer()
+
+    def chooses_best(self):
+        """Is the model chosen by validation? Not if nothing is to be tested."""
+        return self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST
+
+    def has_validation(self):
+        """Are there validation images, apart from the test images?"""
+        return self.val_loader is not None and getattr(dataset_of(self), "has_val", True)
+
+    def start_progress(self):
+        self._progress.begin()
+
+    def save_progress(self):
+        self._progress.save()
+
+    def end_progress(self):
+        self._progress.end()
+
+    def last_checkpoint(self):
+        """Path of the newest file that training can go on from, or "none" -> str."""
+        return self._progress.last_checkpoint()
+
+    # Evaluation
+
+    def test(self, split: str | None = None) -> float:
+        """Evaluate on "val" or "test" (default TEST.SPLIT) -> the first result: accuracy in percent."""
+        return evaluate(self, split)
+
+    def output_test(self, split: str | None = None) -> float:
+        """`test`, and OUTPUT_DIR/output.json: {image path: {"predict": logits, "gt": label}}."""
+        return write_outputs(self, split)
+
+
+class EpochTrainer(SimpleTrainer):
+    """What both have in common. A subclass sets `num_batches` and yields the batches of an epoch."""
+
+    _share = 1.0  # of the batch, that this process sees
+
+    def epoch_batches(self):
+        """Set `self.num_batches`; give an iterator of tuples, the arguments of `forward_backward`."""
+        raise NotImplementedError
+
+    def before_train(self):
+        own_step = type(self).forward_backward is EpochTrainer.forward_backward
+        if own_step:
+            self.precision.check_training()
+        elif self.cfg.TRAIN.ACCUMULATE != 1 or world_size() > 1:
+            name, what = type(self).__name__, "TRAIN.ACCUMULATE" if world_size() == 1 else "torchrun"
+            raise UserError(f"{what} needs a trainer with losses(); {name} steps by itself")
+        if own_step and self.max_epoch:
+            groups = [group for optim in self.optimizers() for group in optim.param_groups]
+            if not any(param.requires_grad for group in groups for param in group["params"]):
+                raise UserError(f"{source_of(type(self))} has nothing to train: no optimizer has a trainable parameter")
+        super().before_train()
+
+    def start_progress(self):
+        start_together(self)
+        super().start_progress()
+
+    def run_epoch(self):
+        self.set_model_mode("train")
+        start_epoch_together(self)
+        epoch_log = EpochLog(self)
+        self.epoch = self.epoch  # the samplers may be others since it was set
+        batches = enumerate(self.epoch_batches())
+        epoch_log.resumed = self._progress.pass_over(batches, epoch_log.losses)
+        epoch_log.waiting()
+        with defer_sigterm():
+            for self.batch_idx, batch in batches:
+                self._share = batch_share(self)
+                epoch_log.drawn()
+                try:
+                    epoch_log.done(self.forward_backward(*batch))
+                except ValueError as error:
+                    self.pass_over_single(error)
+                    continue
+                if self._bar is not None:
+                    self._bar.update(1 / self.num_batches)
+                done = self.batch_idx + 1
+                if (done % self.cfg.TRAIN.ACCUMULATE == 0 or done == self.num_batches) and should_stop():
+                    self._progress.save_within(epoch_log.losses)
+                    stop()
+                epoch_log.waiting()
+        epoch_log.end()
+
+    def losses(self, batch):
+        """Hook: {name: scalar tensor} of a batch; their sum is minimised. `log_metrics` adds to the printed line."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither losses() nor forward_backward()")
+
+    def log_metrics(self, **metrics):
+        """Print these numbers with this batch's losses."""
+        self.step_metrics.update(metrics)
+
+    def forward_backward(self, *batch):
+        """One batch, from losses to step -> what is printed.
+
+        cfg.TRAIN.ACCUMULATE batches make one step on their mean loss; a shorter rest at the end of an epoch
+        makes one too. The schedulers step after the last batch, those of `cosine_steps` after each step. Several
+        processes step on the loss of all their parts of the batch, and print that.
+        """
+        self.step_metrics = {}
+        with self.precision.autocast():
+            losses = self.losses(*batch)
+        total = total_loss(losses, type(self))
+        printed = of_all({"loss": total, **losses, **self.step_metrics}, self._share)
+        self.detect_anomaly(printed["loss"])
+        first = self.batch_idx - self.batch_idx % self.cfg.TRAIN.ACCUMULATE
+        size = max(1, min(self.cfg.TRAIN.ACCUMULATE, self.num_batches - first))
+        if self.batch_idx == first:
+            self.model_zero_grad()
+        self.precision.backward(total * (self._share * world_size()) / size)
+        if self.batch_idx + 1 == first + size:
+            average_gradients(self.optimizers())
+            self.precision.step(self.optimizers(), self.cfg.OPTIM.GRAD_CLIP)
+            self.update_step_lr()
+        if self.batch_idx + 1 == self.num_batches:
+            self.update_lr()
+        return {k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in printed.items()}
+
+
+class TrainerX(EpochTrainer):
+    """Trains on labelled batches."""
+
+    def epoch_batches(self):
+        self.num_batches = len(self.train_loader_x)
+        return ((batch,) for batch in self.train_loader_x)
+
+    def parse_batch_train(self, batch):
+        """Images (B, 3, H, W), labels (B,) and domains (B,), on the device."""
+        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+
+
+class TrainerXU(EpochTrainer):
+    """Trains on pairs of a labelled and an unlabelled batch; the shorter loader starts again when it ends."""
+
+    def before_train(self):
+        if self.train_loader_u is None:
+            name, data = type(self).__name__, self.cfg.DATASET.NAME
+            raise UserError(f"{name} trains on unlabelled pictures too, and data set {data} has none (train_u)")
+        super().before_train()
+
+    def epoch_batches(self):
+        lengths = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
+        lengths["smaller_one"] = min(lengths.values())
+        check_availability(self.cfg.TRAIN.COUNT_ITER, lengths, "TRAIN.COUNT_ITER")
+        self.num_batches = lengths[self.cfg.TRAIN.COUNT_ITER]
+        labelled, unlabelled = _restarting(self.train_loader_x), _restarting(self.train_loader_u)
+        return ((next(labelled), next(unlabelled)) for _ in range(self.num_batches))
+
+    def parse_batch_train(self, batch_x, batch_u):
+        """Images and labels of the labelled batch, images of the other, on the device."""
+        return tuple(item.to(self.device) for item in (batch_x["img"], batch_x["label"], batch_u["img"]))
+
+
+def _restarting(loader):
+    """Iterator over a loader that starts again at its end. It starts at once: the order of random draws."""
+    return chain.from_iterable(chain([iter(loader)], repeat(loader)))

@@ -1,5 +1,6 @@
 """Late imports (PEP 562): what a name needs, torch above all, is imported when the name is first used."""
 
+import pkgutil
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -26,3 +27,15 @@ def late_imports(package: str, **modules: str) -> tuple[Callable, Callable, list
         return sorted({*vars(sys.modules[package]), *origin, *modules})
 
     return __getattr__, __dir__, sorted(origin)
+
+
+def forwarding(module: str, *names: str) -> Callable:
+    """The `__getattr__` of a module that gives names of others too: "json module:name", with blanks between them."""
+    places = {place.rpartition(":")[2]: place for line in names for place in line.split()}
+
+    def __getattr__(name: str):
+        if name not in places:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        return pkgutil.resolve_name(places[name])
+
+    return __getattr__

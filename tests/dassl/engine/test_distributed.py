@@ -200,7 +200,7 @@ def test_what_cannot_be_divided_is_refused(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="TRAIN_X.BATCH_SIZE and TRAIN_U's, are multiples of their number"):
         batch_share(Pair)
     trainer = build_trainer(style_config(write_pictures(tmp_path), tmp_path / "out", "StyleContinued"))
-    monkeypatch.setattr("dassl.engine.loops.world_size", lambda: 2)
+    monkeypatch.setattr("dassl.engine.trainer.world_size", lambda: 2)
     with pytest.raises(UserError, match=r"torchrun needs a trainer with losses\(\); StyleContinued steps by itself"):
         trainer.before_train()
 

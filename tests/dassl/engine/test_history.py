@@ -9,7 +9,7 @@ import torch
 from dassl.config import merge_pairs
 from dassl.engine import build_trainer
 from dassl.engine.launch import run
-from dassl.engine.simple import recorded
+from dassl.engine.losses import recorded
 from dassl.utils import load_checkpoint, set_random_seed
 from tests.fixtures.dassl_style_world import style_config, write_pictures
 

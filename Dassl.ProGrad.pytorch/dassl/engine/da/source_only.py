@@ -1,8 +1,8 @@
 """SourceOnly: trained on the source domains alone, the baseline of every domain adaptation method."""
 
 from ..build import TRAINER_REGISTRY
-from ..classify import Classifies
-from ..loops import TrainerXU
+from ..network import Classifies
+from ..trainer import TrainerXU
 
 
 @TRAINER_REGISTRY.register()

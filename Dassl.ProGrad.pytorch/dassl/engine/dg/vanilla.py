@@ -1,8 +1,8 @@
 """Vanilla: empirical risk minimisation, the baseline of every domain generalisation method."""
 
 from ..build import TRAINER_REGISTRY
-from ..classify import Classifies
-from ..loops import TrainerX
+from ..network import Classifies
+from ..trainer import TrainerX
 
 
 @TRAINER_REGISTRY.register()

@@ -13,8 +13,8 @@ from dassl.data.transforms import build_transform
 from dassl.utils import UserError
 
 from ..build import TRAINER_REGISTRY
-from ..classify import Classifies
-from ..loops import TrainerXU
+from ..network import Classifies
+from ..trainer import TrainerXU
 
 
 def pseudo_labels(logits, threshold):

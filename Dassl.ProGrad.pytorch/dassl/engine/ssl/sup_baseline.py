@@ -1,8 +1,8 @@
 """SupBaseline: the labelled images alone, with as many steps as the methods that use the others."""
 
 from ..build import TRAINER_REGISTRY
-from ..classify import Classifies
-from ..loops import TrainerXU
+from ..network import Classifies
+from ..trainer import TrainerXU
 
 
 @TRAINER_REGISTRY.register()
