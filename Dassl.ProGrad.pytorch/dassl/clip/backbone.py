@@ -10,6 +10,7 @@ text tower.
 
 import contextlib
 import copy
+import functools
 import hashlib
 from dataclasses import asdict, dataclass
 
@@ -18,12 +19,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from dassl.utils import UserError
+from dassl.utils import tensor_digest as digest_of_tensors
 from dassl.utils.moved import OldMethods
 
 from .recompute import recomputed, recomputed_blocks
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+tensor_digest = functools.partial(digest_of_tensors, algorithm=hashlib.sha256)  # for weights that are no single file
 
 
 @dataclass(frozen=True)
@@ -335,14 +338,3 @@ def text_classifier(backbone, classnames, templates, chunk=512):
     if len(templates) == 1:
         return features
     return F.normalize(features, dim=-1).view(len(templates), len(names), -1).mean(dim=0)
-
-
-def tensor_digest(state):
-    """{name: tensor} -> sha256 over names, types, shapes and bytes; for weights that are no single file."""
-    sha = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        if tensor.numel():
-            sha.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
-    return sha.hexdigest()

@@ -21,13 +21,10 @@ import torch
 from dassl.utils import (
     MissingFile,
     UserError,
-    check_file,
     closest,
     download_url,
     get_logger,
-    is_script_archive,
     load_weights,
-    script_tensors,
     sha256_file,
 )
 
@@ -160,8 +157,7 @@ def read_state_dict(file):
         MissingFile: no such file.
         UserError: truncated, hostile, or not one of the three.
     """
-    check_file(file)
-    return script_tensors(file) if is_script_archive(file) else load_weights(file).state_dict
+    return load_weights(file, scripts=True).state_dict
 
 
 def build_module(state, file="the state dict"):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -18,31 +18,31 @@ def recomputed(function: Callable, modules: Sequence[nn.Module], *inputs):
 
     modules: all that it runs through, each once. Random numbers are drawn again as they were.
     """
-    states = [_state(module) for module in modules]
-    lent = [(table, name, value) for _, state in states for table, name, value in _lent(state)]
-    for table, name, _ in lent:
-        table[name] = None  # handed over below: an outer `recomputed` drops its tensors as it drops others
-    slots, made = [(table, name) for table, name, _ in lent], False
+    states = [(vars(module), _copied(vars(module))) for module in modules]
+    tables = [state["_parameters"] for _, state in states]
+    # what stands in a parameter's place and has a history is handed over: an outer `recomputed` drops it as others
+    slots = [(table, name) for table in tables for name, value in table.items() if not (value is None or value.is_leaf)]
+    lent, made = [table[name] for table, name in slots], False
+    for table, name in slots:
+        table[name] = None
 
     def run(*tensors):
         nonlocal made
-        own = tensors[len(slots) :]
+        arguments = tensors[len(slots) :]
         if not made:
             made = True
-            return function(*own)
+            return function(*arguments)
         for (table, name), value in zip(slots, tensors, strict=False):
             table[name] = value
         try:
             with _as_then(states):
-                return function(*own)
+                return function(*arguments)
         finally:
             for table, name in slots:
                 table[name] = None
 
     draws = any(module.training for module in modules)  # frozen towers draw nothing, and states cost time
-    return checkpoint(
-        run, *(value for *_, value in lent), *inputs, use_reentrant=False, preserve_rng_state=draws
-    )  # fmt: skip
+    return checkpoint(run, *lent, *inputs, use_reentrant=False, preserve_rng_state=draws)
 
 
 @contextmanager
@@ -57,9 +57,9 @@ def recomputed_blocks(blocks: Sequence[nn.Module], attached: Sequence[nn.Module]
     try:
         yield
     finally:
-        for attributes, own in before:
+        for attributes, forward in before:
             del attributes["forward"]
-            attributes |= {} if own is None else {"forward": own}
+            attributes |= {} if forward is None else {"forward": forward}
 
 
 def _forward(forward: Callable, modules: list[nn.Module], *inputs, **options):
@@ -68,27 +68,20 @@ def _forward(forward: Callable, modules: list[nn.Module], *inputs, **options):
     return recomputed(partial(forward, **options), modules, *inputs)
 
 
-def _state(module: nn.Module) -> tuple[nn.Module, dict]:
-    """Its attributes; the tables of parameters, buffers, hooks copied."""
-    return module, {name: value.copy() if isinstance(value, dict) else value for name, value in vars(module).items()}
-
-
-def _lent(state: dict) -> list[tuple[dict, str, Tensor]]:
-    """(table, name, value) of what stands in a parameter's place and has a history."""
-    table = state["_parameters"]
-    return [(table, name, value) for name, value in table.items() if value is not None and not value.is_leaf]
+def _copied(attributes: dict) -> dict:
+    """Attributes of a module; the tables of parameters, buffers, hooks are copies."""
+    return {name: value.copy() if isinstance(value, dict) else value for name, value in attributes.items()}
 
 
 @contextmanager
-def _as_then(states: list[tuple[nn.Module, dict]]) -> Iterator[None]:
+def _as_then(states: list[tuple[dict, dict]]) -> Iterator[None]:
     """The modules have the attributes of their states; afterwards their own again, the same objects."""
-    now = [(vars(module), dict(vars(module))) for module, _ in states]
-    for module, state in states:
-        # copies: the state may be needed once more
-        vars(module).update({name: value.copy() if isinstance(value, dict) else value for name, value in state.items()})
+    now = [(attributes, dict(attributes)) for attributes, _ in states]
+    for attributes, state in states:
+        attributes.update(_copied(state))  # the state may be needed once more
     try:
         yield
     finally:
-        for attributes, own in now:
+        for attributes, before in now:
             attributes.clear()
-            attributes.update(own)
+            attributes.update(before)

@@ -133,27 +133,20 @@ def _log_path(output):
     return path
 
 
-def _record(text):
-    if isinstance(sys.stdout, Logger):
-        sys.stdout.record(text)
+def _recording(hook, text):
+    """`hook`, which first writes the text of what it is called with into the log."""
+
+    def record(*args):
+        if isinstance(sys.stdout, Logger):
+            sys.stdout.record(text(*args))
+        hook(*args)
+
+    record.records = True
+    return record
 
 
-def _show_warning(previous):
-    def show(message, category, filename, lineno, file=None, line=None):
-        _record(warnings.formatwarning(message, category, filename, lineno, line))
-        previous(message, category, filename, lineno, file, line)
-
-    show.records = True
-    return show
-
-
-def _excepthook(previous):
-    def hook(kind, error, trace):
-        _record("".join(traceback.format_exception(kind, error, trace)))
-        previous(kind, error, trace)
-
-    hook.records = True
-    return hook
+def _text_of_warning(message, category, filename, lineno, file=None, line=None):
+    return warnings.formatwarning(message, category, filename, lineno, line)
 
 
 def setup_logger(output=None):
@@ -166,9 +159,9 @@ def setup_logger(output=None):
         return None
     sys.stdout = logger = Logger(_log_path(output))
     if not hasattr(warnings.showwarning, "records"):
-        warnings.showwarning = _show_warning(warnings.showwarning)
+        warnings.showwarning = _recording(warnings.showwarning, _text_of_warning)
     if not hasattr(sys.excepthook, "records"):
-        sys.excepthook = _excepthook(sys.excepthook)
+        sys.excepthook = _recording(sys.excepthook, lambda *error: "".join(traceback.format_exception(*error)))
     return logger
 
 

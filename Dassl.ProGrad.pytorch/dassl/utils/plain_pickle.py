@@ -5,20 +5,17 @@ that the caller names as what the caller gives in their place. Any other global 
 """
 
 import contextlib
-import hashlib
 import math
 import mmap
 import os
 import pickle
-import zipfile
 
 import numpy as np
 
 from .errors import UserError
 from .files import check_file
-from .tools import sha256_file
 
-MOST = 30_000_000  # instructions of one pickle; a list of ImageNet's images has 20 million
+MOST = 30_000_000  # members of nested tuples
 
 
 class PlainArray:
@@ -55,19 +52,23 @@ def encode(text, encoding="latin1"):
     return text.encode("latin1")  # how Python 3 writes bytes for Python 2
 
 
-class _Instructions(dict):
-    """Python's table of them, counted, without those that take memory for a claim or name things by number."""
+# They take memory for a claim, or name things by number
+_LEFT_OUT = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4)
 
-    def __init__(self):
-        left_out = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4)
-        super().__init__((k, v) for k, v in pickle._Unpickler.dispatch.items() if bytes([k]) not in left_out)
-        self.count = 0
 
-    def __getitem__(self, code):
-        self.count += 1
-        if code not in self or self.count > MOST:
-            raise ValueError(f"more than {MOST} instructions" if code in self else f"no instruction {bytes([code])}")
-        return super().__getitem__(code)
+def _counted(load):
+    """Tuples of tuples take longer to hash than anybody lives, or more stack than there is: each level counts twice
+    what it holds."""
+
+    def load_tuple(reader):
+        load(reader)
+        made, sizes = reader.stack[-1], reader.sizes
+        size = len(made) + 2 * sum(sizes[id(item)][0] for item in made if id(item) in sizes)
+        if size > MOST:
+            raise ValueError("tuples are nested too deep")
+        sizes[id(made)] = size, made  # kept, so that no other gets its number
+
+    return load_tuple
 
 
 class Unpickler(pickle._Unpickler):
@@ -77,14 +78,14 @@ class Unpickler(pickle._Unpickler):
     names: {(module, name): what stands for it}; a file may ask for no other global. what: it holds, for errors.
     """
 
+    dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _LEFT_OUT}
+    dispatch |= {
+        code[0]: _counted(pickle._Unpickler.dispatch[code[0]]) for code in (pickle.TUPLE, *pickle._tuplesize2code[1:])
+    }
+
     def __init__(self, file, path, names, what, encoding="latin1"):
         super().__init__(file, encoding=encoding)
-        self.path, self.names, self.what = path, names, what
-        self.dispatch, self._sizes = _Instructions(), {}
-        for code, load in ((pickle.TUPLE, self.load_tuple), (pickle.TUPLE1, self.load_tuple1),
-                           (pickle.TUPLE2, self.load_tuple2), (pickle.TUPLE3, self.load_tuple3)):  # fmt: skip
-            self.dispatch[code[0]] = lambda _, load=load: self._tuple(load)
-        self.dispatch[pickle.BUILD[0]] = lambda _: self._build()
+        self.path, self.names, self.what, self.sizes = path, names, what, {}
 
     def load(self):
         try:
@@ -97,21 +98,13 @@ class Unpickler(pickle._Unpickler):
             raise UserError(f'"{self.path}" is refused: it asks for "{module}.{name}", which no {self.what} needs')
         return self.names[module, name]
 
-    def _tuple(self, load):
-        """Tuples of tuples take longer to hash than anybody lives, or more stack than there is: each level counts
-        twice what it holds."""
-        load()
-        made = self.stack[-1]
-        size = len(made) + 2 * sum(self._sizes[id(item)][0] for item in made if id(item) in self._sizes)
-        if size > MOST:
-            raise ValueError("tuples are nested too deep")
-        self._sizes[id(made)] = size, made  # kept, so that no other gets its number
-
-    def _build(self):
+    def load_build(self):
         """A file can set attributes of objects, not of what stands for a class or function."""
         if not isinstance(self.stack[-2], tuple(kind for kind in self.names.values() if isinstance(kind, type))):
             raise ValueError(f"sets attributes of a {type(self.stack[-2]).__name__}")
-        self.load_build()
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 @contextlib.contextmanager
@@ -124,30 +117,6 @@ def one_error(path, what):
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f'"{path}" is damaged or no {what}: {reason}') from error
-
-
-def has_sums(archive):
-    """Whether a zip archive has CRC-32s; torch can be told to write none (`set_crc32_options`)."""
-    return any(entry.CRC for entry in archive.infolist())
-
-
-def checkpoint_digest(path):
-    """What a file of weights holds, as 32 hexadecimal digits: of an archive over its records' names, sizes and
-    CRC-32s, which takes milliseconds; of any other format, from the SHA-256 of the file.
-
-    Raises:
-        MissingFile: no such file.
-        UserError: no plain file, or a damaged archive.
-    """
-    path = os.fspath(path)
-    check_file(path)
-    if zipfile.is_zipfile(path):
-        with one_error(path, "checkpoint"), zipfile.ZipFile(path) as archive:
-            # without the archive's own name, which is that of the file it was first written to
-            records = sorted((e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist())
-            if has_sums(archive):
-                return hashlib.sha256(repr(records).encode()).hexdigest()[:32]
-    return sha256_file(path)[:32]
 
 
 _ARRAYS = {("numpy", "ndarray"): None, ("numpy", "dtype"): PlainDtype, ("_codecs", "encode"): encode} | {

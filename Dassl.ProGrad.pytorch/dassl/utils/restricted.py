@@ -6,13 +6,12 @@ safe reader knows neither stand-ins for dictionaries and queues nor pickles of l
 """
 
 import collections
+import hashlib
 import io
 import mmap
 import os
 import re
-import struct
 import zipfile
-import zlib
 
 import numpy as np
 import torch
@@ -20,13 +19,14 @@ import torch
 from .errors import UserError, brief
 from .files import STAND_INS, check_file, stand_in
 from .logger import get_logger
-from .plain_pickle import PlainDtype, Unpickler, encode, has_sums, one_error
+from .plain_pickle import PlainDtype, Unpickler, encode, one_error
+from .tools import sha256_file
 
 # torch stores its records uncompressed; an archive that grows by more than this on reading is an attack
 _MAX_GROWTH = 20
 _SMALL = 1 << 24  # bytes of tensors that any file may hold
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # how torch's older format begins
-_DEEPEST = 50  # modules within modules of a TorchScript archive; CLIP's have 7
+_MOST_MODULES = 100_000  # of a TorchScript archive; CLIP's have hundreds
 
 
 class Inert:
@@ -217,18 +217,11 @@ class _Archive(zipfile.ZipFile):
         return octets.view(dtype)
 
     def _octets(self, entry):
-        """A record's bytes; torch's are not compressed, and come from the file into their place."""
+        """A record's bytes, held against their CRC-32."""
         octets, place = torch.empty(entry.file_size, dtype=torch.uint8), 0
         view = memoryview(octets.numpy())
-        if entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size:
-            self.fp.seek(entry.header_offset + 26)  # a local header ends with a name and more, of these lengths
-            name, more = struct.unpack("<HH", self.fp.read(4))
-            self.fp.seek(name + more, os.SEEK_CUR)
-            if self.fp.readinto(view) != len(view) or entry.CRC not in (None, zlib.crc32(view)):
-                raise zipfile.BadZipFile(f"Bad CRC-32 for file {entry.filename!r}")
-            return octets
         with self.open(entry) as file:
-            while piece := file.read(1 << 20):
+            while piece := file.read(1 << 22):
                 view[place : place + len(piece)] = piece
                 place += len(piece)
         return octets
@@ -271,43 +264,50 @@ def _load_old(path):
     return tree
 
 
-def is_script_archive(path):
-    """Whether a file is a zip archive with a program in it."""
-    try:
-        with _Archive(path) as archive:
-            return archive.is_script
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False
-
-
-def script_tensors(path):
-    """{name: tensor} of the modules in a TorchScript archive, as their state dict names them, on the CPU.
+def _script_tensors(module, path):
+    """{name: tensor} of the modules in a TorchScript archive, as their state dict names them.
 
     `torch.jit.load` runs what an archive brings: a module's `__setstate__` may write files or never end. Here modules
     are nothing but their attributes.
-
-    Raises:
-        UserError: damaged, or not what torch.jit.save writes; names the file.
     """
-    tensors = {}
-
-    def collect(module, prefix):
-        if prefix.count(".") > _DEEPEST:
-            raise UserError(f'"{path}" is refused: its modules are nested more than {_DEEPEST} deep')
-        for name, value in vars(module).items() if isinstance(module, Inert) else ():
-            if isinstance(value, torch.Tensor):
-                tensors[f"{prefix}{name}"] = value
-            else:
-                collect(value, f"{prefix}{name}.")
-
-    with one_error(path, "checkpoint"), _Archive(path) as archive:
-        collect(archive.load(), "")
+    tensors, modules, count = {}, [("", module)], 0
+    while modules:
+        (prefix, module), count = modules.pop(), count + 1
+        if count > _MOST_MODULES:
+            raise UserError(f'"{path}" is refused: it has more than {_MOST_MODULES} modules, or one within itself')
+        attributes = {f"{prefix}{name}": value for name, value in vars(module).items()}
+        tensors |= {name: value for name, value in attributes.items() if isinstance(value, torch.Tensor)}
+        modules += [(f"{name}.", value) for name, value in attributes.items() if isinstance(value, Inert)]
     return tensors
 
 
-def restricted_load(path):
+def has_sums(archive: zipfile.ZipFile) -> bool:
+    """Whether a zip archive has CRC-32s; torch can be told to write none (`set_crc32_options`)."""
+    return any(entry.CRC for entry in archive.infolist())
+
+
+def checkpoint_digest(path: str | os.PathLike) -> str:
+    """What a file of weights holds, as 32 hexadecimal digits: of an archive over its records' names, sizes and
+    CRC-32s, which takes milliseconds; of any other format, from the SHA-256 of the file.
+
+    Raises:
+        MissingFile: no such file.
+        UserError: no plain file, or a damaged archive.
+    """
+    path = os.fspath(path)
+    check_file(path)
+    if zipfile.is_zipfile(path):
+        with one_error(path, "checkpoint"), zipfile.ZipFile(path) as archive:
+            # without the archive's own name, which is that of the file it was first written to
+            records = sorted((e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist())
+            if has_sums(archive):
+                return hashlib.sha256(repr(records).encode()).hexdigest()[:32]
+    return sha256_file(path)[:32]
+
+
+def restricted_load(path: str | os.PathLike, scripts: bool = False):
     """The object in a checkpoint (zip or older format), its tensors on the CPU; objects of `torch.optim` classes and
-    the like come back `Inert`.
+    the like come back `Inert`. scripts: of a TorchScript archive, too, the {name: tensor} of its modules.
 
     Raises:
         MissingFile: no such file.
@@ -319,6 +319,8 @@ def restricted_load(path):
         if not zipfile.is_zipfile(path):
             return _load_old(path)
         with _Archive(path) as archive:
-            if archive.is_script:
+            if not archive.is_script:
+                return archive.load()
+            if not scripts:
                 raise UserError(f'"{path}" is a TorchScript program, not a checkpoint')
-            return archive.load()
+            return _script_tensors(archive.load(), path)

@@ -103,10 +103,10 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
         get_logger().info(f'Best checkpoint saved to "{best}"')
 
 
-def load_checkpoint(fpath):
+def load_checkpoint(fpath, scripts=False):
     """Dictionary in a checkpoint file, on the CPU, read without running code; `state_dict`, if any, is an OrderedDict.
 
-    Live schedulers and optimizers of old files come back as inert objects.
+    Live schedulers and optimizers of old files come back as inert objects. scripts: as `restricted_load`.
 
     Raises:
         MissingFile: no such file.
@@ -117,7 +117,7 @@ def load_checkpoint(fpath):
     fpath = os.fspath(fpath)
     if fpath.endswith(".safetensors"):
         return _load_safetensors(fpath)
-    checkpoint = restricted_load(fpath)
+    checkpoint = restricted_load(fpath, scripts)
     if not isinstance(checkpoint, dict):
         raise UserError(f'"{fpath}" holds a {type(checkpoint).__name__}, but a checkpoint is a dictionary')
     if "state_dict" in checkpoint:
@@ -151,17 +151,17 @@ def _number(value, default=None):
     return int(value) if float(value).is_integer() else value
 
 
-def load_weights(fpath):
+def load_weights(fpath, scripts=False):
     """The weights in a file, whoever wrote it -> Weights, on the CPU; read without running code.
 
     A state dict, or a checkpoint that has one under a usual name, also within another; wrappers' prefixes go (see
-    `strip_module`), and so does what is no tensor: numbers, arguments, optimizers.
+    `strip_module`), and so does what is no tensor: numbers, arguments, optimizers. scripts: TorchScript archives too.
 
     Raises:
         MissingFile: no such file.
         UserError: damaged, foreign or hostile, or without a tensor; names the file.
     """
-    found = checkpoint = load_checkpoint(fpath)
+    found = checkpoint = load_checkpoint(fpath, scripts)
     for _ in range(_DEEPEST):
         inner = next((found[name] for name in _NESTED if isinstance(found.get(name), dict)), None)
         if inner is None:
