@@ -103,26 +103,21 @@ def check_input(cfg, backbone):
     Raises:
         UserError: INPUT.SIZE is not the backbone's; the message has the keys to add.
     """
-    expected, own = backbone.preprocess, cfg.INPUT
-    given, takes = tuple(own.SIZE), (expected.size, expected.size)
-    if given != takes:
-        wanted = {"SIZE": takes, "PIXEL_MEAN": expected.mean, "PIXEL_STD": expected.std}
-        wanted |= {"INTERPOLATION": expected.interpolation, "RESIZE": expected.resize}
-        pairs = [f'INPUT.{key} "{value}"' for key, value in wanted.items() if value != type(value)(own[key])]
-        raise UserError(f"INPUT.SIZE is {given}, but {backbone.name} takes {takes}; add {' '.join(pairs)}")
-    rows = [
-        ("PIXEL_MEAN", _rounded(own.PIXEL_MEAN), _rounded(expected.mean)),
-        ("PIXEL_STD", _rounded(own.PIXEL_STD), _rounded(expected.std)),
-        ("INTERPOLATION", own.INTERPOLATION, expected.interpolation),
-        ("RESIZE", own.RESIZE, expected.resize),
-    ]
-    differ = [f"{key} {given} (trained with {trained})" for key, given, trained in rows if given != trained]
+    trained = backbone.preprocess
+    expected = {"SIZE": (trained.size, trained.size), "PIXEL_MEAN": trained.mean, "PIXEL_STD": trained.std}
+    expected |= {"INTERPOLATION": trained.interpolation, "RESIZE": trained.resize}
+    differ = {key: value for key, value in expected.items() if _rounded(cfg.INPUT[key]) != _rounded(value)}
+    if "SIZE" in differ:
+        pairs = " ".join(f'INPUT.{key} "{value}"' for key, value in differ.items())
+        size = tuple(cfg.INPUT.SIZE)
+        raise UserError(f"INPUT.SIZE is {size}, but {backbone.name} takes {expected['SIZE']}; add {pairs}")
     if differ:
-        get_logger().warning(f"{backbone.name} was trained on other pixels: INPUT has {'; '.join(differ)}")
+        rows = [f"{key} {_rounded(cfg.INPUT[key])} (trained with {_rounded(value)})" for key, value in differ.items()]
+        get_logger().warning(f"{backbone.name} was trained on other pixels: INPUT has {'; '.join(rows)}")
 
 
-def _rounded(values):
-    return tuple(round(value, 4) for value in values)
+def _rounded(value):
+    return value if isinstance(value, str) else tuple(round(number, 4) for number in value)
 
 
 def build_clip_from_cfg(cfg, precision="fp32", *, device=None, cached=False):

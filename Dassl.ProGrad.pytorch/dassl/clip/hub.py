@@ -72,29 +72,19 @@ def load_open_clip(model, *, path="", device="cpu", precision="fp32"):
             tokenizer = _tokeniser(package, source, text)
             digest = sha256_file(_weights_file(package, source))
     except Exception as error:  # many kinds: no network, a damaged file, another architecture, no tokeniser
-        raise UserError(
-            f'open_clip cannot load "{model or path}" ({unreachable or _reason(error)}){_advice(lacking)}'
-        ) from error
+        reason, advice = unreachable or str(error), ""
+        if isinstance(error, ImportError) and "transformers" in str(error):
+            reason += ": pip install transformers"
+        if lacking:
+            repos = " ".join(dict.fromkeys(name.rpartition("/")[0] for name in lacking))
+            advice = (
+                f". Not in the Hugging Face cache: {', '.join(lacking)}. Run `hf download` of {repos} where there is a "
+                f"network, or let MODEL.BACKBONE.PATH name a folder that holds them"
+            )
+        raise UserError(f'open_clip cannot load "{model or path}" ({reason}){advice}') from error
     backbone = _wrap(package, module.eval(), tokenizer, name=f"open_clip:{model or path}", digest=digest)
     get_logger().info(str(backbone))
     return backbone
-
-
-def _advice(lacking):
-    """What to do about files that the hub did not give."""
-    if not lacking:
-        return ""
-    repos = " ".join(dict.fromkeys(name.rpartition("/")[0] for name in lacking))
-    return (
-        f". Not in the Hugging Face cache: {', '.join(lacking)}. Run `hf download` of {repos} where there is a "
-        f"network, or let MODEL.BACKBONE.PATH name a folder that holds them"
-    )
-
-
-def _reason(error):
-    if isinstance(error, ImportError) and "transformers" in str(error):
-        return f"{error}: pip install transformers"
-    return error
 
 
 def _build(package, source, text, device, precision):

@@ -23,20 +23,15 @@ def recomputed(function: Callable, modules: Sequence[nn.Module], *inputs):
     # what stands in a parameter's place and has a history is handed over: an outer `recomputed` drops it as others
     slots = [(table, name) for table in tables for name, value in table.items() if not (value is None or value.is_leaf)]
     lent, made = [table[name] for table, name in slots], False
-    for table, name in slots:
-        table[name] = None
 
     def run(*tensors):
         nonlocal made
-        arguments = tensors[len(slots) :]
-        if not made:
-            made = True
-            return function(*arguments)
+        replayed, made = states if made else [], True
         for (table, name), value in zip(slots, tensors, strict=False):
             table[name] = value
         try:
-            with _as_then(states):
-                return function(*arguments)
+            with _as_then(replayed):
+                return function(*tensors[len(slots) :])
         finally:
             for table, name in slots:
                 table[name] = None
@@ -78,7 +73,7 @@ def _as_then(states: list[tuple[dict, dict]]) -> Iterator[None]:
     """The modules have the attributes of their states; afterwards their own again, the same objects."""
     now = [(attributes, dict(attributes)) for attributes, _ in states]
     for attributes, state in states:
-        attributes.update(_copied(state))  # the state may be needed once more
+        attributes.update(state)
     try:
         yield
     finally:
