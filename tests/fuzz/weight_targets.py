@@ -19,10 +19,10 @@ from dassl.clip import openai
 from dassl.engine.base import load_exactly
 from dassl.utils import (
     UserError,
+    checkpoints,
     load_checkpoint,
     load_tensors,
     read_facts,
-    restricted,
     restricted_load,
     save_tensors,
     tensorfile,
@@ -135,7 +135,7 @@ def read_stage1(path: Path):
 
 CHECKPOINT = Target(
     "checkpoint", make_checkpoint, each(load_checkpoint, restricted_load, merge_sources.read_state),
-    (relative(restricted), relative(torchtools)), weight=3,
+    (relative(checkpoints), relative(torchtools)), weight=3,
 )  # fmt: skip
 IMPORT = Target(
     "import", make_checkpoint, each(read_foreign), (relative(checkpoint_formats), relative(import_checkpoint)), weight=3
@@ -282,5 +282,5 @@ WEIGHTS = [
     Target("tensors", make_tensors, read_tensors, (relative(tensorfile),), weight=6),
     Target("stream", make_stream, read_stream, (relative(stream), relative(fusion)), weight=3),
     Target("released", make_session, read_session, (relative(released),), weight=2),
-    Target("clip", make_clip, read_clip, (relative(openai), relative(restricted)), weight=1),
+    Target("clip", make_clip, read_clip, (relative(openai), relative(checkpoints)), weight=1),
 ]

@@ -49,7 +49,7 @@ def test_inputs_are_read_or_refused_in_one_line(report):
 def test_the_lines_of_the_readers_are_counted(report):
     covered = report["coverage"]
     assert covered["datasets/readers.py"]["run"] > covered["datasets/readers.py"]["lines"] / 2
-    assert "never" in report["said"] and "Dassl.ProGrad.pytorch/dassl/utils/restricted.py" in report["said"]
+    assert "never" in report["said"] and "Dassl.ProGrad.pytorch/dassl/utils/checkpoints.py" in report["said"]
 
 
 # the oracle

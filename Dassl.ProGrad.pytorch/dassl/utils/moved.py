@@ -25,7 +25,7 @@ _IN = {  # package -> its modules that moved, and where to
     "lora dassl.merging.lora, merge_files merge_sources, merge_methods dassl.merging.records, "
     "merged_files merge_sources, merging dassl.merging.methods, parents merge_sources, prompts models.prompts, "
     "templates models.templates, weights stage2",
-    "dassl.utils": "atomic files, lock files",
+    "dassl.utils": "atomic files, lock files, restricted checkpoints",
 }
 MOVED = {
     f"{package}.{old}": new if new.startswith("dassl.") else f"{package}.{new}"

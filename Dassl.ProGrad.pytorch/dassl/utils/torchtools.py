@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import init
 
+from .checkpoints import check_kind, restricted_load
 from .errors import MissingFile, UserError, brief
 from .files import atomic_save, atomic_write, read_text
 from .logger import get_logger
-from .restricted import check_kind, restricted_load
 from .tools import tolist_if_not
 
 _TOKEN_BUFFERS = {
