@@ -30,6 +30,7 @@ from mergetune.stage2 import trainable
 class ClipTrainer(TrainerX):
     """Base class. A subclass gives `build_trained` (what trains) and `text_features() -> (C, D)` raw."""
 
+    label: str  # what tables call it, where that is not its registered name; a subclass has its own
     model_name = "model"  # the checkpoint's folder
     frozen_image_tower = True
     template_family = ""  # whose zero-shot template, where a data set has several

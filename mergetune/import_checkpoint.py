@@ -39,7 +39,6 @@ MODEL_FOLDERS = (
     "VLPromptLearner",
     "MultiModalPromptLearner",
 )
-STAGE2 = {"CoOp": "CoOp_LMC", "KgCoOp": "KgCoOp_LMC", "MultiModalAdapter": "MMA_LMC", "PromptKD": "PromptKD_LMC"}
 KEPT = ("token_prefix", "token_suffix")  # no weights, but stage 2 holds its class names against them
 FACTS = "import.json"
 # what check_fit holds true of a file; another fact of the run, its teacher or its LMC values, a file does not tell
@@ -163,11 +162,23 @@ def score(cfg: CfgNode, subsets: Sequence[str], out: Path, command: str) -> dict
     return found
 
 
+def runnable(found: Found) -> dict[str, str]:
+    """The trainers that can run a file, the usual one first -> their model folders: the format's, and what derives
+    from its usual one."""
+    from dassl.engine import TRAINER_REGISTRY
+
+    known = found.format.trainers
+    usual = TRAINER_REGISTRY.get(next(iter(known)))
+    classes = [cls for cls in map(TRAINER_REGISTRY.get, TRAINER_REGISTRY) if issubclass(cls, usual)]
+    return known | {c.__name__: c.model_name for c in classes if c.needs_checkpoint and c.__name__ not in known}
+
+
 def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
     """Do what the command line says -> the content of import.json."""
     from dassl.engine.checkpoint import RESULTS
     from mergetune.checkpoint_formats import rows, shortened, to_text
     from mergetune.stage1 import run_fact
+    from mergetune.stage2 import method_pairs
 
     out = Path(args.out)
     begun = run_fact(out / "model", "kind", str) == "import" and not (out / FACTS).is_file()
@@ -180,7 +191,7 @@ def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
     path, folder = find_source(args.source)
     found, epoch = read(path, folder)
     log.info(f"file      {path}\n{to_text(found)}")
-    known = found.format.trainers
+    known = runnable(found)
     if args.trainer and args.trainer not in known:
         raise UserError(f"--trainer {args.trainer} cannot run a {found.name} file, {', '.join(known)} can")
     usual = {"KgCoOp": "KgCoOp", "MERGETUNE": "CoOp_LMC"}.get(found.name) or next(iter(known))
@@ -200,8 +211,8 @@ def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
     with RunLock(args.out):
         write_run(args, path, found, epoch, facts, command)
     log.info(f"Wrote {out}, for {trainer}")
-    if trainer in STAGE2:
-        words = ["--trainer", STAGE2[trainer], "--resume-coop", args.out]
+    for name in (pair.stage2 for pair in method_pairs().values() if pair.stage1 == trainer):
+        words = ["--trainer", name, "--resume-coop", args.out]
         words += [str(word) for pair in facts["config"].items() for word in pair]
         log.info(f"Continue it with: python train.py {shlex.join(words)} ...")
     return facts
@@ -238,7 +249,7 @@ def write_run(args: argparse.Namespace, path: Path, found: Found, epoch: int | N
         results |= {name: value for name, value in built.metadata().items() if name in CHECKED}
     state = weights(found) | {key: found.state[key] for key in KEPT if key in found.state}
     content = {"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None, "val_result": None}
-    save_checkpoint(content, str(out / found.format.trainers[trainer]), model_name=f"model.pth.tar-{epoch or 0}")
+    save_checkpoint(content, str(out / runnable(found)[trainer]), model_name=f"model.pth.tar-{epoch or 0}")
     if cfg is not None:
         with atomic_write(str(out / "config.yaml"), "w") as file:
             file.write(cfg.dump())

@@ -23,16 +23,6 @@ from dassl.utils import ArgumentParser, UserError, check_availability, errors_in
 from dassl.utils.torchrun import one_process
 
 PRESETS = ("released", "paper")
-# Stage 2 -> stage 1, in printed order.
-STAGE1 = {
-    "CoOp_LMC": "CoOp",
-    "KgCoOp_LMC": "KgCoOp",
-    "MMA_LMC": "MultiModalAdapter",
-    "PromptKD_LMC": "PromptKD",
-    "LinearProbe_LMC": "LinearProbe",
-    "FineTune_LMC": "FineTune",
-}
-SHORT = {"MultiModalAdapter": "MMA"}
 # What streams of tasks are evaluated with beside zero-shot CLIP, in printed order.
 ON_STREAMS = {
     "sequential": "Sequential fine-tuning",
@@ -41,44 +31,45 @@ ON_STREAMS = {
     "ConDU": "ConDU",
     "experts": "Separate experts",
 }
-
-
-def _labels() -> dict:
-    """Printed name of each (trainer, preset), in printed order."""
-    labels = {("ZeroshotCLIP", ""): "ZeroshotCLIP", ("ZeroshotCLIP2", None): "ZeroshotCLIP2"}
-    for stage2, stage1 in STAGE1.items():
-        name = SHORT.get(stage1, stage1)
-        if stage1 == "PromptKD":
-            labels["PromptSRC", None] = "PromptSRC"
-        labels[stage1, None] = name
-        labels[stage2, "continued"] = f"{name} continued"
-        labels[f"{stage1}_Average", None] = f"{name} average"
-        labels |= {(stage2, preset): f"{stage2} ({preset})" for preset in PRESETS}
-    return labels | {(trainer, None): name for trainer, name in ON_STREAMS.items()}
-
-
-METHODS = Methods(
-    labels=_labels(),
-    short=SHORT,
-    aliases={"KgCoOp_COOP_LMC": "CoOp_LMC", "zero_shot": "ZeroshotCLIP"},
-    merges={
-        "average": "average",
-        "wise_ft": "weight ens.",
-        "output_ensemble": "output ens.",
-        "task_arithmetic": "task arithmetic",
-        "ties": "TIES",
-        "dare": "DARE",
-        "slerp": "SLERP",
-        "emr": "EMR",
-    },
-    stage1=STAGE1,
-    settings={"LAMBDA": "lambda", "BETA": "beta", "TAU": "tau", "NUM_SAMPLES": "N", "epochs": "epochs"},
-    datasets=(
-        *("ImageNet", "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "FGVCAircraft"),
-        *("SUN397", "DescribableTextures", "EuroSAT", "UCF101"),
-        *("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR", "ObjectNet"),
-    ),
+MERGES = {
+    "average": "average",
+    "wise_ft": "weight ens.",
+    "output_ensemble": "output ens.",
+    "task_arithmetic": "task arithmetic",
+    "ties": "TIES",
+    "dare": "DARE",
+    "slerp": "SLERP",
+    "emr": "EMR",
+}
+DATASETS = (
+    *("ImageNet", "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "FGVCAircraft"),
+    *("SUN397", "DescribableTextures", "EuroSAT", "UCF101"),
+    *("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR", "ObjectNet"),
 )
+
+
+def methods() -> Methods:
+    """What tables call the registered trainers, and which of them continues which: as their classes say."""
+    from mergetune.stage2 import aliases, label_of, method_pairs  # late: the trainers need PyTorch
+
+    pairs = method_pairs()
+    labels = {("ZeroshotCLIP", ""): "ZeroshotCLIP", ("ZeroshotCLIP2", None): "ZeroshotCLIP2"}
+    for pair in pairs.values():
+        labels |= {(pair.taught_by, None): label_of(pair.taught_by)} if pair.taught_by else {}
+        labels[pair.stage1, None] = pair.label
+        if pair.name == pair.label:  # the control of stage 1, once
+            labels[pair.stage2, "continued"] = f"{pair.label} continued"
+        labels[f"{pair.stage1}_Average", None] = f"{pair.label} average"
+        labels |= {(pair.stage2, preset): f"{pair.stage2} ({preset})" for preset in PRESETS}
+    return Methods(
+        labels=labels | {(trainer, None): name for trainer, name in ON_STREAMS.items()},
+        short={pair.stage1: pair.label for pair in pairs.values() if pair.label != pair.stage1},
+        aliases=aliases() | {"zero_shot": "ZeroshotCLIP"},
+        merges=MERGES,
+        stage1={pair.stage2: pair.stage1 for pair in pairs.values()},
+        settings={"LAMBDA": "lambda", "BETA": "beta", "TAU": "tau", "NUM_SAMPLES": "N", "epochs": "epochs"},
+        datasets=DATASETS,
+    )
 
 
 # What the command can print, in order: name -> function of records, without what is printed of folders.
@@ -168,7 +159,7 @@ def reports(records: list, folders: list, protocols: list[str] | None = None) ->
         check_availability(name, list(REPORTS), "--protocol")
     for name, make in ((name, make) for name, make in REPORTS.items() if not protocols or name in protocols):
         try:
-            found.append(make(records, methods=METHODS) if make else barriers_report(folders, METHODS))
+            found.append(make(records, methods=methods()) if make else barriers_report(folders, methods()))
         except NoRuns as error:
             reasons.append(str(error))
             # a source model is trained as `cross`, also where only `dg` evaluates it
@@ -185,7 +176,7 @@ def compared(found: list, records: list) -> list:
     comparisons = []
     for one in (one for one in found if {"dataset", "task"} & {*one.columns}):
         try:
-            comparisons.append(against_report(one, records, METHODS))
+            comparisons.append(against_report(one, records, methods()))
         except NoRuns as error:
             get_logger().info(f"{error}\n")
     return comparisons
@@ -210,7 +201,7 @@ def report(args: argparse.Namespace) -> list[Path]:
     drawn = []
     if args.figure or args.figures or args.html:
         names = None if args.figures else args.figure
-        drawn = all_figures(args.folders, records, Path(out, "figures"), METHODS, names)
+        drawn = all_figures(args.folders, records, Path(out, "figures"), methods(), names)
     if args.figures and not drawn:
         log.warning(f"Warning: no figure: no run has what one of {', '.join(FIGURES)} needs")
     written += drawn
@@ -227,6 +218,12 @@ def main(argv: list[str] | None = None) -> None:
         report(args)
     except (UserError, OSError) as error:
         sys.exit(one_line(f"error: {error}"))
+
+
+def __getattr__(name: str) -> Methods:
+    if name == "METHODS":
+        return methods()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 if __name__ == "__main__":

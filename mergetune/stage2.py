@@ -10,6 +10,7 @@ Letters: B images, C classes, D joint width, S line points.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from yacs.config import CfgNode as CN
 
 from dassl.clip import text_classifier
 from dassl.config import Key
+from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.results import check_classes, with_changes
 from dassl.report.methods import split_changes
 from dassl.utils import UserError, get_logger
@@ -70,11 +72,20 @@ def swapped_parameters(module: nn.Module, weights: Mapping[str, Tensor]) -> Iter
 
 
 class MergeTune:
-    """Mixin in front of a stage-1 trainer. It asks that trainer for `zero_shot_weights()`, which is w1."""
+    """Mixin in front of a stage-1 trainer. It asks that trainer for `zero_shot_weights()`, which is w1.
+
+    What a subclass names here is all that jobs, tables, pages and imports know of the pair.
+    """
 
     CONFIG = "LMC"
+    stage1: type | str = ""  # the trainer that it continues, or its registered name
+    protocols = ("base2new", "cross", "dg", "fewshot")  # that train.sh runs it through
+    # preset -> its yaml in configs/trainers/NAME; a class with yamls that names none of them has all that are there
+    presets: Mapping[str, str] = {}
+    toy_presets: Mapping[str, str] = {}  # those of the built-in benchmark, where they are others
+    has_zero_shot = True  # at some value of the trained weights the model is CLIP, with which it can be merged
     path_note = ""  # what a reader of the path between class vectors must know
-    stage1_name = ""  # model folder of the stage-1 run; default: as this trainer's own
+    stage1_name = ""  # model folder of the stage-1 run; default: as its trainer's, else as this one's own
 
     KEYS = {
         "SPACE": Key(
@@ -140,7 +151,8 @@ class MergeTune:
 
     def read_stage1(self) -> dict[str, Tensor]:
         """w2: the stage-1 weights, of this model's names and shapes and on its backbone; the model then has them."""
-        self.stage1_file = stage1.find_checkpoint(self.cfg.RESUME_COOP, self.stage1_name or self.model_name)
+        first = TRAINER_REGISTRY.get(name).model_name if (name := stage1_of(type(self))) else self.model_name
+        self.stage1_file = stage1.find_checkpoint(self.cfg.RESUME_COOP, self.stage1_name or first)
         state = self.fit_classes(self.stage1_file, stage1.load_state(self.stage1_file))
         stage1.check_backbone(self.stage1_file, self.metadata())
         if self.bound_to_classes:
@@ -232,6 +244,73 @@ class MergeTune:
         theirs = stage1.run_fact(self.stage1_file, "preset", str) if self.cfg.RESUME_COOP else ""
         ours = split_changes(self.cfg.PRESET)[1]
         return [f"stage 1's {key}" for key in split_changes(theirs)[1] if key not in ours]
+
+
+@dataclass(frozen=True)
+class MethodPair:
+    """A stage-1 method and a stage 2 on it, by their registered names, as the classes say."""
+
+    name: str  # what train.sh calls it: stage 1's label, or of a further pair on that stage 1 stage 2's name
+    stage1: str
+    stage2: str
+    label: str  # of stage 1, as tables print it
+    taught_by: str  # what trains stage 1's teacher
+    protocols: tuple[str, ...]
+    has_zero_shot: bool
+    template_family: str  # of the zero-shot end between class vectors
+
+
+def stage1_of(cls: type) -> str:
+    """The registered name of the trainer that a class continues, "" if it is no stage 2."""
+    first = getattr(cls, "stage1", "")
+    return first.__name__ if isinstance(first, type) else first if isinstance(first, str) else ""
+
+
+def label_of(name: str) -> str:
+    """What tables call a registered trainer."""
+    cls = TRAINER_REGISTRY.get(name)
+    return vars(cls).get("label", name)
+
+
+def is_usual(cls: type) -> bool:
+    """Is it MERGETUNE as published on its stage 1, by its name?"""
+    first = stage1_of(cls)
+    return first in TRAINER_REGISTRY and cls.__name__ == f"{label_of(first)}_LMC"
+
+
+def aliases() -> dict[str, str]:
+    """Other registered names of a trainer -> its own."""
+    classes = map(TRAINER_REGISTRY.get, TRAINER_REGISTRY)
+    return {cls.__name__: vars(cls)["alias_of"].__name__ for cls in classes if "alias_of" in vars(cls)}
+
+
+def method_pairs() -> dict[str, MethodPair]:
+    """All pairs that registered stage-2 trainers name -> {stage 2: pair}, in order of registration, LABEL_LMC first.
+
+    A class without `stage1`, another name of a class (`alias_of`) and a control that is only evaluated are no pair.
+    """
+    pairs, labels = {}, set()
+    for cls in sorted(map(TRAINER_REGISTRY.get, TRAINER_REGISTRY), key=lambda cls: not is_usual(cls)):
+        name = cls.__name__
+        first = stage1_of(cls)
+        if not first or not getattr(cls, "needs_checkpoint", True) or "alias_of" in vars(cls):
+            continue
+        if first not in TRAINER_REGISTRY:
+            log.warning(f"Warning: {name} is in no job or table: its stage1 is {first!r}, no registered trainer")
+            continue
+        teacher, label = getattr(cls, "taught_by", ""), label_of(first)
+        pairs[name] = MethodPair(
+            name=name if label in labels else label,
+            stage1=first,
+            stage2=name,
+            label=label,
+            taught_by=teacher.__name__ if isinstance(teacher, type) else teacher,
+            protocols=getattr(cls, "protocols", MergeTune.protocols),
+            has_zero_shot=getattr(cls, "has_zero_shot", True),
+            template_family=getattr(cls, "template_family", ""),
+        )
+        labels.add(label)
+    return pairs
 
 
 __getattr__ = old_names(__name__)

@@ -1,77 +1,69 @@
 """Which commands make up a job: for a method pair, a protocol, a data set and a seed, in order."""
 
+from __future__ import annotations
+
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 from datasets import PUBLIC
-from scripts.commands import COMMANDS
-from scripts.commands.base2new import METHODS, TESTS, Method
+from scripts.commands import COMMANDS, SCRIPTS, scripts_of
+from scripts.commands.base2new import TESTS, Scripts
 from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
 from scripts.commands.condu import TRAINING
+from scripts.commands.registered import add_commands, presets_of
 from scripts.commands.robust import ROBUST, shifts
 from scripts.run import builds_on
 from scripts.steps import Step
 
+if TYPE_CHECKING:
+    from mergetune.stage2 import MethodPair
+
 SHOTS = ("1", "2", "4", "8", "16")
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A stage-1 method and MERGETUNE on it. presets: CFGs of stage 2; toy: those of the built-in benchmark, where they
-    are others; before: methods that teach stage 1."""
-
-    stage1: str
-    stage2: str
-    presets: tuple[str, ...]
-    toy: tuple[str, ...] = ()
-    before: tuple[str, ...] = ()
-    average: bool = False  # of class vectors
-    merges: tuple[str, ...] = ()  # of weights; WiSE-FT at alpha 0.5 is the average
-    ends: tuple[str, ...] = ()  # zero-shot CLIP of stage 2 where it may have other templates: CFGs of ZeroshotCLIP
-
-
-PRESETS = ("released", "paper", "continued")  # what a pair's `presets` and `toy` stand for
-_PROMPT = ("vit_b16_ep100_ctxv1", "paper", "continued")
-_ANCHOR, _WORDS = "vit_b16_dataset", "vit_b16_photo"
-PAIRS: dict[str, Pair] = {
-    "CoOp": Pair("CoOp", "CoOp_LMC", _PROMPT, average=True, merges=("ties", "dare"), ends=(_ANCHOR, _WORDS)),
-    "KgCoOp": Pair("KgCoOp", "KgCoOp_LMC", _PROMPT, merges=("average", "ties", "dare"), ends=(_ANCHOR, _WORDS)),
-    "MMA": Pair(
-        "MultiModalAdapter",
-        "MMA_LMC",
-        ("vit_b16_ep5", "paper", "continued"),
-        toy=("released_ep20", "paper_ep20", "continued_ep20"),
-        merges=("average", "ties", "dare"),
-        ends=(_WORDS,),  # its anchor has the template of ZeroshotCLIP
-    ),
-    "PromptKD": Pair(
-        "PromptKD",
-        "PromptKD_LMC",
-        ("vit_b16_c2_ep20_batch8_4+4ctx", "paper", "continued"),
-        toy=("released_batch8", "paper_batch8", "continued_batch8"),
-        before=("PromptSRC",),
-    ),
-}
+PRESETS = ("released", "paper", "continued")  # of MERGETUNE's own pairs
+_ANCHOR, _WORDS = "vit_b16_dataset", "vit_b16_photo"  # zero-shot CLIP with another template than the usual one
 STREAMS = {"mtil": "MTIL", "fewshot_mtil": "fewshot_MTIL"}  # ConDU's protocols -> how their training scripts begin
 TUNINGS = ("FT", "LoRA")  # how these end
-_SHOT_PAIRS = ("CoOp", "KgCoOp", "MMA")
-# Protocol -> the pairs that have it, the default first.
-PROTOCOLS = {
-    "base2new": tuple(PAIRS),
-    **dict.fromkeys(("cross", "dg", "fewshot"), _SHOT_PAIRS),
-    "robust": tuple(ROBUST),
-}
+PROTOCOLS = ("base2new", "cross", "dg", "fewshot", "robust")
 TRANSFER = {"cross": "xd_test", "dg": "dg_test"}
 
 
-def stages(pair: Pair, what: str, cell: Arguments, presets: Iterable[str]) -> Iterator[tuple[str, Arguments]]:
-    """Stage 1 and each preset of stage 2: the method, and the arguments that repeat its yaml."""
+def listed_pairs() -> list[MethodPair]:
+    """Of all registered trainers, those with the authors' scripts first: the default of a protocol."""
+    from mergetune.stage2 import method_pairs  # late: the trainers need PyTorch
+
+    return sorted(method_pairs().values(), key=lambda pair: pair.stage2 not in {*SCRIPTS, *ROBUST})
+
+
+def find_pair(name: str, protocol: str = "") -> MethodPair:
+    """The pair that `--trainer`, or a table, calls by its name, its stage 1 or its stage 2. UserError: there is none
+    that has the protocol."""
+    from dassl.utils import check_availability
+
+    pairs = [pair for pair in listed_pairs() if not protocol or protocol in pair.protocols]
+    known = {key: pair for pair in pairs[::-1] for key in (pair.stage2, pair.stage1, pair.name)}
+    names = dict.fromkeys([pair.name for pair in pairs] + [pair.stage2 for pair in pairs])
+    if name not in known:
+        check_availability(name, list(names), f"--trainer of protocol {protocol}" if protocol else "--trainer")
+    return known[name]
+
+
+def stages(pair: MethodPair, what: str, cell: Arguments, presets: Iterable[str]) -> Iterator[tuple[str, Arguments]]:
+    """Stage 1 and each preset of stage 2, all if none is named: the method, and the arguments that repeat its yaml."""
     yield pair.stage1, {}
-    cfgs = is_toy(cell) and pair.toy or pair.presets
-    for cfg in (cfg for preset, cfg in zip(PRESETS, cfgs, strict=True) if preset in presets):
-        yield pair.stage2, {"COOP_LMC": "True"} | recipe(COMMANDS[METHODS[pair.stage2].script(what)], cfg)
+    for preset, cfg in presets_of(pair.stage2, is_toy(cell)).items():
+        if not presets or preset in presets:
+            yield pair.stage2, {"COOP_LMC": "True"} | recipe(COMMANDS[SCRIPTS[pair.stage2].script(what)], cfg)
+
+
+def templates_of(pair: MethodPair) -> list[str]:
+    """CFGs of ZeroshotCLIP: zero-shot CLIP of stage 2, where it may have other templates."""
+    anchor = [_ANCHOR] if pair.template_family != "coop" else []
+    return [*anchor, _WORDS] if pair.has_zero_shot else []
 
 
 def zero_shot(test: str, cell: Arguments, ends: Iterable[str]) -> Iterator[Step]:
@@ -101,55 +93,59 @@ def templates(dataset: str) -> dict[str, str]:
     return {"coop": anchor if prompts else usual.get("coop", anchor), "dataset": anchor}
 
 
-def base2new(pair: Pair, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
+def base2new(pair: MethodPair, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
     """Zero-shot, what teaches stage 1, stage 1, its average with CLIP, and each preset of stage 2: both halves."""
     for what in TESTS:
-        yield from zero_shot(what, cell, pair.ends)
-    before = [(name, {}) for name in pair.before]
+        yield from zero_shot(what, cell, templates_of(pair))
+    before = [(name, {}) for name in [pair.taught_by] if name]
+    average = f"{scripts_of(pair.stage1)}_average"  # of class vectors; that of weights is WiSE-FT at alpha 0.5
+    averages = [f"{average}/{what}" for what in TESTS if f"{average}/{what}" in COMMANDS]
+    merges = (*([] if averages else ["average"]), "ties", "dare") if pair.has_zero_shot else ()
     for name, arguments in (*before, *stages(pair, "base2new_train", cell, presets)):
-        yield Step(METHODS[name].script("base2new_train"), cell | arguments, card=name == pair.stage2)
-        yield from (Step(METHODS[name].script(what), cell | arguments) for what in TESTS)
+        yield Step(SCRIPTS[name].script("base2new_train"), cell | arguments, card=name == pair.stage2)
+        yield from (Step(SCRIPTS[name].script(what), cell | arguments) for what in TESTS)
         if name == pair.stage1:
-            yield from (Step(f"coop_average/{what}", cell) for what in TESTS if pair.average)
-            for merge in pair.merges:
-                yield Step("merge/base2new", cell | {"METHOD": merge, "STAGE1": METHODS[name].folder})
-        elif is_chosen_as_released(METHODS[name], arguments):
-            yield from (Step(METHODS[name].script(what), cell | arguments | {"LOADEP": "last"}) for what in TESTS)
+            yield from (Step(name, cell) for name in averages)
+            for merge in merges:
+                yield Step("merge/base2new", cell | {"METHOD": merge, "STAGE1": scripts_of(pair.stage1)})
+        elif is_chosen_as_released(SCRIPTS[name], arguments):
+            yield from (Step(SCRIPTS[name].script(what), cell | arguments | {"LOADEP": "last"}) for what in TESTS)
 
 
-def is_chosen_as_released(method: Method, arguments: Arguments) -> bool:
+def is_chosen_as_released(scripts: Scripts, arguments: Arguments) -> bool:
     """Is it the preset `released`, with the weights that are best on validation?"""
-    values = yaml_values(method.train.config.format(**arguments)) if "CFG" in arguments else {}
+    values = yaml_values(scripts.train.config.format(**arguments)) if "CFG" in arguments else {}
     return (values.get("PRESET"), values.get("TEST.FINAL_MODEL")) == ("released", "best_val")
 
 
-def transfer(pair: Pair, cell: Arguments, presets: Iterable[str], protocol: str) -> Iterator[Step]:
+def transfer(pair: MethodPair, cell: Arguments, presets: Iterable[str], protocol: str) -> Iterator[Step]:
     """A model of the cell's data set, the source, on it and on each target."""
     test, places = TRANSFER[protocol], on_targets(cell, protocol)
     for place in places:
-        yield from zero_shot(test, place, pair.ends[:-1])  # no weights are merged here
+        yield from zero_shot(test, place, templates_of(pair)[:-1])  # no weights are merged here
     for name, arguments in stages(pair, "xd_train", cell, presets):
-        yield Step(METHODS[name].script("xd_train"), cell | arguments)
-        yield from (Step(METHODS[name].script(test), place | arguments) for place in places)
-    if pair.average:
-        yield from (Step(f"coop_average/{test}", place) for place in places)
+        yield Step(SCRIPTS[name].script("xd_train"), cell | arguments)
+        yield from (Step(SCRIPTS[name].script(test), place | arguments) for place in places)
+    if (average := f"{scripts_of(pair.stage1)}_average/{test}") in COMMANDS:
+        yield from (Step(average, place) for place in places)
 
 
-def fewshot(pair: Pair, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
+def fewshot(pair: MethodPair, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
     """The few-shot curve."""
-    yield from zero_shot("fewshot_test", cell, pair.ends[:-1])
+    yield from zero_shot("fewshot_test", cell, templates_of(pair)[:-1])
     for name, arguments in stages(pair, "fewshot_train", cell, presets):
         for shots, what in itertools.product(SHOTS, ("fewshot_train", "fewshot_test")):
-            yield Step(METHODS[name].script(what), cell | arguments | {"SHOTS": shots})
+            yield Step(SCRIPTS[name].script(what), cell | arguments | {"SHOTS": shots})
 
 
-def robust(name: str, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
-    """Robust fine-tuning: the source's own test and its shifted ones. presets: of which it has two."""
+def robust(pair: MethodPair, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
+    """Robust fine-tuning: the source's own test and its shifted ones."""
     places = on_targets(cell, "robust")
     for place in places:
         yield from zero_shot("robust_test", place, [_ANCHOR if is_toy(cell) else "vit_b16_imagenet"])
-    cfgs = [{"CFG": f"{preset}_toy" if is_toy(cell) else preset} for preset in PRESETS[1:] if preset in presets]
-    for script, sets in ((ROBUST[name], [{}]), (f"{ROBUST[name]}_LMC", cfgs)):
+    known = presets_of(pair.stage2, is_toy(cell))
+    cfgs = [{"CFG": cfg} for preset, cfg in known.items() if not presets or preset in presets]
+    for script, sets in ((scripts_of(pair.stage1), [{}]), (scripts_of(pair.stage2), cfgs)):
         for arguments in sets:
             yield Step(f"robust/{script}_train", cell | arguments)
             yield from (Step(f"robust/{script}_test", place | arguments) for place in places)
@@ -202,16 +198,19 @@ def targets(protocol: str, source: str) -> list[str]:
 
 
 def cell_steps(
-    name: str, protocol: str, dataset: str, seed: int, pairs: Iterable[str] = (), presets: Iterable[str] = PRESETS
+    name: str, protocol: str, dataset: str, seed: int, pairs: Iterable[str] = (), presets: Sequence[str] = ()
 ) -> list[Step]:
     """All steps of one pair, protocol, data set (the source, where there is one) and seed.
 
-    pairs: KEY VALUE of each; presets: of stage 2.
+    pairs: KEY VALUE of each; presets: of stage 2, default all.
     """
+    pair = find_pair(name, protocol)
+    for trainer in filter(None, (pair.taught_by, pair.stage2)):
+        add_commands(trainer, pair.protocols)
     cell = {"DATASET": dataset, "SEED": str(seed)}
     alone = {"base2new": base2new, "fewshot": fewshot, "robust": robust}
     steps = alone.get(protocol) or partial(transfer, protocol=protocol)
-    whole = with_keys(steps(PAIRS.get(name, name), cell, presets), pairs)
+    whole = with_keys(steps(pair, cell, presets), pairs)
     return [s for s in whole if "last_step" not in s.pairs or "LOADEP" not in s.arguments]  # which tests it anyway
 
 

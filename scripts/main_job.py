@@ -24,7 +24,7 @@ from dassl.utils import ArgumentParser  # noqa: E402
 from scripts.check_job import check_job  # noqa: E402
 from scripts.commands import folder  # noqa: E402
 from scripts.jobs import PROTOCOLS  # noqa: E402
-from scripts.plans import plan  # noqa: E402
+from scripts.plans import plan, table_methods  # noqa: E402
 from scripts.steps import Step, settle  # noqa: E402
 from scripts.stopping import stoppable  # noqa: E402
 from scripts.workers import run_cells  # noqa: E402
@@ -63,8 +63,8 @@ def check_keys(steps: list[Step], pairs: Sequence[str]) -> None:
 def build_parser(description: str = __doc__) -> argparse.ArgumentParser:
     """What names a grid, for the workflow too."""
     parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    pairs = "; ".join(f"{protocol}: {', '.join(names)}" for protocol, names in PROTOCOLS.items())
-    parser.add_argument("--trainer", help=f"method pair, by protocol: {pairs}; default the first")
+    pairs = "; ".join(f"{protocol}: {', '.join(table_methods(protocol))}" for protocol in PROTOCOLS)
+    parser.add_argument("--trainer", help=f"method pair, by protocol: {pairs}; default the first; or any stage 2")
     parser.add_argument("--protocol", help=f"one of {', '.join(PROTOCOLS)}; default the trainer's first")
     parser.add_argument("--all", action="store_true", help="every pair that has the protocol")
     add_grid_flags(parser)

@@ -12,10 +12,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from scripts.commands import COMMANDS, folder
-from scripts.commands.base2new import METHODS, TESTS, Method
+from scripts.commands import COMMANDS, SCRIPTS, folder, stage1_command
+from scripts.commands.base2new import TESTS, Scripts
 from scripts.commands.command import OTHERS_KEY, OVERWRITE, ROOT, Arguments, checked_pairs, names_in, recipe
-from scripts.jobs import PRESETS, PROTOCOLS, PUBLIC, STREAMS, TUNINGS, cell_steps, sources, stream, toy_sets, with_keys
+from scripts.commands.registered import add_all, presets_of
+from scripts.jobs import (
+    PRESETS,
+    PROTOCOLS,
+    PUBLIC,
+    STREAMS,
+    TUNINGS,
+    cell_steps,
+    find_pair,
+    listed_pairs,
+    sources,
+    stream,
+    toy_sets,
+    with_keys,
+)
 from scripts.steps import Step, program
 
 OF_SWEEP = {"command": str, "cfg": str, "datasets": dict, "seeds": list, "grid": dict, "cells": list, "whole": bool}
@@ -67,19 +81,16 @@ def job_cells(args) -> list[list[Step]]:
     """Of the main job: the pairs of one data set and seed are one cell, for they share runs."""
     from dassl.utils import check_availability
 
-    every = [name for names in PROTOCOLS.values() for name in names]
-    check_availability(args.trainer or every[0], [*dict.fromkeys(every)], "--trainer")
-    protocol = args.protocol or ("robust" if args.trainer in PROTOCOLS["robust"] else "base2new")
+    protocol = args.protocol or (find_pair(args.trainer).protocols[0] if args.trainer else "base2new")
     check_availability(protocol, list(PROTOCOLS), "--protocol")
-    names = PROTOCOLS[protocol]
+    names = [pair.name for pair in listed_pairs() if protocol in pair.protocols]
     if not args.all:
-        names = [args.trainer or names[0]]
-        check_availability(names[0], list(PROTOCOLS[protocol]), f"--trainer of protocol {protocol}")
+        names = [find_pair(args.trainer, protocol).name if args.trainer else names[0]]
     datasets, seeds = grid(args, [] if args.data else sources(protocol), [1, 2, 3])
     return protocol_cells(protocol, names, datasets, seeds, args.set)
 
 
-def protocol_cells(protocol, names, datasets, seeds, pairs, presets=PRESETS) -> list[list[Step]]:
+def protocol_cells(protocol, names, datasets, seeds, pairs, presets=()) -> list[list[Step]]:
     return [
         [step for name in names for step in cell_steps(name, protocol, dataset, seed, pairs, presets)]
         for seed in seeds
@@ -134,9 +145,9 @@ def in_world(grid: SimpleNamespace, subjects: Mapping[str, list[str]], args) -> 
     return subjects.get(world, [])
 
 
-def method_of(script: str) -> Method:
-    """The method that a training script trains."""
-    return next(method for method in METHODS.values() if method.script("base2new_train") == script)
+def scripts_with(script: str) -> Scripts:
+    """A method's scripts, by that of its training."""
+    return next(scripts for scripts in SCRIPTS.values() if scripts.script("base2new_train") == script)
 
 
 def read_sweep(path: str | Path) -> SimpleNamespace:
@@ -146,7 +157,9 @@ def read_sweep(path: str | Path) -> SimpleNamespace:
     sweep = read_fields(path, OF_SWEEP, ("grid", "cells", "whole"))
     if hasattr(sweep, "grid") == hasattr(sweep, "cells"):
         raise UserError(f"{path}: expected command, cfg, datasets, seeds, and either grid or cells")
-    check_availability(sweep.command, [m.script("base2new_train") for m in METHODS.values() if m.train.stage1])
+    if sweep.command not in COMMANDS:
+        add_all()
+    check_availability(sweep.command, [own.script("base2new_train") for own in SCRIPTS.values() if own.train.stage1])
     if hasattr(sweep, "grid"):
         sweep.cells = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
     sweep.cells = [{key: str(value) for key, value in cell.items()} for cell in sweep.cells]
@@ -182,33 +195,41 @@ def sweep_steps(sweep: SimpleNamespace, dataset: str, seed: int, pairs=()) -> li
     own, pairs = {"DATASET": dataset, "SEED": str(seed)}, tuple(checked_pairs(pairs))
     if shared := {key for cell in sweep.cells for key in cell}.intersection(pairs[::2]):
         raise UserError(f"{', '.join(sorted(shared))}: the cells of {sweep.name} differ in it; change the yaml")
-    method = method_of(sweep.command)
-    steps = [] if sweep.whole else with_keys(references(method, own, {}), pairs)
+    scripts = scripts_with(sweep.command)
+    steps = [] if sweep.whole else with_keys(references(scripts, own, {}), pairs)
     for cell in sweep.cells:
         arguments = {"COOP_LMC": "True"} | recipe(COMMANDS[sweep.command], cell.get("CFG", sweep.cfg)) | own
         place = f"sweeps/{sweep.name}/{label(cell)}"
         if not sweep.whole:  # a cell's keys are in the name of its folder
             keys = (*pairs_of(cell), "TRAINER.MODAL", "sweep")
-            steps += with_keys(halves(method, arguments | {"SWEEP": place}, keys), pairs)
+            steps += with_keys(halves(scripts, arguments | {"SWEEP": place}, keys), pairs)
             continue
         first = dict(own)
         if cell:
             first |= {"OUTPUT": str(Path(folder("OUTPUT", "output"), place))}
             arguments |= first | {key: value for key, value in cell.items() if key == "STAGE1_CFG"}
-        steps += with_keys(references(method, first, cell) + halves(method, arguments), pairs_of(cell) + pairs)
+        steps += with_keys(references(scripts, first, cell) + halves(scripts, arguments), pairs_of(cell) + pairs)
     return steps
 
 
-def halves(method: Method, arguments: Arguments, pairs: tuple[str, ...] = ()) -> list[Step]:
+def halves(scripts: Scripts, arguments: Arguments, pairs: tuple[str, ...] = ()) -> list[Step]:
     """Training and both tests."""
-    return [Step(method.script(what), arguments, pairs=pairs) for what in ("base2new_train", *TESTS)]
+    return [Step(scripts.script(what), arguments, pairs=pairs) for what in ("base2new_train", *TESTS)]
 
 
-def references(method: Method, own: Arguments, cell: dict[str, str]) -> list[Step]:
+def references(scripts: Scripts, own: Arguments, cell: dict[str, str]) -> list[Step]:
     """Zero-shot CLIP and the stage 1 of a method."""
     zero_shot = own | ({"CFG": cell[ZERO_SHOT]} if ZERO_SHOT in cell else {})
     first = own | ({"CFG": cell["STAGE1_CFG"]} if "STAGE1_CFG" in cell else {})
-    return [Step(f"zsclip/{what}", zero_shot) for what in TESTS] + halves(method_of(method.train.stage1), first)
+    stage1 = scripts_with(stage1_command(scripts.train))
+    return [Step(f"zsclip/{what}", zero_shot) for what in TESTS] + halves(stage1, first)
+
+
+def table_methods(protocol: str) -> list[str]:
+    """The pairs of the paper's table of a protocol; needs no PyTorch."""
+    from dassl.config import read_yaml
+
+    return read_yaml(ROOT / "configs" / "tables" / f"{protocol}.yaml")["methods"]
 
 
 def read_table(path: str | Path) -> SimpleNamespace:
@@ -226,11 +247,16 @@ def read_table(path: str | Path) -> SimpleNamespace:
         return table
     check_availability(tree.get("protocol"), [*PROTOCOLS, *STREAMS], f"{path}: protocol")
     table = read_fields(path, OF_STREAMS if tree["protocol"] in STREAMS else OF_TABLE, ("presets",))
-    table.presets = getattr(table, "presets", PRESETS)
-    known = {"methods": PROTOCOLS.get(table.protocol, TUNINGS), "presets": PRESETS}
-    for kind, names in known.items():
-        for name in getattr(table, kind):
-            check_availability(name, list(names), f"{path}: {kind}")
+    table.presets = getattr(table, "presets", [])
+    presets = PRESETS
+    if table.protocol in STREAMS:
+        for name in table.methods:
+            check_availability(name, list(TUNINGS), f"{path}: methods")
+    else:
+        pairs = [find_pair(name, table.protocol) for name in table.methods]
+        presets = dict.fromkeys([*PRESETS, *(name for pair in pairs for name in presets_of(pair.stage2, False))])
+    for name in table.presets:
+        check_availability(name, list(presets), f"{path}: presets")
     if table.protocol in STREAMS:
         table.orders = subjects(path, table.orders, of_streams=True)
     else:

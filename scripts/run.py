@@ -18,8 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from dassl.utils import expand_user  # noqa: E402
-from scripts.commands import COMMANDS, Command, folder, run_folder  # noqa: E402
+from scripts.commands import COMMANDS, Command, folder, run_folder, stage1_command  # noqa: E402
 from scripts.commands.command import OVERWRITE, STAGE1, Arguments, checked_pairs, follow, names_in  # noqa: E402
+from scripts.commands.registered import add_all  # noqa: E402
 from scripts.steps import STREAM, Step, needs, program, settle, start  # noqa: E402
 from scripts.stopping import end_with_workflow  # noqa: E402
 
@@ -35,15 +36,23 @@ class Usage(Exception):
 def usage(name: str, problem: str = "") -> Usage:
     """The usage line of a script, with what is wrong behind it."""
     command = COMMANDS[name]
+    script = f"scripts/{name}.sh" if has_script(name) else f"scripts/run.py {name}"
     forms = ", or ".join(" ".join(form) or "none" for form in (command.arguments, *command.forms))
     flags = "".join(f" [{flag}]" for flag in dict.fromkeys((*command.flags, *(() if command.free else (OVERWRITE,)))))
-    return Usage(f"usage: scripts/{name}.sh {forms}{flags} [-- KEY VALUE ...]{problem and f': {problem}'}")
+    return Usage(f"usage: {script} {forms}{flags} [-- KEY VALUE ...]{problem and f': {problem}'}")
+
+
+def has_script(name: str) -> bool:
+    """Is a bash script of the command there? Of a trainer without any, this program runs it."""
+    return (ROOT / "scripts" / f"{name}.sh").is_file()
 
 
 def help_of(name: str) -> str:
     """What the head of a script says, and its usage line; of no script, what this program says."""
     if name not in COMMANDS:
         return f"{__doc__}\nNAME: {', '.join(COMMANDS)}"
+    if not has_script(name):
+        return str(usage(name))
     lines = (ROOT / "scripts" / f"{name}.sh").read_text(encoding="utf-8").splitlines()[1:]
     return "\n".join([str(usage(name)), "", *(line[2:] for line in lines if line.startswith("#"))])
 
@@ -126,10 +135,10 @@ def known_arguments(command: Command, arguments: Arguments) -> list[str]:
 def builds_on(command: Command, arguments: Arguments) -> list[Command]:
     """The commands whose runs it continues, learns from or merges."""
     merged = command.evaluates.format_map(defaultdict(str, arguments)) if command.module else ""
-    return [COMMANDS[name] for name in (command.stage1, command.teacher, merged) if name in COMMANDS]
+    return [COMMANDS[name] for name in (stage1_command(command), command.teacher, merged) if name in COMMANDS]
 
 
-def script_line(name: str, arguments: Arguments, pairs: Sequence[str] = ()) -> str:
+def script_line(name: str, arguments: Arguments, pairs: Sequence[str] = (), python: str = "python") -> str:
     """The shell line of a command with these arguments: by place, then by name those that differ from the default."""
     command = COMMANDS[name]
     placed = {key: arguments[key] for key in command.arguments}
@@ -137,7 +146,8 @@ def script_line(name: str, arguments: Arguments, pairs: Sequence[str] = ()) -> s
     known = [key for key in known_arguments(command, arguments) if key in arguments]
     named = [f"{key}={arguments[key]}" for key in known if usual.get(key) != arguments[key]]
     tail = ["--", *pairs] if pairs else []
-    return shlex.join(["bash", f"scripts/{name}.sh", *placed.values(), *named, *tail])
+    program = ["bash", f"scripts/{name}.sh"] if has_script(name) else [python, "scripts/run.py", name]
+    return shlex.join([*program, *placed.values(), *named, *tail])
 
 
 def ready(run: str | Path) -> bool:
@@ -183,6 +193,8 @@ def run_one(name: str, arguments: Arguments, pairs: list[str], overwrite: bool =
 
 def main(words: list[str]) -> int:
     """Exit status of one script. UserError: a run fails."""
+    if words and words[0] not in COMMANDS and not words[0].startswith("-"):
+        add_all()
     if {"-h", "--help"} & set(words) and not (words[0] in COMMANDS and COMMANDS[words[0]].free):
         print(help_of(words[0]))
         return 0

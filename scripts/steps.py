@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scripts.commands import COMMANDS, folder, run_folder
+from scripts.commands import COMMANDS, folder, run_folder, stage1_command
 from scripts.commands.command import OTHERS_KEY, ROOT, Arguments, first_arguments, of_source, of_stage1, others
 
 STREAM = "trained stream"
@@ -145,9 +145,9 @@ def needs(name: str, arguments: Arguments) -> list[tuple[str, str, str, Argument
     def need(what: str, other: str, own: Arguments, run: str = "") -> None:
         needed.append((what, run or str(run_folder(COMMANDS[other], own)), other, own))
 
-    if command.stage1:
-        own = first_arguments(COMMANDS[command.stage1], arguments)
-        need("stage-1 checkpoint", command.stage1, own, arguments.get("STUDENT_DIR", ""))
+    if first := stage1_command(command):
+        own = first_arguments(COMMANDS[first], arguments)
+        need("stage-1 checkpoint", first, own, arguments.get("STUDENT_DIR", ""))
     if command.teacher:
         own = first_arguments(COMMANDS[command.teacher], arguments)
         need("teacher", command.teacher, own, arguments["TEACHER_DIR"])

@@ -12,7 +12,8 @@ class CoOp_LMC(MergeTune, CoOp):
     prompt."""
 
     model_name = "prompt_mid_learner"
-    stage1_name = "prompt_learner"
+    stage1 = CoOp
+    presets = {"released": "vit_b16_ep100_ctxv1", "paper": "paper", "continued": "continued"}
     # the released code's keys; a value given to one of them sets ours
     ALIASES = CoOp.ALIASES | {"TRAINER.COOP.W": "TRAINER.LMC.LAMBDA"}
 
@@ -25,3 +26,5 @@ class CoOp_LMC(MergeTune, CoOp):
 @TRAINER_REGISTRY.register()
 class KgCoOp_COOP_LMC(CoOp_LMC):
     """The name under which the authors' code registered it."""
+
+    alias_of = CoOp_LMC

@@ -14,6 +14,7 @@ from mergetune.models.adapters import MultiModalAdapters
 class MultiModalAdapter(ClipTrainer):
     """Cross-entropy, the adapters of both towers trained; images come as pixels, for their features change."""
 
+    label = "MMA"
     CONFIG = "MMADAPTER"
     model_name = "adapter_learner"
     held_keys = ("TRAINER.MMADAPTER.TEXT_CTX_INIT", "TRAINER.MMADAPTER.ADAPTER_SCALE")

@@ -13,6 +13,9 @@ from mergetune.trainers.mma import MultiModalAdapter
 class MMA_LMC(MergeTune, MultiModalAdapter):
     """Its endpoints: the data set's template through CLIP without adapters, and the stage-1 adapters."""
 
+    stage1 = MultiModalAdapter
+    presets = {"released": "vit_b16_ep5", "paper": "paper", "continued": "continued"}
+    toy_presets = {"released": "released_ep20", "paper": "paper_ep20", "continued": "continued_ep20"}
     path_note = "image features are ours at every point: the ends are heads on them, not the models"
     template_family = "coop"  # as released; differs from KgCoOp's for DTD
     # the released code's keys; a value given to one of them sets ours

@@ -24,12 +24,14 @@ from mergetune.clip_trainer import ClipTrainer
 from mergetune.models.deep_prompts import keep_prompts
 from mergetune.models.student import Student, Teacher, distil_loader, distillation
 from mergetune.stage1 import run_fact
+from mergetune.trainers.promptsrc import PromptSRC
 
 
 @TRAINER_REGISTRY.register()
 class PromptKD(ClipTrainer):
     """Trains image prompts and a projection on the teacher's logits."""
 
+    taught_by = PromptSRC
     CONFIG = "PROMPTKD"
     model_name = "VLPromptLearner"
     frozen_image_tower = False  # its prompts train

@@ -25,6 +25,11 @@ from mergetune.trainers.promptkd import PromptKD
 class PromptKD_LMC(MergeTune, PromptKD):
     """Its one endpoint: the stage-1 student, batch statistics included."""
 
+    stage1 = PromptKD
+    has_zero_shot = False  # prompts and projection are no part of CLIP
+    protocols = ("base2new",)  # a student sees all classes, unlabelled
+    presets = {"released": "vit_b16_c2_ep20_batch8_4+4ctx", "paper": "paper", "continued": "continued"}
+    toy_presets = {"released": "released_batch8", "paper": "paper_batch8", "continued": "continued_batch8"}
     # the released code's keys; a value given to one of them sets ours
     ALIASES = {
         "TRAINER.PROMPTKD.USE_LMC": "TRAINER.LMC.ENABLED",

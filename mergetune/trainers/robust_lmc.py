@@ -21,6 +21,8 @@ from mergetune.trainers.linear_probe import LinearProbe
 class HeadContinued(MergeTune):
     """`MergeTune` where class vectors are a head: its length counts, so nothing on the path is normalised."""
 
+    protocols = ("robust",)
+
     def zero_shot_vectors(self) -> Tensor:
         return self.zero_shot_head()
 
@@ -41,6 +43,10 @@ class HeadContinued(MergeTune):
 class LinearProbe_LMC(HeadContinued, LinearProbe):
     """Its endpoints: the zero-shot classifier and stage 1's head."""
 
+    stage1 = LinearProbe
+    presets = {"paper": "paper", "continued": "continued"}
+    toy_presets = {"paper": "paper_toy", "continued": "continued_toy"}
+
     def weight_path(self, images: Tensor, labels: Tensor) -> Tensor:
         """In closed form: logits are linear in the head."""
         image, key = self.image_features(images), self.head_key
@@ -51,6 +57,8 @@ class LinearProbe_LMC(HeadContinued, LinearProbe):
 class FineTune_LMC(HeadContinued, FineTune):
     """Its endpoints: CLIP's image tower with the zero-shot classifier, and stage 1's tower and head."""
 
+    stage1 = FineTune
+    presets, toy_presets = LinearProbe_LMC.presets, LinearProbe_LMC.toy_presets
     path_note = "image features are ours at every point: the ends are heads on them, not the models"
 
     def weight_path(self, images: Tensor, labels: Tensor) -> Tensor:

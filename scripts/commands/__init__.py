@@ -5,12 +5,29 @@ OUTPUT; where the released training and test scripts disagreed, the test reads w
 """
 
 from .base2new import COMMANDS as BASE2NEW
+from .base2new import SCRIPTS
 from .command import Command, folder, run_folder
 from .condu import COMMANDS as CONDU
 from .merge import COMMANDS as MERGE
 from .protocols import COMMANDS as PROTOCOLS
-from .robust import COMMANDS as ROBUST
+from .robust import COMMANDS as ROBUST_COMMANDS
+from .robust import ROBUST
 
-COMMANDS: dict[str, Command] = BASE2NEW | PROTOCOLS | ROBUST | MERGE | CONDU
+COMMANDS: dict[str, Command] = BASE2NEW | PROTOCOLS | ROBUST_COMMANDS | MERGE | CONDU
 
-__all__ = ["COMMANDS", "Command", "folder", "run_folder"]
+__all__ = ["COMMANDS", "SCRIPTS", "Command", "folder", "run_folder", "scripts_of", "stage1_command"]
+
+
+def scripts_of(trainer: str) -> str:
+    """The folder of a trainer's scripts, or what those of robust fine-tuning are called."""
+    return SCRIPTS[trainer].folder if trainer in SCRIPTS else ROBUST.get(trainer, trainer)
+
+
+def stage1_command(command: Command) -> str:
+    """Name of the command whose run one continues, "" if none: the class of its trainer says of which method."""
+    if not command.stage1:
+        return ""
+    from dassl.engine import TRAINER_REGISTRY
+    from mergetune.stage2 import stage1_of
+
+    return command.stage1.format(STAGE1=scripts_of(stage1_of(TRAINER_REGISTRY.get(command.trainer))))

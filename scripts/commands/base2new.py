@@ -11,11 +11,12 @@ LMC_PAIRS = (
 )
 PROMPTKD_ARGUMENTS = ("DATASET", "SEED", "STUDENT_DIR", "KD_WEIGHT", "BETA", "N")
 WEAKER_KD = ("fgvc_aircraft", "oxford_flowers", "dtd")  # PromptKD distils with 200 there, elsewhere with 1000
+FIRST = "{STAGE1}/base2new_train"  # what stage 2 continues
 TESTS = {"base2base_test": "base", "base2new_test": "new"}
 
 
 @dataclass(frozen=True)
-class Method:
+class Scripts:
     """Where a method's scripts lie and what they are called: `folder`/base2new_train`suffix`."""
 
     folder: str
@@ -60,7 +61,7 @@ _COOP_LMC = Command(
     output="output_KgCoOp_COOP_LMC/CoOp/train_base/{DATASET}/{LOSS_TYPE}/shots_{SHOTS}_{CLIP_WEIGHT}_{W_LMC}"
     "/KgCoOp_COOP_LMC/{CFG}/seed{SEED}",
     subset="base",
-    stage1="coop/base2new_train",
+    stage1=FIRST,
     pairs=LMC_PAIRS,
 )
 _PROMPTKD = Command(
@@ -78,10 +79,10 @@ _PROMPTKD = Command(
     pairs=("TRAINER.PROMPTKD.TEACHER_DIR", "{TEACHER_DIR}", "TRAINER.PROMPTKD.KD_WEIGHT", "{KD_WEIGHT}"),
 )
 
-METHODS: dict[str, Method] = {
-    "CoOp": Method("coop", "", _COOP),
-    "CoOp_LMC": Method("coop_LMC", "_coop", _COOP_LMC),
-    "CoOp on SigLIP 2": Method(
+SCRIPTS: dict[str, Scripts] = {
+    "CoOp": Scripts("coop", "", _COOP),
+    "CoOp_LMC": Scripts("coop_LMC", "_coop", _COOP_LMC),
+    "CoOp on SigLIP 2": Scripts(
         "coop",
         "_siglip2",
         replace(
@@ -92,7 +93,7 @@ METHODS: dict[str, Method] = {
             defaults={"CFG": "siglip2_b16_ep100_ctxv1", "SHOTS": "16"},
         ),
     ),
-    "CoOp_LMC on SigLIP 2": Method(
+    "CoOp_LMC on SigLIP 2": Scripts(
         "coop_LMC",
         "_coop_siglip2",
         replace(
@@ -100,10 +101,10 @@ METHODS: dict[str, Method] = {
             seeds=("1", "2", "3"),
             arguments=tuple(name for name in LMC_ARGUMENTS if name != "SEED"),
             defaults={"SHOTS": "16", "STAGE1_CFG": siglip_stage1},
-            stage1="coop/base2new_train_siglip2",
+            stage1=f"{FIRST}_siglip2",
         ),
     ),
-    "KgCoOp": Method(
+    "KgCoOp": Scripts(
         "kgcoop",
         "",
         Command(
@@ -116,7 +117,7 @@ METHODS: dict[str, Method] = {
             pairs=("TRAINER.COOP.W", "{W}"),
         ),
     ),
-    "KgCoOp_LMC": Method(
+    "KgCoOp_LMC": Scripts(
         "kgcoop_LMC",
         "_kgcoop",
         replace(
@@ -125,10 +126,10 @@ METHODS: dict[str, Method] = {
             defaults={"SHOTS": "16", "LOSS_TYPE": "cosine", "COOP_LMC": "True"},
             trainer="KgCoOp_LMC",
             output=_COOP_LMC.output.replace("output_KgCoOp_COOP_LMC/CoOp/", "output_KgCoOp_LMC/KgCoOp/"),
-            stage1="kgcoop/base2new_train",
+            stage1=FIRST,
         ),
     ),
-    "MultiModalAdapter": Method(
+    "MultiModalAdapter": Scripts(
         "mma",
         "",
         Command(
@@ -140,7 +141,7 @@ METHODS: dict[str, Method] = {
             subset="base",
         ),
     ),
-    "MMA_LMC": Method(
+    "MMA_LMC": Scripts(
         "mma_LMC",
         "_mma",
         Command(
@@ -149,11 +150,11 @@ METHODS: dict[str, Method] = {
             trainer="MMA_LMC",
             output="output_MMA_LMC/base2new/train_base/{DATASET}/shots_{SHOTS}_{W_LMC}/MMA_LMC/{CFG}/seed{SEED}",
             subset="base",
-            stage1="mma/base2new_train",
+            stage1=FIRST,
             pairs=("TRAINER.LMC.BETA", "{W_LMC}"),
         ),
     ),
-    "PromptSRC": Method(
+    "PromptSRC": Scripts(
         "promptsrc",
         "",
         Command(
@@ -164,8 +165,8 @@ METHODS: dict[str, Method] = {
             subset="base",
         ),
     ),
-    "PromptKD": Method("promptkd", "", _PROMPTKD),
-    "PromptKD_LMC": Method(
+    "PromptKD": Scripts("promptkd", "", _PROMPTKD),
+    "PromptKD_LMC": Scripts(
         "promptkd_LMC",
         "_promptkd",
         replace(
@@ -183,7 +184,7 @@ METHODS: dict[str, Method] = {
             trainer="PromptKD_LMC",
             output="output_PromptKD_LMC/base2new/train_base/{DATASET}/shots_{SHOTS}/PromptKD_LMC"
             "/{LAMBDA}_{BETA}_{N}_{KD_WEIGHT}/{CFG}/seed_{SEED}",
-            stage1="promptkd/base2new_train",
+            stage1=FIRST,
             pairs=(
                 *_PROMPTKD.pairs,
                 *("TRAINER.LMC.LAMBDA", "{LAMBDA}", "TRAINER.LMC.BETA", "{BETA}", "TRAINER.LMC.NUM_SAMPLES", "{N}"),
@@ -200,23 +201,26 @@ def zero_shot(trainer: str, folder: str, where: str, **fields) -> Command:
     return Command(("DATASET", "SEED"), output, trainer, **usual | fields, eval_only=True)
 
 
-def _commands() -> dict[str, Command]:
-    found = {}
-    for method in METHODS.values():
-        name = method.script("base2new_train")
-        found[name] = train = method.train
-        for what, subset in TESTS.items():
-            output = train.output.replace("train_base", f"evaluate/test_{subset}")
-            found[method.script(what)] = replace(train, output=output, subset=subset, evaluates=name, stage1="")
+def commands_of(scripts: Scripts) -> dict[str, Command]:
+    """Training, and the tests of both halves."""
+    name, train = scripts.script("base2new_train"), scripts.train
+    commands = {name: train}
     for what, subset in TESTS.items():
-        mma = found[f"mma/{what}"]
-        found[f"mma/{what}"] = replace(mma, forms=(*mma.forms, (*mma.arguments, "LOADEP")))  # as the authors' script
+        output = train.output.replace("train_base", f"evaluate/test_{subset}")
+        commands[scripts.script(what)] = replace(train, output=output, subset=subset, evaluates=name, stage1="")
+    return commands
+
+
+def _commands() -> dict[str, Command]:
+    commands = {name: command for scripts in SCRIPTS.values() for name, command in commands_of(scripts).items()}
+    for what, subset in TESTS.items():
+        mma = commands[f"mma/{what}"]
+        commands[f"mma/{what}"] = replace(mma, forms=(*mma.forms, (*mma.arguments, "LOADEP")))  # as the authors' script
         half = {"where": f"evaluate/test_{subset}/{{DATASET}}/shots_{{SHOTS}}", "subset": subset}
-        found[f"zsclip/{what}"] = zero_shot("ZeroshotCLIP", "zsclip", **half)
-        found[f"zsclip2/{what}"] = zero_shot("ZeroshotCLIP2", "zsclip2", **half, forms=())
-        average = zero_shot("CoOp_Average", "average/CoOp", **half, forms=(), stage1="coop/base2new_train")
-        found[f"coop_average/{what}"] = average
-    return found
+        commands[f"zsclip/{what}"] = zero_shot("ZeroshotCLIP", "zsclip", **half)
+        commands[f"zsclip2/{what}"] = zero_shot("ZeroshotCLIP2", "zsclip2", **half, forms=())
+        commands[f"coop_average/{what}"] = zero_shot("CoOp_Average", "average/CoOp", **half, forms=(), stage1=FIRST)
+    return commands
 
 
 COMMANDS = _commands()

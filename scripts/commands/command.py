@@ -35,10 +35,11 @@ class Command:
     arguments: tuple[str, ...]  # in order
     output: str  # below OUTPUT
     trainer: str = ""
+    recipes: str = ""  # folder of configs/trainers; default: the trainer's
     subset: str = "all"  # base, new or all
     protocol: str = "base2novel"  # cfg.TRAINER.MODAL
     evaluates: str = ""  # name of the command whose run this one evaluates
-    stage1: str = ""  # name of the command whose run this one continues
+    stage1: str = ""  # name of the command whose run this one continues; {STAGE1}: the scripts of its trainer's stage 1
     teacher: str = ""  # name of the command whose run teaches this one
     pairs: tuple[str, ...] = ()
     forms: tuple[tuple[str, ...], ...] = ()  # other lists of arguments that are taken, told apart by their number
@@ -59,7 +60,7 @@ class Command:
     @property
     def config(self) -> str:
         """The method's yaml, below configs/trainers."""
-        return f"{self.trainer}/{{CFG}}" if self.trainer else ""
+        return f"{self.recipes or self.trainer}/{{CFG}}" if self.trainer else ""
 
     def from_environment(self) -> Arguments:
         """Arguments that the environment gives."""

@@ -1,6 +1,5 @@
 """Merging without training: CLIP and a stage-1 run of base-to-new, by any method of `mergetune.merge`."""
 
-from .base2new import COMMANDS as BASE2NEW
 from .command import Arguments, Command, of_stage1, others, run_folder
 
 TWO_PARENTS = ("average", "slerp")  # the others start at CLIP and take the run alone
@@ -12,7 +11,9 @@ def _own(arguments: Arguments) -> Arguments:
 
 
 def _words(arguments: Arguments) -> list[str]:
-    train = BASE2NEW[f"{arguments['STAGE1']}/base2new_train"]
+    from scripts.commands import COMMANDS  # with those of other registered trainers
+
+    train = COMMANDS[f"{arguments['STAGE1']}/base2new_train"]
     given = {key: arguments[key] for key in ("DATASET", "SEED", "SHOTS")} | _own(arguments)
     run = str(run_folder(train, train.complete(given)))
     clip = ["zero-shot"] if arguments["METHOD"] in TWO_PARENTS else []

@@ -6,7 +6,7 @@ the target first, and the source last where it is not the usual one.
 
 from dataclasses import replace
 
-from .base2new import METHODS, zero_shot
+from .base2new import SCRIPTS, Scripts, zero_shot
 from .command import Command, source_of
 
 NAMES = ("CoOp", "CoOp_LMC", "KgCoOp", "KgCoOp_LMC", "MultiModalAdapter", "MMA_LMC")
@@ -62,30 +62,35 @@ def fewshot_training(own: Command) -> Command:
     )
 
 
-def _commands() -> dict[str, Command]:
-    found = {}
-    for method in map(METHODS.get, NAMES):
-        source = found[method.script("xd_train")] = source_training(method.train)
-        for what, protocol in TRANSFER.items():
-            found[method.script(what)] = transfer(source, method.script("xd_train"), protocol)
-        name = method.script("fewshot_train")
-        found[name] = train = fewshot_training(method.train)
-        output = train.output.replace("fewshot/train", "fewshot/test")
-        found[method.script("fewshot_test")] = replace(train, output=output, evaluates=name, stage1="")
+def commands_of(scripts: Scripts) -> dict[str, Command]:
+    """Training on the source and its tests on other data sets, and the few-shot curve."""
+    source = scripts.script("xd_train")
+    commands = {source: source_training(scripts.train)}
     for what, protocol in TRANSFER.items():
-        found[f"coop_average/{what}"] = zero_shot(
+        commands[scripts.script(what)] = transfer(commands[source], source, protocol)
+    name = scripts.script("fewshot_train")
+    commands[name] = train = fewshot_training(scripts.train)
+    output = train.output.replace("fewshot/train", "fewshot/test")
+    commands[scripts.script("fewshot_test")] = replace(train, output=output, evaluates=name, stage1="")
+    return commands
+
+
+def _commands() -> dict[str, Command]:
+    commands = {name: command for trainer in NAMES for name, command in commands_of(SCRIPTS[trainer]).items()}
+    for what, protocol in TRANSFER.items():
+        commands[f"coop_average/{what}"] = zero_shot(
             "CoOp_Average",
             "average/CoOp",
             f"{protocol}/test/{{SOURCE}}_to_{{DATASET}}",
             forms=(("DATASET", "SEED", "SOURCE"),),
             defaults={"CFG": "vit_b16", "SHOTS": "16", "SOURCE": source_of},
             protocol=protocol,
-            stage1="coop/xd_train",
+            stage1="{STAGE1}/xd_train",
         )
     for what, protocol in {**TRANSFER, "fewshot_test": "fewshot", "robust_test": "robust"}.items():
         where = f"{protocol}/test/{{DATASET}}"
-        found[f"zsclip/{what}"] = zero_shot("ZeroshotCLIP", "zsclip", where, protocol=protocol)
-    return found
+        commands[f"zsclip/{what}"] = zero_shot("ZeroshotCLIP", "zsclip", where, protocol=protocol)
+    return commands
 
 
 COMMANDS = _commands()

@@ -7,15 +7,14 @@ from .base2new import of_toy
 from .command import Arguments, Command, run_folder
 from .protocols import transfer
 
-ROBUST = {"LinearProbe": "linear_probe", "FineTune": "finetune"}
+ROBUST = {  # trainer -> the scripts' name
+    "LinearProbe": "linear_probe",
+    "LinearProbe_LMC": "linear_probe_LMC",
+    "FineTune": "finetune",
+    "FineTune_LMC": "finetune_LMC",
+}
 TOY_SHIFTS = ("toy_objects_sketch", "toy_objects_noise", "toy_objects_dark", "toy_objects_rotation")
 SHIFTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
-
-
-def training(folder: str, trainer: str, **fields) -> Command:
-    """Of stage 1, or of MERGETUNE on it."""
-    output = f"output_robust/{folder}/train/{{DATASET}}/{trainer}/{{CFG}}/seed{{SEED}}"
-    return Command(trainer=trainer, output=output, protocol="robust", **fields)
 
 
 def shifts(dataset: str) -> tuple[str, ...]:
@@ -29,6 +28,8 @@ def ensemble(kind: str) -> Command:
 
     def words(arguments: Arguments) -> list[str]:
         given = of_toy([], ["--alphas", "0.5"])(arguments)
+        from scripts.commands import COMMANDS  # with those of other registered trainers
+
         train = COMMANDS[f"robust/{arguments['METHOD']}_train"]
         trained = str(run_folder(train, train.complete(arguments)))
         return [trained, "--kind", kind, *given, "--test", *shifts(arguments["DATASET"])]
@@ -46,17 +47,29 @@ def ensemble(kind: str) -> Command:
     )
 
 
+def commands_of(name: str, trainer: str, continues: bool, **fields) -> dict[str, Command]:
+    """Training and the test, of stage 1 or of a stage 2 on it. name: of its scripts."""
+    stage1 = {
+        "arguments": ("DATASET", "SEED"),
+        "forms": (("SEED",),),
+        "defaults": {"DATASET": "imagenet", "CFG": of_toy("toy", "vit_b16"), "SHOTS": "0"},
+    }
+    stage2 = {"arguments": ("DATASET", "CFG", "SEED"), "defaults": {"SHOTS": "0"}, "stage1": "robust/{STAGE1}_train"}
+    train = Command(
+        trainer=trainer,
+        output=f"output_robust/{name}/train/{{DATASET}}/{trainer}/{{CFG}}/seed{{SEED}}",
+        protocol="robust",
+        **(stage2 if continues else stage1) | fields,
+    )
+    script = f"robust/{name}_train"
+    return {script: train, f"robust/{name}_test": transfer(train, script, "robust")}
+
+
 def _commands() -> dict[str, Command]:
-    found = {f"robust/{kind}_ensemble": ensemble(kind) for kind in ("weight", "output")}
-    usual = {"DATASET": "imagenet", "CFG": of_toy("toy", "vit_b16"), "SHOTS": "0"}
+    commands = {f"robust/{kind}_ensemble": ensemble(kind) for kind in ("weight", "output")}
     for trainer, name in ROBUST.items():
-        first, second = f"robust/{name}_train", f"robust/{name}_LMC_train"
-        found[first] = training(name, trainer, arguments=("DATASET", "SEED"), forms=(("SEED",),), defaults=usual)
-        lmc = {"arguments": ("DATASET", "CFG", "SEED"), "defaults": {"SHOTS": "0"}, "stage1": first}
-        found[second] = training(f"{name}_LMC", f"{trainer}_LMC", **lmc)
-        for script in (first, second):
-            found[script.replace("train", "test")] = transfer(found[script], script, "robust")
-    return found
+        commands |= commands_of(name, trainer, continues=name.endswith("_LMC"))
+    return commands
 
 
 COMMANDS = _commands()

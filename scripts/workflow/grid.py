@@ -99,7 +99,7 @@ class Grid:
 
 def step_lines(step: Step, python: str, slot: str = "") -> Iterator[str]:
     """A step's bash script, and its path card where one belongs to it."""
-    yield slot + script_line(step.command, dict(step.arguments), step.pairs)
+    yield slot + script_line(step.command, dict(step.arguments), step.pairs, python)
     if step.card:
         others = ["--others", *step.others] if step.others else []
         yield f"{slot}{python} -m mergetune.path_card {shlex.join([str(step.folder), *others])}"

@@ -7,8 +7,8 @@ import pytest
 
 import train
 from dassl.utils import UserError
-from scripts.commands import COMMANDS
-from scripts.commands.base2new import METHODS, kd_weight
+from scripts.commands import COMMANDS, SCRIPTS, stage1_command
+from scripts.commands.base2new import kd_weight
 from scripts.commands.command import first_arguments, of_source, recipe, source_of
 from scripts.condu import toy_stream
 from scripts.condu.orders import tasks_of
@@ -164,7 +164,8 @@ def test_what_a_test_reads_is_what_its_training_wrote(dry, name, dataset):
         assert value_of("--model-dir", own) == value_of("--output-dir", theirs)
         assert "--eval-only" in own and value_of("--trainer", own) == value_of("--trainer", theirs)
     if command.stage1 and "STUDENT_DIR" not in command.arguments:
-        first = train_argv(command.stage1, first_arguments(COMMANDS[command.stage1], arguments), [])
+        stage1 = stage1_command(command)
+        first = train_argv(stage1, first_arguments(COMMANDS[stage1], arguments), [])
         assert value_of("--resume-coop", own) == value_of("--output-dir", first)
     if command.teacher:
         first = train_argv(command.teacher, first_arguments(COMMANDS[command.teacher], arguments), [])
@@ -220,9 +221,9 @@ def config_of(argv):
 
 
 @pytest.mark.parametrize("dataset", ["toy_shapes", "caltech101", "dtd"])
-@pytest.mark.parametrize("method", [name for name, own in METHODS.items() if own.train.stage1])
+@pytest.mark.parametrize("method", [name for name, own in SCRIPTS.items() if own.train.stage1])
 def test_the_recipe_of_a_preset_changes_nothing_of_it(method, dataset):
-    name = METHODS[method].script("base2new_train")
+    name = SCRIPTS[method].script("base2new_train")
     siglip = {"released": "siglip2_b16_ep100_ctxv1", "paper": "siglip2_b16_paper"}
     presets = siglip if "SigLIP" in method else {preset: preset for preset in ("released", "paper", "continued")}
     for preset, cfg in presets.items():

@@ -9,7 +9,7 @@ import train
 from dassl.utils import UserError
 from scripts.check_job import kind_of
 from scripts.commands import COMMANDS, run_folder
-from scripts.jobs import PROTOCOLS, SHOTS, cell_steps, sources, targets, toy_sets
+from scripts.jobs import SHOTS, cell_steps, listed_pairs, sources, targets, toy_sets
 from scripts.main_job import build_parser, run_job
 from scripts.plans import plan
 from scripts.run import main as run_script
@@ -17,7 +17,7 @@ from scripts.run import parse, script_line
 from scripts.steps import module_argv, needs, train_argv
 from tests.conftest import ROOT
 
-JOBS = [(name, protocol) for protocol, names in PROTOCOLS.items() for name in names]
+JOBS = [(pair.name, protocol) for pair in listed_pairs() for protocol in pair.protocols]
 NO_READER = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r", "objectnet")  # may get one
 
 
@@ -155,7 +155,7 @@ def test_a_key_that_something_else_says_is_refused(protocol, keys, told):
 
 
 @pytest.mark.parametrize("world", ["toy_shapes", "dtd"])
-@pytest.mark.parametrize("name", PROTOCOLS["base2new"])
+@pytest.mark.parametrize("name", [name for name, protocol in JOBS if protocol == "base2new"])
 def test_what_released_chooses_on_validation_is_evaluated_at_its_last_epoch_too(name, world):
     steps = cell_steps(name, "base2new", world, 1)
     last = [step for step in steps if step.arguments.get("LOADEP")]
