@@ -67,7 +67,7 @@ def metadata(wheel):
 
 
 def test_the_wheel_is_the_tree(wheel):
-    """Weights, word list and published tables included; no test, no tool, nothing else at its top level."""
+    """Weights and word list included; no test, no tool, nothing else at its top level."""
     tree = {str(path.relative_to(ENGINE)) for path in (ENGINE / "dassl").rglob("*") if path.is_file()}
     tree = {name for name in tree if "__pycache__" not in name}
     held = {name for name in wheel.namelist() if ".dist-info/" not in name}

@@ -32,6 +32,7 @@ class Methods:
     settings: Mapping = field(default_factory=dict)  # key that a sweep varies -> printed name
     zero_shot: str = "ZeroshotCLIP"  # trainer whose row is the reference that "below zero-shot" compares with
     datasets: tuple = ()  # names; others follow by alphabet
+    published: tuple = ()  # JSON files of accuracies that papers print: see protocols/against.py
 
     def trainer(self, record):
         """A record's trainer, by its current name."""

@@ -86,7 +86,7 @@ ORDERS = {
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_published_zero_shot_row_as_a_stream_gives_the_published_means(tmp_path, order):
-    tasks, published = ORDERS[order], load_published()
+    tasks, published = ORDERS[order], load_published(METHODS.published)
     row = [published["mtil", "ZeroshotCLIP", "", "ViT-B/16", f"Mtil{task}", ""][0].value for task in tasks]
     facts = {
         "trainer": "zero_shot", "preset": "", "protocol": "mtil", "order": order, "seed": 1, "shots": 0,

@@ -22,7 +22,7 @@ CLIP = "ViT-B/16"
 def published_by_method():
     """{(protocol, trainer, merge, quantity, source): {data set: value}}."""
     found = defaultdict(dict)
-    for (protocol, trainer, merge, _, dataset, quantity), numbers in load_published().items():
+    for (protocol, trainer, merge, _, dataset, quantity), numbers in load_published(METHODS.published).items():
         for one in numbers:
             if not one.derived:
                 found[protocol, trainer, merge, quantity, one.source][dataset] = one.value
@@ -55,7 +55,7 @@ def test_published_harmonic_means_follow_from_base_and_new():
 
 
 def test_the_derived_number_follows_from_both_published_ones():
-    published = load_published()
+    published = load_published(METHODS.published)
     key = "base2new", "MultiModalAdapter", "", "ViT-B/16"
     (base,), (h,), (new,) = (published[(*key, "UCF101", quantity)] for quantity in ("base", "H", "new"))
     assert new.derived and not h.derived
@@ -149,7 +149,7 @@ def recorded(script, cfg_name, dataset, merge):
 def as_published(protocol, trainer, merge, facts_of):
     """A report of runs that have every published number of a method, compared."""
     lines, records = [], {}
-    for key, (one, *_) in load_published().items():
+    for key, (one, *_) in load_published(METHODS.published).items():
         if key[:3] == (protocol, trainer, merge):
             names = sorted(one.sets) if key[4] in ("average", "Avg-C", "Avg-D") else [key[4]]
             own = [facts_of(name) | {"file": name} for name in names]
@@ -174,7 +174,7 @@ def test_a_correct_run_is_in_the_band_or_the_fact_that_differs_is_named(case):
 
 
 def test_every_published_method_has_such_a_run():
-    mine = {key[:3] for key in load_published() if not key[0].startswith("mtil")}
+    mine = {key[:3] for key in load_published(METHODS.published) if not key[0].startswith("mtil")}
     assert mine == set(OURS) | set(MERGED)
 
 

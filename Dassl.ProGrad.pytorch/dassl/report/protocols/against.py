@@ -1,13 +1,14 @@
 """Published accuracies beside ours: in the band or out of it, or why a pair is not judged.
 
 Band: twice the published deviation where one is known; else 1.0 point for a data set, 0.5 for an average. The
-published numbers are blocks of `published/*.json`, one a method and source: {protocol, trainer, merge, source,
-values {data set: number, or {quantity: number or [number, deviation]}}, facts {field of results.json: what decides
-whether runs may be compared, the same for all data sets or {data set: it}; null where the source does not state it},
-derived (true: computed from published numbers)}. `sets` of a file: what each protocol's averages are over.
+published numbers lie beside the methods, in JSON files of blocks, one a method and source: {protocol, trainer, merge,
+source, values {data set: number, or {quantity: number or [number, deviation]}}, facts {field of results.json: what
+decides whether runs may be compared, the same for all data sets or {data set: it}; null where the source does not
+state it}, derived (true: computed from published numbers)}. `sets` of a file: what each protocol's averages are over.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,13 +45,13 @@ class Published:
         return AVERAGE if dataset in AVERAGES else ONE
 
 
-def load_published():
-    """All blocks -> {(protocol, trainer, merge, backbone, data set, quantity): list of Published, one a source}.
+def load_published(files: Iterable[Path]) -> dict[tuple, list[Published]]:
+    """All blocks of these files -> {(protocol, trainer, merge, backbone, data set, quantity): one Published a source}.
 
     The quantity of a few-shot number is its shots, e.g. "16 shots".
     """
     found = {}
-    for file in sorted(Path(__file__).parents[1].joinpath("published").glob("*.json")):
+    for file in files:
         content = json.loads(file.read_text(encoding="utf-8"))
         for block in content["blocks"]:
             head = block["protocol"], block["trainer"], block.get("merge", ""), content["backbone"]
@@ -68,7 +69,7 @@ def against_report(report, records, methods, published=None):
 
     records: those that the report was made of, for the facts that differ.
     """
-    published = load_published() if published is None else published
+    published = load_published(methods.published) if published is None else published
     by_file = {str(record["file"]): record for record in records}
     rows, lines, notes, sources, matched = [], [], [], {}, {}
     for line in report.lines:
