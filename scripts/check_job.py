@@ -13,13 +13,13 @@ from collections import Counter
 
 from dassl.utils.progress import progress
 from scripts.commands import COMMANDS, folder
-from scripts.steps import Step, compare, train_argv
+from scripts.jobs import Job, compare, train_argv
 
 ANCHORS = 15.0  # seconds for all of them
 ROW = "{:{}} {:>5} {:>7} {:>13} {:>13}"
 
 
-def kind_of(step: Step) -> str:
+def kind_of(step: Job) -> str:
     """What runs have in common that cost alike, but for their data set."""
     shots = step.arguments.get("SHOTS", "0")
     return " ".join(filter(None, (step.command, step.arguments.get("CFG"), shots != "0" and f"{shots} shots")))
@@ -61,7 +61,7 @@ def check_job(plan, args, workers: int) -> int:
     print(f"checked in {time.time() - started:.0f} s")
     return 1 if findings.problems else 0
 
-def look(steps: list[Step], bank: str, findings) -> dict[str, int]:
+def look(steps: list[Job], bank: str, findings) -> dict[str, int]:
     """{data set: its images}; each is checked, with its zero-shot anchor."""
     import torch
 
@@ -84,7 +84,7 @@ def look(steps: list[Step], bank: str, findings) -> dict[str, int]:
     return sizes
 
 
-def read_step(step: Step, bank: str):
+def read_step(step: Job, bank: str):
     """A step's config, and (model folder, epoch) of what it evaluates, if it trains nothing."""
     import train
 
@@ -95,7 +95,7 @@ def read_step(step: Step, bank: str):
     return train.read_cfg(args)[0], (args.model_dir, args.load_epoch) if args.eval_only else None
 
 
-def try_out(steps: list[Step], bank: str, findings) -> dict[str, tuple]:
+def try_out(steps: list[Job], bank: str, findings) -> dict[str, tuple]:
     """{kind: (data set, DryRun) of its first step}."""
     from torch import OutOfMemoryError
 
@@ -120,7 +120,7 @@ def try_out(steps: list[Step], bank: str, findings) -> dict[str, tuple]:
     return kinds
 
 
-def report(steps: list[Step], kinds: dict[str, tuple], sizes: dict[str, int], image_s: float, workers: int) -> None:
+def report(steps: list[Job], kinds: dict[str, tuple], sizes: dict[str, int], image_s: float, workers: int) -> None:
     """The table of kinds, and the sums. All but the start grows with the images."""
     from dassl.engine.dry_run import clock, others_line
 

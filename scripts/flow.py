@@ -13,33 +13,39 @@ and lock: $OUTPUT/flow.
 
 import argparse
 import contextlib
-import json
+import hashlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
-from scripts.check_job import check_job, kind_of  # noqa: E402
-from scripts.commands import COMMANDS  # noqa: E402
-from scripts.main_job import build_parser, check_keys, has_workflow, report, report_if_any  # noqa: E402
-from scripts.plans import plan  # noqa: E402
-from scripts.steps import Step, settle  # noqa: E402
-from scripts.stopping import PATIENCE, WORKFLOW, end_with_parent, end_with_workflow, stoppable  # noqa: E402
-from scripts.workers import run_cell  # noqa: E402
-from scripts.workflow.grid import UNITS, Grid, home, unit_of  # noqa: E402
+from scripts.check_job import kind_of  # noqa: E402
+from scripts.commands import COMMANDS, folder  # noqa: E402
+from scripts.grid import read_table  # noqa: E402
+from scripts.jobs import Job, needs  # noqa: E402
+from scripts.main_job import build_parser, has_workflow, run_job  # noqa: E402
+from scripts.plans import is_toy  # noqa: E402
+from scripts.run import job_lines  # noqa: E402
+from scripts.stopping import PATIENCE, WORKFLOW, end_with_parent, end_with_workflow  # noqa: E402
+from scripts.workers import run_group  # noqa: E402
+
+UNITS = ("run", "cell")
+PLAN = "plan.json"  # of the workflow's folder: what the Snakefile and its jobs read
 
 
 def parser() -> argparse.ArgumentParser:
     """The main job's words, and where and how the jobs run."""
-    found = build_parser(__doc__)
-    add = found.add_argument
+    parser = build_parser(__doc__)
+    add = parser.add_argument
     add("--gpus", type=int, default=0, help="local: GPUs, one a job; with --slurm: GPUs of each job")
     add("--by", choices=UNITS, default="", help="what one job is; default: cell on the built-in benchmark, else run")
     add("--retries", type=int, default=1, help="of a job that fails; default 1")
@@ -50,113 +56,163 @@ def parser() -> argparse.ArgumentParser:
         minutes = " in minutes" if name == "runtime" else ""
         add(f"--{name.replace('_', '-')}", type=kind, help=f"of a Slurm job{minutes}")
     add("--job", default="", help=argparse.SUPPRESS)  # run this one here: what a job of a whole cell is
-    return found
+    return parser
 
 
-def read(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """A command line, and the words behind `--`. args.table: a yaml, taken from its words."""
+def read(words: list[str]) -> argparse.Namespace:
+    """A command line. table: a yaml, taken from its words; more: those behind `--`. UserError for what a table decides
+    itself, and for numbers out of range."""
+    from dassl.utils import UserError
+
     cut = words.index("--") if "--" in words else len(words)
     args = parser().parse_intermixed_args(words[:cut])
     tables = [word for word in args.words if word.endswith((".yaml", ".yml"))]
     args.words = [word for word in args.words if word not in tables]
-    args.table = tables[0] if tables else ""
-    if args.data:
-        os.environ["DATA"] = os.path.abspath(args.data)
-    return args, words[cut + 1 :]
-
-
-def cells_of(args) -> list[list[Step]]:
-    """The cells. UserError for what a table decides itself, and for numbers out of range."""
-    from dassl.utils import UserError
-
+    args.table, args.more = os.path.abspath(tables[0]) if tables else "", words[cut + 1 :]
+    if tables:
+        read_table(tables[0])  # whose errors name it as it was typed
     for name in ("workers", "gpus", "retries", "threads"):
         if getattr(args, name) < 0:
             raise UserError(f"--{name} is {getattr(args, name)}, expected 0 or more")
     if args.table and (args.trainer or args.protocol or args.all):
-        raise UserError(f"{args.table} says which methods and protocol: leave out --trainer, --protocol and --all")
-    return plan(args)
+        raise UserError(f"{tables[0]} says which methods and protocol: leave out --trainer, --protocol and --all")
+    args.workers = args.workers or (100 if args.slurm else args.gpus or (1 if args.data else 2))
+    share = max(1, (os.cpu_count() or 1) // args.workers)
+    args.threads = args.threads or (4 if args.slurm else share)
+    return args
 
 
-def workers_of(args) -> int:
-    """Jobs at once."""
-    return args.workers or (100 if args.slurm else args.gpus or (1 if args.data else 2))
+# The grid as the workflow's jobs. A unit is one run, or all runs of a data set and seed in one process (`--by cell`).
+# Its flag is empty and mirrors whether its results are there: the engine, which removes the output of a job that
+# failed, never touches a result.
 
 
-def grid_of(args, words: list[str]) -> Grid:
-    """The grid of a command line."""
-    cells, share = cells_of(args), max(1, (os.cpu_count() or 1) // workers_of(args))
-    return Grid(
-        cells,
-        args.by or unit_of(cells),
-        words,
-        threads=args.threads or (4 if args.slurm else share),
-        gpus=args.gpus if args.slurm else min(1, args.gpus),
-        slots=0 if args.slurm else args.gpus,
-        retries=args.retries,
-    )
+@dataclass(frozen=True)
+class Unit:
+    """rule: of the workflow; name: unique in the grid; needs: names of units that come before it."""
+
+    rule: str
+    name: str
+    jobs: tuple[Job, ...]
+    needs: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        return all(job.finished for job in self.jobs)
+
+    @property
+    def flag(self) -> Path:
+        return home() / "done" / self.rule / self.name
+
+    @property
+    def log(self) -> Path:
+        return home() / "logs" / self.rule / f"{self.name}.log"
 
 
-def read_grid(words: list[str]) -> Grid:
-    """The grid that a command line stands for; the Snakefile and its jobs, each in its own folder, ask for it."""
-    return grid_of(read(words)[0], words)
+def home() -> Path:
+    """The workflow's folder: its flags, logs and lock."""
+    return Path(folder("OUTPUT", "output"), "flow")
 
 
-def from_anywhere(words: list[str], args) -> list[str]:
-    """A command line with whole paths in the place of those relative to this folder."""
-    data = {f"--data={args.data}": f"--data={os.environ.get('DATA')}", args.data: os.environ.get("DATA")}
-    return [data.get(word) or (os.path.abspath(word) if word == args.table else word) for word in words]
+def units_of(groups: list[list[Job]], by: str = "") -> dict[str, Unit]:
+    """Units by name, each after those that it needs.
+
+    by: run or cell; "": a toy run takes about as long as starting Python and PyTorch (6 s), so the cells of the
+    built-in benchmark; a public one takes minutes to hours, so runs, that many machines may share a cell.
+    """
+    toy = all(is_toy({"DATASET": job.subject}) or job.subject == "toy" for group in groups for job in group)
+    by_cell = by == "cell" or not by and toy
+    units, makers = {}, {}  # makers: folder -> the unit that makes it
+    for jobs in filter(None, groups if by_cell else [[job] for group in groups for job in group]):
+        folders = [str(job.folder) for job in jobs]
+        tag = hashlib.sha256("\n".join(folders).encode()).hexdigest()[:8]
+        name = f"{jobs[0].subject}-seed{jobs[0].arguments['SEED']}-{tag}"
+        before = [run for job in jobs for _, run, _, _ in needs(job.command, dict(job.arguments))]
+        needed = dict.fromkeys(makers[run] for run in before if run in makers)
+        makers = dict.fromkeys(folders, name) | makers
+        rule = "cell" if by_cell else jobs[0].command.replace("/", "_")
+        units[name] = Unit(rule, name, tuple(jobs), tuple(needed))
+    return units
 
 
-def snakemake_argv(args, grid: Grid, more: list[str]) -> list[str]:
+def unit_line(unit: Unit, gpus: int = 0) -> str:
+    """The shell line of a unit, from the clone: the bash script's, or a whole cell in one process. gpus: that units
+    of this machine share."""
+    python = shlex.quote(sys.executable)
+    slot = f"{python} scripts/gpu.py {gpus} {shlex.quote(str(home()))} " if gpus else ""
+    if unit.rule == "cell":
+        lines = [f"{slot}{python} scripts/flow.py --job {shlex.quote(unit.name)}"]
+    else:
+        lines = [slot + line for line in job_lines(unit.jobs[0], python)]
+    return f"cd {shlex.quote(str(ROOT))} && ({' && '.join(lines)}) >> {shlex.quote(str(unit.log))} 2>&1"
+
+
+def write_plan(units: dict[str, Unit], args) -> None:
+    """What the Snakefile and its jobs read; and flags that say what is finished: a result that was removed is made
+    again."""
+    from dassl.utils import write_json
+
+    for unit in units.values():
+        if not unit.finished:
+            unit.flag.unlink(missing_ok=True)
+        elif not unit.flag.exists():
+            unit.flag.parent.mkdir(parents=True, exist_ok=True)
+            unit.flag.touch()
+    slots = 0 if args.slurm else args.gpus
+    rows = {
+        name: {
+            "rule": unit.rule,
+            "needs": [str(units[other].flag) for other in unit.needs],
+            "line": unit_line(unit, slots),
+            "jobs": [asdict(job) for job in unit.jobs] if unit.rule == "cell" else [],
+        }
+        for name, unit in units.items()
+    }
+    gpus = args.gpus if args.slurm else min(1, args.gpus)
+    plan = {"home": str(home()), "threads": args.threads, "gpus": gpus, "retries": args.retries, "units": rows}
+    write_json(plan, str(home() / PLAN))
+
+
+def snakemake_argv(args) -> list[str]:
     """The words of snakemake's command line."""
-    workers = workers_of(args)
     argv = ["--snakefile", str(ROOT / "scripts" / "Snakefile"), "--directory", str(home()), "--nolock"]  # RunLock does
-    argv += ["--config", f"words=x{json.dumps(grid.words).encode().hex()}", "--rerun-incomplete"]
-    argv += ["--rerun-triggers", "mtime", "--keep-going", "--scheduler", "greedy"]
+    argv += ["--rerun-incomplete", "--rerun-triggers", "mtime", "--keep-going", "--scheduler", "greedy"]
     if not args.slurm:
-        argv += ["--cores", str(workers * grid.threads), "--quiet", "rules", "host"]
-        return argv + (["--resources", f"gpu={args.gpus}"] if args.gpus else []) + more
-    argv += ["--executor", "slurm", "--jobs", str(workers), "--latency-wait", "60"]
+        argv += ["--cores", str(args.workers * args.threads), "--quiet", "rules", "host"]
+        return argv + (["--resources", f"gpu={args.gpus}"] if args.gpus else []) + args.more
+    argv += ["--executor", "slurm", "--jobs", str(args.workers), "--latency-wait", "60"]
     argv += ["--slurm-logdir", str(home() / "slurm")]
-    own = {"slurm_partition": args.partition, "slurm_account": args.account}
-    own |= {"runtime": args.runtime, "mem_mb": args.mem_mb}
-    given = [f"{key}={value}" for key, value in own.items() if value]
-    argv += ["--default-resources", *given] if given else []
-    return argv + ([] if args.account else ["--slurm-no-account"]) + more
+    asked = {"slurm_partition": args.partition, "slurm_account": args.account}
+    asked |= {"runtime": args.runtime, "mem_mb": args.mem_mb}
+    words = [f"{key}={value}" for key, value in asked.items() if value]
+    argv += ["--default-resources", *words] if words else []
+    return argv + ([] if args.account else ["--slurm-no-account"]) + args.more
 
 
-def run(args, grid: Grid, more: list[str]) -> int:
-    """The workflow, then the tables; the exit status."""
-    from dassl.utils import RunLock, UserError
-
-    if not has_workflow():
-        raise UserError("the workflow needs snakemake 9 or later: pip install snakemake; bash train.sh runs without it")
+def run_workflow(groups: list[list[Job]], args) -> tuple[str, bool]:
+    """The workflow -> (what was run, whether something is left of it)."""
+    units = units_of(groups, args.by)
     env = dict(os.environ) if args.slurm else os.environ | {WORKFLOW: str(os.getpid())}
     if sys.prefix != sys.base_prefix:
         env["VIRTUAL_ENV"] = sys.prefix  # the bash scripts use this Python too
-    started = time.time()
-    with RunLock(home()), stoppable():
-        unmade = settle([step for job in grid.jobs.values() for step in job.steps], args.overwrite)
-        words = [sys.executable, "-m", "snakemake", *snakemake_argv(args, grid, more)]
-        # a session of its own: signals come through this process, which says so
-        options = {"start_new_session": True, "preexec_fn": lambda: end_with_parent(signal.SIGKILL)}
-        snakemake = subprocess.Popen(words, cwd=home(), env=env, **options)
-        try:
-            failed = snakemake.wait()
-        except SystemExit:
-            end(snakemake)
-            raise
-        left = [*unfinished(grid)]
-        for line in left:
-            print(line, file=sys.stderr, flush=True)
-        settle(unmade)
-        failed = report_if_any([job.steps for job in grid.jobs.values()], report) or failed
-    print(f"{time.time() - started:.0f} s for {len(grid.jobs)} jobs")
-    return 1 if left or failed else 0
+    write_plan(units, args)
+    # a session of its own: signals come through this process, which says so
+    options = {"start_new_session": True, "preexec_fn": lambda: end_with_parent(signal.SIGKILL)}
+    words = [sys.executable, "-m", "snakemake", *snakemake_argv(args)]
+    snakemake = subprocess.Popen(words, cwd=home(), env=env, **options)
+    try:
+        failed = snakemake.wait()
+    except SystemExit:
+        end(snakemake)
+        raise
+    left = [*unfinished(units)]
+    for line in left:
+        print(line, file=sys.stderr, flush=True)
+    return f"{len(units)} jobs", bool(left or failed)
 
 
 def end(snakemake: subprocess.Popen) -> None:
-    """It starts no more jobs, and those that run here end their step."""
+    """It starts no more jobs, and those that run here end the run under way."""
     import psutil  # snakemake brings it
 
     try:
@@ -170,92 +226,92 @@ def end(snakemake: subprocess.Popen) -> None:
         snakemake.kill()
 
 
-def status(steps: list[Step], jobs: int, workers: int) -> Iterator[str]:
+def unfinished(units: dict[str, Unit]) -> Iterator[str]:
+    """A line for each unit that has run and is not finished: the last of its log; one more for those that wait."""
+    left = [unit for unit in units.values() if not unit.finished]
+    ran = [unit for unit in left if unit.log.is_file()]
+    for unit in ran:
+        lines = [line for line in unit.log.read_text(errors="replace").splitlines() if line.strip()]
+        yield f"{unit.rule} {unit.name}: {(lines or ['ended without a word'])[-1]} ({unit.log})"
+    if waiting := len(left) - len(ran):
+        yield f"{waiting} jobs did not start"
+
+
+def status(groups: list[list[Job]], args) -> Iterator[str]:
     """The lines of `--dry-run`: finished runs of all by data set (order, source) and seed, and an estimate by what
     finished runs of a script and CFG took."""
     from dassl.engine.dry_run import clock
     from dassl.report.table import Table
 
-    runs = Grid([steps], "run").jobs
+    runs = units_of(groups, "run")
     done = {name: run.finished for name, run in runs.items()}
     waiting = sum(not done[name] and not all(done[other] for other in run.needs) for name, run in runs.items())
-    board, seconds, left = defaultdict(lambda: [0, 0]), defaultdict(list), Counter()
-    for name, step in ((name, run.steps[0]) for name, run in runs.items()):
-        cell = board[step.arguments.get("SOURCE") or step.subject, step.arguments["SEED"]]
-        cell[0] += done[name]
-        cell[1] += 1
-        left[kind_of(step)] += not done[name]
-        if done[name] and (wall := wall_s(step)) is not None:
-            seconds[kind_of(step)].append(wall)
+    board, seconds, left = defaultdict(Counter), defaultdict(list), Counter()
+    for name, job in ((name, run.jobs[0]) for name, run in runs.items()):
+        board[job.arguments.get("SOURCE") or job.subject, job.arguments["SEED"]].update(done=done[name], all=1)
+        left[kind_of(job)] += not done[name]
+        if done[name] and (wall := wall_s(job)) is not None:
+            seconds[kind_of(job)].append(wall)
     seeds, subjects = (dict.fromkeys(key[place] for key in board) for place in (1, 0))
-    shown = [(name, *("/".join(map(str, board.get((name, seed), ()))) for seed in seeds)) for name in subjects]
+    cells = {key: f"{counts['done']}/{counts['all']}" for key, counts in board.items()}
+    shown = [(name, *(cells.get((name, seed), "") for seed in seeds)) for name in subjects]
     yield Table("Finished runs of all", ("", *(f"seed {seed}" for seed in seeds)), shown).text()
     yield ""
     yield (
-        f"{len(runs)} runs in {jobs} jobs: {sum(done.values())} finished, {left.total() - waiting} to do, "
-        f"{waiting} waiting"
+        f"{len(runs)} runs in {len(units_of(groups, args.by))} jobs: {sum(done.values())} finished, "
+        f"{left.total() - waiting} to do, {waiting} waiting"
     )
     known = sum(count * sum(seconds[kind]) / len(seconds[kind]) for kind, count in left.items() if kind in seconds)
     if known:
-        yield f"estimate: {clock(known)}; about {clock(known / workers)} in {workers} at once"
+        yield f"estimate: {clock(known)}; about {clock(known / args.workers)} in {args.workers} at once"
     if unknown := sum(count for kind, count in left.items() if kind not in seconds):
         yield f"{unknown} runs are of kinds of which none is finished: --check tries one of each"
 
 
-def wall_s(step: Step) -> float | None:
+def wall_s(job: Job) -> float | None:
     """What a finished run took, as its results say. A stream: all sessions; one pass evaluates all of them."""
     from dassl.utils import read_json
 
-    command = COMMANDS[step.command]
-    walls = [read_json(mark).get("wall_s") for mark in command.marks(dict(step.arguments))]
+    command = COMMANDS[job.command]
+    walls = [read_json(mark).get("wall_s") for mark in command.marks(dict(job.arguments))]
     return None if None in walls else (max if command.follows else sum)(walls)
 
 
-def unfinished(grid: Grid) -> Iterator[str]:
-    """A line for each job that has run and is not finished: the last of its log; one more for those that wait."""
-    left = [job for job in grid.jobs.values() if not job.finished]
-    ran = [job for job in left if job.log.is_file()]
-    for job in ran:
-        lines = [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
-        yield f"{job.rule} {job.name}: {(lines or ['ended without a word'])[-1]} ({job.log})"
-    if waiting := len(left) - len(ran):
-        yield f"{waiting} jobs did not start"
+def run_unit(name: str) -> int:
+    """One unit in this process: Python, PyTorch and CLIP are paid for once. Exit status 1 if a run failed; its error is
+    the last line."""
+    from dassl.utils import UserError, read_json
 
-
-def run_here(steps: Iterable[Step]) -> int:
-    """One job in this process: Python, PyTorch and CLIP are paid for once. Exit status 1 if a step failed; its error
-    is the last line."""
     end_with_workflow()
     import torch
 
+    row = read_json(home() / PLAN)["units"].get(name)
+    if row is None:
+        raise UserError(f"{home() / PLAN} has no job {name}")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
-
-    def tell(what: str, text: str) -> None:
-        if what == "start":
-            print(time.strftime("%H:%M:%S"), text, flush=True)
-
-    if failure := run_cell([step for step in steps if not step.finished], tell):
+    jobs = [Job(**fields | {"pairs": tuple(fields["pairs"])}) for fields in row["jobs"]]
+    if failure := run_group([job for job in jobs if not job.finished], say_start):
         print(f"error: {failure}", file=sys.stderr)
         return 1
     return 0
 
 
+def say_start(what: str, text: str) -> None:
+    if what == "start":
+        print(time.strftime("%H:%M:%S"), text, flush=True)
+
+
 def main(words: list[str]) -> int:
     """Exit status: 1 if a job is not finished. UserError for a wrong command line, before anything runs."""
-    args, more = read(words)
+    from dassl.utils import RunLock, UserError
+
+    args = read(words)
     if args.job:
-        return run_here(grid_of(args, words).jobs[args.job].steps)
-    own = words[: words.index("--")] if "--" in words else words
-    grid = grid_of(args, from_anywhere(own, args))
-    os.chdir(ROOT)
-    steps = [step for job in grid.jobs.values() for step in job.steps]
-    check_keys(steps, args.set)
-    if args.dry_run or args.check or os.environ.get("DRY_RUN") == "1":
-        print(*status(steps, len(grid.jobs), workers_of(args)), sep="\n", flush=True)
-        if not (args.check or args.overwrite):
-            settle(steps)
-        return check_job(plan, args, workers_of(args)) if args.check else 0
-    return run(args, grid, more)
+        return run_unit(args.job)
+    args.dry_run = args.dry_run or args.check or os.environ.get("DRY_RUN") == "1"
+    if not (args.dry_run or has_workflow()):
+        raise UserError("the workflow needs snakemake 9 or later: pip install snakemake; bash train.sh runs without it")
+    return run_job(args, run_workflow, status, lock=RunLock(home()))
 
 
 if __name__ == "__main__":

@@ -1,233 +1,254 @@
-"""Which commands make up a job: for a method pair, a protocol, a data set and a seed, in order."""
+"""A job is one run of a command: what it is given and needs, whether it is finished, and as what is asked for."""
 
-from __future__ import annotations
+import contextlib
+import importlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from scripts.commands import COMMANDS, folder, run_folder, stage1_command
+from scripts.commands.command import OTHERS_KEY, ROOT, Arguments, first_arguments, of_source, of_stage1, others
 
-from datasets import PUBLIC
-from scripts.commands import COMMANDS, SCRIPTS, scripts_of
-from scripts.commands.base2new import TESTS, Scripts
-from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
-from scripts.commands.condu import TRAINING
-from scripts.commands.registered import add_commands, presets_of
-from scripts.commands.robust import ROBUST, shifts
-from scripts.run import builds_on
-from scripts.steps import Step
-
-if TYPE_CHECKING:
-    from mergetune.stage2 import MethodPair
-
-SHOTS = ("1", "2", "4", "8", "16")
+STREAM = "trained stream"
+CARD = "path.json"
+FIELDS = {"results.json": "metrics", "sweep.json": "test", CARD: "barrier"}  # what a whole one has
 
 
-PRESETS = ("released", "paper", "continued")  # of MERGETUNE's own pairs
-_ANCHOR, _WORDS = "vit_b16_dataset", "vit_b16_photo"  # zero-shot CLIP with another template than the usual one
-STREAMS = {"mtil": "MTIL", "fewshot_mtil": "fewshot_MTIL"}  # ConDU's protocols -> how their training scripts begin
-TUNINGS = ("FT", "LoRA")  # how these end
-PROTOCOLS = ("base2new", "cross", "dg", "fewshot", "robust")
-TRANSFER = {"cross": "xd_test", "dg": "dg_test"}
+@dataclass(frozen=True)
+class Job:
+    """One run of a command. card: draw its path afterwards."""
+
+    command: str
+    arguments: Mapping[str, str]
+    pairs: tuple[str, ...] = ()
+    card: bool = False
+
+    @property
+    def folder(self):
+        return run_folder(COMMANDS[self.command], dict(self.arguments))
+
+    @property
+    def marks(self):
+        """The files that a finished run has left."""
+        return COMMANDS[self.command].marks(dict(self.arguments))
+
+    @property
+    def done(self) -> bool:
+        """Has its run left results that can be read?"""
+        from dassl.engine.checkpoint import finished
+        from dassl.engine.others import lacks
+
+        results = [mark.is_file() and finished(mark.parent, mark.name, FIELDS[mark.name]) for mark in self.marks]
+        return bool(results) and all(results) and (self.card or not lacks(results[-1], self.others))
+
+    @property
+    def others(self) -> list[str]:
+        """The names that TEST.OTHERS has for it or for its card; none where neither is about new classes."""
+        from dassl.config import KEYS
+        from dassl.engine.config import extra_opts
+        from dassl.engine.others import names_of
+        from dassl.utils import split_pairs
+
+        command = COMMANDS[self.command]
+        if not (command.scores_new or self.card):
+            return []
+        on_card = "auto" if self.card and self.subject.startswith("toy_") else ""
+        usual = others(command, dict(self.arguments)) or on_card
+        words = [*self.pairs, *([] if command.module else split_pairs(extra_opts()))]
+        value = dict(zip(words[::2], words[1::2], strict=False)).get(OTHERS_KEY, usual)
+        return names_of(KEYS[OTHERS_KEY].parse(value)) if value else []
+
+    @property
+    def finished(self) -> bool:
+        """Is it done, with its path card where one belongs to it?"""
+        from dassl.engine.checkpoint import finished
+        from dassl.engine.others import lacks
+
+        card = finished(self.folder, CARD, FIELDS[CARD]) if self.card else {}
+        return self.done and not (self.card and (not card or lacks(card, self.others, list)))
+
+    @property
+    def words(self) -> tuple[str, dict[str, str], list[str]]:
+        return self.command, dict(self.arguments), list(self.pairs)
+
+    @property
+    def begins_from(self) -> list[str]:
+        """KEY, VALUE, ... of where its data, stage 1 and teacher lie, which may have moved since it ran."""
+        passed = COMMANDS[self.command].passed
+        places = {key: self.arguments[name] for key, name in passed.items() if key.endswith("_DIR")}
+        stage1 = {what: run for what, run, *_ in needs(self.command, self.arguments)}["stage-1 checkpoint"]
+        places |= {"RESUME_COOP": stage1, "DATASET.ROOT": folder("DATA", "data")}
+        return [word for place in places.items() for word in place]
+
+    @property
+    def subject(self) -> str:
+        """Its data set, or the order of its stream."""
+        return self.arguments.get("DATASET") or self.arguments["LABEL"]
+
+    def __str__(self) -> str:
+        return f"{self.subject} seed {self.arguments['SEED']}: {self.command}"
 
 
-def listed_pairs() -> list[MethodPair]:
-    """Of all registered trainers, those with the authors' scripts first: the default of a protocol."""
-    from mergetune.stage2 import method_pairs  # late: the trainers need PyTorch
-
-    return sorted(method_pairs().values(), key=lambda pair: pair.stage2 not in {*SCRIPTS, *ROBUST})
-
-
-def find_pair(name: str, protocol: str = "") -> MethodPair:
-    """The pair that `--trainer`, or a table, calls by its name, its stage 1 or its stage 2. UserError: there is none
-    that has the protocol."""
-    from dassl.utils import check_availability
-
-    pairs = [pair for pair in listed_pairs() if not protocol or protocol in pair.protocols]
-    known = {key: pair for pair in pairs[::-1] for key in (pair.stage2, pair.stage1, pair.name)}
-    names = dict.fromkeys([pair.name for pair in pairs] + [pair.stage2 for pair in pairs])
-    if name not in known:
-        check_availability(name, list(names), f"--trainer of protocol {protocol}" if protocol else "--trainer")
-    return known[name]
+def program(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
+    """What Python is given to run a command."""
+    module, argv = command_line(name, arguments, pairs)
+    return ["train.py", *argv] if module == "train" else ["-m", module, *argv]
 
 
-def stages(pair: MethodPair, what: str, cell: Arguments, presets: Iterable[str]) -> Iterator[tuple[str, Arguments]]:
-    """Stage 1 and each preset of stage 2, all if none is named: the method, and the arguments that repeat its yaml."""
-    yield pair.stage1, {}
-    for preset, cfg in presets_of(pair.stage2, is_toy(cell)).items():
-        if not presets or preset in presets:
-            yield pair.stage2, {"COOP_LMC": "True"} | recipe(COMMANDS[SCRIPTS[pair.stage2].script(what)], cfg)
+def command_line(name: str, arguments: Arguments, pairs: list[str]) -> tuple[str, list[str]]:
+    """The module that runs a command, train.py's or another, and what its `main` is given."""
+    module = COMMANDS[name].module
+    return module or "train", (module_argv if module else train_argv)(name, arguments, pairs)
 
 
-def templates_of(pair: MethodPair) -> list[str]:
-    """CFGs of ZeroshotCLIP: zero-shot CLIP of stage 2, where it may have other templates."""
-    anchor = [_ANCHOR] if pair.template_family != "coop" else []
-    return [*anchor, _WORDS] if pair.has_zero_shot else []
+def module_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
+    """Arguments of a command that is no train.py line."""
+    command = COMMANDS[name]
+    out = str(run_folder(command, arguments))
+    where, words = ["--root", folder("DATA", "data"), "--out", out], command.words(arguments)
+    if command.evaluates:  # flags of its own, or keys of the run that it opens
+        keys = zip(pairs[::2], pairs[1::2], strict=True)
+        pairs = [word for key, value in keys for word in (*(("--set",) * (key[0] != "-")), key, value)]
+    if command.free:  # what the user types comes last, and may be a list
+        return [*where, *words, *["--"][: len(pairs)], *pairs]
+    return [*words, *where, *pairs]
 
 
-def zero_shot(test: str, cell: Arguments, ends: Iterable[str]) -> Iterator[Step]:
-    """Zero-shot CLIP, and each of the `ends` that has another template on this data set."""
-    yield Step(f"zsclip/{test}", cell)
-    known = templates(cell["DATASET"])
-    taken = {known["coop"]}
-    for cfg in ends:
-        name = yaml_values(f"ZeroshotCLIP/{cfg}")["TRAINER.ZEROSHOT.TEMPLATES"]
-        if (prompt := known.get(name, name)) not in taken:
-            taken.add(prompt)
-            yield Step(f"zsclip/{test}", cell | {"CFG": cfg})
+def train_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
+    """Arguments of train.py."""
+    command = COMMANDS[name]
+    argv = ["--root", folder("DATA", "data"), "--seed", arguments["SEED"], "--trainer", command.trainer]
+    argv += ["--dataset-config-file", f"configs/datasets/{arguments['DATASET']}.yaml"]
+    argv += ["--config-file", f"configs/trainers/{command.config.format(**arguments)}.yaml"]
+    argv += ["--output-dir", str(run_folder(command, arguments))]
+    places = {what: run for what, run, _, _ in needs(name, arguments)}
+    if command.evaluates:
+        argv += ["--model-dir", places["trained model"], "--eval-only"]
+    if command.evaluates and arguments.get("LOADEP"):
+        argv += ["--load-epoch", arguments["LOADEP"]]
+    if command.eval_only:
+        argv += ["--eval-only"]
+    if command.stage1:
+        argv += ["--resume-coop", places["stage-1 checkpoint"]]
+    argv += ["DATASET.NUM_SHOTS", arguments["SHOTS"], "DATASET.SUBSAMPLE_CLASSES", command.subset]
+    if names := others(command, arguments):
+        argv += [OTHERS_KEY, names]
+    if command.protocol != "base2novel":
+        argv += ["TRAINER.MODAL", command.protocol]
+    return argv + [word.format(**arguments) for word in command.pairs] + pairs
 
 
-@lru_cache
-def templates(dataset: str) -> dict[str, str]:
-    """ZeroshotCLIP's templates `coop` and `dataset` on a data set of configs/datasets. UserError: it has no reader."""
-    from dassl.config import read_yaml
-    from dassl.data.datasets import DATASET_REGISTRY
-    from dassl.utils import check_availability
+def needs(name: str, arguments: Arguments) -> list[tuple[str, str, str, Arguments]]:
+    """What has to be there before a command runs: (what, folder, the command that makes it, its arguments)."""
+    command, needed = COMMANDS[name], []
 
-    node = read_yaml(ROOT / "configs" / "datasets" / f"{dataset}.yaml")["DATASET"]
-    check_availability(node["NAME"], DATASET_REGISTRY, "DATASET.NAME")
-    usual = getattr(DATASET_REGISTRY.get(node["NAME"]), "templates", {})
-    prompts = node.get("CUSTOM", {}).get("PROMPTS")
-    anchor = prompts[0] if prompts else usual.get("kgcoop", "a photo of a {}.")
-    return {"coop": anchor if prompts else usual.get("coop", anchor), "dataset": anchor}
+    def need(what: str, other: str, own: Arguments, run: str = "") -> None:
+        needed.append((what, run or str(run_folder(COMMANDS[other], own)), other, own))
 
-
-def base2new(pair: MethodPair, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
-    """Zero-shot, what teaches stage 1, stage 1, its average with CLIP, and each preset of stage 2: both halves."""
-    for what in TESTS:
-        yield from zero_shot(what, cell, templates_of(pair))
-    before = [(name, {}) for name in [pair.taught_by] if name]
-    average = f"{scripts_of(pair.stage1)}_average"  # of class vectors; that of weights is WiSE-FT at alpha 0.5
-    averages = [f"{average}/{what}" for what in TESTS if f"{average}/{what}" in COMMANDS]
-    merges = (*([] if averages else ["average"]), "ties", "dare") if pair.has_zero_shot else ()
-    for name, arguments in (*before, *stages(pair, "base2new_train", cell, presets)):
-        yield Step(SCRIPTS[name].script("base2new_train"), cell | arguments, card=name == pair.stage2)
-        yield from (Step(SCRIPTS[name].script(what), cell | arguments) for what in TESTS)
-        if name == pair.stage1:
-            yield from (Step(name, cell) for name in averages)
-            for merge in merges:
-                yield Step("merge/base2new", cell | {"METHOD": merge, "STAGE1": scripts_of(pair.stage1)})
-        elif is_chosen_as_released(SCRIPTS[name], arguments):
-            yield from (Step(SCRIPTS[name].script(what), cell | arguments | {"LOADEP": "last"}) for what in TESTS)
+    if first := stage1_command(command):
+        own = first_arguments(COMMANDS[first], arguments)
+        need("stage-1 checkpoint", first, own, arguments.get("STUDENT_DIR", ""))
+    if command.teacher:
+        own = first_arguments(COMMANDS[command.teacher], arguments)
+        need("teacher", command.teacher, own, arguments["TEACHER_DIR"])
+    if command.evaluates:
+        trained = command.evaluates.format(**arguments)
+        own = of_source(arguments) | (of_stage1(arguments) if command.module else {})
+        need("trained model", trained, COMMANDS[trained].complete(own))
+    if command.follows:
+        need(STREAM, command.follows(arguments), arguments)
+    return needed
 
 
-def is_chosen_as_released(scripts: Scripts, arguments: Arguments) -> bool:
-    """Is it the preset `released`, with the weights that are best on validation?"""
-    values = yaml_values(scripts.train.config.format(**arguments)) if "CFG" in arguments else {}
-    return (values.get("PRESET"), values.get("TEST.FINAL_MODEL")) == ("released", "best_val")
+def start(name: str, arguments: Arguments, pairs: list[str]) -> None:
+    """One run of a command, in this process: of train.py, or of a module's command line."""
+    module, argv = command_line(name, arguments, pairs)
+    importlib.import_module(module).main(argv)
 
 
-def transfer(pair: MethodPair, cell: Arguments, presets: Iterable[str], protocol: str) -> Iterator[Step]:
-    """A model of the cell's data set, the source, on it and on each target."""
-    test, places = TRANSFER[protocol], on_targets(cell, protocol)
-    for place in places:
-        yield from zero_shot(test, place, templates_of(pair)[:-1])  # no weights are merged here
-    for name, arguments in stages(pair, "xd_train", cell, presets):
-        yield Step(SCRIPTS[name].script("xd_train"), cell | arguments)
-        yield from (Step(SCRIPTS[name].script(test), place | arguments) for place in places)
-    if (average := f"{scripts_of(pair.stage1)}_average/{test}") in COMMANDS:
-        yield from (Step(average, place) for place in places)
+# Is what lies there what is asked for?
 
 
-def fewshot(pair: MethodPair, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
-    """The few-shot curve."""
-    yield from zero_shot("fewshot_test", cell, templates_of(pair)[:-1])
-    for name, arguments in stages(pair, "fewshot_train", cell, presets):
-        for shots, what in itertools.product(SHOTS, ("fewshot_train", "fewshot_test")):
-            yield Step(SCRIPTS[name].script(what), cell | arguments | {"SHOTS": shots})
+def differences(job: Job, memo: dict) -> list[str]:
+    """Lines on what the run in a job's folder has otherwise; [] where none has begun, or what it needs is gone.
 
-
-def robust(pair: MethodPair, cell: Arguments, presets: Iterable[str]) -> Iterator[Step]:
-    """Robust fine-tuning: the source's own test and its shifted ones."""
-    places = on_targets(cell, "robust")
-    for place in places:
-        yield from zero_shot("robust_test", place, [_ANCHOR if is_toy(cell) else "vit_b16_imagenet"])
-    known = presets_of(pair.stage2, is_toy(cell))
-    cfgs = [{"CFG": cfg} for preset, cfg in known.items() if not presets or preset in presets]
-    for script, sets in ((scripts_of(pair.stage1), [{}]), (scripts_of(pair.stage2), cfgs)):
-        for arguments in sets:
-            yield Step(f"robust/{script}_train", cell | arguments)
-            yield from (Step(f"robust/{script}_test", place | arguments) for place in places)
-            for kind in ("weight", "output") if not arguments else ("weight",):  # output ensembles: of stage 1 alone
-                yield Step(f"robust/{kind}_ensemble", cell | arguments | {"METHOD": script})
-
-
-def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[str] = (), flags: str = "") -> list[Step]:
-    """ConDU: a stream, its evaluation with the task known, and without. Toy orders have recipes of their own.
-
-    pairs: KEY VALUE of each.
+    memo: of `train.differences`.
     """
-    script = f"{STREAMS[protocol]}_{tuning}"
-    given = {"CFG": f"toy_{tuning.lower()}" if order.startswith("toy") else TRAINING[script]}
-    given |= {"ORDER": order, "SEED": str(seed), "FLAGS": flags}
-    names = [f"condu/{name}" for name in (script, f"eval_MTIL_{tuning}", f"eval_agnostic_MTIL_{tuning}")]
-    pairs = tuple(checked_pairs(list(pairs)))
-    commands = {name: COMMANDS[name] for name in names}
-    return [Step(name, own.complete(own.from_environment() | given), pairs) for name, own in commands.items()]
+    from dassl.utils import MissingFile
+
+    module, argv = command_line(*job.words)
+    with contextlib.suppress(MissingFile):
+        return importlib.import_module(module).differences(argv, memo)
+    return []
 
 
-def on_targets(cell: Arguments, protocol: str) -> list[Arguments]:
-    """The cell's own data set as SOURCE, tested on itself and on each target."""
-    source = cell["DATASET"]
-    return [cell | {"SOURCE": source, "DATASET": name} for name in (source, *targets(protocol, source))]
+def settle(jobs: Sequence[Job], overwrite: bool = False) -> list[Job]:
+    """Before any of the jobs begins: is what lies in their folders what they ask for?
 
-
-def is_toy(cell: Arguments) -> bool:
-    return cell["DATASET"].startswith("toy_")
-
-
-def toy_sets() -> list[str]:
-    """The built-in benchmark's data sets."""
-    from datasets.toy.world import WORLD
-
-    return [toy.folder for toy in WORLD.values() if toy.base_to_new]
-
-
-def sources(protocol: str) -> list[str]:
-    """The built-in data sets that a protocol's cells are made of."""
-    return toy_sets() if protocol in ("base2new", "fewshot") else ["toy_objects"]
-
-
-def targets(protocol: str, source: str) -> list[str]:
-    """What a model of the source is tested on, beside the source."""
-    toy = source.startswith("toy_")
-    if protocol == "cross":
-        return [name for name in (toy_sets() if toy else PUBLIC) if name != source]
-    return [name for name in shifts(source) if protocol == "robust" or name != "objectnet"]
-
-
-def cell_steps(
-    name: str, protocol: str, dataset: str, seed: int, pairs: Iterable[str] = (), presets: Sequence[str] = ()
-) -> list[Step]:
-    """All steps of one pair, protocol, data set (the source, where there is one) and seed.
-
-    pairs: KEY VALUE of each; presets: of stage 2, default all.
-    """
-    pair = find_pair(name, protocol)
-    for trainer in filter(None, (pair.taught_by, pair.stage2)):
-        add_commands(trainer, pair.protocols)
-    cell = {"DATASET": dataset, "SEED": str(seed)}
-    alone = {"base2new": base2new, "fewshot": fewshot, "robust": robust}
-    steps = alone.get(protocol) or partial(transfer, protocol=protocol)
-    whole = with_keys(steps(pair, cell, presets), pairs)
-    return [s for s in whole if "last_step" not in s.pairs or "LOADEP" not in s.arguments]  # which tests it anyway
-
-
-def with_keys(steps: Iterable[Step], words: Iterable[str]) -> list[Step]:
-    """Whole steps, with these KEY VALUE words for every run; their folders say the keys that folders name.
-
-    UserError: a key that a script or the protocol says itself.
+    UserError for what is not; with `overwrite` that goes, and what came of it. Returns what is there though what it
+    came of is not: to be settled again once that is made anew.
     """
     from dassl.utils import UserError
 
-    pairs, whole = checked_pairs(list(words)), []
-    for step in steps:
-        command = COMMANDS[step.command]
-        given, rest = follow(command, dict(step.arguments), pairs, builds_on(command, dict(step.arguments)))
-        own = step.pairs + tuple(rest) * (not command.module)
-        whole.append(replace(step, arguments=command.complete(given), pairs=own))
-    if len({step.folder for step in whole}) < len(whole):
-        keys = ", ".join(pairs[::2])
-        raise UserError(f"{keys}: the runs of this protocol differ in it; leave it out, or choose another protocol")
-    return whole
+    problem, stale = compare(jobs)
+    if problem and not overwrite:
+        raise UserError(problem)
+    for job in stale if overwrite else ():
+        forget(job)
+    return [] if overwrite else stale
+
+
+def compare(jobs: Sequence[Job]) -> tuple[str, list[Job]]:
+    """A line on what lies in the jobs' folders and is not what they ask for, "" if all is; and what `overwrite` takes
+    away: that, what came of it, and halves that nothing goes on with."""
+    from dassl.utils.progress import progress
+
+    check_others(jobs)
+    memo, again, stale, lines = {}, set(), [], {}
+    for job in progress(jobs, "comparing what is there"):
+        there = any(place.is_dir() for place in (job.folder, *(mark.parent for mark in job.marks)))
+        if there and (other := differences(job, memo)):
+            lines[job.folder] = other
+        came_of = any(run in again for _, run, _, _ in needs(*job.words[:2]))
+        half = is_merge(job) and not job.marks[-1].is_file()
+        if came_of or job.folder in lines or not job.done:
+            again.add(str(job.folder))
+        if there and (came_of or half or job.folder in lines):
+            stale.append(job)
+    what = "; ".join(dict.fromkeys(line for other in lines.values() for line in other))
+    problem = (
+        f"{len(lines)} of {len(jobs)} were run otherwise, {next(iter(lines), '')} first: {what}. --overwrite does "
+        "them and what came of them again, another OUTPUT keeps both"
+    )
+    return problem if lines else "", stale
+
+
+def is_merge(job: Job) -> bool:
+    """Or an ensemble."""
+    return bool(COMMANDS[job.command].module and COMMANDS[job.command].marker)
+
+
+def check_others(jobs: Sequence[Job]) -> None:
+    """UserError where a data set that TEST.OTHERS names is unknown, or not below DATA."""
+    from dassl.config import get_cfg_default, merge_tree, merge_yaml
+    from dassl.engine.others import AUTO, other_sets
+
+    asks = {job.arguments["DATASET"]: named for job in jobs if (named := set(job.others) - {AUTO})}
+    for dataset, names in asks.items():
+        cfg = get_cfg_default()
+        merge_yaml(cfg, ROOT / "configs" / "datasets" / f"{dataset}.yaml")
+        keys = {"DATASET.ROOT": folder("DATA", "data"), "DATASET.SUBSAMPLE_CLASSES": "new", OTHERS_KEY: sorted(names)}
+        merge_tree(cfg, keys | {"VERBOSE": False}, "a command")
+        other_sets(cfg)
+
+
+def forget(job: Job) -> None:
+    """Take away what says that a job is finished, or half; its next run begins anew. A stream does so itself."""
+    from dassl.utils import RunLock
+
+    place = job.folder if job.folder.is_dir() else job.marks[-1].parent  # of a stream's evaluation
+    with RunLock(str(place)):
+        for mark in [*job.marks[-1:], job.folder / CARD, job.folder / "resume.pt"]:
+            mark.unlink(missing_ok=True)
+    if is_merge(job):
+        shutil.rmtree(job.folder)

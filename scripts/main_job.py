@@ -9,12 +9,13 @@ is skipped; what was killed continues. DRY_RUN=1 prints the command lines and ru
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,12 +24,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 from dassl.utils import ArgumentParser  # noqa: E402
 from scripts.check_job import check_job  # noqa: E402
 from scripts.commands import folder  # noqa: E402
-from scripts.jobs import PROTOCOLS  # noqa: E402
-from scripts.plans import plan, table_methods  # noqa: E402
-from scripts.steps import Step, settle  # noqa: E402
+from scripts.grid import plan, table_methods  # noqa: E402
+from scripts.jobs import Job, settle  # noqa: E402
+from scripts.plans import PROTOCOLS  # noqa: E402
+from scripts.run import job_lines  # noqa: E402
 from scripts.stopping import stoppable  # noqa: E402
-from scripts.workers import run_cells  # noqa: E402
-from scripts.workflow.grid import step_lines  # noqa: E402
+from scripts.workers import run_groups  # noqa: E402
 
 
 def report(*more: str) -> None:
@@ -50,16 +51,6 @@ def add_grid_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="do again what was run otherwise, and what came of it")
 
 
-def check_keys(steps: list[Step], pairs: Sequence[str]) -> None:
-    """Refuse a config key that there is not, or a value that it cannot have, before anything runs."""
-    from dassl.config import merge_pairs
-    from dassl.engine import full_config
-
-    seeds = [("SEED", step.arguments["SEED"]) for step in steps]
-    for some in dict.fromkeys([tuple(pairs), *seeds, *(step.pairs for step in steps)]):
-        merge_pairs(full_config(), some)
-
-
 def build_parser(description: str = __doc__) -> argparse.ArgumentParser:
     """What names a grid, for the workflow too."""
     parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,6 +60,16 @@ def build_parser(description: str = __doc__) -> argparse.ArgumentParser:
     parser.add_argument("--all", action="store_true", help="every pair that has the protocol")
     add_grid_flags(parser)
     return parser
+
+
+def check_keys(jobs: list[Job], pairs: Sequence[str]) -> None:
+    """Refuse a config key that there is not, or a value that it cannot have, before anything runs."""
+    from dassl.config import merge_pairs
+    from dassl.engine import full_config
+
+    seeds = [("SEED", job.arguments["SEED"]) for job in jobs]
+    for some in dict.fromkeys([tuple(pairs), *seeds, *(job.pairs for job in jobs)]):
+        merge_pairs(full_config(), some)
 
 
 def has_workflow() -> bool:
@@ -88,56 +89,74 @@ def main() -> int:
     return run_job(parser.parse_intermixed_args())
 
 
-def run_job(args, after=report) -> int:
-    """Plan, run and report; the exit status. UserError before anything runs."""
+def read(args: argparse.Namespace) -> None:
+    """Complete what was typed by the environment and the data. UserError for a number out of range."""
     from dassl.utils import UserError
 
     if args.workers < 0:
         raise UserError(f"--workers is {args.workers}, expected at least 1")
+    args.workers = args.workers or (1 if args.data else 2)
+    args.dry_run = os.environ.get("DRY_RUN") == "1"
+    args.check = args.check and not args.dry_run
+
+
+def run_here(groups: list[list[Job]], args) -> tuple[str, bool]:
+    """All groups in processes of this machine -> (what was run, whether something failed)."""
+    failures = run_groups(groups, args.workers)
+    return f"{len(groups)} cells" + (f", {len(failures)} failed" if failures else ""), bool(failures)
+
+
+def plan_lines(groups: list[list[Job]], args) -> Iterator[str]:
+    """The command lines that do the same, as a shell takes them."""
+    yield from (f"export {name}={shlex.quote(folder(name, ''))}" for name in ("DATA", "OUTPUT") if os.environ.get(name))
+    for job in (job for group in groups for job in group):
+        for line in job_lines(job, "python"):
+            yield f"# finished: {line}" if job.finished else line
+
+
+def run_job(args, execute: Callable = run_here, lines: Callable = plan_lines, after=report, lock=None) -> int:
+    """Plan, run and report; the exit status. UserError before anything runs.
+
+    execute: runs groups of jobs; lines: what a dry run prints; after: makes the tables; lock: held while it runs.
+    """
+    if execute is run_here:  # the workflow has other flags, and has read them
+        read(args)
     if args.data:
         os.environ["DATA"] = os.path.abspath(args.data)
     os.chdir(ROOT)
-    cells = plan(args)
-    steps = [step for cell in cells for step in cell]
-    if os.environ.get("DRY_RUN") == "1":
-        print(*plan_lines(cells), sep="\n", flush=True)
-        if not args.overwrite:
-            settle(steps)
-        return 0
-    check_keys(steps, args.set)
-    workers = args.workers or (1 if args.data else 2)
+    groups = plan(args)
+    jobs = [job for group in groups for job in group]
+    check_keys(jobs, args.set)
+    if args.dry_run:
+        print(*lines(groups, args), sep="\n", flush=True)
+        if not (args.check or args.overwrite):
+            settle(jobs)
     if args.check:
-        return check_job(plan, args, workers)
-    started = time.time()
-    with stoppable():
-        unmade = settle(steps, args.overwrite)
-        failures = run_cells(cells, workers)
-        settle(unmade)
-        left = report_if_any(cells, after)
-    print(f"{time.time() - started:.0f} s for {len(cells)} cells" + (f", {len(failures)} failed" if failures else ""))
-    return 1 if failures or left else 0
-
-
-def plan_lines(cells: list[list[Step]]) -> Iterator[str]:
-    """The command lines that do the same, as a shell takes them."""
-    yield from (f"export {name}={shlex.quote(folder(name, ''))}" for name in ("DATA", "OUTPUT") if os.environ.get(name))
-    for step in (step for cell in cells for step in cell):
-        for line in step_lines(step, "python"):
-            yield f"# finished: {line}" if step.finished else line
-
-
-def report_if_any(cells, after) -> int:
-    """The tables, where a run is finished; the exit status. One that fails says why, and ends nothing."""
-    if not any(step.finished for cell in cells for step in cell):
+        return check_job(plan, args, args.workers)
+    if args.dry_run:
         return 0
+    started = time.time()
+    with lock or contextlib.nullcontext(), stoppable():
+        unmade = settle(jobs, args.overwrite)
+        what, failed = execute(groups, args)
+        settle(unmade)
+        failed = report_if_any(groups, after) or failed
+    print(f"{time.time() - started:.0f} s for {what}")
+    return int(failed)
+
+
+def report_if_any(groups: list[list[Job]], after: Callable[[], None]) -> bool:
+    """The tables, where a run is finished; whether that failed, which says why and ends nothing."""
+    if not any(job.finished for group in groups for job in group):
+        return False
     try:
         after()
     except SystemExit as error:
         if not isinstance(error.code, str):  # a signal
             raise
         print(error, file=sys.stderr)
-        return 1
-    return 0
+        return True
+    return False
 
 
 if __name__ == "__main__":

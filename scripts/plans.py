@@ -1,283 +1,233 @@
-"""What a command line of the main job, a sweep or a table stands for: cells, lists of steps that need each other.
+"""Which commands make up a job: for a method pair, a protocol, a data set and a seed, in order."""
 
-Two kinds of yaml say a grid: a sweep (configs/sweeps; its fields: `sweep.py --help`), and a table of the paper
-(configs/tables): `protocol`, `methods` (pairs of `jobs.py`; FT and LoRA of ConDU's streams), `presets` of stage 2,
-`seeds`, and `datasets` or, of streams, `orders`; or `sweeps` alone. `datasets` and `orders` are {toy, public}, each a
-list or `all`. What a command line names wins.
-"""
+from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
-from scripts.commands import COMMANDS, SCRIPTS, folder, stage1_command
+from datasets import PUBLIC
+from scripts.commands import COMMANDS, SCRIPTS, scripts_of
 from scripts.commands.base2new import TESTS, Scripts
-from scripts.commands.command import OTHERS_KEY, OVERWRITE, ROOT, Arguments, checked_pairs, names_in, recipe
-from scripts.commands.registered import add_all, presets_of
-from scripts.jobs import (
-    PRESETS,
-    PROTOCOLS,
-    PUBLIC,
-    STREAMS,
-    TUNINGS,
-    cell_steps,
-    find_pair,
-    listed_pairs,
-    sources,
-    stream,
-    toy_sets,
-    with_keys,
-)
-from scripts.steps import Step, program
+from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
+from scripts.commands.condu import TRAINING
+from scripts.commands.registered import add_commands, presets_of
+from scripts.commands.robust import ROBUST, shifts
+from scripts.jobs import Job
+from scripts.run import builds_on
 
-OF_SWEEP = {"command": str, "cfg": str, "datasets": dict, "seeds": list, "grid": dict, "cells": list, "whole": bool}
-OF_STREAMS = {"protocol": str, "methods": list, "orders": dict, "seeds": list}
-OF_TABLE = {"protocol": str, "methods": list, "presets": list, "datasets": dict, "seeds": list}
-WORLDS = ("toy", "public")
-ZERO_SHOT = "ZEROSHOT_CFG"  # in a sweep's cell: CFG of zero-shot CLIP; as CFG and STAGE1_CFG, no config key
+if TYPE_CHECKING:
+    from mergetune.stage2 import MethodPair
+
+SHOTS = ("1", "2", "4", "8", "16")
 
 
-def plan(args) -> list[list[Step]]:
-    """The cells of a command line, each run in the first that has it: no two processes meet in one folder.
-
-    UserError for two runs of one folder that differ.
-    """
-    from dassl.utils import UserError
-
-    if getattr(args, "others", False) and OTHERS_KEY not in args.set:
-        args.set = [OTHERS_KEY, "auto", *args.set]
-    if getattr(args, "sweep", ""):
-        cells = sweep_cells(read_sweep(args.sweep), args)
-    elif getattr(args, "table", ""):
-        cells = table_cells(read_table(args.table), args)
-    else:
-        cells = job_cells(args)
-    first = {}
-    for run in itertools.chain(*cells):
-        other = first.setdefault(run.folder, run)
-        if other is not run and (ours := program(*run.words)) != (theirs := program(*other.words)):
-            differ = [word for word in theirs if word not in ours], [word for word in ours if word not in theirs]
-            both = " and ".join(" ".join(words) or "nothing" for words in differ)
-            raise UserError(f"{run.folder} would be the folder of two runs: {run} with {both}")
-    return [[step for step in cell if first[step.folder] is step] for cell in cells]
+PRESETS = ("released", "paper", "continued")  # of MERGETUNE's own pairs
+_ANCHOR, _WORDS = "vit_b16_dataset", "vit_b16_photo"  # zero-shot CLIP with another template than the usual one
+STREAMS = {"mtil": "MTIL", "fewshot_mtil": "fewshot_MTIL"}  # ConDU's protocols -> how their training scripts begin
+TUNINGS = ("FT", "LoRA")  # how these end
+PROTOCOLS = ("base2new", "cross", "dg", "fewshot", "robust")
+TRANSFER = {"cross": "xd_test", "dg": "dg_test"}
 
 
-def grid(args, datasets: list[str], seeds: list[int]) -> tuple[list[str], list[int]]:
-    """Data sets and seeds of a command line, each known; those given by default, if it names none."""
-    from dassl.utils import UserError, check_availability
+def listed_pairs() -> list[MethodPair]:
+    """Of all registered trainers, those with the authors' scripts first: the default of a protocol."""
+    from mergetune.stage2 import method_pairs  # late: the trainers need PyTorch
 
-    known = names_in("datasets")
-    names = [word for word in args.words if not word.isdecimal()]
-    for name in names:
-        check_availability(name, known, "DATASET")
-    if args.data and not (names or datasets):
-        raise UserError(f"--data DIR needs a data set's name, one of {', '.join(known)}")
-    return names or datasets, [int(word) for word in args.words if word.isdecimal()] or seeds
+    return sorted(method_pairs().values(), key=lambda pair: pair.stage2 not in {*SCRIPTS, *ROBUST})
 
 
-def job_cells(args) -> list[list[Step]]:
-    """Of the main job: the pairs of one data set and seed are one cell, for they share runs."""
+def find_pair(name: str, protocol: str = "") -> MethodPair:
+    """The pair that `--trainer`, or a table, calls by its name, its stage 1 or its stage 2. UserError: there is none
+    that has the protocol."""
     from dassl.utils import check_availability
 
-    protocol = args.protocol or (find_pair(args.trainer).protocols[0] if args.trainer else "base2new")
-    check_availability(protocol, list(PROTOCOLS), "--protocol")
-    names = [pair.name for pair in listed_pairs() if protocol in pair.protocols]
-    if not args.all:
-        names = [find_pair(args.trainer, protocol).name if args.trainer else names[0]]
-    datasets, seeds = grid(args, [] if args.data else sources(protocol), [1, 2, 3])
-    return protocol_cells(protocol, names, datasets, seeds, args.set)
+    pairs = [pair for pair in listed_pairs() if not protocol or protocol in pair.protocols]
+    known = {key: pair for pair in pairs[::-1] for key in (pair.stage2, pair.stage1, pair.name)}
+    names = dict.fromkeys([pair.name for pair in pairs] + [pair.stage2 for pair in pairs])
+    if name not in known:
+        check_availability(name, list(names), f"--trainer of protocol {protocol}" if protocol else "--trainer")
+    return known[name]
 
 
-def protocol_cells(protocol, names, datasets, seeds, pairs, presets=()) -> list[list[Step]]:
-    return [
-        [step for name in names for step in cell_steps(name, protocol, dataset, seed, pairs, presets)]
-        for seed in seeds
-        for dataset in datasets
-    ]
+def stages(pair: MethodPair, what: str, where: Arguments, presets: Iterable[str]) -> Iterator[tuple[str, Arguments]]:
+    """Stage 1 and each preset of stage 2, all if none is named: the method, and the arguments that repeat its yaml."""
+    yield pair.stage1, {}
+    for preset, cfg in presets_of(pair.stage2, is_toy(where)).items():
+        if not presets or preset in presets:
+            yield pair.stage2, {"COOP_LMC": "True"} | recipe(COMMANDS[SCRIPTS[pair.stage2].script(what)], cfg)
 
 
-def read_fields(path: str | Path, fields: Mapping[str, type], optional: Sequence[str] = ()) -> SimpleNamespace:
-    """The fields of a yaml file, and its name. UserError for one that is missing, unknown or of another kind."""
+def templates_of(pair: MethodPair) -> list[str]:
+    """CFGs of ZeroshotCLIP: zero-shot CLIP of stage 2, where it may have other templates."""
+    anchor = [_ANCHOR] if pair.template_family != "coop" else []
+    return [*anchor, _WORDS] if pair.has_zero_shot else []
+
+
+def zero_shot(test: str, where: Arguments, ends: Iterable[str]) -> Iterator[Job]:
+    """Zero-shot CLIP, and each of the `ends` that has another template on this data set."""
+    yield Job(f"zsclip/{test}", where)
+    known = templates(where["DATASET"])
+    taken = {known["coop"]}
+    for cfg in ends:
+        name = yaml_values(f"ZeroshotCLIP/{cfg}")["TRAINER.ZEROSHOT.TEMPLATES"]
+        if (prompt := known.get(name, name)) not in taken:
+            taken.add(prompt)
+            yield Job(f"zsclip/{test}", where | {"CFG": cfg})
+
+
+@lru_cache
+def templates(dataset: str) -> dict[str, str]:
+    """ZeroshotCLIP's templates `coop` and `dataset` on a data set of configs/datasets. UserError: it has no reader."""
     from dassl.config import read_yaml
-    from dassl.utils import UserError, check_availability
+    from dassl.data.datasets import DATASET_REGISTRY
+    from dassl.utils import check_availability
 
-    tree = read_yaml(path)
-    for key, value in tree.items():
-        check_availability(key, list(fields), f"{path}: a field")
-        if not isinstance(value, fields[key]):
-            raise UserError(f"{path}: {key} is {value!r}, expected a {fields[key].__name__}")
-    if lacking := [key for key in fields if key not in tree and key not in optional]:
-        raise UserError(f"{path}: {', '.join(lacking)} missing; expected {', '.join(fields)}")
-    for seed in tree.get("seeds", []):
-        if not isinstance(seed, int) or seed < 1:
-            raise UserError(f"{path}: seed {seed!r}, expected a positive whole number")
-    return SimpleNamespace(**tree, name=Path(path).stem)
+    node = read_yaml(ROOT / "configs" / "datasets" / f"{dataset}.yaml")["DATASET"]
+    check_availability(node["NAME"], DATASET_REGISTRY, "DATASET.NAME")
+    usual = getattr(DATASET_REGISTRY.get(node["NAME"]), "templates", {})
+    prompts = node.get("CUSTOM", {}).get("PROMPTS")
+    anchor = prompts[0] if prompts else usual.get("kgcoop", "a photo of a {}.")
+    return {"coop": anchor if prompts else usual.get("coop", anchor), "dataset": anchor}
 
 
-def subjects(path: str | Path, worlds: Mapping[str, object], of_streams: bool = False) -> dict[str, list[str]]:
-    """The data sets or orders of each world, each known; `all` becomes their names."""
-    from dassl.utils import UserError, check_availability
-    from scripts.condu.orders import tasks_of
-
-    subjects = {}
-    for world, names in worlds.items():
-        check_availability(world, list(WORLDS), f"{path}: {'orders' if of_streams else 'datasets'} of")
-        if names == "all" and not of_streams:
-            names = toy_sets() if world == "toy" else PUBLIC
-        if isinstance(names, str):
-            raise UserError(f"{path}: {world} is {names!r}, expected a list" + (" or all" if not of_streams else ""))
-        for name in map(str, names):
-            tasks_of(name) if of_streams else check_availability(name, names_in("datasets"), f"{path}: a data set")
-        subjects[world] = [str(name) for name in names]
-    return subjects
-
-
-def in_world(grid: SimpleNamespace, subjects: Mapping[str, list[str]], args) -> list[str]:
-    """Those of the world that a command line is about. UserError if there are none and it names none."""
-    from dassl.utils import UserError
-
-    world = WORLDS[bool(args.data)]
-    if not subjects.get(world) and all(word.isdecimal() for word in args.words):
-        hint = "name some, or give --data DIR" if world == "toy" else "name some"
-        raise UserError(f"{grid.name}.yaml has no {world} form: {hint}")
-    return subjects.get(world, [])
+def base2new(pair: MethodPair, where: Arguments, presets: Iterable[str]) -> Iterator[Job]:
+    """Zero-shot, what teaches stage 1, stage 1, its average with CLIP, and each preset of stage 2: both halves."""
+    for what in TESTS:
+        yield from zero_shot(what, where, templates_of(pair))
+    before = [(name, {}) for name in [pair.taught_by] if name]
+    average = f"{scripts_of(pair.stage1)}_average"  # of class vectors; that of weights is WiSE-FT at alpha 0.5
+    averages = [f"{average}/{what}" for what in TESTS if f"{average}/{what}" in COMMANDS]
+    merges = (*([] if averages else ["average"]), "ties", "dare") if pair.has_zero_shot else ()
+    for name, arguments in (*before, *stages(pair, "base2new_train", where, presets)):
+        yield Job(SCRIPTS[name].script("base2new_train"), where | arguments, card=name == pair.stage2)
+        yield from (Job(SCRIPTS[name].script(what), where | arguments) for what in TESTS)
+        if name == pair.stage1:
+            yield from (Job(name, where) for name in averages)
+            for merge in merges:
+                yield Job("merge/base2new", where | {"METHOD": merge, "STAGE1": scripts_of(pair.stage1)})
+        elif is_chosen_as_released(SCRIPTS[name], arguments):
+            yield from (Job(SCRIPTS[name].script(what), where | arguments | {"LOADEP": "last"}) for what in TESTS)
 
 
-def scripts_with(script: str) -> Scripts:
-    """A method's scripts, by that of its training."""
-    return next(scripts for scripts in SCRIPTS.values() if scripts.script("base2new_train") == script)
+def is_chosen_as_released(scripts: Scripts, arguments: Arguments) -> bool:
+    """Is it the preset `released`, with the weights that are best on validation?"""
+    values = yaml_values(scripts.train.config.format(**arguments)) if "CFG" in arguments else {}
+    return (values.get("PRESET"), values.get("TEST.FINAL_MODEL")) == ("released", "best_val")
 
 
-def read_sweep(path: str | Path) -> SimpleNamespace:
-    """The fields of a sweep. cells: {KEY or argument: value} each; whole: they change zero-shot and stage 1 too."""
-    from dassl.utils import UserError, check_availability
-
-    sweep = read_fields(path, OF_SWEEP, ("grid", "cells", "whole"))
-    if hasattr(sweep, "grid") == hasattr(sweep, "cells"):
-        raise UserError(f"{path}: expected command, cfg, datasets, seeds, and either grid or cells")
-    if sweep.command not in COMMANDS:
-        add_all()
-    check_availability(sweep.command, [own.script("base2new_train") for own in SCRIPTS.values() if own.train.stage1])
-    if hasattr(sweep, "grid"):
-        sweep.cells = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
-    sweep.cells = [{key: str(value) for key, value in cell.items()} for cell in sweep.cells]
-    for cell in sweep.cells:
-        checked_pairs(pairs_of(cell))  # refuses what a script says itself
-    sweep.whole, sweep.datasets = getattr(sweep, "whole", False), subjects(path, sweep.datasets)
-    return sweep
+def transfer(pair: MethodPair, where: Arguments, presets: Iterable[str], protocol: str) -> Iterator[Job]:
+    """A model of the data set, the source, on it and on each target."""
+    test, places = TRANSFER[protocol], on_targets(where, protocol)
+    for place in places:
+        yield from zero_shot(test, place, templates_of(pair)[:-1])  # no weights are merged here
+    for name, arguments in stages(pair, "xd_train", where, presets):
+        yield Job(SCRIPTS[name].script("xd_train"), where | arguments)
+        yield from (Job(SCRIPTS[name].script(test), place | arguments) for place in places)
+    if (average := f"{scripts_of(pair.stage1)}_average/{test}") in COMMANDS:
+        yield from (Job(average, place) for place in places)
 
 
-def pairs_of(cell: dict[str, str]) -> tuple[str, ...]:
-    """The config keys of a cell as KEY VALUE words; its arguments of scripts have no dot in their name."""
-    return tuple(word for key, value in cell.items() if "." in key for word in (key, value))
+def fewshot(pair: MethodPair, where: Arguments, presets: Iterable[str]) -> Iterator[Job]:
+    """The few-shot curve."""
+    yield from zero_shot("fewshot_test", where, templates_of(pair)[:-1])
+    for name, arguments in stages(pair, "fewshot_train", where, presets):
+        for shots, what in itertools.product(SHOTS, ("fewshot_train", "fewshot_test")):
+            yield Job(SCRIPTS[name].script(what), where | arguments | {"SHOTS": shots})
 
 
-def label(cell: dict[str, str]) -> str:
-    """A folder's name for a cell, e.g. LAMBDA_8.0_BETA_0.5."""
-    words = [f"{key.rpartition('.')[2]}_{value}" for key, value in cell.items() if key not in ("STAGE1_CFG", ZERO_SHOT)]
-    return re.sub(r"[^\w.+-]+", "-", "_".join(words))
+def robust(pair: MethodPair, where: Arguments, presets: Iterable[str]) -> Iterator[Job]:
+    """Robust fine-tuning: the source's own test and its shifted ones."""
+    places = on_targets(where, "robust")
+    for place in places:
+        yield from zero_shot("robust_test", place, [_ANCHOR if is_toy(where) else "vit_b16_imagenet"])
+    known = presets_of(pair.stage2, is_toy(where))
+    cfgs = [{"CFG": cfg} for preset, cfg in known.items() if not presets or preset in presets]
+    for script, sets in ((scripts_of(pair.stage1), [{}]), (scripts_of(pair.stage2), cfgs)):
+        for arguments in sets:
+            yield Job(f"robust/{script}_train", where | arguments)
+            yield from (Job(f"robust/{script}_test", place | arguments) for place in places)
+            for kind in ("weight", "output") if not arguments else ("weight",):  # output ensembles: of stage 1 alone
+                yield Job(f"robust/{kind}_ensemble", where | arguments | {"METHOD": script})
 
 
-def sweep_cells(sweep: SimpleNamespace, args) -> list[list[Step]]:
-    datasets, seeds = grid(args, in_world(sweep, sweep.datasets, args), sweep.seeds)
-    return [sweep_steps(sweep, dataset, seed, args.set) for seed in seeds for dataset in datasets]
+def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[str] = (), flags: str = "") -> list[Job]:
+    """ConDU: a stream, its evaluation with the task known, and without. Toy orders have recipes of their own.
+
+    pairs: KEY VALUE of each.
+    """
+    script = f"{STREAMS[protocol]}_{tuning}"
+    given = {"CFG": f"toy_{tuning.lower()}" if order.startswith("toy") else TRAINING[script]}
+    given |= {"ORDER": order, "SEED": str(seed), "FLAGS": flags}
+    names = [f"condu/{name}" for name in (script, f"eval_MTIL_{tuning}", f"eval_agnostic_MTIL_{tuning}")]
+    pairs = tuple(checked_pairs(list(pairs)))
+    commands = {name: COMMANDS[name] for name in names}
+    return [Job(name, own.complete(own.from_environment() | given), pairs) for name, own in commands.items()]
 
 
-def sweep_steps(sweep: SimpleNamespace, dataset: str, seed: int, pairs=()) -> list[Step]:
-    """All runs of a data set and seed: zero-shot CLIP, stage 1, and the command in every cell.
+def on_targets(where: Arguments, protocol: str) -> list[Arguments]:
+    """The cell's own data set as SOURCE, tested on itself and on each target."""
+    source = where["DATASET"]
+    return [where | {"SOURCE": source, "DATASET": name} for name in (source, *targets(protocol, source))]
 
-    pairs: KEY VALUE words for every run. UserError: one that the cells differ in.
+
+def is_toy(where: Arguments) -> bool:
+    return where["DATASET"].startswith("toy_")
+
+
+def toy_sets() -> list[str]:
+    """The built-in benchmark's data sets."""
+    from datasets.toy.world import WORLD
+
+    return [toy.folder for toy in WORLD.values() if toy.base_to_new]
+
+
+def sources(protocol: str) -> list[str]:
+    """The built-in data sets that a protocol's cells are made of."""
+    return toy_sets() if protocol in ("base2new", "fewshot") else ["toy_objects"]
+
+
+def targets(protocol: str, source: str) -> list[str]:
+    """What a model of the source is tested on, beside the source."""
+    toy = source.startswith("toy_")
+    if protocol == "cross":
+        return [name for name in (toy_sets() if toy else PUBLIC) if name != source]
+    return [name for name in shifts(source) if protocol == "robust" or name != "objectnet"]
+
+
+def pair_jobs(
+    name: str, protocol: str, dataset: str, seed: int, pairs: Iterable[str] = (), presets: Sequence[str] = ()
+) -> list[Job]:
+    """All jobs of one pair, protocol, data set (the source, where there is one) and seed.
+
+    pairs: KEY VALUE of each; presets: of stage 2, default all.
+    """
+    pair = find_pair(name, protocol)
+    for trainer in filter(None, (pair.taught_by, pair.stage2)):
+        add_commands(trainer, pair.protocols)
+    where = {"DATASET": dataset, "SEED": str(seed)}
+    alone = {"base2new": base2new, "fewshot": fewshot, "robust": robust}
+    make = alone.get(protocol) or partial(transfer, protocol=protocol)
+    whole = with_keys(make(pair, where, presets), pairs)
+    return [s for s in whole if "last_step" not in s.pairs or "LOADEP" not in s.arguments]  # which tests it anyway
+
+
+def with_keys(jobs: Iterable[Job], words: Iterable[str]) -> list[Job]:
+    """Whole jobs, with these KEY VALUE words for every run; their folders say the keys that folders name.
+
+    UserError: a key that a script or the protocol says itself.
     """
     from dassl.utils import UserError
 
-    own, pairs = {"DATASET": dataset, "SEED": str(seed)}, tuple(checked_pairs(pairs))
-    if shared := {key for cell in sweep.cells for key in cell}.intersection(pairs[::2]):
-        raise UserError(f"{', '.join(sorted(shared))}: the cells of {sweep.name} differ in it; change the yaml")
-    scripts = scripts_with(sweep.command)
-    steps = [] if sweep.whole else with_keys(references(scripts, own, {}), pairs)
-    for cell in sweep.cells:
-        arguments = {"COOP_LMC": "True"} | recipe(COMMANDS[sweep.command], cell.get("CFG", sweep.cfg)) | own
-        place = f"sweeps/{sweep.name}/{label(cell)}"
-        if not sweep.whole:  # a cell's keys are in the name of its folder
-            keys = (*pairs_of(cell), "TRAINER.MODAL", "sweep")
-            steps += with_keys(halves(scripts, arguments | {"SWEEP": place}, keys), pairs)
-            continue
-        first = dict(own)
-        if cell:
-            first |= {"OUTPUT": str(Path(folder("OUTPUT", "output"), place))}
-            arguments |= first | {key: value for key, value in cell.items() if key == "STAGE1_CFG"}
-        steps += with_keys(references(scripts, first, cell) + halves(scripts, arguments), pairs_of(cell) + pairs)
-    return steps
-
-
-def halves(scripts: Scripts, arguments: Arguments, pairs: tuple[str, ...] = ()) -> list[Step]:
-    """Training and both tests."""
-    return [Step(scripts.script(what), arguments, pairs=pairs) for what in ("base2new_train", *TESTS)]
-
-
-def references(scripts: Scripts, own: Arguments, cell: dict[str, str]) -> list[Step]:
-    """Zero-shot CLIP and the stage 1 of a method."""
-    zero_shot = own | ({"CFG": cell[ZERO_SHOT]} if ZERO_SHOT in cell else {})
-    first = own | ({"CFG": cell["STAGE1_CFG"]} if "STAGE1_CFG" in cell else {})
-    stage1 = scripts_with(stage1_command(scripts.train))
-    return [Step(f"zsclip/{what}", zero_shot) for what in TESTS] + halves(stage1, first)
-
-
-def table_methods(protocol: str) -> list[str]:
-    """The pairs of the paper's table of a protocol; needs no PyTorch."""
-    from dassl.config import read_yaml
-
-    return read_yaml(ROOT / "configs" / "tables" / f"{protocol}.yaml")["methods"]
-
-
-def read_table(path: str | Path) -> SimpleNamespace:
-    """The fields of a table, or `sweeps` alone. UserError for a name that there is not."""
-    from dassl.config import read_yaml
-    from dassl.utils import UserError, check_availability
-
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such table; configs/tables has {', '.join(names_in('tables'))}")
-    tree = read_yaml(path)
-    if "sweeps" in tree:
-        table = read_fields(path, {"sweeps": list})
-        for name in table.sweeps:
-            check_availability(name, names_in("sweeps"), f"{path}: a sweep")
-        return table
-    check_availability(tree.get("protocol"), [*PROTOCOLS, *STREAMS], f"{path}: protocol")
-    table = read_fields(path, OF_STREAMS if tree["protocol"] in STREAMS else OF_TABLE, ("presets",))
-    table.presets = getattr(table, "presets", [])
-    presets = PRESETS
-    if table.protocol in STREAMS:
-        for name in table.methods:
-            check_availability(name, list(TUNINGS), f"{path}: methods")
-    else:
-        pairs = [find_pair(name, table.protocol) for name in table.methods]
-        presets = dict.fromkeys([*PRESETS, *(name for pair in pairs for name in presets_of(pair.stage2, False))])
-    for name in table.presets:
-        check_availability(name, list(presets), f"{path}: presets")
-    if table.protocol in STREAMS:
-        table.orders = subjects(path, table.orders, of_streams=True)
-    else:
-        table.datasets = subjects(path, table.datasets)
-    return table
-
-
-def table_cells(table: SimpleNamespace, args) -> list[list[Step]]:
-    """Of streams, each tuning, order and seed is a cell: they share nothing."""
-    from scripts.condu.orders import tasks_of
-
-    if hasattr(table, "sweeps"):
-        sweeps = [read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml") for name in table.sweeps]
-        return [cell for sweep in sweeps for cell in sweep_cells(sweep, args)]
-    if table.protocol not in STREAMS:
-        datasets, seeds = grid(args, in_world(table, table.datasets, args), table.seeds)
-        return protocol_cells(table.protocol, table.methods, datasets, seeds, args.set, table.presets)
-    orders = [word for word in args.words if not word.isdecimal()] or in_world(table, table.orders, args)
-    seeds = [int(word) for word in args.words if word.isdecimal()] or table.seeds
-    for order in orders:
-        tasks_of(order)
-    every = itertools.product(seeds, orders, table.methods)
-    flags = OVERWRITE * args.overwrite  # a stream does again itself what was run otherwise
-    return [stream(table.protocol, name, order, seed, args.set, flags) for seed, order, name in every]
+    pairs, whole = checked_pairs(list(words)), []
+    for job in jobs:
+        command = COMMANDS[job.command]
+        given, rest = follow(command, dict(job.arguments), pairs, builds_on(command, dict(job.arguments)))
+        own = job.pairs + tuple(rest) * (not command.module)
+        whole.append(replace(job, arguments=command.complete(given), pairs=own))
+    if len({job.folder for job in whole}) < len(whole):
+        keys = ", ".join(pairs[::2])
+        raise UserError(f"{keys}: the runs of this protocol differ in it; leave it out, or choose another protocol")
+    return whole

@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,7 +21,7 @@ from dassl.utils import expand_user  # noqa: E402
 from scripts.commands import COMMANDS, Command, folder, run_folder, stage1_command  # noqa: E402
 from scripts.commands.command import OVERWRITE, STAGE1, Arguments, checked_pairs, follow, names_in  # noqa: E402
 from scripts.commands.registered import add_all  # noqa: E402
-from scripts.steps import STREAM, Step, needs, program, settle, start  # noqa: E402
+from scripts.jobs import STREAM, Job, needs, program, settle, start  # noqa: E402
 from scripts.stopping import end_with_workflow  # noqa: E402
 
 NUMBERS = ("SEED", "SHOTS", "LOADEP", "N", "GPUS")
@@ -146,8 +146,16 @@ def script_line(name: str, arguments: Arguments, pairs: Sequence[str] = (), pyth
     known = [key for key in known_arguments(command, arguments) if key in arguments]
     named = [f"{key}={arguments[key]}" for key in known if usual.get(key) != arguments[key]]
     tail = ["--", *pairs] if pairs else []
-    program = ["bash", f"scripts/{name}.sh"] if has_script(name) else [python, "scripts/run.py", name]
-    return shlex.join([*program, *placed.values(), *named, *tail])
+    program = f"bash scripts/{name}.sh" if has_script(name) else f"{python} scripts/run.py {name}"
+    return " ".join([program, *map(shlex.quote, [*placed.values(), *named, *tail])])
+
+
+def job_lines(job: Job, python: str = "python") -> Iterator[str]:
+    """A job's script, and its path card where one belongs to it."""
+    yield script_line(job.command, dict(job.arguments), job.pairs, python)
+    if job.card:
+        others = ["--others", *job.others] if job.others else []
+        yield f"{python} -m mergetune.path_card {shlex.join([str(job.folder), *others])}"
 
 
 def ready(run: str | Path) -> bool:
@@ -178,11 +186,11 @@ def run_one(name: str, arguments: Arguments, pairs: list[str], overwrite: bool =
             print(shlex.join(line))
         return 0
     os.chdir(ROOT)
-    step = Step(name, arguments, tuple(pairs))
+    job = Job(name, arguments, tuple(pairs))
     if command.marker:  # else it compares, and skips, what is there itself
-        settle([step], overwrite)
-    if command.marker and step.done:
-        print(f"{step.folder} is finished: skipped (remove it to run again)")
+        settle([job], overwrite)
+    if command.marker and job.done:
+        print(f"{job.folder} is finished: skipped (remove it to run again)")
         return 0
     if need := missing(name, arguments, pairs):
         print(f"error: {need}", file=sys.stderr)

@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from dassl.utils import ArgumentParser  # noqa: E402
+from scripts.grid import read_sweep  # noqa: E402
 from scripts.main_job import add_grid_flags, report, run_job  # noqa: E402
-from scripts.plans import read_sweep  # noqa: E402
 
 
 def main() -> int:
@@ -29,7 +29,7 @@ def main() -> int:
     args = parser.parse_intermixed_args()
     args.sweep = os.path.abspath(args.sweep)
     protocol = "backbones" if read_sweep(args.sweep).whole else "sweep"
-    return run_job(args, lambda: report("--protocol", protocol))
+    return run_job(args, after=lambda: report("--protocol", protocol))
 
 
 if __name__ == "__main__":

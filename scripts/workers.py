@@ -1,6 +1,7 @@
-"""Steps in a few long-lived processes under one progress bar.
+"""Jobs in a few long-lived processes under one progress bar.
 
-A cell is a list of steps that need each other; it runs in one process, so that start-up and CLIP are paid once.
+A group is a list of jobs that need each other; it runs in one process, so that start-up and CLIP are paid once. Of a
+table it is a cell: a data set and a seed.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from scripts.steps import Step, start
+from scripts.jobs import Job, start
 from scripts.stopping import PATIENCE, STOPPED, end_with, stoppable
 
 GONE = "a process of the job was killed, most often for its memory: fewer --workers; the same command goes on"
@@ -89,50 +90,50 @@ def quietly(function: Callable, *arguments):
 
 
 def tell_bar(what: str, value) -> None:
-    """To the progress bar: a step starts (its name), is done, or the part of it that is done."""
+    """To the progress bar: a job starts (its name), is done, or the part of it that is done."""
     start_worker.queue.put((what, value))
 
 
-def run_cell(cell: list[Step], tell=tell_bar) -> str:
-    """Run what is missing of one cell; returns the line of the step that failed, with a traceback if it is a bug."""
+def run_group(jobs: list[Job], tell=tell_bar) -> str:
+    """Run what is missing of one group; returns the line of the job that failed, with a traceback if it is a bug."""
     from dassl.utils import UserError
 
-    for step in cell:
-        tell("start", str(step))
+    for job in jobs:
+        tell("start", str(job))
         try:
-            quietly(run_step, step)
+            quietly(run_one_job, job)
         except (UserError, OSError, SystemExit) as error:  # a module's command line ends with its one line
-            return f"{step}: {' '.join(str(error).split()).removeprefix('error: ')}"
+            return f"{job}: {' '.join(str(error).split()).removeprefix('error: ')}"
         except Exception:
-            return f"{step}\n{traceback.format_exc()}"
+            return f"{job}\n{traceback.format_exc()}"
         tell("done", "")
     return ""
 
 
-def run_step(step: Step) -> None:
-    """Run what is missing of one step: the run, and its path card."""
+def run_one_job(job: Job) -> None:
+    """Run what is missing of one job: the run, and its path card."""
     from mergetune.path_card import path_card
 
-    if not step.done:
-        start(*step.words)
-    if step.card and not step.finished:
-        path_card(step.folder, pairs=step.begins_from, others=step.others)
+    if not job.done:
+        start(*job.words)
+    if job.card and not job.finished:
+        path_card(job.folder, pairs=job.begins_from, others=job.others)
 
 
-def run_cells(cells: list[list[Step]], workers: int) -> list[str]:
-    """All cells in `workers` processes; returns what failed, each said at once."""
+def run_groups(groups: list[list[Job]], workers: int) -> list[str]:
+    """All groups in `workers` processes; returns what failed, each said at once."""
     from dassl.utils.progress import progress
 
     threads = max(1, (os.cpu_count() or 1) // workers)
     failures: list[str] = []
-    due = [cell for cell in cells if not all(step.finished for step in cell)]
+    due = [group for group in groups if not all(job.finished for job in group)]
     if not due:
         return []
     with (
         pool(workers, threads) as (executor, queue),
         progress(total=sum(map(len, due)), unit="run", smoothing=0.05, delay=0, leave=True) as bar,
     ):
-        waiting = {executor.submit(run_cell, cell) for cell in due}
+        waiting = {executor.submit(run_group, group) for group in due}
         while waiting:
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
             for future in done:

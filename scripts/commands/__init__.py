@@ -4,16 +4,16 @@ Declarations only; `run.py` executes one of them, `main_job.py` and `sweep.py` m
 OUTPUT; where the released training and test scripts disagreed, the test reads what the training writes.
 """
 
-from .base2new import COMMANDS as BASE2NEW
+from .base2new import OURS as BASE2NEW
 from .base2new import SCRIPTS
-from .command import Command, folder, run_folder
+from .command import COMMANDS, Command, folder, run_folder
 from .condu import COMMANDS as CONDU
-from .merge import COMMANDS as MERGE
-from .protocols import COMMANDS as PROTOCOLS
-from .robust import COMMANDS as ROBUST_COMMANDS
+from .merge import OURS as MERGE
+from .protocols import OURS as PROTOCOLS
+from .robust import OURS as ROBUST_COMMANDS
 from .robust import ROBUST
 
-COMMANDS: dict[str, Command] = BASE2NEW | PROTOCOLS | ROBUST_COMMANDS | MERGE | CONDU
+COMMANDS.update(BASE2NEW | PROTOCOLS | ROBUST_COMMANDS | MERGE | CONDU)
 
 __all__ = ["COMMANDS", "SCRIPTS", "Command", "folder", "run_folder", "scripts_of", "stage1_command"]
 

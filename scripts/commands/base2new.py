@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from .command import Arguments, Command, first_arguments, run_folder, yaml_values
+from .command import COMMANDS, Arguments, Command, first_arguments, run_folder, yaml_values
 
 LMC_ARGUMENTS = ("DATASET", "CLIP_WEIGHT", "LOSS_TYPE", "COOP_LMC", "W_LMC", "SEED", "CFG")
 LMC_PAIRS = (
@@ -223,4 +223,4 @@ def _commands() -> dict[str, Command]:
     return commands
 
 
-COMMANDS = _commands()
+OURS = _commands()

@@ -97,6 +97,9 @@ class Command:
         return arguments
 
 
+COMMANDS: dict[str, Command] = {}  # by the script's name; filled in __init__.py
+
+
 def checked_pairs(words: Sequence[str], free: Sequence[str] = ()) -> list[str]:
     """KEY VALUE words of those that are KEY VALUE or KEY=VALUE. UserError for a key without a value, and for one that
     the script says itself, if it is not `free`."""

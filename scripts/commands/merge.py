@@ -1,6 +1,6 @@
 """Merging without training: CLIP and a stage-1 run of base-to-new, by any method of `mergetune.merge`."""
 
-from .command import Arguments, Command, of_stage1, others, run_folder
+from .command import COMMANDS, Arguments, Command, of_stage1, others, run_folder
 
 TWO_PARENTS = ("average", "slerp")  # the others start at CLIP and take the run alone
 
@@ -11,8 +11,6 @@ def _own(arguments: Arguments) -> Arguments:
 
 
 def _words(arguments: Arguments) -> list[str]:
-    from scripts.commands import COMMANDS  # with those of other registered trainers
-
     train = COMMANDS[f"{arguments['STAGE1']}/base2new_train"]
     given = {key: arguments[key] for key in ("DATASET", "SEED", "SHOTS")} | _own(arguments)
     run = str(run_folder(train, train.complete(given)))
@@ -22,7 +20,7 @@ def _words(arguments: Arguments) -> list[str]:
     return ["--method", arguments["METHOD"], *clip, run, "--eval", "base", "new", *beside]
 
 
-COMMANDS = {
+OURS = {
     "merge/base2new": Command(
         arguments=("METHOD", "STAGE1", "DATASET", "SEED"),
         defaults={"SHOTS": "16", "OWN": lambda arguments: "".join(f"_{value}" for value in _own(arguments).values())},

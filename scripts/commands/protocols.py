@@ -93,4 +93,4 @@ def _commands() -> dict[str, Command]:
     return commands
 
 
-COMMANDS = _commands()
+OURS = _commands()

@@ -4,7 +4,7 @@ LinearProbe trains CLIP's head on frozen features, FineTune the whole image towe
 """
 
 from .base2new import of_toy
-from .command import Arguments, Command, run_folder
+from .command import COMMANDS, Arguments, Command, run_folder
 from .protocols import transfer
 
 ROBUST = {  # trainer -> the scripts' name
@@ -28,8 +28,6 @@ def ensemble(kind: str) -> Command:
 
     def words(arguments: Arguments) -> list[str]:
         given = of_toy([], ["--alphas", "0.5"])(arguments)
-        from scripts.commands import COMMANDS  # with those of other registered trainers
-
         train = COMMANDS[f"robust/{arguments['METHOD']}_train"]
         trained = str(run_folder(train, train.complete(arguments)))
         return [trained, "--kind", kind, *given, "--test", *shifts(arguments["DATASET"])]
@@ -72,4 +70,4 @@ def _commands() -> dict[str, Command]:
     return commands
 
 
-COMMANDS = _commands()
+OURS = _commands()

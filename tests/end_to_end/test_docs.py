@@ -10,7 +10,7 @@ from dassl.data.datasets import DATASET_REGISTRY
 from datasets import register_all
 from datasets.tools.known import COOP, MTIL
 from scripts.commands import COMMANDS
-from scripts.jobs import cell_steps, listed_pairs
+from scripts.plans import listed_pairs, pair_jobs
 from tests.conftest import ROOT
 from tests.docs.typed import typed_of
 from tests.fixtures.checkout import SMALL, check_out, type_in, write_data, write_foreign
@@ -66,7 +66,7 @@ def test_the_presets_are_as_the_tables_say(trainer):
 
 def test_the_number_of_runs_is_that_of_the_plan():
     for name, runs, trainings in table("reproduce.md", "pair, base-to-new"):
-        steps = cell_steps(name, "base2new", "caltech101", 1)
+        steps = pair_jobs(name, "base2new", "caltech101", 1)
         trained = [step for step in steps if not COMMANDS[step.command].evaluates and "train" in step.command]
         assert [str(len(steps)), str(len(trained))] == [runs, trainings]
     assert {row[0] for row in table("reproduce.md", "pair, base-to-new")} == {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from datasets.toy.world import WORLD
-from scripts.jobs import PROTOCOLS, find_pair
+from scripts.plans import PROTOCOLS, find_pair
 from scripts.sweep import read_sweep
 from tests.conftest import ROOT, write_image
 from tests.fixtures.image_folders import config

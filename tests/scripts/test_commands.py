@@ -12,9 +12,9 @@ from scripts.commands.base2new import kd_weight
 from scripts.commands.command import first_arguments, of_source, recipe, source_of
 from scripts.condu import toy_stream
 from scripts.condu.orders import tasks_of
+from scripts.jobs import train_argv
 from scripts.main_job import build_parser
 from scripts.run import Usage, main, parse
-from scripts.steps import train_argv
 from tests.conftest import ROOT
 
 LMC = ["10.0", "cosine", "True", "1.0", "1", "vit_b16_ep100_ctxv1"]

@@ -16,10 +16,10 @@ import pytest
 from dassl.utils import RunLock, UserError
 from scripts import flow
 from scripts.commands import COMMANDS
-from scripts.plans import names_in, plan, read_table
+from scripts.flow import home, unit_line, units_of
+from scripts.grid import names_in, plan, read_table
+from scripts.jobs import program
 from scripts.run import parse
-from scripts.steps import program
-from scripts.workflow.grid import Grid, home
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python
 
@@ -49,8 +49,9 @@ def place(tmp_path, monkeypatch):
     return tmp_path / "output"
 
 
-def grid_of(words):
-    return flow.read_grid([str(word) for word in words])
+def units_from(words):
+    args = flow.read([str(word) for word in words])
+    return units_of(plan(args), args.by)
 
 
 # A grid that is killed
@@ -128,7 +129,7 @@ def test_what_is_finished_is_judged_by_its_results_not_by_times_or_flags(killed,
     os.utime(stage1)  # newer than all that was made of it
     before = finished(output)
     monkeypatch.setenv("OUTPUT", str(output))
-    assert [job.finished for job in grid_of([table, *ONE_EPOCH]).jobs.values()] == [True, False]
+    assert [job.finished for job in units_from([table, *ONE_EPOCH]).values()] == [True, False]
     again = start(table, toy_data, output, "--by", "run")
     printed, _ = again.communicate()
     assert again.returncode == 0, printed
@@ -151,9 +152,9 @@ def test_a_dry_run_counts_and_writes_nothing(table, place, capsys):
 
 def test_a_dry_run_estimates_by_what_finished_runs_of_a_kind_took(table, place, capsys):
     """Two kinds have taken 10 and 4 s: what is left of them, on two workers."""
-    grid = grid_of([table, "--by", "run"])
+    units = units_from([table, "--by", "run"])
     for command, seconds in (("coop/base2new_train", 10), ("coop/base2base_test", 4)):
-        step = next(job.steps[0] for job in grid.jobs.values() if job.steps[0].command == command)
+        step = next(unit.jobs[0] for unit in units.values() if unit.jobs[0].command == command)
         step.folder.mkdir(parents=True)
         (step.folder / "results.json").write_text(f'{{"wall_s": {seconds}, "metrics": {{}}}}')
     assert flow.main([str(table), "--dry-run", "--workers", "2"]) == 0
@@ -183,25 +184,24 @@ def test_every_run_of_every_table_is_a_line_of_its_bash_script(name, world, plac
     """The line means the same run; what a run needs is made by a job before it, or by nobody."""
     path = ROOT / "configs" / "tables" / f"{name}.yaml"
     subject = [] if hasattr(read_table(path), "orders") else ["toy_objects" if world == "toy" else "imagenet"]
-    args, _ = flow.read([str(path), *subject, "1", *(["--data", "/data"] if world == "public" else [])])
-    grid = Grid(plan(args), "run")
+    args = flow.read([str(path), *subject, "1", *(["--data", "/data"] if world == "public" else [])])
     known = set()
-    for job in grid.jobs.values():
-        (step,) = job.steps
-        line = grid.line(job.name).split("(", 1)[1].split(" && ")[0].split(") >> ")[0]
+    for unit in units_of(plan(args), "run").values():
+        (step,) = unit.jobs
+        line = unit_line(unit).split("(", 1)[1].split(" && ")[0].split(") >> ")[0]
         bash, script, *words = shlex.split(line)
         assert (bash, ROOT / script) == ("bash", ROOT / f"scripts/{step.command}.sh") and (ROOT / script).is_file()
         ((arguments,), pairs) = parse(step.command, words)
         assert program(step.command, arguments, pairs) == program(step.command, dict(step.arguments), list(step.pairs))
-        assert known.issuperset(job.needs)
+        assert known.issuperset(unit.needs)
         if COMMANDS[step.command].evaluates or COMMANDS[step.command].follows:
-            assert job.needs
-        known.add(job.name)
+            assert unit.needs
+        known.add(unit.name)
 
 
 def test_each_job_gets_one_free_gpu(tmp_path):
     """Three at once on GPUs 2, 5 and 7, then one more: each is given out again once it is free."""
-    words = [sys.executable, ROOT / "scripts" / "workflow" / "gpu.py", "3", tmp_path, "sh", "-c"]
+    words = [sys.executable, ROOT / "scripts" / "gpu.py", "3", tmp_path, "sh", "-c"]
     env = os.environ | {"CUDA_VISIBLE_DEVICES": "2,5,7"}
     held = [
         subprocess.Popen([*words, "echo $CUDA_VISIBLE_DEVICES; read end"], env=env, text=True, stdin=-1, stdout=-1)

@@ -9,12 +9,12 @@ import train
 from dassl.utils import UserError
 from scripts.check_job import kind_of
 from scripts.commands import COMMANDS, run_folder
-from scripts.jobs import SHOTS, cell_steps, listed_pairs, sources, targets, toy_sets
+from scripts.grid import plan
+from scripts.jobs import module_argv, needs, train_argv
 from scripts.main_job import build_parser, run_job
-from scripts.plans import plan
+from scripts.plans import SHOTS, listed_pairs, pair_jobs, sources, targets, toy_sets
 from scripts.run import main as run_script
 from scripts.run import parse, script_line
-from scripts.steps import module_argv, needs, train_argv
 from tests.conftest import ROOT
 
 JOBS = [(pair.name, protocol) for pair in listed_pairs() for protocol in pair.protocols]
@@ -29,7 +29,7 @@ def source(protocol, world):
 @pytest.mark.parametrize(("name", "protocol"), JOBS)
 def test_every_step_finds_what_it_needs(name, protocol, world):
     made = set()
-    for step in cell_steps(name, protocol, source(protocol, world), 1):
+    for step in pair_jobs(name, protocol, source(protocol, world), 1):
         for what, folder, _, _ in needs(step.command, dict(step.arguments)):
             assert folder in made, f"{step} needs a {what}"
         assert str(step.folder) not in made
@@ -39,7 +39,7 @@ def test_every_step_finds_what_it_needs(name, protocol, world):
 @pytest.mark.parametrize("world", ["toy", "public"])
 @pytest.mark.parametrize(("name", "protocol"), JOBS)
 def test_every_step_builds_its_config(name, protocol, world):
-    steps = cell_steps(name, protocol, source(protocol, world), 1, ["TRAIN.PRINT_FREQ=7"])
+    steps = pair_jobs(name, protocol, source(protocol, world), 1, ["TRAIN.PRINT_FREQ=7"])
     kinds = {(step.command, step.arguments.get("CFG")): step for step in reversed(steps)}  # not for each target
     for step in kinds.values():
         if step.arguments["DATASET"] not in NO_READER and not COMMANDS[step.command].module:
@@ -56,7 +56,7 @@ def test_what_each_protocol_tests_on():
     assert targets("robust", "imagenet")[-1] == "objectnet"
     assert set(targets("cross", "toy_objects")) == set(toy_sets()) - {"toy_objects"}
     shots = {
-        s.arguments["SHOTS"] for s in cell_steps("CoOp", "fewshot", "toy_shapes", 1) if s.command.startswith("coop/")
+        s.arguments["SHOTS"] for s in pair_jobs("CoOp", "fewshot", "toy_shapes", 1) if s.command.startswith("coop/")
     }
     assert shots == set(SHOTS) == {"1", "2", "4", "8", "16"}
 
@@ -65,17 +65,17 @@ def test_runs_that_two_cells_share_are_run_once():
     names = ("toy_objects", "toy_shapes")
     cells = plan(build_parser().parse_args(["--protocol", "cross", *names, "1"]))
     folders = [step.folder for cell in cells for step in cell]
-    assert len(set(folders)) == len(folders) < sum(len(cell_steps("CoOp", "cross", name, 1)) for name in names)
+    assert len(set(folders)) == len(folders) < sum(len(pair_jobs("CoOp", "cross", name, 1)) for name in names)
 
 
 def test_a_data_set_without_reader_stops_a_job_before_it_starts():
     with pytest.raises(UserError, match="nothing_there"):
-        cell_steps("CoOp", "dg", "nothing_there", 1)
+        pair_jobs("CoOp", "dg", "nothing_there", 1)
 
 
 def zero_shot_cfgs(name, protocol, dataset):
     """CFGs of ZeroshotCLIP by the data set tested on."""
-    steps = [s for s in cell_steps(name, protocol, dataset, 1) if s.command.startswith("zsclip/")]
+    steps = [s for s in pair_jobs(name, protocol, dataset, 1) if s.command.startswith("zsclip/")]
     return {d: {s.arguments["CFG"] for s in steps if s.subject == d} for d in {s.subject for s in steps}}
 
 
@@ -97,13 +97,13 @@ def test_zero_shot_clip_runs_with_every_template_that_an_end_of_the_path_has():
 
 def folders(name, protocol, dataset, *keys):
     """Of every step, below OUTPUT."""
-    return [str(step.folder) for step in cell_steps(name, protocol, dataset, 1, keys)]
+    return [str(step.folder) for step in pair_jobs(name, protocol, dataset, 1, keys)]
 
 
 @pytest.mark.parametrize(("name", "protocol"), [job for job in JOBS if job[1] != "fewshot"])
 def test_shots_that_are_set_are_in_every_folder_and_each_run_finds_what_it_needs(name, protocol):
     made = set()
-    for step in cell_steps(name, protocol, source(protocol, "toy"), 1, ["DATASET.NUM_SHOTS", "8"]):
+    for step in pair_jobs(name, protocol, source(protocol, "toy"), 1, ["DATASET.NUM_SHOTS", "8"]):
         assert "shots_8" in str(step.folder) and "NUM_SHOTS" not in " ".join(step.pairs)
         assert kind_of(step).endswith("8 shots") and "16" not in kind_of(step).split("vit_b16")[-1]
         for what, folder, _, _ in needs(step.command, dict(step.arguments)):
@@ -132,7 +132,7 @@ def test_a_key_that_a_folder_names_is_followed_by_it(name, keys, part):
     moved = [new for old, new in zip(usual, changed, strict=True) if old != new]
     assert len(moved) >= 9 and all(part in folder for folder in moved)
     made = set()
-    for step in cell_steps(name, "base2new", "toy_shapes", 1, keys):
+    for step in pair_jobs(name, "base2new", "toy_shapes", 1, keys):
         assert all(folder in made for _, folder, _, _ in needs(step.command, dict(step.arguments)))
         made.add(str(step.folder))
 
@@ -151,13 +151,13 @@ def test_a_key_that_a_folder_names_is_followed_by_it(name, keys, part):
 )
 def test_a_key_that_something_else_says_is_refused(protocol, keys, told):
     with pytest.raises(UserError, match=told):
-        cell_steps("CoOp", protocol, "toy_shapes", 1, keys)
+        pair_jobs("CoOp", protocol, "toy_shapes", 1, keys)
 
 
 @pytest.mark.parametrize("world", ["toy_shapes", "dtd"])
 @pytest.mark.parametrize("name", [name for name, protocol in JOBS if protocol == "base2new"])
 def test_what_released_chooses_on_validation_is_evaluated_at_its_last_epoch_too(name, world):
-    steps = cell_steps(name, "base2new", world, 1)
+    steps = pair_jobs(name, "base2new", world, 1)
     last = [step for step in steps if step.arguments.get("LOADEP")]
     plain = [replace(s, arguments={k: v for k, v in s.arguments.items() if k != "LOADEP"}) for s in last]
     assert all(step in steps for step in plain) and {step.folder.name for step in last} == {"last_epoch"}
@@ -173,7 +173,7 @@ def test_what_released_chooses_on_validation_is_evaluated_at_its_last_epoch_too(
 
 def test_no_last_epoch_is_evaluated_beside_what_is_that_already():
     def last(*words, **more):
-        return [step for step in cell_steps(*words, 1, **more) if "LOADEP" in step.arguments]
+        return [step for step in pair_jobs(*words, 1, **more) if "LOADEP" in step.arguments]
 
     assert last("CoOp", "base2new", "toy_shapes", presets=["paper", "continued"]) == []
     assert last("CoOp", "base2new", "toy_shapes", pairs=["TEST.FINAL_MODEL", "last_step"]) == []

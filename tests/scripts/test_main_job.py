@@ -15,12 +15,12 @@ import torch
 from dassl.utils import UserError
 from datasets.toy.build import world_digest
 from mergetune.path_card import LEG_POINTS
-from scripts.jobs import cell_steps
+from scripts.grid import plan
+from scripts.jobs import settle
 from scripts.main_job import build_parser, report_if_any, run_job
-from scripts.plans import plan
+from scripts.plans import pair_jobs
 from scripts.run import parse
-from scripts.steps import settle
-from scripts.workers import run_step
+from scripts.workers import run_one_job
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python, group
 
@@ -176,7 +176,7 @@ def test_a_path_card_is_completed_where_stage_1_has_moved_with_it(job, steps):
     assert not step.finished
     before = job[0].rename(job[0].with_name("gone"))
     try:
-        run_step(step)
+        run_one_job(step)
     finally:
         before.rename(job[0])
     assert step.finished and json.loads(card.read_text())["others"]["accuracy"] == whole["others"]["accuracy"]
@@ -230,7 +230,7 @@ def test_a_dry_run_prints_lines_that_scripts_take_and_runs_nothing(clone, tmp_pa
     lines = clone("bash", "train.sh", "toy_shapes", "1", output=tmp_path / "out", DRY_RUN="1").stdout.splitlines()
     assert lines[0] == f"export OUTPUT={tmp_path / 'out'}" and not (tmp_path / "out").exists()
     scripts = [words[1:] for words in map(shlex.split, lines) if words[0] == "bash"]
-    assert len(scripts) == len(cell_steps("CoOp", "base2new", "toy_shapes", 1))
+    assert len(scripts) == len(pair_jobs("CoOp", "base2new", "toy_shapes", 1))
     for path, *words in scripts:
         parse(path.removeprefix("scripts/").removesuffix(".sh"), words)
 

@@ -11,8 +11,8 @@ import torch
 from dassl.utils import UserError
 from mergetune.stage2 import method_pairs
 from scripts.commands import COMMANDS, stage1_command
-from scripts.jobs import PROTOCOLS, cell_steps, find_pair, listed_pairs
 from scripts.noxfile import copied
+from scripts.plans import PROTOCOLS, find_pair, listed_pairs, pair_jobs
 from tests.conftest import ROOT
 from tests.fixtures import foreign_checkpoints
 from tests.fixtures.runs import line_of, write_pairs
@@ -73,7 +73,7 @@ def said(tmp_path_factory):
 
 def test_a_new_pair_is_a_job_on_the_stage_1_that_it_names(said):
     lines = [line for line in said["job"].splitlines() if not line.startswith("export")]
-    usual = [step.command for step in cell_steps("CoOp", "base2new", "toy_shapes", 1)]
+    usual = [step.command for step in pair_jobs("CoOp", "base2new", "toy_shapes", 1)]
     usual = usual[: usual.index("coop_LMC/base2new_train_coop")]
     scripts = [words[1].removeprefix("scripts/").removesuffix(".sh") for words in map(shlex.split, lines)]
     assert "bash scripts/coop/base2new_train.sh toy_shapes 1" in lines

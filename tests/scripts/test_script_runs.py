@@ -7,9 +7,9 @@ import pytest
 from dassl.utils import UserError
 from mergetune import report
 from scripts.commands import COMMANDS, run_folder
+from scripts.jobs import Job
 from scripts.run import main, missing, parse
-from scripts.steps import Step
-from scripts.workers import run_step
+from scripts.workers import run_one_job
 from tests.conftest import ROOT
 
 LMC = ["10.0", "cosine", "True", "1.0", "1", "vit_b16_ep100_ctxv1"]
@@ -64,7 +64,7 @@ def command(tmp_path, monkeypatch):
         monkeypatch.setenv("DATA", str(data))
         (arguments, *_), pairs = parse(name, [*words, *(["--", *pairs] if pairs else [])])
         assert not missing(name, arguments, pairs)
-        run_step(Step(name, arguments, tuple(pairs)))
+        run_one_job(Job(name, arguments, tuple(pairs)))
 
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("OUTPUT", str(tmp_path))

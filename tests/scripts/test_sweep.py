@@ -6,9 +6,9 @@ import pytest
 
 import train
 from dassl.utils import UserError
-from scripts.plans import label, plan, read_sweep
-from scripts.plans import sweep_steps as steps
-from scripts.steps import train_argv
+from scripts.grid import label, plan, read_sweep
+from scripts.grid import sweep_jobs as steps
+from scripts.jobs import train_argv
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python
 

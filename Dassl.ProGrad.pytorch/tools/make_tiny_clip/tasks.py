@@ -24,7 +24,7 @@ from dassl.data.transforms import build_transform  # noqa: E402
 from dassl.engine import build_trainer  # noqa: E402
 from datasets.toy.world import STRENGTHS, WORLD  # noqa: E402
 from scripts.commands import COMMANDS  # noqa: E402
-from scripts.steps import train_argv  # noqa: E402
+from scripts.jobs import train_argv  # noqa: E402
 
 SEEDS = (11, 12, 13)
 GAIN, FLOOR, CEILING = 3.0, 1.5, 85.0

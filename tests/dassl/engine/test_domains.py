@@ -16,7 +16,7 @@ from dassl.engine.ssl import FixMatch, SupBaseline
 from dassl.engine.ssl.fixmatch import pseudo_label_loss, pseudo_labels
 from dassl.modeling import build_backbone
 from dassl.utils import UserError, load_checkpoint, set_random_seed
-from scripts.jobs import toy_sets
+from scripts.plans import toy_sets
 from tests.fixtures.dialect_subclasses import SUBCLASSES
 
 COUNTS = {"ToyDG": (10, 1, 8), "ToyDA": (10, 1, 8), "ToySSL": (16, 1, 12)}

@@ -14,7 +14,7 @@ from mergetune.models.templates import IMAGENET, described
 from mergetune.report import METHODS
 from scripts.commands import COMMANDS
 from scripts.commands.command import recipe
-from scripts.steps import train_argv
+from scripts.jobs import train_argv
 
 CLIP = "ViT-B/16"
 

@@ -1,1 +1,0 @@
-"""Parts of flow.py, which runs a grid as a workflow of snakemake."""
