@@ -5,19 +5,17 @@ See `drawing` for how they look.
 
 from pathlib import Path
 
-import numpy as np
-
 from dassl.report.figures import drawing
 from dassl.report.figures.epochs import epoch_curves, epoch_figures
 from dassl.report.figures.mtil import heatmaps, order_figures, scatter_figures
-from dassl.report.figures.paths import change_figures, path_figures
+from dassl.report.figures.paths import change_figures, load_planes, path_figures, plane_figures
 from dassl.report.figures.tsne import SCATTER_FILE
-from dassl.report.methods import NONE, row_names, row_of
+from dassl.report.methods import NONE
 from dassl.report.protocols.base2new import OTHERS, base2new
 from dassl.report.protocols.fewshot import fewshot
-from dassl.report.protocols.paths import PATH_FILE, QUANTITIES, SOLUTIONS, SPACES, SUBSETS, numbers, read_card
+from dassl.report.protocols.paths import PATH_FILE
 from dassl.report.protocols.sweeps import sweeps
-from dassl.report.records import NoRuns, read_all
+from dassl.report.records import NoRuns
 from dassl.report.table import csv_numbers, to_csv
 from dassl.utils import check_availability
 from dassl.utils.progress import progress
@@ -31,11 +29,11 @@ def all_figures(folders, records, out, methods=NONE, names=None):
     written = []
     for name in names or ():
         check_availability(name, FIGURES, "--figure")
-    for name, (needs, draw) in progress(FIGURES.items(), "drawing"):
+    for name, needs in progress(FIGURES.items(), "drawing"):
         if names and name not in names:
             continue
         try:
-            found, reason = draw(folders, records, out, methods), ""
+            found, reason = _DRAW[name](folders, records, out, methods), ""
         except NoRuns as error:
             found, reason = [], f" ({error})"  # no such runs, as the tables say
         if names and not found:
@@ -45,46 +43,31 @@ def all_figures(folders, records, out, methods=NONE, names=None):
     return written
 
 
-def card_figures(folders, out, methods):
-    """What the path.json below `folders` hold: paths and planes -> Paths."""
-    paths = path_figures(folders, out, methods) + change_figures(folders, out, methods)
-    return paths + plane_figures(load_planes(*folders), out, methods)
-
-
-# By name, in the order of drawing: what a folder must hold, and (folders, records, out, methods) -> Paths, none or
-# NoRuns without it.
+# By name, in the order of drawing: what a folder must hold.
 FIGURES = {
-    "path": (
-        f"a {PATH_FILE} beside results.json, as stage-2 runs leave it",
-        lambda folders, _, out, methods: path_figures(folders, out, methods),
-    ),
-    "change": (
-        f"a {PATH_FILE} with curves of others and zero-shot CLIP",
-        lambda folders, _, out, methods: change_figures(folders, out, methods),
-    ),
-    "plane": (
-        f"a {PATH_FILE} with the plane through its solutions",
-        lambda folders, _, out, methods: plane_figures(load_planes(*folders), out, methods),
-    ),
-    "fewshot": (
-        "evaluations of the protocol 'fewshot'",
-        lambda _, records, out, methods: fewshot_figure(fewshot(records, methods), out),
-    ),
-    "sweep": (
-        "base-to-new evaluations of one method at several values of a single number among its settings",
-        lambda _, records, out, methods: sweep_figures(sweeps(records, methods), out, methods),
-    ),
-    "others": (
-        "base-to-new evaluations that were made on other data sets too (TEST.OTHERS)",
-        lambda _, records, out, methods: others_figure(base2new(records, methods), out),
-    ),
-    "epochs": (
-        "training runs that recorded their epochs",
-        lambda _, records, out, methods: epoch_figures(epoch_curves(records, methods), out),
-    ),
-    "heatmap": ("evaluated streams of tasks with their accuracy matrix", heatmaps),
-    "orders": ("evaluated streams of the same tasks in several orders", order_figures),
-    "tsne": (f"a {SCATTER_FILE}", scatter_figures),
+    "path": f"a {PATH_FILE} beside results.json, as stage-2 runs leave it",
+    "change": f"a {PATH_FILE} with curves of others and zero-shot CLIP",
+    "plane": f"a {PATH_FILE} with the plane through its solutions",
+    "fewshot": "evaluations of the protocol 'fewshot'",
+    "sweep": "base-to-new evaluations of one method at several values of a single number among its settings",
+    "others": "base-to-new evaluations that were made on other data sets too (TEST.OTHERS)",
+    "epochs": "training runs that recorded their epochs",
+    "heatmap": "evaluated streams of tasks with their accuracy matrix",
+    "orders": "evaluated streams of the same tasks in several orders",
+    "tsne": f"a {SCATTER_FILE}",
+}
+# (folders, records, out, methods) -> Paths, none or NoRuns without such runs
+_DRAW = {
+    "path": lambda folders, _, out, methods: path_figures(folders, out, methods),
+    "change": lambda folders, _, out, methods: change_figures(folders, out, methods),
+    "plane": lambda folders, _, out, methods: plane_figures(load_planes(*folders), out, methods),
+    "fewshot": lambda _, records, out, methods: fewshot_figure(fewshot(records, methods), out),
+    "sweep": lambda _, records, out, methods: sweep_figures(sweeps(records, methods), out, methods),
+    "others": lambda _, records, out, methods: others_figure(base2new(records, methods), out),
+    "epochs": lambda _, records, out, methods: epoch_figures(epoch_curves(records, methods), out),
+    "heatmap": heatmaps,
+    "orders": order_figures,
+    "tsne": scatter_figures,
 }
 
 
@@ -175,93 +158,3 @@ def others_figure(grid, folder):
     drawing.legend(figure)
     numbers = to_csv(["method", "base", "base_std", OTHERS, f"{OTHERS}_std", "n"], lines)
     return drawing.save(figure, Path(folder, "base_others.png"), numbers)
-
-
-def load_planes(*folders):
-    """Runs whose path.json has the plane through the three solutions (Garipov et al., arXiv 1802.10026) -> list of
-    records: the run's own, with `plane`. A damaged one costs a warning and is left out.
-
-        "plane": {"space": "features", "base": {"x": [X], "y": [Y], "loss": [[X] * Y], "accuracy": [[X] * Y],
-                                                "points": {"zero_shot": {"x", "y", ...}, "ours": ..., ...}},
-                  "new": {...}}
-
-    X, Y: grid points along the plane's two orthonormal directions. Class vectors depend on the subset's names, so each
-    subset has a plane of its own.
-    """
-    return read_all(PATH_FILE, folders, _read, what="the plane in ")
-
-
-def _read(file):
-    """A path.json -> record, or None without a plane."""
-    card, record = read_card(file)
-    plane = card.get("plane")
-    if not isinstance(plane, dict) or not any(subset in plane for subset in SUBSETS):
-        return None
-    own = card if card.get("space") == plane.get("space") else card.get(plane.get("space"), {})
-    plane = _checked(plane) | {"template": str(own.get("zero_shot_template") or "")}
-    return {**record, "plane": plane, "file": file}
-
-
-def _checked(plane):
-    """The plane with arrays for lists -> dict. ValueError, KeyError or TypeError if it is none."""
-    found = {"space": str(plane.get("space", SPACES[0])), "subsets": {}}
-    for subset in SUBSETS:
-        if subset not in plane:
-            continue
-        raw = plane[subset]
-        own = {axis: numbers(raw[axis], f"{subset} {axis}") for axis in "xy"}
-        if not all(len(own[axis]) > 1 and np.all(np.diff(own[axis]) > 0) for axis in "xy"):
-            raise ValueError(f"{subset}: expected x and y of two rising numbers or more")
-        for q in QUANTITIES:
-            own[q] = np.array([numbers(row, f"{subset} {q}", len(own["x"])) for row in raw[q]])
-            if own[q].shape != (len(own["y"]), len(own["x"])):
-                raise ValueError(f"{subset} {q}: expected {len(own['y'])} rows, found {len(own[q])}")
-        points = {name: point for name, point in raw["points"].items() if name in SOLUTIONS}
-        own["points"] = {name: (float(point["x"]), float(point["y"])) for name, point in points.items()}
-        found["subsets"][subset] = own
-    return found
-
-
-def plane_figures(records, folder, methods):
-    """A figure for each record of `load_planes` -> [PNG, CSV, ...]."""
-    names = row_names({row_of(r, methods) for r in records})
-    titles = [f"{names[row_of(r, methods)]}, {r['dataset']}, seed {r['seed']}" for r in records]
-    return [file for r, title in zip(records, titles, strict=True) for file in plane_figure(r["plane"], title, folder)]
-
-
-def plane_figure(plane, title, folder):
-    """Contours of the loss on each subset, the solutions marked -> [PNG, CSV]."""
-    caption = f"{plane['space']}: orthonormal plane through the three solutions; levels are quantiles of the loss"
-    if plane["template"]:
-        caption += f"; zero-shot: {plane['template']}"
-    count = len(plane["subsets"])
-    flat = min(1.5, max(np.ptp(own["y"]) / np.ptp(own["x"]) for own in plane["subsets"].values()))
-    figure = drawing.new_figure(4.6 * count + 0.6, 1.5 + 3.2 * flat, title, caption)
-    lines = []
-    for axes, (subset, own) in zip(np.atleast_1d(figure.subplots(1, count)), plane["subsets"].items(), strict=True):
-        levels = np.unique(np.quantile(own["loss"], np.linspace(0, 1, 13)))
-        if len(levels) < 2:  # a flat loss
-            levels = np.array([levels[0], levels[0] + 1e-6])
-        filled = axes.contourf(own["x"], own["y"], own["loss"], levels=levels, cmap="cividis")
-        axes.contour(own["x"], own["y"], own["loss"], levels=levels, colors="0.2", linewidths=0.4)
-        figure.colorbar(filled, ax=axes, format="%.3g", label=drawing.AXIS_LABELS["loss"])
-        _mark(axes, own["points"])
-        axes.set_title(subset, loc="left", fontsize=11)
-        axes.set_aspect("equal")
-        axes.locator_params(nbins=5)
-        axes.ticklabel_format(scilimits=(-2, 4))
-        for j, y in enumerate(own["y"]):
-            for i, x in enumerate(own["x"]):
-                lines.append([subset, f"{x:.6g}", f"{y:.6g}", *(f"{own[q][j, i]:.6f}" for q in QUANTITIES)])
-    file = Path(folder, drawing.file_name(f"plane_{title}_{plane['space']}") + ".png")
-    return drawing.save(figure, file, to_csv(["subset", "x", "y", *QUANTITIES], lines))
-
-
-def _mark(axes, points):
-    """The solutions, white on black so that they show on any colour."""
-    for k, (name, (x, y)) in enumerate(points.items()):
-        axes.plot(x, y, drawing.MARKERS[k], color="white", mec="black", ms=9)
-        axes.annotate(
-            name.replace("_", "-"), (x, y), xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8,
-            bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.75},
-        )  # fmt: skip

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from dassl.report.figures import drawing
-from dassl.report.methods import NONE
+from dassl.report.methods import NONE, row_names, row_of
+from dassl.report.protocols import paths
 from dassl.report.protocols.paths import OTHERS, QUANTITIES, SPACES, families, load_paths
+from dassl.report.records import read_all
 from dassl.report.stats import summarise, summarise_average
 from dassl.report.table import to_csv
 
@@ -59,6 +61,12 @@ def change_figures(folders, out, methods=NONE):
         file = Path(out, f"{drawing.file_name(f'change_{curves.name}')}.png")
         written += drawing.save(figure, file, _path_numbers(less))
     return written
+
+
+def card_figures(folders, out, methods):
+    """What the path.json below `folders` hold: paths and planes -> Paths."""
+    curves = path_figures(folders, out, methods) + change_figures(folders, out, methods)
+    return curves + plane_figures(load_planes(*folders), out, methods)
 
 
 def _path_numbers(curves):
@@ -143,3 +151,79 @@ def _averaged(curves):
     counts = {"data sets": len(curves.datasets), "seeds": _seeds(curves)}
     over = " and ".join(f"{n} {what}" for what, n in counts.items() if n > 1)
     return over and f"mean over {over}"
+
+
+def load_planes(*folders):
+    """Runs whose path.json has the plane through the three solutions (Garipov et al., arXiv 1802.10026) -> list of
+    records: the run's own, with `plane`. A damaged one costs a warning and is left out.
+
+        "plane": {"space": "features", "base": {"x": [X], "y": [Y], "loss": [[X] * Y], "accuracy": [[X] * Y],
+                                                "points": {"zero_shot": {"x", "y", ...}, "ours": ..., ...}},
+                  "new": {...}}
+
+    X, Y: grid points along the plane's two orthonormal directions. Class vectors depend on the subset's names, so each
+    subset has a plane of its own.
+    """
+
+    def read(file):
+        card, record = paths.read_card(file)
+        plane = card.get("plane")
+        if not isinstance(plane, dict) or not any(subset in plane for subset in paths.SUBSETS):
+            return None
+        side = card if card.get("space") == plane.get("space") else card.get(plane.get("space"), {})
+        template = str(side.get("zero_shot_template") or "")
+        return {**record, "plane": _plane(plane) | {"template": template}, "file": file}
+
+    return read_all(paths.PATH_FILE, folders, read, what="the plane in ")
+
+
+def _plane(plane):
+    """The plane with arrays for lists -> dict. ValueError, KeyError or TypeError if it is none."""
+    subsets = {}
+    for subset, raw in ((subset, plane[subset]) for subset in paths.SUBSETS if subset in plane):
+        x, y = (paths.rising(raw[axis], f"{subset} {axis}") for axis in "xy")
+        values = {q: paths.numbers(raw[q], f"{subset} {q}", len(y), len(x)) for q in QUANTITIES}
+        points = {name: point for name, point in raw["points"].items() if name in paths.SOLUTIONS}
+        points = {name: (float(point["x"]), float(point["y"])) for name, point in points.items()}
+        subsets[subset] = {"x": x, "y": y, "points": points, **values}
+    return {"space": str(plane.get("space", SPACES[0])), "subsets": subsets}
+
+
+def plane_figures(records, folder, methods):
+    """A figure for each record of `load_planes` -> [PNG, CSV, ...]."""
+    names = row_names({row_of(r, methods) for r in records})
+    titles = [f"{names[row_of(r, methods)]}, {r['dataset']}, seed {r['seed']}" for r in records]
+    return [file for r, title in zip(records, titles, strict=True) for file in plane_figure(r["plane"], title, folder)]
+
+
+def plane_figure(plane, title, folder):
+    """Contours of the loss on each subset, the solutions marked -> [PNG, CSV]."""
+    caption = f"{plane['space']}: orthonormal plane through the three solutions; levels are quantiles of the loss"
+    if plane["template"]:
+        caption += f"; zero-shot: {plane['template']}"
+    count = len(plane["subsets"])
+    flat = min(1.5, max(np.ptp(grid["y"]) / np.ptp(grid["x"]) for grid in plane["subsets"].values()))
+    figure = drawing.new_figure(4.6 * count + 0.6, 1.5 + 3.2 * flat, title, caption)
+    lines = []
+    for axes, (subset, grid) in zip(np.atleast_1d(figure.subplots(1, count)), plane["subsets"].items(), strict=True):
+        levels = np.unique(np.quantile(grid["loss"], np.linspace(0, 1, 13)))
+        if len(levels) < 2:  # a flat loss
+            levels = np.array([levels[0], levels[0] + 1e-6])
+        filled = axes.contourf(grid["x"], grid["y"], grid["loss"], levels=levels, cmap="cividis")
+        axes.contour(grid["x"], grid["y"], grid["loss"], levels=levels, colors="0.2", linewidths=0.4)
+        figure.colorbar(filled, ax=axes, format="%.3g", label=drawing.AXIS_LABELS["loss"])
+        for k, (name, place) in enumerate(grid["points"].items()):  # white on black, so that they show on any colour
+            axes.plot(*place, drawing.MARKERS[k], color="white", mec="black", ms=9)
+            axes.annotate(
+                name.replace("_", "-"), place, xytext=(0, 9), textcoords="offset points", ha="center", fontsize=8,
+                bbox={"boxstyle": "round,pad=0.15", "fc": "white", "ec": "none", "alpha": 0.75},
+            )  # fmt: skip
+        axes.set_title(subset, loc="left", fontsize=11)
+        axes.set_aspect("equal")
+        axes.locator_params(nbins=5)
+        axes.ticklabel_format(scilimits=(-2, 4))
+        for j, y in enumerate(grid["y"]):
+            for i, x in enumerate(grid["x"]):
+                lines.append([subset, f"{x:.6g}", f"{y:.6g}", *(f"{grid[q][j, i]:.6f}" for q in QUANTITIES)])
+    file = Path(folder, drawing.file_name(f"plane_{title}_{plane['space']}") + ".png")
+    return drawing.save(figure, file, to_csv(["subset", "x", "y", *QUANTITIES], lines))

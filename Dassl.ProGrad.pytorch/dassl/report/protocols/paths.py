@@ -26,21 +26,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dassl.report import records as runs_of
+from dassl.report import table
 from dassl.report.frame import Grid, fill
 from dassl.report.methods import EACH_TEMPLATE, NONE, row_names, row_of, sort_rows
-from dassl.report.records import (
-    RESULTS_FILE,
-    NoRuns,
-    group_by,
-    is_number,
-    most_alike,
-    newest_each,
-    read_all,
-    read_object,
-    read_result,
-)
+from dassl.report.records import RESULTS_FILE, NoRuns, group_by, is_number, most_alike, newest_each
 from dassl.report.stats import barrier
-from dassl.report.table import MISSING, Table, csv_lines, data_sets, method_report, row_notes, show, show_n
 from dassl.utils import get_logger
 
 PATH_FILE = "path.json"
@@ -88,71 +79,73 @@ class PathCurves:
 
 def load_paths(*folders):
     """All readable path.json of finished runs -> list of records, one for each space: the run's own, with `path`
-    ({"t": (P,), "space": str, SUBSET: {"loss": (P,), "accuracy": (P,)}, ...}) and `space`.
+    ({"t": (P,), SUBSET: {"loss": (P,), "accuracy": (P,)}, ...}) and `space`.
 
     One that is damaged, not the run's own, or whose run has no results.json, costs one warning and is left out.
     """
 
     def read(file):
         card, record = read_card(file)
-        paths = [_path(card, str(card.get("space", SPACES[0])))]
-        paths += [_path(card[space], space) for space in SPACES if isinstance(card.get(space), dict)]
-        return [{**record, "file": file, "path": path, "space": path["space"]} for path in paths]
+        spaces = [(str(card.get("space", SPACES[0])), card)]
+        spaces += [(space, card[space]) for space in SPACES if isinstance(card.get(space), dict)]
+        return [{**record, "file": file, "path": _path(raw), "space": space} for space, raw in spaces]
 
-    return [record for records in read_all(PATH_FILE, folders, read) for record in records]
+    return [record for records in runs_of.read_all(PATH_FILE, folders, read) for record in records]
 
 
 def read_card(file):
     """One path.json -> (what it holds, the record of its run). ValueError for one of other weights than the run's."""
-    card, record = read_object(file, FORMAT), read_result(file.with_name(RESULTS_FILE))
+    card, record = runs_of.read_object(file, FORMAT), runs_of.read_result(file.with_name(RESULTS_FILE))
     digest = (record.get("weights") or {}).get("digest")
     if digest and card.get("digest", digest) != digest:
         raise ValueError("it is of other weights than those that the run was tested with")
     return card, record
 
 
-def _path(raw, space):
+def _path(raw):
     """One space of a file."""
     start = 0 if SOLUTIONS[0] in raw.get("solutions", SOLUTIONS) else 1
-    t = numbers(raw.get("t"), "t")
-    rises = len(t) >= MIN_POINTS and np.all(np.diff(t) > 0)
-    if not rises or t[0] != start or t[-1] != 2 or 1 not in t:
+    t = rising(raw.get("t"), "t")
+    if len(t) < MIN_POINTS or t[0] != start or t[-1] != 2 or 1 not in t:
         whole = "from 0 over 1 to 2" if start == 0 else "from 1 to 2"
         raise ValueError(f"t: expected {MIN_POINTS} or more rising numbers {whole}, found {t.tolist()}")
-    subsets = ("all",) if "all" in raw else SUBSETS[:2]
     others = raw.get(OTHERS, {})
-    subsets += (OTHERS,) if others.get("sets") else ()
-    path = {"t": t, "space": space, "note": str(raw.get("note", "")), **_subsets(raw, len(t), subsets)}
-    path["sets"], path["words"] = others.get("sets") or [], str(others.get("zero_shot_template") or "")
-    path["template"] = str(raw.get("zero_shot_template") or "")
+    path = {"note": str(raw.get("note", "")), "template": str(raw.get("zero_shot_template") or "")}
+    path |= {"sets": others.get("sets") or [], "words": str(others.get("zero_shot_template") or "")}
+    subsets = ("all",) if "all" in raw else SUBSETS[:2]
+    subsets += (OTHERS,) if path["sets"] else ()
+    lines = {"": (raw, t)}
     if isinstance(raw.get("direct"), dict):
-        line = numbers(raw["direct"].get("t"), "direct t")
-        if len(line) < 2 or not np.all(np.diff(line) > 0):
-            raise ValueError(f"direct t: expected rising numbers, found {line.tolist()}")
-        path["direct"] = {"t": line, **_subsets(raw["direct"], len(line), subsets)}
+        lines["direct"] = raw["direct"], rising(raw["direct"].get("t"), "direct t")
+    for line, (curves, points) in lines.items():
+        for subset in (subset for subset in subsets if not isinstance(curves.get(subset), dict)):
+            raise ValueError(f"{subset!r}: expected the curves loss and accuracy, found {curves.get(subset)!r}")
+        checked = {s: {q: numbers(curves[s].get(q), f"{s} {q}", len(points)) for q in QUANTITIES} for s in subsets}
+        checked["t"] = points
+        path |= {line: checked} if line else checked
     return path
 
 
-def _subsets(raw, length, subsets):
-    """{subset: {quantity: (P,)}} of these subsets."""
-    found = {}
-    for subset in subsets:
-        curves = raw.get(subset)
-        if not isinstance(curves, dict):
-            raise ValueError(f"{subset!r}: expected the curves {' and '.join(QUANTITIES)}, found {curves!r}")
-        found[subset] = {q: numbers(curves.get(q), f"{subset} {q}", length) for q in QUANTITIES}
-    return found
+def rising(values, name):
+    """A list from a file as an array (P,) of two rising numbers or more. ValueError if it is none."""
+    values = numbers(values, name)
+    if len(values) < 2 or not np.all(np.diff(values) > 0):
+        raise ValueError(f"{name}: expected rising numbers, found {values.tolist()}")
+    return values
 
 
-def numbers(values, name, length=None):
-    """A list from a file as an array (P,). ValueError if it holds anything but `length` finite numbers."""
-    if not isinstance(values, list) or not all(map(is_number, values)):
+def numbers(values, name, *shape):
+    """A list, or one of lists, from a file as an array. ValueError if it holds anything but finite numbers, or has
+    another shape than the one that is asked for."""
+    array = np.array(values, dtype=object)
+    if not isinstance(values, list) or not all(map(is_number, array.flat)):
         raise ValueError(f"{name}: expected a list of finite numbers, found {str(values)[:60]}")
-    if length is not None and len(values) != length:
-        raise ValueError(f"{name}: expected one number for each of {length} points, found {len(values)}")
-    if name.endswith("accuracy") and not all(0 <= value <= 100 for value in values):
+    if shape and array.shape != shape:
+        wanted, seen = (" x ".join(map(str, size)) for size in (shape, array.shape))
+        raise ValueError(f"{name}: expected one number for each of {wanted} points, found {seen}")
+    if name.endswith("accuracy") and not all(0 <= value <= 100 for value in array.flat):
         raise ValueError(f"{name}: expected numbers from 0 to 100, found {str(values)[:60]}")
-    return np.array(values, dtype=float)
+    return array.astype(float)
 
 
 def families(records, methods):
@@ -170,58 +163,53 @@ def families(records, methods):
 
 def _path_curves(records, name, space, subsets):
     """Records of one family -> PathCurves. Runs on another grid than most: one warning, and left out."""
-    grid, alike, others = most_alike(records, lambda r: tuple(r["path"]["t"]))
-    if others:
-        get_logger().warning(f"Warning: {name}: left out for other points t than most: {', '.join(others)}")
+    t, alike, unlike = most_alike(records, lambda r: tuple(r["path"]["t"]))
+    if unlike:
+        get_logger().warning(f"Warning: {name}: left out for other points t than most: {', '.join(unlike)}")
     kept = newest_each(alike, key=lambda r: (r["dataset"], r["seed"]), what="paths")
-    note = next((r["path"]["note"] for r in kept if r["path"]["note"]), "")
-    templates = {r["path"]["template"] for r in kept}
-    template = templates.pop() if len(templates) == 1 else EACH_TEMPLATE
-    subsets += (OTHERS,) if all(r["path"]["sets"] for r in kept) else ()
-    runs = _runs(kept, subsets, lambda path: path)
-    curves = PathCurves(name, space, np.array(grid), runs, note, template, _others_note(kept))
-    lines = {tuple(r["path"]["direct"]["t"]) if "direct" in r["path"] else None for r in kept}
-    if len(lines) == 1 and None not in lines:
-        curves.direct_t = np.array(lines.pop())
-        curves.direct = _runs(kept, subsets, lambda path: path["direct"])
-    return curves
+    paths = [r["path"] for r in kept]
+    templates = {path["template"] for path in paths}
+    counts = sorted({len(path["sets"]) for path in paths})
+    if counts[0]:  # on how many other data sets the cards are, and from which words
+        subsets += (OTHERS,)
+        words = {path["words"] for path in paths}
+        ends = f"; zero-shot ({words.pop()})" if len(words) == 1 and all(words) else ""
+        many = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        others = f"others: mean over {many} other data sets{ends}"
+    else:
+        others = "no curve of others: not all cards have it" if counts[-1] else ""
 
+    def runs(curves):
+        averaged = {(s, q): {} for s in subsets for q in QUANTITIES}
+        for (subset, quantity), by_dataset in averaged.items():
+            for record in kept:
+                by_seed = by_dataset.setdefault(record["dataset"], {})
+                by_seed[record["seed"]] = curves(record["path"])[subset][quantity]
+        return averaged
 
-def _others_note(records):
-    """On how many other sets the cards are, from which words, or that not all have any."""
-    counts = sorted({len(r["path"]["sets"]) for r in records})
-    if not counts[0]:
-        return "no curve of others: not all cards have it" if counts[-1] else ""
-    words = {r["path"]["words"] for r in records}
-    ends = f"; zero-shot ({words.pop()})" if len(words) == 1 and all(words) else ""
-    return f"others: mean over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} other data sets{ends}"
-
-
-def _runs(records, subsets, curves_of):
-    """{(subset, quantity): {data set: {seed: (P,)}}}. curves_of: path -> the curves that are meant."""
-    runs = {(s, q): {} for s in subsets for q in QUANTITIES}
-    for record in records:
-        for (subset, quantity), by_dataset in runs.items():
-            curve = curves_of(record["path"])[subset][quantity]
-            by_dataset.setdefault(record["dataset"], {})[record["seed"]] = curve
-    return runs
+    lines = {tuple(path["direct"]["t"]) if "direct" in path else None for path in paths}
+    straight = len(lines) == 1 and None not in lines
+    return PathCurves(
+        name, space, np.array(t), runs(lambda path: path),
+        note=next((path["note"] for path in paths if path["note"]), ""),
+        template=templates.pop() if len(templates) == 1 else EACH_TEMPLATE,
+        others=others,
+        direct_t=np.array(lines.pop()) if straight else None,
+        direct=runs(lambda path: path["direct"]) if straight else {},
+    )  # fmt: skip
 
 
 def run_barriers(path):
     """A path of `load_paths` -> {(key of LINES, subset, quantity): height}, of the lines that it has."""
-    pieces = {"Z-O": (path, 0, 1), "O-F": (path, 1, 2)}
-    if "direct" in path:
-        pieces["Z-F"] = (path["direct"], 0, 1)
-    found = {}
-    for line, (curves, start, end) in pieces.items():
-        inside = (curves["t"] >= start) & (curves["t"] <= end)
-        if inside.sum() < 2:
+    heights = {}
+    for line, curves, start in (("Z-O", path, 0), ("O-F", path, 1), ("Z-F", path.get("direct"), 0)):
+        if curves is None or curves["t"][0] > start:
             continue  # no zero-shot solution
-        for subset in (s for s in SUBSETS if s in curves):
-            for quantity in QUANTITIES:
-                values = curves[subset][quantity][inside]
-                found[line, subset, quantity] = barrier(curves["t"][inside], values, quantity == "loss")
-    return found
+        inside = (curves["t"] >= start) & (curves["t"] <= start + 1)
+        for subset, quantity in itertools.product((s for s in SUBSETS if s in curves), QUANTITIES):
+            values = curves[subset][quantity][inside]
+            heights[line, subset, quantity] = barrier(curves["t"][inside], values, quantity == "loss")
+    return heights
 
 
 def barriers_report(folders, methods=NONE):
@@ -234,66 +222,53 @@ def barriers_report(folders, methods=NONE):
     records = load_paths(*folders)
     if not records:
         raise NoRuns(f"No barriers table: no path.json of a finished run below {', '.join(map(str, folders))}")
-    tables, lines = [], []
-    for space, group in sorted(group_by(records, lambda r: r["space"]).items()):
-        table, numbers = _space(space, *_grid(group, methods))
-        tables.append(table)
-        lines += numbers
-    return method_report(
+    spaces = [_space(*pair, methods) for pair in sorted(group_by(records, lambda r: r["space"]).items())]
+    return table.method_report(
         "barriers",
         "Barriers on straight lines between solutions",
-        tables,
+        [shown for shown, _ in spaces],
         [
             "barrier: largest loss (nats) above the straight line between the losses at the ends, or accuracy "
             "(points) below it; of each run, then averaged",
             f"Z-O: {LINES['Z-O']}; O-F: {LINES['O-F']}; Z-F: {LINES['Z-F']}, straight",
-            f"{MISSING}: the method has no zero-shot solution, or the card lacks the line",
+            f"{table.MISSING}: the method has no zero-shot solution, or the card lacks the line",
         ],
         ["space", "quantity", "line", "subset"],
-        lines,
+        [line for _, lines in spaces for line in lines],
         evaluations=False,
     )
 
 
-def _grid(records, methods):
-    """Grid with columns (data set, line, subset, quantity), and the data sets."""
+def _space(space, records, methods):
+    """Records of one space -> Table and CSV lines: a row for each method and subset of the classes that it has a card
+    of, the average over the data sets of which the row has one."""
 
-    def cells(run):
-        row, heights = row_of(run, methods), run_barriers(run["path"])
-        return {(row, (run["dataset"], *column)): height for column, height in heights.items()}
+    def heights(run):
+        row = row_of(run, methods)
+        return {(row, (run["dataset"], *column)): height for column, height in run_barriers(run["path"]).items()}
 
     newest = newest_each(records, key=lambda r: (row_of(r, methods), r["dataset"], r["seed"]), what="paths")
-    scores, files = fill([{**run, "file": run["file"].with_name(RESULTS_FILE)} for run in newest], cells)
-    rows = sort_rows((row for row, _ in scores), methods)
+    scores, files = fill([{**run, "file": run["file"].with_name(RESULTS_FILE)} for run in newest], heights)
+    grid = Grid(sort_rows((row for row, _ in scores), methods), [], scores, files)
     datasets = sorted({column[0] for _, column in scores}, key=methods.dataset_rank)
-    return Grid(rows, list(dict.fromkeys(column for _, column in scores)), scores, files), datasets
-
-
-def _cells(grid, row, datasets, subset):
-    """{(quantity, line): Summary}: the average over the data sets of which the row has a card."""
-    cells = {}
-    for quantity, line in itertools.product(QUANTITIES, LINES):
-        columns = [(dataset, line, subset, quantity) for dataset in datasets]
-        cells[quantity, line] = grid.cell(row, *(column for column in columns if grid.by_seed(row, column)))
-    return cells
-
-
-def _space(space, grid, datasets):
-    """-> Table and CSV lines of one space: a row for each method and subset of the classes that it has a card of."""
     rows, notes, lines = [], [], []
-    for row, name in row_names(grid.rows).items():
+    for row, name in grid.names.items():
         said = {}  # each once
         for subset in SUBSETS:
-            cells = _cells(grid, row, datasets, subset)
+            cells = {}
+            for quantity, line in itertools.product(QUANTITIES, LINES):
+                columns = [(dataset, line, subset, quantity) for dataset in datasets]
+                cells[quantity, line] = grid.cell(row, *(column for column in columns if grid.by_seed(row, column)))
             if not any(cells.values()):
                 continue
             if lacks := sorted(d for d in datasets if not grid.by_seed(row, (d, "O-F", subset, "loss"))):
                 text = f"average over {len(datasets) - len(lacks)} of them, no card on: {', '.join(lacks)}"
                 said.setdefault(text, f"{name}, {subset}" if subset == OTHERS else name)
-            shown = [show(cell, digits=DIGITS[quantity]) for (quantity, _), cell in cells.items()]
-            rows.append([name, subset, *shown, show_n(filter(None, cells.values()))])
+            shown = [table.show(cell, digits=DIGITS[quantity]) for (quantity, _), cell in cells.items()]
+            rows.append([name, subset, *shown, table.show_n(filter(None, cells.values()))])
             numbers = {(space, quantity, LINES[line], subset): cell for (quantity, line), cell in cells.items()}
-            lines += csv_lines({row: name}, {row: numbers}.get, digits=6)
-        notes += [note for text, whose in said.items() for note in row_notes(whose, text)]
+            lines += table.csv_lines({row: name}, {row: numbers}.get, digits=6)
+        notes += [note for text, whose in said.items() for note in table.row_notes(whose, text)]
     columns = ["method", "classes", *(f"{quantity} {line}" for quantity in QUANTITIES for line in LINES), "n"]
-    return Table(f"Space of {space}, average over {data_sets(datasets)}", columns, rows, notes), lines
+    title = f"Space of {space}, average over {table.data_sets(datasets)}"
+    return table.Table(title, columns, rows, notes), lines
