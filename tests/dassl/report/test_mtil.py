@@ -169,7 +169,7 @@ def test_of_unnamed_orders_the_one_with_baselines_is_shown(tmp_path):
     baseline(tmp_path / "s", "sequential", ROWS, order=None)
     write(tmp_path / "own", order="a,b,c")
     (shown,) = shown_streams(streams(load_results(tmp_path), "mtil", METHODS))
-    assert shown.order == "a, b, c" and len(shown.grid.rows) == 2
+    assert shown.order == "a, b, c" and len(shown.rows) == 2
 
 
 def test_a_random_order_that_is_the_named_one_too_is_no_duplicate(tmp_path, capsys):
@@ -221,7 +221,7 @@ def test_a_damaged_matrix_is_left_out_with_one_warning(tmp_path, capsys, field, 
     file = tmp_path / "bad" / "results.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
     (found,) = streams(load_results(tmp_path), "mtil", METHODS)
-    assert len(found.grid.rows) == 1
+    assert len(found.rows) == 1
     (line,) = capsys.readouterr().out.splitlines()
     assert str(file) in line and reason in line
 

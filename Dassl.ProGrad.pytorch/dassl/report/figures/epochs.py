@@ -12,7 +12,7 @@ import numpy as np
 
 from dassl.report.figures import drawing
 from dassl.report.methods import NONE, plain_row, row_names, row_of, shared_settings, sort_rows, split_changes
-from dassl.report.records import NoRuns, group_by, is_number, most_alike, newest_each, select
+from dassl.report.records import NoRuns, group_by, is_number, leave_out, most_alike, newest_each, select
 from dassl.report.stats import summarise, summarise_average
 from dassl.report.table import to_csv
 from dassl.utils import get_logger
@@ -36,11 +36,6 @@ class Epochs:
     epochs: dict  # {row: (P,)}
     runs: dict  # {quantity: {row: {data set: {seed: (P,)}}}}, of those that some run recorded, in drawn order
 
-    @property
-    def datasets(self):
-        """Of all rows, sorted."""
-        return sorted({name for by_row in self.runs.values() for by_dataset in by_row.values() for name in by_dataset})
-
     def lines(self, quantity):
         """{row: Summary of the average over its data sets, mean (P,)}."""
         by_row = self.runs[quantity]
@@ -49,11 +44,17 @@ class Epochs:
 
 def epoch_curves(records, methods=NONE):
     """Records of `load_results` -> list of Epochs, as they come. NoRuns if no training run has a record."""
-    runs = [r for r in select(records, kind="train") if r.get("history") and _checked(r)]
+    training = select(records, kind="train")
+    runs = [r for r in training if r.get("history")]
+    for record in list(runs):
+        history = record["history"]
+        if not (isinstance(history, list) and all(isinstance(e, dict) and is_number(e.get("epoch")) for e in history)):
+            leave_out(record["file"], f"history: expected a list of epochs, found {str(history)[:60]}")
+            runs.remove(record)
     if not runs:
         raise NoRuns(
-            f"No epochs figure: of {len(records)} results, {len(select(records, kind='train'))} are training runs and "
-            "none of these recorded its epochs"
+            f"No epochs figure: of {len(records)} results, {len(training)} are training runs and none of these "
+            "recorded its epochs"
         )
 
     def family(record):
@@ -62,17 +63,6 @@ def epoch_curves(records, methods=NONE):
         return record["protocol"], methods.label(methods.stage1.get(trainer, trainer))
 
     return [_one_family(*key, group, methods) for key, group in group_by(runs, family).items()]
-
-
-def _checked(record):
-    """True if the record can be drawn; else a warning."""
-    history = record["history"]
-    fine = isinstance(history, list) and all(isinstance(e, dict) and is_number(e.get("epoch")) for e in history)
-    if not fine:
-        get_logger().warning(
-            f"Warning: {record['file']}: history: expected a list of epochs, found {str(history)[:60]}"
-        )
-    return fine
 
 
 def _one_family(protocol, family, records, methods):
@@ -84,10 +74,10 @@ def _one_family(protocol, family, records, methods):
         others += unlike
         epochs[row] = np.array(grid)
         for record in alike:
-            for quantity in QUANTITIES:
+            for quantity, by_row in runs.items():
                 values = [entry.get(quantity) for entry in record["history"]]
                 if any(map(is_number, values)):
-                    by_seed = runs[quantity].setdefault(row, {}).setdefault(record["dataset"], {})
+                    by_seed = by_row.setdefault(row, {}).setdefault(record["dataset"], {})
                     by_seed[record["seed"]] = np.array([x if is_number(x) else np.nan for x in values], dtype=float)
     if others:
         get_logger().warning(f"Warning: {protocol}, {family}: left out for other epochs than most: {', '.join(others)}")
@@ -117,46 +107,36 @@ def epoch_figures(found, folder):
     return [file for one in found if one.runs for file in _epoch_figure(one, folder)]
 
 
-def _epoch_figure(found, folder):
-    """A panel for each quantity, a line for each method: mean over data sets and seeds -> [PNG, CSV].
+def _epoch_figure(one, folder):
+    """A panel for each quantity, a line for each method: mean over data sets and seeds -> [PNG, CSV]. CSV: a line for
+    each method, data set (or "average"), quantity and epoch.
 
     Band: one deviation over seeds.
     """
-    names, several = row_names(found.rows), len(found.datasets)
-    title = f"{found.family} over epochs, {found.protocol}" + shared_settings(found.rows)
-    size = 3.0 + 4.0 * len(found.runs), max(4.0, 1.4 + 0.5 * len(found.rows))
-    figure = drawing.new_figure(*size, title, _caption(found))
-    for axes, quantity in zip(np.atleast_1d(figure.subplots(1, len(found.runs))), found.runs, strict=True):
-        for row, summary in found.lines(quantity).items():
-            look, epochs = drawing.style(found.rows.index(row)), found.epochs[row]
+    names, lines = row_names(one.rows), []
+    averages = {quantity: one.lines(quantity) for quantity in one.runs}
+    counts = sorted({summary.n for by_row in averages.values() for summary in by_row.values()})
+    datasets = sorted({name for by_row in one.runs.values() for runs in by_row.values() for name in runs})
+    seeds = f"{' to '.join(map(str, counts[:: len(counts) - 1 or 1]))} seeds, band: one standard deviation"
+    terms = "losses of different methods have different terms"
+    caption = "; ".join([drawing.mean_over(datasets), *([seeds] if counts[-1] > 1 else []), terms])
+    title = f"{one.family} over epochs, {one.protocol}" + shared_settings(one.rows)
+    size = 3.0 + 4.0 * len(one.runs), max(4.0, 1.4 + 0.5 * len(one.rows))
+    figure = drawing.new_figure(*size, title, caption)
+    panels = np.atleast_1d(figure.subplots(1, len(averages)))
+    for axes, (quantity, by_row) in zip(panels, averages.items(), strict=True):
+        for row, summary in by_row.items():
+            look, epochs, runs = drawing.style(one.rows.index(row)), one.epochs[row], one.runs[quantity][row]
             mean = drawing.band(axes, epochs, summary, look["color"], 0.15)
-            count, every = len(found.runs[quantity][row]), max(1, len(epochs) // 8)
-            label = names[row] + (f" ({count} of {several} data sets)" if count < several else "")
-            label = drawing.wrapped(label, 28, 3)
+            label = names[row] + (f" ({len(runs)} of {len(datasets)} data sets)" if len(runs) < len(datasets) else "")
+            label, every = drawing.wrapped(label, 28, 3), max(1, len(epochs) // 8)
             axes.plot(epochs, mean, **look, lw=1.8, ms=5, markevery=every, label=label)
+            for dataset, numbers in {"average": summary, **{d: summarise(runs[d]) for d in sorted(runs)}}.items():
+                lines += drawing.curve_lines([names[row], dataset, quantity], epochs, numbers)
         title, ylabel = QUANTITIES[quantity]
         drawing.plain_axes(axes, ylabel, title)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
     drawing.legend(figure)
-    stem = drawing.file_name(f"epochs_{found.protocol}_{found.family}")
-    return drawing.save(figure, Path(folder, f"{stem}.png"), epoch_numbers(found))
-
-
-def _caption(found):
-    counts = sorted({s.n for q in found.runs for s in found.lines(q).values()})
-    parts = [drawing.mean_over(found.datasets)]
-    if counts[-1] > 1:
-        parts += [f"{' to '.join(map(str, counts[:: len(counts) - 1 or 1]))} seeds, band: one standard deviation"]
-    return "; ".join([*parts, "losses of different methods have different terms"])
-
-
-def epoch_numbers(found):
-    """The figure's numbers -> CSV text: a line per method, data set (or "average"), quantity and epoch."""
-    names, lines = row_names(found.rows), []
-    for quantity, by_row in found.runs.items():
-        for row, average in found.lines(quantity).items():
-            summaries = {dataset: summarise(seeds) for dataset, seeds in sorted(by_row[row].items())}
-            for dataset, summary in ({"average": average} | summaries).items():
-                lines += drawing.curve_lines([names[row], dataset, quantity], found.epochs[row], summary)
-    return to_csv(["method", "dataset", "quantity", "epoch", "mean", "std", "n"], lines)
+    file = Path(folder, f"{drawing.file_name(f'epochs_{one.protocol}_{one.family}')}.png")
+    return drawing.save(figure, file, to_csv(["method", "dataset", "quantity", "epoch", "mean", "std", "n"], lines))

@@ -1,5 +1,6 @@
 """Figures of streams of tasks: the accuracy matrix, the spread over orders, experts beside their reconstructions."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -7,40 +8,30 @@ import numpy as np
 from dassl.report.figures import drawing
 from dassl.report.figures.tsne import KINDS, load_scatters
 from dassl.report.methods import row_names
-from dassl.report.protocols.mtil import METRICS, PROTOCOLS, Column, orders, shown_streams, streams, trained_rows
+from dassl.report.protocols.mtil import METRICS, PROTOCOLS, Column, orders, shown_streams, streams
 from dassl.report.records import NoRuns
 from dassl.report.stats import summarise
 from dassl.report.table import csv_numbers, to_csv
 
 
 def heatmaps(_, records, out, methods):
-    """A heatmap for each stream's trained methods, into `out` -> Paths. records: of `load_results`."""
-    written = []
-    for protocol, found in _protocols(records, methods):
-        for stream in shown_streams(found):
-            for row in trained_rows(stream):
-                written += matrix_figure(stream, row, out, protocol)
-    return written
+    """A heatmap for each stream's methods, into `out` -> Paths. records: of `load_results`."""
+    shown = ((protocol, one) for protocol, found in _protocols(records, methods) for one in shown_streams(found))
+    files = (matrix_figure(one, row, out, protocol) for protocol, one in shown for row in one.changing)
+    return [file for pair in files for file in pair]
 
 
 def order_figures(_, records, out, methods):
     """The spread over orders, a figure for each set of tasks, into `out` -> Paths. records: of `load_results`."""
-    return [
-        file
-        for protocol, found in _protocols(records, methods)
-        for one in orders(found)
-        for file in orders_figure(one, out, protocol)
-    ]
+    spreads = ((protocol, one) for protocol, found in _protocols(records, methods) for one in orders(found))
+    return [file for protocol, one in spreads for file in orders_figure(one, out, protocol)]
 
 
 def _protocols(records, methods):
     """(protocol, its Streams) of those for which there are runs."""
     for protocol in PROTOCOLS:
-        try:
-            found = streams(records, protocol, methods)
-        except NoRuns:
-            continue  # no such runs, as the tables say
-        yield protocol, found
+        with contextlib.suppress(NoRuns):  # as the tables say
+            yield protocol, streams(records, protocol, methods)
 
 
 def scatter_figures(folders, _, out, __):
@@ -58,10 +49,10 @@ def matrix_figure(stream, row, folder, protocol):
 
     Below the line: learned by then.
     """
-    tasks, grid, name = stream.tasks, stream.grid, row_names(stream.grid.rows)[row]
-    cells = {(after, task): grid.cell(row, Column("accuracy", task, after)) for after in tasks for task in tasks}
+    tasks, name = stream.tasks, stream.names[row]
+    cells = {(after, task): stream.cell(row, Column("accuracy", task, after)) for after in tasks for task in tasks}
     values = np.array([[s.mean if (s := cells[a, t]) else np.nan for t in tasks] for a in tasks])
-    sums = [f"{title} {s.mean:.1f}" for m, title in METRICS.items() if (s := grid.cell(row, Column(m)))]
+    sums = [f"{title} {s.mean:.1f}" for m, title in METRICS.items() if (s := stream.cell(row, Column(m)))]
     seeds = max((s.n for s in cells.values() if s), default=0)
     caption = f"{stream.title}; {', '.join(sums)}; {seeds} seed{'s' if seeds > 1 else ''}; below the line: learned"
     size = len(tasks)

@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
+from dassl.report import table
 from dassl.report.frame import Grid, fill, without_repeats
-from dassl.report.methods import NONE, Methods, row_names, row_of, shared_settings, sort_rows
+from dassl.report.methods import NONE, row_names, row_of, shared_settings, sort_rows
 from dassl.report.records import NoRuns, group_by, is_number, leave_out, newest_each, select
 from dassl.report.stats import summarise
-from dassl.report.table import BELOW, MISSING, Cell, Table, csv_lines, method_report, method_table, row_notes
+from dassl.report.table import BELOW, MISSING, Cell, Table
 
 MTIL, AGNOSTIC = "mtil", "mtil_agnostic"
 PROTOCOLS = {
@@ -45,21 +46,36 @@ class Column(NamedTuple):
 
 
 @dataclass
-class Stream:
-    """The runs of one order and label space."""
+class Stream(Grid):
+    """The runs of one order and label space, by Columns."""
 
-    labels: str | None
-    tasks: tuple  # in that order
-    named: bool  # whether the order has a name
-    ablation: bool  # whether the rows are ablations of a method, not methods
-    order: str  # its name, else its tasks
-    grid: Grid  # of Columns
-    methods: Methods
+    labels: str | None = None
+    tasks: tuple = ()  # in that order
+    named: bool = False  # whether the order has a name
+    ablation: bool = False  # whether the rows are ablations of a method, not methods
+    order: str = ""  # its name, else its tasks
 
     @property
     def title(self):
         """Such as "order II, all learned classes and the tested task's own"."""
         return ", ".join(filter(None, [f"order {self.order}", LABEL_SPACES.get(self.labels, self.labels)]))
+
+    @property
+    def changing(self):
+        """The methods whose matrix says something: all but zero-shot CLIP, whose rows are equal."""
+        return [row for row in self.rows if row.trainer != self.methods.zero_shot]
+
+    def shown(self, row, *column):
+        """One number to one decimal, without its deviation, as papers print tasks -> Cell."""
+        summary = self.cell(row, Column(*column))
+        return Cell(f"{summary.mean:.1f}" if summary else MISSING, summary.files)
+
+    def seeds_note(self, rows):
+        """How many seeds are behind means that are shown without deviation -> list of one line."""
+        counts = {row: max((len(self.by_seed(row, c)) for c in self.columns), default=0) for row in rows}
+        if len(set(counts.values())) == 1:
+            return [f"n: {counts[rows[0]]} seed{'s' if counts[rows[0]] != 1 else ''}."]
+        return [f"n: {', '.join(f'{self.names[row]} {count}' for row, count in counts.items())}."]
 
 
 def streams(records, protocol, methods=NONE):
@@ -67,50 +83,42 @@ def streams(records, protocol, methods=NONE):
 
     protocol: a key of PROTOCOLS. A run whose matrix is damaged costs one warning and is left out.
     """
-    runs = []
-    own = _with_matrix(records, protocol)
-    for record in own + _lent(own, records, protocol, methods):
+    evaluated = [r for r in select(records, kind="eval") if "matrix" in r]
+    runs, lent = select(evaluated, protocol=protocol), []
+    count = len(runs)
+    if protocol == AGNOSTIC:  # zero-shot CLIP knows no tasks: over a task's own classes a named task changes nothing
+        orders = [r.get("tasks") for r in runs if r.get("labels") == "target"]
+        lent = [{**r, "labels": "target"} for r in select(evaluated, protocol=MTIL) if r.get("tasks") in orders]
+        lent = [r for r in lent if methods.trainer(r) == methods.zero_shot]
+
+    def run_of(r):
+        return methods.trainer(r), r.get("labels"), str(r.get("tasks")), r["seed"]
+
+    readable = []
+    for record in without_repeats(runs, lent, run_of):
         try:
-            method_of(record, methods)
-            runs.append({**record, "cells": _cells(record)})
+            readable.append({**record, "row": method_of(record, methods), "cells": _cells(record)})
         except (ValueError, TypeError) as error:
             leave_out(record["file"], error)
-    if not runs:
+    if not readable:
         raise NoRuns(
-            f"No {protocol} table: of {len(records)} results, {len(own)} are evaluated streams of the protocol "
-            f"{protocol!r} with their accuracy matrix" + (", all damaged" if own else "")
+            f"No {protocol} table: of {len(records)} results, {count} are evaluated streams of the protocol "
+            f"{protocol!r} with their accuracy matrix" + (", all damaged" if count else "")
         )
 
     def key(r):
         named = r.get("order") not in (None, ",".join(r["tasks"]))  # random orders are called by their tasks alone
         return r.get("labels"), tuple(r["tasks"]), named, bool(r.get("ablation"))
 
-    groups = group_by(runs, key)
-    found = [Stream(*key, *_grid(key, group, methods), methods) for key, group in groups.items()]
+    found = [_stream(*key, group, methods) for key, group in group_by(readable, key).items()]
     return sorted(found, key=lambda one: (one.ablation, one.labels or "", len(one.order), one.order))
 
 
-def _with_matrix(records, protocol):
-    return [r for r in select(records, protocol=protocol, kind="eval") if "matrix" in r]
-
-
-def _lent(own, records, protocol, methods):
-    """Zero-shot CLIP knows no tasks: over a task's own classes it is the same whether the task is named or not."""
-    if protocol != AGNOSTIC:
-        return []
-    theirs = [{**r, "labels": "target"} for r in _with_matrix(records, MTIL) if methods.trainer(r) == methods.zero_shot]
-    orders = [r.get("tasks") for r in own if r.get("labels") == "target"]
-    lent = [r for r in theirs if r.get("tasks") in orders]
-    kept = without_repeats(own, lent, lambda r: (methods.trainer(r), r.get("labels"), str(r.get("tasks")), r["seed"]))
-    return kept[len(own) :]
-
-
-def _grid(key, runs, methods):
-    """Name of the order and Grid of a group of runs. key: label space, tasks, named or not, ablation or not."""
-    _, tasks, named, ablation = key
-    kept = newest_each(runs, key=lambda r: (method_of(r, methods), r["seed"]), what="evaluated streams")
-    scores, files = fill(kept, lambda r: {(method_of(r, methods), cell): value for cell, value in r["cells"].items()})
-    rows = sort_rows((method_of(r, methods) for r in kept), methods)
+def _stream(labels, tasks, named, ablation, runs, methods):
+    """A group of readable runs -> Stream."""
+    kept = newest_each(runs, key=lambda r: (r["row"], r["seed"]), what="evaluated streams")
+    scores, files = fill(kept, lambda r: {(r["row"], cell): value for cell, value in r["cells"].items()})
+    rows = sort_rows((r["row"] for r in kept), methods)
     if ablation:  # k = 2 before k = 10
         rows.sort(key=lambda row: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", row.label)])
     columns = [
@@ -119,36 +127,33 @@ def _grid(key, runs, methods):
         *(Column(q, task, after) for q in ("accuracy", KNOWN) for after in tasks for task in tasks),
     ]
     taken = {column for _, column in scores}
-    grid = Grid(rows, [column for column in columns if column in taken], scores, files)
-    return str(runs[0]["order"]) if named else ", ".join(tasks), grid
+    columns = [column for column in columns if column in taken]
+    order = str(runs[0]["order"]) if named else ", ".join(tasks)
+    return Stream(rows, columns, scores, files, methods, labels=labels, tasks=tasks, named=named, ablation=ablation,
+                  order=order)  # fmt: skip
 
 
 def _cells(record):
-    """What a record measured -> {Column: percent}. ValueError if its matrix is none of its tasks."""
+    """What a record measured -> {Column: percent}. ValueError if its matrix is none of its tasks, or a stated mean is
+    not that of the numbers that it is over."""
     tasks, matrix = record.get("tasks"), record["matrix"]
     if not tasks:
         raise ValueError(f"tasks: expected a list of names, found {tasks!r}")
     if len(set(tasks)) < len(tasks) or not isinstance(matrix, dict) or matrix.get("tasks") != tasks:
         raise ValueError("matrix: expected one of the run's own tasks, each once")
-    found = {Column(metric): record["metrics"][metric] for metric in METRICS if metric in record["metrics"]}
-    for metric in METRICS:
-        found |= {Column(metric, t): x for t, x in zip(tasks, _numbers(matrix, metric, len(tasks)), strict=True)}
-    squares = {"accuracy": matrix} | ({KNOWN: record} if record.get(KNOWN) is not None else {})
-    for quantity, holder in squares.items():
-        rows = holder.get(quantity)
+    lists = {(metric, ""): matrix.get(metric) for metric in METRICS}
+    squares = {"accuracy": matrix.get("accuracy")} | ({KNOWN: record[KNOWN]} if record.get(KNOWN) is not None else {})
+    for quantity, rows in squares.items():
         if not isinstance(rows, list) or len(rows) != len(tasks):
             raise ValueError(f"{quantity}: expected {len(tasks)} rows")
-        for i, after in enumerate(tasks):
-            found |= dict(zip((Column(quantity, t, after) for t in tasks), _numbers(rows, i, len(tasks)), strict=True))
-    _check_means(found, tasks)
-    last = [found.get(Column(KNOWN, task, tasks[-1])) for task in tasks]
-    if None not in last:
-        found[Column(KNOWN)] = fmean(last)
-    return {cell: value for cell, value in found.items() if value is not None}
-
-
-def _check_means(found, tasks):
-    """ValueError where a stated mean is not that of the numbers that it is over."""
+        lists |= {(quantity, after): row for after, row in zip(tasks, rows, strict=True)}
+    cells = {Column(metric): record["metrics"][metric] for metric in METRICS if metric in record["metrics"]}
+    for (quantity, after), values in lists.items():
+        fine = isinstance(values, list) and len(values) == len(tasks)
+        if not fine or not all(x is None or is_number(x) and 0 <= x <= 100 for x in values):
+            expected = f"expected {len(tasks)} numbers or null, in percent, found {str(values)[:60]}"
+            raise ValueError(f"matrix, {' after '.join(filter(None, (quantity, after)))}: {expected}")
+        cells |= {Column(quantity, task, after): x for task, x in zip(tasks, values, strict=True)}
     for metric in METRICS:
         over = {}
         for k, task in enumerate(tasks):
@@ -156,26 +161,21 @@ def _check_means(found, tasks):
             over[Column(metric, task)] = [Column("accuracy", task, after) for after in sessions]
         over[Column(metric)] = list(over)[metric == "transfer" :]
         for column, behind in over.items():
-            values = [found.get(column), *map(found.get, behind)]
+            values = [cells.get(column), *map(cells.get, behind)]
             if behind and None not in values and abs(values[0] - fmean(values[1:])) > 0.01:
                 name = " of ".join(filter(None, column[:2]))
                 raise ValueError(f"{name} {values[0]:g} is not the mean {fmean(values[1:]):.2f} of its accuracies")
-
-
-def _numbers(holder, key, length):
-    """A list from a file: `length` finite numbers or nulls."""
-    values = holder.get(key) if isinstance(holder, dict) else holder[key]
-    fine = isinstance(values, list) and len(values) == length
-    if not fine or not all(x is None or is_number(x) and 0 <= x <= 100 for x in values):
-        raise ValueError(f"matrix, {key}: expected {length} numbers or null, in percent, found {str(values)[:60]}")
-    return values
+    last = [cells.get(Column(KNOWN, task, tasks[-1])) for task in tasks]
+    if None not in last:
+        cells[Column(KNOWN)] = fmean(last)
+    return {cell: value for cell, value in cells.items() if value is not None}
 
 
 def method_of(record, methods):
     """The Row of a record: its method with what is fused, how experts vote and how deltas are scaled.
 
-    "ConDU (LoRA, paper vote)"; a scale is named unless it is the paper's l1. An ablation is called what it says;
-    zero-shot CLIP has none of all that, nor shots or a preset.
+    "ConDU (LoRA, paper vote)"; a scale is named unless it is the paper's l1, a vote without a name by its parts. An
+    ablation is called what it says; zero-shot CLIP has none of all that, nor shots or a preset.
     """
     row = row_of(record, methods)
     if row.trainer == methods.zero_shot:
@@ -184,20 +184,16 @@ def method_of(record, methods):
     space = space.get("kind") if isinstance(space, dict) else space
     words = [SPACES.get(space, str(space))] if space else []
     label = str(record.get("ablation") or row.label)
-    if not record.get("ablation"):
-        words += [_vote_words(vote)] if vote else []
-        words += [f"scale {scale}"] if scale and scale != "l1" else []
+    if vote and not record.get("ablation"):
+        vote = vote if isinstance(vote, dict) else {"name": vote}
+        with_clip = " and CLIP" if vote.get("include_pretrained") else ""
+        temp = f" {vote.get('temp', 1):g}" if vote.get("weighting") == "minmax" else ""
+        over = " of probabilities" if vote.get("space") == "probabilities" else ""
+        parts = f"k {vote.get('k')}{with_clip} by {vote.get('weighting')}{temp}{over}"
+        words.append(f"{vote['name']} vote" if vote.get("name") else parts)
+    if scale and scale != "l1" and not record.get("ablation"):
+        words.append(f"scale {scale}")
     return row._replace(label=f"{label} ({', '.join(words)})" if words else label)
-
-
-def _vote_words(vote):
-    """A vote by its name, or by its parts."""
-    if not isinstance(vote, dict) or vote.get("name"):
-        return f"{vote['name'] if isinstance(vote, dict) else vote} vote"
-    with_clip = " and CLIP" if vote.get("include_pretrained") else ""
-    over = " of probabilities" if vote.get("space") == "probabilities" else ""
-    temp = f" {vote.get('temp', 1):g}" if vote.get("weighting") == "minmax" else ""
-    return f"k {vote.get('k')}{with_clip} by {vote.get('weighting')}{temp}{over}"
 
 
 class Orders(NamedTuple):
@@ -212,10 +208,10 @@ def orders(found):
     """Streams -> list of Orders, one for each label space and set of tasks with two unnamed orders or more."""
     result = []
     for (labels, tasks), group in _by_tasks(one for one in found if not one.named).items():
-        rows = {row for one in group for row in one.grid.rows}
+        rows = {row for one in group for row in one.rows}
         values = {(row, metric): {} for row in rows for metric in METRICS}
         for (row, metric), by_order in values.items():
-            means = {one.tasks: one.grid.cell(row, Column(metric)).mean for one in group}
+            means = {one.tasks: one.cell(row, Column(metric)).mean for one in group}
             by_order.update({tasks: float(mean) for tasks, mean in means.items() if mean is not None})
         rows = [row for row in rows if max(len(values[row, metric]) for metric in METRICS) >= MANY]
         if rows:
@@ -237,71 +233,50 @@ def shown_streams(found):
     kept = []
     for group in _by_tasks(found).values():
         named = [one for one in group if one.named]
-        most = max(group, key=lambda one: len(one.grid.rows))
+        most = max(group, key=lambda one: len(one.rows))
         kept += group if len(group) - len(named) < MANY else named or [most]
     return kept
 
 
-def trained_rows(stream):
-    """The methods whose matrix says something: all but zero-shot CLIP, whose rows are equal."""
-    return [row for row in stream.grid.rows if row.trainer != stream.methods.zero_shot]
-
-
-def _one(stream, row, *column):
-    """One number to one decimal, without its deviation, as papers print tasks -> Cell."""
-    summary = stream.grid.cell(row, Column(*column))
-    return Cell(f"{summary.mean:.1f}" if summary else MISSING, summary.files)
-
-
 def _summary_table(stream):
     """-> Table with columns method, Transfer, Average, Last, [Last with the task known], n."""
-    grid, names, notes = stream.grid, row_names(stream.grid.rows), []
-    quantities = METRICS | ({KNOWN: "Last, task known"} if Column(KNOWN) in grid.columns else {})
+    quantities, notes = METRICS | ({KNOWN: "Last, task known"} if Column(KNOWN) in stream.columns else {}), []
 
     def cells(row):
-        return {q: grid.cell(row, Column(q)) for q in quantities}
+        return {q: stream.cell(row, Column(q)) for q in quantities}
 
-    for row, name in names.items():
+    for row, name in stream.names.items():
         gaps = " and no ".join(title for q, title in METRICS.items() if not cells(row)[q])
-        notes += row_notes(name, gaps and f"no {gaps}, the matrix lacks cells that count")
+        notes += table.row_notes(name, gaps and f"no {gaps}, the matrix lacks cells that count")
     title = f"{'Ablations' if stream.ablation else 'Transfer, Average, Last'}: {stream.title}"
     columns = quantities.values()
-    return method_table(title, names, columns, cells, stream.methods, uncounted=[KNOWN], notes=notes)
+    return table.method_table(title, stream.names, columns, cells, stream.methods, uncounted=[KNOWN], notes=notes)
 
 
 def _task_table(stream, metric):
     """One metric by task, as papers print it -> Table with columns method, each task, mean."""
     rows = []
-    for row, name in row_names(stream.grid.rows).items():
-        rows.append([name, *(_one(stream, row, metric, task) for task in (*stream.tasks, ""))])
-        if metric == "last" and stream.grid.by_seed(row, Column(KNOWN)):
-            known = [_one(stream, row, KNOWN, task, stream.tasks[-1]) for task in stream.tasks]
-            rows.append([f"{name}, task known", *known, _one(stream, row, KNOWN)])
+    for row, name in stream.names.items():
+        rows.append([name, *(stream.shown(row, metric, task) for task in (*stream.tasks, ""))])
+        if metric == "last" and stream.by_seed(row, Column(KNOWN)):
+            known = [stream.shown(row, KNOWN, task, stream.tasks[-1]) for task in stream.tasks]
+            rows.append([f"{name}, task known", *known, stream.shown(row, KNOWN)])
     title = f"{METRICS[metric]} by task: {stream.title}"
-    return Table(title, ["method", *stream.tasks, "mean"], rows, _seeds_note(stream, stream.grid.rows))
-
-
-def _seeds_note(stream, rows):
-    """How many seeds are behind means that are shown without deviation -> list of one line."""
-    counts = {row: max((len(stream.grid.by_seed(row, c)) for c in stream.grid.columns), default=0) for row in rows}
-    if len(set(counts.values())) == 1:
-        return [f"n: {counts[rows[0]]} seed{'s' if counts[rows[0]] != 1 else ''}."]
-    names = row_names(stream.grid.rows)
-    return [f"n: {', '.join(f'{names[row]} {count}' for row, count in counts.items())}."]
+    return Table(title, ["method", *stream.tasks, "mean"], rows, stream.seeds_note(stream.rows))
 
 
 def _matrix_table(stream, row):
     """One method's accuracy matrix -> Table; with a known expert's accuracy behind a stroke where there is one."""
 
     def cell(after, task):
-        shown = _one(stream, row, "accuracy", task, after)
-        known = stream.grid.by_seed(row, Column(KNOWN, task, after))
-        return Cell(f"{shown} / {_one(stream, row, KNOWN, task, after)}", shown.files) if known else shown
+        shown = stream.shown(row, "accuracy", task, after)
+        known = stream.by_seed(row, Column(KNOWN, task, after))
+        return Cell(f"{shown} / {stream.shown(row, KNOWN, task, after)}", shown.files) if known else shown
 
     lines = [[after, *(cell(after, task) for task in stream.tasks)] for after in stream.tasks]
-    what = "vote / known expert" if stream.grid.by_seed(row, Column(KNOWN)) else "accuracy"
-    title = f"{row_names(stream.grid.rows)[row]}, {what} after each task: {stream.title}"
-    return Table(title, ["after", *stream.tasks], lines, _seeds_note(stream, [row]))
+    what = "vote / known expert" if stream.by_seed(row, Column(KNOWN)) else "accuracy"
+    title = f"{stream.names[row]}, {what} after each task: {stream.title}"
+    return Table(title, ["after", *stream.tasks], lines, stream.seeds_note([row]))
 
 
 def _orders_table(one):
@@ -320,14 +295,21 @@ def _orders_table(one):
 def mtil_report(records, protocol, methods=NONE):
     """Records -> Report: the three numbers of each stream, many orders, tasks, matrices."""
     found = streams(records, protocol, methods)
-    shown, spreads = shown_streams(found), orders(found)
+    shown, spreads, lines = shown_streams(found), orders(found), []
     tables = [_summary_table(one) for one in shown] + [_orders_table(one) for one in spreads]
     tables += [_summary_table(one) for one in found if one.ablation]
     tables += [_task_table(one, metric) for one in shown for metric in METRICS]
-    tables += [_matrix_table(one, row) for one in shown for row in trained_rows(one)]
-    return method_report(
+    tables += [_matrix_table(one, row) for one in shown for row in one.changing]
+    for one in found:
+
+        def cells(row, one=one):
+            head = one.order, one.labels or ""
+            return {(*head, c.quantity, c.after, c.task): one.cell(row, c) for c in one.columns}
+
+        lines += table.csv_lines(one.names, cells)
+    return table.method_report(
         protocol,
-        PROTOCOLS[protocol] + shared_settings([row for one in found for row in one.grid.rows]),
+        PROTOCOLS[protocol] + shared_settings([row for one in found for row in one.rows]),
         tables,
         [
             "Transfer: accuracy before a task's turn, mean over earlier sessions, then over all tasks but the first",
@@ -336,15 +318,6 @@ def mtil_report(records, protocol, methods=NONE):
             *(["deviation, min, max: over orders, each the mean of its seeds"] if spreads else []),
         ],
         ["order", "labels", "quantity", "after", "task"],
-        [line for one in found for line in _csv_lines(one)],
+        lines,
         evaluations=False,
     )
-
-
-def _csv_lines(stream):
-    head, grid = (stream.order, stream.labels or ""), stream.grid
-
-    def cells(row):
-        return {(*head, c.quantity, c.after, c.task): grid.cell(row, c) for c in grid.columns}
-
-    return csv_lines(row_names(grid.rows), cells)
