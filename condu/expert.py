@@ -46,6 +46,7 @@ class ConDU_Expert(TrainerX):
     """
 
     CONFIG = "CONDU"
+    unnamed_keys = ("TRAINER.CONDU.ROUND",)
     _classifier: Tensor | None = None  # class vectors (C, D), held while one evaluation runs
     _stored = None  # (delta, prototypes) of an expert that was trained before
 

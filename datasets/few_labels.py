@@ -3,6 +3,7 @@
 A declaration in two lines: class Mine(FewLabels, FewShotDataset), with what FewShotDataset asks for.
 """
 
+from dassl.config import with_values
 from dassl.data import subsample_classes
 from dassl.utils import UserError
 
@@ -20,10 +21,8 @@ class FewLabels:
         self._train_u = parts[1]
 
     def _draw(self, train, val, cfg):
-        own = cfg.clone()
-        own.defrost()
-        own.DATASET.NUM_SHOTS = self.labelled_per_class(train, cfg)
-        labelled, val = super()._draw(train, val, own)
+        shots = {"DATASET.NUM_SHOTS": self.labelled_per_class(train, cfg)}
+        labelled, val = super()._draw(train, val, with_values(cfg, shots))
         taken = {item.impath for item in labelled}
         rest = [item for item in train if item.impath not in taken]
         self._parts = labelled, (labelled + rest if cfg.DATASET.ALL_AS_UNLABELED else rest)

@@ -155,7 +155,7 @@ def request(
 
     root: where the data sets lie, if they have moved; pairs: KEY, VALUE, ... of what else has.
     """
-    from dassl.engine.base import find_model
+    from dassl.engine.checkpoint import find_model
     from dassl.engine.recipe import build_lists, data_digest
     from dassl.utils import checkpoint_digest
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dassl.engine import build_trainer
+from dassl.config import with_values
+from dassl.engine import build_config, build_trainer
 from dassl.utils import (
     RunLock,
     UserError,
@@ -151,13 +153,12 @@ def score(cfg: CfgNode, subsets: Sequence[str], out: Path, command: str) -> dict
     found: dict[str, dict[str, float]] = {}
     for name in subsets:
         for trainer in (cfg.TRAINER.NAME, "ZeroshotCLIP"):
-            own = cfg.clone()
-            own.defrost()
-            own.TRAINER.NAME, own.DATASET.SUBSAMPLE_CLASSES = trainer, name
-            own.OUTPUT_DIR = str(out / "evaluate" / f"test_{name}" / trainer)
+            values = {"TRAINER.NAME": trainer, "DATASET.SUBSAMPLE_CLASSES": name}
+            values["OUTPUT_DIR"] = str(out / "evaluate" / f"test_{name}" / trainer)
             model = "" if trainer == "ZeroshotCLIP" else str(out)
+            other = with_values(cfg, values)
             with contextlib.redirect_stdout(io.StringIO()):  # it is in the evaluation's own log.txt
-                results = run(own, eval_only=True, model_dir=model, overwrite=True, command=command)
+                results = run(other, eval_only=True, model_dir=model, overwrite=True, command=command)
             found.setdefault(name, {})[trainer] = results["metrics"]["accuracy"]
     return found
 
@@ -233,13 +234,12 @@ def write_run(args: argparse.Namespace, path: Path, found: Found, epoch: int | N
                "subset": "", "seed": -1, "metrics": {}, "command": command}  # fmt: skip
     cfg = None
     if args.config_file:  # what follows from the file gives way to KEY VALUE pairs
-        import train  # the command line is the one place that knows the data sets
-
         pairs = {} if trainer.startswith("PromptKD") else {"DATASET.SUBSAMPLE_CLASSES": "base"}  # a student sees all
-        words = ["--trainer", trainer, "--output-dir", args.out, "--config-file", args.config_file]
-        words += ["--dataset-config-file", args.dataset_config_file, "--root", args.root]
-        words += [str(word) for pair in (pairs | facts["config"]).items() for word in pair]
-        cfg = train.setup_cfg(train.build_parser().parse_intermixed_args([*words, *args.opts]))
+        flags = {"TRAINER.NAME": trainer, "OUTPUT_DIR": args.out}
+        flags |= {"DATASET.ROOT": os.path.abspath(args.root)} if args.root else {}
+        words = [str(word) for pair in (pairs | facts["config"]).items() for word in pair]
+        files = {"dataset_file": args.dataset_config_file, "config_file": args.config_file}
+        cfg = build_config(flags=flags, pairs=[*words, *args.opts], **files)[0]
     if args.root:
         built = build_trainer(cfg)
         check_fit(path, found, built)

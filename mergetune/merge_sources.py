@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from dassl.engine import TRAINER_REGISTRY, build_trainer, load_config, read_run_cfg, trainer_class
-from dassl.engine.base import find_model
+from dassl.engine.checkpoint import find_model
 from dassl.engine.recipe import check_written, unfinished
 from dassl.engine.results import run_classes, run_facts, run_file
 from dassl.engine.state import rng_state, set_rng_state

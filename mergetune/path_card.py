@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dassl.config import with_values
 from dassl.engine import build_trainer, load_config, trainer_class
 from dassl.report.protocols.paths import FORMAT, OTHERS, QUANTITIES, SOLUTIONS, SPACES, SUBSETS
 from dassl.report.protocols.paths import PATH_FILE as FILE
@@ -127,11 +128,7 @@ def read_cfg(run: Path, pairs: Sequence[str] = (), others: Sequence[str] = ()):
 
 def on_subset(cfg, subset: str):
     """A config on another subset of the classes."""
-    other = cfg.clone()
-    other.defrost()
-    other.DATASET.SUBSAMPLE_CLASSES = subset
-    other.freeze()
-    return other
+    return with_values(cfg, {"DATASET.SUBSAMPLE_CLASSES": subset})
 
 
 @contextmanager

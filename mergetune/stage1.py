@@ -10,7 +10,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.config import leaves
-from dassl.engine.base import find_model
+from dassl.engine.checkpoint import LAST, find_model
 from dassl.engine.recipe import content_digest, finished
 from dassl.engine.results import run_facts
 from dassl.utils import MissingFile, UserError, get_logger, is_plain_tensor, load_weights
@@ -25,7 +25,7 @@ def find_checkpoint(folder: str | Path, model_name: str, key: str = "RESUME_COOP
     """The last numbered checkpoint of a run folder or a model folder, else its best one; or the file itself. key: of
     the config that names the folder."""
     try:
-        return Path(find_model(str(folder), model_name, last=True))
+        return Path(find_model(str(folder), model_name, None if Path(folder).is_file() else LAST))
     except MissingFile as error:
         what = str(error).rpartition('": ')[2]
         flag = "--resume-coop" if key == "RESUME_COOP" else key

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from dassl.config import with_values
 from dassl.data import DataManager
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
@@ -15,11 +16,7 @@ class LinearProbe(HeadTrainer):
     model_name = "head"
 
     def __init__(self, cfg):
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.FEATURES.VIEWS = min(1, cfg.FEATURES.VIEWS)
-        cfg.freeze()
-        super().__init__(cfg)
+        super().__init__(with_values(cfg, {"FEATURES.VIEWS": min(1, cfg.FEATURES.VIEWS)}))
 
     def build_data_manager(self) -> DataManager:
         return DataManager(self.cfg, custom_tfm_train=build_transform(self.cfg, is_train=False))

@@ -148,7 +148,7 @@ def written(folder, name, content):
     [
         ("a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 19)), "more than 10000"),  # noqa: E501
         ("OPTIM: &o\n  LR: *o\n", "own.yaml holds more than 10000 values"),
-        ("a: " + "[" * 3000, "not valid yaml: .*nested more than 20 deep"),
+        ("a: " + "[" * 3000, "not valid yaml: .*nest(ed more than|ing depth)"),
         ("SEED: !!int x", "no tag:yaml.org,2002:int: invalid literal"),
         ("SEED: !!timestamp x", "no tag:yaml.org,2002:timestamp"),
         ("SEED: !!bool x", "no tag:yaml.org,2002:bool"),

@@ -51,16 +51,7 @@ class _Values:
         return super().construct_mapping(node, deep)
 
 
-class _Loader(_Values, yaml.SafeLoader):
-    """In Python, whose errors are those that a user reads."""
-
-    def fetch_flow_collection_start(self, kind):  # the scanner's time is quadratic in the depth
-        if self.flow_level >= DEEPEST:
-            raise yaml.scanner.ScannerError(None, None, f"nested more than {DEEPEST} deep", self.get_mark())
-        super().fetch_flow_collection_start(kind)
-
-
-class _FastLoader(_Values, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _Loader(_Values, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
     """libyaml, where PyYAML has it: a tenth of the time."""
 
 
@@ -72,10 +63,7 @@ def read_yaml(path: str | Path) -> dict:
 @functools.lru_cache(maxsize=128)
 def _parse(text: str) -> object:
     """A main job reads a few files some hundred times."""
-    try:
-        return yaml.load(text, Loader=_FastLoader)
-    except (yaml.YAMLError, RecursionError):
-        return yaml.load(text, Loader=_Loader)
+    return yaml.load(text, Loader=_Loader)
 
 
 def _read(path: str | Path, _chain: tuple = ()) -> dict:
@@ -183,6 +171,15 @@ def merge_pairs(cfg: CN, pairs: list[str], aliases: Aliases | None = None) -> No
     given = zip(pairs[::2], (text if isinstance(text, str) else value for value, text in read), strict=True)
     for key, value in aliased(given, aliases or {}, "KEY VALUE pairs"):
         _set(cfg, key, value, "KEY VALUE pairs")
+
+
+def with_values(cfg: CN, values: Mapping[str, object], where: str = "a command") -> CN:
+    """A frozen copy of a config with other values of some keys."""
+    copy = cfg.clone()
+    copy.defrost()
+    merge_tree(copy, values, where)
+    copy.freeze()
+    return copy
 
 
 def _set(cfg: CN, name: str, value: object, where: str) -> None:

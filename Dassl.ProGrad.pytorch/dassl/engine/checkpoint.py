@@ -39,55 +39,54 @@ NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
 _PARTS = ("recipe", "inputs", "weights")
 
 
-def find_model(directory, name, epoch=None, *, last=False):
+def find_model(directory: str, name: str, epoch: int | str | None = None) -> str:
     """Path of the checkpoint of model `name`: `directory` is a run folder, the model's own folder, or the file itself.
 
-    Of a folder the one after `epoch` epochs; without that the best one, or where none was kept the last (`last`: the
-    other way round). Both spellings of numbered files are known: model.pth.tar-50 and model-50.pth.tar. MissingFile
-    says what is there, UserError that one file has no epoch to choose, or that it is not what its run wrote.
+    epoch: the one after so many epochs; None: the best one, or where none was kept the last; LAST: the other way round.
+    Both spellings of numbered files are known: model.pth.tar-50 and model-50.pth.tar. MissingFile says what is there,
+    UserError that one file has no epoch to choose, or that it is not what its run wrote.
     """
-    path = find_file(directory, name, epoch, last=last)
-    wanted = _choose(check_written(path), epoch, last)
-    if epoch is None and os.path.isdir(directory) and wanted not in (None, os.path.basename(path)):
+    path = find_file(directory, name, epoch)
+    wanted = _choose(check_written(path), epoch)
+    if epoch in (None, LAST) and os.path.isdir(directory) and wanted not in (None, os.path.basename(path)):
         ways = f"put it back, or name the file to take, such as {path}"
         raise MissingFile(f'"{os.path.dirname(path)}" has lost {wanted}, which its run wrote: {ways}')
     return path
 
 
-def find_file(directory, name, epoch=None, *, last=False):
-    """As `find_model`, whoever wrote the file. epoch: LAST too."""
+def find_file(directory: str, name: str, epoch: int | str | None = None) -> str:
+    """As `find_model`, whoever wrote the file."""
     if os.path.isfile(directory):
         if epoch is not None:
             raise UserError(f'"{directory}" is one file of weights: there is no epoch {epoch} to choose (--load-epoch)')
         return directory
-    if epoch == LAST:
-        epoch, last = None, True
     for folder in (os.path.join(directory, name), directory):
         there = listdir_nohidden(folder, sort=True) if os.path.isdir(folder) else []
-        if chosen := _choose(there, epoch, last):
+        if chosen := _choose(there, epoch):
             return os.path.join(folder, chosen)
         if BEST in there or any(map(NUMBERED.fullmatch, there)):
             break
-    looked = f"{BEST} and model.pth.tar-N" if epoch is None else f"model.pth.tar-{epoch} and model-{epoch}.pth.tar"
-    found = ", ".join([file for file in there if file.startswith("model")] or there[:8]) or "no model file"
-    raise MissingFile(f'Model not found at "{os.path.join(directory, name)}": looked for {looked}, found {found}')
+    named = epoch not in (None, LAST)
+    looked = f"model.pth.tar-{epoch} and model-{epoch}.pth.tar" if named else f"{BEST} and model.pth.tar-N"
+    files = ", ".join([file for file in there if file.startswith("model")] or there[:8]) or "no model file"
+    raise MissingFile(f'Model not found at "{os.path.join(directory, name)}": looked for {looked}, found {files}')
 
 
-def last_epoch(directory, name):
+def last_epoch(directory: str, name: str) -> int:
     """Epochs of the last numbered checkpoint of model `name`, in a folder as `find_model` takes it. MissingFile says
     what is there in its place, or what is lost."""
-    file = os.path.basename(find_model(directory, name, last=True))
+    file = os.path.basename(find_model(directory, name, LAST))
     if not (match := NUMBERED.fullmatch(file)):
         raise MissingFile(f'"{directory}" holds no last epoch of {name}: looked for model.pth.tar-N, found {file}')
     return int(match[1] or match[2])
 
 
-def _choose(names, epoch, last):
+def _choose(names: Iterable[str], epoch: int | str | None) -> str | None:
     """The file among names that `find_file` takes, None if there is none."""
     numbered = {int(match[1] or match[2]): file for file in names if (match := NUMBERED.fullmatch(file))}
-    if epoch is None and BEST in names and not (last and numbered):
+    if BEST in names and (epoch is None or epoch == LAST and not numbered):
         return BEST
-    return numbered.get(max(numbered, default=None) if epoch is None else int(epoch))
+    return numbered.get(max(numbered, default=None) if epoch in (None, LAST) else int(epoch))
 
 
 def is_checkpoint(file: Path) -> bool:
@@ -141,7 +140,7 @@ def content_digest(path: str | Path) -> str:
     if not path.is_dir():
         return checkpoint_digest(path) if path.is_file() else ""
     models = {file.parent for file in [*path.iterdir(), *path.glob("*/*")] if is_checkpoint(file)}
-    files = {Path(find_file(str(model), "", last=last)) for model in models for last in (False, True)}
+    files = {Path(find_file(str(model), "", epoch)) for model in models for epoch in (None, LAST)}
     files = files or set(filter(Path.is_file, path.iterdir()))
     where = (lambda file: file.parent) if models else (lambda file: file)
     return digest(sorted(f"{where(file).relative_to(path)} {checkpoint_digest(file)}" for file in files))

@@ -12,7 +12,7 @@ from dassl.config import get_cfg_default, leaves, merge_pairs, merge_tree, merge
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import MissingFile, UserError, brief, check_availability
 
-from .build import TRAINER_REGISTRY, add_trainer_nodes, config_nodes
+from .build import TRAINER_REGISTRY, add_trainer_nodes, config_nodes, trainer_class
 from .recipe import changed_keys, check_config, is_read, own_nodes, role
 from .results import with_changes
 
@@ -87,7 +87,7 @@ def preset_name(recipe: CN, cfg: CN) -> str:
     # precision and protocol results.json says by itself, as it does how a model is evaluated; a folder is no value
     nodes, named = own_nodes(cfg), ("TRAINER.", "OPTIM.", "MODEL.INIT_WEIGHTS", "TEST.SKIP_WARMUP")
     changed = [key for key, _, _ in changed_keys(recipe, cfg) if key.startswith(named) and is_read(key, nodes)]
-    said = ("PREC", "TRAINER.MODAL", "_DIR", "CONDU.ROUND")  # rounds change where half a run stands, not what it learns
+    said = ("PREC", "TRAINER.MODAL", "_DIR", *getattr(trainer_class(cfg.TRAINER.NAME), "unnamed_keys", ()))
     return with_changes(cfg.PRESET, [k for k in changed if role(k) != "evaluation" and not k.endswith(said)])
 
 

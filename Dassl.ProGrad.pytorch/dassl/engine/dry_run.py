@@ -23,6 +23,7 @@ import torch
 from yacs.config import CfgNode as CN
 
 from dassl.clip.feature_bank import SAMPLED, FeatureBank
+from dassl.config import with_values
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.wrapper import DatasetWrapper, image_reading
 from dassl.utils import UserError, get_logger
@@ -164,10 +165,7 @@ class FirstBatches:
 def begun(cfg: CN, folder: str) -> Iterator["DryRun"]:
     """A DryRun of a config in another folder."""
     os.makedirs(folder, exist_ok=True)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.OUTPUT_DIR, cfg.RESUME, cfg.VERBOSE = folder, "", False
-    cfg.freeze()
+    cfg = with_values(cfg, {"OUTPUT_DIR": folder, "RESUME": "", "VERBOSE": False})
     with backend(cfg):
         run = DryRun(cfg)
         try:

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from yacs.config import CfgNode as CN
 
 from dassl.utils import (
     Logger,
@@ -63,48 +64,38 @@ class AlreadyFinished(UserError):
 
 
 def run(
-    cfg,
+    cfg: CN,
     *,
-    eval_only=False,
-    model_dir="",
-    load_epoch=None,
-    no_train=False,
-    overwrite=False,
-    command="",
-    recipe=None,
-    row=None,
-):
+    eval_only: bool = False,
+    model_dir: str = "",
+    load_epoch: int | str | None = None,
+    no_train: bool = False,
+    overwrite: bool = False,
+    command: str = "",
+    recipe: CN | None = None,
+    row: dict | None = None,
+) -> dict:
     """Train, or evaluate the model in `model_dir`, into cfg.OUTPUT_DIR -> the content of results.json.
 
-    An interrupted training goes on where it stopped. Afterwards the process is as before: any number of runs
-    fit into one.
+    An interrupted training goes on where it stopped. The process is afterwards as before: any number of runs fit in.
 
-    Args:
-        load_epoch: evaluate the model after that many epochs, or the "last"; default the best one, or the last.
-        no_train: build everything and return {}.
-        overwrite: remove what a finished run left, instead of refusing.
-        recipe: the config of the yaml files alone, for what the run says of itself.
-        row: what results.json says of the evaluated model; default what its own folder does.
+    load_epoch: of the evaluated model, or "last"; default the best one, or the last. no_train: build all, return {}.
+    overwrite: remove what a finished run left. recipe: the config of the yaml files alone, for what the run says of
+    itself. row: what results.json says of the evaluated model; default what its own folder does.
 
-    Raises:
-        AlreadyFinished: results.json is there; of an evaluation that lacks only what TEST.OTHERS names, it gets that.
-        UserError: bad config or data, folder in use, nothing to evaluate, no space on disk.
-        PeerFailure: another process of this run failed; a SystemExit.
+    AlreadyFinished: results.json is there; of an evaluation that lacks only what TEST.OTHERS names, it gets that.
+    UserError: bad config or data, folder in use, nothing to evaluate, no space on disk. PeerFailure, a SystemExit:
+    another process of this run failed.
     """
     evaluates(cfg, eval_only, model_dir)
-    folder = cfg.OUTPUT_DIR
     started = time.monotonic()  # a clock may be set back
-    kind = "eval" if eval_only else "train"
+    kind, folder = "eval" if eval_only else "train", cfg.OUTPUT_DIR
     check = functools.partial(check_folder, cfg, kind, overwrite, model_dir=model_dir, load_epoch=load_epoch)
     with process_group(), own_device(cfg.USE_CUDA), sigterm_ends(), backend(cfg), _owned(folder, check) as stale:
         if broadcast(stale is None):
             return _complete(cfg, model_dir, load_epoch, row)
         log.debug(f"***************\n** Arguments **\n***************\n{command}")
-        trainer = build_run(cfg, recipe)
-        trainer._progress.inputs = input_digests(cfg, kind, trainer)
-        if line := begun_from(cfg):
-            log.warning(f"This run begins from what is not finished: {line}")
-            trainer.trained = trainer.trained | {"unfinished": line}
+        trainer = _begin(cfg, kind, recipe)
         if no_train:
             return {}
         last = lambda: f" (last good checkpoint: {trainer.last_checkpoint()})"  # noqa: E731
@@ -114,25 +105,31 @@ def run(
             for path in stale:  # not before: what is refused until here leaves the folder as it was
                 path.unlink(missing_ok=True)
             barrier()
-            sets = other_sets(cfg) if eval_only else {}  # what is not there ends the run before it begins
-            accuracy = trainer.test() if eval_only else _train(trainer)
-            others = score_others(trainer, sets, model_dir, load_epoch) if eval_only and asked(cfg) else None
+            what = _evaluate(trainer, model_dir, load_epoch) if eval_only else _train(trainer)
         if is_main() and not os.path.isfile(os.path.join(folder, CONFIG)):
             raise UserError(f'"{folder}" was removed or emptied while the run was in it: run it again')
-        results = write_results(
-            folder,
-            trainer,
-            cfg,
-            wall_s=time.monotonic() - started + trainer._progress.seconds,
-            command=command,
-            kind=kind,
-            load_epoch=load_epoch,
-            accuracy=accuracy,
-            others=others,
-        )
+        wall_s = time.monotonic() - started + trainer._progress.seconds
+        results = write_results(folder, trainer, cfg, wall_s, command, kind, load_epoch, *what)
         if not eval_only:
             trainer._progress.drop()  # not before: a run that is killed here would lose its history
         return results
+
+
+def _begin(cfg: CN, kind: str, recipe: CN | None):
+    """The trainer, with what the run begins from."""
+    trainer = build_run(cfg, recipe)
+    trainer._progress.inputs = input_digests(cfg, kind, trainer)
+    if line := begun_from(cfg):
+        log.warning(f"This run begins from what is not finished: {line}")
+        trainer.trained = trainer.trained | {"unfinished": line}
+    return trainer
+
+
+def _evaluate(trainer, folder, epoch):
+    """(accuracy, entry of results.json on other data sets) of a loaded model."""
+    sets = other_sets(trainer.cfg)  # what is not there ends the run before it begins
+    accuracy = trainer.test()
+    return accuracy, score_others(trainer, sets, folder, epoch) if asked(trainer.cfg) else None
 
 
 def evaluates(cfg, eval_only, model_dir):
@@ -279,13 +276,13 @@ def load_trained(trainer, folder, epoch=None, row=None):
 
 
 def _train(trainer):
-    """Train; an interruption says what is left to go on from."""
+    """(what `train` returns,) of a training; an interruption says what is left to go on from."""
     data = dataset_of(trainer)
     if getattr(data, "test_only", False) and trainer.get_model_names():
         raise UserError(f"{trainer.cfg.DATASET.NAME} is only tested on: its training images are its test images")
     trainer._progress.hold = True
     try:
-        trainer.train()
+        return (trainer.train(),)
     except WriteFailed as error:
         raise WriteFailed(f"{error} (last good checkpoint: {trainer.last_checkpoint()})") from error
     except (KeyboardInterrupt, SystemExit) as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode as CN
 
-from dassl.config import RULES, Key, leaves, read_yaml
+from dassl.config import RULES, Key, leaves, read_yaml, with_values
 from dassl.utils import UserError, brief, digest
 
 from .base import dataset_of
@@ -113,10 +113,8 @@ def build_lists(cfg: CN) -> object:
     """The data set of a config, whatever part of it is asked for; None where it cannot be read, or has no digest."""
     from dassl.data.datasets import DATASET_REGISTRY
 
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.DATASET.update(DRAW)
-    cfg.VERBOSE = False  # what is odd is said by the run
+    # what is odd is said by the run
+    cfg = with_values(cfg, {f"DATASET.{key}": value for key, value in DRAW.items()} | {"VERBOSE": False})
     try:
         cls = DATASET_REGISTRY.get(cfg.DATASET.NAME)
         silent = type(cls.__name__, (cls,), {"say_oddities": lambda *lists: None})
@@ -162,7 +160,7 @@ def record(folder: str | Path) -> dict:
     if not (state.get("format") and (state.get("epoch") or "within" in state or "metrics" in state)):
         return {}  # none, or broken off in its first epoch: it begins again
     config = state.get("recipe") or {}
-    if "TRAINER.NAME" not in config:  # an older version's: none, or that of ConDU's expert
+    if "TRAINER.NAME" not in config:  # an older version's: none, or of another form
         config = dict(leaves(read_yaml(file))) if file.is_file() else state.get("config", {})
     return {"kind": "train", "inputs": {}, "weights": {}} | state | {"recipe": config}
 

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from yacs.config import CfgNode as CN
 
 from dassl.config import leaves, read_yaml
 from dassl.report.disclosures import FEWER
@@ -18,7 +19,7 @@ from dassl.utils.distributed import is_main, world_size
 from dassl.utils.memory import report_peak
 
 from .base import dataset_of
-from .checkpoint import BEST, MERGE, check_written, find_file, weights_digest, written
+from .checkpoint import BEST, LAST, MERGE, check_written, find_file, weights_digest, written
 from .checkpoint import RESULTS as FILE
 from .recipe import check_config, dataset_metadata, recipe
 
@@ -36,7 +37,17 @@ _PACKAGES = ("dassl", "torch", "torchvision", "numpy", "pillow")
 _PROTOCOLS = {"base2novel": "base2new"}  # cfg.TRAINER.MODAL -> name of the protocol; others as they are
 
 
-def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_epoch=None, accuracy=None, others=None):
+def write_results(
+    folder: str,
+    trainer,
+    cfg: CN,
+    wall_s: float,
+    command: str,
+    kind: str = "train",
+    load_epoch: int | None = None,
+    accuracy: float | None = None,
+    others: dict | None = None,
+) -> dict:
     """Log the peak memory and write `folder`/results.json -> its content. Every process of the run calls it.
 
     kind: "train" or "eval". wall_s: seconds, earlier sessions of a resumed run included. accuracy: what `test`
@@ -45,9 +56,32 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
     folder says (`trained_facts`) overrides both.
     """
     dataset = dataset_of(trainer)
-    evaluator = trainer.evaluator
+    results = _engine_facts(folder, trainer, cfg, kind, load_epoch, accuracy)
+    results |= {"wall_s": round(wall_s, 3), "peak_mb": report_peak(trainer.device), "command": command}
+    results |= {"max_epoch": cfg.OPTIM.MAX_EPOCH, "recipe": recipe(cfg, kind), "inputs": trainer._progress.inputs}
+    if names := getattr(dataset, "classnames", None):
+        results["classes"] = classes_fact(names)
+    results |= dataset_metadata(dataset) | trainer.metadata()
+    results |= {name: value for name, value in trainer.trained.items() if value or name in results}
+    if kind == "train":
+        results["history"] = trainer._history
+    if others is not None:
+        results["others"] = others
+    if world_size() > 1:
+        results["processes"] = world_size()
+    if is_main():
+        about = write_classes(folder, trainer)
+        if about and isinstance(results["classes"], dict):  # others' trainers keep there what they like
+            results["classes"] |= {"file": digest(about)}
+        write_json(results, os.path.join(folder, FILE))
+    return results
+
+
+def _engine_facts(folder, trainer, cfg, kind, load_epoch, accuracy):
+    """The fields that say what was run, and what came of it."""
+    dataset, evaluator = dataset_of(trainer), trainer.evaluator
     metrics = getattr(evaluator, "results", None) or ({} if accuracy is None else {"accuracy": accuracy})
-    results = {
+    return {
         "format": FORMAT,
         "kind": kind,
         "trainer": cfg.TRAINER.NAME,
@@ -70,29 +104,7 @@ def write_results(folder, trainer, cfg, *, wall_s, command, kind="train", load_e
         "versions": versions(),
         "device": device_name(trainer.device),
         "precision": _precision(trainer, cfg),
-        "wall_s": round(wall_s, 3),
-        "peak_mb": report_peak(trainer.device),
-        "command": command,
-        "max_epoch": cfg.OPTIM.MAX_EPOCH,
-        "recipe": recipe(cfg, kind),
-        "inputs": trainer._progress.inputs,
     }
-    if names := getattr(dataset, "classnames", None):
-        results["classes"] = classes_fact(names)
-    results |= dataset_metadata(dataset) | trainer.metadata()
-    results |= {name: value for name, value in trainer.trained.items() if value or name in results}
-    if kind == "train":
-        results["history"] = trainer._history
-    if others is not None:
-        results["others"] = others
-    if world_size() > 1:
-        results["processes"] = world_size()
-    if is_main():
-        about = write_classes(folder, trainer)
-        if about and isinstance(results["classes"], dict):  # others' trainers keep there what they like
-            results["classes"] |= {"file": digest(about)}
-        write_json(results, os.path.join(folder, FILE))
-    return results
 
 
 def weights_fact(folder, trainer, kind):
@@ -100,7 +112,7 @@ def weights_fact(folder, trainer, kind):
     files, names = trainer._files, trainer.get_model_names()
     if kind == "train" and not files and names and not trainer.cfg.TEST.NO_TEST:
         with contextlib.suppress(MissingFile):  # a trainer may keep its weights elsewhere
-            files = [find_file(folder, name, last=True) for name in names]
+            files = [find_file(folder, name, LAST) for name in names]
     facts = {}
     if files:
         named = ["/".join(Path(file).parts[-2:]) for file in files]

@@ -4,8 +4,7 @@ The short way to a method is `losses(batch) -> {name: scalar}`: the engine sums,
 trainer in Dassl's own style overrides `forward_backward` and does all this itself, the scheduler included.
 """
 
-import os
-import os.path as osp  # noqa: F401  as others import it from Dassl's module
+import os.path as osp
 import time
 from datetime import timedelta
 from itertools import chain, repeat
@@ -58,20 +57,20 @@ class SimpleTrainer(TrainerBase):
     bound_to_classes = ""  # why the model knows no class names but its own; empty: it takes any
     held_keys = ()  # config keys that a trained model is made with, and that none of its tensors shows
     kept_keys = ()  # config keys that may not change where a run is resumed under another config
+    unnamed_keys = ()  # config keys that change where a run stands, not what it learns: no preset's name tells them
     trained = {}  # what its own folder says of the model that is evaluated; see trained_facts
 
     def __init__(self, cfg):
         super().__init__()
         self.check_cfg(complete(cfg))
-        if cfg.MODEL.INIT_WEIGHTS and not os.path.exists(cfg.MODEL.INIT_WEIGHTS):
+        if cfg.MODEL.INIT_WEIGHTS and not osp.exists(cfg.MODEL.INIT_WEIGHTS):
             raise MissingFile(f'MODEL.INIT_WEIGHTS: nothing at "{cfg.MODEL.INIT_WEIGHTS}"')
-        for key, value in (("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL), ("TEST.SPLIT", cfg.TEST.SPLIT)):
-            check_availability(value, KEYS[key].available, key)
+        for key in ("FINAL_MODEL", "SPLIT"):
+            check_availability(cfg.TEST[key], KEYS[f"TEST.{key}"].available, f"TEST.{key}")
         self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
         self.start_epoch = self.epoch = 0
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
-        self.output_dir = cfg.OUTPUT_DIR
-        self.cfg = cfg
+        self.cfg, self.output_dir = cfg, cfg.OUTPUT_DIR
         self.step_metrics = {}
         self.precision = Precision(self.precision_mode(), self.device)
         self.build_data_loader()
@@ -165,7 +164,7 @@ class SimpleTrainer(TrainerBase):
                 "Warning: TEST.FINAL_MODEL is best_val, but this data set has no validation images. "
                 "The test set must not choose: the last epoch's model counts as the best"
             )
-        self.init_writer(os.path.join(self.output_dir, "tensorboard"))
+        self.init_writer(osp.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
 
     def after_epoch(self):
@@ -179,8 +178,8 @@ class SimpleTrainer(TrainerBase):
             self.save_model(self.epoch, self.output_dir)
 
     def after_train(self):
-        log.info("Finish training")  # upstream's end line, then the fork's: scripts wait for one or the other
-        log.info("Finished training")
+        for words in ("Finish training", "Finished training"):  # upstream's end line, the fork's: scripts wait for one
+            log.info(words)
         if not self.cfg.TEST.NO_TEST:
             if self.chooses_best():
                 log.info("Deploy the model with the best val performance")

@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from .errors import UnknownName, UserError
+from .logger import get_logger
 
 PLUGINS = "configs/plugins.yaml"  # beside the engine's folder, or in one of sys.path: {kind: [package or module, ...]}
 _broken = {}  # file of a module that could not be imported -> why
@@ -163,6 +164,13 @@ class Registry:
             near = ", ".join(closest(name, self._obj_map))
             raise UnknownName(f"{message} (nearest: {near})" if near else f"{message}, which is empty")
         return self._obj_map[name]
+
+    def build(self, name, what, verbose, *args, **kwargs):
+        """Call the member of that name. Raises UserError, with the nearest name, for one that is none of `what`."""
+        check_availability(name, self, what)
+        if verbose:
+            get_logger().debug(f"{what.removeprefix('A ').capitalize()}: {name}")
+        return self.get(name)(*args, **kwargs)
 
     def registered_names(self):
         """All names, in order of registration."""
