@@ -141,19 +141,23 @@ def _cells(record):
         raise ValueError(f"tasks: expected a list of names, found {tasks!r}")
     if len(set(tasks)) < len(tasks) or not isinstance(matrix, dict) or matrix.get("tasks") != tasks:
         raise ValueError("matrix: expected one of the run's own tasks, each once")
-    lists = {(metric, ""): matrix.get(metric) for metric in METRICS}
-    squares = {"accuracy": matrix.get("accuracy")} | ({KNOWN: record[KNOWN]} if record.get(KNOWN) is not None else {})
-    for quantity, rows in squares.items():
-        if not isinstance(rows, list) or len(rows) != len(tasks):
-            raise ValueError(f"{quantity}: expected {len(tasks)} rows")
-        lists |= {(quantity, after): row for after, row in zip(tasks, rows, strict=True)}
-    cells = {Column(metric): record["metrics"][metric] for metric in METRICS if metric in record["metrics"]}
-    for (quantity, after), values in lists.items():
+
+    def by_task(values, quantity, after=""):
         fine = isinstance(values, list) and len(values) == len(tasks)
         if not fine or not all(x is None or is_number(x) and 0 <= x <= 100 for x in values):
             expected = f"expected {len(tasks)} numbers or null, in percent, found {str(values)[:60]}"
             raise ValueError(f"matrix, {' after '.join(filter(None, (quantity, after)))}: {expected}")
-        cells |= {Column(quantity, task, after): x for task, x in zip(tasks, values, strict=True)}
+        return {Column(quantity, task, after): x for task, x in zip(tasks, values, strict=True)}
+
+    cells = {Column(metric): record["metrics"][metric] for metric in METRICS if metric in record["metrics"]}
+    for metric in METRICS:
+        cells |= by_task(matrix.get(metric), metric)
+    squares = {"accuracy": matrix.get("accuracy")} | ({KNOWN: record[KNOWN]} if record.get(KNOWN) is not None else {})
+    for quantity, rows in squares.items():
+        if not isinstance(rows, list) or len(rows) != len(tasks):
+            raise ValueError(f"{quantity}: expected {len(tasks)} rows")
+        for after, row in zip(tasks, rows, strict=True):
+            cells |= by_task(row, quantity, after)
     for metric in METRICS:
         over = {}
         for k, task in enumerate(tasks):
