@@ -20,14 +20,6 @@ def packed_size(n: int) -> int:
     return -(-n // 8)
 
 
-def pack(mask: Tensor) -> Tensor:
-    """The uint8 bytes (ceil(n / 8),) of a bool tensor (n,)."""
-    n = len(mask)
-    ones = torch.zeros(8 * packed_size(n), dtype=torch.int8, device=mask.device)
-    ones[:n] = mask
-    return pack_bytes(ones, ones.new_empty(packed_size(n), dtype=torch.uint8))
-
-
 def pack_bytes(ones: Tensor, out: Tensor) -> Tensor:
     """Pack the lowest bits of int8 `ones` (n,), n a multiple of 8, into uint8 `out` (n / 8,); overwrites `ones`."""
     words = ones.view(torch.int64)

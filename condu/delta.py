@@ -14,13 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dassl.merging.methods import elect
+
 State = Mapping[str, Tensor]
 
 SCALES = ("l1", "tensor_mean", "none")
-
-
-def _float(value: Tensor) -> Tensor:
-    return value if value.dtype == torch.float64 else value.float()
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,11 @@ def unify(deltas: Sequence[State], scale: str = "l1") -> tuple[dict[str, Tensor]
     unified, masks = {}, [{} for _ in deltas]
     norms, left = [0.0] * len(deltas), [0.0] * len(deltas)
     for name in shapes:
-        values = torch.stack([_float(delta[name]) for delta in deltas])  # (T, *shape)
-        positive = values.sum(0) > 0
-        unified[name] = torch.where(positive, values.amax(0), values.amin(0))
-        for task, value in enumerate(values):
-            masks[task][name] = mask = torch.where(positive, value > 0, value < 0)
+        values = torch.stack([delta[name] for delta in deltas])  # (T, *shape)
+        values = values if values.dtype == torch.float64 else values.float()
+        unified[name], agree = elect(values)
+        for task, (value, mask) in enumerate(zip(values, agree, strict=True)):
+            masks[task][name] = mask
             norms[task] += check_size(size(value, scale), f"Delta {task + 1}", name)
             left[task] += size(unified[name] * mask, scale)
     scales = [scale_of(n, m, scale, f"Delta {task}") for task, (n, m) in enumerate(zip(norms, left, strict=True), 1)]

@@ -1,12 +1,15 @@
-"""Training one expert of a stream of tasks (ConDU, arXiv 2503.10705).
+"""Training one expert of a stream of tasks, and the keys of TRAINER.CONDU (ConDU, arXiv 2503.10705).
 
 An expert is CLIP fine-tuned on one task, both towers or LoRA in them, always from the pretrained weights: it
 does not depend on the tasks before it.
 Letters: B images, C classes, L tokens, D joint width.
 """
 
+import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +17,73 @@ from torch import Tensor
 from yacs.config import CfgNode as CN
 
 from dassl.clip import build_clip_from_cfg, check_input, cosine_logits
-from dassl.config import leaves
-from dassl.data import build_data_loader
+from dassl.config import Key, leaves
+from dassl.data.samplers import IterationSampler
 from dassl.data.shards import loader_like
-from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY, TrainerX
+from dassl.engine.precision import precision_key
 from dassl.engine.recipe import recipe
 from dassl.engine.results import images_seen
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, digest, get_logger, set_bn_to_eval, tensor_digest
+from dassl.utils import UserError, check_availability, digest, get_logger, set_bn_to_eval, tensor_digest
 from dassl.utils.distributed import is_main, rank, world_size
 
-from .iterations import IterationSampler
-from .settings import KEYS, check_keys, learning_rates
-from .snapshot import prompts_of, prototypes_of, task_of, text_vectors
-from .store import SUFFIX, ExpertStore
-from .tuning import build_space
+from .delta import SCALES
+from .evaluation import LABELS
+from .snapshot import ordered_loader, prompts_of, prototypes_of, task_of, text_vectors
+from .state import SUFFIX, ExpertStore
+from .tuning import MERGE_SPACES, SPACES, build_space
+from .voting import MIN_TEMP, Space, Weighting
 
 log = get_logger()
+
+SCHEDULES = ("cosine_steps", "constant")
+
+KEYS = {  # with the paper's values
+    "STREAM": Key("", "folder of the stream's state; empty: OUTPUT_DIR/stream", path=True, role="incidental"),
+    "EXPERTS": Key("", "store; empty: ConDU keeps none, ConDU_Expert in OUTPUT_DIR", path=True, role="incidental"),
+    "HISTORY": Key(False, "keep the state of earlier sessions too", role="incidental"),
+    "HALF": Key(False, "unified delta as bf16 on disk"),
+    "SESSION": Key(-1, "number of this session; in evaluation the one to load; negative: any", role="evaluation"),
+    "SPACE": Key("full", "what trains: full (both towers) or lora", choices=SPACES),
+    "MERGE_SPACE": Key("factors", "what LoRA's experts are fused as", choices=MERGE_SPACES),
+    "RANK": Key(64, "of LoRA", ge=1),
+    "SCALE": Key("l1", "rule of the triggers' scales: l1 (paper), tensor_mean (released code), none", choices=SCALES),
+    "ITERATIONS": Key(1000, "optimiser steps a task", ge=1, role="training"),
+    "ROUND": Key(100, "optimiser steps between two resume points", ge=1, role="training"),
+    "LR_OF": Key([], '"Task=rate" for tasks that do not train at OPTIM.LR', item=str, role="training"),
+    "LABEL_SMOOTHING": Key(0.2, "of the cross-entropy", ge=0, lt=1, role="training"),
+    "START": Key("", "expert to start from, FOLDER/TASK of a store; empty: none", path=True, role="training"),
+    "VOTE.INCLUDE_PRETRAINED": Key(False, "does the pretrained model vote too?", role="evaluation"),
+    "VOTE.K": Key(4, "experts that vote, the most similar ones", ge=1, role="evaluation"),
+    "VOTE.WEIGHTING": Key("similarity", "of their votes", choices=get_args(Weighting), role="evaluation"),
+    "VOTE.TEMP": Key(1.0, "of minmax", ge=MIN_TEMP, role="evaluation"),
+    "VOTE.SPACE": Key("logits", "what is summed", choices=get_args(Space), role="evaluation"),
+    "TASK_AGNOSTIC": Key(False, "evaluate known tasks by the vote too", role="evaluation"),
+    "LABELS": Key("target", "classes of a vote: target, the data set's; union, all", choices=LABELS, role="evaluation"),
+    "RESIDENT": Key(1, "experts kept in memory as weights, in evaluation", ge=1, role="incidental"),
+    "CHUNK": Key(1024, "images decoded at once, in evaluation", ge=1, role="incidental"),
+    "PREC": precision_key("fp32", ("fp32", "amp", "bf16")),
+}
+
+
+def learning_rates(pairs: Sequence[str]) -> dict[str, float]:
+    """["Aircraft=5e-5", ...] -> {"Aircraft": 5e-5, ...}. UserError names an entry that is none, or is there twice."""
+    rates = {}
+    for pair in pairs:
+        task, equals, number = str(pair).partition("=")
+        task = task.strip()
+        try:
+            rate = float(number)
+        except ValueError:
+            rate = math.nan
+        if not (task and equals and 0 < rate < math.inf):
+            raise UserError(f'TRAINER.CONDU.LR_OF: "{pair}" is no "Task=rate", such as "Aircraft=5e-5"')
+        if task in rates:
+            raise UserError(f"TRAINER.CONDU.LR_OF: {task} has two rates, {rates[task]:g} and {rate:g}")
+        rates[task] = rate
+    return rates
 
 
 @TRAINER_REGISTRY.register()
@@ -42,58 +93,38 @@ class ConDU_Expert(TrainerX):
     An engine's epoch is a round of TRAINER.CONDU.ROUND optimiser steps. No checkpoints: until the expert is in
     the store, resume.pt carries the run.
 
-    Attributes: pretrained (the shared CLIP, never written to), clip (an own copy, which trains), space.
+    Attributes: settings (the node TRAINER.CONDU); task (its name in streams and stores), classnames, prompts
+    (templates: the first one trains, evaluation averages over all); pretrained (the shared CLIP, never written to),
+    clip (an own copy, which trains), space.
     """
 
     CONFIG = "CONDU"
+    KEYS = KEYS
     unnamed_keys = ("TRAINER.CONDU.ROUND",)
     _classifier: Tensor | None = None  # class vectors (C, D), held while one evaluation runs
     _stored = None  # (delta, prototypes) of an expert that was trained before
 
-    KEYS = KEYS
-
     def check_cfg(self, cfg: CN) -> None:
         super().check_cfg(cfg)
-        check_keys(cfg)
+        check_availability(cfg.OPTIM.LR_SCHEDULER, SCHEDULES, "OPTIM.LR_SCHEDULER")
+        if cfg.TEST.FINAL_MODEL != "last_step":
+            raise UserError(f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL}: ConDU has no validation, set last_step")
+        if not cfg.INPUT.VIEW_SEEDS:
+            raise UserError(
+                "INPUT.VIEW_SEEDS is False: ConDU draws augmentation a picture and pass only, set it to True"
+            )
+        learning_rates(cfg.TRAINER.CONDU.LR_OF)
         if cfg.MODEL.INIT_WEIGHTS:
             raise UserError("MODEL.INIT_WEIGHTS: an expert starts from CLIP itself, or from TRAINER.CONDU.START")
-
-    # the task
-
-    @property
-    def own(self) -> CN:
-        """The node TRAINER.CONDU."""
-        return self.cfg.TRAINER.CONDU
-
-    @property
-    def task(self) -> str:
-        """The task's name in streams and stores."""
-        return task_of(self.dm.dataset)
-
-    @property
-    def classnames(self) -> list[str]:
-        """By label."""
-        return list(self.dm.dataset.classnames)
-
-    @property
-    def prompts(self) -> list[str]:
-        """Templates; the first one trains, evaluation averages over all."""
-        return prompts_of(self.dm.dataset)
 
     @property
     def steps_per_epoch(self) -> int:
         """Of a round."""
-        return self.own.ROUND
-
-    @property
-    def learning_rate(self) -> float:
-        """Of this task."""
-        return learning_rates(self.own.LR_OF).get(self.task, self.cfg.OPTIM.LR)
+        return self.settings.ROUND
 
     def recipe(self) -> dict:
         """What the expert depends on, JSON-ready: equal recipes train equal experts."""
-        cfg, own = self.cfg, self.own
-        optim = cfg.OPTIM
+        cfg, settings, optim = self.cfg, self.settings, self.cfg.OPTIM
         return {
             "task": self.task,
             "classes": digest(self.classnames),
@@ -101,12 +132,12 @@ class ConDU_Expert(TrainerX):
             "backbone": self.pretrained.digest,
             "space": self.space.metadata(),
             "start": self._start_digest,
-            "iterations": own.ITERATIONS,
+            "iterations": settings.ITERATIONS,
             "batch": [cfg.DATALOADER.TRAIN_X.BATCH_SIZE, cfg.TRAIN.ACCUMULATE],
             "lr": self.learning_rate,
             "optim": [optim.NAME, optim.ADAM_BETA1, optim.ADAM_BETA2, optim.WEIGHT_DECAY, optim.MOMENTUM],
             "schedule": [optim.LR_SCHEDULER, optim.WARMUP_STEPS, optim.GRAD_CLIP],
-            "label_smoothing": own.LABEL_SMOOTHING,
+            "label_smoothing": settings.LABEL_SMOOTHING,
             "view": [list(cfg.INPUT.TRANSFORMS), list(cfg.INPUT.RRCROP_SCALE), digest(dict(leaves(cfg.INPUT)))],
             "precision": self.precision.mode,
             "images": getattr(self.dm.dataset, "split_digest", None),
@@ -118,9 +149,12 @@ class ConDU_Expert(TrainerX):
 
     def build_data_loader(self) -> None:
         super().build_data_loader()
-        self.max_epoch = -(-self.own.ITERATIONS // self.own.ROUND)
+        dataset, self.settings = self.dm.dataset, self.cfg.TRAINER.CONDU
+        self.task, self.classnames, self.prompts = task_of(dataset), list(dataset.classnames), prompts_of(dataset)
+        self.learning_rate = learning_rates(self.settings.LR_OF).get(self.task, self.cfg.OPTIM.LR)
+        self.max_epoch = -(-self.settings.ITERATIONS // self.settings.ROUND)
         batch = self.cfg.DATALOADER.TRAIN_X.BATCH_SIZE
-        self.sampler = IterationSampler(len(self.dm.dataset.train_x), batch, self.cfg.SEED, rank(), world_size())
+        self.sampler = IterationSampler(len(dataset.train_x), batch, self.cfg.SEED, rank(), world_size())
         loader = self.train_loader_x
         self.train_loader_x = loader_like(loader, self.sampler, loader.persistent_workers)
 
@@ -130,8 +164,8 @@ class ConDU_Expert(TrainerX):
         check_input(self.cfg, self.clip)
         self.space = build_space(self.cfg, self.clip, dict(self.pretrained.module.named_parameters()))
         self._start_digest = ""
-        if self.own.START:
-            path = Path(self.own.START)
+        if self.settings.START:
+            path = Path(self.settings.START)
             start = ExpertStore(path.parent).load(path.name.removesuffix(SUFFIX))
             if start is None:
                 raise UserError(f'TRAINER.CONDU.START: no expert "{path}"')
@@ -148,7 +182,7 @@ class ConDU_Expert(TrainerX):
         optim.LR, optim.MAX_EPOCH = self.learning_rate, 1
         self.model = self.space.trained
         self.optim = build_optimizer([p for p in self.model.parameters() if p.requires_grad], optim)
-        self.sched = build_lr_scheduler(self.optim, optim, self.own.ITERATIONS)
+        self.sched = build_lr_scheduler(self.optim, optim, self.settings.ITERATIONS)
         self.register_model("model", self.model, self.optim, self.sched)
 
     def set_model_mode(self, mode: str = "train", names=None) -> None:
@@ -161,29 +195,26 @@ class ConDU_Expert(TrainerX):
     def before_train(self) -> None:
         if self.cfg.SEED < 0:
             raise UserError("No seed: an expert is known by its recipe, so give --seed, 0 or above")
-        self.load_previous_session()
+        trained = self.load_previous_session()
         super().before_train()
-        if self.trained_before():
+        if trained:
             log.info(f"The expert of {self.task} is trained already, by this recipe")
             self.start_epoch = self.max_epoch
 
-    def load_previous_session(self) -> None:
-        """What earlier runs have left; refuses what does not go together with it."""
+    def load_previous_session(self) -> bool:
+        """Take what earlier runs have left -> is there nothing left to train? Refuses what does not fit."""
         self._stored = self.store.load(self.task, self.recipe()) if self.store else None
-
-    def trained_before(self) -> bool:
-        """Is there nothing left to train?"""
         return self._stored is not None
 
     @property
     def store(self) -> ExpertStore | None:
         """Where experts are kept."""
-        return ExpertStore(self.own.EXPERTS or os.path.join(self.output_dir, "experts"))
+        return ExpertStore(self.settings.EXPERTS or os.path.join(self.output_dir, "experts"))
 
     def epoch_batches(self):
         accumulate = self.cfg.TRAIN.ACCUMULATE
-        done = self.epoch * self.own.ROUND
-        self.num_batches = min(self.own.ROUND, self.own.ITERATIONS - done) * accumulate
+        done = self.epoch * self.settings.ROUND
+        self.num_batches = min(self.settings.ROUND, self.settings.ITERATIONS - done) * accumulate
         self.sampler.start(done * accumulate, self.num_batches)
         return ((batch,) for batch in self.train_loader_x)
 
@@ -203,7 +234,7 @@ class ConDU_Expert(TrainerX):
         images, labels = self.parse_batch_train(batch)
         logits = self.logits(self.clip.encode_image(images), self.clip.encode_text(self.tokens))
         self.log_metrics(acc=compute_accuracy(logits.detach(), labels)[0])
-        return {"ce": F.cross_entropy(logits, labels, label_smoothing=self.own.LABEL_SMOOTHING)}
+        return {"ce": F.cross_entropy(logits, labels, label_smoothing=self.settings.LABEL_SMOOTHING)}
 
     def save_model(self, epoch, directory, is_best=False, val_result=None, model_name="") -> None:
         """Nothing: the store or the stream holds what comes out, and resume.pt what is on its way."""
@@ -232,29 +263,23 @@ class ConDU_Expert(TrainerX):
 
     def prototypes(self) -> Tensor:
         """(C, D) on the CPU: pretrained features of this run's training pictures without augmentation, and texts."""
-        loader = build_data_loader(
-            self.cfg,
-            data_source=self.dm.dataset.train_x,
-            batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
-            tfm=build_transform(self.cfg, is_train=False),
-            is_train=False,
-        )
+        loader = ordered_loader(self.cfg, self.dm.dataset.train_x)
         return prototypes_of(self.pretrained, loader, self.classnames, self.prompts).cpu()
 
     # evaluation
 
-    def deploy(self, fill) -> None:
+    def deploy(self, fill: Callable[[dict], None]) -> None:
         """Make the own copy the plain CLIP that `fill(parameters)` writes."""
         self.space.release()
         fill(dict(self.clip.module.named_parameters()))
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """The task's expert, from a store of experts."""
-        found = ExpertStore(directory).load(self.task)
-        if found is None:
+        expert = ExpertStore(directory).load(self.task)
+        if expert is None:
             names = ", ".join(ExpertStore(directory).names()) or "none"
             raise UserError(f'"{directory}" has no expert of {self.task}; there: {names}')
-        self.deploy(lambda parameters: self.space.fill(found[0], parameters))
+        self.deploy(lambda parameters: self.space.fill(expert[0], parameters))
 
     def model_inference(self, images: Tensor) -> Tensor:
         """Logits (B, C)."""
@@ -285,6 +310,6 @@ class ConDU_Expert(TrainerX):
             "data_seen": images_seen(self),
             "max_epoch": self.max_epoch,
             "epochs": self.max_epoch,
-            "condu": self.space.metadata() | {"iterations": self.own.ITERATIONS, "lr": self.learning_rate},
+            "condu": self.space.metadata() | {"iterations": self.settings.ITERATIONS, "lr": self.learning_rate},
             "recipe": recipe(self.cfg) | self.recipe(),
         }

@@ -11,7 +11,7 @@ from dassl.utils.late import late_imports
 from dassl.utils.torchrun import one_process
 
 if TYPE_CHECKING:
-    from condu.stream import Stream
+    from condu.state import Stream
 
 __getattr__, *_ = late_imports("condu", released="fused import_released stream_of trained")
 log = get_logger()

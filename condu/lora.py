@@ -23,7 +23,7 @@ def mlp_layers(clip: ClipBackbone) -> dict[str, nn.Linear]:
     c_fc and c_proj in OpenAI's layout, fc1 and fc2 in timm's. UserError where a tower has no such block.
     """
     names = {id(module): name for name, module in clip.module.named_modules()}
-    found = {}
+    named = {}
     for tower, blocks in (("image", clip.image_blocks), ("text", clip.text_blocks)):
         mlps = [getattr(block.module, "mlp", None) for block in blocks]
         layers = [m for mlp in mlps if mlp is not None for m in mlp.modules() if isinstance(m, nn.Linear)]
@@ -32,8 +32,8 @@ def mlp_layers(clip: ClipBackbone) -> dict[str, nn.Linear]:
                 f"{clip.name}: its {tower} tower has no transformer blocks with an MLP for LoRA; "
                 "TRAINER.CONDU.SPACE full trains every CLIP"
             )
-        found |= {names[id(layer)]: layer for layer in layers}
-    return found
+        named |= {names[id(layer)]: layer for layer in layers}
+    return named
 
 
 def first_factor(name: str, width: int, rank: int) -> Tensor:
@@ -54,8 +54,6 @@ class Lora(nn.Module):
 
     def __init__(self, layers: Mapping[str, nn.Linear], rank: int):
         super().__init__()
-        if rank < 1:
-            raise UserError(f"TRAINER.CONDU.RANK is {rank}, expected 1 or more")
         self.rank, self.scale = rank, 1 / math.sqrt(rank)
         self.layers = list(layers)
         self.a, self.b = nn.ParameterList(), nn.ParameterList()

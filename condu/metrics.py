@@ -41,23 +41,6 @@ class AccuracyMatrix:
             )
         self.accuracy = torch.where(self.correct == MISSING, math.nan, 100 * self.correct.double() / self.total)
 
-    @classmethod
-    def from_accuracy(cls, tasks: Sequence[str], rows) -> "AccuracyMatrix":
-        """From percent alone, as papers print it; `correct` and `total` are None. rows: (T, T), None where missing."""
-        matrix = cls.__new__(cls)
-        matrix.tasks, matrix.correct, matrix.total = _names(tasks), None, None
-        try:
-            matrix.accuracy = torch.tensor(
-                [[math.nan if x is None else float(x) for x in row] for row in rows], dtype=torch.float64
-            )
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"accuracy: expected rows of percent, {error}") from error
-        if matrix.accuracy.shape != (len(matrix.tasks),) * 2:
-            raise ValueError(f"{len(matrix.tasks)} tasks: expected as many rows, found {tuple(matrix.accuracy.shape)}")
-        if ((matrix.accuracy < 0) | (matrix.accuracy > 100)).any():
-            raise ValueError("accuracy: expected percent from 0 to 100")
-        return matrix
-
     @property
     def transfer(self) -> list[float | None]:
         """Transfer_j in percent; None for the first task, and where a cell above the diagonal is missing."""
@@ -81,29 +64,23 @@ class AccuracyMatrix:
     def to_json(self) -> dict:
         """-> {"tasks", "correct", "total", "accuracy", "transfer", "average", "last"}, lists with null for missing.
 
-        Without counts the first and second of the numbers are not there. `from_json` reads tasks and cells; the
-        rest is for readers that do not know the formulas.
+        `from_json` reads tasks and counts; the rest is for readers that do not know the formulas.
         """
-        counts = {}
-        if self.correct is not None:
-            cells = [[None if x == MISSING else x for x in row] for row in self.correct.tolist()]
-            counts = {"correct": cells, "total": self.total.tolist()}
+        correct = [[None if x == MISSING else x for x in row] for row in self.correct.tolist()]
         accuracy = [[None if math.isnan(x) else x for x in row] for row in self.accuracy.tolist()]
-        rows = {"transfer": self.transfer, "average": self.average, "last": self.last}
-        return {"tasks": self.tasks, **counts, "accuracy": accuracy, **rows}
+        counts = {"tasks": self.tasks, "correct": correct, "total": self.total.tolist(), "accuracy": accuracy}
+        return counts | {"transfer": self.transfer, "average": self.average, "last": self.last}
 
     @classmethod
     def from_json(cls, content: dict) -> "AccuracyMatrix":
         """What `to_json` wrote -> AccuracyMatrix."""
-        if not isinstance(content, dict) or "tasks" not in content or not {"correct", "accuracy"} & set(content):
-            raise ValueError("expected an object with tasks and either correct and total, or accuracy")
-        if "correct" not in content:
-            return cls.from_accuracy(content["tasks"], content["accuracy"])
+        if not isinstance(content, dict) or not {"tasks", "correct", "total"} <= content.keys():
+            raise ValueError("expected an object with tasks, correct and total")
         try:
-            cells = [[MISSING if x is None else x for x in row] for row in content["correct"]]
+            correct = [[MISSING if x is None else x for x in row] for row in content["correct"]]
         except TypeError as error:
             raise ValueError(f"correct: expected rows of counts, {error}") from error
-        return cls(content["tasks"], cells, content.get("total"))
+        return cls(content["tasks"], correct, content["total"])
 
 
 def _names(tasks: Sequence[str]) -> list[str]:

@@ -15,13 +15,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from condu.bitpack import pack
 from condu.delta import size
 from condu.fusion import Fusion
-from condu.stream import Stream, Task, sessions
+from condu.state import Stream, Task, sessions
 from condu.tuning import UNTRAINED
 from dassl.clip import ClipBackbone
 from dassl.utils import MissingFile, UserError, get_logger, is_plain_tensor, load_checkpoint, strip_module
@@ -51,13 +51,13 @@ def stream_of(folder: str | Path, order: Sequence[str], classes: Mapping, clip: 
     names = tasks_of(folder, order, count, prototypes)
     vectors = {_fold(name): value for name, value in prototypes.items()}
     rows = [_rows(folder / PROTOTYPES, name, vectors[_fold(name)]) for name in names]
-    tasks = [_task(folder, name, len(own), classes) for name, own in zip(names, rows, strict=True)]
+    tasks = [_task(folder, name, len(task_rows), classes) for name, task_rows in zip(names, rows, strict=True)]
     unified = _tensors(folder / UNIFIED, load_checkpoint(folder / UNIFIED), torch.float32)
     unified, space = trained(folder / UNIFIED, unified, clip)
     fusion = fused(folder, names, unified)
     backbone = {"name": clip.name, "digest": clip.digest}
     try:
-        return Stream.of(fusion, tasks, rows, backbone=backbone, space=space)
+        return Stream(fusion=fusion, tasks=tasks, prototypes=rows, backbone=backbone, space=space)
     except UserError as error:
         raise UserError(f'"{folder}": {error}') from error
 
@@ -67,8 +67,8 @@ def count_tasks(folder: Path) -> int:
     if not (folder / UNIFIED).is_file():
         inside = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{UNIFIED}")))
         raise MissingFile(f'No {UNIFIED} in "{folder}"' + (f"; there is one in {inside}" if inside else ""))
-    found = re.fullmatch(r"session_(\d+)", folder.resolve().name)
-    return int(found[1]) + 1 if found else len(load_checkpoint(folder / PROTOTYPES))
+    named = re.fullmatch(r"session_(\d+)", folder.resolve().name)
+    return int(named[1]) + 1 if named else len(load_checkpoint(folder / PROTOTYPES))
 
 
 def tasks_of(folder: Path, order: Sequence[str], count: int, prototypes: Mapping) -> list[str]:
@@ -96,17 +96,17 @@ def tasks_of(folder: Path, order: Sequence[str], count: int, prototypes: Mapping
 def trained(path: Path, unified: Mapping[str, Tensor], clip: ClipBackbone) -> tuple[dict[str, Tensor], dict]:
     """(what was trained of a unified delta, the facts of its space). Parameters that the model does not have are
     the released LoRA's. UserError if names or shapes are not the model's."""
-    own = dict(clip.module.named_parameters())
-    adapters = [name for name in unified if name not in own]
-    missing = [name for name in own if name not in unified]
-    wrong = [name for name in own if name in unified and unified[name].shape != own[name].shape]
+    parameters = dict(clip.module.named_parameters())
+    adapters = [name for name in unified if name not in parameters]
+    missing = [name for name in parameters if name not in unified]
+    wrong = [name for name in parameters if name in unified and unified[name].shape != parameters[name].shape]
     strange = [name for name in adapters if unified[name].ndim != 2]
     if missing or wrong or strange:
         raise UserError(
             f'"{path}" is not of {clip.name}: {len(missing)} names missing, {len(wrong)} other shapes, '
             f"{len(strange)} unknown ({_few([*missing, *wrong, *strange])})"
         )
-    fixed = [name for name in own if adapters or name in UNTRAINED]
+    fixed = [name for name in parameters if adapters or name in UNTRAINED]
     moved = [name for name in fixed if unified[name].any()]
     if moved:
         what = "which LoRA leaves as they are" if adapters else "which this code does not train"
@@ -123,19 +123,17 @@ def trained(path: Path, unified: Mapping[str, Tensor], clip: ClipBackbone) -> tu
 def fused(folder: Path, names: Sequence[str], unified: dict[str, Tensor]) -> Fusion:
     """The fusion of a session's trigger files. A task's norm, which they lack, is its scale times what the mask
     leaves of the unified delta's."""
-    fusion = Fusion(SCALE)
-    fusion.shapes = {name: tuple(value.shape) for name, value in unified.items()}
-    fusion.unified = unified
-    for task in names:
-        path = folder / f"{task}.pth"
-        masks, scale = _trigger(path, unified)
-        left = sum(size(value * masks[name], SCALE) for name, value in unified.items())
-        fusion.tasks.append(task)
-        fusion.masks.append({name: pack(masks[name].reshape(-1)) for name in unified})
-        fusion.scales.append(scale)
-        fusion.norms.append(scale * left)
+    tensors = {f"unified.{name}": value for name, value in unified.items()}
+    facts = {"scale": SCALE, "shapes": [[name, *value.shape] for name, value in unified.items()], "tasks": list(names)}
+    facts |= {"scales": [], "norms": []}
+    for i, task in enumerate(names):
+        masks, scale = _trigger(folder / f"{task}.pth", unified)
+        packed = [np.packbits(masks[name].numpy().reshape(-1), bitorder="little") for name in unified]
+        tensors[f"mask.{i}"] = torch.from_numpy(np.concatenate(packed))
+        facts["scales"].append(scale)
+        facts["norms"].append(scale * sum(size(value * masks[name], SCALE) for name, value in unified.items()))
     try:
-        return Fusion.from_state(*fusion.state())
+        return Fusion.from_state(tensors, facts)
     except ValueError as error:
         raise UserError(f'"{folder}": {error}') from error
 
@@ -157,14 +155,14 @@ def _trigger(path: Path, unified: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
 
 
 def _task(folder: Path, name: str, count: int, classes: Mapping) -> Task:
-    told = {_fold(key): value for key, value in classes.items()}.get(_fold(name))
-    if told is None:
+    known = {_fold(key): value for key, value in classes.items()}
+    if _fold(name) not in known:
         raise UserError(f"No class names of {name} were given; given: {', '.join(classes) or 'none'}")
-    names, prompts = (
-        (told.get("classnames"), told.get("prompts", PROMPTS)) if isinstance(told, dict) else (told, PROMPTS)
-    )
+    entry = known[_fold(name)]
+    entry = entry if isinstance(entry, dict) else {"classnames": entry}
+    names, prompts = entry.get("classnames"), entry.get("prompts", PROMPTS)
     if not isinstance(names, list) or not isinstance(prompts, list) or not prompts:
-        raise UserError(f"{name}: class names and prompts must be lists of texts, but got {told!r}")
+        raise UserError(f"{name}: class names and prompts must be lists of texts, but got {entry!r}")
     if len(names) != count:
         raise UserError(f'{name} has {len(names)} class names, but {count} prototypes in "{folder / PROTOTYPES}"')
     return Task(name, names, prompts, {"imported": "released ConDU"})

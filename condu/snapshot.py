@@ -3,30 +3,41 @@
 Letters: B images, C classes, C_i classes of task i, D joint width, T tasks.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, SequentialSampler
+from yacs.config import CfgNode as CN
 
+from condu.state import Stream
+from condu.tuning import Tuning
 from condu.voting import prototypes
-from dassl.clip import tensor_digest, text_classifier
+from dassl.clip import ClipBackbone, tensor_digest, text_classifier
+from dassl.data import build_data_loader
 from dassl.data.shards import share_of_batches
+from dassl.data.transforms import build_transform
 from dassl.utils import UserError, digest
 from dassl.utils.distributed import gather_batches, is_collective
 
 
 def task_of(dataset) -> str:
-    """A data set's name in streams and stores."""
+    """A dataset's name in streams and stores."""
     return getattr(dataset, "task", "") or type(dataset).__name__
 
 
 def prompts_of(dataset) -> list[str]:
     """Templates; the first one trains, evaluation averages over all."""
     return list(getattr(dataset, "prompts", None) or [dataset.template])
+
+
+def ordered_loader(cfg: CN, items: Sequence) -> DataLoader:
+    """Batches of images under the test transform, in their order."""
+    transform, batch_size = build_transform(cfg, is_train=False), cfg.DATALOADER.TEST.BATCH_SIZE
+    return build_data_loader(cfg, data_source=items, batch_size=batch_size, tfm=transform, is_train=False)
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class Snapshot:
     """A stream after some session; lists have one entry a task, in the order of learning.
 
     prototypes: (C_i, D) each. prototype_source: whose features they and the similarity are made of, the
-    "pretrained" model's or, an ablation that costs every picture T passes, each "expert"'s own.
+    "pretrained" model's or, an ablation that costs every image T passes, each "expert"'s own.
     """
 
     tasks: list[str]
@@ -56,19 +67,19 @@ class Snapshot:
     members: list[Member]
     prototype_source: str = "pretrained"
 
-    def place(self, task):
+    def place(self, task: str) -> int | None:
         """0 .. T-1 of a learned task, None of any other."""
         return self.tasks.index(task) if task in self.tasks else None
 
 
-def snapshot_of(stream, space):
+def snapshot_of(stream: Stream, space: Tuning) -> Snapshot:
     """The Snapshot of a Stream as it is now. Its members refuse to be filled once the stream has gone on."""
     fusion, names = stream.fusion, [task.name for task in stream.tasks]
     tensors, facts = fusion.state()
     content = digest(tensor_digest(tensors), facts, stream.backbone, stream.space)
 
-    def member(name):
-        def fill(parameters):
+    def member(name: str) -> Member:
+        def fill(parameters: dict) -> None:
             if list(fusion.tasks) != names:
                 raise UserError(f"the stream has {len(fusion.tasks)} tasks, this snapshot of it {len(names)}")
             space.fill_task(fusion, name, parameters)
@@ -86,7 +97,7 @@ def snapshot_of(stream, space):
 
 @dataclass(eq=False)
 class TestSet:
-    """Test pictures of one task.
+    """Test images of one task.
 
     loader: batches of {"img" (B, 3, H, W), "label" (B,)}, of the test transform, always in the same order.
     UserError for a shuffled or an incomplete loader.
@@ -106,15 +117,15 @@ class TestSet:
         if not len(self):
             raise UserError(f"test set {self.name} has no pictures")
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.loader.dataset)
 
-    def share(self, size) -> DataLoader | None:
-        """Of several processes side by side: the batches of this one's chunks. None where all look at every picture."""
+    def share(self, size: int) -> DataLoader | None:
+        """Of several processes side by side: the batches of this one's chunks. None where all look at every image."""
         return share_of_batches(self.loader, max(1, size // (self.loader.batch_size or 1))) if is_collective() else None
 
-    def chunks(self, size, device, share=None) -> Iterator[tuple[Tensor, Tensor]]:
-        """(pixels, labels) on `device`, at most `size` pictures or one batch at a time; those of a `share`, or all.
+    def chunks(self, size: int, device, share: DataLoader | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """(pixels, labels) on `device`, at most `size` images or one batch at a time; those of a `share`, or all.
 
         A set of one chunk is decoded by the first call alone and stays in memory.
         """
@@ -134,7 +145,7 @@ class TestSet:
             pixels.append(batch["img"].to(device, non_blocking=True))
             labels.append(batch["label"].to(device, non_blocking=True))
             count += len(batch["label"])
-        if not count:  # a share without pictures
+        if not count:  # a share without images
             return
         chunk = torch.cat(pixels), torch.cat(labels)
         if count == len(self):
@@ -143,13 +154,13 @@ class TestSet:
 
 
 class LabelSpace:
-    """The classes that a picture of `test` may be given, each name once however many tasks have it.
+    """The classes that a image of `test` may be given, each name once however many tasks have it.
 
     A name's class vector is that of the first task of `snapshot` (None: no task) that has it; the test set's own
     names come last. blocks: (class names, prompts, rows taken) a source; right: (classes of test,) label -> column.
     """
 
-    def __init__(self, test, snapshot=None, device="cpu"):
+    def __init__(self, test: TestSet, snapshot: Snapshot | None = None, device="cpu"):
         tasks = [] if snapshot is None else list(zip(snapshot.classnames, snapshot.prompts, strict=True))
         column, self.blocks = {}, []
         for classnames, prompts in [*tasks, (test.classnames, test.prompts)]:
@@ -164,21 +175,23 @@ class LabelSpace:
         self.right = torch.tensor([column[_plain(name)] for name in test.classnames], device=device)
 
 
-def _plain(name):
+def _plain(name: str) -> str:
     return name.replace("_", " ")  # as a prompt has it
 
 
-def text_vectors(clip, classnames, prompts):
+def text_vectors(clip: ClipBackbone, classnames: Sequence[str], prompts: Sequence[str]) -> Tensor:
     """(C, D) float32: the mean over prompts of unit text features, not unit itself where prompts are several."""
     vectors = text_classifier(clip, classnames, prompts).float()
     return F.normalize(vectors, dim=-1) if len(prompts) == 1 else vectors
 
 
 @torch.no_grad()
-def prototypes_of(clip, loader, classnames, prompts, autocast=contextlib.nullcontext):
-    """(C, D), unit rows: what the classes look like to `clip`, from the pictures of `loader` and all `prompts`.
+def prototypes_of(
+    clip: ClipBackbone, loader: DataLoader, classnames: Sequence[str], prompts: Sequence[str], autocast=nullcontext
+) -> Tensor:
+    """(C, D), unit rows: what the classes look like to `clip`, from the images of `loader` and all `prompts`.
 
-    clip: the pretrained model (or, for the ablation, the expert). loader: each picture that the task may use
+    clip: the pretrained model (or, for the ablation, the expert). loader: each image that the task may use
     once, under the test transform; nothing else is looked at, so few-shot prototypes are few-shot. Of several
     processes side by side each encodes a share of them.
     """

@@ -9,17 +9,15 @@ import os
 from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
-from dassl.engine.recipe import recipe
+from dassl.engine.recipe import changed, recipe
 from dassl.utils import UserError, digest, get_logger
 from dassl.utils.distributed import barrier, is_main
 
-from .evaluation import Evaluator
+from .evaluation import Evaluator, ExpertCache
 from .expert import ConDU_Expert
-from .expert_cache import ExpertCache
-from .settings import vote_rule
 from .snapshot import TestSet, snapshot_of
-from .store import ExpertStore
-from .stream import Stream, Task, sessions
+from .state import ExpertStore, Stream, Task, sessions
+from .voting import vote_rule
 
 __all__ = ["ConDU", "ConDU_Expert"]
 
@@ -43,33 +41,32 @@ class ConDU(ConDU_Expert):
 
     @property
     def store(self) -> ExpertStore | None:
-        return ExpertStore(self.own.EXPERTS) if self.own.EXPERTS else None
+        return ExpertStore(self.settings.EXPERTS) if self.settings.EXPERTS else None
 
     @property
     def folder(self) -> str:
         """Of the stream."""
-        return self.own.STREAM or os.path.join(self.output_dir, "stream")
+        return self.settings.STREAM or os.path.join(self.output_dir, "stream")
 
     def identity(self) -> dict:
         """What all sessions of a stream share."""
         backbone = {"name": self.pretrained.name, "digest": self.pretrained.digest}
-        return {"backbone": backbone, "space": self.space.metadata(), "scale": self.own.SCALE}
+        return {"backbone": backbone, "space": self.space.metadata(), "scale": self.settings.SCALE}
 
-    def load_previous_session(self) -> None:
+    def load_previous_session(self) -> bool:
         identity = self.identity()
         there = sessions(self.folder)
         # a session whose record was lost is read off its own state again, whatever came after it
-        kept = self.own.SESSION if self.own.SESSION in there else None
-        self.stream = Stream.load(self.folder, kept, **identity) if there else Stream.new(**identity)
+        kept = self.settings.SESSION if self.settings.SESSION in there else None
+        self.stream = Stream.load(self.folder, kept, **identity) if there else Stream(**identity)
         names = self.stream.names()
         self.learned = names[-1:] == [self.task]
         if self.learned:
             ours, theirs = self.recipe(), self.stream.tasks[-1].recipe
-            differ = [f"{k} was {theirs.get(k)!r}, is {ours[k]!r}" for k in ours if theirs.get(k) != ours[k]]
-            if differ:
+            if lines := changed({key: theirs.get(key) for key in ours}, ours):
                 raise UserError(
                     f"{self.task} is the last task of the stream in {self.folder}, by another training: "
-                    f"{'; '.join(differ)}"
+                    f"{'; '.join(lines)}"
                 )
         elif self.task in names:
             raise UserError(
@@ -77,17 +74,13 @@ class ConDU(ConDU_Expert):
                 f"({', '.join(names)}); a task is learned once"
             )
         session = len(names) - self.learned
-        if self.own.SESSION not in (-1, session):
+        if self.settings.SESSION not in (-1, session):
             known = f"{len(names)} tasks ({', '.join(names)})" if names else "no task"
             raise UserError(
-                f"TRAINER.CONDU.SESSION is {self.own.SESSION}, but the stream in {self.folder} has {known}: "
+                f"TRAINER.CONDU.SESSION is {self.settings.SESSION}, but the stream in {self.folder} has {known}: "
                 f"{self.task} would be session {session}"
             )
-        if not self.learned:
-            super().load_previous_session()
-
-    def trained_before(self) -> bool:
-        return self.learned or super().trained_before()
+        return self.learned or super().load_previous_session()
 
     def save_expert(self) -> None:
         """Fuse the expert, save the stream, and make the decoupled expert what is tested."""
@@ -96,8 +89,8 @@ class ConDU(ConDU_Expert):
             task = Task(self.task, self.classnames, self.prompts, self.recipe(), preset=self.cfg.PRESET)
             self.stream.add(task, delta, prototypes)
             if is_main():
-                self.stream.save(self.folder, self.own.HISTORY, self.own.HALF)
-            if self.own.HALF:
+                self.stream.save(self.folder, self.settings.HISTORY, self.settings.HALF)
+            if self.settings.HALF:
                 barrier()
                 self.stream = Stream.load(self.folder)  # what is tested is what the next session finds
         self.deploy(lambda parameters: self.space.fill_task(self.stream.fusion, self.task, parameters))
@@ -110,7 +103,7 @@ class ConDU(ConDU_Expert):
         """A stream's state: the last session, or SESSION where its state was kept."""
         if epoch is not None:
             raise UserError("A stream has sessions, not epochs: in place of --load-epoch give TRAINER.CONDU.SESSION")
-        session = None if self.own.SESSION < 0 else self.own.SESSION
+        session = None if self.settings.SESSION < 0 else self.settings.SESSION
         self.stream = Stream.load(directory, session, **self.identity())
         self._evaluates = True
 
@@ -120,13 +113,13 @@ class ConDU(ConDU_Expert):
         self.space.release()
         snapshot = snapshot_of(self.stream, self.space)
         test = TestSet(self.task, self.classnames, self.prompts, self.test_loader)
-        slots = ExpertCache(self.pretrained, capacity=self.own.RESIDENT)
-        evaluator = Evaluator(self.pretrained, slots, self.device, self.precision.autocast, self.own.CHUNK)
-        place = None if self.own.TASK_AGNOSTIC else snapshot.place(self.task)
+        experts = ExpertCache(self.pretrained, self.settings.RESIDENT)
+        evaluator = Evaluator(self.pretrained, experts, self.device, self.precision.autocast, self.settings.CHUNK)
+        place = None if self.settings.TASK_AGNOSTIC else snapshot.place(self.task)
         self._by_vote = place is None
         if self._by_vote:
-            rules, labels = {"": vote_rule(self.own.VOTE)}, (self.own.LABELS,)
-            correct = evaluator.votes(snapshot, test, rules, labels)[""][self.own.LABELS]
+            labels = self.settings.LABELS
+            correct = evaluator.votes(snapshot, test, {"": vote_rule(self.settings.VOTE)}, (labels,))["", labels]
         else:
             correct = evaluator.known(snapshot.members[place], test)
         results = {"accuracy": 100 * correct / len(test)}
@@ -136,15 +129,15 @@ class ConDU(ConDU_Expert):
 
     def metadata(self) -> dict:
         """Also the stream's, and how it answered; an evaluation tells the recipe that the task was learned by."""
-        facts, own, names = super().metadata(), self.own, self.stream.names()
-        vote = {key.lower(): value for key, value in own.VOTE.items()}
-        condu = facts["condu"] | {"scale": own.SCALE, "half": own.HALF, "vote": vote}
+        facts, settings, names = super().metadata(), self.settings, self.stream.names()
+        vote = {key.lower(): value for key, value in settings.VOTE.items()}
+        condu = facts["condu"] | {"scale": settings.SCALE, "half": settings.HALF, "vote": vote}
         facts |= {"session": self.stream.session, "stream_tasks": names}
         if self._evaluates:
-            condu |= {"answer": "vote" if self._by_vote else "expert", "labels": own.LABELS}
+            condu |= {"answer": "vote" if self._by_vote else "expert", "labels": settings.LABELS}
             learned = dict(zip(names, self.stream.tasks, strict=True)).get(self.task)
             facts["recipe"] = recipe(self.cfg, "eval") | (learned.recipe if learned else {})
             facts |= {"data_seen": f"the tasks {', '.join(names)}"} | self.stream.trained_facts()
         else:
-            facts["stream_digest"] = digest(self.stream.metadata(own.HALF))
+            facts["stream_digest"] = digest(self.stream.metadata(settings.HALF))
         return facts | {"condu": condu}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode as CN
 
 from dassl.clip import ClipBackbone
-from dassl.utils import UserError, check_availability
+from dassl.utils import UserError
 from dassl.utils.moved import old_names
 
 from .fusion import Fusion
@@ -64,7 +64,8 @@ class Tuning:
         parameters: all of them, by their names in the CLIP. UserError if the delta has other names or shapes.
         """
         delta = delta or {}
-        self.check(delta)
+        if delta:
+            self.check(delta)
         self._pretrain(parameters, delta)
         for name, value in delta.items():
             torch.add(self.pretrained[name], value.to(parameters[name].device), out=parameters[name].data)
@@ -81,9 +82,22 @@ class Tuning:
             if name not in leave:
                 parameters[name].data.copy_(value)
 
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        """{name: shape} of a delta."""
+        return {name: value.shape for name, value in self.pretrained.items() if name not in UNTRAINED}
+
     def check(self, delta: State) -> None:
         """UserError unless the names and shapes of a delta are of this space."""
-        _check(delta, {name: self.pretrained[name].shape for name in delta if name in self.pretrained}, self.kind)
+        shapes = self.shapes
+        strange = sorted(delta.keys() ^ shapes.keys())
+        wrong = [name for name in delta if name in shapes and delta[name].shape != shapes[name]]
+        if strange or wrong:
+            named = ", ".join([*strange, *wrong][:3])
+            raise UserError(
+                f"this delta is none of the space {self.kind} on this CLIP: {len(strange)} names and {len(wrong)} "
+                f"shapes do not fit ({named})"
+            )
 
 
 class FullSpace(Tuning):
@@ -151,8 +165,9 @@ class LoraFactors(LoraSpace):
     def fill_task(self, fusion: Fusion, task: str, parameters: Mapping[str, Tensor]) -> None:
         self.fill(fusion.decouple(task), parameters)
 
-    def check(self, delta: State) -> None:
-        _check(delta, {name: value.shape for name, value in self.start.items()}, self.kind)
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        return {name: value.shape for name, value in self.start.items()}
 
 
 class LoraProduct(LoraSpace):
@@ -168,38 +183,25 @@ class LoraProduct(LoraSpace):
         return {name: value + self._before[name] if self._before else value for name, value in added.items()}
 
     def start_from(self, delta: State) -> None:
-        """The delta goes into the frozen weights, and the factors start anew: a product has no factors of its own."""
+        """The delta goes into the frozen weights, and the factors start anew: a product has no factors of its node."""
         self.fill(delta, dict(self.clip.module.named_parameters()))
         self._before = {name: value.to(self.clip.device) for name, value in delta.items()}
 
-    def check(self, delta: State) -> None:
-        weights = [f"{layer}.weight" for layer in self.trained.layers]
-        _check(delta, {name: self.pretrained[name].shape for name in weights} if delta else {}, self.kind)
-
-
-def _check(delta: State, shapes: Mapping[str, tuple], kind: str) -> None:
-    strange = sorted(delta.keys() ^ shapes.keys())
-    wrong = [name for name in delta if name in shapes and tuple(delta[name].shape) != tuple(shapes[name])]
-    if strange or wrong:
-        named = ", ".join([*strange, *wrong][:3])
-        raise UserError(
-            f"this delta is none of the space {kind} on this CLIP: {len(strange)} names and {len(wrong)} shapes "
-            f"do not fit ({named})"
-        )
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        return {f"{layer}.weight": self.pretrained[f"{layer}.weight"].shape for layer in self.trained.layers}
 
 
 def build_space(cfg: CN, clip: ClipBackbone, pretrained: State) -> Tuning:
     """The space of TRAINER.CONDU on `clip`, an own copy that will train; pretrained: the shared one's weights.
 
-    UserError: an unknown SPACE or MERGE_SPACE; LoRA on a CLIP without transformer blocks.
+    UserError: LoRA on a CLIP without transformer blocks.
     """
-    own = cfg.TRAINER.CONDU
-    check_availability(own.SPACE, SPACES, "TRAINER.CONDU.SPACE")
-    check_availability(own.MERGE_SPACE, MERGE_SPACES, "TRAINER.CONDU.MERGE_SPACE")
-    if own.SPACE == "full":
+    node = cfg.TRAINER.CONDU
+    if node.SPACE == "full":
         return FullSpace(clip, pretrained)
-    kind = {"factors": LoraFactors, "product": LoraProduct}[own.MERGE_SPACE]
-    return kind(clip, pretrained, own.RANK)
+    kind = {"factors": LoraFactors, "product": LoraProduct}[node.MERGE_SPACE]
+    return kind(clip, pretrained, node.RANK)
 
 
 __getattr__ = old_names(__name__)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 Weighting = Literal["uniform", "similarity", "minmax"]
-Tuning = Literal["logits", "probabilities"]
+Space = Literal["logits", "probabilities"]
 MIN_RANGE = 1e-6  # of an image's similarities, below which minmax takes them for equal
 MIN_TEMP = 0.02  # exp(1 / 0.02) = 5e21; float32, which ends at 3e38, must hold it times a sum of logits
 ROWS = 4096  # images averaged at once in float64
@@ -33,13 +33,6 @@ def prototypes(features: Tensor, labels: Tensor, text: Tensor) -> Tensor:
     over its prompts. A row is the mean of the class's unit image features plus its text row, normalised;
     a class without images has its text alone (N may be 0).
     """
-    if text.ndim != 2 or features.ndim != 2 or features.shape[1] != text.shape[1]:
-        raise ValueError(f"expected features (N, D) and text (C, D), found {_shape(features)} and {_shape(text)}")
-    if labels.shape != features.shape[:1]:
-        raise ValueError(f"expected one label for each of {len(features)} features, found {_shape(labels)}")
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(text):
-        found = f"{int(labels.min())} to {int(labels.max())}"
-        raise ValueError(f"expected labels from 0 to {len(text) - 1}, one for each row of text; found {found}")
     if not (features.isfinite().all() and text.isfinite().all()):
         raise ValueError("expected finite features and text, found inf or nan")
     sums = torch.zeros(text.shape, dtype=torch.float64, device=features.device)
@@ -57,9 +50,6 @@ def similarity(features: Tensor, prototypes: Sequence[Tensor]) -> Tensor:
     features: (B, D), any length of rows; prototypes: T tensors (C_i, D), on any device. Tasks that share a prototype
     have equal cosines with it, on any processor.
     """
-    if not prototypes or any(p.ndim != 2 or p.shape[1] != features.shape[-1] or not len(p) for p in prototypes):
-        found = ", ".join(map(_shape, prototypes)) or "none"
-        raise ValueError(f"expected prototypes (C_i, {features.shape[-1]}) of one task or more, found {found}")
     rows = torch.cat([p.to(features.device, torch.float32) for p in prototypes])
     distinct, places = rows.unique(dim=0, return_inverse=True)
     if len(distinct) == len(rows):
@@ -83,7 +73,7 @@ class Vote:
     include_pretrained: bool
     k: int
     weighting: Weighting
-    space: Tuning = "logits"
+    space: Space = "logits"
     temp: float = 1.0
 
     def __post_init__(self):
@@ -91,11 +81,8 @@ class Vote:
             raise ValueError(f"include_pretrained: expected True or False, found {self.include_pretrained!r}")
         if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
             raise ValueError(f"k: expected the number of experts that vote, 1 or more; found {self.k!r}")
-        for name, value, available in (
-            ("weighting", self.weighting, get_args(Weighting)),
-            ("space", self.space, get_args(Tuning)),
-        ):
-            if value not in available:
+        for name, available in (("weighting", get_args(Weighting)), ("space", get_args(Space))):
+            if (value := getattr(self, name)) not in available:
                 raise ValueError(f"{name}: expected one of {', '.join(available)}; found {value!r}")
         number = isinstance(self.temp, int | float) and not isinstance(self.temp, bool)
         if not number or not MIN_TEMP <= self.temp < math.inf:
@@ -104,8 +91,6 @@ class Vote:
     @torch.no_grad()
     def chosen(self, similarity: Tensor) -> Tensor:
         """The experts that vote -> (B, T) bool. similarity: (B, T); of equal ones the earlier task is taken."""
-        if similarity.ndim != 2 or not similarity.shape[1]:
-            raise ValueError(f"expected similarities (B, T) with a task or more, found {_shape(similarity)}")
         best = similarity.argsort(dim=1, descending=True, stable=True)[:, : self.k]
         return torch.zeros_like(similarity, dtype=torch.bool).scatter_(1, best, True)
 
@@ -136,16 +121,17 @@ def vote(logits: Tensor, similarity: Tensor, rule: Vote) -> Tensor:
     """
     weights = rule.weights(similarity).to(logits.device)
     if logits.ndim != 3 or logits.shape[:2] != weights.T.shape:
-        expected = f"({weights.shape[1]}, {len(weights)}, C)"
-        raise ValueError(f"expected logits {expected} for similarities {_shape(similarity)}, found {_shape(logits)}")
+        expected, shapes = f"({weights.shape[1]}, {len(weights)}, C)", [tuple(x.shape) for x in (similarity, logits)]
+        raise ValueError(f"expected logits {expected} for similarities {shapes[0]}, found {shapes[1]}")
     said = logits.float()
     if rule.space == "probabilities":
         said = said.softmax(-1)
     return torch.einsum("bm,mbc->bc", weights, said)
 
 
-def _shape(tensor: Tensor) -> str:
-    return str(tuple(tensor.shape))
+def vote_rule(node) -> Vote:
+    """The config node TRAINER.CONDU.VOTE as a rule."""
+    return Vote(node.INCLUDE_PRETRAINED, node.K, node.WEIGHTING, node.SPACE, node.TEMP)
 
 
 # Paper: K is not given in its text; 4 is the released default.

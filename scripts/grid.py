@@ -118,8 +118,8 @@ def read_fields(path: str | Path, fields: Mapping[str, type], optional: Sequence
 
 def subjects(path: str | Path, worlds: Mapping[str, object], of_streams: bool = False) -> dict[str, list[str]]:
     """The data sets or orders of each world, each known; `all` becomes their names."""
+    from condu.orders import tasks_of
     from dassl.utils import UserError, check_availability
-    from scripts.condu.orders import tasks_of
 
     subjects = {}
     for world, names in worlds.items():
@@ -266,7 +266,7 @@ def read_table(path: str | Path) -> SimpleNamespace:
 
 def table_groups(table: SimpleNamespace, args) -> list[list[Job]]:
     """Of streams, each tuning, order and seed is a group: they share nothing."""
-    from scripts.condu.orders import tasks_of
+    from condu.orders import tasks_of
 
     if hasattr(table, "sweeps"):
         sweeps = [read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml") for name in table.sweeps]

@@ -104,7 +104,7 @@ def check(name: str, arguments: Arguments) -> None:
         if arguments.get(key, known[0]) not in known:
             raise usage(name, f"unknown data set {arguments[key]}; known: {', '.join(known)}")
     if "ORDER" in arguments:
-        from scripts.condu.orders import tasks_of  # late: imports torch
+        from condu.orders import tasks_of  # late: imports torch
 
         try:
             tasks_of(arguments["ORDER"])

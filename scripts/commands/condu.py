@@ -35,7 +35,7 @@ def _common(arguments: Arguments) -> list[str]:
 
 def _trained(arguments: Arguments) -> list[Path]:
     """The results of every session."""
-    from scripts.condu.orders import tasks_of
+    from condu.orders import tasks_of
 
     home = run_folder(_STREAM, arguments) / "sessions"
     return [home / f"{index}_{task}" / "results.json" for index, task in enumerate(tasks_of(arguments["ORDER"]))]

@@ -1,6 +1,6 @@
 """Where a stream's runs lie, and the train.py line of each session.
 
-<out>/stream/                       the state (condu.stream)
+<out>/stream/                       the state (condu.state)
 <out>/sessions/<t>_<data set>/      one run of train.py each
 <out>/../../experts/seed<k>/        the experts, if they are kept: shared by all orders of a CFG
 """
@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import train
+from condu.orders import FOLDER, label_of, tasks_of
 from dassl.utils import UserError, get_logger
 from dassl.utils.progress import progress
-from scripts.condu.orders import FOLDER, ROOT, label_of, tasks_of
 from scripts.stopping import call
 
 log = get_logger()
@@ -62,8 +63,8 @@ class Run:
 
     def argv(self, index: int) -> list[str]:
         """Words of train.py for a session. Every session's state is kept, for evaluation afterwards."""
-        own = {"STREAM": str(self.stream), "EXPERTS": self.experts, "SESSION": str(index), "HISTORY": "True"}
-        return [*self.base_argv(self.tasks[index], self.session(index)), *keys(own), *self.pairs]
+        values = {"STREAM": str(self.stream), "EXPERTS": self.experts, "SESSION": str(index), "HISTORY": "True"}
+        return [*self.base_argv(self.tasks[index], self.session(index)), *keys(values), *self.pairs]
 
 
 def keys(values: Mapping[str, str]) -> list[str]:
@@ -71,20 +72,9 @@ def keys(values: Mapping[str, str]) -> list[str]:
     return [word for key, value in values.items() for word in (f"TRAINER.CONDU.{key}", value)]
 
 
-def check_config(cfg: str) -> None:
-    """Refuse an unknown CFG. UserError with the nearest."""
-    from dassl.utils import check_availability
-
-    folder = ROOT / "configs" / "trainers" / "ConDU"
-    known = sorted(path.stem for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
-    check_availability(cfg, known, "CFG")
-
-
 def program(argv: Sequence[str], gpus: int = 1) -> list[str]:
     """The command line of a session: Python's train.py, under torchrun for several GPUs."""
-    if gpus <= 1:
-        return ["python", "train.py", *argv]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={gpus}"] if gpus > 1 else []
     return ["python", *launcher, "train.py", *argv]
 
 
@@ -93,9 +83,7 @@ def train_stream(run: Run, gpus: int = 1) -> None:
 
     One process: all in this one, so that CLIP and start-up are paid once. Several: torchrun for each session.
     """
-    import train
-    from condu.store import ExpertStore
-    from condu.stream import forget
+    from condu.state import ExpertStore, forget
     from dassl.engine.checkpoint import finished
 
     def again(index: int) -> None:
@@ -109,8 +97,7 @@ def train_stream(run: Run, gpus: int = 1) -> None:
 
 def other_session(run: Run, index: int, memo: dict | None) -> list[str]:
     """Lines on what a session, or what it has left in the stream, is otherwise than asked for."""
-    import train
-    from condu.stream import session_digest
+    from condu.state import session_digest
     from dassl.engine.checkpoint import finished
 
     left = finished(run.session(index)).get("stream_digest")
@@ -158,11 +145,8 @@ def in_order(
 
 def start(argv: Sequence[str], gpus: int = 1) -> None:
     """One run of train.py, to its end. UserError if a run under torchrun fails."""
-    if gpus <= 1:
-        import train
-
-        train.main(list(argv))
-        return
     words = program(argv, gpus)
-    if status := call(words[1:]):
+    if gpus <= 1:
+        train.main(list(argv))
+    elif status := call(words[1:]):
         raise UserError(f"exit status {status} of: {shlex.join(words)}")

@@ -17,9 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
-from dassl.utils import ArgumentParser, errors_in_one_line  # noqa: E402
+from dassl.utils import ArgumentParser, check_availability, errors_in_one_line  # noqa: E402
 from dassl.utils.torchrun import one_process  # noqa: E402
-from scripts.condu.sessions import Run, check_config, other_session, program, train_stream  # noqa: E402
+from scripts.condu.sessions import Run, other_session, program, train_stream  # noqa: E402
 
 PROTOCOLS = {"eval-mtil": False, "eval-agnostic": True}  # to: is the task unknown at test time?
 
@@ -50,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
 def read(argv: list[str]) -> tuple[argparse.Namespace, Run]:
     """A command line and the run it is about. UserError for an unknown order, data set or CFG."""
     args = build_parser().parse_intermixed_args(argv)
-    check_config(args.cfg)
+    yamls = (ROOT / "configs" / "trainers" / "ConDU").glob("[!_]*.yaml")
+    check_availability(args.cfg, sorted(path.stem for path in yamls), "CFG")
     out = Path(args.out if args.action == "train" else args.run or Path(args.out).parent).absolute()
     experts = str(out.parent.parent / "experts" / f"seed{args.seed}") if args.keep_experts else ""
     root, pairs = os.path.abspath(args.root), tuple(args.opts)
@@ -71,8 +72,7 @@ def differences(argv: list[str], memo: dict | None = None) -> list[str]:
     args, run = read(argv)
     if args.action == "train":
         return [line for index in range(len(run.tasks)) for line in other_session(run, index, memo)]
-    from scripts.condu.bench import StreamEvaluation
-    from scripts.condu.evaluate import asked
+    from scripts.condu.evaluate import StreamEvaluation, asked
 
     bench = StreamEvaluation(run, memo)
     folders, facts = asked(bench.rules(), args.out, PROTOCOLS[args.action])
@@ -89,8 +89,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.action == "train":
             train_stream(run, args.gpus)
             return
-        from scripts.condu.bench import StreamEvaluation, config
-        from scripts.condu.evaluate import evaluate_stream
+        from scripts.condu.evaluate import StreamEvaluation, config, evaluate_stream
 
         command = shlex.join(["python", "-m", "scripts.condu.stream", *argv])
         with own_device(config(run, run.tasks[0]).USE_CUDA):

@@ -14,8 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
+from condu.orders import label_of, tasks_of  # noqa: E402
 from dassl.utils import UserError, errors_in_one_line  # noqa: E402
-from scripts.condu.orders import label_of, tasks_of  # noqa: E402
 from scripts.condu.sessions import Run, train_stream  # noqa: E402
 from scripts.condu.toy_stream import WORKERS, build_parser, together  # noqa: E402
 from scripts.workers import pool  # noqa: E402
@@ -44,17 +44,17 @@ def read(argv: list[str]) -> tuple[str, dict[str, list[Run]]]:
     base = replace(base, datasets="configs/datasets") if args.choose else base
     runs = {"zero-shot CLIP": [base]}
     for cfg, rate in [(name, f"{x:g}") for name in [*RATES][args.lora :] for x in args.rates or RATES[name]]:
-        own = replace(base, cfg=cfg, pairs=(*pairs, "OPTIM.LR", rate))
+        at_rate = replace(base, cfg=cfg, pairs=(*pairs, "OPTIM.LR", rate))
         places = {seed: home / cfg / f"lr_{rate}" / f"seed{seed}" for seed in seeds}
-        runs[f"{cfg} {rate}"] = [replace(own, seed=k, out=f, experts=str(f / "experts")) for k, f in places.items()]
+        runs[f"{cfg} {rate}"] = [replace(at_rate, seed=k, out=f, experts=str(f / "experts")) for k, f in places.items()]
     return learned, runs
 
 
 def measure(bench, learned: str, command: str) -> dict[str, float]:
     """Train the tasks `learned` (for zero-shot CLIP none) and test -> {column: percent}; what is finished is read."""
-    from condu.store import ExpertStore
-    from scripts.condu.bench import load_experts, vote_facts
-    from scripts.condu.experiments import one_model
+    from condu.state import ExpertStore
+    from scripts.condu.evaluate import load_experts, vote_facts
+    from scripts.condu.experiments import by_votes, one_model
 
     run, rules = bench.run, bench.rules() if learned == bench.run.order else {}
     places = [place for place, task in enumerate(run.tasks) if task in tasks_of(learned)]
@@ -67,17 +67,17 @@ def measure(bench, learned: str, command: str) -> dict[str, float]:
         facts["ablation"] = f"rate {bench.cfg.OPTIM.LR:g}"
     alone = {"alone": facts | {"ablation": f"{facts['ablation']}, one model for all tasks"}}
     matrix = bench.results({"alone": run.out / "alone"}, alone, lambda: [one_model(bench, deltas.values())])["alone"]
-    own, rows = matrix.accuracy.diagonal()[places], matrix.accuracy.sum(1)[places]
-    found = {"own": own.mean().item(), "others": ((rows - own) / (len(run.tasks) - 1)).mean().item()}
-    found[MEAN] = (found["own"] + found["others"]) / 2
+    diagonal, rows = matrix.accuracy.diagonal()[places], matrix.accuracy.sum(1)[places]
+    percent = {"own": diagonal.mean().item(), "others": ((rows - diagonal) / (len(run.tasks) - 1)).mean().item()}
+    percent[MEAN] = (percent["own"] + percent["others"]) / 2
     votes = dict.fromkeys(rules, matrix)
     if run.experts:
         votes = bench.results(
             {rule: run.out / f"mtil_{rule}" for rule in rules},
             {rule: facts | {"vote": vote_facts(rule, how)} for rule, how in rules.items()},
-            lambda: bench.evaluator.matrix(bench.snapshots(), bench.tests, rules).values(),
+            lambda: by_votes(bench, bench.snapshots(), rules),
         )
-    return found | {f"{rule}: {key}": value for rule, vote in votes.items() for key, value in vote.summary().items()}
+    return percent | {f"{rule}: {key}": value for rule, vote in votes.items() for key, value in vote.summary().items()}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -87,11 +87,11 @@ def main(argv: list[str] | None = None) -> None:
     command = shlex.join(["python", "-m", "scripts.condu.toy_rates", *argv])
     with pool(WORKERS, threads=1) as workers:
         jobs = [(run, "toy_rates.measure", learned, command) for several in runs.values() for run in several]
-        found = iter(together(workers, f"Training at {len(runs) - 1} rates", *jobs))
+        measured = iter(together(workers, f"Training at {len(runs) - 1} rates", *jobs))
     from dassl.report.stats import summarise
     from dassl.report.table import SEEDS_LEGEND, Report, Table, show
 
-    parts = {name: [next(found) for _ in several] for name, several in runs.items()}
+    parts = {name: [next(measured) for _ in several] for name, several in runs.items()}
     columns = list(parts["zero-shot CLIP"][0])
     cells = {name: [summarise({k: m[c] for k, m in enumerate(rows)}) for c in columns] for name, rows in parts.items()}
     by_cfg = [[name for name in cells if name.startswith(f"{cfg} ")] for cfg in RATES]

@@ -21,9 +21,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
+from condu.orders import label_of, random_orders, tasks_of  # noqa: E402
 from dassl.utils import ArgumentParser, UserError, atomic_write, errors_in_one_line  # noqa: E402
 from dassl.utils.progress import progress, report_bars  # noqa: E402
-from scripts.condu.orders import label_of, random_orders, tasks_of  # noqa: E402
 from scripts.condu.sessions import Run, program  # noqa: E402
 from scripts.workers import GONE, pool, quietly, tell_bar  # noqa: E402
 
@@ -105,7 +105,7 @@ def _say_failure(what: str, future: Future) -> None:
 @functools.lru_cache(maxsize=1)
 def bench_of(run: Run):
     """The process's evaluator: test pictures and the pretrained model's features of them are kept between jobs."""
-    from scripts.condu.bench import StreamEvaluation
+    from scripts.condu.evaluate import StreamEvaluation
 
     return StreamEvaluation(run)
 
@@ -120,20 +120,20 @@ def _job(number: int, run: Run, name: str, *arguments):
 
 def run_all(workers: tuple, run: Run, count: int, command: str) -> dict:
     """Everything, in stages; what is finished is skipped -> the tables' content."""
-    found = {}
+    content = {}
 
     def stage(what: str, *jobs: tuple) -> list:
         return together(workers, what, *((run, *job) for job in jobs))
 
-    names, _ = stage("Drawing the pictures", *[("bench.task_names",)] * WORKERS)
+    names, _ = stage("Drawing the pictures", *[("evaluate.task_names",)] * WORKERS)
     training = ("experiments.train_experts",), ("experiments.train_sequential",)
     stage("Training experts, and one model in sequence", *training)
     known = ("evaluate.evaluate_stream", str(run.out / "mtil"), False, command)
-    found["known"], found["baselines"] = stage(
+    content["known"], content["baselines"] = stage(
         "Evaluating the stream and the baselines", known, ("experiments.evaluate_baselines", command)
     )
     unknown = ("evaluate.evaluate_stream", str(run.out / "agnostic"), True, command)
-    found["agnostic"], found["ablations"] = stage(
+    content["agnostic"], content["ablations"] = stage(
         "Evaluating without task names, and the ablations", unknown, ("experiments.evaluate_ablations", command)
     )
     numbered = dict(enumerate(random_orders(names, count, run.seed)))
@@ -142,10 +142,10 @@ def run_all(workers: tuple, run: Run, count: int, command: str) -> dict:
         f"Fusing {len(numbered)} random orders",
         *(("experiments.evaluate_orders", share, command) for share in shares),
     )
-    found["orders"] = {rule: [m for half in halves for m in half.get(rule, {}).values()] for rule in halves[0]}
-    (found["stages"],) = stage("Timing the stages", ("stages.stages",))
-    (found["figures"],) = stage("Drawing the figures", ("figures.draw_figures",))
-    return found
+    content["orders"] = {rule: [m for half in halves for m in half.get(rule, {}).values()] for rule in halves[0]}
+    (content["stages"],) = stage("Timing the stages", ("experiments.stages",))
+    (content["figures"],) = stage("Drawing the figures", ("experiments.draw_figures",))
+    return content
 
 
 def plan(run: Run, count: int) -> Iterator[str]:
@@ -154,32 +154,29 @@ def plan(run: Run, count: int) -> Iterator[str]:
     yield f"# then the same tasks in sequence, baselines, ablations, {count} orders, tables and figures: {run.out}"
 
 
-def report(run: Run, found: dict) -> Iterator[str]:
-    """The lines of all tables."""
-    from scripts.condu import show
+def report(run: Run, content: dict) -> str:
+    """All tables."""
+    from dassl.report.stats import summarise
+    from dassl.report.table import Table, show
+    from scripts.condu.evaluate import matrix_table, number, summary_table
 
-    main = dict(found["baselines"])
-    for (rule, labels), matrix in (found["known"] | found["agnostic"]).items():
+    main = dict(content["baselines"])
+    for (rule, labels), matrix in (content["known"] | content["agnostic"]).items():
         main[f"ConDU, {rule} vote" + (f", task unknown, {labels} labels" if labels else "")] = matrix
-    yield f"{run.cfg}, {len(run.tasks)} tasks, order {run.label}, seed {run.seed}: {run.out}"
-    yield ""
-    yield from show.whole(found["known"]["paper", None], "ConDU, paper vote")
-    yield ""
-    yield from show.summary(main, "Accuracy in %")
-    for rule, orders in found["orders"].items():
-        yield ""
-        yield show.head(f"{len(orders)} random orders, {rule} vote")
-        columns = [[matrix.summary()[key] for matrix in orders] for key in show.METRICS]
-        yield show.row("mean ± population deviation", [show.spread(values) for values in columns])
-    yield ""
-    yield from show.summary(found["ablations"], "Ablations")
-    yield ""
-    yield show.head("Stages", ("seconds", "MB left"))
-    for stage in found["stages"]:
-        size = None if stage["bytes"] is None else stage["bytes"] / 1e6
-        yield show.row(stage["stage"], [show.number(stage["seconds"]), show.number(size)])
-    yield ""
-    yield f"{len(found['figures'])} figures: {run.out / 'figures'}"
+    tables = [matrix_table(content["known"]["paper", None], "ConDU, paper vote"), summary_table(main, "Accuracy in %")]
+    for rule, orders in content["orders"].items():
+        columns = zip(*(matrix.summary().values() for matrix in orders), strict=True)
+        known = [{i: value for i, value in enumerate(values) if value is not None} for values in columns]
+        cells = ["mean ± population deviation", *(show(summarise(values)) for values in known)]
+        title = f"{len(orders)} random orders, {rule} vote"
+        tables.append(Table(title, ["", "Transfer", "Average", "Last"], [cells] if orders else []))
+    tables.append(summary_table(content["ablations"], "Ablations"))
+    sizes = [(row["stage"], row["seconds"], row["bytes"] and row["bytes"] / 1e6) for row in content["stages"]]
+    rows = [[stage, number(seconds), number(size)] for stage, seconds, size in sizes]
+    tables.append(Table("Stages", ["", "seconds", "MB left"], rows))
+    head = f"{run.cfg}, {len(run.tasks)} tasks, order {run.label}, seed {run.seed}: {run.out}"
+    last = f"{len(content['figures'])} figures: {run.out / 'figures'}"
+    return "\n\n".join([head, *(table.text() for table in tables), last])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -192,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     started, command = time.time(), shlex.join(["python", "-m", "scripts.condu.toy_stream", *argv])
     with pool(WORKERS, threads=1) as workers:
         for run in runs:
-            text = "\n".join(report(run, run_all(workers, run, args.orders, command)))
+            text = report(run, run_all(workers, run, args.orders, command))
             with atomic_write(str(run.out / "tables.txt"), "w") as file:
                 file.write(text + "\n")
             print(f"\n{text}\n{time.time() - started:.0f} s", flush=True)

@@ -3,8 +3,15 @@
 import pytest
 import torch
 
-from condu.bitpack import Codes, pack
+from condu.bitpack import Codes, pack_bytes, packed_size
 from tests.fixtures.deltas import unpacked
+
+
+def pack(mask):
+    """A bool tensor (n,), filled up to whole bytes."""
+    ones = torch.zeros(8 * packed_size(len(mask)), dtype=torch.int8)
+    ones[: len(mask)] = mask
+    return pack_bytes(ones, torch.empty(packed_size(len(mask)), dtype=torch.uint8))
 
 
 def test_the_lowest_bit_is_the_first_coordinate():

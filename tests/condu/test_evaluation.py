@@ -41,7 +41,7 @@ def plain_similarity(features, prototypes):
 def plain_votes(world, snapshot, test, rules=RULES, labels=BOTH):
     """Every picture alone, by all models; `vote` leaves out those not chosen. Answers are compared by name."""
     models = [world.clip, *(world.expert(member) for member in snapshot.members)]
-    correct = {rule: dict.fromkeys(labels, 0) for rule in rules}
+    correct = {(rule, space): 0 for rule in rules for space in labels}
     for space in labels:
         tasks = list(zip(snapshot.classnames, snapshot.prompts, strict=True)) if space == "union" else []
         tasks.append((test.classnames, test.prompts))
@@ -60,7 +60,7 @@ def plain_votes(world, snapshot, test, rules=RULES, labels=BOTH):
             seen = plain_similarity(looks, snapshot.prototypes)
             for rule, how in rules.items():
                 answer = order[int(vote(torch.stack(said)[:, None], seen, how).argmax())]
-                correct[rule][space] += answer == item.classname
+                correct[rule, space] += answer == item.classname
     return correct
 
 
@@ -102,7 +102,7 @@ def test_known_is_the_expert_alone_and_the_pretrained_model_can_be_one(world):
     assert not evaluator.image_passes["pretrained"]
     for key in ("zero-shot", "pretrained"):
         assert evaluator.known(replace(zero, key=key), world.tests[3]) == plain_known(world, zero, world.tests[3])
-    assert evaluator.slots.filled == 7  # six experts, and the zero-shot model under a name of its own
+    assert evaluator.experts.filled == 7  # six experts, and the zero-shot model under a name of its own
 
 
 def test_models_that_never_vote_make_a_matrix_in_one_pass(world):
@@ -118,24 +118,24 @@ def test_models_that_never_vote_make_a_matrix_in_one_pass(world):
 def test_a_sweep_is_the_single_calls(tmp_path):
     world = World(tmp_path, tasks=4)
     rules = {"paper": Vote(False, 2, "similarity"), "released": Vote(True, 2, "uniform")}
-    sweep = world.evaluator(chunk=6).sweep(world.snapshots(), world.tests, rules, agnostic=True)
-    known, mtil, agnostic = sweep.known(), sweep.mtil(), sweep.agnostic()
-    single = world.evaluator()
+    single, evaluator = world.evaluator(), world.evaluator(chunk=6)
+    agnostic, known = evaluator.sweep(world.snapshots(), world.tests, rules, agnostic=True)
+    mtil, _ = evaluator.sweep(world.snapshots(), world.tests, rules)
     for i, snapshot in enumerate(world.snapshots()):
         for j, test in enumerate(world.tests):
-            own = single.known(world.members[j], test) if j <= i else None
+            expert = single.known(world.members[j], test) if j <= i else None
             votes = single.votes(snapshot, test, rules, BOTH)
-            assert known[i][j] == (None if own is None else 100 * own / len(test))
-            for rule, of in votes.items():
-                assert mtil[rule].correct[i, j] == (of["target"] if own is None else own)
-                assert all(agnostic[rule][labels].correct[i, j] == of[labels] for labels in BOTH)
-    assert mtil["paper"].total.tolist() == [len(test) for test in world.tests]
-    assert not torch.equal(agnostic["paper"]["union"].correct, agnostic["paper"]["target"].correct)
+            assert known[i][j] == (None if expert is None else 100 * expert / len(test))
+            for rule in rules:
+                assert mtil[rule, None].correct[i, j] == (votes[rule, "target"] if expert is None else expert)
+            assert all(agnostic[key].correct[i, j] == correct for key, correct in votes.items())
+    assert mtil["paper", None].total.tolist() == [len(test) for test in world.tests]
+    assert not torch.equal(agnostic["paper", "union"].correct, agnostic["paper", "target"].correct)
 
 
 def test_a_stream_of_one_task_has_no_vote_and_no_transfer(tmp_path):
     world = World(tmp_path, tasks=1)
-    matrix = world.evaluator().matrix(world.snapshots(), world.tests, PRESETS)["paper"]
+    matrix = world.evaluator().sweep(world.snapshots(), world.tests, PRESETS)[0]["paper", None]
     assert matrix.correct.tolist() == [[plain_known(world, world.members[0], world.tests[0])]]
     assert matrix.summary()["transfer"] is None
 
@@ -157,7 +157,7 @@ def test_passes_over_the_image_towers(world):
 def test_a_sweep_decodes_once_and_encodes_no_more_than_needed(world, chunk):
     world.passes.clear()
     evaluator = world.evaluator(chunk=chunk)
-    evaluator.matrix(world.snapshots(), world.tests, {"two": Vote(False, 2, "uniform")})
+    evaluator.sweep(world.snapshots(), world.tests, {"two": Vote(False, 2, "uniform")})
     pictures = [len(test) for test in world.tests]
     assert world.decoded() == {test.name: Counter({1: len(test)}) for test in world.tests}
     seen = sum(n * (6 - j) for j, n in enumerate(pictures))  # by its own expert from its session on
@@ -190,7 +190,7 @@ def test_all_k_and_both_presets_cost_one_pass(world):
     evaluator, test = world.evaluator(), world.tests[0]
     votes = evaluator.votes(world.snapshot(6), test, rules)
     assert sum(evaluator.image_passes.values()) == 7 * len(test)
-    assert votes["k4"] == votes["paper"]
+    assert votes["k4", "target"] == votes["paper", "target"]
 
 
 def test_similarity_of_the_experts_own_features(world):
@@ -212,7 +212,7 @@ def test_similarity_of_the_experts_own_features(world):
 def test_texts_are_encoded_once_a_model_and_data_set(world):
     evaluator = world.evaluator(chunk=4)
     texts = Counter()
-    slot = evaluator.slots.clip("nothing yet", lambda _: None)
+    slot = evaluator.experts.clip("nothing yet", lambda _: None)
     for name, clip in (("pretrained", world.clip), ("expert", slot)):
         clip.module.transformer.register_forward_hook(lambda _, x, __, n=name: texts.update({n: len(x[0])}))
     rules = {"one": Vote(True, 2, "uniform")}
@@ -229,7 +229,7 @@ def test_the_passes_run_under_autocast_and_the_sums_in_float32(world):
     world.clip.module.visual.register_forward_hook(lambda _, __, out: types.add(out.dtype))
     evaluator = world.evaluator(autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
     votes = evaluator.votes(world.snapshot(3), world.tests[4], PRESETS)
-    assert types == {torch.bfloat16} and all(0 <= n <= 12 for of in votes.values() for n in of.values())
+    assert types == {torch.bfloat16} and all(0 <= n <= 12 for n in votes.values())
     features = evaluator._features[world.tests[4]][0]
     assert features.dtype == torch.float32
 
@@ -239,13 +239,12 @@ def test_more_resident_experts_are_filled_less_often(world):
     for capacity in (1, 6):
         evaluator = world.evaluator(capacity, chunk=4)
         evaluator.sweep(world.snapshots()[:2], world.tests[:2], PRESETS)
-        filled[capacity] = evaluator.slots.filled
+        filled[capacity] = evaluator.experts.filled
     assert filled[6] == 2 < filled[1]
 
 
 def test_the_log_has_the_lines_of_the_released_code(world, caplog):
     with caplog.at_level("INFO", "dassl"):
-        (row,) = world.evaluator().sweep([world.snapshot(1)], world.tests[:1], PRESETS).rows
-        correct = row[0].known
+        _, known = world.evaluator().sweep([world.snapshot(1)], world.tests[:1], PRESETS, log=True)
     lines = [record.message for record in caplog.records]
-    assert lines == ["Evaluating on Task0", f"Top-1 accuracy: {100 * correct / 12:.2f}"]
+    assert lines == ["Evaluating on Task0", f"Top-1 accuracy: {known[0][0]:.2f}"]

@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional as F
 
 import train
-from condu.settings import learning_rates, vote_rule
-from condu.voting import Vote
+from condu.expert import learning_rates
+from condu.voting import Vote, vote_rule
 from dassl.utils import UserError
 from tests.fixtures.condu_runs import EXPERT, runs, same_tensors, toy_root  # noqa: F401  fixtures
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from condu.import_released import main, stream_of
-from condu.stream import Stream, Task, sessions
+from condu.state import Stream, Task, sessions
 from dassl.clip import cached_clip
 from dassl.utils import MissingFile, UserError
 from tests.conftest import ROOT

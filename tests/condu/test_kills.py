@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from condu.stream import Stream
+from condu.state import Stream
 from condu.trainer import ConDU
 from dassl.clip import tensor_digest
 from dassl.engine import launch
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("error:resume.pt does not hold")
 # place -> (method, end before or after it, at which call)
 PLACES = {
     "in a round": (ConDU, "losses", "before", 4),  # the second step of the second round
-    "after training": (ConDU, "keep", "before", 1),
+    "after training": (ConDU, "save_expert", "before", 1),
     "before the stream": (Stream, "save", "before", 1),
     "after the stream": (Stream, "save", "after", 1),
     "in the test": (ConDU, "model_inference", "before", 1),

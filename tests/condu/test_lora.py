@@ -255,8 +255,3 @@ def test_the_space_that_the_config_names():
         clip = tiny()
         found.append(build_space(cfg, clip, weights(clip)).kind)
     assert found == ["full", "lora_factors", "lora_product"]
-    cfg.TRAINER.CONDU.SPACE = "loraa"
-    with pytest.raises(UserError, match="lora"):
-        build_space(cfg, clip, weights(clip))
-    with pytest.raises(UserError, match="RANK is 0"):
-        Lora(mlp_layers(clip), 0)

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
+from condu.evaluation import write_matrix
 from condu.metrics import AccuracyMatrix
-from condu.results import write_matrix
 from dassl.report.protocols.mtil import streams
 from dassl.report.records import load_results
 

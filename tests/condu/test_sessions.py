@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from condu.stream import Stream, sessions
+from condu.state import Stream, sessions
 from dassl.utils import MissingFile, RunLock, UserError, WriteFailed, load_tensors, save_tensors
 from tests.fixtures.streams import BACKBONE, SPACE, assert_same, delta, grow, rows, small, task
 
@@ -180,7 +180,7 @@ def test_a_damaged_file_is_named(tmp_path):
 
 def another(folder):
     """The sessions of a stream whose experts are others, kept."""
-    stream = Stream.new(backbone=BACKBONE, space=SPACE)
+    stream = Stream(backbone=BACKBONE, space=SPACE)
     for number in range(3):
         stream.add(task(number), delta(7 + number), rows(number))
         stream.save(folder, history=True)

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from condu.expert_cache import ExpertCache
+from condu.evaluation import ExpertCache
 from condu.snapshot import LabelSpace, TestSet, prototypes_of, snapshot_of
-from condu.stream import Stream, Task
+from condu.state import Stream, Task
 from condu.tuning import FullSpace
 from dassl.clip import text_classifier
 from dassl.utils import UserError
@@ -37,7 +37,7 @@ def space(world):
 
 @pytest.fixture
 def stream(world, space):
-    stream = Stream.new(backbone={"name": "small", "digest": world.clip.digest}, space=space.metadata())
+    stream = Stream(backbone={"name": "small", "digest": world.clip.digest}, space=space.metadata())
     for number in range(2):
         learn(world, stream, number)
     return stream

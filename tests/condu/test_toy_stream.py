@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from condu.metrics import AccuracyMatrix
+from condu.orders import random_orders
 from dassl.utils import UserError
 from scripts.condu import toy_rates
-from scripts.condu.bench import StreamEvaluation
-from scripts.condu.experiments import TITLES, evaluate_ablations, evaluate_baselines, evaluate_orders, mean_of, member
-from scripts.condu.orders import random_orders
+from scripts.condu.evaluate import StreamEvaluation
+from scripts.condu.experiments import TITLES, evaluate_ablations, evaluate_baselines, evaluate_orders, member
 from scripts.condu.toy_stream import main, read, together
 from scripts.workers import pool
 
@@ -193,17 +193,10 @@ def test_default_rates_are_chosen_on_images_that_nothing_was_trained_on(toy_data
         toy_rates.read(["--rates", "1e-3", "-1"])
 
 
-def test_the_mean_of_deltas():
-    import torch
-
-    deltas = [{"w": torch.tensor([1.0, -2.0])}, {"w": torch.tensor([3.0, 2.0])}]
-    assert mean_of(deltas)["w"].tolist() == [2.0, 0.0]
-
-
 def test_what_fails_in_a_stage_is_one_line(tmp_path, capfd):
     run = read(["--tasks", "toy_digits", "--root", "/proc/nowhere", "--out", str(tmp_path)])[1][0]
     with pytest.raises(SystemExit) as stopped, pool(1, threads=1) as workers:
-        together(workers, "Drawing the pictures", (run, "bench.task_names"))
+        together(workers, "Drawing the pictures", (run, "evaluate.task_names"))
     said = capfd.readouterr().err
     assert stopped.value.code == 1
     (error,) = [line for line in said.splitlines() if not line.startswith("Drawing")]  # a bar, now and then

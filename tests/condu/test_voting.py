@@ -215,16 +215,8 @@ def test_the_lowest_temperature_stays_finite():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: similarity(rand(2, 8), []), "one task or more, found none"),
-        (lambda: similarity(rand(2, 8), [rand(3, 8), rand(3, 4)]), r"\(C_i, 8\).*\(3, 8\), \(3, 4\)"),
-        (lambda: similarity(rand(2, 8), [rand(0, 8)]), r"found \(0, 8\)"),
-        (lambda: prototypes(rand(2, 8), torch.tensor([0, 3]), rand(3, 8)), "from 0 to 2.*found 0 to 3"),
-        (lambda: prototypes(rand(2, 8), torch.tensor([0, -1]), rand(3, 8)), "found -1 to 0"),
-        (lambda: prototypes(rand(2, 8), torch.tensor([0]), rand(3, 8)), "one label for each of 2"),
-        (lambda: prototypes(rand(2, 4), torch.tensor([0, 1]), rand(3, 8)), r"found \(2, 4\) and \(3, 8\)"),
         (lambda: prototypes(rand(2, 8) * math.nan, torch.tensor([0, 1]), rand(3, 8)), "finite"),
         (lambda: vote(rand(3, 2, 5), rand(2, 3), PRESETS["paper"]), r"logits \(4, 2, C\)"),
-        (lambda: PRESETS["paper"].chosen(rand(2, 0)), r"found \(2, 0\)"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, message):

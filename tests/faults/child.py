@@ -120,8 +120,7 @@ def spoil(trainer):
 def listen():
     """Wrap what the phases are made of."""
     import condu.evaluation
-    import condu.store
-    import condu.stream
+    import condu.state
     import dassl.clip.feature_bank
     import mergetune.report
     from dassl.engine import TRAINER_REGISTRY
@@ -133,10 +132,10 @@ def listen():
     told(ResumeState, "save", "saving")
     told(ResumeState, "save_within", "saving")
     told(TrainerBase, "save_model", "saving")
-    told(condu.store.ExpertStore, "save", "saving")
+    told(condu.state.ExpertStore, "save", "saving")
     told(dassl.clip.feature_bank.FeatureBank, "fill", "bank")
-    told(condu.stream.Stream, "add", "fusing")
-    told(condu.stream.Stream, "save", "fusing")
+    told(condu.state.Stream, "add", "fusing")
+    told(condu.state.Stream, "save", "fusing")
     told(condu.evaluation.Evaluator, "sweep", "evaluating")
     told(mergetune.report, "report", "reporting")
     classes = {base for name in TRAINER_REGISTRY.registered_names() for base in TRAINER_REGISTRY.get(name).__mro__}

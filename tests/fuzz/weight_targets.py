@@ -14,7 +14,7 @@ import clip.model
 import torch
 from safetensors.torch import save
 
-from condu import fusion, released, stream
+from condu import fusion, released, state
 from dassl.clip import openai
 from dassl.engine.base import load_exactly
 from dassl.utils import (
@@ -183,8 +183,8 @@ def make_stream(rng: Random) -> Files:
 
 
 def read_stream(folder: Path):
-    stream.sessions(folder)
-    return stream.Stream.load(folder, backbone=BACKBONE)
+    state.sessions(folder)
+    return state.Stream.load(folder, backbone=BACKBONE)
 
 
 CLASSES = {f"Task{number}": [f"class {label}" for label in range(2 + number)] for number in range(2)}
@@ -280,7 +280,7 @@ WEIGHTS = [
     IMPORT,
     STAGE1,
     Target("tensors", make_tensors, read_tensors, (relative(tensorfile),), weight=6),
-    Target("stream", make_stream, read_stream, (relative(stream), relative(fusion)), weight=3),
+    Target("stream", make_stream, read_stream, (relative(state), relative(fusion)), weight=3),
     Target("released", make_session, read_session, (relative(released),), weight=2),
     Target("clip", make_clip, read_clip, (relative(openai), relative(checkpoints)), weight=1),
 ]

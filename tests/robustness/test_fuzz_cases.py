@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from condu.import_released import stream_of
-from condu.stream import Stream
+from condu.state import Stream
 from dassl.clip.openai import build_module, read_state_dict
 from dassl.config import get_cfg_default, merge_pairs
 from dassl.utils import (

@@ -6,12 +6,12 @@ import shlex
 import pytest
 
 import train
+from condu.orders import tasks_of
 from dassl.utils import UserError
 from scripts.commands import COMMANDS, SCRIPTS, stage1_command
 from scripts.commands.base2new import kd_weight
 from scripts.commands.command import first_arguments, of_source, recipe, source_of
 from scripts.condu import toy_stream
-from scripts.condu.orders import tasks_of
 from scripts.jobs import train_argv
 from scripts.main_job import build_parser
 from scripts.run import Usage, main, parse

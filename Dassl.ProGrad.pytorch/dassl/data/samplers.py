@@ -1,4 +1,4 @@
-"""Samplers by name: torch's two, and Dassl's three that balance domains or classes.
+"""Samplers by name: torch's two, and Dassl's three that balance domains or classes; and one that counts iterations.
 
 The three draw from Python's `random` (RandomClassSampler from numpy too) and run one pass in their
 constructor to learn their length, as Dassl's do, so that a seeded run visits the same images. That length is
@@ -6,13 +6,16 @@ an estimate: a later pass may stop a round earlier or later.
 """
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
 
 from dassl.utils import UserError, check_availability
 
 from .fewshot import group_indices
+from .views import ViewIndex, view_seed
 
 
 class _RoundSampler(Sampler):
@@ -125,3 +128,48 @@ def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_dom
     """Sampler by name over a list of Datum. Unknown name: UserError with the nearest one."""
     check_availability(sampler_type, SAMPLERS, "A sampler")
     return SAMPLERS[sampler_type](data_source, batch_size, n_domain, n_ins)
+
+
+class IterationSampler(Sampler):
+    """Batches counted by iterations instead of epochs, the same for every way of running: lists of ViewIndex.
+
+    The images of a training lie on one endless line: a random permutation of the dataset, then another, ... Batch k
+    is the positions k * batch .. (k + 1) * batch - 1 of it, so a set smaller than a batch fills one all the same, and
+    any batch can be drawn without those before it. An image's view is the number of the permutation.
+
+    `start(first, batches)` says which batches the next pass through it yields. With several processes each
+    yields its own share of every batch, all of one size.
+    """
+
+    def __init__(self, count: int, batch: int, seed: int, rank: int = 0, processes: int = 1):
+        if count < 1 or batch < 1:
+            raise UserError(f"no batches of {batch} from {count} pictures: both must be at least 1")
+        self.count, self.batch, self.seed = count, batch, seed
+        if batch % processes:
+            raise UserError(
+                f"DATALOADER.TRAIN_X.BATCH_SIZE {batch} is the batch of all processes together, "
+                f"and {processes} processes cannot share it equally"
+            )
+        size = batch // processes
+        self.share = slice(rank * size, (rank + 1) * size)
+        self.first, self.batches = 0, 1
+        self._order = -1, []  # (number of a permutation, the permutation), the last one drawn
+
+    def start(self, first: int, batches: int) -> None:
+        """Yield the batches first .. first + batches - 1 next."""
+        self.first, self.batches = int(first), int(batches)
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[ViewIndex]]:
+        for number in range(self.first, self.first + self.batches):
+            positions = range(number * self.batch, (number + 1) * self.batch)
+            yield [self._image(position) for position in positions[self.share]]
+
+    def _image(self, position: int) -> ViewIndex:
+        number, within = divmod(position, self.count)
+        if self._order[0] != number:
+            generator = torch.Generator().manual_seed(view_seed(self.seed, number, "order of pictures"))
+            self._order = number, torch.randperm(self.count, generator=generator).tolist()
+        return ViewIndex(self._order[1][within], number)

@@ -220,6 +220,14 @@ def _inner(x: State, y: State, names: Sequence[str]) -> float:
     return math.fsum((x[name].double() * y[name].double()).sum().item() for name in names)
 
 
+def elect(tasks: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (n, *shape): the largest value where the sum is positive, else the smallest -> (*shape); and which values have
+    that sign, bool (n, *shape)."""
+    positive = tasks.sum(0) > 0
+    elected = torch.where(positive, tasks.amax(0), tasks.amin(0))
+    return elected, torch.where(positive, tasks > 0, tasks < 0)
+
+
 @dataclass(frozen=True)
 class Emr:
     """A unified task vector, and what turns it back into each parent: a mask and a factor."""
@@ -239,9 +247,9 @@ def emr(base: State, parents: Sequence[State], *, keep: Collection[str] = ()) ->
     own, left = [[0.0] for _ in parents], [[0.0] for _ in parents]
     for name in names:
         tasks = torch.stack([parent[name].double() for parent in parents]) - base[name].double()  # (n, *shape)
-        unified[name] = torch.where(tasks.sum(0) > 0, tasks.amax(0).clamp_min(0), tasks.amin(0).clamp_max(0))
+        unified[name], agree = elect(tasks)
         for i, task in enumerate(tasks):
-            masks[i][name] = task * unified[name] > 0
+            masks[i][name] = agree[i]
             own[i].append(task.abs().sum().item())
             left[i].append((masks[i][name] * unified[name]).abs().sum().item())
         unified[name] = unified[name].float()

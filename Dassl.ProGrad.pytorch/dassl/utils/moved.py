@@ -10,7 +10,8 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 
 _IN = {  # package -> its modules that moved, and where to
-    "condu": "merge fusion, packing bitpack, space tuning, slots expert_cache",
+    "condu": "expert_cache evaluation, iterations dassl.data.samplers, merge fusion, packing bitpack, "
+    "results evaluation, settings expert, slots evaluation, space tuning, store state, stream state",
     "datasets": "official mtil_lists, protocol base",
     "dassl.clip": "features feature_bank, rounds feature_bank",
     "dassl.engine": "classify network, earlier resume, loops trainer, preflight dry_run, processes distributed, "
@@ -33,7 +34,7 @@ MOVED = {
     for old, new in (pair.split() for pair in pairs.split(", "))
 }
 CLASSES = {
-    "condu.expert_cache": {"Slots": "ExpertCache"},
+    "condu.evaluation": {"Slots": "ExpertCache"},
     "condu.tuning": {"Space": "Tuning"},
     "dassl.report.table": {"Sheet": "Report"},
     "dassl.utils.distributed": {

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from condu.store import ExpertStore
+from condu.state import ExpertStore
 from dassl.data.shards import share_of_batches
 from dassl.evaluation import Classification, EvaluatorBase, can_gather
 from dassl.modeling.ops import BatchNorm1d, BatchNorm2d

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import train
-from condu.stream import sessions
+from condu.state import sessions
 from dassl.config import get_cfg_default
 from dassl.data.datasets import Datum
 from dassl.engine import anchor as module

@@ -2,8 +2,7 @@
 
 import pytest
 
-from condu.metrics import AccuracyMatrix
-from condu.results import write_matrix
+from condu.evaluation import write_matrix
 from dassl.report.protocols.against import Published, against_report, load_published
 from dassl.report.protocols.base2new import base2new_report
 from dassl.report.protocols.fewshot import fewshot_report
@@ -13,6 +12,7 @@ from dassl.report.records import load_results
 from dassl.utils import UserError
 from mergetune.report import METHODS, main
 from tests.fixtures.runs import write_pairs, write_run
+from tests.fixtures.streams import matrix_of_percent
 
 CLIP = {"name": "ViT-B/16"}
 DATASETS = METHODS.datasets[:11]
@@ -92,7 +92,7 @@ def test_the_published_zero_shot_row_as_a_stream_gives_the_published_means(tmp_p
         "trainer": "zero_shot", "preset": "", "protocol": "mtil", "order": order, "seed": 1, "shots": 0,
         "backbone": CLIP, "wall_s": 1, "command": "",
     }  # fmt: skip
-    write_matrix(tmp_path, AccuracyMatrix.from_accuracy(tasks, [row] * len(tasks)), facts)
+    write_matrix(tmp_path, matrix_of_percent(tasks, [row] * len(tasks)), facts)
     records = load_results(tmp_path)
     report = against_report(mtil_report(records, "mtil", METHODS), records, METHODS)
     assert {line[7] for line in report.lines} == {"in"}
@@ -112,7 +112,7 @@ def test_what_is_fused_and_how_many_shots_decide_the_partner(tmp_path, space, sh
         "backbone": CLIP, "wall_s": 1, "command": "", "vote": {"name": "paper", "k": 4}, "scale": "l1",
         "space": {"kind": space}, "iterations": 500 if shots else 1000,
     }  # fmt: skip
-    write_matrix(tmp_path, AccuracyMatrix.from_accuracy(tasks, [[80.0] * 11] * 11), facts)
+    write_matrix(tmp_path, matrix_of_percent(tasks, [[80.0] * 11] * 11), facts)
     records = load_results(tmp_path)
     report = against_report(mtil_report(records, "mtil", METHODS), records, METHODS)
     found = {line[2]: line for line in report.lines}

@@ -8,8 +8,7 @@ import pytest
 from matplotlib.colors import to_rgba
 from PIL import Image
 
-from condu.metrics import AccuracyMatrix
-from condu.results import write_matrix
+from condu.evaluation import write_matrix
 from dassl.report.figures.drawing import new_figure
 from dassl.report.figures.mtil import heatmap
 from dassl.report.figures.tsne import load_scatters, tsne, write_scatter
@@ -18,6 +17,7 @@ from dassl.report.records import load_results
 from dassl.utils import UserError
 from mergetune.report import METHODS, main
 from tests.fixtures.runs import line_of, read_csv, write_run
+from tests.fixtures.streams import matrix_of_percent
 
 TASKS = ["a", "b", "c"]
 # after: a, b, c; Transfer 30, (20 + 40)/2 = 30; Average 70, 60, 50; Last 60, 70, 90
@@ -33,7 +33,7 @@ def write(folder, rows=ROWS, tasks=TASKS, plus=0, **facts):
         "command": "", **facts,
     }  # fmt: skip
     percent = [[None if x is None else x + plus for x in row] for row in rows]
-    write_matrix(folder, AccuracyMatrix.from_accuracy(tasks, percent), facts)
+    write_matrix(folder, matrix_of_percent(tasks, percent), facts)
 
 
 def baseline(folder, trainer, rows, **facts):

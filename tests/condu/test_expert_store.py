@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from condu.delta import unify
-from condu.store import ExpertStore
-from condu.stream import Stream
+from condu.state import ExpertStore, Stream
 from dassl.utils import UserError, WriteFailed, save_tensors, tensor_digest
 from tests.fixtures.streams import BACKBONE, SPACE, assert_same, delta, rows, small, task
 
@@ -62,9 +61,9 @@ def test_every_fact_that_differs_is_named_with_both_values(store):
         store.load("Task1", asked)
     said = str(caught.value)
     assert "Task1.safetensors" in said
-    assert "lr 1e-05, expected 5e-05" in said
-    assert 'space {"kind": "lora_factors", "rank": 64}, expected {"kind": "full"}' in said
-    assert "steps not told, expected 3" in said
+    assert "lr 1e-05, asked for 5e-05" in said
+    assert "space {'kind': 'lora_factors', 'rank': 64}, asked for {'kind': 'full'}" in said
+    assert "steps None, asked for 3" in said
     assert "seed" not in said
     assert "iterations" not in said
 
@@ -122,7 +121,7 @@ def test_a_full_disk_leaves_the_earlier_expert(store):
 
 def test_any_order_is_fused_from_the_store_alone(store, tmp_path):
     for order in ([0, 1, 2], [2, 0, 1]):
-        stream = Stream.new(backbone=BACKBONE, space=SPACE)
+        stream = Stream(backbone=BACKBONE, space=SPACE)
         for number in order:
             found, prototypes, _ = store.load(f"Task{number}")
             stream.add(task(number), found, prototypes)

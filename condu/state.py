@@ -1,9 +1,11 @@
-"""The state of a stream: all that ConDU (arXiv 2503.10705) keeps from one task to the next, in one folder.
+"""What lies on disk: the state of a stream, all that ConDU (arXiv 2503.10705) keeps from one task to the next, and
+apart from it experts, which fusing the tasks in any other order needs and a continual learner does not keep.
 
     session_<t>.safetensors   after task t: the unified delta (fp32 or bf16), a packed mask and prototypes a task; in
                               its header tasks, class lists, prompts, recipes, backbone, space, scales, norms
+    <task>.safetensors        in a store of experts: a delta, prototypes, and the recipe
 
-The highest number counts. A file is written beside its place and renamed, then the earlier one goes, so a process
+The highest session counts. A file is written beside its place and renamed, then the earlier one goes, so a process
 killed anywhere leaves a whole session. A checksum covers all of a file, and each session has the tasks of those
 before it. Letters: T tasks, C classes of a task, D joint width, P trained parameters. On disk: 4 P bytes (2 P if half)
 and T ceil(P / 8), and kilobytes.
@@ -15,18 +17,24 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from urllib.parse import unquote
 
 import torch
 from torch import Tensor
 
 from condu.fusion import Fusion
+from dassl.engine.recipe import changed
 from dassl.utils import MissingFile, RunLock, UserError, digest, load_tensors, read_facts, save_tensors, tensor_digest
 
-FORMAT = 2  # of 1, several files a session and a pointer to the one that counts, nothing is read
+SUFFIX = ".safetensors"
+FORMAT = 2  # of a session; of 1, several files a session and a pointer to the one that counts, nothing is read
 EARLIER = "stream.json"  # what format 1 left
-NAME = re.compile(r"session_(0|[1-9][0-9]*)\.safetensors")
+SESSION = re.compile(r"session_(0|[1-9][0-9]*)\.safetensors")
 PROTOTYPES = "prototypes."  # before the number of a task
 _KINDS = {"session": int, "backbone": dict, "space": dict, "scale": str, "tasks": list, "fusion": dict}
+EXPERT_FORMAT = 1
+DELTA = "delta."  # before the names of an expert's tensors
+NO_FILE_NAME = re.compile(r"[^\w .+&,()-]|^\.")
 
 
 @dataclass
@@ -47,36 +55,25 @@ class Stream:
 
     Attributes: fusion; tasks, of Task, in the order of learning; prototypes, of (C, D), fp32 on the CPU;
     backbone, {"name", "digest"} of the pretrained weights; space, the JSON facts of what a delta is a delta of.
+
+    Of what is fused already: `fusion`, its tasks and their prototypes. UserError unless they agree.
     """
 
-    def __init__(self, fusion: Fusion, backbone: Mapping, space: Mapping):
-        self.fusion, self.backbone, self.space = fusion, _json(backbone), _json(space)
+    def __init__(self, *, backbone: Mapping, space: Mapping, scale="l1", fusion=None, tasks=(), prototypes=()):
+        self.fusion: Fusion = Fusion(scale) if fusion is None else fusion
+        self.backbone, self.space = _json(backbone), _json(space)
         if not {"name", "digest"} <= self.backbone.keys():
             raise UserError(f"The backbone of a stream needs a name and a digest, but is {self.backbone}")
         self.tasks: list[Task] = []
         self.prototypes: list[Tensor] = []
-
-    @classmethod
-    def new(cls, *, backbone: Mapping, space: Mapping, scale: str = "l1") -> "Stream":
-        """A stream without tasks. Raises UserError for an unknown scale rule."""
-        try:
-            return cls(Fusion(scale), backbone, space)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-
-    @classmethod
-    def of(cls, fusion: Fusion, tasks, prototypes, *, backbone: Mapping, space: Mapping) -> "Stream":
-        """A stream of what is fused already. Raises UserError unless tasks, prototypes and fusion agree."""
-        stream = cls(fusion, backbone, space)
         for task, rows in zip(tasks, prototypes, strict=True):
-            _check(task, rows, stream.prototypes)
-            stream.tasks.append(task)
-            stream.prototypes.append(rows.detach().float().cpu())
-        if stream.names() != list(fusion.tasks):
+            _check(task, rows, self.prototypes)
+            self.tasks.append(task)
+            self.prototypes.append(rows.detach().float().cpu())
+        if self.names() != list(self.fusion.tasks):
             raise UserError(
-                f"The fusion is of {', '.join(fusion.tasks)}, but the tasks are {', '.join(stream.names())}"
+                f"The fusion is of {', '.join(self.fusion.tasks)}, but the tasks are {', '.join(self.names())}"
             )
-        return stream
 
     @property
     def session(self) -> int:
@@ -145,9 +142,7 @@ class Stream:
                 _check_continues(folder, _facts(_file(folder, there[-1])), facts)
             tensors, _ = self.fusion.state()
             if half:
-                tensors = {
-                    key: value.bfloat16() if value.is_floating_point() else value for key, value in tensors.items()
-                }
+                tensors = {k: value.bfloat16() if value.is_floating_point() else value for k, value in tensors.items()}
             tensors |= {f"{PROTOTYPES}{number}": rows for number, rows in enumerate(self.prototypes)}
             save_tensors(_file(folder, self.session), tensors, facts)
             for number in () if history else there:
@@ -199,13 +194,14 @@ class Stream:
             tasks = [Task(**entry) for entry in facts["tasks"]]
             prototypes = [rows[f"{PROTOTYPES}{number}"] for number in range(len(tasks))]
             fusion = Fusion.from_state(tensors, facts["fusion"])
-            return cls.of(fusion, tasks, prototypes, backbone=facts["backbone"], space=facts["space"])
+            known = {"tasks": tasks, "prototypes": prototypes, "backbone": facts["backbone"], "space": facts["space"]}
+            return cls(fusion=fusion, **known)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(f'"{path}" holds no stream: {error}') from error
 
 
 def _file(folder, session: int) -> Path:
-    return Path(folder) / f"session_{session}.safetensors"
+    return Path(folder) / f"session_{session}{SUFFIX}"
 
 
 def sessions(folder) -> list[int]:
@@ -216,11 +212,11 @@ def sessions(folder) -> list[int]:
             f'"{folder}" holds a stream of an earlier version ({EARLIER}), which this one does not read: evaluate it '
             "with that version, or train it again in another folder"
         )
-    return sorted(int(match[1]) for match in map(NAME.fullmatch, names) if match)
+    return sorted(int(match[1]) for match in map(SESSION.fullmatch, names) if match)
 
 
 def session_digest(folder, session: int) -> str:
-    """Which tasks, trained how, a session holds: `digest` of its `Stream.facts`. Raises MissingFile, UserError."""
+    """Which tasks, trained how, a session holds: of its `Stream.metadata`. Raises MissingFile, UserError."""
     return digest(_facts(_file(folder, session)))
 
 
@@ -258,15 +254,17 @@ def _check(task: Task, prototypes: Tensor, earlier: list[Tensor]) -> None:
 def _facts(path: Path) -> dict:
     """What a session's file says of itself. Raises MissingFile; UserError for what is no session, or renamed."""
     facts = read_facts(path)
-    if isinstance(facts, dict) and isinstance(facts.get("format"), int) and facts["format"] > FORMAT:
-        raise UserError(f'"{path}" has format {facts["format"]}, and this version reads up to {FORMAT}')
-    if not isinstance(facts, dict) or not all(isinstance(facts.get(name), kind) for name, kind in _KINDS.items()):
+    try:
+        if facts["format"] > FORMAT:
+            raise UserError(f'"{path}" has format {facts["format"]}, and this version reads up to {FORMAT}')
+        tasks = [Task(**entry) for entry in facts["tasks"]]
+        texts = [facts["backbone"]["digest"], *(text for task in tasks for text in (task.name, task.expert))]
+        fits = all(isinstance(facts[name], kind) for name, kind in _KINDS.items())
+        fits = fits and all(isinstance(text, str) for text in texts)
+    except (KeyError, TypeError):
+        fits = False
+    if not fits:
         raise UserError(f'"{path}" is damaged or not the state of a stream')
-    texts = [facts["backbone"].get("digest")]
-    for task in facts["tasks"]:
-        texts += [task.get(name) for name in ("name", "expert")] if isinstance(task, dict) else [None]
-    if not all(isinstance(value, str) for value in texts):
-        raise UserError(f'"{path}": the digest of the backbone, or the name or expert of a task, is no text')
     if _file(path.parent, facts["session"]) != path:
         raise UserError(f'"{path}" is of another session, {facts["session"]}')
     return facts
@@ -277,27 +275,63 @@ def _check_continues(place, earlier: Mapping, later: Mapping) -> None:
     _check_same(place, earlier, {key: later[key] for key in ("backbone", "space", "scale")})
     theirs, ours = ([(task["name"], task["expert"]) for task in facts["tasks"]] for facts in (earlier, later))
     if ours[: len(theirs)] != theirs:
+        named = [", ".join(f"{name} ({expert[:8]})" for name, expert in tasks) for tasks in (theirs, ours)]
         raise UserError(
-            f'"{place}" holds the stream {_named(theirs)}, which {_named(ours)} does not continue '
-            "(in brackets: the experts' digests)"
+            f'"{place}" holds the stream {named[0]}, which {named[1]} does not continue (in brackets: the experts\' '
+            "digests)"
         )
 
 
 def _check_same(folder, facts: Mapping, asked: Mapping) -> None:
     """Raise one UserError with every fact that differs."""
-    differ = []
-    for key, value in asked.items():
-        ours, theirs = value if isinstance(value, str) else _json(value), facts[key]
-        same = ours["digest"] == theirs["digest"] if key == "backbone" else ours == theirs  # a name may be a path
-        if not same:
-            differ.append(f"{key} {_words(theirs)}, expected {_words(ours)}")
-    if differ:
-        raise UserError(f'"{folder}" holds another stream: {"; ".join(differ)}')
+    asked = _json(asked)
+    if asked.get("backbone", {}).get("digest") == facts["backbone"]["digest"]:  # its name may be a path
+        asked.pop("backbone")
+    if lines := changed(facts, asked):
+        raise UserError(f'"{folder}" holds another stream: {"; ".join(lines)}')
 
 
-def _named(tasks: list[tuple[str, str]]) -> str:
-    return ", ".join(f"{name} ({expert[:8]})" for name, expert in tasks)
+class ExpertStore:
+    """A folder with a file <task>.safetensors for each expert: delta, prototypes (C, D) and facts.
 
+    What cannot stand in a file's name is percent-encoded.
+    """
 
-def _words(value) -> str:
-    return " ".join(f"{key} {fact}" for key, fact in value.items()) if isinstance(value, dict) else str(value)
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def path(self, task: str) -> Path:
+        """The task's file. Raises UserError for a task without a name."""
+        if not task.strip():
+            raise UserError("A task has no name (DATASET.CUSTOM.TASK)")
+        name = NO_FILE_NAME.sub(lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode()), task)
+        return self.folder / (name + SUFFIX)
+
+    def save(self, task: str, delta: Mapping[str, Tensor], prototypes: Tensor, facts: Mapping) -> None:
+        """Write an expert, whole or not at all; an earlier one of the task is replaced. Raises WriteFailed."""
+        tensors = {DELTA + name: value for name, value in delta.items()} | {"prototypes": prototypes}
+        save_tensors(self.path(task), tensors, {"format": EXPERT_FORMAT, "task": task, "facts": dict(facts)})
+
+    def load(self, task: str, facts: Mapping | None = None) -> tuple[dict, Tensor, dict] | None:
+        """(delta, prototypes, facts) of an expert, or None if there is none; a stored expert may say more than
+        the facts asked for.
+
+        Raises:
+            UserError: facts that differ, each named with both values; a damaged or foreign file.
+        """
+        path = self.path(task)
+        if not path.is_file():
+            return None
+        tensors, header, _ = load_tensors(path)
+        stored = header.get("facts")
+        known = (header.get("format"), header.get("task")) == (EXPERT_FORMAT, task) and isinstance(stored, dict)
+        if not known or "prototypes" not in tensors:
+            raise UserError(f'"{path}" is no expert of {task} in format {EXPERT_FORMAT}')
+        if lines := changed({name: stored.get(name) for name in facts or {}}, facts or {}):
+            raise UserError(f'The expert "{path}" was trained otherwise: {"; ".join(lines)}')
+        delta = {name.removeprefix(DELTA): value for name, value in tensors.items() if name.startswith(DELTA)}
+        return delta, tensors["prototypes"], stored
+
+    def names(self) -> list[str]:
+        """Tasks that have a file here, sorted."""
+        return sorted(unquote(path.name.removesuffix(SUFFIX)) for path in self.folder.glob(f"[!.]*{SUFFIX}"))

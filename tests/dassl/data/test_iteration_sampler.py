@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from condu.iterations import IterationSampler, pass_order
+from dassl.data.samplers import IterationSampler
 from dassl.data.shards import loader_like
 from dassl.utils import UserError
 
@@ -15,6 +15,13 @@ def batches(sampler, first, count):
     found = [[(int(index), index.view) for index in batch] for batch in sampler]
     assert len(sampler) == len(found) == count
     return found
+
+
+def pass_order(count, seed, number):
+    """The permutation of a pass: the first batch as long as the set, that far along."""
+    (batch,) = batches(IterationSampler(count, count, seed), number, 1)
+    assert {passed for _, passed in batch} == {number}
+    return [index for index, _ in batch]
 
 
 def endless(count, seed, length):
