@@ -5,13 +5,13 @@ of the trainer that is to run it.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from torch import Tensor, strided
+from torch import Tensor
 
-from dassl.utils import UserError, strip_module
+from dassl.utils import UserError, check_weights, strip_module
+from dassl.utils.moved import old_names
 from mergetune.models.deep_prompts import keep_prompts
 
 META_NET = r"(^|\.)meta_net\."
@@ -25,61 +25,108 @@ class Format:
     mark: str  # a file is of this format if this pattern is found in one of its keys
     trained: str = ""  # pattern of the keys that were trained
     trainers: dict[str, str] = field(default_factory=dict)  # ours that run it, the usual first -> checkpoint folder
-    pairs: Callable[..., dict] = lambda found: {}  # config keys that follow from the file
+    pairs: Callable[..., dict] = lambda checkpoint: {}  # config keys that follow from the file
     note: str = ""  # of its report
     refused: str = ""  # why such a file cannot be used
 
 
-def _words(found, node: str, pairs: dict) -> dict:
-    """The recipes' words are four tokens, and words set the number of context vectors."""
-    pairs |= {} if found.size("N") == 4 else {"CTX_INIT": False}
+@dataclass
+class Recognised:
+    """What `recognise` says of one file."""
+
+    format: Format
+    name: str  # the method, as precisely as the file says
+    state: dict[str, Tensor]
+    keys: dict[str, tuple[str, str]]  # key -> mapped, ignored or unknown; why
+
+    def of(self, status: str) -> list[str]:
+        """The keys of a status."""
+        return [key for key in self.keys if self.keys[key][0] == status]
+
+    @property
+    def class_specific(self) -> bool:
+        return self.format.name == "CoOp" and self.state["ctx"].dim() == 3
+
+    def size(self, pattern: str, axis: int) -> int:
+        """The length of an axis of the key that matches, counted from the last one. UserError where there is none."""
+        shapes = (getattr(value, "shape", ()) for key, value in self.state.items() if re.fullmatch(pattern, key))
+        shape = next((shape for shape in shapes if len(shape) in (2, 3)), None)
+        if shape is None:
+            raise UserError(f"a {self.name} file that cannot be used: it has no {pattern} of 2 or 3 axes")
+        return shape[axis]
+
+    def layers(self, pattern: str) -> set[int]:
+        """The numbers of layers in its trained keys: what the pattern's group matches, up to three digits."""
+        matches = (re.match(pattern, key) for key in self.of("mapped"))
+        return {int(match[1]) for match in matches if match and len(match[1]) < 4}
+
+
+def _context(checkpoint: Recognised, node: str, **pairs: object) -> dict[str, object]:
+    """Pairs of prompts. The recipes' words are four tokens, and words set the number of context vectors."""
+    pairs |= {} if checkpoint.size(CONTEXT, -2) == 4 else {"CTX_INIT": False}
     return {f"TRAINER.{node}.{key}": value for key, value in pairs.items()}
 
 
-def _adapter_pairs(found) -> dict:
-    width, blocks = found.size("R"), found.layers(r"(?:shared|text|visual)_adapter\.(\d+)\.")
+def _coop(checkpoint: Recognised) -> dict[str, object]:
+    return _context(checkpoint, "COOP", N_CTX=checkpoint.size(CONTEXT, -2), CSC=checkpoint.class_specific)
+
+
+def _adapters(checkpoint: Recognised) -> dict[str, object]:
+    width = checkpoint.size(r"text_adapter\.\d{1,3}\.down\.0\.weight", -2)
+    blocks = checkpoint.layers(r"(?:shared|text|visual)_adapter\.(\d+)\.")
     pairs = {"ADAPTER_START": min(blocks), "ADAPTER_END": max(blocks), "ADAPTER_DIM": width}
     return {f"TRAINER.MMADAPTER.{key}": value for key, value in pairs.items()}
 
 
-def _student_pairs(found) -> dict:
-    depth = 1 + max(found.layers(r"image_encoder.*\.(\d+)\.VPT_shallow"), default=0)
-    return {"TRAINER.PROMPTKD.N_CTX_VISION": found.size("n"), "TRAINER.PROMPTKD.PROMPT_DEPTH_VISION": depth}
+def _depth(checkpoint: Recognised, tower: str) -> int:
+    """Of deep prompts: the first block's stand outside the layers, and numbers start at 1."""
+    return 1 + max(checkpoint.layers(rf"{tower}_encoder.*\.(\d+)\.VPT_shallow"), default=0)
 
 
-def _prompt_pairs(found) -> dict:
-    """Of deep prompts: the first block's stand outside the layers, and numbers start at 1 (MaPLe's at 0)."""
-    coupled = 2 + max(found.layers(r".*compound_prompts_text\.(\d+)"), default=-1)
-    image, text = (max(found.layers(rf"{tower}_encoder.*\.(\d+)\.VPT_shallow"), default=0) + 1
-                   for tower in ("image", "text"))  # fmt: skip
-    pairs = {"N_CTX_VISION": found.sizes.get("n") or found.size("N"), "PROMPT_DEPTH_VISION": max(coupled, image),
-             "N_CTX_TEXT": found.size("N"), "PROMPT_DEPTH_TEXT": max(coupled, text)}  # fmt: skip
-    return _words(found, "PROMPTSRC", pairs)
+def _student(checkpoint: Recognised) -> dict[str, object]:
+    pairs = {"N_CTX_VISION": checkpoint.size(IMAGE_PROMPT, -2), "PROMPT_DEPTH_VISION": _depth(checkpoint, "image")}
+    return {f"TRAINER.PROMPTKD.{key}": value for key, value in pairs.items()}
 
 
+def _deep_prompts(checkpoint: Recognised) -> dict[str, object]:
+    """MaPLe's numbers start at 0, and its image prompts are as many as the text's."""
+    count = checkpoint.size(CONTEXT, -2)
+    coupled = 2 + max(checkpoint.layers(r".*compound_prompts_text\.(\d+)"), default=-1)
+    images = checkpoint.size(IMAGE_PROMPT, -2) if "image_encoder.VPT" in checkpoint.state else count
+    image, text = (max(coupled, _depth(checkpoint, tower)) for tower in ("image", "text"))
+    pairs = {"N_CTX_VISION": images, "PROMPT_DEPTH_VISION": image, "N_CTX_TEXT": count, "PROMPT_DEPTH_TEXT": text}
+    return _context(checkpoint, "PROMPTSRC", **pairs)
+
+
+CONTEXT, IMAGE_PROMPT = r"(.*\.)?ctx", r"image_encoder\.VPT"
 ATTRIBUTES = "its prompts have another form, with words of attributes or anchors among the context vectors"
-REFUSED = {  # name -> mark, and why nothing here can run what was trained
-    "ATPrompt": (r"(^|\.)(ctx_att\d+|token_middle\d*)$", ATTRIBUTES),
-    "AnchorOPT (ATPrompt)": (r"(^|\.)(anchor_ctx_\d+|token_of)$", ATTRIBUTES),
-    "CoCoOp": (META_NET, "its prompts depend on the image, so there are no class vectors to continue from or to merge"),
-    "TCP": (META_NET, "half of what makes its class vectors is its meta_net, within the text tower, and no context"),
-    "unknown meta_net": (META_NET, "its context alone may not be all that was trained"),
-}
 FORMATS = (
-    *(Format(name, mark, refused=why) for name, (mark, why) in REFUSED.items()),
+    Format("ATPrompt", r"(^|\.)(ctx_att\d+|token_middle\d*)$", refused=ATTRIBUTES),
+    Format("AnchorOPT (ATPrompt)", r"(^|\.)(anchor_ctx_\d+|token_of)$", refused=ATTRIBUTES),
+    Format(
+        "CoCoOp",
+        META_NET,
+        refused="its prompts depend on the image, so there are no class vectors to continue from or to merge",
+    ),
+    Format(
+        "TCP",
+        META_NET,
+        refused="half of what makes its class vectors is its meta_net, within the text tower, and no context",
+    ),
+    Format("unknown meta_net", META_NET, refused="its context alone may not be all that was trained"),
     Format(
         "MMA",
         mark=r"^(shared|text|visual)_adapter\.",
         trained=r"^(shared|text|visual)_adapter\.",
         trainers={"MultiModalAdapter": "adapter_learner", "MMA_LMC": "adapter_learner"},
-        pairs=_adapter_pairs,
+        pairs=_adapters,
     ),
     Format(
         "MaPLe",
         mark=r"compound_prompt",
         trained=r"^prompt_learner\.(ctx$|proj\.|compound_prompt)",
         trainers={"PromptSRC": "VLPromptLearner"},
-        pairs=_prompt_pairs,
+        pairs=_deep_prompts,
         note="image prompts are linear functions of the text prompts: written out as their values, fp32",
     ),
     Format(
@@ -87,15 +134,15 @@ FORMATS = (
         mark=r"^VPT_image_trans\.",
         trained=r"^VPT_image_trans\.|VPT(_shallow)?$",
         trainers={"PromptKD": "VLPromptLearner", "PromptKD_LMC": "VLPromptLearner"},
-        pairs=_student_pairs,
-        note="a run names its teacher, of joint width E, by TRAINER.PROMPTKD.TEACHER_NAME and TEACHER_DIR",
+        pairs=_student,
+        note="a run names its teacher by TRAINER.PROMPTKD.TEACHER_NAME and TEACHER_DIR",
     ),
     Format(
         "PromptSRC",
         mark=r"VPT",
         trained=r"^prompt_learner\.ctx$|VPT(_shallow)?$",
         trainers={"PromptSRC": "VLPromptLearner"},
-        pairs=_prompt_pairs,
+        pairs=_deep_prompts,
     ),
     Format(
         "CoOp",
@@ -103,7 +150,7 @@ FORMATS = (
         trained=r"^ctx$",
         trainers={name: "prompt_mid_learner" if name.endswith("LMC") else "prompt_learner"
                   for name in ("CoOp", "KgCoOp", "CoOp_LMC", "KgCoOp_LMC", "KgCoOp_COOP_LMC")},
-        pairs=lambda found: _words(found, "COOP", {"N_CTX": found.size("N"), "CSC": found.class_specific}),
+        pairs=_coop,
     ),
 )  # fmt: skip
 
@@ -118,72 +165,9 @@ IGNORED = {
     r"^text_encoder\.(?!.*VPT)": "frozen CLIP, text tower",
     r"^(clip_model\.)?logit_scale$": "frozen CLIP",
 }
-# Sizes that a file tells: (letter, key, its axes, which one of them). N text context vectors, n image ones, W text
-# width, V image width, D joint width, E that of a teacher, R adapter width, P pixels of a patch, C classes.
-SIZES = (
-    ("C", r"(.*\.)?token_suffix|tokenized_prompts", (2, 3), 0),
-    ("N", r"(.*\.)?ctx", (2, 3), -2),
-    ("W", r"(.*\.)?(ctx|token_suffix|token_embedding)", (2, 3), -1),
-    ("W", r"text_adapter\.\d{1,3}\.up\.weight", (2,), 0),
-    ("n", r"image_encoder\.VPT", (2,), 0),
-    ("V", r"image_encoder\.VPT", (2,), 1),
-    ("V", r"visual_adapter\.\d{1,3}\.up\.weight|prompt_learner\.proj\.weight", (2,), 0),
-    ("D", r"image_encoder\.proj|text_encoder\.text_projection|VPT_image_trans\.conv1\.0\.weight", (2, 4), 1),
-    ("E", r"VPT_image_trans\.conv1\.0\.weight", (4,), 0),
-    ("R", r"text_adapter\.\d{1,3}\.down\.0\.weight", (2,), 0),
-    ("P", r"image_encoder\.conv1\.weight", (4,), -1),
-)
-CLIPS = {
-    "RN50": {"W": 512, "D": 1024},
-    "RN101": {"W": 512, "D": 512},
-    "RN50x4": {"W": 640, "D": 640},
-    "RN50x16": {"W": 768, "D": 768},
-    "RN50x64": {"W": 1024, "D": 1024},
-    "ViT-B/32": {"W": 512, "V": 768, "D": 512, "P": 32},
-    "ViT-B/16": {"W": 512, "V": 768, "D": 512, "P": 16},
-    "ViT-L/14": {"W": 768, "V": 1024, "D": 768, "P": 14},
-    "tiny": {"W": 128, "V": 128, "D": 128},
-}
 
 
-@dataclass
-class Found:
-    """What `recognise` says of one file."""
-
-    format: Format
-    name: str  # the method, as precisely as the file says
-    state: dict[str, Tensor]
-    sizes: dict[str, int]
-    keys: dict[str, tuple[str, str]]  # key -> mapped, ignored or unknown; why
-
-    def of(self, status: str) -> list[str]:
-        """The keys of a status."""
-        return [key for key in self.keys if self.keys[key][0] == status]
-
-    @property
-    def class_specific(self) -> bool:
-        return self.format.name == "CoOp" and self.state["ctx"].dim() == 3
-
-    @property
-    def backbones(self) -> list[str]:
-        """Names of the CLIPs that have the file's widths."""
-        seen = {letter: self.sizes[letter] for letter in "WVDP" if letter in self.sizes}
-        return [name for name, widths in CLIPS.items() if seen.items() <= widths.items()]
-
-    def size(self, letter: str) -> int:
-        """One of `sizes`. UserError where no tensor of the file has it."""
-        if letter not in self.sizes:
-            patterns = " or ".join(f"{key} of {axes} axes" for own, key, axes, _ in SIZES if own == letter)
-            raise UserError(f"a {self.name} file that cannot be used: it has no {patterns}")
-        return self.sizes[letter]
-
-    def layers(self, pattern: str) -> set[int]:
-        """The numbers of layers in its trained keys: what the pattern's group matches, up to three digits."""
-        found = (re.match(pattern, key) for key in self.of("mapped"))
-        return {int(number[1]) for number in found if number and len(number[1]) < 4}
-
-
-def recognise(state: dict[str, Tensor], folder: str = "") -> Found:
+def recognise(state: dict[str, Tensor], folder: str = "") -> Recognised:
     """Whose file a state dict is, and what is in it. `folder`: name of the model folder that it lay in.
 
     Raises UserError for a file of no known format, or of one that cannot be used, with the reason.
@@ -209,19 +193,10 @@ def recognise(state: dict[str, Tensor], folder: str = "") -> Found:
         name = "MERGETUNE" if folder == "prompt_mid_learner" else name
     elif name == "PromptSRC" and not any(".ZS_image_encoder." in key for key in state):
         name = "PromptSRC or IVLP"
-    found = Found(kind, name, state, _sizes(state), keys)
-    if not found.of("mapped"):
-        raise UserError(f"a {found.name} file without what was trained ({kind.trained}): {shortened(list(state))}")
-    return found
-
-
-def _sizes(state: dict[str, Tensor]) -> dict[str, int]:
-    sizes = {}
-    for letter, pattern, axes, axis in SIZES:
-        for key, value in state.items():
-            if letter not in sizes and re.fullmatch(pattern, key) and isinstance(value, Tensor) and value.dim() in axes:
-                sizes[letter] = value.shape[axis]
-    return sizes
+    checkpoint = Recognised(kind, name, state, keys)
+    if not checkpoint.of("mapped"):
+        raise UserError(f"a {name} file without what was trained ({kind.trained}): {shortened(list(state))}")
+    return checkpoint
 
 
 def format_of(state: dict[str, Tensor]) -> Format | None:
@@ -263,50 +238,42 @@ def shortened(names: list[str], most: int = 8) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _unusable(value: object) -> str:
-    if not isinstance(value, Tensor) or value.layout != strided or value.is_meta or value.is_quantized:
-        return f"is no plain tensor but a {type(value).__name__}"
-    value = value.float() if value.element_size() == 1 else value  # 8-bit floats know little
-    return "" if value.isfinite().all() else "holds infinite numbers or NaN"
-
-
-def weights(found: Found) -> dict[str, Tensor]:
-    """The trained weights under our trainers' keys, in fp32. UserError names every tensor that cannot be used.
+def weights(checkpoint: Recognised) -> dict[str, Tensor]:
+    """The trained weights under our trainers' keys, in fp32. UserError names a tensor that cannot be used.
 
     MaPLe's image prompts (arXiv 2210.03117) are linear functions of text prompts and of nothing else, so after
     training they are constants: deep prompts of both towers, exact up to MaPLe's own rounding of them to fp16.
     """
-    given = {key: found.state[key] for key in found.of("mapped")}
-    problems = "; ".join(f"{key} {problem}" for key, value in given.items() if (problem := _unusable(value)))
-    if not problems:
-        given = {key: value.float() if value.is_floating_point() else value for key, value in given.items()}
-        try:
-            return keep_prompts({key: value.detach() for key, value in given.items()})
-        except RuntimeError as error:  # shapes of MaPLe's that do not go together
-            problems = str(error).splitlines()[0]
-    raise UserError(f"a {found.name} file that cannot be used: {problems}")
+    where = f"a {checkpoint.name} file that cannot be used"
+    state = {key: checkpoint.state[key] for key in checkpoint.of("mapped")}
+    check_weights(where, state)
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    try:
+        return keep_prompts({key: value.detach() for key, value in state.items()})
+    except RuntimeError as error:  # shapes of MaPLe's that do not go together
+        raise UserError(f"{where}: {str(error).splitlines()[0]}") from None
 
 
-def rows(found: Found) -> list[dict[str, str]]:
+def rows(checkpoint: Recognised) -> list[dict[str, str]]:
     """Every key of the file: status (mapped, ignored, unknown), key, shape, note; what was trained first."""
-    shapes = {key: str(tuple(getattr(value, "shape", ()))) for key, value in found.state.items()}
-    rows = [{"status": s, "key": key, "shape": shapes[key], "note": note} for key, (s, note) in found.keys.items()]
-    return sorted(rows, key=lambda row: ("mapped", "ignored", "unknown").index(row["status"]))
-
-
-def to_text(found: Found) -> str:
-    """The report: what the file is, its keys with shapes. Ignored keys go by their reason."""
-    lines = [
-        f"method    {found.name}",
-        f"sizes     {', '.join(f'{letter} {size}' for letter, size in found.sizes.items()) or 'none'}",
-        f"CLIP      of these widths: {', '.join(found.backbones) or 'none known here'}",
+    shapes = {key: str(tuple(getattr(value, "shape", ()))) for key, value in checkpoint.state.items()}
+    return [
+        {"status": status, "key": key, "shape": shapes[key], "note": checkpoint.keys[key][1]}
+        for status in ("mapped", "ignored", "unknown")
+        for key in checkpoint.of(status)
     ]
-    table, reasons = [], defaultdict(list)
-    for row in rows(found):
-        (reasons[row["note"]] if row["status"] == "ignored" else table).append(row)
-    for group in reasons.values():
-        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
-        table.append(group[0] | {"key": group[0]["key"] + more})
-    width = max(len(row["key"]) for row in table)
-    lines += [f"{r['status']:8}  {r['key']:{width}}  {r['shape']:16}  {r['note']}".rstrip() for r in table]
-    return "\n".join(lines + [f"note      {note}" for note in [found.format.note] if note])
+
+
+def to_text(checkpoint: Recognised) -> str:
+    """The report: what the file is, its keys with shapes. Ignored keys go by their reason."""
+    lines, ignored = [f"method    {checkpoint.name}"], {}
+    for row in rows(checkpoint):
+        if row["status"] == "ignored":
+            ignored.setdefault(row["note"], []).append(row["key"])
+        else:
+            lines.append("  ".join([f"{row['status']:8}", row["key"], row["shape"], row["note"]]).rstrip())
+    lines += [f"ignored   {shortened(keys, 2)}: {why}" for why, keys in ignored.items()]
+    return "\n".join([*lines, *[f"note      {note}" for note in [checkpoint.format.note] if note]])
+
+
+__getattr__ = old_names(__name__)

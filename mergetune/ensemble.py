@@ -7,24 +7,30 @@ Alpha is chosen by accuracy on the run's own validation images; shifted data set
 Letters: N images, C classes.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from dassl.config import read_yaml
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.engine import build_trainer, load_config, trainer_class
+from dassl.engine.checkpoint import RESULTS, find_model
+from dassl.engine.launch import AlreadyFinished, load_trained
+from dassl.engine.recipe import build_lists, data_digest
+from dassl.engine.results import write_results
+from dassl.merging.methods import wise_ft
 from dassl.utils import (
     RunLock,
     UserError,
     atomic_files,
     check_availability,
+    checkpoint_digest,
     command_parser,
     errors_in_one_line,
     get_logger,
@@ -32,9 +38,8 @@ from dassl.utils import (
 )
 from dassl.utils.progress import progress
 from dassl.utils.torchrun import one_process
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergetune.merge_job import SWEEP, already, compared
+from mergetune.stage2 import swapped_parameters, trainable
 
 log = get_logger()
 
@@ -89,10 +94,6 @@ def accuracy(scores: Tensor, labels: Tensor) -> float:
 
 def logits_at(trainer, split: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and labels (N,) of a trainer's "val" or "test" images with these trainable weights."""
-    import torch
-
-    from mergetune.stage2 import swapped_parameters
-
     trainer.use_feature_bank_for(split)
     loader = trainer.val_loader if split == "val" else trainer.test_loader
     with torch.no_grad(), swapped_parameters(trainer.model, weights), trainer.cached_classifier():
@@ -108,8 +109,6 @@ def sweep(
 
     ends: the trainable weights of zero-shot CLIP and of the run.
     """
-    from dassl.merging.methods import wise_ft
-
     if kind == "weight":
         for alpha in alphas:
             yield alpha, *logits_at(trainer, split, wise_ft(*ends, alpha))
@@ -155,10 +154,6 @@ def request(
 
     root: where the data sets lie, if they have moved; pairs: KEY, VALUE, ... of what else has.
     """
-    from dassl.engine.checkpoint import find_model
-    from dassl.engine.recipe import build_lists, data_digest
-    from dassl.utils import checkpoint_digest
-
     check_availability(kind, list(KINDS), "--kind")
     cfg = load_config(run, {"RESUME_COOP": ""}, root, pairs)
     names = dict.fromkeys([cfg.DATASET.NAME, *map(dataset_name, tests)])
@@ -176,10 +171,6 @@ def ensemble(run: str | Path, *, overwrite: bool = False, command: str = "", **h
     how: of `request`. One alpha alone is taken as it is. UserError: several, and the run's data set has no validation
     images.
     """
-    from dassl.engine.checkpoint import RESULTS
-    from dassl.engine.launch import AlreadyFinished
-    from mergetune.merge_job import SWEEP, already, compared
-
     out, cfgs, asked = request(run, **how)
     with RunLock(str(out)):
         if already(out, SWEEP, asked, overwrite):
@@ -195,8 +186,6 @@ def ensemble(run: str | Path, *, overwrite: bool = False, command: str = "", **h
 def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
     """Lines on what the finished ensemble in the folder of a command line has otherwise than this line would; [] where
     there is none. MissingFile: its run is gone."""
-    from mergetune.merge_job import SWEEP, compared
-
     args = read(argv)
     del args["overwrite"]
     out, _, asked = request(**args)
@@ -205,9 +194,6 @@ def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
 
 def mixed(run: Path, cfgs: Mapping, asked: Mapping, folder: Path, command: str) -> dict:
     """Choose alpha, and write the results of each data set below `folder`, the run's own first -> what comes of it."""
-    from dassl.engine.launch import load_trained
-    from dassl.engine.results import write_results
-    from mergetune.stage2 import trainable
 
     def opened(cfg):
         trainer = build_trainer(cfg)

@@ -7,9 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dassl.engine import load_config, recipe
+from dassl.engine.checkpoint import CONFIG, MERGE, finished
+from dassl.engine.launch import run
+from dassl.engine.others import asked, lacks
 from dassl.merging.records import METHODS, SPACES, START, ZERO_SHOT, ZEROS
 from dassl.utils import RunLock, UserError, atomic_files, command_parser, errors_in_one_line, get_logger, write_json
+from dassl.utils.files import begun
 from dassl.utils.torchrun import one_process
+from mergetune.merge_job import LEFT, MergeJob, compared, is_finished
 
 log = get_logger()
 
@@ -62,10 +68,6 @@ def merge_run(
     if it is this one, and refused if it is another.
     UserError for parents that do not fit together, values that do not exist, and a folder that holds another run.
     """
-    from dassl.engine.checkpoint import CONFIG, MERGE
-    from dassl.utils.files import begun
-    from mergetune.merge_job import LEFT, MergeJob, compared, is_finished
-
     out = Path(out)
     try:
         job = MergeJob(method, parents, values, base, keep, merge_space, rank, root=root, pairs=pairs)
@@ -93,13 +95,9 @@ def merge_run(
 def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
     """Lines on what the finished merge in the folder of a command line, and its evaluations, have otherwise than this
     line would; [] where there is none. memo: of `dassl.engine.recipe.differences`. MissingFile: a parent is gone."""
-    from dassl.engine import recipe
-    from dassl.engine.checkpoint import MERGE
-    from mergetune.merge_job import MergeJob, compared
-
     tests, args = read(argv)
     out, _ = Path(args.pop("out")), args.pop("overwrite")
-    if not recipe.finished(out, MERGE, "row"):
+    if not finished(out, MERGE, "row"):
         return []
     values = {name: args.pop(name) for name in KINDS if name in args}
     try:
@@ -115,8 +113,6 @@ def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
 
 def evaluation(folder: str | Path, subset: str, out: str | Path = "", others: str | None = None, **moved):
     """The config of `evaluate`."""
-    from dassl.engine import load_config
-
     changes = {"OUTPUT_DIR": str(out or Path(folder, f"eval_{subset}")), "DATASET.SUBSAMPLE_CLASSES": subset}
     changes |= {} if others is None else {"TEST.OTHERS": others}
     return load_config(folder, changes | {"RESUME_COOP": ""}, **moved)
@@ -138,14 +134,10 @@ def evaluate(
     evaluation, it is not done again; if another, that is AlreadyFinished, unless `overwrite`. moved: `root` and `pairs`
     of `merge_run`.
     """
-    from dassl.engine.launch import run
-    from dassl.engine.others import asked, lacks
-    from dassl.engine.recipe import differences, finished
-
     cfg = evaluation(folder, subset, out, others, **moved)
     results = {} if overwrite else finished(cfg.OUTPUT_DIR)
     left = lacks(results, asked(cfg))
-    if results and not left and not differences(cfg.OUTPUT_DIR, cfg, eval_only=True, model_dir=str(folder)):
+    if results and not left and not recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=True, model_dir=str(folder)):
         return results
     return run(cfg, eval_only=True, model_dir=str(folder), overwrite=overwrite, command=command)
 

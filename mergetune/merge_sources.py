@@ -20,9 +20,9 @@ from dassl.utils import (
     MissingFile,
     UserError,
     brief,
+    check_weights,
     drop_token_buffers,
     get_logger,
-    is_plain_tensor,
     load_weights,
     read_json,
     set_random_seed,
@@ -195,11 +195,7 @@ def read_state(file: Path, trainer: type | None = None) -> tuple[dict[str, Tenso
     if trainer is None or hasattr(trainer, "bound_to_classes"):
         state = used_keys(file, state)
     state = drop_token_buffers(state)
-    for name, value in state.items():
-        if not is_plain_tensor(value):
-            raise UserError(f"{file}: {name} is no plain tensor")
-        if value.is_floating_point() and not value.float().isfinite().all():
-            raise UserError(f"{file}: {name} is infinite or NaN, there is nothing to merge")
+    check_weights(file, state)
     return {name: value.detach() for name, value in state.items()}, epoch
 
 

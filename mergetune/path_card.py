@@ -10,17 +10,20 @@ seconds; in the space of weights the model runs anew at every point. t runs from
 Letters: B images, C classes, D joint width, S line points.
 """
 
-from __future__ import annotations
-
 import functools
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import torch
 
 from dassl.config import with_values
 from dassl.engine import build_trainer, load_config, trainer_class
+from dassl.engine.others import AUTO, build_other, other_sets
+from dassl.engine.recipe import unfinished, weights_digest
+from dassl.engine.state import stop_workers
 from dassl.report.protocols.paths import FORMAT, OTHERS, QUANTITIES, SOLUTIONS, SPACES, SUBSETS
 from dassl.report.protocols.paths import PATH_FILE as FILE
 from dassl.report.stats import barrier, harmonic_mean
@@ -28,9 +31,9 @@ from dassl.report.table import Table
 from dassl.utils import UserError, command_parser, errors_in_one_line, get_logger, quiet, read_json, write_json
 from dassl.utils.progress import progress
 from dassl.utils.torchrun import one_process
-
-if TYPE_CHECKING:
-    from mergetune.plane import Batches
+from mergetune.plane import Batches, add_plane, score
+from mergetune.stage1 import check_begun_from
+from mergetune.stage2 import MergeTune
 
 log = get_logger()
 
@@ -46,28 +49,17 @@ at both ends, or accuracy below it. The space of weights runs the model at 63 po
 
 def walk(trainer, space: str, solutions: dict, batches: Batches) -> dict:
     """Every straight line of one subset -> {"t", "loss", "accuracy", "direct": {...}}."""
-    import torch
 
-    from mergetune.plane import score
+    def line(a: str, b: str) -> dict[str, list[float]]:
+        return score(trainer, space, solutions[a], solutions[b], points, batches)
 
     points = torch.linspace(0, 1, LEG_POINTS, device=trainer.device)
-    ts = [round(t, 6) for t in points.tolist()]
-    names = list(solutions)
+    ts, names = [round(t, 6) for t in points.tolist()], list(solutions)
     first = SOLUTIONS.index(names[0])  # where the path starts on the axis of t
-    path: dict = {"t": [], "loss": [], "accuracy": []}
-    lines = list(zip(names, names[1:], strict=False))
-    if len(names) == len(SOLUTIONS):
-        lines.append((names[0], names[-1]))
-    for i, (a, b) in enumerate(lines):
-        found = score(trainer, space, solutions[a], solutions[b], points, batches)
-        if i == len(names) - 1:
-            path["direct"] = {"t": ts, **found}
-            continue
-        keep = slice(1 if i else 0, None)  # pieces share a point
-        path["t"] += [round(first + i + t, 6) for t in ts[keep]]
-        for quantity, values in found.items():
-            path[quantity] += values[keep]
-    return path
+    legs = [line(a, b) for a, b in itertools.pairwise(names)]  # which share a point
+    path: dict = {"t": [round(first + i + t, 6) for i in range(len(legs)) for t in ts[bool(i) :]]}
+    path |= {q: [value for i, leg in enumerate(legs) for value in leg[q][bool(i) :]] for q in QUANTITIES}
+    return path | ({"direct": {"t": ts, **line(names[0], names[-1])}} if len(names) == len(SOLUTIONS) else {})
 
 
 def mean_of(parts: Sequence):
@@ -81,12 +73,13 @@ def mean_of(parts: Sequence):
 
 def barriers(path: dict, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """{line: {quantity: height}} of a path of `walk` through these solutions."""
-    lines = {}
-    for i, line in enumerate(map("_to_".join, zip(names, names[1:], strict=False))):
-        lines[line] = {q: path[q][i * (LEG_POINTS - 1) :][:LEG_POINTS] for q in QUANTITIES}
-    lines |= {f"{names[0]}_to_{names[-1]}": path["direct"]} if "direct" in path else {}
-    ts = range(LEG_POINTS)
-    return {line: {q: barrier(ts, own[q], q == "loss") for q in QUANTITIES} for line, own in lines.items()}
+    lines = {pair: {q: path[q][i * (LEG_POINTS - 1) :][:LEG_POINTS] for q in QUANTITIES}
+             for i, pair in enumerate(itertools.pairwise(names))}  # fmt: skip
+    lines |= {(names[0], names[-1]): path["direct"]} if "direct" in path else {}
+    return {
+        "_to_".join(pair): {q: barrier(range(LEG_POINTS), line[q], q == "loss") for q in QUANTITIES}
+        for pair, line in lines.items()
+    }
 
 
 def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"]) -> Batches:
@@ -94,8 +87,6 @@ def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"
 
     images: take so many, evenly spaced over the split, instead of all.
     """
-    import torch
-
     trainer.use_feature_bank_for("test")
     total = len(trainer.test_loader.dataset)
     wanted = total if images is None else min(images, total)
@@ -116,9 +107,6 @@ def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"
 
 def read_cfg(run: Path, pairs: Sequence[str] = (), others: Sequence[str] = ()):
     """The frozen config of a stage-2 run. pairs: KEY, VALUE, ... of what has moved since. others: TEST.OTHERS."""
-    from mergetune.stage1 import check_begun_from
-    from mergetune.stage2 import MergeTune
-
     cfg = load_config(run, {"VERBOSE": False, "TEST.OTHERS": list(others)}, pairs=pairs)
     if not (cfg.RESUME_COOP and issubclass(trainer_class(cfg.TRAINER.NAME), MergeTune)):
         raise UserError(f"{run} is no stage-2 run: {cfg.TRAINER.NAME} continues no stage 1")
@@ -134,10 +122,6 @@ def on_subset(cfg, subset: str):
 @contextmanager
 def loaded(run: Path, cfg, build: Callable = build_trainer) -> Iterator:
     """The trainer of a run with its weights, as an evaluation of this config would have it."""
-    import torch
-
-    from dassl.engine.state import stop_workers
-
     trainer = build(cfg)
     trainer.load_model(str(run))
     trainer.set_model_mode("eval")
@@ -156,17 +140,6 @@ def subsets_of(cfg) -> tuple[str, ...]:
     return HALVES if split else WHOLE
 
 
-@contextmanager
-def image_features_once(trainer, space: str) -> Iterator[None]:
-    """In the space of features all lines are scored on the same image features: compute those of a batch once."""
-    if space == "features":
-        trainer.image_features = functools.cache(trainer.image_features)
-    try:
-        yield
-    finally:
-        vars(trainer).pop("image_features", None)
-
-
 def path_card(
     run: str | Path,
     spaces: tuple[str, ...] = SPACES[:1],
@@ -183,9 +156,6 @@ def path_card(
     TEST.OTHERS, whose mean is a curve too, in the spaces `others_in`. What an earlier call found and this one leaves
     out is kept, its others made again. pairs: KEY, VALUE, ... of what has moved since.
     """
-    from dassl.engine.others import build_other, other_sets
-    from dassl.engine.recipe import unfinished, weights_digest
-
     run = Path(run)
     earlier = read_json(run / FILE) if (run / FILE).is_file() else {}
     earlier = earlier if isinstance(earlier, dict) else {}
@@ -193,83 +163,83 @@ def path_card(
     others = list(others) or (entry.get("asked", []) if isinstance(entry, dict) else [])
     cfg = read_cfg(run, pairs, others)
     sets = other_sets(on_subset(cfg, HALVES[1])) if others else {}
-    wanted = [space for space in SPACES if space in spaces or space == SPACES[0]]
-    card: dict = {space: {"space": space, "images": {}, "barrier": {}, "seconds": 0} for space in wanted}
+    cards: dict = {space: {"space": space, "images": {}, "barrier": {}, "seconds": 0}
+                   for space in SPACES if space in (SPACES[0], *spaces)}  # fmt: skip
     plane_card: dict = {"space": spaces[-1]}
-    for space, own in card.items():
-        on = plane_card if plane and space == spaces[-1] else None
+    for space, card in cards.items():
         for subset in subsets_of(cfg):
-            trainer = _score(own, subset, run, [on_subset(cfg, subset)], images, on)
-        own["zero_shot_template"] = trainer.zero_shot_prompt(space)
+            on = plane_card if plane and space == spaces[-1] else None
+            trainer = _score(card, subset, run, [on_subset(cfg, subset)], images, on)
+        card["zero_shot_template"] = trainer.zero_shot_prompt(space)
         if space == SPACES[0] and trainer.path_note:
-            own["note"] = trainer.path_note
+            card["note"] = trainer.path_note
         if others and space in others_in:
             bound = trainer.bound_to_classes
-            own[OTHERS] = {"asked": others, "sets": []} | ({"bound": bound} if bound else {"sets": list(sets)})
-            if own[OTHERS]["sets"]:
-                trainer = _score(own, OTHERS, run, sets.values(), images, build=build_other)
-                own[OTHERS]["zero_shot_template"] = trainer.zero_shot_prompt(space)
-    own = {"digest": weights_digest(trainer._files)}  # whose card it is
-    own |= {"unfinished": line} if (line := unfinished(run, trainer._loaded[1])) else {}
-    found = {"format": FORMAT, **own, **card.pop(SPACES[0]), **card} | ({"plane": plane_card} if plane else {})
-    if earlier.get("digest", own["digest"]) != own["digest"]:
-        earlier = {}  # of other weights
-    kept = {name: earlier[name] for name in (SPACES[1], "plane") if name in earlier and name not in found}
-    write_json(found | kept, str(run / FILE))
-    return found | kept
+            card[OTHERS] = {"asked": others, "sets": []} | ({"bound": bound} if bound else {"sets": list(sets)})
+            if card[OTHERS]["sets"]:
+                trainer = _score(card, OTHERS, run, sets.values(), images, build=build_other)
+                card[OTHERS]["zero_shot_template"] = trainer.zero_shot_prompt(space)
+    whole = {"format": FORMAT, "digest": weights_digest(trainer._files)}  # whose card it is
+    whole |= {"unfinished": line} if (line := unfinished(run, trainer._loaded[1])) else {}
+    whole |= cards.pop(SPACES[0]) | cards | ({"plane": plane_card} if plane else {})
+    if earlier.get("digest", whole["digest"]) == whole["digest"]:  # else of other weights
+        whole |= {name: earlier[name] for name in (SPACES[1], "plane") if name in earlier and name not in whole}
+    write_json(whole, str(run / FILE))
+    return whole
 
 
-def _score(own: dict, subset: str, run: Path, cfgs: Iterable, images, plane: dict | None = None, build=build_trainer):
-    """Into `own` one subset of its space, the mean over configs, and into `plane` its plane -> the last trainer."""
-    from mergetune.plane import add_plane
-
-    began, paths, own["images"][subset] = time.perf_counter(), [], 0
+def _score(card: dict, subset: str, run: Path, cfgs: Iterable, images, plane: dict | None = None, build=build_trainer):
+    """Into `card` one subset of its space, the mean over configs, and into `plane` its plane -> the last trainer."""
+    began, paths, space, card["images"][subset] = time.perf_counter(), [], card["space"], 0
     for cfg in cfgs:
-        with loaded(run, cfg, build) as trainer, image_features_once(trainer, own["space"]):
-            batches, solutions = batches_of(trainer, images, CHUNK[own["space"]]), trainer.solutions(own["space"])
-            paths.append(walk(trainer, own["space"], solutions, batches))
+        with loaded(run, cfg, build) as trainer:
+            if space == "features":  # all lines are scored on the same ones
+                trainer.image_features = functools.cache(trainer.image_features)
+            batches, solutions = batches_of(trainer, images, CHUNK[space]), trainer.solutions(space)
+            paths.append(walk(trainer, space, solutions, batches))
             if plane is not None:
                 add_plane(plane, subset, trainer, solutions, batches)
-        own["images"][subset] += sum(len(labels) for _, labels in batches)
+            vars(trainer).pop("image_features", None)  # and the images with them
+        card["images"][subset] += sum(len(labels) for _, labels in batches)
     path = mean_of(paths)
-    own["solutions"], own["t"] = list(solutions), paths[0]["t"]
-    own[subset] = own.get(subset, {}) | {q: path[q] for q in QUANTITIES}
-    for line, heights in barriers(path, own["solutions"]).items():
-        own["barrier"].setdefault(line, {})[subset] = heights
+    card["solutions"], card["t"] = list(solutions), paths[0]["t"]
+    card[subset] = card.get(subset, {}) | {q: path[q] for q in QUANTITIES}
+    for line, heights in barriers(path, card["solutions"]).items():
+        card["barrier"].setdefault(line, {})[subset] = heights
     if "direct" in path:
-        direct = own.setdefault("direct", {"t": paths[0]["direct"]["t"]})
+        direct = card.setdefault("direct", {"t": paths[0]["direct"]["t"]})
         direct[subset] = {q: path["direct"][q] for q in QUANTITIES}
-    own["seconds"] = round(own["seconds"] + time.perf_counter() - began, 3)
+    card["seconds"] = round(card["seconds"] + time.perf_counter() - began, 3)
     return trainer
 
 
-def card_table(own: dict) -> Table:
+def card_table(card: dict) -> Table:
     """One space of a card -> Table: loss and accuracy at each solution, then the barrier of each line."""
-    subsets = [subset for subset in SUBSETS if subset in own["images"]]
-    halves = [subset for subset in HALVES if HALVES[0] in subsets and HALVES[1] in subsets]
+    subsets = [subset for subset in SUBSETS if subset in card["images"]]
+    has_h, starts = set(HALVES) <= set(subsets), SOLUTIONS.index(card["solutions"][0])
+
+    def cells(at: Callable[[str, str], float]) -> list[str]:
+        return [f"{at(subset, q):.{4 if q == 'loss' else 2}f}" for subset in subsets for q in QUANTITIES]
+
     rows = []
-    for i, name in enumerate(own["solutions"]):
-        k = own["t"].index(float(SOLUTIONS.index(own["solutions"][0]) + i))
-        cells = [f"{own[subset][q][k]:.{_digits(q)}f}" for subset in subsets for q in QUANTITIES]
-        mean = [f"{harmonic_mean(*(own[subset]['accuracy'][k] for subset in halves)):.2f}"] if halves else []
-        template = own.get("zero_shot_template") if name == SOLUTIONS[0] else ""
-        rows.append([name.replace("_", "-") + (f" ({template})" if template else ""), *cells, *mean])
-    for line, heights in own["barrier"].items():
-        cells = [f"{heights[subset][q]:.{_digits(q)}f}" for subset in subsets for q in QUANTITIES]
-        rows.append([f"barrier {line.replace('_to_', ' to ').replace('_', '-')}", *cells, *([""] if halves else [])])
-    notes = [] if len(own["solutions"]) == len(SOLUTIONS) else ["This method has no zero-shot solution."]
-    notes += [own["note"].capitalize() + "."] if "note" in own else []
-    if OTHERS in own:
-        reason = own[OTHERS].get("bound", "none of the sets is there")
-        over = f"Others: mean over all classes of {', '.join(own[OTHERS]['sets'])}."
-        notes.append(over if OTHERS in subsets else f"No others: {reason}.")
-    columns = ["", *(f"{subset} {q}" for subset in subsets for q in QUANTITIES), *(["H"] if halves else [])]
-    counts = ", ".join(f"{own['images'][subset]} {subset}" for subset in subsets)
-    return Table(f"Space of {own['space']} (test pictures: {counts}; {own['seconds']:.1f} s)", columns, rows, notes)
-
-
-def _digits(quantity: str) -> int:
-    return 4 if quantity == "loss" else 2
+    for i, name in enumerate(card["solutions"]):
+        k = card["t"].index(float(starts + i))
+        mean = [f"{harmonic_mean(*(card[subset]['accuracy'][k] for subset in HALVES)):.2f}"] if has_h else []
+        template = card.get("zero_shot_template") if name == SOLUTIONS[0] else ""
+        title = name.replace("_", "-") + (f" ({template})" if template else "")
+        rows.append([title, *cells(lambda subset, q, k=k: card[subset][q][k]), *mean])
+    for line, heights in card["barrier"].items():
+        title = f"barrier {line.replace('_to_', ' to ').replace('_', '-')}"
+        rows.append([title, *cells(lambda subset, q, heights=heights: heights[subset][q]), *([""] if has_h else [])])
+    notes = [] if len(card["solutions"]) == len(SOLUTIONS) else ["This method has no zero-shot solution."]
+    notes += [card["note"].capitalize() + "."] if "note" in card else []
+    if OTHERS in subsets:
+        notes.append(f"Others: mean over all classes of {', '.join(card[OTHERS]['sets'])}.")
+    elif OTHERS in card:
+        notes.append(f"No others: {card[OTHERS].get('bound', 'none of the sets is there')}.")
+    columns = ["", *(f"{subset} {q}" for subset in subsets for q in QUANTITIES), *(["H"] if has_h else [])]
+    counts = ", ".join(f"{card['images'][subset]} {subset}" for subset in subsets)
+    return Table(f"Space of {card['space']} (test pictures: {counts}; {card['seconds']:.1f} s)", columns, rows, notes)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -290,7 +260,6 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"--images is {args.images}, expected at least 1")
     if args.others_in_weights and args.space == SPACES[0]:
         raise UserError("--others-in-weights is about the space of weights: add --space weights or both")
-    from dassl.engine.others import AUTO
 
     spaces = SPACES if args.space == "both" else (args.space,)
     with quiet():

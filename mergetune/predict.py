@@ -8,8 +8,6 @@
 Letters: B images, C classes, D joint width.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -17,11 +15,18 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
-from dassl.config import merge_pairs
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from dassl.config import with_values
+from dassl.data import DatasetWrapper
 from dassl.data.datasets import Datum
-from dassl.engine import read_run_cfg, trainer_class
+from dassl.data.transforms import build_transform
+from dassl.engine import load_config, trainer_class
+from dassl.engine.recipe import begun_from, unfinished
+from dassl.engine.results import CLASSES, run_classes, run_file
 from dassl.utils import (
     MissingFile,
     UserError,
@@ -37,9 +42,7 @@ from dassl.utils import (
 from dassl.utils.images import IMAGE_SUFFIXES
 from dassl.utils.progress import progress
 from dassl.utils.torchrun import one_process
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mergetune.stage1 import check_begun_from
 
 log = get_logger()
 
@@ -78,42 +81,35 @@ class WithoutData:
 
 def read_cfg(run: Path, pairs: Sequence[str] = ()):
     """The config of a run folder, ready for a trainer that only predicts. pairs: KEY, VALUE, ... of what has moved."""
-    from mergetune.stage1 import check_begun_from
-
-    cfg = read_run_cfg(run)
-    merge_pairs(cfg, list(pairs))
-    cfg.VERBOSE, cfg.OUTPUT_DIR = False, str(run)
+    cfg = load_config(run, {"VERBOSE": False, "OUTPUT_DIR": str(run)}, pairs=pairs)
     cls = trainer_class(cfg.TRAINER.NAME)
-    if cls.needs_checkpoint:
-        cfg.RESUME_COOP = cfg.MODEL.INIT_WEIGHTS = ""  # the run's weights hold all that these gave
-    cfg.freeze()
+    if cls.needs_checkpoint:  # the run's weights hold all that these gave
+        cfg = with_values(cfg, {"RESUME_COOP": "", "MODEL.INIT_WEIGHTS": ""})
     check_begun_from(run, cfg)
     return cfg, cls
 
 
 def read_classes(run: Path, classes: Sequence[str]) -> SimpleNamespace:
     """The run's classes and templates, with other class names if some are given."""
-    from dassl.engine.results import CLASSES, run_classes
-
     path = run / CLASSES
     if not path.is_file() and not classes:
         raise MissingFile(
             f"{run} does not say what its classes are called: no {CLASSES}, which a run writes when it is finished. "
             "Name them with --classes, in the order of their labels"
         )
-    own = run_classes(run)  # refuses those of another run
-    known = read_json(str(path)) if path.is_file() else {}
-    if not isinstance(known, dict):
-        raise UserError(f"{path} holds {brief(known)}, expected the class names of a run: name them with --classes")
-    names = list(classes) or known.get("classnames")
+    trained = run_classes(run)  # refuses those of another run
+    facts = read_json(str(path)) if path.is_file() else {}
+    facts = facts if isinstance(facts, dict) else {}
+    names = list(classes) or facts.get("classnames")
     if not names or not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-        raise UserError(f"class names are {brief(names)}, expected a list of names")
+        where = "--classes" if classes else path
+        raise UserError(f"{where}: class names are {brief(names)}, expected a list of names (--classes gives others)")
     twice = sorted({name for name in names if names.count(name) > 1})
     if classes and twice:
         raise UserError(f"--classes names {', '.join(twice)} more than once")
     kinds = {"template": str, "templates": dict}
-    facts = {key: known[key] for key, kind in kinds.items() if isinstance(known.get(key), kind)}
-    return SimpleNamespace(classnames=names, own=own, **facts)
+    facts = {key: facts[key] for key, kind in kinds.items() if isinstance(facts.get(key), kind)}
+    return SimpleNamespace(classnames=names, trained=trained, **facts)
 
 
 class Predictor:
@@ -126,12 +122,6 @@ class Predictor:
     """
 
     def __init__(self, run: str | Path, classes: Sequence[str] = (), pairs: Sequence[str] = ()):
-        import torch
-
-        from dassl.data.transforms import build_transform
-        from dassl.engine.recipe import begun_from, unfinished
-        from dassl.engine.results import run_file
-
         weights = Path(run)
         run = (run_file(weights, "config.yaml") or weights / "config.yaml").parent
         cfg, cls = read_cfg(run, pairs)
@@ -140,8 +130,8 @@ class Predictor:
             self.trainer = type(cls.__name__, (WithoutData, cls), {"classes": data})(cfg)
         outputs = "" if hasattr(cls, "class_vectors") else "its classifier has one output a class"
         reason = getattr(self.trainer, "bound_to_classes", outputs)
-        if reason and data.own and data.classnames != data.own:
-            raise UserError(f"{run} knows only its own {len(data.own)} classes: {reason}")
+        if reason and data.trained and data.classnames != data.trained:
+            raise UserError(f"{run} knows only its own {len(data.trained)} classes: {reason}")
         if cls.needs_checkpoint:
             self.trainer.load_model(str(weights))
         epochs = self.trainer._loaded and self.trainer._loaded[1]
@@ -169,36 +159,29 @@ class Predictor:
 
         broken: takes such images with the reason, and they have no row.
         """
-        import torch
-
-        from dassl.data import DatasetWrapper
-
         items = [Datum(str(path)) for path in images]
-        pictures = DatasetWrapper(self.cfg, items, transform=self.transform)
-        size = self.cfg.DATALOADER.TEST.BATCH_SIZE
+        dataset, size = DatasetWrapper(self.cfg, items, transform=self.transform), self.cfg.DATALOADER.TEST.BATCH_SIZE
         rows = [torch.empty(0, len(self.classnames))]
         for start in progress(range(0, len(items), size), "images"):
             batch = []
             for i in range(start, min(start + size, len(items))):
                 try:
-                    batch.append(pictures[i])
+                    batch.append(dataset[i]["img"])
                 except UserError as error:
                     if broken is None:
                         raise
                     broken[items[i].impath] = str(error)
-            if not batch:
-                continue
-            img, label = torch.stack([item["img"] for item in batch]), torch.zeros(len(batch), dtype=torch.long)
-            given, _ = self.trainer.parse_batch_test({"img": img, "label": label})
-            with torch.no_grad():
-                rows.append(self.trainer.model_inference(given).float().cpu())
+            if batch:
+                label = torch.zeros(len(batch), dtype=torch.long)
+                pixels, _ = self.trainer.parse_batch_test({"img": torch.stack(batch), "label": label})
+                with torch.no_grad():
+                    rows.append(self.trainer.model_inference(pixels).float().cpu())
         return torch.cat(rows)
 
     def class_embeddings(self) -> Tensor:
         """(C, D) fp32 on the CPU: of unit norm, but a trained head as it is. UserError where there are none."""
         if not hasattr(self.trainer, "class_vectors"):
             raise UserError(f"{self.cfg.TRAINER.NAME} has no class embeddings to export: its classifier is a network's")
-        import torch
 
         with torch.no_grad(), self.trainer.precision.autocast():
             vectors = self.trainer.class_vectors().float().cpu()
@@ -206,8 +189,6 @@ class Predictor:
 
     def export(self, path: str | Path) -> None:
         """Class embeddings as safetensors, see the command's help."""
-        from safetensors.torch import save
-
         vectors, trainer, facts = self.class_embeddings().contiguous(), self.trainer, self.trainer.metadata()
         metadata = {
             "classnames": json.dumps(self.classnames),
@@ -231,10 +212,9 @@ def find_images(paths: Sequence[str]) -> tuple[list[str], list[str]]:
 
     images, others = [], []
     for path in paths:
-        if not os.path.isdir(path):
-            if not os.path.exists(path):
-                raise MissingFile(f"No image at {path}")
-            images.append(path)
+        if not os.path.exists(path):
+            raise MissingFile(f"No image at {path}")
+        images += [] if os.path.isdir(path) else [path]
         for folder, folders, names in os.walk(path, onerror=fail) if os.path.isdir(path) else ():
             folders.sort()
             for name in sorted(names):
@@ -276,15 +256,15 @@ def main(argv: list[str] | None = None) -> None:
         if model.unfinished:
             sys.stderr.write(f"{args.run}: {model.unfinished}\n")
         ranks = model(images, args.top, broken)
-    found = dict(zip([path for path in images if path not in broken], ranks, strict=True))
+    ranked = zip([path for path in images if path not in broken], ranks, strict=True)
     if args.json:
-        named = [{"image": path, "labels": [{"label": label, "probability": p} for label, p in ranked]}
-                 for path, ranked in found.items()]  # fmt: skip
-        named += [{"image": path, "error": reason} for path, reason in broken.items()]
-        log.info(json.dumps(named, indent=2))
+        answers = [{"image": path, "labels": [{"label": label, "probability": p} for label, p in labels]}
+                   for path, labels in ranked]  # fmt: skip
+        answers += [{"image": path, "error": reason} for path, reason in broken.items()]
+        log.info(json.dumps(answers, indent=2))
     else:
-        for path, ranked in found.items():
-            log.info("\n".join(map(one_line, [path, *(f"  {p:6.1%}  {label}" for label, p in ranked)])))
+        for path, labels in ranked:
+            log.info("\n".join(map(one_line, [path, *(f"  {p:6.1%}  {label}" for label, p in labels)])))
     if args.export:
         model.export(args.export)
         if not args.json:

@@ -34,7 +34,6 @@ def test_files_are_told_apart_and_every_key_has_its_place(make):
     assert theirs.FILES[make][1] in found.format.trainers
     assert {row["key"] for row in rows(found)} == set(state)
     assert {row["status"] for row in rows(found)} <= {"mapped", "ignored"}
-    assert all(found.sizes[letter] == getattr(SIZES, letter) for letter in found.sizes)
     given = weights(found)
     assert all(value.dtype in (torch.float32, torch.int64) for value in given.values())
     if make is not theirs.maple:
@@ -54,8 +53,8 @@ def test_keys_of_a_data_parallel_wrapper_and_half_precision_are_read(make):
 def test_tensors_that_cannot_be_used_are_named(make):
     state = make(SIZES)
     for key in recognise(state).of("mapped"):
-        broken = {"a str": "words", "infinite": state[key].float() / 0, "no plain": state[key].to("meta")}
-        for match, value in broken.items():
+        broken = (("no plain", "words"), ("infinite", state[key].float() / 0), ("no plain", state[key].to("meta")))
+        for match, value in broken:
             with pytest.raises(UserError, match=f"{key} .*{match}"):
                 weights(recognise(state | {key: value}))
 
@@ -99,17 +98,6 @@ def test_class_specific_contexts_and_the_released_mergetune_are_told_apart():
     found = recognise(theirs.coop_class_specific(SIZES))
     assert found.class_specific and found.format.pairs(found)["TRAINER.COOP.CSC"] is True
     assert recognise(theirs.kgcoop(SIZES), "prompt_mid_learner").name == "MERGETUNE"
-
-
-@pytest.mark.parametrize(
-    ("W", "V", "D", "P", "name"),
-    [(512, 768, 512, 16, "ViT-B/16"), (512, 768, 512, 32, "ViT-B/32"), (768, 1024, 768, 14, "ViT-L/14")],
-)
-def test_widths_say_which_clips_may_be_meant(W, V, D, P, name):
-    found = recognise(theirs.ivlp(theirs.Sizes(W=W, V=V, D=D, P=P)))
-    assert found.backbones == [name]
-    bare = recognise({key: found.state[key] for key in found.of("mapped")})
-    assert name in bare.backbones and "tiny" not in bare.backbones
 
 
 def test_sizes_become_config_keys():

@@ -19,10 +19,10 @@ from dassl.utils import (
     MissingFile,
     UserError,
     atomic_save,
+    check_weights,
     checkpoint_digest,
     digest,
     drop_token_buffers,
-    is_plain_tensor,
     listdir_nohidden,
     load_checkpoint,
     read_json,
@@ -104,11 +104,7 @@ def load_exactly(model, name, path, given, drop_keys=drop_token_buffers):
         lacks = ", ".join(sorted(wanted - set(given))) or "nothing"
         surplus = ", ".join(sorted(set(given) - wanted)) or "nothing"
         raise UserError(f"{path} does not fit {name}: it lacks {lacks}; it has besides {surplus}")
-    for key, value in ((key, value) for key, value in given.items() if torch.is_tensor(value)):
-        if not is_plain_tensor(value):
-            raise UserError(f"{path}: {key} is no plain tensor")
-        if not (value.float() if value.element_size() == 1 else value).isfinite().all():  # 8-bit floats know little
-            raise UserError(f"{path}: {key} is infinite or NaN, there is nothing to go on with")
+    check_weights(path, {key: value for key, value in given.items() if torch.is_tensor(value)})
     try:
         model.load_state_dict(given, strict=False)
     except RuntimeError as error:

@@ -18,7 +18,7 @@ __getattr__, __dir__, __all__ = late_imports(
     tensorfile="load_tensors read_facts save_tensors tensor_checksum tensor_digest",
     tools="check_isfile collect_env_info digest download_url import_matplotlib listdir_nohidden "
     "mkdir_if_missing set_random_seed sha256_file tolist_if_not",
-    torchtools="adjust_learning_rate count_num_param drop_token_buffers init_network_weights "
+    torchtools="adjust_learning_rate check_weights count_num_param drop_token_buffers init_network_weights "
     "is_plain_tensor load_checkpoint load_pretrained_weights load_weights open_all_layers open_specified_layers "
     "resume_from_checkpoint save_checkpoint set_bn_to_eval strip_module upgrade_keys",
 )

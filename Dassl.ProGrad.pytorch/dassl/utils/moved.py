@@ -43,6 +43,7 @@ CLASSES = {
         "part": "shard",
         "side_by_side": "is_collective",
     },
+    "mergetune.checkpoint_formats": {"Found": "Recognised"},
     "mergetune.clip_trainer": {"FrozenClipTrainer": "ClipTrainer"},
     "mergetune.merge_sources": {"Parent": "Source", "read_parent": "read_source"},
     "mergetune.stage2": {"Continued": "MergeTune", "at": "swapped_parameters"},

@@ -72,6 +72,15 @@ def is_plain_tensor(value):
     return plain and not value.is_quantized
 
 
+def check_weights(where, state_dict):
+    """UserError names what cannot be weights of a model: no plain tensor, or infinite. where: begins the message."""
+    for key, value in state_dict.items():
+        if not is_plain_tensor(value):
+            raise UserError(f"{where}: {key} is no plain tensor")
+        if not (value.float() if value.element_size() == 1 else value).isfinite().all():  # 8-bit floats know little
+            raise UserError(f"{where}: {key} is infinite or NaN, there is nothing to go on with")
+
+
 def drop_token_buffers(state_dict):
     """Remove, in place, what depends on the class names and not on training; returns `state_dict`."""
     for key in list(state_dict):
