@@ -6,7 +6,7 @@ of the trainer that is to run it.
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ class Format:
     name: str
     mark: str  # a file is of this format if this pattern is found in one of its keys
     trained: str = ""  # pattern of the keys that were trained
-    trainers: dict[str, str] = field(default_factory=dict)  # ours that run it, the usual first -> checkpoint folder
+    trainer: str = ""  # ours that usually runs it
     pairs: Callable[..., dict] = lambda checkpoint: {}  # config keys that follow from the file
     note: str = ""  # of its report
     refused: str = ""  # why such a file cannot be used
@@ -118,14 +118,14 @@ FORMATS = (
         "MMA",
         mark=r"^(shared|text|visual)_adapter\.",
         trained=r"^(shared|text|visual)_adapter\.",
-        trainers={"MultiModalAdapter": "adapter_learner", "MMA_LMC": "adapter_learner"},
+        trainer="MultiModalAdapter",
         pairs=_adapters,
     ),
     Format(
         "MaPLe",
         mark=r"compound_prompt",
         trained=r"^prompt_learner\.(ctx$|proj\.|compound_prompt)",
-        trainers={"PromptSRC": "VLPromptLearner"},
+        trainer="PromptSRC",
         pairs=_deep_prompts,
         note="image prompts are linear functions of the text prompts: written out as their values, fp32",
     ),
@@ -133,7 +133,7 @@ FORMATS = (
         "PromptKD",
         mark=r"^VPT_image_trans\.",
         trained=r"^VPT_image_trans\.|VPT(_shallow)?$",
-        trainers={"PromptKD": "VLPromptLearner", "PromptKD_LMC": "VLPromptLearner"},
+        trainer="PromptKD",
         pairs=_student,
         note="a run names its teacher by TRAINER.PROMPTKD.TEACHER_NAME and TEACHER_DIR",
     ),
@@ -141,18 +141,17 @@ FORMATS = (
         "PromptSRC",
         mark=r"VPT",
         trained=r"^prompt_learner\.ctx$|VPT(_shallow)?$",
-        trainers={"PromptSRC": "VLPromptLearner"},
+        trainer="PromptSRC",
         pairs=_deep_prompts,
     ),
     Format(
         "CoOp",
         mark=r"^(ctx|token_prefix|token_suffix)$",
         trained=r"^ctx$",
-        trainers={name: "prompt_mid_learner" if name.endswith("LMC") else "prompt_learner"
-                  for name in ("CoOp", "KgCoOp", "CoOp_LMC", "KgCoOp_LMC", "KgCoOp_COOP_LMC")},
+        trainer="CoOp",
         pairs=_coop,
     ),
-)  # fmt: skip
+)
 
 # What is in the files beside the trained weights: pattern -> why it is left out
 IGNORED = {

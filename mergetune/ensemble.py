@@ -32,12 +32,11 @@ from dassl.utils import (
     check_availability,
     checkpoint_digest,
     command_parser,
-    errors_in_one_line,
     get_logger,
     write_json,
 )
 from dassl.utils.progress import progress
-from dassl.utils.torchrun import one_process
+from dassl.utils.torchrun import run_command
 from mergetune.merge_job import SWEEP, already, compared
 from mergetune.stage2 import swapped_parameters, trainable
 
@@ -254,5 +253,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line(), one_process():
-        main()
+    run_command(main)

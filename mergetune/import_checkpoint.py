@@ -22,7 +22,6 @@ from dassl.utils import (
     UserError,
     atomic_write,
     command_parser,
-    errors_in_one_line,
     get_logger,
     is_plain_tensor,
     load_weights,
@@ -30,21 +29,14 @@ from dassl.utils import (
     sha256_file,
     write_json,
 )
-from dassl.utils.torchrun import one_process
+from dassl.utils.torchrun import run_command
 from mergetune import stage1
-from mergetune.checkpoint_formats import Recognised, recognise, rows, shortened, to_text, weights
+from mergetune.checkpoint_formats import FORMATS, Format, Recognised, recognise, rows, shortened, to_text, weights
 from mergetune.stage1 import run_fact
 from mergetune.stage2 import method_pairs
 
 log = get_logger()
 
-MODEL_FOLDERS = (
-    "prompt_learner",
-    "prompt_mid_learner",
-    "adapter_learner",
-    "VLPromptLearner",
-    "MultiModalPromptLearner",
-)
 KEPT = ("token_prefix", "token_suffix")  # no weights, but stage 2 holds its class names against them
 FACTS = "import.json"
 # what check_fit holds true of a file; another fact of the run, its teacher or its LMC values, a file does not tell
@@ -89,11 +81,11 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def find_source(source: str | Path) -> tuple[Path, str]:
     """The checkpoint of a run folder, a model folder or a file, and the name of its model folder."""
-    source = Path(source)
-    models = [name for name in MODEL_FOLDERS if (source / name).is_dir()]
+    names = {"MultiModalPromptLearner"}.union(*(runnable(known).values() for known in FORMATS if known.trainer))
+    models = [name for name in sorted(names, key=str.lower) if Path(source, name).is_dir()]
     if len(models) > 1:
-        names = ", ".join(str(source / name) for name in models)
-        raise UserError(f"{source} holds several models: name one of {names}")
+        folders = ", ".join(str(Path(source, name)) for name in models)
+        raise UserError(f"{source} holds several models: name one of {folders}")
     file = stage1.find_checkpoint(source, "".join(models))
     return file, file.absolute().parent.name
 
@@ -158,13 +150,12 @@ def score(cfg: CfgNode, subsets: Sequence[str], out: Path, command: str) -> dict
     return scores
 
 
-def runnable(checkpoint: Recognised) -> dict[str, str]:
-    """The trainers that can run a file, the usual one first -> their model folders: the format's, and what derives
-    from its usual one."""
-    known = checkpoint.format.trainers
-    usual = TRAINER_REGISTRY.get(next(iter(known)))
+def runnable(kind: Format) -> dict[str, str]:
+    """The trainers that can run a file of a format, the usual one first -> their model folders: all that derive from
+    the usual one."""
+    usual = TRAINER_REGISTRY.get(kind.trainer)
     classes = [cls for cls in map(TRAINER_REGISTRY.get, TRAINER_REGISTRY) if issubclass(cls, usual)]
-    return known | {c.__name__: c.model_name for c in classes if c.needs_checkpoint and c.__name__ not in known}
+    return {c.__name__: c.model_name for c in [usual, *classes] if c.needs_checkpoint}
 
 
 def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
@@ -176,7 +167,7 @@ def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
     path, folder = find_source(args.source)
     checkpoint, epoch = read(path, folder)
     log.info(f"file      {path}\n{to_text(checkpoint)}")
-    known = runnable(checkpoint)
+    known = runnable(checkpoint.format)
     if args.trainer and args.trainer not in known:
         raise UserError(f"--trainer {args.trainer} cannot run a {checkpoint.name} file, {', '.join(known)} can")
     usual = {"KgCoOp": "KgCoOp", "MERGETUNE": "CoOp_LMC"}.get(checkpoint.name) or next(iter(known))
@@ -222,7 +213,7 @@ def write_run(
         results |= {name: value for name, value in built.metadata().items() if name in CHECKED}
     state = weights(checkpoint) | {key: checkpoint.state[key] for key in KEPT if key in checkpoint.state}
     content = {"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None, "val_result": None}
-    save_checkpoint(content, str(out / runnable(checkpoint)[trainer]), model_name=f"model.pth.tar-{epoch or 0}")
+    save_checkpoint(content, str(out / runnable(checkpoint.format)[trainer]), model_name=f"model.pth.tar-{epoch or 0}")
     if cfg is not None:
         with atomic_write(str(out / "config.yaml"), "w") as file:
             file.write(cfg.dump())
@@ -251,5 +242,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line(), one_process():
-        main()
+    run_command(main)

@@ -12,9 +12,9 @@ from dassl.engine.checkpoint import CONFIG, MERGE, finished
 from dassl.engine.launch import run
 from dassl.engine.others import asked, lacks
 from dassl.merging.records import METHODS, SPACES, START, ZERO_SHOT, ZEROS
-from dassl.utils import RunLock, UserError, atomic_files, command_parser, errors_in_one_line, get_logger, write_json
+from dassl.utils import RunLock, UserError, atomic_files, command_parser, get_logger, write_json
 from dassl.utils.files import begun
-from dassl.utils.torchrun import one_process
+from dassl.utils.torchrun import run_command
 from mergetune.merge_job import LEFT, MergeJob, compared, is_finished
 
 log = get_logger()
@@ -194,5 +194,4 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line(), one_process():
-        main()
+    run_command(main)

@@ -41,7 +41,6 @@ SHOWN = ("trainer", "preset", "dataset", "subset", "seed")  # in merge.json's li
 MOST_ALPHA = 1_000_000  # of LoRA's scaling and ranks: beyond it products are infinite
 SUFFIXES = (".pth", ".pt", ".pth.tar", ".safetensors")
 LAMBDA = re.compile(r".*_lambda_(-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e-?[0-9]+)?)(?:\.pth|\.pt|\.pth\.tar|\.safetensors)")
-TITLES = {"ties": "TIES", "dare": "DARE"}
 PEFT_CONFIG, PEFT_FILES = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -69,17 +68,17 @@ class Source:
         """What merge.json says of it."""
         if self.file is None:
             return {"path": self.spec}
-        own = {"path": str(self.file.resolve()), "sha256": self.sha256, "epoch": self.epoch}
-        own |= {"unfinished": self.unfinished} if self.unfinished else {}
-        return own | {name: self.facts[name] for name in SHOWN if name in self.facts}
+        record = {"path": str(self.file.resolve()), "sha256": self.sha256, "epoch": self.epoch}
+        record |= {"unfinished": self.unfinished} if self.unfinished else {}
+        return record | {name: self.facts[name] for name in SHOWN if name in self.facts}
 
     def scaling(self) -> dict[str, float]:
         """LoRA's factor of each module: lora_alpha / r, or / sqrt(r); 1 where no adapter_config.json says."""
-        own, found = self.peft, {}
-        for module, rank in ranks(self.state).items():
-            alpha = _of_module(own, "alpha_pattern", module, own.get("lora_alpha", rank))
-            found[module] = alpha / (math.sqrt(rank) if own.get("use_rslora") else rank)
-        return found
+        usual, root = self.peft.get("lora_alpha"), math.sqrt if self.peft.get("use_rslora") else float
+        return {
+            module: _of_module(self.peft, "alpha_pattern", module, rank if usual is None else usual) / root(rank)
+            for module, rank in ranks(self.state).items()
+        }
 
     @cached_property
     def cfg(self):
@@ -152,36 +151,35 @@ def read_source(spec: str | Path, words: Sequence[str] = ()) -> Source:
 
 
 def _read_peft(spec: str, folder: Path) -> Source:
-    own = read_json(folder / PEFT_CONFIG)
-    if not isinstance(own, dict) or own.get("peft_type", "LORA") != "LORA" or own.get("use_dora"):
-        raise UserError(f"{folder / PEFT_CONFIG} describes no plain LoRA, and only that can be merged")
+    config, peft = folder / PEFT_CONFIG, read_json(folder / PEFT_CONFIG)
+    if not isinstance(peft, dict) or peft.get("peft_type", "LORA") != "LORA" or peft.get("use_dora"):
+        raise UserError(f"{config} describes no plain LoRA, and only that can be merged")
     file = next((folder / name for name in PEFT_FILES if (folder / name).is_file()), None)
     if file is None:
         raise MissingFile(f"{folder} has an {PEFT_CONFIG} but no {' or '.join(PEFT_FILES)}")
-    for name in (file, folder / PEFT_CONFIG):
+    for name in (file, config):
         check_written(name)
-    _check_peft(own, folder / PEFT_CONFIG)
+    _check_peft(peft, config)
     state, epoch = read_state(file)
     for module, rank in ranks(state).items():
-        if (expected := _of_module(own, "rank_pattern", module, own.get("r", rank))) != rank:
-            raise UserError(f"{folder / PEFT_CONFIG} gives {module} the rank {expected}, but its factors have {rank}")
-    name = own.get("base_model_name_or_path")
-    return Source(spec, file, state, peft=own, facts={"backbone": {"name": name}} if name else {}, epoch=epoch)
+        if (expected := _of_module(peft, "rank_pattern", module, peft.get("r", rank))) != rank:
+            raise UserError(f"{config} gives {module} the rank {expected}, but its factors have {rank}")
+    name = peft.get("base_model_name_or_path")
+    return Source(spec, file, state, peft=peft, facts={"backbone": {"name": name}} if name else {}, epoch=epoch)
 
 
-def _check_peft(own: dict, where: Path) -> None:
+def _check_peft(peft: dict, where: Path) -> None:
     """UserError for a rank or a scaling that is no number, or patterns of modules that cannot be read."""
-    values = {name: own[name] for name in ("r", "lora_alpha") if name in own}
+    values = {name: peft[name] for name in ("r", "lora_alpha") if name in peft}
     for name in ("rank_pattern", "alpha_pattern"):
-        pattern = {} if own.get(name) is None else own[name]
+        pattern = {} if peft.get(name) is None else peft[name]
         try:
             values |= {f"{name} {re.compile(key).pattern}": value for key, value in pattern.items()}
         except (AttributeError, re.error) as error:
             raise UserError(f"{where}: {name} is {brief(pattern)}, expected {{module: number}} ({error})") from None
     for name, value in values.items():
-        kind = int if name.startswith("r") else int | float
+        kind, what = (int, "whole number") if name.startswith("r") else (int | float, "number")
         if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value <= MOST_ALPHA:
-            what = "whole number" if kind is int else "number"
             raise UserError(f"{where}: {name} is {brief(value)}, expected a {what} above 0 and up to {MOST_ALPHA}")
 
 
@@ -199,34 +197,34 @@ def read_state(file: Path, trainer: type | None = None) -> tuple[dict[str, Tenso
     return {name: value.detach() for name, value in state.items()}, epoch
 
 
-def bound_to_classes(parent: Source) -> list[str]:
+def bound_to_classes(source: Source) -> list[str]:
     """Names of the weights that hold one entry a class: class-specific contexts, and heads."""
-    trainer = parent.facts.get("trainer")
-    known = trainer in TRAINER_REGISTRY
-    head = getattr(TRAINER_REGISTRY.get(trainer), "head_key", "") if known else ""
-    contexts = [name for name, value in parent.state.items() if name.split(".")[-1] == "ctx" and value.dim() == 3]
-    return contexts + [name for name in parent.state if name == head]
+    trainer = source.facts.get("trainer")
+    head = getattr(TRAINER_REGISTRY.get(trainer), "head_key", "") if trainer in TRAINER_REGISTRY else ""
+    contexts = [name for name, value in source.state.items() if name.split(".")[-1] == "ctx" and value.dim() == 3]
+    return contexts + [name for name in source.state if name == head]
 
 
-def check_origin(parents: Sequence[Source]) -> None:
-    """Refuse parents of another backbone, activation, preprocessing, or class list where weights hold classes."""
-    for name in ("digest", "name", "activation", "preprocess"):
-        known = []
-        for own in parents:
-            backbone = own.facts.get("backbone", {})
-            value = backbone.get(name)
-            if value is not None and not (name == "name" and backbone.get("digest")):  # then other names are no others
-                shown = f"{backbone.get('name')} ({value[:12]})" if name == "digest" else value
-                known.append((value, f"{own.spec} has {shown}"))
-        for value, words in known[1:]:
-            if value != known[0][0]:
-                what = "backbone" if name in ("digest", "name") else name
-                raise UserError(f"Parents of another {what} cannot be merged: {known[0][1]} and {words}")
-    known = [(own, own.facts["classes"]) for own in parents if own.facts.get("classes", {}).get("digest")]
-    for own, classes in known[1:]:
-        bound = bound_to_classes(own)
-        if bound and classes["digest"] != known[0][1]["digest"]:
-            both = [f"{p.spec} has {c['count']} ({c['first']} .. {c['last']})" for p, c in (known[0], (own, classes))]
+def check_origin(sources: Sequence[Source]) -> None:
+    """Refuse sources of another backbone, activation, preprocessing, or class list where weights hold classes."""
+    backbones = [(source.spec, source.facts.get("backbone", {})) for source in sources]
+    for fact in ("digest", "name", "activation", "preprocess"):
+        known = [(spec, own) for spec, own in backbones if own.get(fact) is not None]
+        known = [(spec, own) for spec, own in known if fact != "name" or not own.get("digest")]  # else names may differ
+        for pair in known[1:]:
+            if pair[1][fact] != known[0][1][fact]:
+                shown = (f"{own.get('name')} ({own[fact][:12]})" if fact == "digest" else own[fact]
+                         for _, own in (known[0], pair))  # fmt: skip
+                both = [f"{spec} has {value}" for (spec, _), value in zip((known[0], pair), shown, strict=True)]
+                what = "backbone" if fact in ("digest", "name") else fact
+                raise UserError(f"Parents of another {what} cannot be merged: {' and '.join(both)}")
+    named = [(source, source.facts.get("classes", {})) for source in sources]
+    named = [(source, classes) for source, classes in named if classes.get("digest")]
+    for source, classes in named[1:]:
+        bound = bound_to_classes(source)
+        if bound and classes["digest"] != named[0][1]["digest"]:
+            both = (named[0], (source, classes))
+            both = [f"{s.spec} has {c['count']} ({c['first']} .. {c['last']})" for s, c in both]
             what = f"Parents of other classes cannot be merged, for {bound[0]} holds one entry a class"
             raise UserError(f"{what}: {' and '.join(both)}")
 
@@ -245,17 +243,14 @@ def find_merged(folder: str, method: str, *, value: float | None = None, prefix:
     if name and (place / name).is_dir():
         place, name = place / name, ""
     there = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
-    if name:
-        exact = [file for file in (name, *(name + suffix for suffix in SUFFIXES)) if file in there]
-        if not exact:
-            raise MissingFile(f"No merged weights {name} in {place} (there: {', '.join(there) or 'nothing'})")
-        return place / exact[0]
     files = [file for file in there if file.startswith(prefix) and file.endswith(SUFFIXES)]
     files = [file for file in files if (method == "dare") == ("dare" in file.lower())]
     if method == "ties" or value is not None:
         files = [file for file in files if _lambda(file) is not None]
+    wanted = f"{prefix or 'PREFIX'}_ties_lambda_VALUE.pth" if method == "ties" else f"{prefix}*dare*.pth"
+    if name:
+        files, wanted, value = [file for suffix in ("", *SUFFIXES) if (file := name + suffix) in there][:1], name, None
     if not files:
-        wanted = f"{prefix or 'PREFIX'}_ties_lambda_VALUE.pth" if method == "ties" else f"{prefix}*dare*.pth"
         raise MissingFile(f"No merged weights {wanted} in {place} (there: {', '.join(there) or 'nothing'})")
     chosen = files if value is None else [file for file in files if _lambda(file) == value]
     if not chosen:
@@ -277,7 +272,7 @@ def _lambda(file: str) -> float | None:
 def merged_row(file: Path, method: str) -> dict:
     """What the evaluation of such a file says of its weights."""
     value = _lambda(file.name)
-    title = TITLES[method] + ("" if value is None else f" (lambda {value:g})")
+    title = {"ties": "TIES", "dare": "DARE"}[method] + ("" if value is None else f" (lambda {value:g})")
     merged = {"method": method, "values": {} if value is None else {"lambda": value}, "file": file.name}
     merged["sha256"] = sha256_file(str(file))
     return {"preset": title, "merge": merged, "alpha_chosen_on": "given", "data_seen": "unknown: merged elsewhere"}

@@ -28,9 +28,9 @@ from dassl.report.protocols.paths import FORMAT, OTHERS, QUANTITIES, SOLUTIONS, 
 from dassl.report.protocols.paths import PATH_FILE as FILE
 from dassl.report.stats import barrier, harmonic_mean
 from dassl.report.table import Table
-from dassl.utils import UserError, command_parser, errors_in_one_line, get_logger, quiet, read_json, write_json
+from dassl.utils import UserError, command_parser, get_logger, quiet, read_json, write_json
 from dassl.utils.progress import progress
-from dassl.utils.torchrun import one_process
+from dassl.utils.torchrun import run_command
 from mergetune.plane import Batches, add_plane, score
 from mergetune.stage1 import check_begun_from
 from mergetune.stage2 import MergeTune
@@ -279,5 +279,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line(), one_process():
-        main()
+    run_command(main)

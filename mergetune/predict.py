@@ -33,7 +33,6 @@ from dassl.utils import (
     atomic_write,
     brief,
     command_parser,
-    errors_in_one_line,
     get_logger,
     one_line,
     quiet,
@@ -41,7 +40,7 @@ from dassl.utils import (
 )
 from dassl.utils.images import IMAGE_SUFFIXES
 from dassl.utils.progress import progress
-from dassl.utils.torchrun import one_process
+from dassl.utils.torchrun import run_command
 from mergetune.stage1 import check_begun_from
 
 log = get_logger()
@@ -274,5 +273,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line(), one_process():
-        main()
+    run_command(main)

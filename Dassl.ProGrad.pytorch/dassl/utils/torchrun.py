@@ -3,7 +3,7 @@
 import contextlib
 import os
 
-from .errors import UserError
+from .errors import UserError, errors_in_one_line
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -18,6 +18,12 @@ def one_process():
         yield
     finally:
         os.environ.update(hidden)
+
+
+def run_command(main):
+    """Run a command's `main` in one process; bad input ends it with one line on stderr and exit code 1."""
+    with errors_in_one_line(), one_process():
+        main()
 
 
 def launched():
