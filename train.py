@@ -22,25 +22,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 import dassl  # noqa: E402, F401  it says which Python and which packages are needed
 
-FLAGS = {  # that set a config key
-    "root": "DATASET.ROOT",
-    "output_dir": "OUTPUT_DIR",
-    "resume": "RESUME",
-    "resume_coop": "RESUME_COOP",
-    "seed": "SEED",
-    "subset": "DATASET.SUBSET",
-    "source_domains": "DATASET.SOURCE_DOMAINS",
-    "target_domains": "DATASET.TARGET_DOMAINS",
-    "transforms": "INPUT.TRANSFORMS",
-    "trainer": "TRAINER.NAME",
-    "backbone": "MODEL.BACKBONE.NAME",
-    "head": "MODEL.HEAD.NAME",
-    "deterministic": "DETERMINISTIC",
-}
-
 
 def build_parser() -> argparse.ArgumentParser:
-    """Dassl's flags, MERGETUNE's, and ours."""
+    """Dassl's flags, MERGETUNE's, and ours. Those that set a config key are in the namespace by its name."""
     from dassl.config import leaves
     from dassl.engine import full_config
     from dassl.utils import ArgumentParser
@@ -48,20 +32,20 @@ def build_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.keys = lambda: dict(leaves(full_config()))
     add, path = parser.add_argument, functools.partial(parser.add_argument, type="path", default="")
-    path("--root", help="folder of all data sets")
-    path("--output-dir", help="where log, checkpoints and results.json go")
-    path("--resume", help="another run's folder to resume from (an interrupted run needs none)")
-    path("--resume-coop", help="stage-1 folder that a stage-2 trainer continues from")
-    path("--subset", help="an earlier run's subset.json: its few-shot draw instead of one by the seed")
-    add("--seed", type=int, default=None, help="0 and above seed everything; -1 (default) nothing")
-    add("--source-domains", nargs="+", help="source domains for DA/DG")
-    add("--target-domains", nargs="+", help="target domains for DA/DG")
-    add("--transforms", nargs="+", help="data augmentation, by name")
+    path("--root", dest="DATASET.ROOT", help="folder of all data sets")
+    path("--output-dir", dest="OUTPUT_DIR", help="where log, checkpoints and results.json go")
+    path("--resume", dest="RESUME", help="another run's folder to resume from (an interrupted run needs none)")
+    path("--resume-coop", dest="RESUME_COOP", help="stage-1 folder that a stage-2 trainer continues from")
+    path("--subset", dest="DATASET.SUBSET", help="an earlier run's subset.json: its few-shot draw, not one by the seed")
+    add("--seed", dest="SEED", type=int, help="0 and above seed everything; -1 (default) nothing")
+    add("--source-domains", dest="DATASET.SOURCE_DOMAINS", nargs="+", help="source domains for DA/DG")
+    add("--target-domains", dest="DATASET.TARGET_DOMAINS", nargs="+", help="target domains for DA/DG")
+    add("--transforms", dest="INPUT.TRANSFORMS", nargs="+", help="data augmentation, by name")
     path("--config-file", help="the method's yaml")
     path("--dataset-config-file", help="the data set's yaml")
-    add("--trainer", default="", help="registered name of the trainer")
-    path("--backbone", help="name of the backbone, e.g. ViT-B/16, RN50, tiny")
-    add("--head", default="", help="name of the head")
+    add("--trainer", dest="TRAINER.NAME", help="registered name of the trainer")
+    path("--backbone", dest="MODEL.BACKBONE.NAME", help="name of the backbone, e.g. ViT-B/16, RN50, tiny")
+    add("--head", dest="MODEL.HEAD.NAME", help="name of the head")
     add("--eval-only", action="store_true", help="evaluate --model-dir, train nothing")
     path("--model-dir", help="run folder to evaluate")
     add("--load-epoch", type=epochs, help="epoch to evaluate, or last; default: the best one if kept, else the last")
@@ -73,7 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--no-train", action="store_true", help="build everything, train nothing")
     add("--check", action="store_true", help="run nothing: check data, zero-shot anchor, time, memory and recipe")
     add("--overwrite", action="store_true", help="start a finished run again")
-    add("--deterministic", action="store_const", const=True, help="bit-equal runs on a GPU, at some cost in speed")
+    deterministic = {"dest": "DETERMINISTIC", "action": "store_const", "const": True}
+    add("--deterministic", **deterministic, help="bit-equal runs on a GPU, at some cost in speed")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys that win over all else")
     return parser
 
@@ -92,27 +77,23 @@ def read_cfg(args: argparse.Namespace):
     """The frozen config of a command line, and that of its yaml files alone."""
     from dassl.engine import build_config
 
-    return build_config(
-        dataset_file=args.dataset_config_file,
-        config_file=args.config_file,
-        flags=flags(args),
-        pairs=args.opts,
-    )
+    files = {"dataset_file": args.dataset_config_file, "config_file": args.config_file}
+    return build_config(**files, flags=flags(args), pairs=args.opts)
 
 
 def flags(args: argparse.Namespace) -> dict:
     """{config key: value} of the flags that were given."""
-    named = {key: getattr(args, flag) for flag, key in FLAGS.items()}
-    named |= {FLAGS[flag]: os.path.abspath(path) for flag in ("root", "subset") if (path := getattr(args, flag))}
-    return {key: value for key, value in named.items() if value not in ("", None)}
+    values = {key: value for key, value in vars(args).items() if key.isupper() and value not in ("", None)}
+    return values | {key: os.path.abspath(values[key]) for key in ("DATASET.ROOT", "DATASET.SUBSET") if key in values}
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run one command line; returns what results.json holds."""
+    """Run one command line: train, evaluate or check -> what results.json holds."""
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_intermixed_args(argv)
     from dassl.config import KEYS
     from dassl.engine.config import extra_opts
+    from dassl.engine.launch import run
     from dassl.utils import UserError, get_logger
     from dassl.utils.distributed import one_process, process_group
 
@@ -121,10 +102,31 @@ def main(argv: list[str] | None = None) -> dict:
         argv = [*argv, *extra]
     with one_process() if args.check else process_group():  # torchrun's, if it started this process
         cfg, recipe = read_cfg(args)
-        named = args.output_dir or args.check or any(word.startswith("OUTPUT_DIR") for word in args.opts)
+        named = args.OUTPUT_DIR or args.check or any(word.startswith("OUTPUT_DIR") for word in args.opts)
         if not named and KEYS["OUTPUT_DIR"].default == cfg.OUTPUT_DIR:
             raise UserError("Where do results go? --output-dir names the run's folder")
-        return run_config(args, cfg, recipe, argv)
+        eval_only, model_dir, row = evaluated(args)
+        epoch = None if row else args.load_epoch
+        if args.check:
+            return check(cfg, recipe, eval_only, model_dir, args.load_epoch)
+        how = {"no_train": args.no_train, "overwrite": args.overwrite, "recipe": recipe, "row": row}
+        command = shlex.join(["python", "train.py", *argv])
+        return run(cfg, eval_only=eval_only, model_dir=model_dir, load_epoch=epoch, command=command, **how)
+
+
+def check(cfg, recipe, eval_only: bool, model_dir: str, load_epoch: int | str | None) -> dict:
+    """What a dry run measures, by name. UserError for what it finds wrong."""
+    from dassl.engine.dry_run import dry_run
+    from dassl.engine.launch import evaluates
+    from dassl.engine.lint import lint
+    from dassl.utils import UserError
+    from datasets.tools.check import check_public
+
+    alone = (model_dir, load_epoch) if evaluates(cfg, eval_only, model_dir) else None
+    findings = dry_run(cfg, evaluates=alone, recipe=lint(recipe, cfg), data_check=check_public)
+    if findings.problems:
+        raise UserError(f"--check found: {'; '.join(findings.problems)}")
+    return findings.values
 
 
 def differences(argv: list[str], memo: dict | None = None) -> list[str]:
@@ -133,51 +135,12 @@ def differences(argv: list[str], memo: dict | None = None) -> list[str]:
     from dassl.engine import recipe
 
     args = build_parser().parse_intermixed_args(argv)
-    cfg = read_cfg(args)[0]
+    cfg = setup_cfg(args)
     if not recipe.record(cfg.OUTPUT_DIR):
         return []
     eval_only, model_dir, _ = evaluated(args)
     scored = {"model_dir": model_dir, "load_epoch": args.load_epoch}
     return recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=eval_only, memo=memo, **scored)
-
-
-def check_public(cfg) -> list[str]:
-    """Lines on a data set that tables are made of: is it the one that others have?"""
-    from datasets.tools.check import check as check_dataset
-    from datasets.tools.known import KNOWN
-
-    if cfg.DATASET.NAME not in KNOWN:
-        return []
-    row = check_dataset(cfg.DATASET.NAME, cfg.DATASET.ROOT, decode="none")  # opened by us
-    return [f"not as published: {line}" for line in row.problems] + row.notes
-
-
-def run_config(args: argparse.Namespace, cfg, recipe, argv: list[str]) -> dict:
-    """Train, evaluate or check as the arguments say."""
-    from dassl.engine.launch import evaluates, run
-
-    eval_only, model_dir, row = evaluated(args)
-    if args.check:
-        from dassl.engine.dry_run import dry_run
-        from dassl.engine.lint import lint
-        from dassl.utils import UserError
-
-        alone = (model_dir, args.load_epoch) if evaluates(cfg, eval_only, model_dir) else None
-        findings = dry_run(cfg, evaluates=alone, recipe=lint(recipe, cfg), data_check=check_public)
-        if findings.problems:
-            raise UserError(f"--check found: {'; '.join(findings.problems)}")
-        return findings.values
-    return run(
-        cfg,
-        eval_only=eval_only,
-        model_dir=model_dir,
-        load_epoch=None if row else args.load_epoch,
-        no_train=args.no_train,
-        overwrite=args.overwrite,
-        recipe=recipe,
-        row=row,
-        command=shlex.join(["python", "train.py", *argv]),
-    )
 
 
 def evaluated(args: argparse.Namespace) -> tuple[bool, str, dict | None]:

@@ -69,7 +69,7 @@ def look(steps: list[Job], bank: str, findings) -> dict[str, int]:
     from dassl.engine.anchor import anchor
     from dassl.engine.dry_run import check_data
     from dassl.engine.precision import Precision
-    from train import check_public
+    from datasets.tools.check import check_public
 
     sets, sizes = {step.arguments["DATASET"]: step for step in reversed(steps)}, {}
     for name, step in progress(list(sets.items())[::-1], "reading data"):

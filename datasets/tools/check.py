@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+from yacs.config import CfgNode
+
 from dassl.data import few_shot
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.utils import UserError, closest
@@ -55,6 +57,14 @@ def settings(root: str, name: str) -> SimpleNamespace:
     return SimpleNamespace(
         DATASET=SimpleNamespace(**data), TRAINER=SimpleNamespace(MODAL="base2novel"), SEED=-1, VERBOSE=False
     )
+
+
+def check_public(cfg: CfgNode) -> list[str]:
+    """Lines on a data set that tables are made of: is it the one that others have?"""
+    if cfg.DATASET.NAME not in KNOWN:
+        return []
+    row = check(cfg.DATASET.NAME, cfg.DATASET.ROOT, decode="none")  # opened by who asks
+    return [f"not as published: {line}" for line in row.problems] + row.notes
 
 
 def check(name: str, root: str, decode: str = "sample", jobs: int = 4) -> Row:
