@@ -25,12 +25,12 @@ import dassl  # noqa: E402, F401  it says which Python and which packages are ne
 
 def build_parser() -> argparse.ArgumentParser:
     """Dassl's flags, MERGETUNE's, and ours. Those that set a config key are in the namespace by its name."""
+    from dassl import engine
     from dassl.config import leaves
-    from dassl.engine import full_config
     from dassl.utils import ArgumentParser
 
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.keys = lambda: dict(leaves(full_config()))
+    parser.keys = lambda: dict(leaves(engine.full_config()))
     add, path = parser.add_argument, functools.partial(parser.add_argument, type="path", default="")
     path("--root", dest="DATASET.ROOT", help="folder of all data sets")
     path("--output-dir", dest="OUTPUT_DIR", help="where log, checkpoints and results.json go")

@@ -13,8 +13,6 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import MissingFile, UserError, brief, check_availability
 
 from .build import TRAINER_REGISTRY, add_trainer_nodes, config_nodes, trainer_class
-from .recipe import changed_keys, check_config, is_read, own_nodes, role
-from .results import with_changes
 
 
 def full_config() -> CN:
@@ -84,6 +82,9 @@ def extra_opts() -> list[str]:
 
 def preset_name(recipe: CN, cfg: CN) -> str:
     """The preset's name, with the keys that a command line changed, so no table calls it the recipe."""
+    from .recipe import changed_keys, is_read, own_nodes, role  # late, as below: --help needs no torch
+    from .results import with_changes
+
     # precision and protocol results.json says by itself, as it does how a model is evaluated; a folder is no value
     nodes, named = own_nodes(cfg), ("TRAINER.", "OPTIM.", "MODEL.INIT_WEIGHTS", "TEST.SKIP_WARMUP")
     changed = [key for key, _, _ in changed_keys(recipe, cfg) if key.startswith(named) and is_read(key, nodes)]
@@ -116,6 +117,8 @@ def read_run_cfg(folder: str | Path) -> CN:
     path = os.path.join(folder, "config.yaml")
     if not os.path.isfile(path):
         raise MissingFile(f"{folder} is no run folder: it holds no config.yaml")
+    from .recipe import check_config
+
     tree = read_yaml(path)
     check_config(path, dict(leaves(tree)))
     trainers = tree.pop("TRAINER", None)
