@@ -48,15 +48,15 @@ def stamp(record, name):
 
 def collect(records, row_of, column_of):
     """Stamps of records -> {row: {field: {column: set of words}}}."""
-    found = {}
+    stamps = {}
     for record in records:
         for name in STAMPS:
             if words := stamp(record, name):
                 fields = [(name, _FEWER.sub("", words)), *(("fewer", text) for text in _FEWER.findall(words))]
                 for field, text in fields:
-                    columns = found.setdefault(row_of(record), {}).setdefault(field, {})
+                    columns = stamps.setdefault(row_of(record), {}).setdefault(field, {})
                     columns.setdefault(column_of(record), set()).add(text)
-    return found
+    return stamps
 
 
 def stamp_notes(grid, names):
@@ -74,8 +74,8 @@ def stamp_notes(grid, names):
                 many = values is most[0] and len(rows) >= MANY
                 shown.append(f"{words}: {_MOST[name] if many else ', '.join(names[row] for row in rows)}")
             notes.append(f"{head} {'; '.join(shown)}.")
-    columns = [found for row in grid.rows for found in _joined(grid.stamps.get(row, {}).get("fewer", {})).items()]
-    fewer = {f"{column if isinstance(column, str) else column[0]}: {words}" for column, words in columns}
+    fewer = [_by_dataset(_joined(grid.stamps.get(row, {}).get("fewer", {}))) for row in grid.rows]
+    fewer = {f"{dataset}: {words}" for by_dataset in fewer for dataset, words in by_dataset.items()}
     if fewer:
         notes.append(f"Fewer training images than shots on {'; '.join(sorted(fewer))}.")
     return notes
@@ -85,8 +85,8 @@ def stamp_cells(grid):
     """A row's stamps for a CSV, in the order of STAMP_COLUMNS -> function: row -> list of str, "" for none."""
 
     def cells(row):
-        own = grid.stamps.get(row, {})
-        return [_words(_joined(own[name]), None) if name in own else "" for name in STAMPS]
+        stamps = grid.stamps.get(row, {})
+        return [_words(_joined(stamps[name]), None) if name in stamps else "" for name in STAMPS]
 
     return cells
 
@@ -96,45 +96,38 @@ def _joined(columns):
     return {column: " or ".join(sorted(words)) for column, words in columns.items()}
 
 
+def _by_dataset(values):
+    """{column: words} by the column's data set."""
+    return {column if isinstance(column, str) else column[0]: words for column, words in values.items()}
+
+
 def _groups(grid, name):
-    """Rows that agree in a stamp -> list of ({column: words}, rows)."""
+    """Rows that agree in a stamp wherever both have a column; without such a column, if they say the same -> list of
+    ({column: words}, rows)."""
     groups = []
     for row in grid.rows:
         values = _joined(grid.stamps.get(row, {}).get(name, {}))
-        if not values:
-            continue
-        for known, rows in groups:
-            if _agree(known, values):
+        for known, rows in groups if values else ():
+            shared = known.keys() & values.keys()
+            if all(known[c] == values[c] for c in shared) and (shared or {*known.values()} == {*values.values()}):
                 known.update(values)
                 rows.append(row)
                 break
         else:
-            groups.append((values, [row]))
+            groups += [(values, [row])] if values else []
     return groups
-
-
-def _agree(a, b):
-    """True if two rows say the same wherever both have a column; without such a column, if they say the same."""
-    shared = a.keys() & b.keys()
-    return all(a[c] == b[c] for c in shared) if shared else set(a.values()) == set(b.values())
 
 
 def _words(values, reference):
     """{column: words} in short. reference: of an earlier group that has each data set's own, or None."""
-    by_dataset = {column if isinstance(column, str) else column[0]: words for column, words in values.items()}
+    by_dataset = _by_dataset(values)
     (most, count), *others = Counter(by_dataset.values()).most_common()
     if not others:
         return most
-    if 2 * count > len(by_dataset):
-        return f"{most} ({_where(by_dataset, [d for d, words in by_dataset.items() if words != most])})"
-    if reference is None:
+    if reference is None and 2 * count <= len(by_dataset):
         return EACH
-    theirs = {column if isinstance(column, str) else column[0]: words for column, words in reference.items()}
-    return f"{EACH}, but {_where(by_dataset, [d for d, words in by_dataset.items() if theirs.get(d) != words])}"
-
-
-def _where(by_dataset, datasets):
-    """ "on a: X, on b: Y", or how many they are."""
-    if len(datasets) > FEW:
-        return f"others on {len(datasets)} data sets"
-    return ", ".join(f"on {dataset}: {by_dataset[dataset]}" for dataset in sorted(datasets))
+    usual = dict.fromkeys(by_dataset, most) if 2 * count > len(by_dataset) else _by_dataset(reference)
+    unlike = [dataset for dataset, words in by_dataset.items() if usual.get(dataset) != words]
+    where = ", ".join(f"on {dataset}: {by_dataset[dataset]}" for dataset in sorted(unlike))
+    where = f"others on {len(unlike)} data sets" if len(unlike) > FEW else where
+    return f"{most} ({where})" if 2 * count > len(by_dataset) else f"{EACH}, but {where}"

@@ -8,7 +8,7 @@ that all cells come from checkpoints loaded in the same way.
 from dataclasses import dataclass, field
 
 from dassl.report.disclosures import collect
-from dassl.report.methods import NONE, Methods, row_names, sort_rows, zero_shot_row
+from dassl.report.methods import NONE, Methods, row_names, sort_rows
 from dassl.report.records import group_by, newest_each, select
 from dassl.report.stats import mean_by_seed, summarise_average
 
@@ -59,7 +59,9 @@ class Grid:
 
     def zero_shot(self, row):
         """Zero-shot CLIP's row on the same backbone, or None if there is none or the row is its own."""
-        return zero_shot_row(row, self.rows, self.methods)
+        zero_shot = self.methods.zero_shot
+        rows = [r for r in self.rows if r.trainer == zero_shot and r.backbone == row.backbone and not r.merge]
+        return rows[0] if rows and row.trainer != zero_shot else None
 
     def add(self, row, column, scores, *sources):
         """A number that is worked out from those of other cells, (row, column) each, by seed."""

@@ -196,12 +196,6 @@ def sort_rows(rows, methods):
     return sorted(set(rows), key=methods.rank)
 
 
-def zero_shot_row(row, rows, methods):
-    """The zero-shot row on the same backbone, or None if there is none or the row is zero-shot CLIP's own."""
-    found = [r for r in rows if r.trainer == methods.zero_shot and r.backbone == row.backbone and not r.merge]
-    return found[0] if found and row.trainer != methods.zero_shot else None
-
-
 def row_names(rows):
     """Printed names -> dict row -> str. Rows that share a label get what tells them apart behind it, and each how far
     its training is if that has not ended."""

@@ -25,15 +25,18 @@ def write_page(path, reports, figures, records):
 
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
-    engine = jinja2.Environment(autoescape=True, finalize=_finalize, **blocks)
-    pictures = [_picture(file) for file in map(Path, figures) if file.suffix == ".png"]
-    text = engine.from_string(template).render(page=_Page(reports, records), reports=reports, pictures=pictures)
+    engine = jinja2.Environment(autoescape=True, finalize=_printable, **blocks)
+    images = []  # (name, file of its numbers or "", its bytes for a page)
+    for file in (file for file in map(Path, figures) if file.suffix == ".png"):
+        numbers = f"{file.stem}.csv" if file.with_suffix(".csv").is_file() else ""
+        images.append((file.stem.replace("_", " "), numbers, base64.b64encode(file.read_bytes()).decode("ascii")))
+    text = engine.from_string(template).render(page=_Page(reports, records), reports=reports, images=images)
     with atomic_write(path, "w", encoding="utf-8") as file:
         file.write(text)
     return Path(path)
 
 
-def _finalize(value):
+def _printable(value):
     """What the template puts in, before it is escaped; its own markup has been."""
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
@@ -94,18 +97,10 @@ class _Page:
         """The runs' facts as JSON that may stand in a script: every pair once, each run by its pairs' numbers."""
         pairs, runs = {}, []
         for file in self.numbers:
-            shown = {k: _value(v) for k, v in sorted(self.records[file].items()) if k not in _HIDDEN}
-            facts = {"file": one_line(file)} | shown
+            facts = {"file": one_line(file)}
+            for name in (name for name in sorted(self.records[file]) if name not in _HIDDEN):
+                value = self.records[file][name]
+                facts[name] = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             runs.append([pairs.setdefault(pair, len(pairs)) for pair in facts.items()])
         text = json.dumps({"pairs": list(pairs), "runs": runs}, ensure_ascii=False, separators=(",", ":"))
         return text.replace("<", "\\u003c")
-
-
-def _picture(file):
-    """A PNG -> (name, file of its numbers or "", its bytes for a page)."""
-    numbers = f"{file.stem}.csv" if file.with_suffix(".csv").is_file() else ""
-    return file.stem.replace("_", " "), numbers, base64.b64encode(file.read_bytes()).decode("ascii")
-
-
-def _value(value):
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -18,8 +18,8 @@ class NoRuns(UserError):
 
 FORMAT = 1
 RESULTS_FILE = "results.json"
-_FIELDS = {"trainer": str, "dataset": str, "protocol": str, "subset": str, "seed": int, "metrics": dict}
 LARGEST = 1e9  # shots, epochs, seconds
+_REQUIRED = {"trainer": str, "dataset": str, "protocol": str, "subset": str, "seed": int, "metrics": dict}
 _TEXTS = ("preset", "kind", "alpha_chosen_on", "chosen_on", "data_seen", "source", "order", "labels", "ablation",
           "split_file", "unfinished", "instead_of")  # fmt: skip
 _OPTIONAL = dict.fromkeys(_TEXTS, str) | {
@@ -51,15 +51,15 @@ def read_all(name, folders, read, what="", left_out=None):
 
     A file that cannot be read costs one warning, `what` before its name, and is added to the list `left_out`.
     """
-    found = []
+    contents = []
     for file in find_files(name, *folders):
         try:
-            found.append(read(file))
+            contents.append(read(file))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             leave_out(f"{what}{file}", error)
             if left_out is not None:
                 left_out.append(file)
-    return [content for content in found if content is not None]
+    return [content for content in contents if content is not None]
 
 
 def leave_out(what, error):
@@ -69,29 +69,26 @@ def leave_out(what, error):
 
 def find_files(name, *folders):
     """Files called `name` anywhere below `folders`, each once, sorted -> list of Paths."""
-    found = {}
+    files = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise MissingFile(f"No folder of runs at {folder}")
         for parent, _, names in os.walk(folder, onerror=lambda error: leave_out(error.filename, error.strerror)):
             if name in names:
                 file = Path(parent, name)
-                found.setdefault(os.path.realpath(file), file)
-    return sorted(found.values())
+                files.setdefault(os.path.realpath(file), file)
+    return sorted(files.values())
 
 
 def read_result(file):
     """One results.json -> record. ValueError says what is wrong with it."""
     file = Path(file)
     record = read_object(file, FORMAT)
-    for field, kind in _FIELDS.items():
-        value = record.get(field)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise ValueError(f"field {field!r}: expected {kind.__name__}, found {brief(value)}")
-    for field, kind in _OPTIONAL.items():
-        value = record.get(field)
+    for field, kind in (_REQUIRED | _OPTIONAL).items():
+        value, optional = record.get(field), field in _OPTIONAL
         fine = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if value is not None and not (fine and (not is_number(value) or abs(value) <= LARGEST)):
+        large = optional and is_number(value) and abs(value) > LARGEST
+        if (value is not None or not optional) and (large or not fine):
             raise ValueError(f"field {field!r}: expected {getattr(kind, '__name__', kind)}, found {brief(value)}")
     if record.get("merge") and not isinstance(record["merge"].get("method", ""), str):
         raise ValueError(f"field 'merge': expected a method's name, found {brief(record['merge'])}")
@@ -101,24 +98,25 @@ def read_result(file):
     for field, choices in _CHOICES.items():
         if record.get(field) and record[field] not in choices:
             raise ValueError(f"field {field!r}: expected one of {', '.join(choices)}, found {brief(record[field])}")
-    _check_metrics(record)
-    _check_others(record)
-    _check_weights(record, file.parent)
-    return {
-        **record,
-        "preset": record.get("preset") or "",
-        "kind": _kind(record),
-        "file": file,
-        "written": file.stat().st_mtime,
-    }
+    _check_numbers(record)
+    files = (record.get("weights") or {}).get("files")  # of a training: those beside its record, if any are left
+    for name, digest in files.items() if isinstance(files, dict) else ():
+        if (path := file.with_name(name)).is_file() and checkpoint_digest(path) != digest:
+            raise ValueError(f"it is of another run than {name} beside it")
+    command = record.get("command") or ""  # says of files without the field `kind` what the run was
+    words = command.split() if isinstance(command, str) else command
+    kind = record.get("kind") or ("eval" if "--eval-only" in words else "train")
+    about = {"preset": record.get("preset") or "", "kind": kind, "file": file, "written": file.stat().st_mtime}
+    return {**record, **about}
 
 
-def _check_metrics(record):
-    """Finite numbers, percentages among them, an accuracy that is that of the counts. ValueError if not."""
+def _check_numbers(record):
+    """Finite numbers, percentages among them, an accuracy that is that of the counts; of each other data set as many
+    images right as there are at most. ValueError if not."""
     for name, value in record["metrics"].items():
         if not is_number(value) or name in PERCENT and not 0 <= value <= 100:
-            raise ValueError(f"metric {name!r}: expected {'0 to 100' if name in PERCENT else 'a finite number'}, "
-                             f"found {brief(value)}")  # fmt: skip
+            expected = "0 to 100" if name in PERCENT else "a finite number"
+            raise ValueError(f"metric {name!r}: expected {expected}, found {brief(value)}")
     correct, total, accuracy = record.get("correct"), record.get("total"), record["metrics"].get("accuracy")
     counted = accuracy is not None and is_number(correct) and is_number(total)
     if counted and not (0 <= correct <= total and abs(100 * correct - accuracy * total) <= 0.01 * total):
@@ -126,23 +124,11 @@ def _check_metrics(record):
     rate = record["metrics"].get("error_rate")
     if None not in (accuracy, rate) and abs(accuracy + rate - 100) > 0.01:
         raise ValueError(f"accuracy {accuracy:g} and error_rate {rate:g} do not come to 100")
-
-
-def _check_others(record):
-    """Of each other data set whole numbers of pictures, as many right as there are at most. ValueError if not."""
     sets = (record.get("others") or {}).get("sets") or {}
     for name, entry in sets.items() if isinstance(sets, dict) else [("sets", sets)]:
         counts = [entry.get(key) if isinstance(entry, dict) else None for key in ("correct", "total")]
         if not (all(type(count) is int for count in counts) and 0 <= counts[0] <= counts[1] <= LARGEST and counts[1]):
             raise ValueError(f"field 'others', {brief(name)}: expected correct of total, found {brief(entry)}")
-
-
-def _check_weights(record, folder):
-    """The checkpoints beside a training's record are those that it has written, if any are left. ValueError if not."""
-    files = (record.get("weights") or {}).get("files")
-    for name, digest in files.items() if isinstance(files, dict) else ():
-        if (path := Path(folder, name)).is_file() and checkpoint_digest(path) != digest:
-            raise ValueError(f"it is of another run than {name} beside it")
 
 
 def _clean(value):
@@ -175,27 +161,18 @@ def is_number(value):
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e150
 
 
-def _kind(record):
-    """What the run was. Files without the field say it by their command line."""
-    if record.get("kind"):
-        return record["kind"]
-    command = record.get("command") or ""
-    words = command.split() if isinstance(command, str) else command
-    return "eval" if "--eval-only" in words else "train"
-
-
 def select(records, **wanted):
     """Records whose fields have the wanted values; a tuple, list or set admits each of its members."""
     allowed = {name: v if isinstance(v, tuple | list | set) else (v,) for name, v in wanted.items()}
     return [r for r in records if all(r.get(name) in values for name, values in allowed.items())]
 
 
-def require_evaluations(own, records, table, protocol, classes):
-    """NoRuns if of the records that follow a protocol on these classes, `own`, none is an evaluation run."""
-    if not select(own, kind="eval"):
+def require_evaluations(following, records, table, protocol, classes):
+    """NoRuns if of the records that follow a protocol on these classes none is an evaluation run."""
+    if not select(following, kind="eval"):
         raise NoRuns(
-            f"No {table} table: of {len(records)} results, {len(own)} follow the protocol {protocol!r} on {classes} "
-            "classes and none of these is an evaluation run"
+            f"No {table} table: of {len(records)} results, {len(following)} follow the protocol {protocol!r} on "
+            f"{classes} classes and none of these is an evaluation run"
         )
 
 

@@ -9,7 +9,6 @@ from itertools import chain, compress, zip_longest
 from pathlib import Path
 
 from dassl.report.frame import is_below
-from dassl.report.methods import zero_shot_row
 from dassl.utils import atomic_write, one_line
 from dassl.utils.moved import old_names
 
@@ -187,7 +186,7 @@ class Report:
         return paths
 
 
-def method_table(title, names, columns, cells, methods, unjudged=(), uncounted=(), extra=lambda row: [], notes=()):
+def method_table(title, grid, names, columns, cells, unjudged=(), uncounted=(), extra=lambda row: [], notes=()):
     """-> Table with a line for each method: its name, what `extra` says of it, its cells, the number of seeds.
 
     names: {row: printed}; cells: row -> {quantity: Summary or words}, marked where below zero-shot CLIP's but for the
@@ -195,7 +194,7 @@ def method_table(title, names, columns, cells, methods, unjudged=(), uncounted=(
     """
     rows, by_row = [], {row: cells(row) for row in names}
     for row, summaries in by_row.items():
-        theirs = by_row.get(zero_shot_row(row, names, methods), {})
+        theirs = by_row.get(grid.zero_shot(row), {})
         counted = {q: s for q, s in summaries.items() if not isinstance(s, str)}
         below = {q for q, s in counted.items() if q not in unjudged and is_below(s, theirs.get(q))}
         shown = [show(s, q in below) if q in counted else s for q, s in summaries.items()]

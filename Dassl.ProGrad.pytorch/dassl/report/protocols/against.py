@@ -44,13 +44,20 @@ class Published:
             return 2 * self.deviation
         return AVERAGE if dataset in AVERAGES else ONE
 
+    def compare(self, mean, dataset, judged):
+        """Our mean beside it -> its value, the difference, the band, "in" or "out" of it or "" if not judged."""
+        band, difference = self.band(dataset), round(mean - self.value, 2)
+        verdict = "in" if abs(difference) <= band + 1e-9 else "out"
+        shown = f"{self.value:.2f}" + " (derived)" * self.derived
+        return [shown, f"{difference:+.2f}", f"{band:.2f}", verdict if judged else ""]
+
 
 def load_published(files: Iterable[Path]) -> dict[tuple, list[Published]]:
     """All blocks of these files -> {(protocol, trainer, merge, backbone, data set, quantity): one Published a source}.
 
     The quantity of a few-shot number is its shots, e.g. "16 shots".
     """
-    found = {}
+    numbers = {}
     for file in files:
         content = json.loads(file.read_text(encoding="utf-8"))
         for block in content["blocks"]:
@@ -60,8 +67,8 @@ def load_published(files: Iterable[Path]) -> dict[tuple, list[Published]]:
             for dataset, quantities in block["values"].items():
                 for quantity, number in (quantities if isinstance(quantities, dict) else {"": quantities}).items():
                     value, deviation = number if isinstance(number, list) else (number, None)
-                    found.setdefault((*head, dataset, quantity), []).append(Published(value, deviation, *about))
-    return found
+                    numbers.setdefault((*head, dataset, quantity), []).append(Published(value, deviation, *about))
+    return numbers
 
 
 def against_report(report, records, methods, published=None):
@@ -75,52 +82,46 @@ def against_report(report, records, methods, published=None):
     for line in report.lines:
         cell = dict(zip(report.columns, line, strict=True))
         key, behind = _key(report.name, cell, methods), cell["mean"].files
-        own = [by_file[file] for file in dict.fromkeys(behind) if file in by_file]
+        runs = [by_file[file] for file in dict.fromkeys(behind) if file in by_file]
         # nobody publishes training on without the method, or weights that no rule chose
-        unheard = is_control(cell["preset"].split(" + ")[0]) or any(map(named_weights, own))
+        unheard = is_control(cell["preset"].split(" + ")[0]) or any(map(named_weights, runs))
         for partner in published.get(key, []) if cell["mean"] != "" and not unheard else []:
             matched.setdefault(cell["method"], set()).add(key)
-            ours = {name for record in own for name in record.get("tasks") or [record["dataset"]]}
+            ours = {name for record in runs for name in record.get("tasks") or [record["dataset"]]}
             if key[4] in AVERAGES and partner.sets and ours != partner.sets:
                 more = "".join(f", with {name}" for name in sorted(ours - partner.sets))
                 over = f"published over {len(partner.sets)} data sets, ours over {len(ours)}{more}"
                 notes.append(f"{cell['method']}: averages are not compared: {over}.")
                 continue
-            differing = _differing(partner, own, methods)
+            differing = _differing(partner, runs, methods)
             notes += [f"{cell['method']}: {words}" for words in differing.values()]
             number = sources.setdefault(partner.source, len(sources) + 1)
-            *row, verdict = _row(cell, key[4:], partner, differing)
-            shown = verdict or f"{MISSING} ({', '.join(differing)})"
-            rows.append([*row[:3], Cell(row[3], behind), cell["n"], *row[4:], shown, f"[{number}]"])
-            lines.append([*row, verdict, ", ".join(differing), partner.source, cell["n"]])
-        notes += [f"{cell['method']}: {words}" for words in _uneven(own)] if key in published else []
-    notes = [*dict.fromkeys(notes), *_missing(matched, published)]
+            shown = f"{float(cell['mean']):.2f}" + (f" ± {cell['std']}" if cell["std"] else "")
+            head = [cell["method"], *key[4:], Cell(shown, behind)]
+            *compared, verdict = partner.compare(float(cell["mean"]), key[4], not differing)
+            said = verdict or f"{MISSING} ({', '.join(differing)})"
+            rows.append([*head, cell["n"], *compared, said, f"[{number}]"])
+            lines.append([*head, *compared, verdict, ", ".join(differing), partner.source, cell["n"]])
+        notes += [f"{cell['method']}: {words}" for words in _uneven(runs)] if key in published else []
+    notes = list(dict.fromkeys(notes))
+    for method, keys in matched.items():
+        theirs = {key[4] for key in published if key[:4] in {known[:4] for known in keys}} - {*AVERAGES}
+        if gaps := sorted(theirs - {key[4] for key in keys}):
+            notes.append(f"{method}: published, but not run here: {', '.join(gaps)}.")
     if not rows:
         reason = f"--against paper: none of the {report.name} results has a published partner"
         raise NoRuns("; ".join([reason, *notes]))
     judged = [line[7] for line in lines if line[7]]
-    title = f"{judged.count('in')} of {len(judged)} in the band"
-    title += f", {len(rows) - len(judged)} not judged" if len(rows) > len(judged) else ""
+    left = f", {len(rows) - len(judged)} not judged" if len(rows) > len(judged) else ""
     return Report(
         name=f"{report.name}_against_paper",
         heading=f"{report.heading}, against published numbers",
-        tables=[Table(title, COLUMNS, rows, notes)],
+        tables=[Table(f"{judged.count('in')} of {len(judged)} in the band{left}", COLUMNS, rows, notes)],
         legend=[RULE, SILENT, "n: our seeds", *(f"[{number}] {source}" for source, number in sources.items())],
         columns=[*COLUMNS[:1], "dataset", "quantity", "ours", "published", "difference", "band", "verdict", "differs",
                  "source", "n"],
         lines=lines,
     )  # fmt: skip
-
-
-def _missing(matched, published):
-    """Data sets with a published number and no run here -> a line for each method. matched: {method: keys}."""
-    notes = []
-    for method, keys in matched.items():
-        ours = {key[4] for key in keys}
-        theirs = {key[4] for key in published if key[:4] in {own[:4] for own in keys}} - {*AVERAGES}
-        if gaps := sorted(theirs - ours):
-            notes.append(f"{method}: published, but not run here: {', '.join(gaps)}.")
-    return notes
 
 
 def _key(protocol, cell, methods):
@@ -139,50 +140,35 @@ def _key(protocol, cell, methods):
     return protocol, cell["trainer"], made, cell["backbone"], *number
 
 
-def _row(cell, number, partner, differing):
-    """Cells of COLUMNS without n and source. number: data set and quantity."""
-    ours, band = float(cell["mean"]), partner.band(number[0])
-    difference = round(ours - partner.value, 2)
-    verdict = "" if differing else "in" if abs(difference) <= band + 1e-9 else "out"
-    shown = f"{ours:.2f}" + (f" ± {cell['std']}" if cell["std"] else "")
-    theirs = f"{partner.value:.2f}" + " (derived)" * partner.derived
-    return [cell["method"], *number, shown, theirs, f"{difference:+.2f}", f"{band:.2f}", verdict]
-
-
-def _differing(partner, own, methods):
+def _differing(partner, runs, methods):
     """Why our runs may not be judged by a published number -> {fact: the difference in words}, empty if they may."""
-    found = {"derived": "a number was computed from published ones, and is none itself."} if partner.derived else {}
-    if left := {record["unfinished"] for record in own if record.get("unfinished")}:
-        found["unfinished"] = f"{', '.join(sorted(left))}."
-    if other := {record["split_file"] for record in own if record.get("split_file")}:
-        found["split"] = f"split {', '.join(sorted(other))}, published with the published one."
+    differing = {"derived": "a number was computed from published ones, and is none itself."} if partner.derived else {}
+    if left := {record["unfinished"] for record in runs if record.get("unfinished")}:
+        differing["unfinished"] = f"{', '.join(sorted(left))}."
+    if other := {record["split_file"] for record in runs if record.get("split_file")}:
+        differing["split"] = f"split {', '.join(sorted(other))}, published with the published one."
     for name, wanted in partner.facts.items():
         theirs, ours = set(), set()
-        for record in own:
-            value = wanted.get(record["dataset"]) if isinstance(wanted, dict) else wanted
-            fact = _fact(record, name, methods)
+        for record in runs:
+            value, fact = wanted.get(record["dataset"]) if isinstance(wanted, dict) else wanted, record
+            if name == "epochs":
+                fact = epochs_asked(record)
+            elif name == "preset":
+                fact = row_of(record, methods).preset
+            else:
+                for part in name.split("."):  # a dot leads into a field
+                    fact = fact.get(part) if isinstance(fact, dict) else None
             if value is None or fact != value:
                 theirs.add("not stated there" if value is None else f"published with {value}")
                 ours.add("not stated here" if fact in (None, "") else str(fact))
         if theirs:
-            found[name] = f"{name} {', '.join(sorted(ours))}, {', '.join(sorted(theirs))}."
-    return found
+            differing[name] = f"{name} {', '.join(sorted(ours))}, {', '.join(sorted(theirs))}."
+    return differing
 
 
-def _fact(record, name, methods):
-    """What a record says of a fact; None if nothing. A dot leads into a field."""
-    if name == "epochs":
-        return epochs_asked(record)
-    if name == "preset":
-        return row_of(record, methods).preset
-    for part in name.split("."):
-        record = record.get(part) if isinstance(record, dict) else None
-    return record
-
-
-def _uneven(own):
+def _uneven(runs):
     """What our own seeds do not agree on -> lines."""
     for name in ("precision", "split_digest", "versions"):
-        pairs = {(record["dataset"], json.dumps(record.get(name), sort_keys=True)) for record in own}
-        if len(pairs) > len({record["dataset"] for record in own}):
+        pairs = {(record["dataset"], json.dumps(record.get(name), sort_keys=True)) for record in runs}
+        if len(pairs) > len({record["dataset"] for record in runs}):
             yield f"its seeds differ in {name}."

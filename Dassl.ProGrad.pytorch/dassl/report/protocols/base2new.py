@@ -217,7 +217,7 @@ def _table(grid, title, names, dataset, notes=()):
 
     columns = [*shown(grid.rows[0])]
     unjudged = [q for q in columns if q not in (*JUDGED, *AVERAGES[1:])]
-    return table.method_table(title, names, columns, shown, grid.methods, unjudged=unjudged, notes=notes)
+    return table.method_table(title, grid, names, columns, shown, unjudged=unjudged, notes=notes)
 
 
 def base2new_report(records, methods=NONE):

@@ -58,7 +58,7 @@ def _table(grid, dataset=None):
         notes += stamp_notes(grid, names)
     title = dataset or f"Average over {table.data_sets(grid.datasets)}"
     columns = ["all" if k < 1 else "1 shot" if k == 1 else f"{k} shots" for k in grid.shots]
-    return table.method_table(title, names, columns, lambda row: grid.on(row, dataset), grid.methods, notes=notes)
+    return table.method_table(title, grid, names, columns, lambda row: grid.on(row, dataset), notes=notes)
 
 
 def fewshot_report(records, methods=NONE):

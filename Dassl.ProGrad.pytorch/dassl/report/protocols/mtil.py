@@ -254,7 +254,7 @@ def _summary_table(stream):
         notes += table.row_notes(name, gaps and f"no {gaps}, the matrix lacks cells that count")
     title = f"{'Ablations' if stream.ablation else 'Transfer, Average, Last'}: {stream.title}"
     columns = quantities.values()
-    return table.method_table(title, stream.names, columns, cells, stream.methods, uncounted=[KNOWN], notes=notes)
+    return table.method_table(title, stream, stream.names, columns, cells, uncounted=[KNOWN], notes=notes)
 
 
 def _task_table(stream, metric):

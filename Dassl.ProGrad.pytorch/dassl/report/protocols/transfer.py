@@ -107,10 +107,10 @@ def _table(grid):
     notes = table.column_notes(grid, grid.columns, grid.targets, f"no {grid.average}, a target is missing", uneven)
     return table.method_table(
         f"Trained on {grid.source}" if grid.source else "Zero-shot",
+        grid,
         grid.names,
         [*(["alpha", "chosen on"] if grid.alphas else []), *grid.columns, grid.average],
         grid.on,
-        grid.methods,
         extra=lambda row: grid.alpha(row, table.MISSING) if grid.alphas else [],
         notes=notes + stamp_notes(grid, grid.names),
     )
