@@ -101,7 +101,7 @@ def read_result(file):
     _check_numbers(record)
     files = (record.get("weights") or {}).get("files")  # of a training: those beside its record, if any are left
     for name, digest in files.items() if isinstance(files, dict) else ():
-        if (path := file.with_name(name)).is_file() and checkpoint_digest(path) != digest:
+        if (path := file.parent / name).is_file() and checkpoint_digest(path) != digest:
             raise ValueError(f"it is of another run than {name} beside it")
     command = record.get("command") or ""  # says of files without the field `kind` what the run was
     words = command.split() if isinstance(command, str) else command
