@@ -12,7 +12,9 @@ import contextlib
 import copy
 import functools
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,53 +82,53 @@ class ClipBackbone(OldMethods):
     def __str__(self):
         return f"CLIP {self.name}: D {self.dim}, {self.image_size} px, {self.activation}, sha256 {self.digest[:12]}"
 
-    def metadata(self):
+    def metadata(self) -> dict:
         """Which CLIP this is, down to its weights; JSON-ready."""
         facts = {name: getattr(self, name) for name in ("name", "digest", "activation")}
         return facts | {"preprocess": asdict(self.preprocess)}
 
     # what the weights say
     @property
-    def text_tower(self):
+    def text_tower(self) -> Any:
         """The module that holds `token_embedding` and `positional_embedding`."""
         return self.module
 
     @property
-    def dim(self):
+    def dim(self) -> int:
         """D, the joint width."""
         return self.text_tower.text_projection.shape[1]
 
     @property
-    def width(self):
+    def width(self) -> int:
         """W, the width of token embeddings."""
         return self.text_tower.token_embedding.weight.shape[1]
 
     @property
-    def context_length(self):
+    def context_length(self) -> int:
         """Positions of the text tower, start and end token included."""
         return self.text_tower.positional_embedding.shape[0]
 
     @property
-    def image_size(self):
+    def image_size(self) -> int:
         """Pixels a side."""
         return self.preprocess.size
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         """The type the towers compute in."""
         return getattr(self.module, "dtype", None) or next(self.module.parameters()).dtype
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
     @property
-    def logit_scale(self):
+    def logit_scale(self) -> torch.Tensor:
         """The factor of the cosine, exponentiated: a scalar tensor."""
         return self.module.logit_scale.exp().reshape(())
 
     @property
-    def logit_bias(self):
+    def logit_bias(self) -> torch.Tensor:
         """What is added to scale times cosine before a sigmoid: a scalar tensor, 0 for a softmax-trained CLIP.
 
         The same number for every pair, so softmax, its cross-entropy and every ranking are the same without
@@ -137,54 +139,54 @@ class ClipBackbone(OldMethods):
         return self.module.logit_scale.new_zeros(()) if bias is None else bias.reshape(())
 
     @property
-    def image_blocks(self):
+    def image_blocks(self) -> list[Block]:
         """Blocks of the image tower in order; empty for one that is not made of pre-norm transformer blocks."""
         raise NotImplementedError
 
     @property
-    def text_blocks(self):
+    def text_blocks(self) -> list[Block]:
         """Blocks of the text tower in order; empty where it cannot be fed embeddings."""
         raise NotImplementedError
 
     # what it does
-    def require_embeddings(self, what="learned prompts"):
+    def require_embeddings(self, what: str = "learned prompts") -> None:
         """Raises UserError where the text tower cannot be fed embeddings; `what` needs it. Before long work."""
         if self.no_embeddings:
             raise UserError(
                 f"{what} cannot run on {self.name}: {self.no_embeddings}. Zero-shot, linear probe and fine-tuning can"
             )
 
-    def tokenize(self, texts):
+    def tokenize(self, texts: list[str]) -> torch.Tensor:
         """list of C strings -> (C, context_length) int64 on the device. UserError names a text too long."""
         raise NotImplementedError
 
-    def lengths(self, tokens):
+    def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
         """(C, L) -> (C,) tokens up to and with the end token, the highest id of a vocabulary."""
         return tokens.argmax(dim=-1) + 1
 
-    def token_counts(self, texts):
+    def token_counts(self, texts: list[str]) -> list[int]:
         """list of C strings -> list of C numbers of tokens, start and end left out."""
         return (self.lengths(self.tokenize(texts)) - self.start_tokens - 1).tolist()
 
-    def shorten(self, tokens):
+    def shorten(self, tokens: torch.Tensor) -> torch.Tensor:
         """(C, L) -> (C, L') cut behind the longest prompt; as given where that would not be exact."""
         return tokens[:, : int(self.lengths(tokens).max())] if self.short_text else tokens
 
-    def embed(self, tokens):
+    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """(C, L) -> (C, L, W) token embeddings, without positions."""
         self.require_embeddings()
         return self.text_tower.token_embedding(tokens).to(self.dtype)
 
-    def encode_image(self, images):
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, D), not normalised."""
         with self._blocks_recomputed("image", _modules(self._attached)):
             return self.module.encode_image(images.to(self.dtype))
 
-    def encode_text(self, tokens):
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """(C, L) -> (C, D), not normalised."""
         return self._in_chunks(tokens[:, : self._length_to_run(tokens)])
 
-    def encode_text_from_embeddings(self, embeddings, tokens):
+    def encode_text_from_embeddings(self, embeddings: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """(C, L, W) embeddings in place of those of tokens (C, L) -> (C, D), not normalised.
 
         The tokens say where a prompt ends. Gradients reach the embeddings. UserError where the tower takes none.
@@ -198,18 +200,18 @@ class ClipBackbone(OldMethods):
         length = self._length_to_run(tokens)
         return self._in_chunks(tokens[:, :length], embeddings[:, :length])
 
-    def to(self, device):
+    def to(self, device) -> "ClipBackbone":
         """Move the weights; returns self."""
         self.module.to(device)
         return self
 
-    def freeze(self):
+    def freeze(self) -> "ClipBackbone":
         """No gradients for the weights, evaluation mode; returns self."""
         self.module.requires_grad_(False).eval()
         return self
 
     # memory
-    def saving_memory(self, text_chunk=0, checkpoint_blocks=False):
+    def saving_memory(self, text_chunk: int = 0, checkpoint_blocks: bool = False) -> "ClipBackbone":
         """This CLIP, on the same module, with other settings of what passes with gradients keep -> ClipBackbone.
 
         text_chunk: texts that go through the text tower at once, and are kept until the backward pass, which
@@ -225,7 +227,7 @@ class ClipBackbone(OldMethods):
         return twin
 
     @contextlib.contextmanager
-    def attached_modules(self, module):
+    def attached_modules(self, module: nn.Module) -> Iterator[None]:
         """Inside, hooks on the towers run `module`: what is run again finds its weights as they are now."""
         self._attached = [*self._attached, module]
         try:
@@ -312,7 +314,7 @@ def _lend(owner, name, length):
     return slot, name, whole
 
 
-def cosine_logits(image, text, scale):
+def cosine_logits(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
     """(B, D), (C, D), scalar -> (B, C): scaled cosines. The only place that normalises both sides."""
     image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     common = torch.promote_types(image.dtype, text.dtype)  # stored features may be half, a classifier full
@@ -320,7 +322,9 @@ def cosine_logits(image, text, scale):
 
 
 @torch.no_grad()
-def text_classifier(backbone, classnames, templates, chunk=512):
+def text_classifier(
+    backbone: ClipBackbone, classnames: Sequence[str], templates: str | Sequence[str], chunk: int = 512
+) -> torch.Tensor:
     """C class names, templates with a {} each -> (C, D) zero-shot class vectors.
 
     One template: the raw features. Several: the mean of the normalised features. Underscores in names are

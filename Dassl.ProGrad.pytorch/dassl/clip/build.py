@@ -18,6 +18,8 @@ import torch
 
 from dassl.utils import Registry, UserError, closest, get_logger
 
+from .backbone import ClipBackbone
+
 CLIP_REGISTRY = Registry("CLIP")
 """Functions `backend(model, *, path, device, precision) -> ClipBackbone`.
 
@@ -53,7 +55,7 @@ def tiny(model, *, path, device, precision):
     return load_tiny(device=device, precision=precision)
 
 
-def build_clip(name, *, path="", device="cpu", precision="fp32"):
+def build_clip(name: str, *, path: str = "", device="cpu", precision: str = "fp32") -> ClipBackbone:
     """The CLIP called `name` (the table above), frozen, in evaluation mode. Draws no random number.
 
     Raises:
@@ -74,12 +76,12 @@ def build_clip(name, *, path="", device="cpu", precision="fp32"):
     return openai(name, path=path, device=device, precision=precision).freeze()
 
 
-def is_clip(name):
+def is_clip(name: str) -> bool:
     """Is it a name that `build_clip` knows, or a file?"""
     return name.partition(":")[0] in CLIP_REGISTRY or os.path.exists(name) or name in openai_names()
 
 
-def openai_names():
+def openai_names() -> list[str]:
     """Names of OpenAI's models, from the table of the `clip` package."""
     from .openai import weights_table
 
@@ -91,13 +93,13 @@ def _cached(name, path, device, precision):
     return build_clip(name, path=path, device=device, precision=precision)
 
 
-def cached_clip(name, *, path="", device="cpu", precision="fp32"):
+def cached_clip(name: str, *, path: str = "", device="cpu", precision: str = "fp32") -> ClipBackbone:
     """`build_clip`, once per process and set of arguments: for those who only read (no hooks left, no
     training)."""
     return _cached(name, str(path), str(device), precision)
 
 
-def check_input(cfg, backbone):
+def check_input(cfg, backbone: ClipBackbone) -> None:
     """Compare INPUT with how the weights were trained: another size is refused, other values are pointed out.
 
     Raises:
@@ -120,7 +122,7 @@ def _rounded(value):
     return value if isinstance(value, str) else tuple(round(number, 4) for number in value)
 
 
-def build_clip_from_cfg(cfg, precision="fp32", *, device=None, cached=False):
+def build_clip_from_cfg(cfg, precision: str = "fp32", *, device=None, cached: bool = False) -> ClipBackbone:
     """`build_clip` of MODEL.BACKBONE.NAME and PATH; on the GPU where USE_CUDA and there is one.
 
     MODEL.TEXT_CHUNK and CHECKPOINT_BLOCKS are those of what is returned alone, also where the CLIP is shared.

@@ -17,8 +17,8 @@ import functools
 import itertools
 import os
 import stat
-import weakref
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -40,19 +40,21 @@ from dassl.utils import (
     tensor_checksum,
     write_json,
 )
-from dassl.utils.distributed import barrier, broadcast, gather_rows, is_collective, is_main, shard, world_size
+from dassl.utils.distributed import barrier, broadcast, gather_to_main, is_collective, is_main, shard
 from dassl.utils.progress import progress
 from dassl.utils.tensorfile import open_tensors
 
 from .banks import default_folder
 
 FORMAT = 1
-SAMPLED = weakref.WeakKeyDictionary()  # {data set: function of bank and rounds}, in the place of building: --check
-_STORED = weakref.WeakKeyDictionary()  # {loader of test images: {settings: loader of their features}}
+# {data set: function of bank and rounds}, in the place of building: --check
+SAMPLED: WeakKeyDictionary = WeakKeyDictionary()
+# {loader of test images: {settings: loader of their features}}
+_STORED: WeakKeyDictionary = WeakKeyDictionary()
 WORKERS_FROM = 512  # pictures to encode below which starting worker processes costs more than it saves
 
 
-def build_feature_loader(cfg, loader, backbone, *, is_train, autocast=contextlib.nullcontext):
+def build_feature_loader(cfg, loader, backbone, *, is_train: bool, autocast=contextlib.nullcontext) -> DataLoader:
     """`feature_loader` as FEATURES in cfg has it; `loader` itself where the config wants pixels.
 
     autocast: the context in which the run from pixels would encode (Precision.autocast).
@@ -73,12 +75,14 @@ def build_feature_loader(cfg, loader, backbone, *, is_train, autocast=contextlib
     return kept[key]
 
 
-def bank_folder(cfg):
+def bank_folder(cfg) -> str:
     """Where banks lie: FEATURES.DIR, else below the environment's OUTPUT."""
     return cfg.FEATURES.DIR or default_folder()
 
 
-def feature_loader(loader, backbone, *, folder, is_train, views=1, **options):
+def feature_loader(
+    loader, backbone, *, folder: str | os.PathLike, is_train: bool, views: int = 1, **options
+) -> DataLoader:
     """A loader of features with the batches, order and random draws of the pixel `loader`.
 
     Its batches have `feature` (B, D), raw, in the precision it was computed in, in place of `img`
@@ -143,7 +147,7 @@ class FeatureBank:
     def __len__(self):
         return len(self._rounds)
 
-    def round(self, number=0):
+    def round(self, number: int = 0) -> dict[str, torch.Tensor]:
         """{"feature": (N, D), or (N, K, D) if K > 1}, memory-mapped; numbers beyond the last start over."""
         return self._rounds[number % len(self._rounds)]
 
@@ -178,7 +182,7 @@ class FeatureBank:
         if missing:
             self.fill(missing)
 
-    def fill(self, missing, shared=False):
+    def fill(self, missing: list[int], shared: bool = False) -> None:
         """Build rounds that are not there. shared: by all processes of this run, of which the main one writes."""
         writes = is_main() or not shared
         with _turn(self.folder) if writes else contextlib.nullcontext():
@@ -220,10 +224,14 @@ class FeatureBank:
         batches = torch.arange(len(self.pixels)).split(self.batch_size)
         own = batches[shard(len(batches))] if shared else batches
         images = iter(progress(self.loader(numbers, own), f"features of {len(self.pixels)} images x {len(numbers)}"))
-        for number in numbers if own else ():  # more processes than batches
+        for number in numbers:
             done = [self._encode(batch) for batch in itertools.islice(images, len(own))]
-            rows = {name: torch.cat([some[name] for some in done]) for name in done[0]}
-            self._write(number, self._join(rows, batches) if shared else rows)
+            parts = gather_to_main(done) if shared else [done]
+            if parts:
+                rows = {name: torch.cat([some[name] for part in parts for some in part]) for name in done[0]}
+                with atomic_write(self._file(number)) as file:
+                    file.write(save(rows, metadata=self._facts(number, rows)))
+                self._open(number)
 
     def loader(self, numbers, batches):
         """The transformed images of these batches of indices, in each of these rounds."""
@@ -234,19 +242,6 @@ class FeatureBank:
             num_workers=self.workers if len(self.pixels) * len(numbers) >= WORKERS_FROM else 0,
             worker_init_fn=own_group,
         )
-
-    def _join(self, rows, batches):
-        """All processes' rows of a round, in the main process; None in the others."""
-        parts = [batches[shard(len(batches), number)] for number in range(world_size())]
-        counts = [sum(map(len, some)) for some in parts]
-        joined = {name: gather_rows(value, counts) for name, value in rows.items()}
-        return joined if is_main() else None
-
-    def _write(self, number, rows):
-        if rows is not None:
-            with atomic_write(self._file(number)) as file:
-                file.write(save(rows, metadata=self._facts(number, rows)))
-            self._open(number)
 
     @torch.inference_mode()
     def _encode(self, images):

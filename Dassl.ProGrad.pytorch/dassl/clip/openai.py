@@ -15,6 +15,8 @@ import os
 import re
 import warnings
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -34,7 +36,7 @@ INSTALL = "pip install clip-anytorch (or git+https://github.com/openai/CLIP)"
 CACHE = "~/.cache/clip"
 
 
-def clip_package():
+def clip_package() -> ModuleType:
     """The module `clip`, if it is OpenAI's. Raises UserError with what to install."""
     try:
         with warnings.catch_warnings():
@@ -56,7 +58,7 @@ def clip_package():
     return clip
 
 
-def weights_table():
+def weights_table() -> dict[str, str]:
     """{name: address}; the last folder of an address is the file's sha256."""
     return clip_package().clip._MODELS
 
@@ -90,7 +92,7 @@ def _blocks(tower):
     return [Block(block, block.ln_1, block.attn.embed_dim, False) for block in tower.resblocks]
 
 
-def load_openai(name, *, path="", device="cpu", precision="fp32"):
+def load_openai(name: str, *, path: str = "", device="cpu", precision: str = "fp32") -> OpenAIClip:
     """The OpenAI CLIP `name`, or whatever file of its layout `path` or `name` points to -> OpenAIClip.
 
     Raises:
@@ -113,7 +115,7 @@ def load_openai(name, *, path="", device="cpu", precision="fp32"):
     return backbone
 
 
-def find_weights(name, path="", *, cache=CACHE):
+def find_weights(name: str, path: str = "", *, cache: str = CACHE) -> tuple[Path, str]:
     """Where the weights lie -> (file, sha256). Looks at `path`, then in `cache`, then downloads into it.
 
     A file given by the user is taken as it is; one found under a known name must have that name's hash.
@@ -148,7 +150,7 @@ def find_weights(name, path="", *, cache=CACHE):
     return file, expected
 
 
-def read_state_dict(file):
+def read_state_dict(file: str | os.PathLike) -> dict[str, torch.Tensor]:
     """TorchScript archive, torch checkpoint or .safetensors -> {name: tensor}.
 
     Nothing in the file is run: of an archive only the tensors are taken, a checkpoint is read as any (`load_weights`).
@@ -160,7 +162,7 @@ def read_state_dict(file):
     return load_weights(file, scripts=True).state_dict
 
 
-def build_module(state, file="the state dict"):
+def build_module(state: dict[str, torch.Tensor], file: str | os.PathLike = "the state dict") -> Any:
     """{name: tensor} in OpenAI's layout -> `clip.model.CLIP` in fp32; the package reads dimensions off the tensors.
 
     Built without memory first, so nothing is drawn at random only to be overwritten.

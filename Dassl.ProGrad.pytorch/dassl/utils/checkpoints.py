@@ -155,7 +155,7 @@ _OTHER_KINDS = STAND_INS | {  # how what is no weights begins -> what it is
 }
 
 
-def check_kind(path):
+def check_kind(path: str | os.PathLike) -> None:
     """Raise MissingFile where there is no file, UserError for one that plainly holds no weights or another format's
     than its name says."""
     if os.path.isdir(path):
@@ -227,7 +227,7 @@ class _Archive(zipfile.ZipFile):
         return octets
 
 
-def check_records(path):
+def check_records(path: str | os.PathLike) -> None:
     """Raise UserError for a zip archive of which a record is not what its CRC-32 says; 4 GB/s. For what another
     reader than ours opens."""
     if zipfile.is_zipfile(path):

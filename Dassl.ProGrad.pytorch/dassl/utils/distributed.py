@@ -12,7 +12,7 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 
 import torch
@@ -28,8 +28,8 @@ BUCKET = 1 << 25  # bytes of gradients sent at once: beyond 32 MB no faster, and
 TIMEOUT = timedelta(hours=12)  # one process may write or evaluate for long while the others wait
 _FAILURE = "failure"  # key in the store of the first failure
 _groups = itertools.count()
-_stores = []  # of the open group: at most one
-_turns = []  # not empty while one process after the other does the same
+_stores: list[dist.Store] = []  # of the open group: at most one
+_turns: list[bool] = []  # not empty while one process after the other does the same
 
 
 class PeerFailure(SystemExit):
@@ -70,7 +70,7 @@ def is_collective() -> bool:
 
 
 @contextlib.contextmanager
-def main_process_first():
+def main_process_first() -> Iterator[None]:
     """The main process does the block first, then the others: it may keep on disk what they find there."""
     if not is_main():
         barrier()
@@ -87,7 +87,7 @@ def main_process_first():
 
 
 @contextlib.contextmanager
-def process_group():
+def process_group() -> Iterator[None]:
     """The processes that torchrun started work together while the block lasts; inside another such block, nothing.
 
     Of several processes that fail, the first raises its error; the others raise PeerFailure.
@@ -120,7 +120,7 @@ def process_group():
 
 
 @contextlib.contextmanager
-def own_device(cuda):
+def own_device(cuda: bool) -> Iterator[None]:
     """With `cuda`, "cuda" means the GPU of this process. UserError if there are fewer GPUs than processes here."""
     if world_size() == 1 or not cuda or not torch.cuda.is_available():
         yield
@@ -233,26 +233,13 @@ def gather_batches(batches: list[torch.Tensor]) -> list[torch.Tensor]:
     return [rows for rows in gather(mine) if rows is not None]
 
 
-def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor | None:
-    """All processes' `rows` (counts[rank], ...), CPU, one behind the other by rank; None but in the main process.
-
-    A process without rows may give any tensor of length 0, unless it is the main one.
-    """
-    if world_size() == 1:
-        return rows
-    if not is_main():
-        if len(rows):
-            with _peers():
-                dist.send(rows.contiguous(), 0)
-        return None
-    whole = rows.new_empty(sum(counts), *rows.shape[1:])
-    for source, place in enumerate(whole.split(counts)):
-        if source == 0:
-            place.copy_(rows)
-        elif len(place):
-            with _peers():
-                dist.recv(place, source)
-    return whole
+def gather_to_main(value) -> list | None:
+    """Every process's `value`, each as `broadcast` takes it -> a list by rank in the main process, None in others."""
+    values = [value] * world_size() if is_main() else None
+    if world_size() > 1:
+        with _peers():
+            dist.gather_object(value, values)
+    return values
 
 
 @torch.no_grad()

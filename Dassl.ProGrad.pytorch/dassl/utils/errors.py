@@ -26,14 +26,14 @@ class UserError(ValueError):
         return text if len(text) <= LONGEST else f"{text[: LONGEST - 300]} ... {text[-290:]}"
 
 
-def printable(text):
+def printable(text: str) -> str:
     """A message's text without what steers a terminal: such signs as escapes; ends of lines and tabs stay."""
     if text.isprintable():
         return text
     return "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)
 
 
-def one_line(text):
+def one_line(text: str) -> str:
     """A name or value from a file for one place of a line or table: a blank for what is no letter or sign."""
     return text if text.isprintable() else "".join(sign if sign.isprintable() else " " for sign in text)
 

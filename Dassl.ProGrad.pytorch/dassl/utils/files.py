@@ -1,7 +1,6 @@
 """Files: whole or absent, owned by one live process, and checked before they are read.
 
-What is written goes beside its target, to the disk, and is renamed over it. Locks are the kernel's, which a killed
-process never leaves behind.
+What is written goes beside its target and is renamed over it. Locks are the kernel's: a killed process leaves none.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ from .errors import MissingFile, UserError, WriteFailed
 
 StrPath = str | os.PathLike
 MOST_TEXT = 1 << 30  # bytes; a table of a million images has a tenth of it
-_HELD = set()  # descriptors of locks
+_HELD: set[int] = set()  # descriptors of locks
 
 # Locks
 
@@ -50,7 +49,7 @@ def locked(path: StrPath, busy: Callable[[], object] | None = None) -> Iterator[
         WriteFailed: there is no such folder and none can be made, or it cannot be written to.
     """
     folder, name = os.path.split(os.fspath(path))
-    handle = None
+    handle = -1
     try:
         try:
             os.makedirs(folder or ".", exist_ok=True)
@@ -100,8 +99,7 @@ os.register_at_fork(after_in_child=_forget_inherited)
 
 
 def atomic_path(path: StrPath) -> contextlib.AbstractContextManager[str]:
-    """Context manager that gives a temporary name to write to; `path` changes only when the block ends
-    without an error.
+    """Gives a temporary name to write to; `path` changes only when the block ends without an error.
 
     Makes the parent folder. A link is followed, so that it keeps pointing where it did.
 
@@ -112,10 +110,7 @@ def atomic_path(path: StrPath) -> contextlib.AbstractContextManager[str]:
 
 
 def atomic_folder(path: StrPath) -> contextlib.AbstractContextManager[str]:
-    """`atomic_path` for a folder to fill. `path` must be absent or an empty folder when the block ends.
-
-    Files in it must have reached the disk by themselves (atomic_write).
-    """
+    """`atomic_path` for a folder to fill with files of `atomic_write`; `path` must be absent or an empty folder."""
     return _whole(path, os.mkdir)
 
 
@@ -128,7 +123,7 @@ def atomic_files(folder: StrPath, marker: str, stale: Iterable[str] = ()) -> Ite
     with atomic_folder(new) as temporary:
         yield temporary
     for pattern in (marker, *stale):
-        for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
+        for path in glob.glob(os.path.join(glob.escape(os.fspath(folder)), pattern)):
             os.unlink(path)
     files = [os.path.join(place, name) for place, _, names in os.walk(new) for name in names]
     for file in sorted(files, key=os.path.join(new, marker).__eq__):
@@ -145,9 +140,9 @@ def _new(folder, marker):
 
 def drop_begun(folder: StrPath, marker: str) -> None:
     """Remove what a killed process has left of `atomic_files`; for who has locked the folder."""
-    new = glob.escape(_new(folder, marker))
-    for path in (*glob.glob(new), *glob.glob(os.path.join(os.path.dirname(new), f".{os.path.basename(new)}.*.tmp"))):
-        _remove(path)
+    new = _new(folder, marker)
+    for path in (new, *glob.glob(f"..{glob.escape(marker)}.new.*.tmp", root_dir=folder)):
+        _remove(os.path.join(os.path.realpath(folder), path))
 
 
 def begun(folder: StrPath, marker: str) -> bool:
@@ -251,7 +246,7 @@ def atomic_save(obj, path: StrPath) -> None:
         try:
             torch.save(obj, file)
         except RuntimeError as error:
-            cause = error  # torch's writer, closing, puts its own RuntimeError over a refused write
+            cause: BaseException | None = error  # torch, closing, puts its own over a refused write
             while cause is not None and not isinstance(cause, OSError | KeyboardInterrupt | SystemExit):
                 cause = cause.__context__
             raise (cause or error) from error
@@ -260,11 +255,12 @@ def atomic_save(obj, path: StrPath) -> None:
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
     """Python's handlers of the signals that end a process run at the end of the block; a process that starts in it
-    hears none of these signals until it unblocks them."""
+    hears none of them until it unblocks them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came, before, blocked = [], {}, signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    before: dict = {}
+    came, blocked = [], signal.pthread_sigmask(signal.SIG_BLOCK, [])
     try:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM, signal.SIGUSR1, signal.SIGUSR2):
             if callable(signal.getsignal(number)):

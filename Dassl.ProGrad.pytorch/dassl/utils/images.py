@@ -20,7 +20,7 @@ _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError,
 _EIGHT_BITS = (".jpg", ".jpeg", ".jfif", ".gif", ".bmp", ".webp", ".avif")  # files that are not looked into for more
 _ORIENTATION, _BITS, _PHOTOMETRIC = 274, 258, 262  # tags of EXIF and of TIFF
 # EXIF's orientation -> what puts an image upright
-_UPRIGHT = dict(zip(range(2, 9), (Image.Transpose(i) for i in (0, 3, 1, 5, 4, 6, 2)), strict=True))
+_UPRIGHT: dict = dict(zip(range(2, 9), (Image.Transpose(i) for i in (0, 3, 1, 5, 4, 6, 2)), strict=True))
 
 
 def _webp_pixels(head):

@@ -13,7 +13,7 @@ from .logger import get_logger
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def reset_peak(cuda=False):
+def reset_peak(cuda: bool = False) -> None:
     """Forget the process's peak so far, with `cuda` also that of the GPU. Resident memory: Linux alone can."""
     with contextlib.suppress(OSError):
         _RESET.write_text("5")
@@ -21,7 +21,7 @@ def reset_peak(cuda=False):
         torch.cuda.reset_peak_memory_stats()
 
 
-def resident_peak_mb():
+def resident_peak_mb() -> float:
     """The most resident memory since `reset_peak`."""
     with contextlib.suppress(OSError, StopIteration):
         return status_mb("VmHWM")
@@ -29,12 +29,12 @@ def resident_peak_mb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
-def status_mb(name):
+def status_mb(name: str) -> float:
     """A line of Linux' /proc/self/status, such as VmRSS. OSError or StopIteration where there is none."""
     return next(int(line.split()[1]) / 2**10 for line in _STATUS.read_text().splitlines() if line.startswith(name))
 
 
-def available_mb(device):
+def available_mb(device: torch.device) -> float:
     """Memory that is free for this process, with what it has already; infinite where that cannot be told."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2**20
@@ -45,13 +45,13 @@ def available_mb(device):
     return float("inf")
 
 
-def peak_mb(device):
+def peak_mb(device: torch.device) -> float:
     """Peak since `reset_peak`: of tensors on a GPU, of the process on a CPU."""
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else resident_peak_mb()
     return round(peak, 1)
 
 
-def report_peak(device):
+def report_peak(device: torch.device) -> float:
     """Log the peak of this run -> `peak_mb`; of several processes the largest. All of them call it."""
     cuda = device.type == "cuda"
     reserved = torch.cuda.max_memory_reserved(device) / 2**20 if cuda else 0.0

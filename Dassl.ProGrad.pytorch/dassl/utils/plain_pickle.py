@@ -54,6 +54,7 @@ def encode(text, encoding="latin1"):
 
 # They take memory for a claim, or name things by number
 _LEFT_OUT = (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.EXT1, pickle.EXT2, pickle.EXT4)
+_TUPLES = (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
 
 
 def _counted(load):
@@ -79,9 +80,7 @@ class Unpickler(pickle._Unpickler):
     """
 
     dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _LEFT_OUT}
-    dispatch |= {
-        code[0]: _counted(pickle._Unpickler.dispatch[code[0]]) for code in (pickle.TUPLE, *pickle._tuplesize2code[1:])
-    }
+    dispatch |= {code[0]: _counted(pickle._Unpickler.dispatch[code[0]]) for code in _TUPLES}
 
     def __init__(self, file, path, names, what, encoding="latin1"):
         super().__init__(file, encoding=encoding)
@@ -104,7 +103,7 @@ class Unpickler(pickle._Unpickler):
             raise ValueError(f"sets attributes of a {type(self.stack[-2]).__name__}")
         super().load_build()
 
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
 
 
 @contextlib.contextmanager

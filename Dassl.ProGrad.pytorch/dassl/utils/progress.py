@@ -7,13 +7,14 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 
 SHORT = 10.0  # seconds of work that need no bar
 EVERY = 30.0  # seconds between the lines that stand for a bar where standard error is no terminal
 _shown: weakref.WeakSet = weakref.WeakSet()  # bars on the terminal
-_report: Callable[[float], None] | None = None  # who is told instead, in a process that works for another one
+_report: Any = None  # who is told instead, in a process that works for another one
 
 
 class _Lines:

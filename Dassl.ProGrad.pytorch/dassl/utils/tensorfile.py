@@ -21,7 +21,7 @@ from .files import atomic_path, check_file
 _blake2b = functools.partial(hashlib.blake2b, digest_size=16)
 
 
-def save_tensors(path, tensors, facts=None):
+def save_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], facts: dict | None = None) -> str:
     """Write {name: tensor} and `facts` (JSON) to `path`, whole or not at all; returns their checksum.
 
     A contiguous tensor on the CPU is written from where it lies, without a copy.
@@ -42,7 +42,7 @@ def save_tensors(path, tensors, facts=None):
     return crc
 
 
-def load_tensors(path):
+def load_tensors(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict, str]:
     """A file of `save_tensors` -> ({name: tensor}, facts, checksum); tensors are private maps of the file.
 
     Raises:
@@ -57,7 +57,7 @@ def load_tensors(path):
     return tensors, about["facts"], crc
 
 
-def read_facts(path):
+def read_facts(path: str | os.PathLike) -> dict:
     """The facts of a file of `save_tensors`, from its header alone. Raises as `load_tensors`, but for damage
     behind the header."""
     with _opened(path) as (_, about):
@@ -88,7 +88,7 @@ def _opened(path):
         raise UserError(f'"{path}" is damaged or was written by something else: {error}') from error
 
 
-def tensor_checksum(tensors, facts=None):
+def tensor_checksum(tensors: Mapping[str, torch.Tensor], facts: dict | None = None) -> str:
     """CRC-32, in hexadecimal, of names, types, shapes and bytes, and of `facts` as JSON; 4 GB/s."""
     crc = zlib.crc32(json.dumps(facts, sort_keys=True).encode()) if facts else 0
     for head, octets in _pieces(tensors):

@@ -22,12 +22,12 @@ from .progress import progress
 from .registry import check_availability, get_most_similar_str_to_a_from_b  # noqa: F401  likewise
 
 
-def mkdir_if_missing(dirname):
+def mkdir_if_missing(dirname: str | os.PathLike) -> None:
     """Make a folder with its parents; nothing happens if it exists."""
     os.makedirs(dirname, exist_ok=True)
 
 
-def check_isfile(fpath):
+def check_isfile(fpath: str | os.PathLike) -> bool:
     """Whether `fpath` is a file; warns if it is not."""
     found = os.path.isfile(fpath)
     if not found:
@@ -35,13 +35,13 @@ def check_isfile(fpath):
     return found
 
 
-def listdir_nohidden(path, sort=False):
+def listdir_nohidden(path: str | os.PathLike, sort: bool = False) -> list[str]:
     """Names in a folder without those that start with a dot, in the system's order unless `sort`."""
     names = [name for name in os.listdir(path) if not name.startswith(".")]
     return sorted(names) if sort else names
 
 
-def sha256_file(path):
+def sha256_file(path: str | os.PathLike) -> str:
     """SHA-256 of a file's bytes, in hexadecimal. Raises MissingFile."""
     try:
         with open(path, "rb") as file:
@@ -53,13 +53,13 @@ def sha256_file(path):
         raise MissingFile(f'File is not found at "{path}"') from None
 
 
-def digest(*parts):
+def digest(*parts) -> str:
     """128-bit BLAKE2b, in hexadecimal, of `parts` as canonical JSON (tuples count as lists)."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def set_random_seed(seed):
+def set_random_seed(seed: int) -> None:
     """Seed Python, numpy and torch (every device)."""
     import torch
 
@@ -70,7 +70,7 @@ def set_random_seed(seed):
 
 
 @functools.cache
-def collect_env_info():
+def collect_env_info() -> str:
     """torch's report of the environment, with the version of Pillow as its last line; made once a process."""
     from torch.utils import collect_env
 
@@ -89,12 +89,12 @@ def _pip_list(command):
     return 0, "\n".join(sorted(lines, key=str.lower)), ""
 
 
-def tolist_if_not(x):
+def tolist_if_not(x) -> list:
     """`x` itself if it is a list, else a list that holds it."""
     return x if isinstance(x, list) else [x]
 
 
-def download_url(url, dst, sha256=""):
+def download_url(url: str, dst: str | os.PathLike, sha256: str = "") -> None:
     """Fetch `url` into the file `dst`, whole or not at all. sha256: what it must have, in hexadecimal.
 
     Raises:

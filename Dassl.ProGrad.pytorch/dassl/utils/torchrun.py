@@ -26,7 +26,7 @@ def run_command(main):
         main()
 
 
-def launched():
+def launched() -> bool:
     """Did torchrun start more than this process? UserError for an environment that says so only in part."""
     said = {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}
     if len(said) < len(_VARIABLES):  # some clusters set one or two of them for their own use

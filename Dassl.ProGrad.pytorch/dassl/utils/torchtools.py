@@ -4,6 +4,7 @@ import os
 import re
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ class Weights(NamedTuple):
     val_result: float | None
 
 
-def strip_module(state_dict):
+def strip_module(state_dict: Mapping) -> OrderedDict:
     """A copy whose keys have lost what wrappers put before them: "module." (data-parallel), "_orig_mod." (compiled).
 
     Raises:
@@ -55,7 +56,7 @@ def strip_module(state_dict):
     return stripped
 
 
-def upgrade_keys(state_dict, model):
+def upgrade_keys(state_dict: dict, model: nn.Module) -> dict:
     """Rename, in place, what modules of `model` were called in earlier versions; returns `state_dict`.
 
     A module that was says how: `upgrade_keys(state_dict, prefix)`.
@@ -66,7 +67,7 @@ def upgrade_keys(state_dict, model):
     return state_dict
 
 
-def is_plain_tensor(value):
+def is_plain_tensor(value) -> bool:
     """Whether it is a tensor with its numbers in memory: dense, on the CPU, not quantized."""
     plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
     return plain and not value.is_quantized
@@ -81,7 +82,7 @@ def check_weights(where, state_dict):
             raise UserError(f"{where}: {key} is infinite or NaN, there is nothing to go on with")
 
 
-def drop_token_buffers(state_dict):
+def drop_token_buffers(state_dict: dict) -> dict:
     """Remove, in place, what depends on the class names and not on training; returns `state_dict`."""
     for key in list(state_dict):
         # "token_embedding.weight" below a text tower is a trained weight, a bare "token_embedding" a buffer
@@ -112,7 +113,7 @@ def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True
         get_logger().info(f'Best checkpoint saved to "{best}"')
 
 
-def load_checkpoint(fpath, scripts=False):
+def load_checkpoint(fpath: str | os.PathLike, scripts: bool = False) -> dict:
     """Dictionary in a checkpoint file, on the CPU, read without running code; `state_dict`, if any, is an OrderedDict.
 
     Live schedulers and optimizers of old files come back as inert objects. scripts: as `restricted_load`.
@@ -160,7 +161,7 @@ def _number(value, default=None):
     return int(value) if float(value).is_integer() else value
 
 
-def load_weights(fpath, scripts=False):
+def load_weights(fpath: str | os.PathLike, scripts: bool = False) -> Weights:
     """The weights in a file, whoever wrote it -> Weights, on the CPU; read without running code.
 
     A state dict, or a checkpoint that has one under a usual name, also within another; wrappers' prefixes go (see
@@ -190,7 +191,7 @@ def load_weights(fpath, scripts=False):
         raise UserError(f'"{fpath}": {error}') from None
 
 
-def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
+def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None) -> int:
     """Restore what the pointer file in `fdir` names; returns the epoch to go on with (epochs done).
 
     Raises:
@@ -220,7 +221,7 @@ def resume_from_checkpoint(fdir, model, optimizer=None, scheduler=None):
     return epoch
 
 
-def load_pretrained_weights(model, weight_path):
+def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
     """Copy into `model` every tensor of the file whose name and shape fit; warns if none does."""
     given = upgrade_keys(load_weights(weight_path).state_dict, model)
     own = model.state_dict()
@@ -239,7 +240,7 @@ def load_pretrained_weights(model, weight_path):
         get_logger().info(f"Layers discarded due to unmatched keys or size: {discarded}")
 
 
-def count_num_param(model=None, params=None):
+def count_num_param(model: nn.Module | None = None, params: Iterable | None = None) -> int:
     """Number of values in the parameters of `model`, or in `params` (parameters or groups of them)."""
     if model is not None:
         params = model.parameters()
@@ -252,14 +253,14 @@ def count_num_param(model=None, params=None):
     return total
 
 
-def open_all_layers(model):
+def open_all_layers(model: nn.Module) -> None:
     """Train mode and gradients for every parameter."""
     model.train()
     for param in model.parameters():
         param.requires_grad = True
 
 
-def open_specified_layers(model, open_layers):
+def open_specified_layers(model: nn.Module, open_layers: str | list[str]) -> None:
     """Train mode and gradients for the direct children named in `open_layers`, the others are frozen.
 
     Raises:
@@ -277,7 +278,7 @@ def open_specified_layers(model, open_layers):
             param.requires_grad = name in names
 
 
-def init_network_weights(model, init_type="normal", gain=0.02):
+def init_network_weights(model: nn.Module, init_type: str = "normal", gain: float = 0.02) -> None:
     """Initialise linear and convolution layers (normal, xavier, kaiming, orthogonal); biases 0, norms 1."""
     rules = {
         "normal": lambda weight: init.normal_(weight, 0.0, gain),
@@ -303,7 +304,7 @@ def init_network_weights(model, init_type="normal", gain=0.02):
     model.apply(initialise)
 
 
-def set_bn_to_eval(m):
+def set_bn_to_eval(m: nn.Module) -> None:
     """For `model.apply`: a batch norm keeps its running statistics, also in training; its weights still train."""
     if "BatchNorm" in type(m).__name__:
         m.eval()
