@@ -209,15 +209,15 @@ def check_origin(sources: Sequence[Source]) -> None:
     """Refuse sources of another backbone, activation, preprocessing, or class list where weights hold classes."""
     backbones = [(source.spec, source.facts.get("backbone", {})) for source in sources]
     for fact in ("digest", "name", "activation", "preprocess"):
-        known = [(spec, own) for spec, own in backbones if own.get(fact) is not None]
-        known = [(spec, own) for spec, own in known if fact != "name" or not own.get("digest")]  # else names may differ
-        for pair in known[1:]:
-            if pair[1][fact] != known[0][1][fact]:
-                shown = (f"{own.get('name')} ({own[fact][:12]})" if fact == "digest" else own[fact]
-                         for _, own in (known[0], pair))  # fmt: skip
-                both = [f"{spec} has {value}" for (spec, _), value in zip((known[0], pair), shown, strict=True)]
+        known = [
+            (value, f"{spec} has {backbone.get('name')} ({value[:12]})" if fact == "digest" else f"{spec} has {value}")
+            for spec, backbone in backbones
+            if (value := backbone.get(fact)) is not None and (fact != "name" or not backbone.get("digest"))
+        ]
+        for value, words in known[1:]:
+            if value != known[0][0]:
                 what = "backbone" if fact in ("digest", "name") else fact
-                raise UserError(f"Parents of another {what} cannot be merged: {' and '.join(both)}")
+                raise UserError(f"Parents of another {what} cannot be merged: {known[0][1]} and {words}")
     named = [(source, source.facts.get("classes", {})) for source in sources]
     named = [(source, classes) for source, classes in named if classes.get("digest")]
     for source, classes in named[1:]:

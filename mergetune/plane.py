@@ -28,8 +28,8 @@ def score(trainer, space: str, start, end, points: Tensor, batches: Batches) -> 
     # the model runs once for each point in the space of weights, so there one after another costs nothing
     parts = [points] if space == "features" else list(points[:, None])
     for images, labels in progress(batches, "scoring"):
-        found = [trainer.path_logits(space, start, end, part, images).float() for part in parts]
-        for k, logits in enumerate(torch.cat(found)):  # (B, C)
+        rows = [trainer.path_logits(space, start, end, part, images).float() for part in parts]
+        for k, logits in enumerate(torch.cat(rows)):  # (B, C)
             loss[k] += F.cross_entropy(logits, labels, reduction="sum").item()
             correct[k] += (logits.argmax(1) == labels).sum().item()
     count = sum(len(labels) for _, labels in batches)
@@ -84,25 +84,21 @@ def add_plane(card: dict, subset: str, trainer, solutions: dict, batches: Batche
         card["missing"] = "a plane needs three solutions, and this method has no zero-shot one"
         return
     order = ("zero_shot", "fine_tuned", "ours")  # x runs along the direct line
-    found = basis(*(solutions[name] for name in order))
-    if found is None:
+    directions = basis(*(solutions[name] for name in order))
+    if directions is None:
         card["missing"] = "the three solutions are on one line"
         return
-    u, v, places = found
+    u, v, places = directions
     xs, ys = axes(places)
+
+    def row(xs: list[float], y: float) -> dict[str, list[float]]:
+        """Loss and accuracy at those x of one y."""
+        start, points = combine(origin, v, y), torch.tensor(xs, dtype=torch.float32, device=trainer.device)
+        return score(trainer, space, start, combine(start, u, 1.0), points, batches)
+
     origin = solutions[order[0]]
-    own: dict = {"x": xs, "y": ys, "loss": [], "accuracy": [], "points": {}}
-    for y in progress(ys, "rows of the plane"):
-        row = score_row(trainer, space, combine(origin, v, y), u, xs, batches)
-        own["loss"].append(row["loss"])
-        own["accuracy"].append(row["accuracy"])
+    rows = [row(xs, y) for y in progress(ys, "rows of the plane")]
+    plane: dict = {"x": xs, "y": ys, **{q: [row[q] for row in rows] for q in ("loss", "accuracy")}, "points": {}}
     for (x, y), name in zip(places, order, strict=True):
-        point = score_row(trainer, space, combine(origin, v, y), u, [x], batches)
-        own["points"][name] = {"x": x, "y": y, **{quantity: values[0] for quantity, values in point.items()}}
-    card[subset] = own
-
-
-def score_row(trainer, space: str, start: Solution, u: Solution, xs: list[float], batches: Batches) -> dict:
-    """Loss and accuracy at start + x u."""
-    points = torch.tensor(xs, dtype=torch.float32, device=trainer.device)
-    return score(trainer, space, start, combine(start, u, 1.0), points, batches)
+        plane["points"][name] = {"x": x, "y": y, **{q: values[0] for q, values in row([x], y).items()}}
+    card[subset] = plane

@@ -48,8 +48,8 @@ class ImagePrompts(nn.Module):
         norm = _first_norm(self.backbone)
         handles = [_before(norm, self._appended, True) if norm else _before_block(first, self._appended)]
         handles += [
-            _before_block(self.blocks[int(j)], self._replaced, own.VPT_shallow)
-            for j, own in self.transformer.resblocks.items()
+            _before_block(self.blocks[int(j)], self._replaced, block.VPT_shallow)
+            for j, block in self.transformer.resblocks.items()
         ]
         axis = 1 if last.batch_first else 0
         cut = last.module.register_forward_hook(lambda *call: call[2].narrow(axis, 0, call[2].shape[axis] - self.count))
@@ -76,8 +76,8 @@ class TextPrompts(nn.Module):
     def encode(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
         """(C, L, W) embeddings of tokens (C, L), contexts first -> (C, D), not normalised."""
         handles = [
-            _before_block(self.blocks[int(j)], self._replaced, own.VPT_shallow)
-            for j, own in self.transformer.resblocks.items()
+            _before_block(self.blocks[int(j)], self._replaced, block.VPT_shallow)
+            for j, block in self.transformer.resblocks.items()
         ]
         with hooked(handles):
             return self.backbone.encode_text_from_embeddings(embeddings, tokens)

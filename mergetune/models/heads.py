@@ -119,9 +119,9 @@ class HeadTrainer(ClipTrainer):
         """Logits (B, C)."""
         return self.logits(self.image_features(images), self.text_features())
 
-    def _load_weights(self, name: str, path: str, given: dict[str, Tensor]) -> None:
+    def _load_weights(self, name: str, path: str, state: dict[str, Tensor]) -> None:
         """Also takes a model of more classes: the head's rows are found by the names in its run's classes.json."""
-        super()._load_weights(name, path, self.fit_classes(path, given))
+        super()._load_weights(name, path, self.fit_classes(path, state))
 
     def fit_classes(self, path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict with the head's rows of this run's classes, in their order."""

@@ -35,8 +35,8 @@ def distillation(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> 
     Student logits (S, B, C) of a path against a teacher's (B, C) give the mean over its S points.
     """
     wanted = F.log_softmax(teacher / temperature, dim=-1).expand_as(student)
-    given = F.log_softmax(student / temperature, dim=-1)
-    return F.kl_div(given, wanted, reduction="sum", log_target=True) * temperature**2 / student.numel()
+    ours = F.log_softmax(student / temperature, dim=-1)
+    return F.kl_div(ours, wanted, reduction="sum", log_target=True) * temperature**2 / student.numel()
 
 
 class PromptedTower:
@@ -49,14 +49,7 @@ class PromptedTower:
         self.backbone, self.module, self.encode_image = backbone, trained.eval().requires_grad_(False), encode
         self.name, self.activation = f"{backbone.name} with {type(trained).__name__}", backbone.activation
         self.digest = digest([backbone.digest, tensor_digest(trained.state_dict())])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.backbone.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.backbone.device
+        self.dtype, self.device = backbone.dtype, backbone.device
 
 
 class Teacher:

@@ -22,14 +22,14 @@ Scaling = float | Mapping[str, float]
 
 def is_factor(name: str) -> bool:
     """Is it one of a pair's names?"""
-    found = PART.fullmatch(name)
-    return found is not None and found["part"] != "delta"
+    match = PART.fullmatch(name)
+    return match is not None and match["part"] != "delta"
 
 
 def ranks(state: Mapping[str, Tensor]) -> dict[str, int]:
     """{module: r} of a state's pairs."""
-    found = ((PART.fullmatch(name), value) for name, value in state.items())
-    return {match["module"]: len(value) for match, value in found if match and match["part"] == "A"}
+    matches = ((PART.fullmatch(name), value) for name, value in state.items())
+    return {match["module"]: len(value) for match, value in matches if match and match["part"] == "A"}
 
 
 def products(state: Mapping[str, Tensor], scaling: Scaling = 1.0) -> dict[str, Tensor]:
@@ -45,16 +45,16 @@ def products(state: Mapping[str, Tensor], scaling: Scaling = 1.0) -> dict[str, T
         if not is_factor(name):
             out[name] = value
             continue
-        found = PART.fullmatch(name)
-        partner = _name(found, "B" if found["part"] == "A" else "A")
+        match = PART.fullmatch(name)
+        partner = _name(match, "B" if match["part"] == "A" else "A")
         if partner not in state:
             raise ValueError(f"{name} has no partner {partner}")
-        if found["part"] == "A":
+        if match["part"] == "A":
             a, b = value, state[partner]
             if b.dim() < 2 or b.dim() != a.dim() or b.shape[1] != a.shape[0] or b[0, 0].numel() != 1:
                 raise ValueError(f"{name} {tuple(a.shape)} and its B {tuple(b.shape)} are no pair of LoRA factors")
             product = (b.flatten(1).double() @ a.flatten(1).double()).view(b.shape[0], *a.shape[1:]).to(a.dtype)
-            out[_name(found, "delta")] = _of(scaling, found["module"]) * product
+            out[_name(match, "delta")] = _of(scaling, match["module"]) * product
     return out
 
 
@@ -66,26 +66,26 @@ def factors(state: Mapping[str, Tensor], rank: int | Mapping[str, int], scaling:
     """
     out: dict[str, Tensor] = {}
     for name, delta in state.items():
-        found = PART.fullmatch(name)
-        if found is None or found["part"] != "delta":
+        match = PART.fullmatch(name)
+        if match is None or match["part"] != "delta":
             out[name] = delta
             continue
-        r = _of(rank, found["module"])
+        r = _of(rank, match["module"])
         if r < 1:
-            raise ValueError(f"The rank of {found['module']} is {r}, expected at least 1")
-        flat = delta.flatten(1).double() / _of(scaling, found["module"])
+            raise ValueError(f"The rank of {match['module']} is {r}, expected at least 1")
+        flat = delta.flatten(1).double() / _of(scaling, match["module"])
         u, s, vh = torch.linalg.svd(flat, full_matrices=False)
         root = s[:r].sqrt()
         a, b = s.new_zeros(r, vh.shape[1]), s.new_zeros(len(u), r)
         a[: len(root)], b[:, : len(root)] = root[:, None] * vh[:r], u[:, :r] * root
         thin = (1,) * (delta.dim() - 2)
-        out[_name(found, "A")] = a.view(r, *delta.shape[1:]).to(delta.dtype)
-        out[_name(found, "B")] = b.view(len(u), r, *thin).to(delta.dtype)
+        out[_name(match, "A")] = a.view(r, *delta.shape[1:]).to(delta.dtype)
+        out[_name(match, "B")] = b.view(len(u), r, *thin).to(delta.dtype)
     return out
 
 
-def _name(found: re.Match, part: str) -> str:
-    return f"{found['module']}.lora_{part}{found['adapter'] or ''}.weight"
+def _name(match: re.Match, part: str) -> str:
+    return f"{match['module']}.lora_{part}{match['adapter'] or ''}.weight"
 
 
 def _of(value, module: str):

@@ -73,11 +73,11 @@ def _combine(states: Sequence[State], rule: Callable[[str, list[Tensor]], Tensor
     """`rule` of every merged tensor, in double precision; all else from the first state."""
     merged = set(check_alike(states, keep=keep))
     out = {}
-    for name, own in states[0].items():
+    for name, value in states[0].items():
         if name in merged:
-            out[name] = rule(name, [state[name].double() for state in states]).to(own.dtype)
+            out[name] = rule(name, [state[name].double() for state in states]).to(value.dtype)
         else:
-            out[name] = own.clone()
+            out[name] = value.clone()
     return out
 
 
@@ -185,7 +185,7 @@ def dare(
     masks = [{name: torch.rand(base[name].shape, generator=generator) < density for name in names} for _ in parents]
 
     def rule(name: str, tasks: Tensor) -> Tensor:
-        mask = torch.stack([own[name] for own in masks]).to(tasks.device)
+        mask = torch.stack([kept[name] for kept in masks]).to(tasks.device)
         return THEN[then](tasks * mask / density)
 
     return _on_tasks(base, parents, rule, scale, keep)
@@ -202,7 +202,7 @@ def slerp(a: State, b: State, t: float = 0.5, per: str = "whole", *, keep: Colle
         raise ValueError(f"per is {per!r}, expected whole or tensor")
     names = check_alike([a, b], keep=keep)
     groups = [names] if per == "whole" else [[name] for name in names]
-    shares = {name: found for group in groups for found in [_arc(a, b, group, t)] for name in group}
+    shares = {name: pair for group in groups for pair in [_arc(a, b, group, t)] for name in group}
     return _combine([a, b], lambda name, v: shares[name][0] * v[0] + shares[name][1] * v[1], keep)
 
 
@@ -244,16 +244,16 @@ def emr(base: State, parents: Sequence[State], *, keep: Collection[str] = ()) ->
     """
     names = check_alike([*parents, base], keep=keep)
     unified, masks = {}, [{} for _ in parents]
-    own, left = [[0.0] for _ in parents], [[0.0] for _ in parents]
+    sizes, left = [[0.0] for _ in parents], [[0.0] for _ in parents]
     for name in names:
         tasks = torch.stack([parent[name].double() for parent in parents]) - base[name].double()  # (n, *shape)
         unified[name], agree = elect(tasks)
         for i, task in enumerate(tasks):
             masks[i][name] = agree[i]
-            own[i].append(task.abs().sum().item())
+            sizes[i].append(task.abs().sum().item())
             left[i].append((masks[i][name] * unified[name]).abs().sum().item())
         unified[name] = unified[name].float()
-    scales = [math.fsum(a) / math.fsum(b) if math.fsum(b) else 0.0 for a, b in zip(own, left, strict=True)]
+    scales = [math.fsum(a) / math.fsum(b) if math.fsum(b) else 0.0 for a, b in zip(sizes, left, strict=True)]
     return Emr(unified, masks, scales)
 
 

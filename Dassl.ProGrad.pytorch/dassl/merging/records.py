@@ -42,11 +42,11 @@ def check_method(name: str, count: int, values: Mapping[str, object]) -> Method:
     """The method of that name, if it takes so many parents and these values."""
     if name not in METHODS:
         raise ValueError(f"Unknown method {name!r}, expected one of {', '.join(METHODS)}")
-    own = METHODS[name]
+    method = METHODS[name]
     for value in values:
-        if value not in own.values:
-            raise ValueError(f"{name} has no value {value!r}; it has {', '.join(own.values)}")
-    if count < own.least or (own.most is not None and count > own.most):
-        most = "or more" if own.most is None else "" if own.most == own.least else f"to {own.most}"
-        raise ValueError(f"{name} merges {' '.join(f'{own.least} {most}'.split())} parents, given {count}")
-    return own
+        if value not in method.values:
+            raise ValueError(f"{name} has no value {value!r}; it has {', '.join(method.values)}")
+    if count < method.least or (method.most is not None and count > method.most):
+        most = "or more" if method.most is None else "" if method.most == method.least else f"to {method.most}"
+        raise ValueError(f"{name} merges {' '.join(f'{method.least} {most}'.split())} parents, given {count}")
+    return method
