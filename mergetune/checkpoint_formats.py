@@ -266,11 +266,12 @@ def rows(checkpoint: Recognised) -> list[dict[str, str]]:
 def to_text(checkpoint: Recognised) -> str:
     """The report: what the file is, its keys with shapes. Ignored keys go by their reason."""
     lines, ignored = [f"method    {checkpoint.name}"], {}
+    width = max(len(key) for key in checkpoint.of("mapped") + checkpoint.of("unknown"))
     for row in rows(checkpoint):
         if row["status"] == "ignored":
             ignored.setdefault(row["note"], []).append(row["key"])
         else:
-            lines.append("  ".join([f"{row['status']:8}", row["key"], row["shape"], row["note"]]).rstrip())
+            lines.append(f"{row['status']:8}  {row['key']:{width}}  {row['shape']}  {row['note']}".rstrip())
     lines += [f"ignored   {shortened(keys, 2)}: {why}" for why, keys in ignored.items()]
     return "\n".join([*lines, *[f"note      {note}" for note in [checkpoint.format.note] if note]])
 

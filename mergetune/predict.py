@@ -90,23 +90,19 @@ def read_cfg(run: Path, pairs: Sequence[str] = ()):
 
 def read_classes(run: Path, classes: Sequence[str]) -> SimpleNamespace:
     """The run's classes and templates, with other class names if some are given."""
-    path = run / CLASSES
-    if not path.is_file() and not classes:
-        raise MissingFile(
-            f"{run} does not say what its classes are called: no {CLASSES}, which a run writes when it is finished. "
-            "Name them with --classes, in the order of their labels"
-        )
-    trained = run_classes(run)  # refuses those of another run
-    facts = read_json(str(path)) if path.is_file() else {}
-    facts = facts if isinstance(facts, dict) else {}
-    names = list(classes) or facts.get("classnames")
-    if not names or not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-        where = "--classes" if classes else path
-        raise UserError(f"{where}: class names are {brief(names)}, expected a list of names (--classes gives others)")
+    path, trained = run / CLASSES, run_classes(run)  # which refuses those of another run
+    names = list(classes) or trained
+    if not names:
+        why = f"no class names in {path}" if path.is_file() else f"no {CLASSES}, which a run writes when it is finished"
+        where = "Name them with --classes, in the order of their labels"
+        raise MissingFile(f"{run} does not say what its classes are called: {why}. {where}")
+    if not all(map(str.strip, names)):
+        raise UserError(f"class names are {brief(names)}, expected a list of names")
     twice = sorted({name for name in names if names.count(name) > 1})
     if classes and twice:
         raise UserError(f"--classes names {', '.join(twice)} more than once")
-    kinds = {"template": str, "templates": dict}
+    facts, kinds = read_json(str(path)) if path.is_file() else {}, {"template": str, "templates": dict}
+    facts = facts if isinstance(facts, dict) else {}
     facts = {key: facts[key] for key, kind in kinds.items() if isinstance(facts.get(key), kind)}
     return SimpleNamespace(classnames=names, trained=trained, **facts)
 
