@@ -4,8 +4,6 @@ Every data set is looked at. Of each kind of run (a script and its CFG) one is t
 largest cell; stage 2 goes on from what that of stage 1 has left there. The others count by their images.
 """
 
-import contextlib
-import io
 import os
 import tempfile
 import time
@@ -66,21 +64,19 @@ def look(steps: list[Job], bank: str, findings) -> dict[str, int]:
     import torch
 
     from dassl.data.datasets import build_dataset
-    from dassl.engine.anchor import anchor
     from dassl.engine.dry_run import check_data
     from dassl.engine.precision import Precision
+    from dassl.utils.logger import quiet
     from datasets.tools.check import check_public
 
     sets, sizes = {step.arguments["DATASET"]: step for step in reversed(steps)}, {}
     for name, step in progress(list(sets.items())[::-1], "reading data"):
         cfg = read_step(step, bank)[0]
-        with contextlib.redirect_stdout(io.StringIO()):  # of what it logs
+        with quiet():
             dataset = build_dataset(cfg)
         sizes[name] = len(dataset.train_x) + len(dataset.test)
-        check_data(cfg, dataset, findings, check_public)
-        if not findings.problems:
-            device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
-            anchor(cfg, dataset, Precision("fp32", device), findings, ANCHORS / len(sets))
+        precision = Precision("fp32", "cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        check_data(cfg, dataset, precision, findings, check_public, seconds=ANCHORS / len(sets))
     return sizes
 
 
@@ -102,6 +98,7 @@ def try_out(steps: list[Job], bank: str, findings) -> dict[str, tuple]:
     from dassl.engine.dry_run import begun
     from dassl.engine.results import write_results
     from dassl.utils import UserError
+    from dassl.utils.logger import quiet
 
     kinds = {}
     for step in progress(list({kind_of(step): step for step in reversed(steps)}.values())[::-1], "trying out"):
@@ -109,7 +106,7 @@ def try_out(steps: list[Job], bank: str, findings) -> dict[str, tuple]:
         try:
             with begun(cfg, str(step.folder)) as run:
                 run.time(evaluates)
-                with run.quiet():  # what a run that continues it looks for
+                with quiet():  # what a run that continues it looks for
                     run.trainer.save_model(run.trainer.max_epoch - 1, run.trainer.output_dir)
                     write_results(run.trainer.output_dir, run.trainer, run.cfg, wall_s=0.0, command="")
         except (UserError, OutOfMemoryError) as error:

@@ -1,7 +1,5 @@
 """Zero-shot accuracy beside the published one: are weights, templates, class names and transform as they should be?"""
 
-import contextlib
-import io
 import time
 
 import torch
@@ -13,6 +11,7 @@ from dassl.data.datasets import DatasetBase
 from dassl.data.shards import loader_like
 from dassl.data.transforms import build_transform
 from dassl.report.protocols.against import Published, load_published
+from dassl.utils.logger import quiet
 
 from .precision import Precision
 
@@ -35,7 +34,7 @@ def anchor(
     clip = build_clip_from_cfg(cfg, half, device=precision.device, cached=True)
     template = getattr(dataset, "templates", {}).get("coop") or getattr(dataset, "template", "a photo of a {}.")
     text = text_classifier(clip, dataset.classnames, getattr(dataset, "prompts", None) or [template]).float()
-    with contextlib.redirect_stdout(io.StringIO()):  # the transform is logged
+    with quiet():  # the transform is logged
         transform = build_transform(cfg, is_train=False)
     loader = build_data_loader(cfg, data_source=dataset.test, batch_size=size, tfm=transform, is_train=False)
     order = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0))

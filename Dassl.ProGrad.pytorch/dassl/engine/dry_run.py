@@ -7,14 +7,12 @@ added at the pace of what ran.
 """
 
 import contextlib
-import io
 import itertools
-import logging.handlers
+import logging
 import os
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import mean
@@ -28,11 +26,13 @@ from dassl.data.datasets import DatasetBase, Datum
 from dassl.data.wrapper import DatasetWrapper, image_reading
 from dassl.utils import UserError, get_logger
 from dassl.utils.distributed import world_size
+from dassl.utils.logger import quiet
 from dassl.utils.memory import available_mb, peak_mb
 
 from .anchor import anchor
 from .launch import backend, build_run, load_trained
 from .others import asked, other_data, other_sets
+from .precision import Precision
 from .results import FILE as RESULTS
 from .signals import sigterm_ends
 from .state import stop_workers
@@ -73,13 +73,12 @@ def dry_run(cfg: CN, *, evaluates=None, recipe: Iterable[str] = (), data_check: 
         findings.say(f'note: "{cfg.OUTPUT_DIR}" holds a finished run, which is only started again by --overwrite')
     with sigterm_ends(), tempfile.TemporaryDirectory(prefix="preflight-") as folder, begun(cfg, folder) as run:
         dataset = getattr(getattr(run.trainer, "dm", None), "dataset", None)
-        check_data(cfg, dataset, findings, data_check)
+        if dataset is None:
+            findings.say("data: the trainer's own, not looked at")
+        else:
+            check_data(cfg, dataset, run.trainer.precision, findings, data_check)
         if not findings.problems:
-            if dataset is not None:
-                anchor(cfg, dataset, run.trainer.precision, findings)
             estimate(run, evaluates, findings)
-        for line in run.warnings:
-            findings.say(f"warning: {line}")
     for line in recipe or ["nothing changed"]:
         findings.say(f"recipe: {line}")
     return findings
@@ -88,11 +87,10 @@ def dry_run(cfg: CN, *, evaluates=None, recipe: Iterable[str] = (), data_check: 
 # the images
 
 
-def check_data(cfg: CN, dataset: DatasetBase | None, findings: Findings, data_check: Callable | None = None) -> None:
-    """The sizes of the data set, and what is wrong with its images."""
-    if dataset is None:
-        findings.say("data: the trainer's own, not looked at")
-        return
+def check_data(
+    cfg: CN, dataset: DatasetBase, precision: Precision, findings: Findings, data_check: Callable | None, **limit
+) -> None:
+    """The sizes of the data set, what is wrong with its images, and the zero-shot accuracy. limit: of `anchor`."""
     lists = {"train": dataset.train_x, "val": dataset.val or [], "test": dataset.test}
     counts = ", ".join(f"{len(items):,} {name}" for name, items in lists.items())
     tested = {item.label for item in dataset.test}
@@ -102,6 +100,8 @@ def check_data(cfg: CN, dataset: DatasetBase | None, findings: Findings, data_ch
     check_images([item for items in lists.values() for item in items], findings, **image_reading(cfg))
     for line in data_check(cfg) if data_check else ():
         findings.say(f"data: {line}")
+    if not findings.problems:
+        anchor(cfg, dataset, precision, findings, **limit)
 
 
 def check_images(items: Iterable[Datum], findings: Findings, **reading) -> None:
@@ -180,14 +180,14 @@ class DryRun:
 
     phases: {name: seconds} of the whole run, but for the feature banks. banks: {folder: images} that go into each,
     bank_mb MiB in all. steps: batches of the training. others: {data set: test images} that TEST.OTHERS takes. peak_mb:
-    MiB. warnings: of the run's log.
+    MiB.
     """
 
     def __init__(self, cfg: CN):
-        self.cfg, self.phases, self.warnings, self.others, self.banks = cfg, Counter(), [], {}, {}
+        self.cfg, self.phases, self.others, self.banks = cfg, Counter(), {}, {}
         self.steps, self.bank_mb, self.peak_mb = 0, 0.0, 0.0
         started = time.perf_counter()
-        with self.quiet():
+        with quiet(logging.WARNING):
             self.trainer = build_run(cfg)
         self.phases["start"] = time.perf_counter() - started
         for name in TRAINING + EVALUATION:
@@ -195,24 +195,10 @@ class DryRun:
             if isinstance(data, DatasetWrapper):
                 SAMPLED[data] = self.sample_bank
 
-    @contextlib.contextmanager
-    def quiet(self) -> Iterator[None]:
-        """What is printed is not seen; what it warns of is kept."""
-        handler = logging.handlers.MemoryHandler(sys.maxsize, flushLevel=sys.maxsize)
-        get_logger().addHandler(handler)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(record=True) as caught:
-                yield
-        finally:
-            get_logger().removeHandler(handler)
-            texts = [record.getMessage() for record in handler.buffer if record.levelno >= logging.WARNING]
-            texts += [str(each.message) for each in caught if each.category is UserWarning]
-            self.warnings += [" ".join(text.removeprefix("Warning:").split()) for text in texts]
-
     def time(self, evaluates=None) -> None:
         """The beginning of everything, and what all of it will take. Raises what the run would raise."""
         trainer = self.trainer
-        with self.quiet():
+        with quiet(logging.WARNING):
             started = time.perf_counter()
             if evaluates:
                 load_trained(trainer, *evaluates)
