@@ -10,7 +10,7 @@ from PIL import Image
 from dassl.data.datasets import Datum
 from dassl.utils import MissingFile, PlainArray, UserError, brief, check_file, load_plain_pickle
 
-from .mtil_lists import words
+from .mtil import words
 from .readers import Lists
 
 MOST_BYTES = 1 << 26  # of an idx file; MNIST's largest has 47 million

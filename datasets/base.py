@@ -3,23 +3,61 @@
 A data set is a declaration: where it lies, how it is read, its templates. The rest is common: k training
 images a class and min(k, 4) validation images a class are drawn from all classes, then the classes are cut to
 the first half ("base") or the second ("new"), so both halves share one draw.
+
+A draw is kept in a run's subset.json, and another run can be given it (--subset, DATASET.SUBSET): {"format": 1,
+"dataset", "shots", "seed", "sampler", "split": digest of the lists, "train": [paths], "val": [paths]}; instead of a
+list "all", and for val "test" or "none", where nothing was drawn.
 """
 
 import hashlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dassl.config import with_values
 from dassl.data import few_shot, subsample_classes
 from dassl.data.datasets import DatasetBase, Datum, check_items
-from dassl.utils import MissingFile, UserError, check_availability, closest, get_logger
+from dassl.utils import MissingFile, UserError, brief, check_availability, closest, get_logger, read_json
 from dassl.utils.moved import OldMethods
 
 from . import PUBLIC
 from .readers import Lists, split_json
-from .subset import FORMAT, picked, read_subset
 from .tools.known import not_published
+
+SUBSET_FORMAT = 1
+SUBSET_KEYS = ("format", "dataset", "shots", "seed", "sampler", "split", "train", "val")
+
+
+def read_subset(path: str, dataset: str, split: str, shots: int) -> dict:
+    """A draw for these lists. UserError if the file is none, or of another data set, split or number of shots."""
+    drawn = read_json(path)
+    if not isinstance(drawn, dict) or any(key not in drawn for key in SUBSET_KEYS) or drawn["format"] != SUBSET_FORMAT:
+        raise UserError(f"{path} is no subset: expected format {SUBSET_FORMAT} with {', '.join(SUBSET_KEYS[1:])}")
+    for what, recorded, asked in (
+        ("data set", drawn["dataset"], dataset),
+        ("split", drawn["split"], split),
+        ("DATASET.NUM_SHOTS", drawn["shots"], shots),
+    ):
+        if recorded != asked:
+            raise UserError(f"{path} was drawn for {what} {recorded}, but this run has {asked}")
+    for part in ("train", "val"):
+        paths = drawn[part]
+        if not isinstance(paths, str | list) or not all(isinstance(item, str) for item in paths):
+            raise UserError(f"{path}: {part} is {brief(paths)}, expected a list of paths")
+    return drawn
+
+
+def picked(items: list[Datum], wanted: str | list[str], relative: Callable[[Datum], str], where: str) -> list[Datum]:
+    """The items of these relative paths, in the order of the paths; all items where nothing was drawn."""
+    if isinstance(wanted, str):
+        return items
+    by_path = {relative(item): item for item in items}
+    unknown = [path for path in wanted if path not in by_path]
+    if unknown:
+        raise UserError(f"{where}: {len(unknown)} of {len(wanted)} paths are not in the split's list: {unknown[0]}")
+    return [by_path[path] for path in wanted]
+
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "datasets"
 SAMPLER = "coop-1"  # names the way of drawing in saved subsets
@@ -195,7 +233,7 @@ class FewShotDataset(OldMethods, DatasetBase):
                 get_logger().warning(f"{path}: these are not the training images that seed {seed} draws")
             return train, picked(val, self.drawn["val"], self.relative, path)
         drawn = {
-            "format": FORMAT,
+            "format": SUBSET_FORMAT,
             "dataset": name,
             "shots": shots,
             "seed": cfg.SEED,
@@ -233,3 +271,42 @@ class FewShotDataset(OldMethods, DatasetBase):
                 line = f"{part}\t{self.relative(item)}\t{item.label}\t{item.classname}\n"
                 content.update(line.encode(errors="surrogatepass"))  # names of files need not be Unicode
         return content.hexdigest()[:16]
+
+
+class FewLabels:
+    """Mixed in before FewShotDataset: `train_x` is its draw, `train_u` is the rest of the training pictures.
+
+    DATASET.NUM_LABELED counts the labelled pictures of all classes together, NUM_SHOTS those of one class.
+    Below 1, all are labelled. DATASET.ALL_AS_UNLABELED puts the labelled ones among the others too.
+    """
+
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        parts = subsample_classes(*self._parts, subset=cfg.DATASET.SUBSAMPLE_CLASSES)
+        self._train_u = parts[1]
+
+    def _draw(self, train, val, cfg):
+        shots = {"DATASET.NUM_SHOTS": self.labelled_per_class(train, cfg)}
+        labelled, val = super()._draw(train, val, with_values(cfg, shots))
+        taken = {item.impath for item in labelled}
+        rest = [item for item in train if item.impath not in taken]
+        self._parts = labelled, (labelled + rest if cfg.DATASET.ALL_AS_UNLABELED else rest)
+        return labelled, val
+
+    def labelled_per_class(self, train, cfg):
+        """Labelled pictures a class; below 1: all. UserError if the keys contradict each other."""
+        total, shots = cfg.DATASET.NUM_LABELED, cfg.DATASET.NUM_SHOTS
+        if total < 1:
+            return shots
+        classes = self.get_num_classes(train)
+        if total % classes or shots >= 1 and total != shots * classes:
+            raise UserError(
+                f"{type(self).__name__}: DATASET.NUM_LABELED is {total}, expected a multiple of its {classes} classes"
+                + (f", with DATASET.NUM_SHOTS {shots}" if shots >= 1 else "")
+            )
+        return total // classes
+
+    def metadata(self):
+        """What results.json records of it."""
+        seen = f"{len(self.train_x)} labelled pictures, {len(self.train_u)} without labels"
+        return super().metadata() | {"data_seen": seen}

@@ -28,8 +28,7 @@ from dassl.utils import (
     sha256_file,
 )
 
-from .mtil import MtilDataset
-from .mtil_lists import words
+from .mtil import MtilDataset, words
 from .readers import PARTS, Lists, class_folders, folder_images, listed
 
 SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -11,8 +11,8 @@ from dassl.utils import MissingFile
 
 from . import mtil_words as words
 from .arrays import cifar100, mnist
-from .mtil import MtilDataset
-from .mtil_lists import (
+from .mtil import (
+    MtilDataset,
     car_lists,
     flower_lists,
     food_lists,
@@ -21,7 +21,7 @@ from .mtil_lists import (
     seeded_split,
     texture_lists,
 )
-from .mtil_lists import words as plain
+from .mtil import words as plain
 from .readers import Lists, class_folders, folder_images, variant_lists
 
 

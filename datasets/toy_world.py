@@ -12,11 +12,9 @@ import os
 
 from dassl.data import group_indices, subsample_classes
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from datasets.toy.build import world_digest, write_toy
-from datasets.toy.world import COUNTS, WORLD, ToySet
+from datasets.toy.world import COUNTS, WORLD, ToySet, world_digest, write_toy
 
-from .base import FewShotDataset
-from .few_labels import FewLabels
+from .base import FewLabels, FewShotDataset
 from .mtil import MtilDataset
 from .readers import Lists, split_json
 

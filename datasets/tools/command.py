@@ -10,8 +10,7 @@ from dassl.utils import ArgumentParser, UserError, closest, get_logger, write_js
 
 from .check import ABSENT, OK, check, plain, table
 from .import_subset import import_subset
-from .known import KNOWN, PROTOCOLS
-from .links import lines_of
+from .known import KNOWN, PROTOCOLS, lines_of
 from .make_split import make_split
 
 CLONE = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import re
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError, load_plain_pickle, write_json
 
-from ..subset import FORMAT
+from ..base import SUBSET_FORMAT
 from .check import settings
 
 MAX_BYTES = 1 << 30  # 1.3 million records take about 0.2 GB
@@ -39,7 +39,7 @@ def import_subset(file: str, name: str, root: str, out: str, shots: int = 0, see
     if not isinstance(tree, dict) or not isinstance(tree.get("train"), list):
         raise UserError(f"{file} holds no few-shot draw: expected a dictionary with a list train")
     data = DATASET_REGISTRY.get(name)(settings(root, name))
-    drawn = data.drawn | {"format": FORMAT, "shots": shots, "seed": seed, "sampler": "imported"}
+    drawn = data.drawn | {"format": SUBSET_FORMAT, "shots": shots, "seed": seed, "sampler": "imported"}
     drawn["train"] = matched(tree["train"], data, data.train_x, f"{file}: train")
     if data.has_val and isinstance(tree.get("val"), list):
         drawn["val"] = matched(tree["val"], data, data.val, f"{file}: val")

@@ -14,7 +14,7 @@ from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError, read_json, write_json
 
 from ..matlab import mat_variable
-from ..mtil_lists import car_lists, pet_lists
+from ..mtil import car_lists, pet_lists
 from ..readers import class_folders, folder_images, listed, read_lines
 
 TRAIN, VAL = 0.5, 0.2

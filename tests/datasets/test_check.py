@@ -11,8 +11,7 @@ import datasets
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from datasets.tools import known
 from datasets.tools.command import main
-from datasets.tools.known import COOP, KNOWN, MTIL, Known, published_draws
-from datasets.tools.links import OFFICIAL
+from datasets.tools.known import COOP, KNOWN, MTIL, OFFICIAL, Known, published_draws
 from tests.fixtures.image_folders import config, write_imagenet, write_pets, write_split
 from tests.fixtures.interpreter import Python
 from tests.fixtures.mtil_folders import WRITERS, write_mnist

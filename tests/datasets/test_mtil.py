@@ -14,7 +14,7 @@ import train
 from dassl.config import get_cfg_default, merge_yaml
 from dassl.data import DataManager
 from dassl.data.datasets import DATASET_REGISTRY, build_dataset
-from datasets.mtil_lists import seeded_order
+from datasets.mtil import seeded_order
 from tests.conftest import ROOT
 from tests.fixtures.image_folders import config
 from tests.fixtures.mtil_folders import WRITERS

@@ -17,10 +17,9 @@ from dassl.config import get_cfg_default, merge_tree, merge_yaml
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError, WriteFailed
 from datasets.toy import world
-from datasets.toy.build import sample_pictures, world_digest, write_toy
 from datasets.toy.draw import generator
-from datasets.toy.styles import STYLES, finish
-from datasets.toy.world import WORLD
+from datasets.toy.pictures import STYLES, finish
+from datasets.toy.world import WORLD, sample_pictures, world_digest, write_toy
 from tests.condu.test_sessions import die_before, in_a_child
 from tests.conftest import ROOT
 
@@ -52,7 +51,7 @@ def test_digest_of_twenty_pictures():
 
 
 def test_another_process_draws_the_same():
-    code = "from datasets.toy.build import world_digest; print(world_digest())"
+    code = "from datasets.toy.world import world_digest; print(world_digest())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": "7"},
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout.strip() == world_digest()
@@ -127,7 +126,7 @@ def test_a_damaged_stamp_means_drawing_again(tmp_path):
 def test_two_processes_write_at_once(tmp_path):
     code = (
         "import sys, time, pathlib\n"
-        "from datasets.toy.build import write_toy\n"
+        "from datasets.toy.world import write_toy\n"
         "from datasets.toy.world import WORLD\n"
         "here = pathlib.Path(sys.argv[1])\n"
         "(here / sys.argv[2]).touch()\n"

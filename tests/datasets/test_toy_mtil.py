@@ -7,8 +7,7 @@ import pytest
 import datasets
 from dassl.config import get_cfg_default, merge_yaml
 from dassl.data.datasets import DATASET_REGISTRY, Datum, build_dataset
-from datasets.toy.build import world_digest
-from datasets.toy.world import WORLD
+from datasets.toy.world import WORLD, world_digest
 from tests.conftest import ROOT
 from tests.fixtures.image_folders import config
 

@@ -16,7 +16,7 @@ from dassl.config import get_cfg_default, leaves, merge, merge_pairs, merge_tree
 from dassl.report import records
 from dassl.report.protocols import base2new, fewshot
 from dassl.utils import UserError, tools
-from datasets import custom, mtil_lists, readers, subset
+from datasets import base, custom, mtil, readers
 from tests.fuzz.lines import relative
 from tests.fuzz.mutate import NAMES, octets, similar, tree, value
 from tests.fuzz.oracle import ROOT, Files, Target
@@ -159,9 +159,9 @@ def make_subset(rng: Random) -> Files:
 
 def read_drawn(folder: Path):
     path = str(folder / "subset.json")
-    drawn = subset.read_subset(path, "toy", "abc", 4)
+    drawn = base.read_subset(path, "toy", "abc", 4)
     items = [SimpleNamespace(path=name) for name in IMAGES]
-    return [subset.picked(items, drawn[part], lambda item: item.path, path) for part in ("train", "val")]
+    return [base.picked(items, drawn[part], lambda item: item.path, path) for part in ("train", "val")]
 
 
 RECORDS = [
@@ -225,12 +225,12 @@ def read_lists(folder: Path):
     """All kinds of lists; the first that is refused is what counts, but each is tried."""
     own, pictures = str(folder), picked(folder)
     kinds = [
-        lambda: mtil_lists.texture_lists(own, pictures),
-        lambda: mtil_lists.pet_lists(own, pictures),
-        lambda: mtil_lists.food_lists(own, pictures),
+        lambda: mtil.texture_lists(own, pictures),
+        lambda: mtil.pet_lists(own, pictures),
+        lambda: mtil.food_lists(own, pictures),
         lambda: readers.variant_lists(own, pictures),
         lambda: readers.wordnet_names(f"{own}/classnames.txt"),
-        lambda: mtil_lists.place_folders(pictures, f"{own}/places.txt"),
+        lambda: mtil.place_folders(pictures, f"{own}/places.txt"),
     ]
     first = None
     for kind in kinds:
@@ -305,12 +305,12 @@ def read_logs(folder: Path):
 
 SPLIT = Target("split", make_split, lambda folder: readers.split_json(str(folder / "split.json"), picked(folder)),
                (relative(readers), TOOLS), prepare=images)  # fmt: skip
-LISTED = Target("lists", make_lists, read_lists, (relative(mtil_lists), relative(readers)), prepare=images)
+LISTED = Target("lists", make_lists, read_lists, (relative(mtil), relative(readers)), prepare=images)
 TEXTS = [
     Target("yaml", make_yaml, read_config, (relative(merge),)),
     Target("pairs", make_pairs, read_pairs, (relative(merge),), ("KEY VALUE",)),
     SPLIT,
-    Target("subset", make_subset, read_drawn, (relative(subset), TOOLS), prepare=images),
+    Target("subset", make_subset, read_drawn, (relative(base), TOOLS), prepare=images),
     Target("manifest", make_manifest, read_manifest, (relative(custom), relative(readers), TOOLS), prepare=images),
     LISTED,
     Target("results", make_results, read_results, (relative(records),)),

@@ -29,7 +29,7 @@ from dassl.utils import (
 )
 from datasets import custom
 from datasets.matlab import mat_variable
-from datasets.mtil_lists import pet_lists
+from datasets.mtil import pet_lists
 from mergetune import import_checkpoint, stage1
 from mergetune.checkpoint_formats import recognise
 from tests.fixtures.streams import BACKBONE, small

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dassl.utils import UserError
-from datasets.toy.build import world_digest
+from datasets.toy.world import world_digest
 from mergetune.path_card import LEG_POINTS
 from scripts.grid import plan
 from scripts.jobs import settle

@@ -61,7 +61,8 @@ def _refuse_short(items: Sequence, k: int) -> None:
         more = ", ..." if len(short) > 5 else ""
         raise UserError(
             f"{k} shots asked for, but {len(short)} of {len(groups)} classes have fewer training images: "
-            f"{named}{more}. At most {min(n for _, n in short)} shots are possible (DATASET.NUM_SHOTS); DATASET.FEWER_SHOTS take takes what there is."
+            f"{named}{more}. At most {min(n for _, n in short)} shots are possible (DATASET.NUM_SHOTS); "
+            "DATASET.FEWER_SHOTS take takes what there is."
         )
 
 

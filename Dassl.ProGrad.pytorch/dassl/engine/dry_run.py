@@ -22,8 +22,8 @@ from yacs.config import CfgNode as CN
 
 from dassl.clip.feature_bank import SAMPLED, FeatureBank
 from dassl.config import with_values
+from dassl.data.data_manager import DatasetWrapper, image_reading
 from dassl.data.datasets import DatasetBase, Datum
-from dassl.data.wrapper import DatasetWrapper, image_reading
 from dassl.utils import UserError, get_logger
 from dassl.utils.distributed import world_size
 from dassl.utils.logger import quiet

@@ -12,8 +12,10 @@ from importlib.machinery import ModuleSpec
 _IN = {  # package -> its modules that moved, and where to
     "condu": "expert_cache evaluation, iterations dassl.data.samplers, merge fusion, packing bitpack, "
     "results evaluation, settings expert, slots evaluation, space tuning, store state, stream state",
-    "datasets": "official mtil_lists, protocol base",
+    "datasets": "few_labels base, official mtil, protocol base, subset base",
     "dassl.clip": "features feature_bank, rounds feature_bank",
+    "dassl.data": "wrapper data_manager",
+    "dassl.data.transforms": "augment transforms",
     "dassl.engine": "classify network, earlier resume, loops trainer, preflight dry_run, processes distributed, "
     "prograd base, simple trainer, stopping signals, trial dry_run",
     "dassl.report": "against protocols.against, base2new protocols.base2new, drawing figures.drawing, "

@@ -11,9 +11,8 @@ import numpy as np
 
 from datasets.toy import pictures
 from datasets.toy.draw import COLOURS, SHAPES, TEXTURES, generator
-from datasets.toy.pictures import DIGIT_WORDS, DIRECTIONS, NUMBERS, PLACES, SIZES, far, pick
+from datasets.toy.pictures import DIGIT_WORDS, DIRECTIONS, NUMBERS, PLACES, SIZES, STYLES, far, finish, noise, pick
 from datasets.toy.scenes import SCENES
-from datasets.toy.styles import STYLES, finish, noise
 from datasets.toy.world import WORLD, plural
 
 VERSION = 1

@@ -1,7 +1,6 @@
 """The record of one image (Datum) and the base class of data sets (DatasetBase)."""
 
 import copy
-import itertools
 import os
 import random
 import shutil
@@ -157,7 +156,8 @@ def odd_items(train_x: Sequence, val: Sequence = (), test: Sequence = ()) -> Ite
         if len(paths) < len(items or ()):
             yield f"{len(items) - len(paths)} of {len(items):,} {part} images stand in the list more than once"
         for other, theirs in others.items():
-            if paths and theirs is not items and (shared := paths.intersection(map(attrgetter("impath"), theirs or ()))):
+            shared = paths.intersection(map(attrgetter("impath"), theirs or ()))
+            if shared and theirs is not items:
                 yield f"{len(shared):,} images are in both the {other} and the {part} list: {min(shared)}"
 
 
