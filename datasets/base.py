@@ -232,16 +232,9 @@ class FewShotDataset(OldMethods, DatasetBase):
             if list(map(self.relative, again)) != list(map(self.relative, train)):
                 get_logger().warning(f"{path}: these are not the training images that seed {seed} draws")
             return train, picked(val, self.drawn["val"], self.relative, path)
-        drawn = {
-            "format": SUBSET_FORMAT,
-            "dataset": name,
-            "shots": shots,
-            "seed": cfg.SEED,
-            "sampler": SAMPLER,
-            "split": self.split_digest,
-            "train": "all",
-            "val": "all" if self.has_val else "test" if val else "none",
-        }
+        drawn = {"format": SUBSET_FORMAT, "dataset": name, "shots": shots, "seed": cfg.SEED, "sampler": SAMPLER}
+        drawn |= {"split": self.split_digest, "train": "all"}
+        drawn["val"] = "all" if self.has_val else "test" if val else "none"
         if shots >= 1:
             short = "all" if cfg.DATASET.FEWER_SHOTS == "take" else "refuse"
             try:

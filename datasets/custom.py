@@ -44,25 +44,25 @@ class CustomDataset(MtilDataset):
     images = ("",)
 
     def __init__(self, cfg):
-        self.own = own = cfg.DATASET.CUSTOM
+        self.custom = custom = cfg.DATASET.CUSTOM
         self.first_named: dict[str, str] = {}  # where a table names a class first
         self.stream = cfg.TRAINER.MODAL == "mtil"
-        if not own.PATH:
+        if not custom.PATH:
             raise UserError(f"{type(self).__name__}: no pictures given (DATASET.CUSTOM.PATH)")
-        self.task = own.TASK or os.path.basename(own.PATH.rstrip("/")).removesuffix(".csv").removesuffix(".json")
-        self.prompts = [own.PROMPTS] if isinstance(own.PROMPTS, str) else list(own.PROMPTS)
+        self.task = custom.TASK or os.path.basename(custom.PATH.rstrip("/")).removesuffix(".csv").removesuffix(".json")
+        self.prompts = [custom.PROMPTS] if isinstance(custom.PROMPTS, str) else list(custom.PROMPTS)
         if not self.prompts or any(prompt.count("{}") != 1 for prompt in self.prompts):
             raise UserError(f"DATASET.CUSTOM.PROMPTS is {self.prompts}; each needs one {{}} for the class name")
-        if len(own.SPLIT) != 3 or min(own.SPLIT) < 0 or abs(sum(own.SPLIT) - 1) > 1e-6 or own.SPLIT[2] == 0:
-            raise UserError(f"DATASET.CUSTOM.SPLIT is {list(own.SPLIT)}; expected parts for train, val, test, sum 1")
+        if len(custom.SPLIT) != 3 or min(custom.SPLIT) < 0 or abs(sum(custom.SPLIT) - 1) > 1e-6 or custom.SPLIT[2] == 0:
+            raise UserError(f"DATASET.CUSTOM.SPLIT is {list(custom.SPLIT)}; expected parts for train, val, test, sum 1")
         super().__init__(cfg)
 
     def metadata(self) -> dict:
-        left_out = {"left_out": list(self.own.LEAVE_OUT)} if self.own.LEAVE_OUT else {}
+        left_out = {"left_out": list(self.custom.LEAVE_OUT)} if self.custom.LEAVE_OUT else {}
         return super().metadata() | {"dataset": self.task} | left_out
 
     def locate(self, root: str) -> str:
-        path = os.path.join(os.path.abspath(os.path.expanduser(root or ".")), os.path.expanduser(self.own.PATH))
+        path = os.path.join(os.path.abspath(os.path.expanduser(root or ".")), os.path.expanduser(self.custom.PATH))
         if not os.path.exists(path):
             parent = os.path.dirname(path.rstrip("/"))
             near = ", ".join(closest(os.path.basename(path), os.listdir(parent) if os.path.isdir(parent) else []))
@@ -90,27 +90,27 @@ class CustomDataset(MtilDataset):
     def read(self) -> Lists:
         rows = sorted(self.rows(), key=lambda row: row[0])
         kinds = {kind for _, kind, _ in rows}
-        for kind in self.own.LEAVE_OUT:
+        for kind in self.custom.LEAVE_OUT:
             check_availability(kind, sorted(kinds), "DATASET.CUSTOM.LEAVE_OUT")
-        rows = [row for row in rows if row[1] not in self.own.LEAVE_OUT]
+        rows = [row for row in rows if row[1] not in self.custom.LEAVE_OUT]
         if not rows:
-            raise UserError(f"no pictures in {self.own.PATH}")
-        names = self.names(kinds - set(self.own.LEAVE_OUT))
+            raise UserError(f"no pictures in {self.custom.PATH}")
+        names = self.names(kinds - set(self.custom.LEAVE_OUT))
         self.check_names(names)
         label_of = {kind: label for label, kind in enumerate(names)}
         try:
-            rows = with_parts(rows, self.own.SPLIT)
+            rows = with_parts(rows, self.custom.SPLIT)
         except UserError as error:
-            raise UserError(f"{self.own.PATH}: {error}") from None
-        train, val, test = (
-            listed(self.image_dir, [(p, label_of[k], names[k]) for p, k, own in rows if own == part], self.own.PATH)
-            for part in PARTS
-        )
+            raise UserError(f"{self.custom.PATH}: {error}") from None
+        items = {part: [] for part in PARTS}
+        for path, kind, part in rows:
+            items[part].append((path, label_of[kind], names[kind]))
+        train, val, test = (listed(self.image_dir, items[part], self.custom.PATH) for part in PARTS)
         return (train + val, [], test) if self.stream else (train, val, test)
 
     def names(self, kinds: set[str]) -> dict[str, str]:
         """{class: its name in prompts}, in label order: that of the file NAMES, else sorted."""
-        if not self.own.NAMES:
+        if not self.custom.NAMES:
             numbers = sorted(kind for kind in kinds if not kind.isdecimal() and NUMBER.fullmatch(kind))
             if numbers or all(kind.isdecimal() or kind.lower() in ("true", "false") for kind in kinds):
                 first = [*numbers, min(kinds)][0]
@@ -119,11 +119,11 @@ class CustomDataset(MtilDataset):
                     'JSON file that gives them names: {"0": "tabby cat", ...}'
                 )
             return {kind: words(kind) for kind in sorted(kinds)}
-        path = os.path.join(self.image_dir, os.path.expanduser(self.own.NAMES))
+        path = os.path.join(self.image_dir, os.path.expanduser(self.custom.NAMES))
         names = read_json(path)
         if not isinstance(names, dict) or not all(isinstance(name, str) and name for name in names.values()):
             raise UserError(f'{path}: expected {{"class": "name in prompts", ...}}')
-        names = {kind: name for kind, name in names.items() if kind not in self.own.LEAVE_OUT}
+        names = {kind: name for kind, name in names.items() if kind not in self.custom.LEAVE_OUT}
         if set(names) != kinds:
             odd = min(set(names) ^ kinds)
             raise UserError(f"{path} has {len(names)} classes, the pictures {len(kinds)}; {odd} is in only one of them")
@@ -166,8 +166,8 @@ class ImageFolder(CustomDataset):
     def _images(self, inner: str, part: str) -> list[Row]:
         root = os.path.join(self.image_dir, inner) if inner else self.image_dir
         folders = class_folders(root)
-        others = sorted(name for name in listdir_nohidden(root) if name not in folders)
-        left_out = [name for name in folders if name in self.own.LEAVE_OUT]  # may be without images
+        others = sorted(set(listdir_nohidden(root)) - set(folders))
+        left_out = [name for name in folders if name in self.custom.LEAVE_OUT]  # may be without images
         folders = [name for name in folders if name not in left_out]
         items = folder_images(root, folders, {name: name for name in folders}, others)
         if others:
@@ -190,7 +190,7 @@ class Manifest(CustomDataset):
         if os.path.isdir(path):
             raise UserError(f"Manifest: {path} is a folder; class folders are DATASET.NAME ImageFolder")
         self.table = path
-        folder = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(self.own.IMAGES)))
+        folder = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(self.custom.IMAGES)))
         if not os.path.isdir(folder):
             raise MissingFile(f"Manifest: no folder {folder} (DATASET.CUSTOM.IMAGES)")
         return folder

@@ -30,10 +30,10 @@ def mat_variable(path: str, key: str, fields: tuple[str, ...] = ()) -> list:
     if child.returncode:
         why = (child.stderr.strip().splitlines() or ["no reason was given"])[-1]
         raise UserError(f"{path} is damaged or no MATLAB file: {why}")
-    found = json.loads(child.stdout)
-    if found is None:
+    elements = json.loads(child.stdout)
+    if elements is None:
         raise UserError(f"{path} has no variable {key}")
-    return found
+    return elements
 
 
 def main(path, key, *fields):
@@ -43,13 +43,10 @@ def main(path, key, *fields):
     import numpy as np
     from scipy.io import loadmat
 
-    found = loadmat(path, squeeze_me=True)
-    rows = None
-    if key in found:
-        rows = [
-            {name: plain(row[name]) for name in fields} if fields else plain(row)
-            for row in np.atleast_1d(found[key]).reshape(-1)
-        ]
+    tree, rows = loadmat(path, squeeze_me=True), None
+    if key in tree:
+        elements = np.atleast_1d(tree[key]).reshape(-1)
+        rows = [{name: plain(row[name]) for name in fields} if fields else plain(row) for row in elements]
     sys.stdout.write(json.dumps(rows))
 
 

@@ -19,23 +19,29 @@ from dassl.utils import MissingFile, UserError, read_json
 
 from .base import FewShotDataset
 from .matlab import mat_variable
+from .mtil_words import FLOWER_NAMES
 from .readers import Lists, listed, read_lines
 
 
 class MtilDataset(FewShotDataset):
     """A task of a stream. Class attributes to declare, beside those of FewShotDataset:
 
-    `task`: its name in the stream. `prompts`: templates; the first one trains, evaluation averages all.
-    A subclass overrides `read` and returns ([training], [], [test]); labels are 0, 1, ... in class order.
+    `task`: its name in the stream. `prompts`: templates; the first one trains, evaluation averages all. `lists`: a
+    function of the data set's and the image folder -> ([training], [], [test]), or `read` is overridden; labels are
+    0, 1, ... in class order.
     """
 
     task = ""
+    lists = None
     prompts: tuple[str, ...] | list[str] = ("a photo of a {}.",)
 
     def __init__(self, cfg):
         self.prompts = list(self.prompts)
         self.templates = dict.fromkeys(self.templates, self.prompts[0])
         super().__init__(cfg)
+
+    def read(self) -> Lists:
+        return self.lists(self.dataset_dir, self.image_dir) if self.lists else super().read()
 
     def metadata(self) -> dict:
         """What results.json records of it."""
@@ -117,9 +123,9 @@ def food_lists(folder: str, image_dir: str) -> Lists:
     return train_and_test(image_dir, items)
 
 
-def flower_lists(folder: str, image_dir: str, names: tuple[str, ...]) -> Lists:
+def flower_lists(folder: str, image_dir: str) -> Lists:
     """Flowers-102: imagelabels.mat (class from 1 of image 1, 2, ...), setid.mat (image numbers trnid and tstid)."""
-    labels = mat_variable(os.path.join(folder, "imagelabels.mat"), "labels")
+    names, labels = FLOWER_NAMES, mat_variable(os.path.join(folder, "imagelabels.mat"), "labels")
     source = os.path.join(folder, "setid.mat")
     parts = []
     for key in ("trnid", "tstid"):
@@ -133,7 +139,7 @@ def flower_lists(folder: str, image_dir: str, names: tuple[str, ...]) -> Lists:
     return parts[0], [], parts[1]
 
 
-def car_lists(folder: str) -> Lists:
+def car_lists(folder: str, image_dir: str) -> Lists:
     """Stanford Cars: devkit/{cars_meta,cars_train_annos}.mat and cars_test_annos_withlabels.mat (here or in devkit).
 
     Images in cars_train and cars_test, or in a folder of the same name inside, as one mirror has them.

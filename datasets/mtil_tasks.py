@@ -77,9 +77,7 @@ class MtilDTD(MtilDataset):
     prompts = words.TEXTURE_PROMPTS
     folders = ("dtd/dtd", "dtd")
     link = "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"
-
-    def read(self) -> Lists:
-        return texture_lists(self.dataset_dir, self.image_dir)
+    lists = staticmethod(texture_lists)
 
 
 @DATASET_REGISTRY.register()
@@ -106,9 +104,7 @@ class MtilFlowers(MtilDataset):
     folders = ("flowers-102", "oxford_flowers")
     images = ("jpg",)
     link = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ (102flowers.tgz, imagelabels.mat, setid.mat)"
-
-    def read(self) -> Lists:
-        return flower_lists(self.dataset_dir, self.image_dir, words.FLOWER_NAMES)
+    lists = staticmethod(flower_lists)
 
 
 @DATASET_REGISTRY.register()
@@ -119,9 +115,7 @@ class MtilFood(MtilDataset):
     prompts = ("a photo of a {}, a type of food.",)
     folders = ("food-101", "food101")
     link = "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"
-
-    def read(self) -> Lists:
-        return food_lists(self.dataset_dir, self.image_dir)
+    lists = staticmethod(food_lists)
 
 
 @DATASET_REGISTRY.register()
@@ -146,9 +140,7 @@ class MtilOxfordPet(MtilDataset):
     prompts = ("a photo of a {}, a type of pet.",)
     folders = ("oxford-iiit-pet", "oxford_pets")
     link = "https://www.robots.ox.ac.uk/~vgg/data/pets/ (images.tar.gz, annotations.tar.gz)"
-
-    def read(self) -> Lists:
-        return pet_lists(self.dataset_dir, self.image_dir)
+    lists = staticmethod(pet_lists)
 
 
 @DATASET_REGISTRY.register()
@@ -160,9 +152,7 @@ class MtilStanfordCars(MtilDataset):
     folders = ("stanford_cars",)
     images = ("",)
     link = "https://huggingface.co/zhengli97/prompt_learning_dataset (images); devkit and .mat files: car_devkit.tgz"
-
-    def read(self) -> Lists:
-        return car_lists(self.dataset_dir)
+    lists = staticmethod(car_lists)
 
 
 @DATASET_REGISTRY.register()

@@ -7,6 +7,7 @@ ImageNet's draws followed the order of a file system, so this is the only way to
 
 import os
 import re
+from collections import Counter
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from dassl.utils import UserError, load_plain_pickle, write_json
@@ -43,11 +44,9 @@ def import_subset(file: str, name: str, root: str, out: str, shots: int = 0, see
     drawn["train"] = matched(tree["train"], data, data.train_x, f"{file}: train")
     if data.has_val and isinstance(tree.get("val"), list):
         drawn["val"] = matched(tree["val"], data, data.val, f"{file}: val")
-    counts = [0] * data.num_classes
-    for item in tree["train"]:
-        counts[item._label] += 1
-    if max(counts) > shots:
-        raise UserError(f"{file} has {max(counts)} images of a class, more than {shots} shots")
+    most = max(Counter(item._label for item in tree["train"]).values(), default=0)
+    if most > shots:
+        raise UserError(f"{file} has {most} images of a class, more than {shots} shots")
     write_json(drawn, out)
     return drawn
 
@@ -55,20 +54,18 @@ def import_subset(file: str, name: str, root: str, out: str, shots: int = 0, see
 def matched(records: list, data, items: list[Datum], where: str) -> list[str]:
     """The relative path of each record: the longest end of its path that the list has, with its label and name."""
     by_path = {data.relative(item): item for item in items}
-    found = []
+    paths = []
     for record in records:
         path, label, name = (getattr(record, key, None) for key in ("_impath", "_label", "_classname"))
         if not isinstance(record, Record) or not isinstance(path, str):
             raise UserError(f"{where} holds {type(record).__name__} objects, expected records of images")
         parts = path.replace("\\", "/").split("/")
         ends = ("/".join(parts[i:]) for i in range(len(parts)))
-        own = next((end for end in ends if end in by_path), None)
-        if own is None:
+        key = next((end for end in ends if end in by_path), None)
+        if key is None:
             raise UserError(f"{where}: {path} is not in the list of {data.image_dir}")
-        item = by_path[own]
-        if (item.label, item.classname) != (label, name):
-            raise UserError(
-                f"{where}: {own} is {name!r}, label {label}, but here {item.classname!r}, label {item.label}"
-            )
-        found.append(own)
-    return found
+        ours = by_path[key].label, by_path[key].classname
+        if ours != (label, name):
+            raise UserError(f"{where}: {key} is {name!r}, label {label}, but here {ours[1]!r}, label {ours[0]}")
+        paths.append(key)
+    return paths

@@ -39,8 +39,8 @@ def folders(names: dict[str, str], skip: tuple[str, ...] = ()) -> Callable[[str,
     """Class folders; `names` of those that are called otherwise."""
 
     def read(folder: str, images: str) -> Parts:
-        found = [name for name in class_folders(images) if name not in skip]
-        return folder_images(images, found, {name: names.get(name, name) for name in found}), None
+        kinds = [name for name in class_folders(images) if name not in skip]
+        return folder_images(images, kinds, {name: names.get(name, name) for name in kinds}), None
 
     return read
 
@@ -61,7 +61,7 @@ def pets(folder: str, images: str) -> Parts:
 
 
 def cars(folder: str, images: str) -> Parts:
-    train, _, test = car_lists(folder)
+    train, _, test = car_lists(folder, images)
 
     def year_first(name):
         words = name.split(" ")
@@ -73,35 +73,30 @@ def cars(folder: str, images: str) -> Parts:
 def places(folder: str, images: str) -> Parts:
     """SUN397: ClassName.txt, Training_01.txt and Testing_01.txt, whose lines begin with a slash."""
     label_of = {line.strip(): label for label, line in enumerate(read_lines(os.path.join(folder, "ClassName.txt")))}
-    parts = []
-    for file in ("Training_01.txt", "Testing_01.txt"):
-        source = os.path.join(folder, file)
-        items = []
-        for line in read_lines(source):
-            place = os.path.dirname(line.strip())
-            if place not in label_of:
-                raise UserError(f"{source}: {line.strip()} is of no class in ClassName.txt")
-            items.append((line.strip()[1:], label_of[place], " ".join(reversed(place.split("/")[2:]))))
-        parts.append(listed(images, items, source))
-    return tuple(parts)
+
+    def item(line):
+        place = os.path.dirname(line.strip())
+        if place not in label_of:
+            raise UserError(f"{folder}, Training_01.txt or Testing_01.txt: {line} is of no class in ClassName.txt")
+        return line.strip()[1:], label_of[place], " ".join(reversed(place.split("/")[2:]))
+
+    sources = [os.path.join(folder, file) for file in ("Training_01.txt", "Testing_01.txt")]
+    return tuple(listed(images, map(item, read_lines(source)), source) for source in sources)
 
 
 def actions(folder: str, images: str) -> Parts:
     """UCF101: ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt; one picture a video."""
     lists = os.path.join(folder, "ucfTrainTestlist")
-    label_of = {}
-    for line in read_lines(os.path.join(lists, "classInd.txt")):
-        number, name = line.split()
-        label_of[name] = int(number) - 1
-    parts = []
-    for file in ("trainlist01.txt", "testlist01.txt"):
-        items = []
-        for line in read_lines(os.path.join(lists, file)):
-            action, video = line.split()[0].split("/")
-            name = "".join(f"_{c}" if c.isupper() else c for c in action).lstrip("_")
-            items.append((f"{name}/{video.removesuffix('.avi')}.jpg", label_of[action], name))
-        parts.append(listed(images, items, file))
-    return tuple(parts)
+    numbers = map(str.split, read_lines(os.path.join(lists, "classInd.txt")))
+    label_of = {name: int(number) - 1 for number, name in numbers}
+
+    def item(line):
+        action, video = line.split()[0].split("/")
+        name = "".join(f"_{c}" if c.isupper() else c for c in action).lstrip("_")
+        return f"{name}/{video.removesuffix('.avi')}.jpg", label_of[action], name
+
+    sources = [os.path.join(lists, file) for file in ("trainlist01.txt", "testlist01.txt")]
+    return tuple(listed(images, map(item, read_lines(source)), source) for source in sources)
 
 
 def _renamed(item: Datum, name: str) -> Datum:

@@ -221,17 +221,11 @@ class DataManager:
 
     def show_dataset_summary(self, cfg):
         """Log name, domains, class count and list sizes."""
-        dataset = self.dataset
+        domains = {"Source": cfg.DATASET.SOURCE_DOMAINS, "Target": cfg.DATASET.TARGET_DOMAINS}
+        parts = {f"# {name}": len(getattr(self.dataset, name) or ()) for name in ("train_x", "train_u", "val", "test")}
         rows = [("Dataset", cfg.DATASET.NAME)]
-        if cfg.DATASET.SOURCE_DOMAINS:
-            rows.append(("Source", ", ".join(cfg.DATASET.SOURCE_DOMAINS)))
-        if cfg.DATASET.TARGET_DOMAINS:
-            rows.append(("Target", ", ".join(cfg.DATASET.TARGET_DOMAINS)))
-        rows += [("# classes", f"{self.num_classes:,}"), ("# train_x", f"{len(dataset.train_x):,}")]
-        for name in ("train_u", "val"):
-            if getattr(dataset, name):
-                rows.append((f"# {name}", f"{len(getattr(dataset, name)):,}"))
-        rows.append(("# test", f"{len(dataset.test):,}"))
+        rows += [(title, ", ".join(names)) for title, names in domains.items() if names]
+        rows += [(title, f"{count:,}") for title, count in {"# classes": self.num_classes, **parts}.items() if count]
         width = max(len(value) for _, value in rows)
         line = f"{'-' * 9}  {'-' * width}"
         get_logger().debug("\n".join([line, *(f"{name:9}  {value}" for name, value in rows), line]))
