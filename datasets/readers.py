@@ -40,14 +40,7 @@ def split_json(path: str, image_dir: str) -> Lists:
 
 
 def _check_item(item: object, names: dict[int, str], where: str) -> None:
-    well_formed = (
-        isinstance(item, list)
-        and len(item) == 3
-        and isinstance(item[0], str)
-        and type(item[1]) is int
-        and isinstance(item[2], str)
-    )
-    if not well_formed:
+    if not isinstance(item, list) or list(map(type, item)) != [str, int, str]:
         raise UserError(f"{where} is {brief(item)}; expected [relative path, label, class name]")
     path, label, name = item
     if os.path.isabs(path) or ".." in path.split("/"):
@@ -87,10 +80,10 @@ def _names_in(folder: str) -> list[str]:
     """What lies in a folder; nothing in one that is not there, or has a name that no folder can have."""
     try:
         return os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, or no text for the file system
+    except ValueError:  # a NUL, or no text for the file system
         return []
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
             return []
         raise
 
@@ -111,13 +104,10 @@ def variant_lists(folder: str, image_dir: str) -> Lists:
     lists = []
     for part in PARTS:
         source = os.path.join(folder, f"images_variant_{part}.txt")
-        items = []
-        for line in read_lines(source):
-            image, _, name = line.partition(" ")
-            if name not in label_of:
-                raise UserError(f"{source}: {line!r} names no variant of variants.txt")
-            items.append((f"{image}.jpg", label_of[name], name))
-        lists.append(listed(image_dir, items, source))
+        pairs = [line.partition(" ")[::2] for line in read_lines(source)]
+        if unknown := [pair for pair in pairs if pair[1] not in label_of]:
+            raise UserError(f"{source}: {' '.join(unknown[0])!r} names no variant of variants.txt")
+        lists.append(listed(image_dir, [(f"{image}.jpg", label_of[name], name) for image, name in pairs], source))
     return tuple(lists)
 
 

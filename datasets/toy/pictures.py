@@ -143,16 +143,8 @@ PLACES = {
     "bottom": (16, 25.5),
     "bottom right": (25, 25),
 }
-DIRECTIONS = {
-    "up": 0,
-    "up right": 45,
-    "right": 90,
-    "down right": 135,
-    "down": 180,
-    "down left": 225,
-    "left": 270,
-    "up left": 315,
-}
+_TURNS = ("up", "up right", "right", "down right", "down", "down left", "left", "up left")
+DIRECTIONS = {name: 45 * eighth for eighth, name in enumerate(_TURNS)}
 SIZES = {"small": (3.2, 4.4), "medium": (7.2, 8.6), "large": (12.6, 14.2)}
 NUMBERS = ("one", "two", "three", "four", "five")
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -29,7 +29,8 @@ from datasets.toy.draw import SHAPES, SIDE, TEXTURES, generator
 from datasets.toy.pictures import DIGIT_WORDS, DIRECTIONS, NUMBERS, OTHER_FONTS, PLACES, SIZES, STYLES, finish
 from datasets.toy.scenes import SCENES
 
-COUNTS = (20, 20, 50)  # pictures a class: train, val, test
+SPLITS = ("train", "val", "test")
+COUNTS = (20, 20, 50)  # pictures a class of each
 VERSION = 1  # part of every picture's seed
 
 # One number for each data set, 0 (the pretraining style) to 1; chosen by zero-shot CLIP and CoOp alone. Those of the
@@ -224,16 +225,15 @@ WORLD = {
 }  # fmt: skip
 
 
-SPLITS = ("train", "val", "test")
-
-
 def write_toy(root, toy, counts=COUNTS):
     """Write `toy` below `root` unless it is there; returns its folder.
 
     counts: pictures a class for train, val and test; the k-th picture of a class does not depend on them.
     WriteFailed: it is not there and cannot be written.
     """
-    folder, stamp = Path(root) / toy.folder, _stamp(toy, counts)
+    folder = Path(root) / toy.folder
+    stamp = {"format": 1, "version": VERSION, "name": toy.name, "strength": toy.strength, "styles": list(toy.styles)}
+    stamp |= {"classes": toy.classnames, "counts": list(counts)}
     try:
         if not _is(folder, stamp):
             with locked(folder.parent / f".{toy.folder}.lock", lambda: None):  # another process draws: waited for
@@ -252,21 +252,18 @@ def write_toy(root, toy, counts=COUNTS):
 
 
 def _write(folder, toy, counts, stamp):
+    lists = _lists(toy, counts)
     with atomic_folder(folder) as temporary:
-        _draw(Path(temporary), toy, counts)
-        Path(temporary, "world.json").write_text(json.dumps(stamp | {"pillow": PIL.__version__}, indent=1))
+        place = Path(temporary)
+        for split, items in lists.items():
+            for index, (path, _, name) in enumerate(progress(items, f"drawing {toy.name}, {split}")):
+                (place / "images" / path).parent.mkdir(parents=True, exist_ok=True)
+                image = toy.picture(name, split, index % (len(items) // len(toy.classnames)))
+                Image.fromarray(image).save(place / "images" / path)
+        (place / f"split_zhou_{toy.name}.json").write_text(json.dumps(lists))
+        (place / "world.json").write_text(json.dumps(stamp | {"pillow": PIL.__version__}, indent=1))
         (folder / "world.json").unlink(missing_ok=True)  # of another world, which is no longer whole
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _draw(folder, toy, counts):
-    lists = _lists(toy, counts)
-    for split, items in lists.items():
-        for index, (path, _, name) in enumerate(progress(items, f"drawing {toy.name}, {split}")):
-            file = folder / "images" / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(toy.picture(name, split, index % (len(items) // len(toy.classnames)))).save(file)
-    (folder / f"split_zhou_{toy.name}.json").write_text(json.dumps(lists))
 
 
 def _lists(toy, counts):
@@ -282,11 +279,6 @@ def _lists(toy, counts):
     }
 
 
-def _stamp(toy, counts):
-    return {"format": 1, "version": VERSION, "name": toy.name, "strength": toy.strength,
-            "styles": list(toy.styles), "classes": toy.classnames, "counts": list(counts)}  # fmt: skip
-
-
 def _is(folder, stamp):
     """Whether `folder` holds what the stamp says; the Pillow version in it is only a note."""
     try:
@@ -295,15 +287,13 @@ def _is(folder, stamp):
         return False
 
 
-def sample_pictures(count=20):
-    """`count` test pictures, uint8 (32, 32, 3) each, that go round the data sets."""
-    toys = sorted(WORLD.values(), key=lambda toy: toy.name)
-    for i in range(count):
-        toy = toys[i % len(toys)]
-        yield toy.picture(toy.classnames[(5 * i) % len(toy.classnames)], "test", i)
-
-
 @lru_cache(maxsize=1)
 def world_digest():
-    """BLAKE2 (16 hexadecimal digits) of the pixels of 20 pictures: which world this is."""
-    return blake2b(b"".join(picture.tobytes() for picture in sample_pictures()), digest_size=8).hexdigest()
+    """BLAKE2 (16 hexadecimal digits) of the pixels of 20 test images that go round the data sets: which world this
+    is."""
+    toys = sorted(WORLD.values(), key=lambda toy: toy.name)
+    digest = blake2b(digest_size=8)
+    for i in range(20):
+        toy = toys[i % len(toys)]
+        digest.update(toy.picture(toy.classnames[(5 * i) % len(toy.classnames)], "test", i).tobytes())
+    return digest.hexdigest()

@@ -47,8 +47,6 @@ from dassl.utils.tensorfile import open_tensors
 from .banks import default_folder
 
 FORMAT = 1
-# {data set: function of bank and rounds}, in the place of building: --check
-SAMPLED: WeakKeyDictionary = WeakKeyDictionary()
 # {loader of test images: {settings: loader of their features}}
 _STORED: WeakKeyDictionary = WeakKeyDictionary()
 WORKERS_FROM = 512  # pictures to encode below which starting worker processes costs more than it saves
@@ -172,7 +170,7 @@ class FeatureBank:
 
     def _ensure(self, numbers):
         missing = [number for number in numbers if not self._open(number)]
-        if missing and (sample := SAMPLED.get(self.pixels)):
+        if missing and (sample := getattr(self.pixels, "sample_bank", None)):  # of --check
             sample(self, missing)
             return
         if is_collective() and (wanted := broadcast(missing)):  # of the main process: another may look too late

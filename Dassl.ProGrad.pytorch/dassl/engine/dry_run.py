@@ -20,7 +20,7 @@ from statistics import mean
 import torch
 from yacs.config import CfgNode as CN
 
-from dassl.clip.feature_bank import SAMPLED, FeatureBank
+from dassl.clip.feature_bank import FeatureBank
 from dassl.config import with_values
 from dassl.data.data_manager import DatasetWrapper, image_reading
 from dassl.data.datasets import DatasetBase, Datum
@@ -193,7 +193,7 @@ class DryRun:
         for name in TRAINING + EVALUATION:
             data = getattr(getattr(self.trainer, name, None), "dataset", None)
             if isinstance(data, DatasetWrapper):
-                SAMPLED[data] = self.sample_bank
+                data.sample_bank = self.sample_bank
 
     def time(self, evaluates=None) -> None:
         """The beginning of everything, and what all of it will take. Raises what the run would raise."""

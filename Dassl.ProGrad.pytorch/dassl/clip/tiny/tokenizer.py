@@ -16,7 +16,7 @@ _PIECES = re.compile(r"[a-z0-9]+|[^\sa-z0-9]")
 
 
 class Tokenizer:
-    """Text to ids and back."""
+    """Text to ids."""
 
     def __init__(self, words):
         """words: known words, without single letters and digits, which are always known."""
@@ -38,23 +38,6 @@ class Tokenizer:
             else:
                 ids += [OPEN, *(self.ids[sign] for sign in piece), CLOSE]
         return [*ids, self.end]
-
-    def decode(self, ids):
-        """The text in lower case, one space between pieces."""
-        words, spelled = [], None
-        for i in ids:
-            if i in (PAD, START, self.end):
-                continue
-            if i == OPEN:
-                spelled = ""
-            elif i == CLOSE:
-                words.append(spelled)
-                spelled = None
-            elif spelled is None:
-                words.append(self.pieces[i])
-            else:
-                spelled += self.pieces[i]
-        return " ".join(words)
 
 
 @lru_cache(maxsize=1)
