@@ -51,7 +51,7 @@ def check_job(plan, args, workers: int) -> int:
         finally:
             os.environ.pop("OUTPUT") if before is None else os.environ.update(OUTPUT=before)
             torch.set_num_threads(threads)
-    report(left, kinds, sizes, findings.values.get("image_s", 0.0), workers)
+    report(left, kinds, sizes, workers)
     if problem and not args.overwrite:
         findings.problem(problem)
     others = sum(bool(COMMANDS[step.command].module) + step.card for step in every)
@@ -100,12 +100,12 @@ def try_out(steps: list[Job], bank: str, findings) -> dict[str, tuple]:
     from dassl.utils import UserError
     from dassl.utils.logger import quiet
 
-    kinds = {}
+    kinds, known = {}, set()
     for step in progress(list({kind_of(step): step for step in reversed(steps)}.values())[::-1], "trying out"):
         cfg, evaluates = read_step(step, bank)
         try:
-            with begun(cfg, str(step.folder)) as run:
-                run.time(evaluates)
+            with begun(cfg, str(step.folder), known) as run:
+                run.time(evaluates, findings.values.get("image_s", 0.0))
                 with quiet():  # what a run that continues it looks for
                     run.trainer.save_model(run.trainer.max_epoch - 1, run.trainer.output_dir)
                     write_results(run.trainer.output_dir, run.trainer, run.cfg, wall_s=0.0, command="")
@@ -117,29 +117,24 @@ def try_out(steps: list[Job], bank: str, findings) -> dict[str, tuple]:
     return kinds
 
 
-def report(steps: list[Job], kinds: dict[str, tuple], sizes: dict[str, int], image_s: float, workers: int) -> None:
+def report(steps: list[Job], kinds: dict[str, tuple], sizes: dict[str, int], workers: int) -> None:
     """The table of kinds, and the sums. All but the start grows with the images."""
     from dassl.engine.dry_run import clock, others_line
 
-    runs, seconds, others, names, banks, cells = Counter(), Counter(), 0.0, {}, {}, set()
+    runs, seconds, others, names = Counter(), Counter(), 0.0, {}
     for step in (step for step in steps if kind_of(step) in kinds):
-        kind, data = kind_of(step), step.arguments["DATASET"]
+        kind = kind_of(step)
         tried, run = kinds[kind]
         fixed = run.phases["start"] + run.phases["others"]
-        seconds[kind] += fixed + (run.phases.total() - fixed) * sizes[data] / sizes[tried]
+        seconds[kind] += fixed + (run.phases.total() - fixed) * sizes[step.arguments["DATASET"]] / sizes[tried]
         runs[kind] += 1
         others += run.phases["others"]
-        names, banks = names | run.others, banks | run.banks
-        cells.add((data, step.arguments["SEED"]))
-    width = max([*map(len, runs), 13])
+        names |= run.others
+    width = max([*map(len, runs), 11])
     print(ROW.format("kind of run", width, "runs", "steps", "a run", "all"))
     for kind, count in runs.items():
         number = f"{kinds[kind][1].steps:,}" if kinds[kind][1].steps else "-"
         print(ROW.format(kind, width, count, number, clock(seconds[kind] / count), clock(seconds[kind])))
-    if banks:  # of the largest data set; each cell's own
-        total = image_s * sum(banks.values()) * sum(sizes[data] for data, _ in cells) / max(sizes.values())
-        print(ROW.format("feature banks", width, len(cells), "-", clock(total / len(cells)), clock(total)))
-        seconds["feature banks"] = total
     if names:
         print(others_line(names, others))
     peak, total = max((kinds[kind][1].peak_mb for kind in runs), default=0.0), seconds.total()

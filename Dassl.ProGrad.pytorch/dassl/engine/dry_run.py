@@ -162,12 +162,12 @@ class FirstBatches:
 
 
 @contextlib.contextmanager
-def begun(cfg: CN, folder: str) -> Iterator["DryRun"]:
-    """A DryRun of a config in another folder."""
+def begun(cfg: CN, folder: str, known: set | None = None) -> Iterator["DryRun"]:
+    """A DryRun of a config in another folder. known: folders of banks that count as filled, added to."""
     os.makedirs(folder, exist_ok=True)
     cfg = with_values(cfg, {"OUTPUT_DIR": folder, "RESUME": "", "VERBOSE": False})
     with backend(cfg):
-        run = DryRun(cfg)
+        run = DryRun(cfg, set() if known is None else known)
         try:
             yield run
         finally:
@@ -178,14 +178,13 @@ def begun(cfg: CN, folder: str) -> Iterator["DryRun"]:
 class DryRun:
     """A trainer that has been built as a run would build it, and what came of timing it.
 
-    phases: {name: seconds} of the whole run, but for the feature banks. banks: {folder: images} that go into each,
-    bank_mb MiB in all. steps: batches of the training. others: {data set: test images} that TEST.OTHERS takes. peak_mb:
-    MiB.
+    phases: {name: seconds} of the whole run. steps: batches of the training. images: that go into feature banks, bank_mb
+    MiB of them. others: {data set: test images} that TEST.OTHERS takes. peak_mb: MiB.
     """
 
-    def __init__(self, cfg: CN):
-        self.cfg, self.phases, self.others, self.banks = cfg, Counter(), {}, {}
-        self.steps, self.bank_mb, self.peak_mb = 0, 0.0, 0.0
+    def __init__(self, cfg: CN, known: set):
+        self.cfg, self.known, self.phases, self.others = cfg, known, Counter(), {}
+        self.steps, self.images, self.bank_mb, self.peak_mb = 0, 0, 0.0, 0.0
         started = time.perf_counter()
         with quiet(logging.WARNING):
             self.trainer = build_run(cfg)
@@ -195,8 +194,11 @@ class DryRun:
             if isinstance(data, DatasetWrapper):
                 data.sample_bank = self.sample_bank
 
-    def time(self, evaluates=None) -> None:
-        """The beginning of everything, and what all of it will take. Raises what the run would raise."""
+    def time(self, evaluates=None, image_s: float = 0.0) -> None:
+        """The beginning of everything, and what all of it will take. Raises what the run would raise.
+
+        image_s: seconds that encoding an image takes.
+        """
         trainer = self.trainer
         with quiet(logging.WARNING):
             started = time.perf_counter()
@@ -214,6 +216,8 @@ class DryRun:
                 sets = other_sets(trainer.cfg)
                 self.others = {name: len(other_data(cfg).dataset.test) for name, cfg in sets.items()}
                 self.phases["others"] = self.phases["test"] * sum(self.others.values()) / len(trainer.dm.dataset.test)
+        if self.images:
+            self.phases["features"] = self.images * image_s
         self.peak_mb = peak_mb(trainer.device)
 
     def timed(self, names: Iterable[str], count: int, *functions: Callable) -> tuple[float, list[FirstBatches]]:
@@ -262,21 +266,21 @@ class DryRun:
         (images,) = bank.loader(numbers[:1], torch.arange(count).split(bank.batch_size)[:1])
         rows = {name: value[torch.arange(count) % len(value)] for name, value in bank._encode(images).items()}
         bank._rounds |= dict.fromkeys(numbers, rows)
-        self.banks[bank.folder] = count * len(numbers)
-        self.bank_mb += sum(value.nbytes for value in rows.values()) * len(numbers) / 2**20
+        if bank.folder not in self.known:
+            self.known.add(bank.folder)
+            self.images += count * len(numbers)
+            self.bank_mb += sum(value.nbytes for value in rows.values()) * len(numbers) / 2**20
 
 
 def estimate(run: DryRun, evaluates, findings: Findings) -> None:
     """What the run will take, from its beginning."""
     try:
-        run.time(evaluates)
+        run.time(evaluates, findings.values.get("image_s", 0.0))
     except torch.OutOfMemoryError as error:
         findings.problem(f"the GPU's memory is too small for this batch size and model ({str(error).splitlines()[0]})")
         findings.say(less_memory(run.cfg))
         return
-    images = sum(run.banks.values())
-    phases = dict(run.phases) | ({"features": images * findings.values.get("image_s", 0.0)} if images else {})
-    seconds = sum(phases.values())
+    phases, seconds = dict(run.phases), run.phases.total()
     parts = [f"{name} {clock(value)}" for name, value in phases.items() if value >= 0.05]
     steps = f"{run.steps:,} steps of {1000 * phases['steps'] / run.steps:.0f} ms; " if run.steps else ""
     line = f"estimate: {clock(seconds)} ({', '.join(parts)}); {steps}peak memory {run.peak_mb:,.0f} MiB"
@@ -285,8 +289,8 @@ def estimate(run: DryRun, evaluates, findings: Findings) -> None:
         findings.say(others_line(run.others, phases["others"]))
     if run.peak_mb > (there := available_mb(run.trainer.device)):
         findings.say(f"note: {there:,.0f} MiB are there. {less_memory(run.cfg)}")
-    if images:
-        findings.say(f"feature bank: {images:,} pictures to encode, {run.bank_mb:,.1f} MiB on disk")
+    if run.images:
+        findings.say(f"feature bank: {run.images:,} pictures to encode, {run.bank_mb:,.1f} MiB on disk")
 
 
 def others_line(others: dict[str, int], seconds: float) -> str:
