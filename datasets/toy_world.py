@@ -53,10 +53,7 @@ def declare(toy, base=ToyData, name="", **attributes):
 
 # tasks of a stream
 
-TASKS = (
-    *("ToyColours", "ToyCounts", "ToyDigits", "ToyLetters", "ToyObjects", "ToyScenes", "ToyShapes"),
-    "ToyTextures",
-)
+TASKS = ("ToyColours", "ToyCounts", "ToyDigits", "ToyLetters", "ToyObjects", "ToyScenes", "ToyShapes", "ToyTextures")
 TEST_PICTURES = 200
 
 

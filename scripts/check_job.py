@@ -59,6 +59,7 @@ def check_job(plan, args, workers: int) -> int:
     print(f"checked in {time.time() - started:.0f} s")
     return 1 if findings.problems else 0
 
+
 def look(steps: list[Job], bank: str, findings) -> dict[str, int]:
     """{data set: its images}; each is checked, with its zero-shot anchor."""
     import torch

@@ -222,10 +222,7 @@ def paired(rng, first, relation, second):
             one = jittered(rng, pick(rng, COLOURS))
     j = rng.uniform(-1.5, 1.5, 4)
     if relation == "inside":
-        spots = [
-            (16 + j[0], 16 + j[1], rng.uniform(4.2, 5.2)),
-            (16 + j[0] / 2, 16 + j[1] / 2, rng.uniform(13, 15)),
-        ]
+        spots = [(16 + j[0], 16 + j[1], rng.uniform(4.2, 5.2)), (16 + j[0] / 2, 16 + j[1] / 2, rng.uniform(13, 15))]
     elif relation == "above":
         spots = [(16 + 2 * j[0], 8.5 + j[1] / 2, rng.uniform(5.4, 6.8)),
                  (16 + 2 * j[2], 23.5 + j[3] / 2, rng.uniform(5.4, 6.8))]  # fmt: skip

@@ -52,10 +52,7 @@ class DatasetWrapper(Dataset):
         self.to_tensor = self._plain_transform() if self.return_img0 else None
 
     def _plain_transform(self):
-        steps = [
-            T.Resize(self.cfg.INPUT.SIZE, INTERPOLATION_MODES[self.cfg.INPUT.INTERPOLATION]),
-            T.ToTensor(),
-        ]
+        steps = [T.Resize(self.cfg.INPUT.SIZE, INTERPOLATION_MODES[self.cfg.INPUT.INTERPOLATION]), T.ToTensor()]
         if "normalize" in self.cfg.INPUT.TRANSFORMS:
             steps.append(T.Normalize(self.cfg.INPUT.PIXEL_MEAN, self.cfg.INPUT.PIXEL_STD))
         return T.Compose(steps)

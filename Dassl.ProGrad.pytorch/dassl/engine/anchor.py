@@ -19,9 +19,7 @@ SECONDS = 40.0
 
 
 @torch.no_grad()
-def anchor(
-    cfg: CN, dataset: DatasetBase, precision: Precision, findings, seconds: float = SECONDS
-) -> None:
+def anchor(cfg: CN, dataset: DatasetBase, precision: Precision, findings, seconds: float = SECONDS) -> None:
     """Zero-shot accuracy on as many test images as `seconds` suffice for, beside the published one.
 
     They are drawn evenly, always the same ones first. findings: dry_run.Findings.

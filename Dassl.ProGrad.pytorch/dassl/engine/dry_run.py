@@ -178,8 +178,8 @@ def begun(cfg: CN, folder: str, known: set | None = None) -> Iterator["DryRun"]:
 class DryRun:
     """A trainer that has been built as a run would build it, and what came of timing it.
 
-    phases: {name: seconds} of the whole run. steps: batches of the training. images: that go into feature banks, bank_mb
-    MiB of them. others: {data set: test images} that TEST.OTHERS takes. peak_mb: MiB.
+    phases: {name: seconds} of the whole run. steps: batches of the training. images: that go into banks, bank_mb MiB
+    of them. others: {data set: test images} that TEST.OTHERS takes. peak_mb: MiB.
     """
 
     def __init__(self, cfg: CN, known: set):

@@ -50,11 +50,7 @@ _SKETCHED = (
     ("sketch of {}", 3),
     ("a line drawing of a {}", 3),
 )
-_SIZE_WORDS = {
-    "small": ("tiny", "little"),
-    "medium": ("medium sized", "middle sized"),
-    "large": ("big", "huge"),
-}
+_SIZE_WORDS = {"small": ("tiny", "little"), "medium": ("medium sized", "middle sized"), "large": ("big", "huge")}
 _TILTED = ("cross", "heart", "oval", "square", "triangle")
 _FLIPPED = ("cloud", "heart", "pentagon", "triangle")
 _UNCOUNTED = ("circle", "diamond", "star", "triangle")  # shapes that are never shown in numbers
@@ -161,13 +157,7 @@ def _number(rng):
 
 def _surface(rng):
     pattern, colour = pick(rng, TEXTURES), pick(rng, COLOURS)
-    phrases = [
-        f"{pattern} texture",
-        f"{pattern} pattern",
-        f"{colour} {pattern} texture",
-        f"{pattern} surface",
-        pattern,
-    ]
+    phrases = [f"{pattern} texture", f"{pattern} pattern", f"{colour} {pattern} texture", f"{pattern} surface", pattern]
     arguments = {"pattern": pattern, "colour": colour}
     if rng.random() < 0.4 and pattern != "plain":
         arguments["other"] = other = pick(rng, COLOURS)

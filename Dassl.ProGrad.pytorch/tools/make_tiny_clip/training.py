@@ -106,10 +106,7 @@ def build(plan):
     model = TinyCLIP(tokenizer().size)
     decayed = {id(m.weight) for m in model.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))}
     groups = [[p for p in model.parameters() if (id(p) in decayed) == flag] for flag in (True, False)]
-    options = [
-        {"params": groups[0], "weight_decay": plan.weight_decay},
-        {"params": groups[1], "weight_decay": 0.0},
-    ]
+    options = [{"params": groups[0], "weight_decay": plan.weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
     return model, torch.optim.AdamW(options, lr=plan.lr, betas=(0.9, 0.98), eps=1e-6)
 
 
