@@ -16,8 +16,8 @@ from dassl.data.transforms import (
     describe_transform,
     draws_from_torch_only,
 )
-from dassl.data.transforms.transforms import Cutout, GaussianNoise, InstanceNormalization, Random2DTranslation
 from dassl.data.transforms.randaugment import FILL, OPERATIONS, RandAugment, RandAugment2, RandAugmentFixMatch
+from dassl.data.transforms.transforms import Cutout, GaussianNoise, InstanceNormalization, Random2DTranslation
 from dassl.utils import UserError
 from tests.fixtures.image_folders import config
 
