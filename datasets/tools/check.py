@@ -9,16 +9,14 @@ import hashlib
 import os
 import random
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 from yacs.config import CfgNode
 
 from dassl.data import few_shot
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, unreadable
 from dassl.utils import UserError, closest
-from dassl.utils.progress import progress
 from datasets.base import MAX_VAL_SHOTS
 
 from .known import DRAW_SHOTS, KNOWN, not_published, published_draws
@@ -86,11 +84,12 @@ def check(name: str, root: str, decode: str = "sample", jobs: int = 4) -> Row:
         return row
     count(row, data)
     compare(row, data)
-    images = {item.impath: item for items in (data.train_x, data.val or [], data.test) for item in items}
-    unreadable = list(undecodable(list(images.values()), decode, jobs))
-    row.unreadable = None if decode == "none" else len(unreadable)
-    if unreadable:
-        row.problem(f"{len(unreadable)} pictures cannot be read: {unreadable[0]}{', ...' * (len(unreadable) > 1)}")
+    if decode != "none":
+        images = list({i.impath: i for items in (data.train_x, data.val or [], data.test) for i in items}.values())
+        broken = unreadable(images[:: 1 if decode == "all" else max(1, len(images) // SAMPLE)], jobs)
+        row.unreadable = len(broken)
+        if broken:
+            row.problem(f"{len(broken)} pictures cannot be read: {broken[0]}{', ...' * (len(broken) > 1)}")
     return row
 
 
@@ -122,33 +121,14 @@ def compare(row: Row, data: DatasetBase) -> None:
 
 def wrong_draws(data: DatasetBase, published: list[list[str]]) -> list[str]:
     """Seeds 1, 2, ... whose few-shot draw is not the published one."""
-    found = []
+    lines = []
     for seed, expected in enumerate(published, start=1):
         rng = random.Random(seed)
         drawn = [few_shot(data.train_x, DRAW_SHOTS, rng), few_shot(data.val, MAX_VAL_SHOTS, rng)]
         paths = ["\n".join(data.relative(item) for item in items) for items in drawn]
         if [hashlib.sha256(text.encode()).hexdigest()[:16] for text in paths] != expected:
-            found.append(f"the draw of seed {seed} is not the published one: the lists differ in content or order")
-    return found
-
-
-def undecodable(items: list[Datum], decode: str, jobs: int) -> Iterator[str]:
-    """What is wrong with each image that cannot be opened."""
-    if decode == "none":
-        return
-    step = 1 if decode == "all" else max(1, len(items) // SAMPLE)
-    with ThreadPoolExecutor(max_workers=jobs) as pool:
-        opened = items[::step]
-        yield from filter(None, progress(pool.map(trouble, opened), "opening images", total=len(opened)))
-
-
-def trouble(item: Datum) -> str:
-    """Why an image cannot be opened; "" if it can."""
-    try:
-        item.picture()
-    except UserError as error:
-        return str(error)
-    return ""
+            lines.append(f"the draw of seed {seed} is not the published one: the lists differ in content or order")
+    return lines
 
 
 # --- the usual mistakes
@@ -171,9 +151,9 @@ def unpacked_not(kind: type, root: str, folder: str) -> Iterator[str]:
     stems = [plain(os.path.basename(name)) for name in (*kind.folders, *kind.images) if name]
     for place in filter(None, (root, folder)):
         archives = sorted(name for name in os.listdir(place) if name.lower().endswith(ARCHIVES))
-        own = [name for name in archives if place == folder or any(stem in plain(name) for stem in stems)]
-        if own:
-            yield f"{', '.join(own)} in {place} may not be unpacked"
+        ours = [name for name in archives if place == folder or any(stem in plain(name) for stem in stems)]
+        if ours:
+            yield f"{', '.join(ours)} in {place} may not be unpacked"
 
 
 def too_deep(kind: type, folder: str) -> Iterator[str]:

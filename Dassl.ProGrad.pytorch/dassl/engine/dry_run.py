@@ -23,7 +23,7 @@ from yacs.config import CfgNode as CN
 from dassl.clip.feature_bank import FeatureBank
 from dassl.config import with_values
 from dassl.data.data_manager import DatasetWrapper, image_reading
-from dassl.data.datasets import DatasetBase, Datum
+from dassl.data.datasets import DatasetBase, Datum, unreadable
 from dassl.utils import UserError, get_logger
 from dassl.utils.distributed import world_size
 from dassl.utils.logger import quiet
@@ -111,13 +111,8 @@ def check_images(items: Iterable[Datum], findings: Findings, **reading) -> None:
     if missing:
         first = next(iter(missing.values()))
         findings.problem(f"{len(missing):,} of {len(items):,} pictures are not there, the first is {first}")
-    broken, opened = [], [item for item in items[:: max(1, len(items) // OPENED)] if item.impath not in missing]
-    for item in opened:
-        try:
-            item.picture(**reading)
-        except (UserError, OSError) as error:
-            broken.append(error)
-    if broken:
+    opened = [item for item in items[:: max(1, len(items) // OPENED)] if item.impath not in missing]
+    if broken := unreadable(opened, **reading):
         findings.problem(f"{len(broken)} of the {len(opened)} pictures opened cannot be read; the first: {broken[0]}")
     findings.values |= {"pictures": len(items), "missing": len(missing), "opened": len(opened), "broken": len(broken)}
 

@@ -5,10 +5,12 @@ import os
 import random
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
 from operator import attrgetter
 
 from dassl.utils import MissingFile, UserError, brief, download_url, get_logger, read_image
+from dassl.utils.progress import progress
 
 from ..fewshot import few_shot, group_indices
 
@@ -159,6 +161,20 @@ def odd_items(train_x: Sequence, val: Sequence = (), test: Sequence = ()) -> Ite
             shared = paths.intersection(map(attrgetter("impath"), theirs or ()))
             if shared and theirs is not items:
                 yield f"{len(shared):,} images are in both the {other} and the {part} list: {min(shared)}"
+
+
+def unreadable(items: Sequence[Datum], jobs: int = 1, **reading) -> list[str]:
+    """What is wrong with each image that cannot be decoded. reading: as of Datum.picture."""
+
+    def trouble(item):
+        try:
+            item.picture(**reading)
+        except (UserError, OSError) as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        return list(filter(None, progress(pool.map(trouble, items), "opening images", total=len(items))))
 
 
 class DatasetBase:
