@@ -250,7 +250,7 @@ class MergeTune:
 class MethodPair:
     """A stage-1 method and a stage 2 on it, by their registered names, as the classes say."""
 
-    name: str  # what train.sh calls it: stage 1's label, or of a further pair on that stage 1 stage 2's name
+    name: str  # what train.sh calls it: stage 1's label, where stage 2 is LABEL_LMC, else stage 2's name
     stage1: str
     stage2: str
     label: str  # of stage 1, as tables print it
@@ -272,12 +272,6 @@ def label_of(name: str) -> str:
     return vars(cls).get("label", name)
 
 
-def is_usual(cls: type) -> bool:
-    """Is it MERGETUNE as published on its stage 1, by its name?"""
-    first = stage1_of(cls)
-    return first in TRAINER_REGISTRY and cls.__name__ == f"{label_of(first)}_LMC"
-
-
 def aliases() -> dict[str, str]:
     """Other registered names of a trainer -> its own."""
     classes = map(TRAINER_REGISTRY.get, TRAINER_REGISTRY)
@@ -285,14 +279,13 @@ def aliases() -> dict[str, str]:
 
 
 def method_pairs() -> dict[str, MethodPair]:
-    """All pairs that registered stage-2 trainers name -> {stage 2: pair}, in order of registration, LABEL_LMC first.
+    """All pairs that registered stage-2 trainers name -> {stage 2: pair}, in order of registration.
 
     A class without `stage1`, another name of a class (`alias_of`) and a control that is only evaluated are no pair.
     """
-    pairs, labels = {}, set()
-    for cls in sorted(map(TRAINER_REGISTRY.get, TRAINER_REGISTRY), key=lambda cls: not is_usual(cls)):
-        name = cls.__name__
-        first = stage1_of(cls)
+    pairs = {}
+    for cls in map(TRAINER_REGISTRY.get, TRAINER_REGISTRY):
+        name, first = cls.__name__, stage1_of(cls)
         if not first or not getattr(cls, "needs_checkpoint", True) or "alias_of" in vars(cls):
             continue
         if first not in TRAINER_REGISTRY:
@@ -300,7 +293,7 @@ def method_pairs() -> dict[str, MethodPair]:
             continue
         teacher, label = getattr(cls, "taught_by", ""), label_of(first)
         pairs[name] = MethodPair(
-            name=name if label in labels else label,
+            name=label if name == f"{label}_LMC" else name,
             stage1=first,
             stage2=name,
             label=label,
@@ -309,7 +302,6 @@ def method_pairs() -> dict[str, MethodPair]:
             has_zero_shot=getattr(cls, "has_zero_shot", True),
             template_family=getattr(cls, "template_family", ""),
         )
-        labels.add(label)
     return pairs
 
 

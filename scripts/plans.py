@@ -14,7 +14,7 @@ from scripts.commands.base2new import TESTS, Scripts
 from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
 from scripts.commands.condu import TRAINING
 from scripts.commands.registered import add_commands, presets_of
-from scripts.commands.robust import ROBUST, shifts
+from scripts.commands.robust import shifts
 from scripts.jobs import Job
 from scripts.run import builds_on
 
@@ -33,10 +33,11 @@ TRANSFER = {"cross": "xd_test", "dg": "dg_test"}
 
 
 def listed_pairs() -> list[MethodPair]:
-    """Of all registered trainers, those with the authors' scripts first: the default of a protocol."""
+    """Of all registered trainers, those with the authors' scripts first (the default of a protocol), then LABEL_LMC."""
     from mergetune.stage2 import method_pairs  # late: the trainers need PyTorch
 
-    return sorted(method_pairs().values(), key=lambda pair: pair.stage2 not in {*SCRIPTS, *ROBUST})
+    pairs = method_pairs().values()
+    return sorted(pairs, key=lambda pair: (scripts_of(pair.stage2) == pair.stage2, pair.name != pair.label))
 
 
 def find_pair(name: str, protocol: str = "") -> MethodPair:

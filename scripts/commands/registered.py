@@ -2,39 +2,32 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
 
-from scripts.commands import COMMANDS, SCRIPTS
+from scripts.commands import COMMANDS, SCRIPTS, scripts_of
 
 from . import base2new, protocols, robust
 from .base2new import FIRST, Scripts
 from .command import Command, names_in
 
 
-def recipes_of(cls: type) -> str:
-    """The folder of configs/trainers that has a trainer's yamls: its own, or that of the class it derives from.
-    UserError: there is none."""
+def recipes_of(trainer: str) -> tuple[type, list[str]]:
+    """The class whose folder of configs/trainers has a trainer's yamls, its own or one of the same stage that it
+    derives from; and the yamls, without those that others are based on. UserError: there are none."""
+    from dassl.engine import TRAINER_REGISTRY
     from dassl.utils import UserError
+    from mergetune.stage2 import stage1_of
 
-    for base in cls.__mro__:
-        if presets_in(base.__name__):
-            return base.__name__
-    raise UserError(f"{cls.__name__} has no recipe: give it a yaml in configs/trainers/{cls.__name__}")
-
-
-def presets_in(trainer: str) -> list[str]:
-    """The yamls of a trainer, without those that others are based on."""
-    return [name for name in names_in(f"trainers/{trainer}") if not name.startswith(("base", "_"))]
+    cls = TRAINER_REGISTRY.get(trainer)
+    for base in (base for base in cls.__mro__ if bool(stage1_of(base)) == bool(stage1_of(cls))):
+        if names := [name for name in names_in(f"trainers/{base.__name__}") if not name.startswith(("base", "_"))]:
+            return base, names
+    raise UserError(f"{trainer} has no recipe: give it a yaml in configs/trainers/{trainer}")
 
 
 def presets_of(trainer: str, toy: bool) -> dict[str, str]:
-    """Preset -> CFG, as the class says whose yamls a stage 2 has; toy: on the built-in benchmark."""
-    from dassl.engine import TRAINER_REGISTRY
-
-    bases = TRAINER_REGISTRY.get(trainer).__mro__
-    recipes = recipes_of(bases[0])
-    said = next(vars(base) for base in bases if base.__name__ == recipes)
-    return toy and said.get("toy_presets") or said.get("presets") or {name: name for name in presets_in(recipes)}
+    """Preset -> CFG of a stage 2, as the class says whose yamls it has; toy: on the built-in benchmark."""
+    cls, names = recipes_of(trainer)
+    return toy and vars(cls).get("toy_presets") or vars(cls).get("presets") or {name: name for name in names}
 
 
 def add_all() -> None:
@@ -52,33 +45,30 @@ def add_commands(trainer: str, runs: Sequence[str]) -> None:
     from dassl.engine import TRAINER_REGISTRY
     from mergetune.stage2 import stage1_of
 
-    cls = TRAINER_REGISTRY.get(trainer)
-    first, bases = stage1_of(cls), [base.__name__ for base in cls.__mro__]
-    if first:
+    bases = TRAINER_REGISTRY.get(trainer).__mro__
+    if first := stage1_of(bases[0]):
         add_commands(first, runs)
-    if trainer in SCRIPTS or trainer in robust.ROBUST:
+    if scripts_of(trainer) != trainer or trainer in SCRIPTS:
         return
-    recipes = recipes_of(cls)
+    recipes, names = recipes_of(trainer)
+    cfg = names[0] if recipes is bases[0] else ""  # else that of the scripts of the class it derives from
+    fields = {"recipes": recipes.__name__}
     if "robust" in runs:
-        cfg = {} if first or recipes != trainer else {"CFG": presets_in(recipes)[0]}
-        made = robust.commands_of(trainer, trainer, continues=bool(first), recipes=recipes)
-        made = {name: replace(command, defaults=command.defaults | cfg) for name, command in made.items()}
-        COMMANDS.update(made | COMMANDS)
+        COMMANDS.update(robust.commands_of(trainer, trainer, bool(first), cfg, **fields))
         return
-    like = next((SCRIPTS[base].train for base in bases if base in SCRIPTS), SCRIPTS["CoOp"].train)
-    cfg = presets_in(recipes)[0] if recipes == trainer else like.defaults.get("CFG") or presets_in(recipes)[0]
-    taught = {key: value for key, value in like.defaults.items() if key in ("SHOTS", "TEACHER_DIR")}
+    like = next((SCRIPTS[base.__name__].train for base in bases if base.__name__ in SCRIPTS), SCRIPTS["CoOp"].train)
+    kept = {key: value for key, value in like.defaults.items() if key in ("SHOTS", "TEACHER_DIR")}
+    if like.teacher:
+        fields |= {"teacher": like.teacher, "pairs": like.pairs[:2]}  # TEACHER_DIR
     train = Command(
         arguments=("DATASET", "SEED"),
         forms=(("DATASET", "SEED", "CFG"),),
-        defaults={"CFG": cfg, **taught},
+        defaults={"CFG": cfg or like.defaults.get("CFG", names[0])} | kept,
         trainer=trainer,
-        recipes=recipes,
         output=f"output_{trainer}/base2new/train_base/{{DATASET}}/shots_{{SHOTS}}/{trainer}/{{CFG}}/seed{{SEED}}",
         subset=like.subset,
         stage1=FIRST if first else "",
-        teacher=like.teacher,
-        pairs=like.pairs[:2] if like.teacher else (),
+        **fields,
     )
     SCRIPTS[trainer] = Scripts(trainer, "", train)
     COMMANDS.update(base2new.commands_of(SCRIPTS[trainer]))

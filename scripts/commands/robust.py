@@ -45,13 +45,10 @@ def ensemble(kind: str) -> Command:
     )
 
 
-def commands_of(name: str, trainer: str, continues: bool, **fields) -> dict[str, Command]:
-    """Training and the test, of stage 1 or of a stage 2 on it. name: of its scripts."""
-    stage1 = {
-        "arguments": ("DATASET", "SEED"),
-        "forms": (("SEED",),),
-        "defaults": {"DATASET": "imagenet", "CFG": of_toy("toy", "vit_b16"), "SHOTS": "0"},
-    }
+def commands_of(name: str, trainer: str, continues: bool, cfg: str = "", **fields) -> dict[str, Command]:
+    """Training and the test, of stage 1 or of a stage 2 on it. name: of its scripts; cfg: stage 1's usual one."""
+    defaults = {"DATASET": "imagenet", "CFG": cfg or of_toy("toy", "vit_b16"), "SHOTS": "0"}
+    stage1 = {"arguments": ("DATASET", "SEED"), "forms": (("SEED",),), "defaults": defaults}
     stage2 = {"arguments": ("DATASET", "CFG", "SEED"), "defaults": {"SHOTS": "0"}, "stage1": "robust/{STAGE1}_train"}
     train = Command(
         trainer=trainer,
