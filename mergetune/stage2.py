@@ -8,6 +8,7 @@ pass of the model a point.
 Letters: B images, C classes, D joint width, S line points.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -279,17 +280,17 @@ def aliases() -> dict[str, str]:
 
 
 def method_pairs() -> dict[str, MethodPair]:
-    """All pairs that registered stage-2 trainers name -> {stage 2: pair}, in order of registration.
+    """All pairs that registered stage-2 trainers name -> {stage 2: pair}, by the names of their modules.
 
     A class without `stage1`, another name of a class (`alias_of`) and a control that is only evaluated are no pair.
     """
     pairs = {}
-    for cls in map(TRAINER_REGISTRY.get, TRAINER_REGISTRY):
+    for cls in sorted(map(TRAINER_REGISTRY.get, TRAINER_REGISTRY), key=lambda cls: cls.__module__):
         name, first = cls.__name__, stage1_of(cls)
         if not first or not getattr(cls, "needs_checkpoint", True) or "alias_of" in vars(cls):
             continue
         if first not in TRAINER_REGISTRY:
-            log.warning(f"Warning: {name} is in no job or table: its stage1 is {first!r}, no registered trainer")
+            warnings.warn(f"{name} is in no job or table: its stage1 is {first!r}, no registered trainer", stacklevel=2)
             continue
         teacher, label = getattr(cls, "taught_by", ""), label_of(first)
         pairs[name] = MethodPair(
