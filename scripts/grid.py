@@ -64,17 +64,27 @@ def plan(args) -> list[list[Job]]:
     return [[job for job in group if first[job.folder] is job] for group in groups]
 
 
-def subjects_and_seeds(args, datasets: list[str], seeds: list[int]) -> tuple[list[str], list[int]]:
-    """Data sets and seeds of a command line, each known; those given by default, if it names none."""
-    from dassl.utils import UserError, check_availability
+def chosen(args, names: Sequence[str], seeds: Sequence[int], kind: str = "datasets") -> tuple[list[str], list[int]]:
+    """Data sets (or orders) and seeds of a command line, each known; those given, where it names none."""
+    from dassl.utils import UserError
 
-    known = names_in("datasets")
-    names = [word for word in args.words if not word.isdecimal()]
-    for name in names:
-        check_availability(name, known, "DATASET")
-    if args.data and not (names or datasets):
-        raise UserError(f"--data DIR needs a data set's name, one of {', '.join(known)}")
-    return names or datasets, [int(word) for word in args.words if word.isdecimal()] or seeds
+    words = [word for word in args.words if not word.isdecimal()]
+    for word in words:
+        check_subject(kind, word, "DATASET")
+    if args.data and not (words or names):
+        raise UserError(f"--data DIR needs a data set's name, one of {', '.join(names_in('datasets'))}")
+    return words or list(names), [int(word) for word in args.words if word.isdecimal()] or list(seeds)
+
+
+def check_subject(kind: str, name: str, what: str) -> None:
+    """UserError for a data set or an order that there is not."""
+    from condu.orders import tasks_of
+    from dassl.utils import check_availability
+
+    if kind == "orders":
+        tasks_of(name)
+    else:
+        check_availability(name, names_in("datasets"), what)
 
 
 def job_groups(args) -> list[list[Job]]:
@@ -86,7 +96,7 @@ def job_groups(args) -> list[list[Job]]:
     names = [pair.name for pair in listed_pairs() if protocol in pair.protocols]
     if not args.all:
         names = [find_pair(args.trainer, protocol).name if args.trainer else names[0]]
-    datasets, seeds = subjects_and_seeds(args, [] if args.data else sources(protocol), [1, 2, 3])
+    datasets, seeds = chosen(args, [] if args.data else sources(protocol), [1, 2, 3])
     return protocol_groups(protocol, names, datasets, seeds, args.set)
 
 
@@ -116,33 +126,33 @@ def read_fields(path: str | Path, fields: Mapping[str, type], optional: Sequence
     return SimpleNamespace(**tree, name=Path(path).stem)
 
 
-def subjects(path: str | Path, worlds: Mapping[str, object], of_streams: bool = False) -> dict[str, list[str]]:
+def subjects(path: str | Path, worlds: Mapping[str, object], kind: str = "datasets") -> dict[str, list[str]]:
     """The data sets or orders of each world, each known; `all` becomes their names."""
-    from condu.orders import tasks_of
     from dassl.utils import UserError, check_availability
 
-    subjects = {}
+    subjects, may = {}, " or all" if kind == "datasets" else ""
     for world, names in worlds.items():
-        check_availability(world, list(WORLDS), f"{path}: {'orders' if of_streams else 'datasets'} of")
-        if names == "all" and not of_streams:
+        check_availability(world, list(WORLDS), f"{path}: {kind} of")
+        if names == "all" and may:
             names = toy_sets() if world == "toy" else PUBLIC
         if isinstance(names, str):
-            raise UserError(f"{path}: {world} is {names!r}, expected a list" + (" or all" if not of_streams else ""))
-        for name in map(str, names):
-            tasks_of(name) if of_streams else check_availability(name, names_in("datasets"), f"{path}: a data set")
-        subjects[world] = [str(name) for name in names]
+            raise UserError(f"{path}: {world} is {names!r}, expected a list{may}")
+        subjects[world] = list(map(str, names))
+        for name in subjects[world]:
+            check_subject(kind, name, f"{path}: a data set")
     return subjects
 
 
-def in_world(grid: SimpleNamespace, subjects: Mapping[str, list[str]], args) -> list[str]:
-    """Those of the world that a command line is about. UserError if there are none and it names none."""
+def chosen_of(grid: SimpleNamespace, args, kind: str = "datasets") -> tuple[list[str], list[int]]:
+    """What a command line chooses of a sweep or a table: by default all of its world. UserError if it has none."""
     from dassl.utils import UserError
 
     world = WORLDS[bool(args.data)]
-    if not subjects.get(world) and all(word.isdecimal() for word in args.words):
+    names = getattr(grid, kind).get(world, [])
+    if not names and all(word.isdecimal() for word in args.words):
         hint = "name some, or give --data DIR" if world == "toy" else "name some"
         raise UserError(f"{grid.name}.yaml has no {world} form: {hint}")
-    return subjects.get(world, [])
+    return chosen(args, names, grid.seeds, kind)
 
 
 def scripts_with(script: str) -> Scripts:
@@ -181,7 +191,7 @@ def label(cell: dict[str, str]) -> str:
 
 
 def sweep_groups(sweep: SimpleNamespace, args) -> list[list[Job]]:
-    datasets, seeds = subjects_and_seeds(args, in_world(sweep, sweep.datasets, args), sweep.seeds)
+    datasets, seeds = chosen_of(sweep, args)
     return [sweep_jobs(sweep, dataset, seed, args.set) for seed in seeds for dataset in datasets]
 
 
@@ -248,36 +258,28 @@ def read_table(path: str | Path) -> SimpleNamespace:
     check_availability(tree.get("protocol"), [*PROTOCOLS, *STREAMS], f"{path}: protocol")
     table = read_fields(path, OF_STREAMS if tree["protocol"] in STREAMS else OF_TABLE, ("presets",))
     table.presets = getattr(table, "presets", [])
-    presets = PRESETS
     if table.protocol in STREAMS:
         for name in table.methods:
             check_availability(name, list(TUNINGS), f"{path}: methods")
-    else:
-        pairs = [find_pair(name, table.protocol) for name in table.methods]
-        presets = dict.fromkeys([*PRESETS, *(name for pair in pairs for name in presets_of(pair.stage2, False))])
+        table.orders = subjects(path, table.orders, "orders")
+        return table
+    pairs = [find_pair(name, table.protocol) for name in table.methods]
+    presets = {*PRESETS, *(name for pair in pairs for name in presets_of(pair.stage2, False))}
     for name in table.presets:
-        check_availability(name, list(presets), f"{path}: presets")
-    if table.protocol in STREAMS:
-        table.orders = subjects(path, table.orders, of_streams=True)
-    else:
-        table.datasets = subjects(path, table.datasets)
+        check_availability(name, sorted(presets), f"{path}: presets")
+    table.datasets = subjects(path, table.datasets)
     return table
 
 
 def table_groups(table: SimpleNamespace, args) -> list[list[Job]]:
     """Of streams, each tuning, order and seed is a group: they share nothing."""
-    from condu.orders import tasks_of
-
     if hasattr(table, "sweeps"):
         sweeps = [read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml") for name in table.sweeps]
         return [group for sweep in sweeps for group in sweep_groups(sweep, args)]
     if table.protocol not in STREAMS:
-        datasets, seeds = subjects_and_seeds(args, in_world(table, table.datasets, args), table.seeds)
+        datasets, seeds = chosen_of(table, args)
         return protocol_groups(table.protocol, table.methods, datasets, seeds, args.set, table.presets)
-    orders = [word for word in args.words if not word.isdecimal()] or in_world(table, table.orders, args)
-    seeds = [int(word) for word in args.words if word.isdecimal()] or table.seeds
-    for order in orders:
-        tasks_of(order)
+    orders, seeds = chosen_of(table, args, "orders")
     every = itertools.product(seeds, orders, table.methods)
     flags = OVERWRITE * args.overwrite  # a stream does again itself what was run otherwise
     return [stream(table.protocol, name, order, seed, args.set, flags) for seed, order, name in every]
