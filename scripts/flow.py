@@ -30,6 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from scripts.check_job import kind_of  # noqa: E402
 from scripts.commands import COMMANDS, folder  # noqa: E402
+from scripts.commands.registered import know  # noqa: E402
 from scripts.grid import read_table  # noqa: E402
 from scripts.jobs import Job, needs  # noqa: E402
 from scripts.main_job import build_parser, has_workflow, run_job  # noqa: E402
@@ -290,6 +291,7 @@ def run_unit(name: str) -> int:
         raise UserError(f"{home() / PLAN} has no job {name}")
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
     jobs = [Job(**fields | {"pairs": tuple(fields["pairs"])}) for fields in row["jobs"]]
+    know(job.command for job in jobs)
     if failure := run_group([job for job in jobs if not job.finished], say_start):
         print(f"error: {failure}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from scripts.commands import COMMANDS, SCRIPTS, folder, stage1_command
 from scripts.commands.base2new import TESTS, Scripts
 from scripts.commands.command import OTHERS_KEY, OVERWRITE, ROOT, Arguments, checked_pairs, names_in, recipe
-from scripts.commands.registered import add_all, presets_of
+from scripts.commands.registered import know, presets_of
 from scripts.jobs import Job, program
 from scripts.plans import (
     PRESETS,
@@ -167,8 +167,7 @@ def read_sweep(path: str | Path) -> SimpleNamespace:
     sweep = read_fields(path, OF_SWEEP, ("grid", "cells", "whole"))
     if hasattr(sweep, "grid") == hasattr(sweep, "cells"):
         raise UserError(f"{path}: expected command, cfg, datasets, seeds, and either grid or cells")
-    if sweep.command not in COMMANDS:
-        add_all()
+    know([sweep.command])
     check_availability(sweep.command, [own.script("base2new_train") for own in SCRIPTS.values() if own.train.stage1])
     if hasattr(sweep, "grid"):
         sweep.cells = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]

@@ -13,7 +13,7 @@ from scripts.commands import COMMANDS, SCRIPTS, scripts_of
 from scripts.commands.base2new import TESTS, Scripts
 from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
 from scripts.commands.condu import TRAINING
-from scripts.commands.registered import add_commands, presets_of
+from scripts.commands.registered import add_pair, presets_of
 from scripts.commands.robust import shifts
 from scripts.jobs import Job
 from scripts.run import builds_on
@@ -206,8 +206,7 @@ def pair_jobs(
     pairs: KEY VALUE of each; presets: of stage 2, default all.
     """
     pair = find_pair(name, protocol)
-    for trainer in filter(None, (pair.taught_by, pair.stage2)):
-        add_commands(trainer, pair.protocols)
+    add_pair(pair)
     where = {"DATASET": dataset, "SEED": str(seed)}
     alone = {"base2new": base2new, "fewshot": fewshot, "robust": robust}
     make = alone.get(protocol) or partial(transfer, protocol=protocol)

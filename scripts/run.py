@@ -20,7 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 from dassl.utils import expand_user  # noqa: E402
 from scripts.commands import COMMANDS, Command, folder, run_folder, stage1_command  # noqa: E402
 from scripts.commands.command import OVERWRITE, STAGE1, Arguments, checked_pairs, follow, names_in  # noqa: E402
-from scripts.commands.registered import add_all  # noqa: E402
+from scripts.commands.registered import know  # noqa: E402
 from scripts.jobs import STREAM, Job, needs, program, settle, start  # noqa: E402
 from scripts.stopping import end_with_workflow  # noqa: E402
 
@@ -201,8 +201,8 @@ def run_one(name: str, arguments: Arguments, pairs: list[str], overwrite: bool =
 
 def main(words: list[str]) -> int:
     """Exit status of one script. UserError: a run fails."""
-    if words and words[0] not in COMMANDS and not words[0].startswith("-"):
-        add_all()
+    if words and not words[0].startswith("-"):
+        know(words[:1])
     if {"-h", "--help"} & set(words) and not (words[0] in COMMANDS and COMMANDS[words[0]].free):
         print(help_of(words[0]))
         return 0

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
+from scripts.commands.registered import know
 from scripts.jobs import Job, start
 from scripts.stopping import PATIENCE, STOPPED, end_with, stoppable
 
@@ -98,6 +99,7 @@ def run_group(jobs: list[Job], tell=tell_bar) -> str:
     """Run what is missing of one group; returns the line of the job that failed, with a traceback if it is a bug."""
     from dassl.utils import UserError
 
+    know(job.command for job in jobs)
     for job in jobs:
         tell("start", str(job))
         try:

@@ -1,13 +1,19 @@
 """Commands of registered trainers that have no bash scripts: made of what their classes say."""
 
+from __future__ import annotations
+
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from scripts.commands import COMMANDS, SCRIPTS, scripts_of
 
 from . import base2new, protocols, robust
 from .base2new import FIRST, Scripts
 from .command import Command, names_in
+
+if TYPE_CHECKING:
+    from mergetune.stage2 import MethodPair
 
 
 def recipes_of(trainer: str) -> tuple[type, list[str]]:
@@ -30,14 +36,23 @@ def presets_of(trainer: str, toy: bool) -> dict[str, str]:
     return toy and vars(cls).get("toy_presets") or vars(cls).get("presets") or {name: name for name in names}
 
 
-def add_all() -> None:
-    """The commands of every pair that has a recipe."""
+def know(names: Iterable[str]) -> None:
+    """Make the commands of every pair that has a recipe, if COMMANDS lacks one of the names: a process that is given a
+    job has planned none."""
+    if COMMANDS.keys() >= {*names}:
+        return
     from dassl.utils import UserError
     from mergetune.stage2 import method_pairs
 
     for pair in method_pairs().values():
         with contextlib.suppress(UserError):
-            add_commands(pair.stage2, pair.protocols)
+            add_pair(pair)
+
+
+def add_pair(pair: MethodPair) -> None:
+    """Make the commands of a pair, of its teacher too. UserError: a trainer of it has no recipe."""
+    for trainer in filter(None, (pair.taught_by, pair.stage2)):
+        add_commands(trainer, pair.protocols)
 
 
 def add_commands(trainer: str, runs: Sequence[str]) -> None:

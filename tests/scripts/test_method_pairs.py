@@ -39,6 +39,10 @@ import sys
 sys.path[:0] = [".", "Dassl.ProGrad.pytorch"]
 from mergetune import import_checkpoint, report
 from scripts import run
+from scripts.jobs import Job
+from scripts.workers import run_group
+where = {"DATASET": "caltech101", "SEED": "1", "CFG": "mine", "SHOTS": "16"}
+print("job:", run_group([Job("A_Mine/base2new_train", where)], lambda *_: None))
 report.main([sys.argv[1], "--html", sys.argv[1] + "/page.html"])
 import_checkpoint.main([sys.argv[2], "--out", sys.argv[1] + "/imported"])
 sys.exit(run.main(["A_Mine/base2new_train", "toy_shapes", "1", "--", "OPTIM.MAX_EPOCH", "3"]))
@@ -98,6 +102,11 @@ def test_it_stands_in_the_table_and_on_the_page_beside_its_stage_1(said):
 def test_an_imported_stage_1_is_continued_by_each_stage_2_on_it(said):
     lines = [line for line in said["others"].splitlines() if line.startswith("Continue it with: ")]
     assert [line.split("--trainer ")[1].split()[0] for line in lines] == ["CoOp_LMC", "A_Mine"]
+
+
+def test_a_process_that_is_given_a_job_of_it_knows_its_command(said):
+    (line,) = [line for line in said["others"].splitlines() if line.startswith("job: ")]
+    assert line.startswith("job: caltech101 seed 1: A_Mine/base2new_train: ") and "caltech-101" in line
 
 
 # What the registered classes say
