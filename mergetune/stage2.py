@@ -280,7 +280,7 @@ def aliases() -> dict[str, str]:
 
 
 def method_pairs() -> dict[str, MethodPair]:
-    """All pairs that registered stage-2 trainers name -> {stage 2: pair}, by the names of their modules.
+    """All pairs that registered stage-2 trainers name -> {stage 2: pair}: LABEL_LMC first, by their modules.
 
     A class without `stage1`, another name of a class (`alias_of`) and a control that is only evaluated are no pair.
     """
@@ -303,7 +303,7 @@ def method_pairs() -> dict[str, MethodPair]:
             has_zero_shot=getattr(cls, "has_zero_shot", True),
             template_family=getattr(cls, "template_family", ""),
         )
-    return pairs
+    return dict(sorted(pairs.items(), key=lambda item: item[1].name != item[1].label))
 
 
 __getattr__ = old_names(__name__)

@@ -33,11 +33,10 @@ TRANSFER = {"cross": "xd_test", "dg": "dg_test"}
 
 
 def listed_pairs() -> list[MethodPair]:
-    """Of all registered trainers, those with the authors' scripts first (the default of a protocol), then LABEL_LMC."""
+    """Of all registered trainers, those with the authors' scripts first: the default of a protocol."""
     from mergetune.stage2 import method_pairs  # late: the trainers need PyTorch
 
-    pairs = method_pairs().values()
-    return sorted(pairs, key=lambda pair: (scripts_of(pair.stage2) == pair.stage2, pair.name != pair.label))
+    return sorted(method_pairs().values(), key=lambda pair: scripts_of(pair.stage2) == pair.stage2)
 
 
 def find_pair(name: str, protocol: str = "") -> MethodPair:
@@ -56,9 +55,14 @@ def find_pair(name: str, protocol: str = "") -> MethodPair:
 def stages(pair: MethodPair, what: str, where: Arguments, presets: Iterable[str]) -> Iterator[tuple[str, Arguments]]:
     """Stage 1 and each preset of stage 2, all if none is named: the method, and the arguments that repeat its yaml."""
     yield pair.stage1, {}
-    for preset, cfg in presets_of(pair.stage2, is_toy(where)).items():
-        if not presets or preset in presets:
-            yield pair.stage2, {"COOP_LMC": "True"} | recipe(COMMANDS[SCRIPTS[pair.stage2].script(what)], cfg)
+    for cfg in cfgs_of(pair, where, presets):
+        yield pair.stage2, {"COOP_LMC": "True"} | recipe(COMMANDS[SCRIPTS[pair.stage2].script(what)], cfg)
+
+
+def cfgs_of(pair: MethodPair, where: Arguments, presets: Iterable[str]) -> list[str]:
+    """CFG of each of these presets of stage 2, of all if none is named."""
+    known = presets_of(pair.stage2, is_toy(where))
+    return [cfg for preset, cfg in known.items() if not presets or preset in presets]
 
 
 def templates_of(pair: MethodPair) -> list[str]:
@@ -144,8 +148,7 @@ def robust(pair: MethodPair, where: Arguments, presets: Iterable[str]) -> Iterat
     places = on_targets(where, "robust")
     for place in places:
         yield from zero_shot("robust_test", place, [_ANCHOR if is_toy(where) else "vit_b16_imagenet"])
-    known = presets_of(pair.stage2, is_toy(where))
-    cfgs = [{"CFG": cfg} for preset, cfg in known.items() if not presets or preset in presets]
+    cfgs = [{"CFG": cfg} for cfg in cfgs_of(pair, where, presets)]
     for script, sets in ((scripts_of(pair.stage1), [{}]), (scripts_of(pair.stage2), cfgs)):
         for arguments in sets:
             yield Job(f"robust/{script}_train", where | arguments)
