@@ -106,7 +106,7 @@ def test_an_imported_stage_1_is_continued_by_each_stage_2_on_it(said):
 
 def test_a_process_that_is_given_a_job_of_it_knows_its_command(said):
     (line,) = [line for line in said["others"].splitlines() if line.startswith("job: ")]
-    assert line.startswith("job: caltech101 seed 1: A_Mine/base2new_train: ") and "caltech-101" in line
+    assert line.startswith("job: caltech101 seed 1: A_Mine/base2new_train: Caltech101: the data root")
 
 
 # What the registered classes say
