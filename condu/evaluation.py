@@ -93,10 +93,10 @@ class Evaluator:
 
     PRETRAINED = "pretrained"  # key of `clip`
 
-    def __init__(self, clip: ClipBackbone, experts=None, device=None, autocast=contextlib.nullcontext, chunk=1024):
+    def __init__(self, clip: ClipBackbone, experts=None, autocast=contextlib.nullcontext, chunk: int = 1024):
         self.clip = clip
         self.experts: ExpertCache = experts or ExpertCache(clip)
-        self.device = torch.device(device or clip.device)
+        self.device = torch.device(clip.device)
         self.autocast, self.chunk = autocast, chunk
         self.image_passes: Counter = Counter()
         self._features: WeakKeyDictionary = WeakKeyDictionary()  # test set -> {number of the chunk: (B, D) of `clip`}

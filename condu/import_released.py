@@ -1,17 +1,11 @@
 """Session folders of the released ConDU code as a stream: `python -m condu.import_released FOLDER ... --to STREAM`."""
 
-from __future__ import annotations
-
 import argparse
-from typing import TYPE_CHECKING
 
 from condu.orders import ORDERS
 from dassl.utils import ArgumentParser, UserError, errors_in_one_line, get_logger, read_json
 from dassl.utils.late import late_imports
 from dassl.utils.torchrun import one_process
-
-if TYPE_CHECKING:
-    from condu.state import Stream
 
 __getattr__, *_ = late_imports("condu", released="fused import_released stream_of trained")
 log = get_logger()
@@ -46,8 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> Stream:
-    """Entry point; bad input ends with one line on stderr and exit code 1."""
+def main(argv: list[str] | None = None):
+    """Entry point -> the last Stream; bad input ends with one line on stderr and exit code 1."""
     args = build_parser().parse_args(argv)
     from condu.released import import_released
     from dassl.clip import build_clip

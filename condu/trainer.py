@@ -114,7 +114,7 @@ class ConDU(ConDU_Expert):
         snapshot = snapshot_of(self.stream, self.space)
         test = TestSet(self.task, self.classnames, self.prompts, self.test_loader)
         experts = ExpertCache(self.pretrained, self.settings.RESIDENT)
-        evaluator = Evaluator(self.pretrained, experts, self.device, self.precision.autocast, self.settings.CHUNK)
+        evaluator = Evaluator(self.pretrained, experts, self.precision.autocast, self.settings.CHUNK)
         place = None if self.settings.TASK_AGNOSTIC else snapshot.place(self.task)
         self._by_vote = place is None
         if self._by_vote:
