@@ -2,11 +2,13 @@
 
 import re
 import sys
+from collections.abc import Iterable
 
 from yacs.config import CfgNode as CN
 
 from dassl.config import (
     KEYS,
+    Keys,
     add_missing,
     build_node,
     check_values,
@@ -27,21 +29,20 @@ Class attributes that the engine reads: CONFIG and KEYS or `default_config()` (i
 """
 
 
-def trainer_class(name):
+def trainer_class(name: str) -> type:
     """The class of that name. Raises UserError with the nearest and all names."""
     check_availability(name, TRAINER_REGISTRY, "TRAINER.NAME")
     return TRAINER_REGISTRY.get(name)
 
 
-def checked_class(cfg):
+def checked_class(cfg: CN) -> type:
     """The class that cfg.TRAINER.NAME names. What cfg lacks of the engine's keys gets its default.
 
     UserError: a value that its key does not take, or that does not go with another. A class that declares no KEYS, as
     one written for Dassl, may know other names than our choices, and reads its node of cfg.TRAINER as it likes.
     """
     cls = trainer_class(complete(cfg).TRAINER.NAME)
-    for node, base in config_nodes(cls):
-        add_missing(cfg.TRAINER, CN({node: _defaults(base)}))
+    add_trainer_nodes(cfg, [cls])
     mine, theirs = trainer_keys(cls), tuple(f"TRAINER.{node}." for node, _ in config_nodes(cls))
     engine = {n: key for n, key in KEYS.items() if not re.match(r"TRAINER\.\w+\.", n) or mine and n.startswith(theirs)}
     check_values(cfg, engine | mine, choices=bool(mine))
@@ -50,7 +51,7 @@ def checked_class(cfg):
     return cls
 
 
-def build_trainer(cfg):
+def build_trainer(cfg: CN):
     """The trainer that cfg.TRAINER.NAME names, with its data, model and evaluator built."""
     cls = checked_class(cfg)
     if cfg.VERBOSE:
@@ -63,17 +64,17 @@ def build_trainer(cfg):
         raise UserError(f"{source_of(cls)} has nothing to train: its optimizer got no parameters") from error
 
 
-def source_of(cls):
+def source_of(cls: type) -> str:
     """A class with its file, for errors."""
     return f"{cls.__name__} ({getattr(sys.modules.get(cls.__module__), '__file__', cls.__module__)})"
 
 
-def config_nodes(cls):
+def config_nodes(cls: type) -> list[tuple[str, type]]:
     """[(node below cfg.TRAINER, class that brings it)], base classes first."""
     return [(base.__dict__["CONFIG"], base) for base in reversed(cls.__mro__) if base.__dict__.get("CONFIG")]
 
 
-def trainer_keys(cls):
+def trainer_keys(cls: type) -> Keys:
     """{"TRAINER.NODE.KEY": Key} of what a class and its base classes declare and give a default."""
     keys = {}
     for node, base in config_nodes(cls):
@@ -83,18 +84,18 @@ def trainer_keys(cls):
     return keys
 
 
-def _defaults(base):
+def _defaults(base: type) -> CN:
     """The keys that a trainer or a mixin brings along, as a tree."""
     return base.default_config() if hasattr(base, "default_config") else build_node(base.KEYS)
 
 
-def add_trainer_nodes(cfg):
-    """Give `cfg` the nodes of all registered trainers and of their base classes, in place.
+def add_trainer_nodes(cfg: CN, classes: Iterable[type] | None = None) -> None:
+    """Give `cfg` the nodes of these trainers (default: all that are registered) and of their base classes, in place.
 
     Each class that defines CONFIG brings KEYS or `default_config()` to cfg.TRAINER.<CONFIG>. Two classes may share a
     node: it gets the union of their keys, and what is there already stays.
     """
-    for cls in map(TRAINER_REGISTRY.get, TRAINER_REGISTRY):
+    for cls in map(TRAINER_REGISTRY.get, TRAINER_REGISTRY) if classes is None else classes:
         for node, base in config_nodes(cls):
             add_missing(cfg.TRAINER, CN({node: _defaults(base)}))
         declare(trainer_keys(cls))

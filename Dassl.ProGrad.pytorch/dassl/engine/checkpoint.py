@@ -10,10 +10,11 @@ import math
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dassl.utils import (
     MissingFile,
@@ -93,20 +94,22 @@ def is_checkpoint(file: Path) -> bool:
     return file.name == BEST or NUMBERED.fullmatch(file.name) is not None
 
 
-def load_exactly(model, name, path, given, drop_keys=drop_token_buffers):
+def load_exactly(
+    model: nn.Module, name: str, path: str, state: dict, drop_keys: Callable[[dict], dict] = drop_token_buffers
+) -> None:
     """Load a state dict into a module, all of it but what `drop_keys` takes away.
 
     UserError names what is missing, surplus, no plain tensor, infinite, or of another shape.
     """
     wanted = set(drop_keys(OrderedDict(model.state_dict())))
-    given = drop_keys(upgrade_keys(strip_module(given), model))
-    if wanted != set(given):
-        lacks = ", ".join(sorted(wanted - set(given))) or "nothing"
-        surplus = ", ".join(sorted(set(given) - wanted)) or "nothing"
+    state = drop_keys(upgrade_keys(strip_module(state), model))
+    if wanted != set(state):
+        lacks = ", ".join(sorted(wanted - set(state))) or "nothing"
+        surplus = ", ".join(sorted(set(state) - wanted)) or "nothing"
         raise UserError(f"{path} does not fit {name}: it lacks {lacks}; it has besides {surplus}")
-    check_weights(path, {key: value for key, value in given.items() if torch.is_tensor(value)})
+    check_weights(path, {key: value for key, value in state.items() if torch.is_tensor(value)})
     try:
-        model.load_state_dict(given, strict=False)
+        model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {name}: {error}") from error
 
@@ -189,18 +192,18 @@ def check_written(path: str | Path) -> list[str]:
 # The best model so far of a run
 
 
-def best_files(trainer):
+def best_files(trainer) -> dict[str, str]:
     """{model: path of its best weights}."""
     return {name: os.path.join(trainer.output_dir, name, BEST) for name in trainer._models}
 
 
-def best_digests(trainer):
+def best_digests(trainer) -> dict[str, str]:
     """{model: digest of its best weights} that the main process has just written."""
     there = {name: file for name, file in best_files(trainer).items() if is_main() and os.path.isfile(file)}
     return {name: checkpoint_digest(file) for name, file in there.items()}
 
 
-def check_best(trainer, digests, epochs=None):
+def check_best(trainer, digests: dict[str, str | None], epochs: int | None = None) -> None:
     """UserError where the best weights are not those with these digests (None: not known), that the run has written.
 
     epochs: of resume.pt. Those of the next one were written after it, right before the run was killed: they are found
@@ -217,7 +220,7 @@ def check_best(trainer, digests, epochs=None):
         raise UserError(f"{file}, the best model so far, {what}: put it back, or --overwrite starts the run afresh")
 
 
-def take_best(trainer):
+def take_best(trainer) -> None:
     """The best model so far is the other run's: a copy of it, or its result is forgotten where it is gone."""
     files = [os.path.join(trainer.cfg.RESUME, name, BEST) for name in trainer._models]
     if not all(map(os.path.isfile, files)):

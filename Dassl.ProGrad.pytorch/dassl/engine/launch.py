@@ -12,6 +12,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -125,14 +126,14 @@ def _begin(cfg: CN, kind: str, recipe: CN | None):
     return trainer
 
 
-def _evaluate(trainer, folder, epoch):
+def _evaluate(trainer, folder: str, epoch: int | None) -> tuple[float, dict | None]:
     """(accuracy, entry of results.json on other data sets) of a loaded model."""
     sets = other_sets(trainer.cfg)  # what is not there ends the run before it begins
     accuracy = trainer.test()
     return accuracy, score_others(trainer, sets, folder, epoch) if asked(trainer.cfg) else None
 
 
-def evaluates(cfg, eval_only, model_dir):
+def evaluates(cfg: CN, eval_only: bool, model_dir: str) -> bool:
     """`eval_only`. UserError for a trainer that needs a model to evaluate, where none is named, or for a bad config."""
     cls = checked_class(cfg)
     if eval_only and not model_dir and cls.needs_checkpoint:
@@ -140,7 +141,7 @@ def evaluates(cfg, eval_only, model_dir):
     return eval_only
 
 
-def check_folder(cfg, kind, overwrite=False, **scores):
+def check_folder(cfg: CN, kind: str, overwrite: bool = False, **scores) -> list[Path] | None:
     """The files in cfg.OUTPUT_DIR that this run begins without, the finished marker first: all that a run leaves, where
     it is to be done again or cannot go on. None: it is finished, but for what TEST.OTHERS names.
 
@@ -203,7 +204,7 @@ def _locked(folder):
             raise
 
 
-def build_run(cfg, recipe=None):
+def build_run(cfg: CN, recipe: CN | None = None):
     """Seed, build the trainer, keep the config and the images it drew; a few lines of it are for the screen."""
     if is_main():
         log.debug(f"************\n** Config **\n************\n{cfg}")
@@ -254,7 +255,7 @@ def _complete(cfg, model_dir, load_epoch, row):
     return results
 
 
-def load_trained(trainer, folder, epoch=None, row=None):
+def load_trained(trainer, folder: str, epoch: int | str | None = None, row: dict | None = None) -> int | None:
     """Load a trained model, and take from its folder what describes it, for results.json, unless `row` does -> epoch,
     a number where LAST was asked for.
 
@@ -312,7 +313,7 @@ def _released(trainer):
 
 
 @contextlib.contextmanager
-def backend(cfg):
+def backend(cfg: CN) -> Iterator[None]:
     """cuDNN's tuner, or deterministic algorithms where cfg asks for them; afterwards as before. Peaks start anew."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, torch.are_deterministic_algorithms_enabled()

@@ -10,7 +10,7 @@ from dassl.clip.feature_bank import bank_folder
 from dassl.config import get_cfg_default, leaves
 from dassl.utils import brief
 
-from .build import add_trainer_nodes
+from .build import add_trainer_nodes, trainer_class
 from .recipe import changed_keys, finished, is_read, own_nodes, plain
 
 
@@ -61,7 +61,7 @@ def opening(cfg, recipe=None):
 def from_defaults(cfg):
     """["KEY value"] of what this run's trainer reads and the default is not."""
     usual, nodes = get_cfg_default(), own_nodes(cfg)
-    add_trainer_nodes(usual)
+    add_trainer_nodes(usual, [trainer_class(cfg.TRAINER.NAME)])
     before = dict(leaves(usual))
     changed = [(key, value) for key, value in leaves(cfg) if key not in TOLD and is_read(key, nodes)]
     return [f"{key} {brief(value)}" for key, value in changed if plain(before.get(key)) != plain(value)]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode as CN
 
-from dassl.config import KEYS, leaves, merge_tree, read_yaml
+from dassl.config import KEYS, leaves, read_yaml, with_values
 from dassl.data import DataManager
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import MissingFile, UserError, get_logger, quiet
@@ -75,18 +75,11 @@ def other_sets(cfg: CN) -> dict[str, CN]:
 
 def _config(cfg: CN, file: Path) -> CN:
     """A config with the data set of a yaml file, all classes; one image of each stands for the training images."""
-    root, other = cfg.DATASET.ROOT, CN()
-    other.update(cfg if cfg.is_frozen() else cfg.clone())  # what stays as it is need not be copied
-    for node in ("DATASET", "TEST"):
-        other[node] = cfg[node].clone()
-        other[node].defrost()
-    plain = {key: value.default for key, value in KEYS.items() if key.startswith("DATASET.")}
-    whole = {"DATASET.ROOT": root, "DATASET.NUM_SHOTS": 1, "DATASET.FEWER_SHOTS": "take"}
-    quiet = {"TEST.PER_CLASS_RESULT": False, "TEST.COMPUTE_CMAT": False, "TEST.SPLIT": "test", "VERBOSE": False}
-    for values in (plain, {"DATASET": read_yaml(file)["DATASET"]}, whole | quiet):
-        merge_tree(other, values, str(file))
-    other.freeze()
-    return other
+    values = {key: value.default for key, value in KEYS.items() if key.startswith("DATASET.")}
+    values |= dict(leaves({"DATASET": read_yaml(file)["DATASET"]}))
+    values |= {"DATASET.ROOT": cfg.DATASET.ROOT, "DATASET.NUM_SHOTS": 1, "DATASET.FEWER_SHOTS": "take"}
+    values |= {f"TEST.{key}": False for key in ("PER_CLASS_RESULT", "COMPUTE_CMAT")}
+    return with_values(cfg, values | {"TEST.SPLIT": "test", "VERBOSE": False}, str(file))
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def _engine_facts(folder, trainer, cfg, kind, load_epoch, accuracy):
     }
 
 
-def weights_fact(folder, trainer, kind):
+def weights_fact(folder: str, trainer, kind: str) -> dict:
     """Which weights were scored: {"file", "digest"}, and {file: digest} of all that a training has written."""
     files, names = trainer._files, trainer.get_model_names()
     if kind == "train" and not files and names and not trainer.cfg.TEST.NO_TEST:
@@ -120,20 +121,20 @@ def weights_fact(folder, trainer, kind):
     return facts | ({"files": written(folder)} if kind == "train" else {})
 
 
-def run_file(place, name):
+def run_file(place: str | Path, name: str) -> Path | None:
     """A file of the run that a checkpoint, its model folder or a run folder belongs to -> Path, None without one."""
     place = Path(place).absolute()
     levels = 2 if not place.is_dir() else 1 if any(place.glob("model*.pth.tar*")) else 0
     return next((file for folder in [place, *place.parents[:levels]] if (file := folder / name).is_file()), None)
 
 
-def run_facts(place):
+def run_facts(place: str | Path) -> dict:
     """What merge.json and results.json of the run at `place` (see `run_file`) say; empty where there is neither."""
     found = [read_json(file) for name in (MERGE, FILE) if (file := run_file(place, name))]
     return {name: value for facts in found if isinstance(facts, dict) for name, value in facts.items()}
 
 
-def run_classes(place):
+def run_classes(place: str | Path) -> list[str] | None:
     """The class names of the run at `place` (see `run_file`), by label; None where classes.json does not say."""
     file = run_file(place, CLASSES)
     facts = read_json(file) if file else None
@@ -148,7 +149,7 @@ def run_classes(place):
     return names
 
 
-def trained_facts(place, trainer, by=""):
+def trained_facts(place: str | Path, trainer, by: str = "") -> dict:
     """Fields of results.json that describe the trained model at `place`, as its own folder says; an evaluation's.
 
     Nothing comes from the command line that evaluates: what nobody knows is None, and said. Behind the preset stands
@@ -174,13 +175,13 @@ def trained_facts(place, trainer, by=""):
     return known | {"preset": with_changes(str(known["preset"] or ""), changes)}
 
 
-def classes_fact(classnames):
+def classes_fact(classnames: Iterable[str]) -> dict:
     """A class list in short: enough to compare two and to name the difference."""
     names = list(classnames)
     return {"count": len(names), "first": names[0], "last": names[-1], "digest": digest(names)}
 
 
-def check_classes(place, classnames, reason=""):
+def check_classes(place: str | Path, classnames: Iterable[str], reason: str = "") -> None:
     """UserError unless the model at `place` was trained on these classes, as far as its own folder says.
 
     reason: why the model knows no others; then it is said where nobody knows.
@@ -198,7 +199,7 @@ def check_classes(place, classnames, reason=""):
         )
 
 
-def with_changes(preset, changes):
+def with_changes(preset: str, changes: Sequence[str]) -> str:
     """A preset's name, and behind it what differs from the recipe."""
     if not changes:
         return preset
@@ -206,7 +207,7 @@ def with_changes(preset, changes):
     return ", ".join(filter(None, [preset, words]))
 
 
-def images_seen(trainer, every="all images"):
+def images_seen(trainer, every: str = "all images") -> str:
     """What a training run saw, as `data_seen` has it: "16 shots of base classes", and how many classes have fewer."""
     data, dataset = trainer.cfg.DATASET, dataset_of(trainer)
     counts = Counter(item.label for item in getattr(dataset, "train_x", ())).values()
@@ -215,7 +216,7 @@ def images_seen(trainer, every="all images"):
     return f"{f'{data.NUM_SHOTS} shots' if data.NUM_SHOTS > 0 else every} of {data.SUBSAMPLE_CLASSES} classes{words}"
 
 
-def write_classes(folder, trainer):
+def write_classes(folder: str, trainer) -> dict | None:
     """`folder`/classes.json -> its content: what a model needs of its data set once the pictures are gone.
 
     dataset, classnames (by label), template and templates (by family of methods), as far as there are any.
@@ -233,7 +234,7 @@ def write_classes(folder, trainer):
     return facts
 
 
-def versions():
+def versions() -> dict[str, str | None]:
     """Of Python and the packages; None for one that runs straight from its folder."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
@@ -293,5 +294,5 @@ def _precision(trainer, cfg):
     return cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}).get("PREC", trainer.precision.mode)
 
 
-def device_name(device):
+def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"

@@ -16,10 +16,11 @@ import itertools
 import math
 import os
 import time
+from collections.abc import Iterator, Mapping
 
 from dassl.config import leaves, read_yaml
 from dassl.optim.lr_scheduler import go_on
-from dassl.utils import UserError, atomic_save, brief, get_logger, load_checkpoint, read_text, upgrade_keys
+from dassl.utils import MetricMeter, UserError, atomic_save, brief, get_logger, load_checkpoint, read_text, upgrade_keys
 from dassl.utils.distributed import gather, is_main, rank, world_size
 
 from .base import TrainerBase
@@ -43,7 +44,7 @@ _UNFIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexEr
 class ResumeState:
     """Saves and restores one trainer's run."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: TrainerBase):
         self.trainer = trainer
         self.seconds = 0.0  # that earlier sessions of this run took
         self.inputs = {}  # digests of what the run began from
@@ -58,10 +59,10 @@ class ResumeState:
         self.attributes = Attributes(trainer)
 
     @property
-    def path(self):
+    def path(self) -> str:
         return os.path.join(self.trainer.output_dir, FILE)
 
-    def resume(self):
+    def resume(self) -> int:
         """Restore from the output folder, or else from cfg.RESUME -> epoch to go on with.
 
         resume.pt counts most; a folder without one is resumed by Dassl's pointer files, which hold neither
@@ -89,7 +90,7 @@ class ResumeState:
         self.best = best_digests(trainer)
         return epoch
 
-    def begin(self):
+    def begin(self) -> None:
         """Right before the first epoch: note what can change, and take up the random states."""
         self.attributes.begin()
         for name in self._iterated:
@@ -101,7 +102,7 @@ class ResumeState:
         if is_main() and self.trainer.start_epoch < self.trainer.max_epoch and not os.path.isfile(self.path):
             atomic_save({"format": FORMAT, "epoch": 0}, self.path)
 
-    def save(self):
+    def save(self) -> None:
         """Rewrite resume.pt after the epoch `trainer.epoch`. Raises WriteFailed; the old one stays whole.
 
         Of several processes the main one writes, and all read.
@@ -115,7 +116,7 @@ class ResumeState:
         self.holds = True
         self.attributes.warn(FILE)
 
-    def save_within(self, losses):
+    def save_within(self, losses: MetricMeter) -> None:
         """Rewrite resume.pt after the batch `trainer.batch_idx`. Raises WriteFailed; the old one stays whole.
 
         Not if the epoch has changed what resume.pt does not hold, or begins with a hook: it is done again whole then.
@@ -134,7 +135,7 @@ class ResumeState:
         self.holds = True
         log.info(f"Told to stop: saved after batch {trainer.batch_idx + 1} of epoch {trainer.epoch + 1}")
 
-    def pass_over(self, batches, losses):
+    def pass_over(self, batches: Iterator, losses: MetricMeter) -> bool:
         """In the epoch that was broken off: draw its first batches again, take up its losses -> were there any?
 
         batches: iterator of the epoch; each one drawn is told to `batch_share`.
@@ -177,7 +178,7 @@ class ResumeState:
     def _generators(self):
         return {"rng": rng_state(), "loaders": list(running_loaders(self.trainer))}
 
-    def last_checkpoint(self):
+    def last_checkpoint(self) -> str:
         """Path of the newest file that training can go on from, or "none" -> str."""
         candidates = [self.path] if self.holds else []
         for name in self.trainer._models:
@@ -186,18 +187,18 @@ class ResumeState:
                 candidates.append(os.path.join(folder, read_text(pointer).partition("\n")[0].strip()))
         return next((path for path in candidates if os.path.isfile(path)), "none")
 
-    def end(self):
+    def end(self) -> None:
         """Training is over: end persistent workers, remove resume.pt."""
         stop_workers(self.trainer)
         if not self.hold:
             self.drop()
 
-    def drop(self):
+    def drop(self) -> None:
         """Remove resume.pt, if it is there."""
         if is_main() and os.path.isfile(self.path):
             os.unlink(self.path)
 
-    def load(self, path, own=False):
+    def load(self, path: str, own: bool = False) -> int:
         """Restore the trainer from a resume.pt, `own` or of the run that cfg.RESUME names -> epoch to go on with.
 
         Raises:
@@ -269,14 +270,14 @@ def _start_workers(loader):
         iter(loader)
 
 
-def differs(path, old, trainer, inputs=()):
+def differs(path: str, old: Mapping, trainer, inputs: Mapping | None = None) -> bool:
     """Does the recipe of `trainer` differ from `old`, {key: value} of the earlier run at `path`, and its `inputs`?
 
     UserError where it must not: at all where an interrupted run goes on by itself, in _KEPT where cfg.RESUME names
     another one.
     """
     asked = recipe(trainer.cfg) | {"RESUME": old.get("RESUME", "")}
-    lines = differing({"recipe": old, "inputs": dict(inputs)}, asked, trainer._progress.inputs)
+    lines = differing({"recipe": old, "inputs": inputs or {}}, asked, trainer._progress.inputs)
     message = f"{path} is of a run with another config: {'; '.join(lines)}"
     if lines and not trainer.cfg.RESUME:
         raise UserError(f"{message}. {GO_ON}")
@@ -306,7 +307,7 @@ class _Held:
         self.state = state
 
 
-def follow_pointers(trainer):
+def follow_pointers(trainer) -> int:
     """As Dassl resumes from cfg.RESUME, which has no resume.pt -> epoch to go on with, 0 if there is nothing.
 
     Under another config, or one that nobody knows, by this run's rates and schedules.
