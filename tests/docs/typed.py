@@ -134,7 +134,10 @@ INSTEAD = {
     # scale.md, costs.md
     "bash train.sh --all": ("bash train.sh --all toy_shapes 1 --dry-run", "every pair: an hour"),
     "python tests/faults/run.py": ('python tests/faults/run.py --only "NaN"', "11 minutes"),
-    "python tests/fuzz/run.py": ("python tests/fuzz/run.py --inputs 100", "100,000 files"),
+    "python tests/fuzz/run.py": (
+        "python tests/fuzz/run.py --inputs 100 --only yaml split",
+        "100,000 files of every kind",
+    ),
     "python tests/benchmarks/classes.py": ("python tests/benchmarks/classes.py --help", "a minute and 8 GB"),
     "python tests/benchmarks/fusion.py --plain 11 --repeats 1": (
         "python tests/benchmarks/fusion.py --help",
