@@ -114,7 +114,7 @@ def check_fit(path: Path, checkpoint: Recognised, trainer) -> None:
         check_tokens(path, state["tokenized_prompts"], trainer.tokens)
     visual = getattr(trainer.clip.module, "visual", None)
     tower = {} if visual is None else {f"image_encoder.{key}": value for key, value in visual.state_dict().items()}
-    for key in tower.keys() & checkpoint.of("ignored"):
+    for key in filter(tower.__contains__, checkpoint.of("ignored")):
         theirs, ours = state[key], tower[key].float().cpu()
         if not is_plain_tensor(theirs):
             raise UserError(f"{path}: {key} is no plain tensor")

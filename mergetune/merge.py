@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from yacs.config import CfgNode
+
 from dassl.engine import load_config, recipe
 from dassl.engine.checkpoint import CONFIG, MERGE, finished
 from dassl.engine.launch import run
@@ -111,35 +113,25 @@ def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
     return lines
 
 
-def evaluation(folder: str | Path, subset: str, out: str | Path = "", others: str | None = None, **moved):
+def evaluation(folder: str | Path, subset: str, others: str | None = None, **moved) -> CfgNode:
     """The config of `evaluate`."""
-    changes = {"OUTPUT_DIR": str(out or Path(folder, f"eval_{subset}")), "DATASET.SUBSAMPLE_CLASSES": subset}
+    changes = {"OUTPUT_DIR": str(Path(folder, f"eval_{subset}")), "DATASET.SUBSAMPLE_CLASSES": subset}
     changes |= {} if others is None else {"TEST.OTHERS": others}
     return load_config(folder, changes | {"RESUME_COOP": ""}, **moved)
 
 
-def evaluate(
-    folder: str | Path,
-    subset: str,
-    out: str | Path = "",
-    *,
-    overwrite: bool = False,
-    command: str = "",
-    others: str | None = None,
-    **moved,
-) -> dict:
-    """Evaluate a merged (or any) run folder on a subset of its classes -> the content of results.json.
+def evaluate(folder: str | Path, subset: str, *, command: str = "", others: str | None = None, **moved) -> dict:
+    """Evaluate a merged (or any) run folder on a subset of its classes, in FOLDER/eval_SUBSET -> results.json.
 
-    others: TEST.OTHERS; default that of the folder. out: default FOLDER/eval_SUBSET. If that holds this very
-    evaluation, it is not done again; if another, that is AlreadyFinished, unless `overwrite`. moved: `root` and `pairs`
-    of `merge_run`.
+    others: TEST.OTHERS; default that of the folder. moved: `root` and `pairs` of `merge_run`. If the folder holds this
+    very evaluation, it is not done again; if another, that is AlreadyFinished.
     """
-    cfg = evaluation(folder, subset, out, others, **moved)
-    results = {} if overwrite else finished(cfg.OUTPUT_DIR)
-    left = lacks(results, asked(cfg))
-    if results and not left and not recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=True, model_dir=str(folder)):
+    cfg = evaluation(folder, subset, others, **moved)
+    results = finished(cfg.OUTPUT_DIR)
+    left = not results or lacks(results, asked(cfg))
+    if not left and not recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=True, model_dir=str(folder)):
         return results
-    return run(cfg, eval_only=True, model_dir=str(folder), overwrite=overwrite, command=command)
+    return run(cfg, eval_only=True, model_dir=str(folder), command=command)
 
 
 def _values(name: str, kind: type):

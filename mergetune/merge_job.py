@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 from torch import Tensor
-from yacs.config import CfgNode
 
 from dassl.engine import trainer_class
 from dassl.engine.checkpoint import BEST, CONFIG, MERGE, RESULTS, RESUME, finished
@@ -18,7 +17,7 @@ from dassl.engine.results import CLASSES
 from dassl.merging import lora
 from dassl.merging.methods import check_alike, is_weight, merge
 from dassl.merging.records import METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method
-from dassl.utils import UserError, atomic_write, checkpoint_digest, save_checkpoint, write_json
+from dassl.utils import UserError, atomic_write, check_weights, checkpoint_digest, save_checkpoint, write_json
 from dassl.utils.files import begun, drop_begun
 from dassl.utils.progress import progress
 from mergetune.merge_sources import PEFT_CONFIG, PEFT_FILES, check_origin, read_source
@@ -128,13 +127,9 @@ class MergeJob:
     def write(self, out: Path, state: State, score: float | None) -> dict[str, str]:
         """A run folder, a peft folder, or a file of weights, as the sources are -> {file: digest}."""
         state = {name: value.contiguous() for name, value in self.thin(state, self.rank).items()}
-        for name, value in state.items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise UserError(f"The merged {name} is infinite or NaN")
-        if self.first.run is not None:
-            run = self.first.run
-            text = (run / "config.yaml").read_text(encoding="utf-8")
-            name = trainer_class(CfgNode.load_cfg(text).TRAINER.NAME).model_name
+        check_weights("The merge", state)
+        if run := self.first.run:
+            name = trainer_class(self.first.cfg.TRAINER.NAME).model_name
             checkpoint = {"epoch": self.first.epoch, "optimizer": None, "scheduler": None, "val_result": score}
             save_checkpoint({"state_dict": state, **checkpoint}, str(out / name), model_name=BEST)
             for file in ("config.yaml", CLASSES):

@@ -1,6 +1,7 @@
 """What a run prints, in its log as well."""
 
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from dassl.utils import (
     Logger,
     get_logger,
     logging_to,
+    quiet,
     setup_logger,
 )
 from dassl.utils.progress import progress, report_bars
@@ -187,3 +189,16 @@ def test_a_terminal_that_takes_no_more_costs_no_result(tmp_path, shell):
         assert "Traceback" not in done.stderr and "Error" not in done.stderr
         assert ("ends here: No space left" in done.stderr) == (shell == ">/dev/full")
         assert ("error: wrong" in done.stderr) == (status == 1 and "2>" not in shell)
+
+
+def test_a_quiet_block_says_what_is_at_least_so_grave_and_ends_with_an_error(capsys):
+    log = get_logger()
+    for level, said in ((logging.ERROR, "wrong\n"), (logging.WARNING, "odd\nwrong\n")):
+        with pytest.raises(RuntimeError), quiet(level):
+            log.info("usual")
+            log.warning("odd")
+            log.error("wrong")
+            raise RuntimeError
+        assert capsys.readouterr().out == said
+    log.info("usual")
+    assert capsys.readouterr().out == "usual\n"

@@ -19,6 +19,7 @@ from dassl.utils import (
     check_availability,
     closest,
     collect_env_info,
+    command_parser,
     errors_in_one_line,
     get_most_similar_str_to_a_from_b,
     set_random_seed,
@@ -158,3 +159,12 @@ def test_a_plugins_file_that_is_wrong_is_named_whenever_it_is_read(tmp_path, mon
     for ask in (lambda: "thing" in registry, registry.registered_names):
         with pytest.raises(UserError, match=f"{tmp_path}.*{message}"):
             ask()
+
+
+def test_pairs_of_a_shared_flag_are_of_one_command_line_alone():
+    parser = command_parser("a.module", "What it does.", flags=("--set", "--overwrite"))
+    line = ["--set", "A.KEY", "1", "--overwrite", "--set", "B.KEY", "-.5"]
+    for words, pairs in ((line, ["A.KEY", "1", "B.KEY", "-.5"]), ([], []), (line, ["A.KEY", "1", "B.KEY", "-.5"])):
+        args = parser.parse_args(words)
+        assert args.pairs == pairs and args.overwrite is bool(words)
+    assert parser.prog == "python -m a.module" and not hasattr(parser.parse_args([]), "root")
