@@ -12,7 +12,7 @@ import shutil
 import time
 from pathlib import Path
 
-from dassl.utils import UserError, errors_in_one_line, expand_user, get_logger, locked, one_line, read_json
+from dassl.utils import RunLock, UserError, errors_in_one_line, expand_user, get_logger, one_line, read_json
 
 ROW = "{:32}  {:>9}  {:>6}  {:>9}  {:16}  {}"
 
@@ -44,16 +44,6 @@ def describe(path: Path) -> str:
     return ROW.format(path.name, images, len(rounds), f"{size:,.1f} MB", when, one_line(of))
 
 
-def remove(path: Path) -> None:
-    """Remove a bank. UserError if a run builds it now."""
-
-    def busy():
-        raise UserError(f"{path} is being built by a run")
-
-    with locked(path / ".lock", busy):
-        shutil.rmtree(path)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run one command line."""
     parser = argparse.ArgumentParser(
@@ -72,7 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     for key in chosen or banks:
         log.info(("removed  " if chosen else "") + describe(banks[key]))
         if chosen:
-            remove(banks[key])
+            with RunLock(banks[key]):
+                shutil.rmtree(banks[key])
 
 
 if __name__ == "__main__":

@@ -220,10 +220,10 @@ class FeatureBank:
         shared: every process of this run encodes its part of each round's batches, and the main one writes.
         """
         batches = torch.arange(len(self.pixels)).split(self.batch_size)
-        own = batches[shard(len(batches))] if shared else batches
-        images = iter(progress(self.loader(numbers, own), f"features of {len(self.pixels)} images x {len(numbers)}"))
+        share = batches[shard(len(batches))] if shared else batches
+        images = iter(progress(self.loader(numbers, share), f"features of {len(self.pixels)} images x {len(numbers)}"))
         for number in numbers:
-            done = [self._encode(batch) for batch in itertools.islice(images, len(own))]
+            done = [self._encode(batch) for batch in itertools.islice(images, len(share))]
             parts = gather_to_main(done) if shared else [done]
             if parts:
                 rows = {name: torch.cat([some[name] for part in parts for some in part]) for name in done[0]}
@@ -314,9 +314,9 @@ def _describe_file(path, strict):
         raise MissingFile(f'feature bank: image "{path}" cannot be read ({error.strerror})') from error
     if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for
         raise UserError(f'feature bank: image "{path}" is no plain file')
-    found = [sha256_file(path)] if strict else [facts.st_size, facts.st_mtime_ns]
+    content = [sha256_file(path)] if strict else [facts.st_size, facts.st_mtime_ns]
     deep = _is_deep(path, facts.st_size, facts.st_mtime_ns)
-    return [*found, "scaled"] if deep else found  # earlier versions clipped such an image
+    return [*content, "scaled"] if deep else content  # earlier versions clipped such an image
 
 
 @functools.lru_cache(1 << 16)  # one process makes many runs of the same images

@@ -115,10 +115,10 @@ def published_pixels(package, name):
     """How the published weights of an architecture saw pictures, for a file of it, which does not say."""
     tags = package.list_pretrained_tags_by_model(name)
     known = [package.pretrained.get_pretrained_cfg(name, tag) for tag in tags]
-    found = [{key: cfg[key] for key in PIXELS if key in cfg} for cfg in known]
-    if any(pixels != found[0] for pixels in found):
+    published = [{key: cfg[key] for key in PIXELS if key in cfg} for cfg in known]
+    if any(pixels != published[0] for pixels in published):
         get_logger().warning(f"{name}: its published weights differ in preprocessing; that of {tags[0]} is assumed")
-    return found[0] if found else {}
+    return published[0] if published else {}
 
 
 def _tokeniser(package, source, text):
@@ -144,8 +144,8 @@ def tokeniser_folder(source, text):
         return None
     if source.folder is not None and any((source.folder / name).is_file() for name in TOKENISERS):
         return source.folder
-    found = [cached(repo, name) for name in TOKENISERS] if cached(repo, "tokenizer_config.json") else []
-    return next((Path(file).parent for file in found if file), None)
+    files = [cached(repo, name) for name in TOKENISERS] if cached(repo, "tokenizer_config.json") else []
+    return next((Path(file).parent for file in files if file), None)
 
 
 def _weights_file(package, source):
@@ -243,10 +243,10 @@ def cached(repo, name):
     if os.path.isdir(repo):
         return os.path.join(repo, name) if os.path.isfile(os.path.join(repo, name)) else ""
     try:
-        found = try_to_load_from_cache(repo, name)
+        file = try_to_load_from_cache(repo, name)
     except ValueError:  # no name of a repository
         return ""
-    return found if isinstance(found, str) else ""
+    return file if isinstance(file, str) else ""
 
 
 def missing_files(package, source, text):

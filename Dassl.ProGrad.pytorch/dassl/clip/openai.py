@@ -120,10 +120,10 @@ def find_weights(name: str, path: str = "", *, cache: str = CACHE) -> tuple[Path
 
     A file given by the user is taken as it is; one found under a known name must have that name's hash.
     """
-    given = Path(path or name).expanduser()
-    if given.is_file():
-        return given, sha256_file(given)
-    if path and not given.is_dir():
+    named = Path(path or name).expanduser()
+    if named.is_file():
+        return named, sha256_file(named)
+    if path and not named.is_dir():
         raise MissingFile(f'MODEL.BACKBONE.PATH "{path}" is not there; expected a weights file or its folder')
     table = weights_table()
     if name not in table:
@@ -133,7 +133,7 @@ def find_weights(name: str, path: str = "", *, cache: str = CACHE) -> tuple[Path
         )
     address = table[name]
     file_name, expected = os.path.basename(address), address.split("/")[-2]
-    files = [place / file_name for place in (*([given] if path else []), Path(cache).expanduser())]
+    files = [place / file_name for place in (*([named] if path else []), Path(cache).expanduser())]
     get_logger().info(f"CLIP {name}: looking for {', '.join(map(str, files))}, then {address}")
     file = next((file for file in files if file.is_file()), None)
     if file is None:
@@ -191,5 +191,5 @@ def _warn_if_other_model(name, state, file):
     named = re.fullmatch(r"(?:ViT-\w+/(\d+)(?:@\d+px)?|RN\d+\w*)", name)
     patch = str(state["visual.conv1.weight"].shape[-1]) if "visual.proj" in state else None
     if named and named[1] != patch:
-        found = f"a ViT with patches of {patch} pixels" if patch else "a ResNet"
-        get_logger().warning(f'MODEL.BACKBONE.NAME is {name}, but "{file}" holds {found}')
+        kind = f"a ViT with patches of {patch} pixels" if patch else "a ResNet"
+        get_logger().warning(f'MODEL.BACKBONE.NAME is {name}, but "{file}" holds {kind}')

@@ -265,8 +265,8 @@ def average_gradients(optimizers: Iterable[torch.optim.Optimizer]) -> None:
         return
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     params = list(dict.fromkeys(p for group in groups for p in group["params"] if p.requires_grad))
-    found = all_reduce(torch.tensor([p.grad is not None for p in params], dtype=torch.uint8), "max")
-    used = [p for p, there in zip(params, found.tolist(), strict=True) if there]
+    somewhere = all_reduce(torch.tensor([p.grad is not None for p in params], dtype=torch.uint8), "max")
+    used = [p for p, there in zip(params, somewhere.tolist(), strict=True) if there]
     for bucket in _buckets(used):
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
         # divided first: a sum of halves can overflow where their mean does not

@@ -83,8 +83,10 @@ def limit_reached(error: BaseException) -> str:
         text = "shared memory(shm)"  # of a semaphore: files have names
     if isinstance(error, ConnectionError) and "multiprocessing" in "".join(traceback.format_tb(error.__traceback__)):
         text = "DataLoader worker exited unexpectedly"  # while it handed over a batch
-    found = next(((match, line) for pattern, line in _LIMITS.items() if (match := re.search(pattern, text))), None)
-    return found[0].expand(found[1]) if found else ""
+    for pattern, line in _LIMITS.items():
+        if match := re.search(pattern, text):
+            return match.expand(line)
+    return ""
 
 
 class _Stream:

@@ -29,10 +29,10 @@ def mkdir_if_missing(dirname: str | os.PathLike) -> None:
 
 def check_isfile(fpath: str | os.PathLike) -> bool:
     """Whether `fpath` is a file; warns if it is not."""
-    found = os.path.isfile(fpath)
-    if not found:
+    is_file = os.path.isfile(fpath)
+    if not is_file:
         warnings.warn(f'No file found at "{fpath}"', stacklevel=2)
-    return found
+    return is_file
 
 
 def listdir_nohidden(path: str | os.PathLike, sort: bool = False) -> list[str]:
@@ -84,8 +84,8 @@ def collect_env_info() -> str:
 
 def _pip_list(command):
     """What `pip list --format=freeze` prints, as collect_env's runner of commands answers: (status, output, errors)."""
-    named = ((found.metadata["Name"], found) for found in metadata.distributions())
-    lines = {f"{name}=={found.version}" for name, found in named if name}
+    named = ((package.metadata["Name"], package) for package in metadata.distributions())
+    lines = {f"{name}=={package.version}" for name, package in named if name}
     return 0, "\n".join(sorted(lines, key=str.lower)), ""
 
 

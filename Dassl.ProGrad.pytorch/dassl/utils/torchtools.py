@@ -171,18 +171,18 @@ def load_weights(fpath: str | os.PathLike, scripts: bool = False) -> Weights:
         MissingFile: no such file.
         UserError: damaged, foreign or hostile, or without a tensor; names the file.
     """
-    found = checkpoint = load_checkpoint(fpath, scripts)
+    content = checkpoint = load_checkpoint(fpath, scripts)
     for _ in range(_DEEPEST):
-        inner = next((found[name] for name in _NESTED if isinstance(found.get(name), dict)), None)
+        inner = next((content[name] for name in _NESTED if isinstance(content.get(name), dict)), None)
         if inner is None:
             break
-        found = inner
-    tensors = {key: value for key, value in found.items() if isinstance(value, torch.Tensor)}
+        content = inner
+    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
     epoch, result = _number(checkpoint.get("epoch")), _number(checkpoint.get("val_result"))
-    if found is checkpoint:
+    if content is checkpoint:
         tensors.pop("epoch", None)
     if not tensors:
-        raise UserError(f'"{fpath}" holds no weights, but {brief(list(found)[:8])}')
+        raise UserError(f'"{fpath}" holds no weights, but {brief(list(content)[:8])}')
     if not all(isinstance(key, str) for key in tensors):
         raise UserError(f'"{fpath}" has keys that are no names')
     try:
@@ -223,19 +223,19 @@ def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=
 
 def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
     """Copy into `model` every tensor of the file whose name and shape fit; warns if none does."""
-    given = upgrade_keys(load_weights(weight_path).state_dict, model)
-    own = model.state_dict()
+    weights = upgrade_keys(load_weights(weight_path).state_dict, model)
+    wanted = model.state_dict()
     fits = {
         key: value
-        for key, value in given.items()
-        if key in own and isinstance(value, torch.Tensor) and value.shape == own[key].shape
+        for key, value in weights.items()
+        if key in wanted and isinstance(value, torch.Tensor) and value.shape == wanted[key].shape
     }
     model.load_state_dict(fits, strict=False)
     if not fits:
         warnings.warn(f'Cannot load "{weight_path}": no name and shape in it fits the model', stacklevel=2)
         return
     get_logger().info(f"Successfully loaded pretrained weights from {weight_path}")
-    discarded = [key for key in given if key not in fits]
+    discarded = [key for key in weights if key not in fits]
     if discarded:
         get_logger().info(f"Layers discarded due to unmatched keys or size: {discarded}")
 

@@ -208,7 +208,7 @@ def test_banks_are_listed_and_removed_by_key(cfg, backbone, tmp_path, capsys):
         assert gone.name in said and said.count("\n") == 3 and "\x1b" not in said
     with pytest.raises(UserError, match=f"no bank nothing; there: .*{kept.name}"):
         list_banks([place, "--remove", gone.name, "nothing"])
-    with _turn(gone), pytest.raises(UserError, match="being built"):
+    with _turn(gone), pytest.raises(UserError, match=rf"{gone}.* is in use by a running process .pid {os.getpid()}"):
         list_banks([place, "--remove", gone.name])
     assert gone.exists()
     list_banks([place, "--remove", gone.name])

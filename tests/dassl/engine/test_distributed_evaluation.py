@@ -206,6 +206,6 @@ def test_loaders_with_an_order_of_their_own_are_not_divided():
 
 def test_nothing_wraps_itself_in_data_parallel():
     names = {"DataParallel", "DistributedDataParallel", "SyncBatchNorm"}
-    for path, module in sources():
+    for module, path in sources().items():
         called = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         assert not {getattr(call, key, None) for call in called for key in ("attr", "id")} & names, module
