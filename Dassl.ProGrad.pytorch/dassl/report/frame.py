@@ -79,10 +79,9 @@ def with_accuracy(records, **wanted):
     return [r for r in select(records, **wanted) if "accuracy" in r["metrics"]]
 
 
-def without_repeats(own, lent, key):
-    """Own records, and of the lent evaluation runs the newest for each `key(record)` that no own evaluation has."""
-    taken = {key(r) for r in select(own, kind="eval")}
-    kept = list(own)
+def without_repeats(records, lent, key):
+    """Records, and of the lent evaluation runs the newest for each `key(record)` that none of their evaluations has."""
+    taken, kept = {key(r) for r in select(records, kind="eval")}, list(records)
     for record in sorted(select(lent, kind="eval"), key=lambda r: r["written"], reverse=True):
         if key(record) not in taken:
             taken.add(key(record))

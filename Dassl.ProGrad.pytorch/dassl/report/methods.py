@@ -56,9 +56,9 @@ class Methods:
         """Sort key of a Row: the table's order, a changed preset behind its own, merges behind all of these."""
         pairs = list(self.labels)
         preset, _ = split_changes(row.preset)
-        own = [k for k, pair in enumerate(pairs) if pair in ((row.trainer, preset), (row.trainer, None))]
+        places = [k for k, pair in enumerate(pairs) if pair in ((row.trainer, preset), (row.trainer, None))]
         kin = [k for k, (trainer, _) in enumerate(pairs) if trainer == row.trainer]
-        place = own[0] if own else kin[-1] if kin else len(pairs)
+        place = places[0] if places else kin[-1] if kin else len(pairs)
         rest = row.preset, row.backbone, row.shots or 0, row.unfinished, str(row.setting)
         return place, bool(row.merge), row.label, *rest
 
@@ -73,8 +73,8 @@ NONE = Methods()  # every method by the names in its record
 
 def split_changes(preset):
     """A record's preset -> (the preset itself or "", what was changed: list of str)."""
-    own, mark, changes = preset.partition(CHANGED)
-    return own.removesuffix(", "), changes.split(", ") if mark else []
+    plain, mark, changes = preset.partition(CHANGED)
+    return plain.removesuffix(", "), changes.split(", ") if mark else []
 
 
 def is_control(preset):
@@ -91,18 +91,18 @@ def split_by_template(records, methods):
     runs = [r for r in records if methods.trainer(r) == methods.zero_shot and r.get("template_family")]
     others = [r for r in runs if USUAL not in r["template_family"]]
     left = set(map(id, others))
-    found = [r for r in records if id(r) not in left]
+    split = [r for r in records if id(r) not in left]
 
     def cell(record):
         return *(record[name] for name in ("dataset", "protocol", "subset", "seed", "kind")), backbone_of(record)
 
     for family in dict.fromkeys(r["template_family"][0] for r in others):
-        own = [r for r in runs if r["template_family"][0] == family]
-        taken = set(map(cell, own))
-        own += [r for r in runs if family in r["template_family"] and cell(r) not in taken]
-        words = {str(r.get("templates")) for r in own}
-        found += [{**r, "preset": words.copy().pop() if len(words) == 1 else EACH_TEMPLATE} for r in own]
-    return found
+        asked = [r for r in runs if r["template_family"][0] == family]
+        taken = set(map(cell, asked))
+        asked += [r for r in runs if family in r["template_family"] and cell(r) not in taken]
+        words = {str(r.get("templates")) for r in asked}
+        split += [{**r, "preset": words.copy().pop() if len(words) == 1 else EACH_TEMPLATE} for r in asked]
+    return split
 
 
 class Row(NamedTuple):
@@ -126,9 +126,9 @@ def row_of(record, methods, shots=True):
     preset = str(record["merge"].get("of") or record["merge"].get("preset") or "") if merge else record["preset"]
     chosen = named_weights(record)
     label = methods.label(trainer, preset, chosen) + (f" + {merge}" if merge else "")
-    own = record.get("shots") if shots and not sees_no_data(record) else None
+    seen = record.get("shots") if shots and not sees_no_data(record) else None
     left = record.get("unfinished") or ""
-    return Row(label, trainer, preset, backbone_of(record), own, merge, unfinished=left, chosen=chosen)
+    return Row(label, trainer, preset, backbone_of(record), seen, merge, unfinished=left, chosen=chosen)
 
 
 def plain_row(record, methods):
@@ -213,7 +213,7 @@ def names_on(dataset, grid):
     names = row_names(grid.rows)
     for row in (row for row in grid.rows if row.preset == EACH_TEMPLATE):
         columns = grid.stamps.get(row, {}).get("templates", {})
-        words = {word for column, found in columns.items() if column[0] == dataset for word in found}
+        words = {word for column, texts in columns.items() if column[0] == dataset for word in texts}
         if len(words) == 1:
             names[row] = names[row].replace(EACH_TEMPLATE, words.pop().strip("'"))
     return names

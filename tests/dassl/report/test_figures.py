@@ -276,7 +276,7 @@ def test_the_zero_shot_end_is_named_by_its_template(tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        "from dassl.report.figures.drawing import new_figure, save; save(new_figure(1, 1), sys.argv[1] + '/a.png', '')",
+        "from dassl.report.figures.drawing import new_figure, save; save(new_figure(1, 1), sys.argv[1], 'a', [], [])",
         "from datasets.toy.draw import glyph_mask; assert glyph_mask('a', 'DejaVuSans', 16, 16, 12).any()",
     ],
 )

@@ -3,8 +3,6 @@
 See `drawing` for how they look.
 """
 
-from pathlib import Path
-
 from dassl.report.figures import drawing
 from dassl.report.figures.epochs import epoch_curves, epoch_figures
 from dassl.report.figures.mtil import heatmaps, order_figures, scatter_figures
@@ -16,7 +14,7 @@ from dassl.report.protocols.fewshot import fewshot
 from dassl.report.protocols.paths import PATH_FILE
 from dassl.report.protocols.sweeps import sweeps
 from dassl.report.records import NoRuns
-from dassl.report.table import csv_numbers, to_csv
+from dassl.report.table import csv_numbers
 from dassl.utils import check_availability
 from dassl.utils.progress import progress
 
@@ -33,13 +31,13 @@ def all_figures(folders, records, out, methods=NONE, names=None):
         if names and name not in names:
             continue
         try:
-            found, reason = _DRAW[name](folders, records, out, methods), ""
+            files, reason = _DRAW[name](folders, records, out, methods), ""
         except NoRuns as error:
-            found, reason = [], f" ({error})"  # no such runs, as the tables say
-        if names and not found:
+            files, reason = [], f" ({error})"  # no such runs, as the tables say
+        if names and not files:
             where = ", ".join(map(str, folders))
             raise NoRuns(f"No figure {name!r}: it needs {needs}; none below {where}{reason}")
-        written += found
+        written += files
     return written
 
 
@@ -98,11 +96,11 @@ def fewshot_figure(grid, folder):
     axes.set_xlabel("shots a class")
     drawing.plain_axes(axes, "accuracy (%)")
     drawing.legend(figure)
-    return drawing.save(figure, Path(folder, "fewshot.png"), to_csv(["method", "shots", "mean", "std", "n"], lines))
+    return drawing.save(figure, folder, "fewshot", ["method", "shots", "mean", "std", "n"], lines)
 
 
 def sweep_figures(found, folder, methods):
-    """Base, new, H of averages and others over each single numeric key that was swept -> [PNG, CSV, ...]."""
+    """A figure for each single numeric key that was swept -> [PNG, CSV, ...]."""
     written = []
     for sweep in (sweep for sweep in found if len(sweep.keys) == 1):
         values = [value for row in sweep.rows for value in sweep.values(row)]
@@ -113,6 +111,7 @@ def sweep_figures(found, folder, methods):
 
 
 def _sweep_figure(sweep, values, name, folder):
+    """Base, new, H of averages and others by the values of a key -> [PNG, CSV]."""
     caption = f"{drawing.mean_over(sweep.grid.datasets)}; bars: one standard deviation over seeds"
     figure = drawing.new_figure(6.8, 4.0, f"{sweep.name}: {name}", caption)
     axes = figure.subplots()
@@ -125,8 +124,8 @@ def _sweep_figure(sweep, values, name, folder):
     axes.set_xlabel(name)
     drawing.plain_axes(axes, "accuracy (%)")
     drawing.legend(figure)
-    file = Path(folder, f"{drawing.file_name(f'sweep_{sweep.name}_{name}')}.png")
-    return drawing.save(figure, file, to_csv(["quantity", name, "mean", "std", "n"], lines))
+    columns = ["quantity", name, "mean", "std", "n"]
+    return drawing.save(figure, folder, f"sweep_{sweep.name}_{name}", columns, lines)
 
 
 def _line(axes, points, label, look):
@@ -156,5 +155,5 @@ def others_figure(grid, folder):
     axes.set_xlabel("base: accuracy (%)")
     drawing.plain_axes(axes, "others: accuracy (%)")
     drawing.legend(figure)
-    numbers = to_csv(["method", "base", "base_std", OTHERS, f"{OTHERS}_std", "n"], lines)
-    return drawing.save(figure, Path(folder, "base_others.png"), numbers)
+    columns = ["method", "base", "base_std", OTHERS, f"{OTHERS}_std", "n"]
+    return drawing.save(figure, folder, "base_others", columns, lines)

@@ -9,6 +9,7 @@ import re
 import textwrap
 from pathlib import Path
 
+from dassl.report.table import to_csv
 from dassl.utils import atomic_write, digest, import_matplotlib
 
 DPI = 150
@@ -60,7 +61,7 @@ def plain_axes(axes, ylabel, title=""):
 def legend(figure):
     """The names of all lines, each once, beside the panels: none covers a line."""
     handles = [axes.get_legend_handles_labels() for axes in figure.axes]
-    by_label = {label: handle for own in handles for handle, label in zip(*own, strict=True)}
+    by_label = {label: handle for pair in handles for handle, label in zip(*pair, strict=True)}
     figure.legend(by_label.values(), by_label, loc="outside right upper", fontsize=8, frameon=False, handlelength=4)
 
 
@@ -77,19 +78,22 @@ def mean_over(datasets):
     return f"mean over {len(datasets)} data sets" if len(datasets) > 1 else datasets[0]
 
 
-def save(figure, file, numbers):
-    """Write the PNG and `numbers` (CSV text) beside it -> [both Paths]. Names with dollar signs are no formulas."""
+def save(figure, folder, title, columns, lines):
+    """Write a PNG, called by its title, into `folder` and its numbers beside it as CSV -> [both Paths].
+
+    Names with dollar signs are no formulas.
+    """
     from matplotlib.text import Text
 
-    file = Path(file)
+    name = file_name(title)
+    image, table = Path(folder, f"{name}.png"), Path(folder, f"{name}.csv")
     for text in figure.findobj(Text):
         text.set_parse_math(False)
-    with atomic_write(file) as stream:
+    with atomic_write(image) as stream:
         figure.savefig(stream, format="png", dpi=DPI)
-    table = file.with_suffix(".csv")
     with atomic_write(table, "w", encoding="utf-8", newline="") as stream:
-        stream.write(numbers)
-    return [file, table]
+        stream.write(to_csv(columns, lines))
+    return [image, table]
 
 
 def curve_lines(head, xs, summary):

@@ -6,7 +6,6 @@ Means over an epoch's batches, as the run printed them; null stands for what was
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -14,7 +13,6 @@ from dassl.report.figures import drawing
 from dassl.report.methods import NONE, plain_row, row_names, row_of, shared_settings, sort_rows, split_changes
 from dassl.report.records import NoRuns, group_by, is_number, leave_out, most_alike, newest_each, select
 from dassl.report.stats import summarise, summarise_average
-from dassl.report.table import to_csv
 from dassl.utils import get_logger
 
 # Names in `history` -> (title, axis) of their panel, in drawn order.
@@ -87,7 +85,7 @@ def _one_family(protocol, family, records, methods):
 
 def _by_row(records, methods):
     """{Row: records}; runs of one method that differ in settings (a sweep) are rows named by what differs."""
-    found = {}
+    rows = {}
     for plain, group in group_by(records, lambda r: plain_row(r, methods)).items():
         settings = [r.get("lmc") if isinstance(r.get("lmc"), dict) else {} for r in group]
         keys = dict.fromkeys(k for s in settings for k in s)
@@ -98,8 +96,8 @@ def _by_row(records, methods):
             if all(key.rpartition(".")[2] in varied for key in changed):
                 row = row._replace(label=plain.label)  # the values themselves follow
             words = [f"{methods.settings.get(key, key.lower())} {setting.get(key)}" for key in varied]
-            found.setdefault(row._replace(label=", ".join([row.label, *words])), []).append(record)
-    return found
+            rows.setdefault(row._replace(label=", ".join([row.label, *words])), []).append(record)
+    return rows
 
 
 def epoch_figures(found, folder):
@@ -138,5 +136,5 @@ def _epoch_figure(one, folder):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
     drawing.legend(figure)
-    file = Path(folder, f"{drawing.file_name(f'epochs_{one.protocol}_{one.family}')}.png")
-    return drawing.save(figure, file, to_csv(["method", "dataset", "quantity", "epoch", "mean", "std", "n"], lines))
+    columns = ["method", "dataset", "quantity", "epoch", "mean", "std", "n"]
+    return drawing.save(figure, folder, f"epochs_{one.protocol}_{one.family}", columns, lines)

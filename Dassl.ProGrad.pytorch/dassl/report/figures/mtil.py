@@ -7,11 +7,9 @@ import numpy as np
 
 from dassl.report.figures import drawing
 from dassl.report.figures.tsne import KINDS, load_scatters
-from dassl.report.methods import row_names
 from dassl.report.protocols.mtil import METRICS, PROTOCOLS, Column, orders, shown_streams, streams
 from dassl.report.records import NoRuns
-from dassl.report.stats import summarise
-from dassl.report.table import csv_numbers, to_csv
+from dassl.report.table import csv_numbers
 
 
 def heatmaps(_, records, out, methods):
@@ -23,8 +21,8 @@ def heatmaps(_, records, out, methods):
 
 def order_figures(_, records, out, methods):
     """The spread over orders, a figure for each set of tasks, into `out` -> Paths. records: of `load_results`."""
-    spreads = ((protocol, one) for protocol, found in _protocols(records, methods) for one in orders(found))
-    return [file for protocol, one in spreads for file in orders_figure(one, out, protocol)]
+    spreads = ((protocol, *spread) for protocol, found in _protocols(records, methods) for spread in orders(found))
+    return [file for spread in spreads for file in orders_figure(*spread, out)]
 
 
 def _protocols(records, methods):
@@ -40,7 +38,7 @@ def scatter_figures(folders, _, out, __):
     for file, content in load_scatters(*folders):
         near = [file.parent.relative_to(f) for f in map(Path, folders) if file.is_relative_to(f)]
         place = "_".join(min(near, key=lambda path: len(path.parts)).parts)
-        written += scatter_figure(content, Path(out, f"{drawing.file_name(f'tsne_{place}')}.png"))
+        written += scatter_figure(content, out, f"tsne_{place}")
     return written
 
 
@@ -65,8 +63,8 @@ def matrix_figure(stream, row, folder, protocol):
     axes.set_xlabel("tested on")
     axes.set_ylabel("after learning")
     lines = [[after, task, *csv_numbers(cells[after, task])] for after in tasks for task in tasks]
-    stem = drawing.file_name("_".join(filter(None, ["matrix", protocol, name, stream.labels, stream.order])))
-    return drawing.save(figure, Path(folder, f"{stem}.png"), to_csv(["after", "task", "mean", "std", "n"], lines))
+    called = "_".join(filter(None, ["matrix", protocol, name, stream.labels, stream.order]))
+    return drawing.save(figure, folder, called, ["after", "task", "mean", "std", "n"], lines)
 
 
 def heatmap(figure, axes, values):
@@ -88,32 +86,31 @@ def heatmap(figure, axes, values):
     axes.tick_params(length=0)
 
 
-def orders_figure(one, folder, protocol):
-    """Each order's Transfer, Average and Last, with their mean and deviation -> [PNG, CSV]. one: Orders."""
-    names, lines = row_names(one.rows), []
-    caption = "points: an order each; bar: mean ± deviation"
-    figure = drawing.new_figure(9.2, 1.7 + 0.55 * len(one.rows), one.title, caption)
+def orders_figure(protocol, title, grid, folder):
+    """Each order's Transfer, Average and Last, their mean and deviation -> [PNG, CSV]. title, grid: of `orders`."""
+    names, lines, count = grid.names, [], len(grid.rows)
+    figure = drawing.new_figure(9.2, 1.7 + 0.55 * count, title, "points: an order each; bar: mean ± deviation")
     panels = figure.subplots(1, len(METRICS), sharey=True)
-    places = range(len(one.rows), 0, -1)  # the first method on top
-    for axes, (metric, title) in zip(panels, METRICS.items(), strict=True):
-        for y, row in zip(places, one.rows, strict=True):
-            values, look = list(one.values[row, metric].values()), drawing.style(one.rows.index(row))
+    places = range(count, 0, -1)  # the first method on top
+    for axes, (metric, words) in zip(panels, METRICS.items(), strict=True):
+        for y, row in zip(places, grid.rows, strict=True):
+            values, look = list(grid.by_seed(row, metric).values()), drawing.style(grid.rows.index(row))
             lines += [[names[row], metric, k + 1, f"{value:.4f}"] for k, value in enumerate(values)]
-            if summary := summarise(one.values[row, metric]):
+            if summary := grid.cell(row, metric):
                 offsets = 0.22 * np.cos(2.4 * np.arange(len(values)))  # 2.4: no two neighbours alike
                 axes.plot(values, y + offsets, look["marker"], color=look["color"], ms=4.5, alpha=0.55, mew=0)
                 axes.errorbar(summary.mean, y, xerr=summary.std or 0, fmt="|", color="black", ms=16, mew=2, capsize=4)
-        drawing.plain_axes(axes, "", title)
+        drawing.plain_axes(axes, "", words)
         axes.grid(axis="x", color="0.92", lw=0.8)
         axes.set_xlabel("accuracy (%)")
         axes.margins(x=0.12)
-    panels[0].set_yticks(list(places), [drawing.wrapped(names[row], 26, 3) for row in one.rows])
-    panels[0].set_ylim(0.4, len(one.rows) + 0.6)
-    stem = drawing.file_name(f"orders_{protocol}_{one.title}")
-    return drawing.save(figure, Path(folder, f"{stem}.png"), to_csv(["method", "metric", "order", "value"], lines))
+    panels[0].set_yticks(list(places), [drawing.wrapped(names[row], 26, 3) for row in grid.rows])
+    panels[0].set_ylim(0.4, count + 0.6)
+    columns = ["method", "metric", "order", "value"]
+    return drawing.save(figure, folder, f"orders_{protocol}_{title}", columns, lines)
 
 
-def scatter_figure(content, file):
+def scatter_figure(content, folder, title):
     """Image features by expert and by its reconstruction in one plane -> [PNG, CSV]. content: of `load_scatters`."""
     tasks, points = content["tasks"], content["points"]
     caption = "t-SNE of image features; filled: " + KINDS["expert"] + "; open: " + KINDS["reconstructed"]
@@ -127,11 +124,11 @@ def scatter_figure(content, file):
             "reconstructed": {"facecolors": "none", "edgecolors": colour, "lw": 0.8, "s": 40},
         }
         for kind in KINDS:
-            own = np.array([(p["x"], p["y"]) for p in points if (p["task"], p["kind"]) == (task, kind)]).reshape(-1, 2)
-            axes.scatter(own[:, 0], own[:, 1], marker=marker, **looks[kind])
+            places = [(p["x"], p["y"]) for p in points if (p["task"], p["kind"]) == (task, kind)]
+            axes.scatter(*np.reshape(places, (-1, 2)).T, marker=marker, **looks[kind])
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=1.6)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.margins(0.05)
     lines = [[p["task"], p["kind"], p["label"], f"{p['x']:.6g}", f"{p['y']:.6g}"] for p in points]
-    return drawing.save(figure, file, to_csv(["task", "kind", "label", "x", "y"], lines))
+    return drawing.save(figure, folder, title, ["task", "kind", "label", "x", "y"], lines)

@@ -1,7 +1,6 @@
 """Figures of the path zero-shot -> ours -> fine-tuned of stage-2 runs, from their path.json."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -11,10 +10,10 @@ from dassl.report.protocols import paths
 from dassl.report.protocols.paths import OTHERS, QUANTITIES, SPACES, families, load_paths
 from dassl.report.records import read_all
 from dassl.report.stats import summarise, summarise_average
-from dassl.report.table import to_csv
 
 ARROW = " \N{RIGHTWARDS ARROW} "
 MINUS = "\N{MINUS SIGN}"
+COLUMNS = ["path", "dataset", "subset", "quantity", "t", "mean", "std", "n"]
 CHANGES = {"base": "base classes", "new": "new classes", "all": "all classes", OTHERS: "other data sets"}
 
 
@@ -30,8 +29,7 @@ def path_figures(folders, out, methods=NONE):
         figure = drawing.new_figure(9.2, 3.9, ARROW.join(curves.ends), _caption(curves))
         for axes, quantity in zip(figure.subplots(1, 2), QUANTITIES, strict=True):
             _path_panel(axes, curves, quantity)
-        file = Path(out, f"{drawing.file_name(f'path_{curves.name}_{curves.space}')}.png")
-        written += drawing.save(figure, file, _path_numbers(curves))
+        written += drawing.save(figure, out, f"path_{curves.name}_{curves.space}", COLUMNS, _numbers(curves))
     return written
 
 
@@ -46,8 +44,8 @@ def change_figures(folders, out, methods=NONE):
         if OTHERS not in curves.subsets or curves.space != SPACES[0] or curves.t[0]:
             continue
         runs = {
-            key: {d: {seed: curve - curve[0] for seed, curve in by_seed.items()} for d, by_seed in found.items()}
-            for key, found in curves.runs.items()
+            key: {d: {seed: curve - curve[0] for seed, curve in by_seed.items()} for d, by_seed in by_dataset.items()}
+            for key, by_dataset in curves.runs.items()
         }
         less = replace(curves, runs=runs, direct={})
         figure = drawing.new_figure(
@@ -58,8 +56,7 @@ def change_figures(folders, out, methods=NONE):
         drawing.plain_axes(axes, "", "accuracy less zero-shot CLIP's, in points")
         axes.axhline(0, color="0.5", lw=1, zorder=0)
         axes.set_xticks([0, 1, 2], ["zero-shot\nCLIP", f"ours:\n{drawing.wrapped(curves.name, 18, 2)}", "fine-tuned"])
-        file = Path(out, f"{drawing.file_name(f'change_{curves.name}')}.png")
-        written += drawing.save(figure, file, _path_numbers(less))
+        written += drawing.save(figure, out, f"change_{curves.name}", COLUMNS, _numbers(less))
     return written
 
 
@@ -69,8 +66,8 @@ def card_figures(folders, out, methods):
     return curves + plane_figures(load_planes(*folders), out, methods)
 
 
-def _path_numbers(curves):
-    """The figure's numbers -> CSV text: one line per path, data set (or "average"), subset, quantity and point."""
+def _numbers(curves):
+    """The figure's numbers -> lines of a CSV, one per path, data set (or "average"), subset, quantity and point."""
     lines = []
     for (subset, quantity), runs in curves.runs.items():
         summaries = {"average": summarise_average(runs)} | {d: summarise(runs[d]) for d in curves.datasets}
@@ -79,7 +76,7 @@ def _path_numbers(curves):
         if curves.direct:
             direct = summarise_average(curves.direct[subset, quantity])
             lines += drawing.curve_lines(["direct", "average", subset, quantity], curves.direct_t, direct)
-    return to_csv(["path", "dataset", "subset", "quantity", "t", "mean", "std", "n"], lines)
+    return lines
 
 
 def _path_panel(axes, curves, quantity, names=None):
@@ -225,5 +222,4 @@ def plane_figure(plane, title, folder):
         for j, y in enumerate(grid["y"]):
             for i, x in enumerate(grid["x"]):
                 lines.append([subset, f"{x:.6g}", f"{y:.6g}", *(f"{grid[q][j, i]:.6f}" for q in QUANTITIES)])
-    file = Path(folder, drawing.file_name(f"plane_{title}_{plane['space']}") + ".png")
-    return drawing.save(figure, file, to_csv(["subset", "x", "y", *QUANTITIES], lines))
+    return drawing.save(figure, folder, f"plane_{title}_{plane['space']}", ["subset", "x", "y", *QUANTITIES], lines)

@@ -13,6 +13,7 @@ are no part of these tables.
 Letters: T tasks.
 """
 
+import itertools
 import re
 from dataclasses import dataclass
 from statistics import fmean
@@ -20,9 +21,8 @@ from typing import NamedTuple
 
 from dassl.report import table
 from dassl.report.frame import Grid, fill, without_repeats
-from dassl.report.methods import NONE, row_names, row_of, shared_settings, sort_rows
+from dassl.report.methods import NONE, row_of, shared_settings, sort_rows
 from dassl.report.records import NoRuns, group_by, is_number, leave_out, newest_each, select
-from dassl.report.stats import summarise
 from dassl.report.table import BELOW, MISSING, Cell, Table
 
 MTIL, AGNOSTIC = "mtil", "mtil_agnostic"
@@ -200,28 +200,19 @@ def method_of(record, methods):
     return row._replace(label=f"{label} ({', '.join(words)})" if words else label)
 
 
-class Orders(NamedTuple):
-    """Streams of the same tasks in several orders. values: {(row, metric): {order: mean over seeds}}."""
-
-    title: str
-    rows: list
-    values: dict
-
-
 def orders(found):
-    """Streams -> list of Orders, one for each label space and set of tasks with two unnamed orders or more."""
-    result = []
+    """Streams -> list of (title, Grid of METRICS by order, each the mean over seeds), one for each label space and set
+    of tasks with two unnamed orders or more."""
+    spreads = []
     for (labels, tasks), group in _by_tasks(one for one in found if not one.named).items():
-        rows = {row for one in group for row in one.rows}
-        values = {(row, metric): {} for row in rows for metric in METRICS}
-        for (row, metric), by_order in values.items():
-            means = {one.tasks: one.cell(row, Column(metric)).mean for one in group}
-            by_order.update({tasks: float(mean) for tasks, mean in means.items() if mean is not None})
-        rows = [row for row in rows if max(len(values[row, metric]) for metric in METRICS) >= MANY]
-        if rows:
+        scores, methods = {}, group[0].methods
+        for one, metric in itertools.product(group, METRICS):
+            for row in (row for row in one.rows if one.by_seed(row, Column(metric))):
+                scores.setdefault((row, metric), {})[one.tasks] = float(one.cell(row, Column(metric)).mean)
+        if rows := sort_rows((row for (row, _), by_order in scores.items() if len(by_order) >= MANY), methods):
             title = ", ".join(filter(None, [f"{len(group)} orders of {len(tasks)} tasks", LABEL_SPACES.get(labels)]))
-            result.append(Orders(title, sort_rows(rows, group[0].methods), values))
-    return result
+            spreads.append((title, Grid(rows, [*METRICS], scores, {}, methods)))
+    return spreads
 
 
 def _by_tasks(found):
@@ -283,24 +274,23 @@ def _matrix_table(stream, row):
     return Table(title, ["after", *stream.tasks], lines, stream.seeds_note([row]))
 
 
-def _orders_table(one):
+def _orders_table(title, grid):
     """-> Table with a line for each method and metric."""
     lines = []
-    for row, name in row_names(one.rows).items():
-        for metric, title in METRICS.items():
-            values = one.values[row, metric].values()
-            if summary := summarise(one.values[row, metric]):
-                numbers = [summary.mean, summary.std, min(values), max(values)]
-                shown = [MISSING if x is None else f"{x:.2f}" for x in numbers]
-                lines.append([f"{name}: {title}", *shown, str(summary.n)])
-    return Table(one.title, ["method", "mean", "deviation", "min", "max", "orders"], lines)
+    for (row, name), (metric, words) in itertools.product(grid.names.items(), METRICS.items()):
+        if summary := grid.cell(row, metric):
+            values = grid.by_seed(row, metric).values()
+            numbers = [summary.mean, summary.std, min(values), max(values)]
+            shown = [MISSING if x is None else f"{x:.2f}" for x in numbers]
+            lines.append([f"{name}: {words}", *shown, str(summary.n)])
+    return Table(title, ["method", "mean", "deviation", "min", "max", "orders"], lines)
 
 
 def mtil_report(records, protocol, methods=NONE):
     """Records -> Report: the three numbers of each stream, many orders, tasks, matrices."""
     found = streams(records, protocol, methods)
     shown, spreads, lines = shown_streams(found), orders(found), []
-    tables = [_summary_table(one) for one in shown] + [_orders_table(one) for one in spreads]
+    tables = [_summary_table(one) for one in shown] + [_orders_table(*spread) for spread in spreads]
     tables += [_summary_table(one) for one in found if one.ablation]
     tables += [_task_table(one, metric) for one in shown for metric in METRICS]
     tables += [_matrix_table(one, row) for one in shown for row in one.changing]

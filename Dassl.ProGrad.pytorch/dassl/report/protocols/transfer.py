@@ -11,15 +11,7 @@ from typing import NamedTuple
 from dassl.report import table
 from dassl.report.disclosures import STAMP_COLUMNS, stamp_cells, stamp_notes
 from dassl.report.frame import Grid, build, with_accuracy, without_repeats
-from dassl.report.methods import (
-    NONE,
-    chosen_alpha,
-    merge_values,
-    row_of,
-    sees_no_data,
-    shared_settings,
-    split_by_template,
-)
+from dassl.report.methods import NONE, merge_values, row_of, sees_no_data, shared_settings, split_by_template
 from dassl.report.records import group_by, is_number, require_evaluations, select
 
 SUBSET = "all"
@@ -87,8 +79,9 @@ def transfer(records, protocol, methods=NONE):
         alphas = {}
         for record in group:
             if is_number(alpha := merge_values(record).get("alpha")):
-                chosen = alpha, chosen_alpha(record) or "given"
-                alphas.setdefault(row_of(record, methods), set()).add(chosen)
+                chosen = record.get("alpha_chosen_on") or "none"
+                chosen = "given" if chosen == "none" else chosen
+                alphas.setdefault(row_of(record, methods), set()).add((alpha, chosen))
         grids.append(Transfer(**vars(grid), source=source, average=PROTOCOLS[protocol].average, alphas=alphas))
     return grids
 
