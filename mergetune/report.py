@@ -5,7 +5,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from dassl.engine import TRAINER_REGISTRY
+from dassl.engine.build import published_files
 from dassl.report.figures.all import FIGURES, all_figures
 from dassl.report.methods import Methods
 from dassl.report.page import write_page
@@ -72,13 +72,6 @@ def methods() -> Methods:
         datasets=DATASETS,
         published=published_files(),
     )
-
-
-def published_files() -> tuple[Path, ...]:
-    """The JSON files in `published/` of each package that has registered a trainer."""
-    packages = {sys.modules[cls.__module__.partition(".")[0]] for cls in map(TRAINER_REGISTRY.get, TRAINER_REGISTRY)}
-    homes = [Path(package.__file__).parent for package in packages if getattr(package, "__file__", None)]
-    return tuple(sorted((file for home in homes for file in home.glob("published/*.json")), key=lambda file: file.name))
 
 
 # What the command can print, in order: name -> function of records, without what is printed of folders.

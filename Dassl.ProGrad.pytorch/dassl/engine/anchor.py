@@ -13,6 +13,7 @@ from dassl.data.transforms import build_transform
 from dassl.report.protocols.against import Published, load_published
 from dassl.utils.logger import quiet
 
+from .build import published_files
 from .precision import Precision
 
 SECONDS = 40.0
@@ -76,7 +77,7 @@ def compare_anchor(cfg: CN, right: int, seen: int, count: int, findings) -> None
 def published_zero_shot(cfg: CN) -> Published | None:
     """Published zero-shot accuracy of the data set, classes and backbone; None if there is none."""
     key = ("ZeroshotCLIP", "", cfg.MODEL.BACKBONE.NAME, cfg.DATASET.NAME)
-    table, subset = load_published(), cfg.DATASET.SUBSAMPLE_CLASSES
+    table, subset = load_published(published_files()), cfg.DATASET.SUBSAMPLE_CLASSES
     if subset != "all":
         return next(iter(table.get(("base2new", *key, subset), [])), None)
     return next((one for name in ("cross", "dg", "mtil") for one in table.get((name, *key, ""), [])), None)

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from yacs.config import CfgNode as CN
 
@@ -99,3 +100,10 @@ def add_trainer_nodes(cfg: CN, classes: Iterable[type] | None = None) -> None:
         for node, base in config_nodes(cls):
             add_missing(cfg.TRAINER, CN({node: _defaults(base)}))
         declare(trainer_keys(cls))
+
+
+def published_files() -> tuple[Path, ...]:
+    """The JSON files in `published/` of each package that has registered a trainer."""
+    packages = {sys.modules[cls.__module__.partition(".")[0]] for cls in map(TRAINER_REGISTRY.get, TRAINER_REGISTRY)}
+    homes = [Path(package.__file__).parent for package in packages if getattr(package, "__file__", None)]
+    return tuple(sorted((file for home in homes for file in home.glob("published/*.json")), key=lambda file: file.name))
