@@ -48,16 +48,18 @@ def names_of(code: CodeType) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
-def starts_processes(function: FunctionType, seen: set) -> bool:
-    """Does the code of a test, a fixture, or a helper in tests/ that it calls, name what starts a process?"""
-    function = getattr(function, "__wrapped__", function)
-    if not isinstance(function, FunctionType) or function in seen:
+def starts_processes(helper, seen: set) -> bool:
+    """Does the code of a test, a fixture, or what it calls in tests/, name what starts a process?"""
+    helper = getattr(helper, "__wrapped__", helper)
+    if isinstance(helper, type):
+        return any(starts_processes(method, seen) for method in vars(helper).values())
+    if not isinstance(helper, FunctionType) or helper in seen:
         return False
-    seen.add(function)
-    names = names_of(function.__code__)
-    called = [function.__globals__.get(name) for name in names]
+    seen.add(helper)
+    names = names_of(helper.__code__)
+    called = [helper.__globals__.get(name) for name in names]
     helpers = [value for value in called if str(getattr(value, "__module__", "")).startswith("tests.")]
-    return not names.isdisjoint(PROCESSES) or any(starts_processes(helper, seen) for helper in helpers)
+    return not names.isdisjoint(PROCESSES) or any(starts_processes(value, seen) for value in helpers)
 
 
 def is_quick(item) -> bool:
