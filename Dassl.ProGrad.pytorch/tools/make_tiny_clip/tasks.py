@@ -19,8 +19,6 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 import train  # noqa: E402
-from dassl.data import build_data_loader, subsample_classes  # noqa: E402
-from dassl.data.transforms import build_transform  # noqa: E402
 from dassl.engine import build_trainer  # noqa: E402
 from datasets.toy.world import STRENGTHS, WORLD  # noqa: E402
 from scripts.commands import COMMANDS  # noqa: E402
@@ -32,6 +30,9 @@ GAIN, FLOOR, CEILING = 3.0, 1.5, 85.0
 
 def on_validation(trainer) -> float:
     """Accuracy in percent on all validation images of the trainer's classes."""
+    from dassl.data import build_data_loader, subsample_classes  # late: --help needs no PyTorch
+    from dassl.data.transforms import build_transform
+
     cfg, dataset = trainer.cfg, trainer.dm.dataset
     everything, val, _ = dataset.read()
     _, val = subsample_classes(everything, val, subset=cfg.DATASET.SUBSAMPLE_CLASSES)
