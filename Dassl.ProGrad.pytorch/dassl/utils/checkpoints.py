@@ -26,7 +26,7 @@ from .tools import sha256_file
 _MAX_GROWTH = 20
 _SMALL = 1 << 24  # bytes of tensors that any file may hold
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # how torch's older format begins
-_MOST_MODULES = 100_000  # of a TorchScript archive; CLIP's have hundreds
+_MOST_MODULES, _LONGEST_NAME = 100_000, 1000  # of a TorchScript archive; CLIP's have hundreds, and 70 characters
 
 
 class Inert:
@@ -273,8 +273,8 @@ def _script_tensors(module, path):
     tensors, modules, count = {}, [("", module)], 0
     while modules:
         (prefix, module), count = modules.pop(), count + 1
-        if count > _MOST_MODULES:
-            raise UserError(f'"{path}" is refused: it has more than {_MOST_MODULES} modules, or one within itself')
+        if count > _MOST_MODULES or len(prefix) > _LONGEST_NAME:
+            raise UserError(f'"{path}" is refused: it has more than {_MOST_MODULES} modules, or modules without end')
         attributes = {f"{prefix}{name}": value for name, value in vars(module).items()}
         tensors |= {name: value for name, value in attributes.items() if isinstance(value, torch.Tensor)}
         modules += [(f"{name}.", value) for name, value in attributes.items() if isinstance(value, Inert)]

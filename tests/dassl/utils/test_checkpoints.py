@@ -325,6 +325,17 @@ def test_an_archive_that_would_fill_the_memory(tmp_path):
         load_checkpoint(path)
 
 
+def test_a_module_within_itself_has_no_end(tmp_path):
+    program = b"\x80\x02c__torch__\nM\n)\x81q\x00}U\x01ah\x00sb."
+    with zipfile.ZipFile(tmp_path / "clip.pt", "w") as archive:
+        for name, data in (("data.pkl", program), ("constants.pkl", b"\x80\x02)."), ("byteorder", b"little")):
+            archive.writestr(f"archive/{name}", data)
+    with pytest.raises(
+        UserError, match="clip.pt.* is refused: it has more than 100000 modules, or modules without end"
+    ):
+        restricted_load(tmp_path / "clip.pt", scripts=True)
+
+
 def test_programs_and_tar_archives_are_refused(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing is deprecated, the files are not
