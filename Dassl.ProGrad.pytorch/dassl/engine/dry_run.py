@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import mean
@@ -236,7 +237,9 @@ class DryRun:
         epochs = range(trainer.start_epoch, trainer.max_epoch)
         trainer.epoch = epochs[0]
         count = max(STEPS, trainer.cfg.TRAIN.ACCUMULATE)
-        seconds, few = self.timed(TRAINING, count, trainer.before_epoch, trainer.run_epoch)
+        with warnings.catch_warnings():  # a warm-up's scheduler takes the first epoch once
+            warnings.filterwarnings("ignore", "No scheduler was stepped")
+            seconds, few = self.timed(TRAINING, count, trainer.before_epoch, trainer.run_epoch)
         end = self.evaluate(trainer.after_epoch, trainer.save_progress)
         for loader in few:
             loader.count = sys.maxsize  # for their lengths alone
