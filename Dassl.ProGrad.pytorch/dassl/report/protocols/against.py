@@ -17,7 +17,6 @@ from dassl.report.protocols.sweeps import epochs_asked
 from dassl.report.records import NoRuns
 from dassl.report.table import MISSING, Cell, Report, Table
 
-FORMAT = 1
 ONE, AVERAGE = 1.0, 0.5  # half width of the band in points
 AVERAGES = ("average", "Avg-C", "Avg-D", "Transfer", "Average", "Last")
 COLUMNS = ["method", "data set", "quantity", "ours", "n", "published", "difference", "band", "verdict", "source"]
