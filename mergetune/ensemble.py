@@ -14,18 +14,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from dassl.config import read_yaml
-from dassl.data.datasets import DATASET_REGISTRY
-from dassl.engine import build_trainer, load_config, trainer_class
-from dassl.engine.checkpoint import RESULTS, find_model
-from dassl.engine.launch import AlreadyFinished, load_trained
-from dassl.engine.recipe import build_lists, data_digest
-from dassl.engine.results import write_results
-from dassl.merging.methods import wise_ft
 from dassl.utils import (
+    ArgumentParser,
     RunLock,
     UserError,
     atomic_files,
@@ -37,15 +27,9 @@ from dassl.utils import (
 )
 from dassl.utils.progress import progress
 from dassl.utils.torchrun import run_command
-from mergetune.merge_job import SWEEP, already, compared
-from mergetune.stage2 import swapped_parameters, trainable
-
-log = get_logger()
 
 KINDS = {"weight": "wise_ft", "output": "output_ensemble"}  # to the method's name in results.json
 OUTPUTS = ("probabilities", "logits")
-CONFIGS = Path(__file__).parent.parent / "configs" / "datasets"
-
 EPILOG = """\
 Written below OUT (default RUN/ensemble_KIND): a folder with results.json for the run's own test images and for each
 --test data set, at the chosen alpha; and sweep.json, accuracy at every alpha.
@@ -55,6 +39,43 @@ examples:
   python -m mergetune.ensemble output/robust/seed1 --kind output --outputs logits
   python -m mergetune.ensemble output/robust/seed1 --alphas 0.5
 """
+
+
+def build_parser() -> ArgumentParser:
+    """The flags."""
+    about = "Blend a fine-tuned run with zero-shot CLIP; alpha is chosen on validation images."
+    parser = command_parser("mergetune.ensemble", about, EPILOG, ("--root", "--set", "--overwrite"))
+    add = parser.add_argument
+    add("run", type="path", metavar="RUN", help="run folder of LinearProbe, FineTune or their _LMC")
+    add("--alphas", default="0:1:0.1", help="FIRST:LAST:STEP, or numbers with commas; one is taken as it is")
+    add("--kind", default="weight", choices=list(KINDS), help="blend weights or outputs")
+    add("--outputs", default=OUTPUTS[0], choices=OUTPUTS, help="what an output ensemble blends")
+    words = "shifted data sets of the same classes to test on"
+    add("--test", dest="tests", nargs="+", default=[], metavar="DATASET", help=words)
+    add("--out", type="path", default="", metavar="DIR", help="where results go")
+    return parser
+
+
+if __name__ == "__main__":  # --help and a wrong line need no PyTorch
+    run_command(build_parser().parse_args)
+
+import torch
+from torch import Tensor
+
+from dassl.config import read_yaml
+from dassl.data.datasets import DATASET_REGISTRY
+from dassl.engine import build_trainer, load_config, trainer_class
+from dassl.engine.checkpoint import RESULTS, find_model
+from dassl.engine.launch import AlreadyFinished, load_trained
+from dassl.engine.recipe import build_lists, data_digest
+from dassl.engine.results import write_results
+from dassl.merging.methods import wise_ft
+from mergetune.merge_job import SWEEP, already, compared
+from mergetune.stage2 import swapped_parameters, trainable
+
+log = get_logger()
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "datasets"
 
 
 def read_alphas(text: str) -> list[float]:
@@ -232,17 +253,7 @@ def mixed(run: Path, cfgs: Mapping, asked: Mapping, folder: Path, command: str) 
 
 def read(argv: Sequence[str]) -> dict:
     """The arguments of `ensemble` of a command line."""
-    about = "Blend a fine-tuned run with zero-shot CLIP; alpha is chosen on validation images."
-    parser = command_parser("mergetune.ensemble", about, EPILOG, ("--root", "--set", "--overwrite"))
-    add = parser.add_argument
-    add("run", type="path", metavar="RUN", help="run folder of LinearProbe, FineTune or their _LMC")
-    add("--alphas", default="0:1:0.1", help="FIRST:LAST:STEP, or numbers with commas; one is taken as it is")
-    add("--kind", default="weight", choices=list(KINDS), help="blend weights or outputs")
-    add("--outputs", default=OUTPUTS[0], choices=OUTPUTS, help="what an output ensemble blends")
-    words = "shifted data sets of the same classes to test on"
-    add("--test", dest="tests", nargs="+", default=[], metavar="DATASET", help=words)
-    add("--out", type="path", default="", metavar="DIR", help="where results go")
-    args = vars(parser.parse_args(argv))
+    args = vars(build_parser().parse_args(argv))
     return args | {"alphas": read_alphas(args["alphas"])}
 
 

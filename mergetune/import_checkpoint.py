@@ -9,38 +9,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
-from yacs.config import CfgNode
-
-from dassl.config import with_values
-from dassl.engine import TRAINER_REGISTRY, build_config, build_trainer
-from dassl.engine.checkpoint import RESULTS
-from dassl.engine.launch import run
-from dassl.engine.results import write_classes
 from dassl.utils import (
+    ArgumentParser,
     RunLock,
     UserError,
     atomic_write,
     command_parser,
     get_logger,
-    is_plain_tensor,
-    load_weights,
-    save_checkpoint,
     sha256_file,
     write_json,
 )
 from dassl.utils.torchrun import run_command
-from mergetune import stage1
-from mergetune.checkpoint_formats import FORMATS, Format, Recognised, recognise, rows, shortened, to_text, weights
-from mergetune.stage1 import run_fact
-from mergetune.stage2 import method_pairs
-
-log = get_logger()
-
-KEPT = ("token_prefix", "token_suffix")  # no weights, but stage 2 holds its class names against them
-FACTS = "import.json"
-# what check_fit holds true of a file; another fact of the run, its teacher or its LMC values, a file does not tell
-CHECKED = ("classes", "backbone", "source", "source_subset")
 
 EPILOG = """\
 Recognised by their keys: CoOp, KgCoOp, MMA, PromptKD, PromptSRC, IVLP, MaPLe (as deep prompts of both towers)
@@ -58,7 +37,8 @@ examples:
 """
 
 
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+def build_parser() -> ArgumentParser:
+    """The flags."""
     about = "Make a stage-1 folder of a checkpoint that another code base wrote, and say what was in it."
     parser = command_parser("mergetune.import_checkpoint", about, EPILOG)
     add = parser.add_argument
@@ -71,7 +51,36 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
     add("--config-file", type="path", default="", help="our yaml of that method")
     add("--dataset-config-file", type="path", default="", help="yaml of the data set that it was trained on")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys that win over all else")
-    args = parser.parse_intermixed_args(argv)
+    return parser
+
+
+if __name__ == "__main__":  # --help and a wrong line need no PyTorch
+    run_command(build_parser().parse_intermixed_args)
+
+from torch import Tensor
+from yacs.config import CfgNode
+
+from dassl.config import with_values
+from dassl.engine import TRAINER_REGISTRY, build_config, build_trainer
+from dassl.engine.checkpoint import RESULTS
+from dassl.engine.launch import run
+from dassl.engine.results import write_classes
+from dassl.utils.torchtools import is_plain_tensor, load_weights, save_checkpoint
+from mergetune import stage1
+from mergetune.checkpoint_formats import FORMATS, Format, Recognised, recognise, rows, shortened, to_text, weights
+from mergetune.stage1 import run_fact
+from mergetune.stage2 import method_pairs
+
+log = get_logger()
+
+KEPT = ("token_prefix", "token_suffix")  # no weights, but stage 2 holds its class names against them
+FACTS = "import.json"
+# what check_fit holds true of a file; another fact of the run, its teacher or its LMC values, a file does not tell
+CHECKED = ("classes", "backbone", "source", "source_subset")
+
+
+def parse_args(argv: Sequence[str]) -> argparse.Namespace:
+    args = build_parser().parse_intermixed_args(argv)
     if args.opts and not args.config_file:
         raise UserError("KEY VALUE pairs change a config, and there is none: give --config-file")
     if bool(args.root) != bool(args.dataset_config_file) or (args.root and not args.config_file):

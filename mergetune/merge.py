@@ -7,19 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from yacs.config import CfgNode
-
-from dassl.engine import load_config, recipe
-from dassl.engine.checkpoint import CONFIG, MERGE, finished
-from dassl.engine.launch import run
-from dassl.engine.others import asked, lacks
 from dassl.merging.records import METHODS, SPACES, START, ZERO_SHOT, ZEROS
-from dassl.utils import RunLock, UserError, atomic_files, command_parser, get_logger, write_json
+from dassl.utils import ArgumentParser, RunLock, UserError, atomic_files, command_parser, get_logger, write_json
 from dassl.utils.files import begun
 from dassl.utils.torchrun import run_command
-from mergetune.merge_job import LEFT, MergeJob, compared, is_finished
-
-log = get_logger()
 
 SUBSETS = ("base", "new", "all")
 KINDS = {name: type(value) for method in METHODS.values() for name, value in method.values.items()} | {"weights": float}
@@ -43,6 +34,53 @@ examples:
   python -m mergetune.merge --method average {ZERO_SHOT} RUN1 RUN2 --out output/average
   python -m mergetune.merge --method dare --merge-space product --rank 8 LORA1 LORA2 --out output/lora
 """
+
+
+def _values(name: str, kind: type):
+    """How a flag of a method's value is read: "0.1,0.2" -> a list, one word -> a value (of `weights` a list)."""
+
+    def read(text: str) -> object:
+        values = [kind(word) for word in text.split(",")]
+        return values if len(values) > 1 or name == "weights" else values[0]
+
+    read.__name__ = f"{kind.__name__}, or several with commas"
+    return read
+
+
+def build_parser() -> ArgumentParser:
+    """The flags."""
+    about = "Merge trained weights without training, and evaluate what comes of it."
+    parser = command_parser("mergetune.merge", about, EPILOG, ("--root", "--set", "--overwrite"))
+    add = parser.add_argument
+    add("parents", type="path", nargs="+", metavar="PARENT", help="weights to merge, see below")
+    add("--method", required=True, choices=METHODS, help="how")
+    add("--out", type="path", required=True, metavar="FOLDER", help="the folder to write")
+    add("--base", type="path", default=ZERO_SHOT, metavar="PARENT", help="where task vectors start")
+    add("--keep", default="", metavar="NAME,...", help="no weights: these differ, and the first parent's are taken")
+    add("--merge-space", default="factors", choices=SPACES, help="of LoRA: its two factors, or their product")
+    add("--rank", type=int, help="of the factors made of a product; default the first parent's, 0 leaves the product")
+    add("--sweep", action="store_true", help="search the method's usual values where none are given")
+    add("--eval", nargs="+", default=[], choices=SUBSETS, help="evaluate on these classes into FOLDER/eval_SUBSET")
+    add("--others", metavar="NAMES", help="of --eval new: other data sets to score, as TEST.OTHERS")
+    for name, kind in KINDS.items():
+        users = [f"{key} ({method.values[name]})" for key, method in METHODS.items() if name in method.values]
+        words = {"metavar": "VALUE,...", "default": argparse.SUPPRESS, "help": f"of {', '.join(users)}"}
+        add(f"--{name}", type=_values(name, kind), **words)
+    return parser
+
+
+if __name__ == "__main__":  # --help and a wrong line need no PyTorch
+    run_command(build_parser().parse_args)
+
+from yacs.config import CfgNode
+
+from dassl.engine import load_config, recipe
+from dassl.engine.checkpoint import CONFIG, MERGE, finished
+from dassl.engine.launch import run
+from dassl.engine.others import asked, lacks
+from mergetune.merge_job import LEFT, MergeJob, compared, is_finished
+
+log = get_logger()
 
 
 def merge_run(
@@ -134,37 +172,9 @@ def evaluate(folder: str | Path, subset: str, *, command: str = "", others: str 
     return run(cfg, eval_only=True, model_dir=str(folder), command=command)
 
 
-def _values(name: str, kind: type):
-    """How a flag of a method's value is read: "0.1,0.2" -> a list, one word -> a value (of `weights` a list)."""
-
-    def read(text: str) -> object:
-        values = [kind(word) for word in text.split(",")]
-        return values if len(values) > 1 or name == "weights" else values[0]
-
-    read.__name__ = f"{kind.__name__}, or several with commas"
-    return read
-
-
 def read(argv: Sequence[str]) -> tuple[list[dict], dict]:
     """The arguments of each `evaluate`, and those of `merge_run`, of a command line."""
-    about = "Merge trained weights without training, and evaluate what comes of it."
-    parser = command_parser("mergetune.merge", about, EPILOG, ("--root", "--set", "--overwrite"))
-    add = parser.add_argument
-    add("parents", type="path", nargs="+", metavar="PARENT", help="weights to merge, see below")
-    add("--method", required=True, choices=METHODS, help="how")
-    add("--out", type="path", required=True, metavar="FOLDER", help="the folder to write")
-    add("--base", type="path", default=ZERO_SHOT, metavar="PARENT", help="where task vectors start")
-    add("--keep", default="", metavar="NAME,...", help="no weights: these differ, and the first parent's are taken")
-    add("--merge-space", default="factors", choices=SPACES, help="of LoRA: its two factors, or their product")
-    add("--rank", type=int, help="of the factors made of a product; default the first parent's, 0 leaves the product")
-    add("--sweep", action="store_true", help="search the method's usual values where none are given")
-    add("--eval", nargs="+", default=[], choices=SUBSETS, help="evaluate on these classes into FOLDER/eval_SUBSET")
-    add("--others", metavar="NAMES", help="of --eval new: other data sets to score, as TEST.OTHERS")
-    for name, kind in KINDS.items():
-        users = [f"{key} ({method.values[name]})" for key, method in METHODS.items() if name in method.values]
-        words = {"metavar": "VALUE,...", "default": argparse.SUPPRESS, "help": f"of {', '.join(users)}"}
-        add(f"--{name}", type=_values(name, kind), **words)
-    args = vars(parser.parse_args(argv))
+    args = vars(build_parser().parse_args(argv))
     subsets, sweep, others = (args.pop(name) for name in ("eval", "sweep", "others"))
     args["keep"] = [name for name in args["keep"].split(",") if name]
     if sweep:

@@ -17,6 +17,39 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dassl.report.protocols.paths import FORMAT, OTHERS, QUANTITIES, SOLUTIONS, SPACES, SUBSETS
+from dassl.report.protocols.paths import PATH_FILE as FILE
+from dassl.report.stats import barrier, harmonic_mean
+from dassl.report.table import Table
+from dassl.utils import ArgumentParser, UserError, command_parser, get_logger, quiet, read_json, write_json
+from dassl.utils.progress import progress
+from dassl.utils.torchrun import run_command
+
+EPILOG = """\
+Loss in nats, accuracy in percent, on the test images. Barrier: largest loss above the straight line between the losses
+at both ends, or accuracy below it. The space of weights runs the model at 63 points.
+"""
+
+
+def build_parser() -> ArgumentParser:
+    """The flags."""
+    about = "Print the path card of a finished stage-2 run and write it to RUN/path.json."
+    parser = command_parser("mergetune.path_card", about, EPILOG, ("--set",))
+    add = parser.add_argument
+    add("run", type="path", metavar="RUN", help="folder of a finished stage-2 training run")
+    add("--space", choices=[*SPACES, "both"], default=SPACES[0], help="what is interpolated")
+    add("--plane", action="store_true", help="the plane through the three solutions too")
+    add("--figure", action="store_true", help="draw the card into RUN/figures")
+    words = "other data sets, the mean over all their classes: names as in TEST.OTHERS; alone: auto"
+    add("--others", nargs="*", metavar="SET", help=words)
+    add("--others-in-weights", action="store_true", help="in the space of weights too: a text pass a point and set")
+    add("--images", type=int, metavar="N", help="N test pictures of each subset, not all")
+    return parser
+
+
+if __name__ == "__main__":  # --help and a wrong line need no PyTorch
+    run_command(build_parser().parse_args)
+
 import torch
 
 from dassl.config import with_values
@@ -24,13 +57,6 @@ from dassl.engine import build_trainer, load_config, trainer_class
 from dassl.engine.others import AUTO, build_other, other_sets
 from dassl.engine.recipe import unfinished, weights_digest
 from dassl.engine.state import stop_workers
-from dassl.report.protocols.paths import FORMAT, OTHERS, QUANTITIES, SOLUTIONS, SPACES, SUBSETS
-from dassl.report.protocols.paths import PATH_FILE as FILE
-from dassl.report.stats import barrier, harmonic_mean
-from dassl.report.table import Table
-from dassl.utils import UserError, command_parser, get_logger, quiet, read_json, write_json
-from dassl.utils.progress import progress
-from dassl.utils.torchrun import run_command
 from mergetune.plane import Batches, add_plane, score
 from mergetune.stage1 import check_begun_from
 from mergetune.stage2 import MergeTune
@@ -40,11 +66,6 @@ log = get_logger()
 LEG_POINTS = 21  # on each straight line, ends included
 CHUNK = {"features": 1024, "weights": 8192}  # features (B, D) from the bank, scored together
 HALVES, WHOLE = SUBSETS[:2], SUBSETS[2:3]
-
-EPILOG = """\
-Loss in nats, accuracy in percent, on the test images. Barrier: largest loss above the straight line between the losses
-at both ends, or accuracy below it. The space of weights runs the model at 63 points.
-"""
 
 
 def walk(trainer, space: str, solutions: dict, batches: Batches) -> dict:
@@ -244,18 +265,7 @@ def card_table(card: dict) -> Table:
 
 def main(argv: list[str] | None = None) -> None:
     """One command line."""
-    about = "Print the path card of a finished stage-2 run and write it to RUN/path.json."
-    parser = command_parser("mergetune.path_card", about, EPILOG, ("--set",))
-    add = parser.add_argument
-    add("run", type="path", metavar="RUN", help="folder of a finished stage-2 training run")
-    add("--space", choices=[*SPACES, "both"], default=SPACES[0], help="what is interpolated")
-    add("--plane", action="store_true", help="the plane through the three solutions too")
-    add("--figure", action="store_true", help="draw the card into RUN/figures")
-    words = "other data sets, the mean over all their classes: names as in TEST.OTHERS; alone: auto"
-    add("--others", nargs="*", metavar="SET", help=words)
-    add("--others-in-weights", action="store_true", help="in the space of weights too: a text pass a point and set")
-    add("--images", type=int, metavar="N", help="N test pictures of each subset, not all")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     if args.images is not None and args.images < 1:
         raise UserError(f"--images is {args.images}, expected at least 1")
     if args.others_in_weights and args.space == SPACES[0]:

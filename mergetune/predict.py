@@ -16,18 +16,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
-import torch
-from safetensors.torch import save
-from torch import Tensor
-
-from dassl.config import with_values
-from dassl.data import DatasetWrapper
-from dassl.data.datasets import Datum
-from dassl.data.transforms import build_transform
-from dassl.engine import load_config, trainer_class
-from dassl.engine.recipe import begun_from, unfinished
-from dassl.engine.results import CLASSES, run_classes, run_file
 from dassl.utils import (
+    ArgumentParser,
     MissingFile,
     UserError,
     atomic_write,
@@ -41,9 +31,6 @@ from dassl.utils import (
 from dassl.utils.images import IMAGE_SUFFIXES
 from dassl.utils.progress import progress
 from dassl.utils.torchrun import run_command
-from mergetune.stage1 import check_begun_from
-
-log = get_logger()
 
 EPILOG = """\
 RUN is the folder of a training run, an imported or merged one, or of a zero-shot evaluation; or a model's folder or a
@@ -62,6 +49,39 @@ examples:
   python -m mergetune.predict output/run cat.jpg --classes "cat,dog,great white shark" --json
   python -m mergetune.predict output/run --export classes.safetensors
 """
+
+
+def build_parser() -> ArgumentParser:
+    """The flags."""
+    about = "Print the likeliest labels of images by a finished run; no data set is needed."
+    parser = command_parser("mergetune.predict", about, EPILOG, ("--set",))
+    add = parser.add_argument
+    add("run", type="path", metavar="RUN", help="folder of a finished run")
+    add("images", type="path", nargs="*", metavar="IMAGE", help="images, or folders of them")
+    add("--classes", default="", metavar="A,B,C", help="other class names; default: the run's")
+    add("--top", type=int, default=5, help="labels an image (default 5)")
+    add("--export", type="path", default="", metavar="FILE", help="write the class embeddings as safetensors")
+    add("--json", action="store_true", help="JSON on stdout: [{image, labels: [{label, probability}, ...]}, ...]")
+    return parser
+
+
+if __name__ == "__main__":  # --help and a wrong line need no PyTorch
+    run_command(build_parser().parse_intermixed_args)
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from dassl.config import with_values
+from dassl.data import DatasetWrapper
+from dassl.data.datasets import Datum
+from dassl.data.transforms import build_transform
+from dassl.engine import load_config, trainer_class
+from dassl.engine.recipe import begun_from, unfinished
+from dassl.engine.results import CLASSES, run_classes, run_file
+from mergetune.stage1 import check_begun_from
+
+log = get_logger()
 
 
 class WithoutData:
@@ -227,16 +247,7 @@ def _counted(files: list[str], what: str) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """One command line."""
-    about = "Print the likeliest labels of images by a finished run; no data set is needed."
-    parser = command_parser("mergetune.predict", about, EPILOG, ("--set",))
-    add = parser.add_argument
-    add("run", type="path", metavar="RUN", help="folder of a finished run")
-    add("images", type="path", nargs="*", metavar="IMAGE", help="images, or folders of them")
-    add("--classes", default="", metavar="A,B,C", help="other class names; default: the run's")
-    add("--top", type=int, default=5, help="labels an image (default 5)")
-    add("--export", type="path", default="", metavar="FILE", help="write the class embeddings as safetensors")
-    add("--json", action="store_true", help="JSON on stdout: [{image, labels: [{label, probability}, ...]}, ...]")
-    args = parser.parse_intermixed_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     if not args.images and not args.export:
         raise UserError("Nothing to do: name images, or --export FILE")
     if args.top < 1:

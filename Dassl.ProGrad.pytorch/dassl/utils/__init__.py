@@ -12,9 +12,9 @@ __getattr__, __dir__, __all__ = late_imports(
     images="IMAGE_SUFFIXES is_deep_image read_image",
     logger="Logger get_logger logging_to quiet setup_logger",
     meters="AverageMeter MetricMeter",
-    plain_pickle="PlainArray load_plain_pickle",
+    plain_pickle="PlainArray checkpoint_digest load_plain_pickle",
     registry="Registry check_availability closest get_most_similar_str_to_a_from_b",
-    checkpoints="Inert check_kind check_records checkpoint_digest restricted_load",
+    checkpoints="Inert check_kind check_records restricted_load",
     tensorfile="load_tensors read_facts save_tensors tensor_checksum tensor_digest",
     tools="check_isfile collect_env_info digest download_url import_matplotlib listdir_nohidden "
     "mkdir_if_missing set_random_seed sha256_file tolist_if_not",

@@ -6,7 +6,6 @@ safe reader knows neither stand-ins for dictionaries and queues nor pickles of l
 """
 
 import collections
-import hashlib
 import io
 import mmap
 import os
@@ -19,8 +18,7 @@ import torch
 from .errors import UserError, brief
 from .files import STAND_INS, check_file, stand_in
 from .logger import get_logger
-from .plain_pickle import PlainDtype, Unpickler, encode, one_error
-from .tools import sha256_file
+from .plain_pickle import PlainDtype, Unpickler, encode, has_sums, one_error
 
 # torch stores its records uncompressed; an archive that grows by more than this on reading is an attack
 _MAX_GROWTH = 20
@@ -279,30 +277,6 @@ def _script_tensors(module, path):
         tensors |= {name: value for name, value in attributes.items() if isinstance(value, torch.Tensor)}
         modules += [(f"{name}.", value) for name, value in attributes.items() if isinstance(value, Inert)]
     return tensors
-
-
-def has_sums(archive: zipfile.ZipFile) -> bool:
-    """Whether a zip archive has CRC-32s; torch can be told to write none (`set_crc32_options`)."""
-    return any(entry.CRC for entry in archive.infolist())
-
-
-def checkpoint_digest(path: str | os.PathLike) -> str:
-    """What a file of weights holds, as 32 hexadecimal digits: of an archive over its records' names, sizes and
-    CRC-32s, which takes milliseconds; of any other format, from the SHA-256 of the file.
-
-    Raises:
-        MissingFile: no such file.
-        UserError: no plain file, or a damaged archive.
-    """
-    path = os.fspath(path)
-    check_file(path)
-    if zipfile.is_zipfile(path):
-        with one_error(path, "checkpoint"), zipfile.ZipFile(path) as archive:
-            # without the archive's own name, which is that of the file it was first written to
-            records = sorted((e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist())
-            if has_sums(archive):
-                return hashlib.sha256(repr(records).encode()).hexdigest()[:32]
-    return sha256_file(path)[:32]
 
 
 def restricted_load(path: str | os.PathLike, scripts: bool = False):

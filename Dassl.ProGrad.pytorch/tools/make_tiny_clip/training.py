@@ -14,13 +14,25 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from safetensors.torch import save
-from torch.nn import functional as F
-
 ENGINE = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ENGINE.parent), str(ENGINE)]
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--export", type=Path, default=ENGINE / "dassl/clip/tiny", help="folder for weights and log")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=4000)
+    return parser
+
+
+if __name__ == "__main__":  # --help needs no PyTorch
+    build_parser().parse_args()
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import save  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
 
 from dassl.clip.tiny.load import WEIGHTS  # noqa: E402
 from dassl.clip.tiny.model import LOGIT_SCALE_MAX, MEAN, STD, TinyCLIP  # noqa: E402
@@ -173,11 +185,7 @@ def train(plan, stop=None):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--export", type=Path, default=WEIGHTS.parent, help="folder for weights and log")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=Plan.steps)
-    options = parser.parse_args()
+    options = build_parser().parse_args()
     torch.set_num_threads(options.threads)
     export(*train(Plan(steps=options.steps)), options.export)
 
