@@ -24,15 +24,12 @@ SMALL += ["TRAINER.COOP.PREC", "fp32", "TRAINER.MMADAPTER.PREC", "fp32", "DATASE
 SMALL += ["TRAINER.HEAD.PREC", "fp32", "TRAINER.MMADAPTER.ADAPTER_START", "2", "TRAINER.MMADAPTER.ADAPTER_END", "4"]
 
 
-if "CardWithoutZeroShot" not in TRAINER_REGISTRY:
+class CardWithoutZeroShot(CoOp_LMC):
+    """A method whose new parameters have no zero-shot value."""
 
-    @TRAINER_REGISTRY.register()
-    class CardWithoutZeroShot(CoOp_LMC):
-        """A method whose new parameters have no zero-shot value."""
-
-        def solutions(self, space):
-            found = super().solutions(space)
-            return {name: found[name] for name in ("ours", "fine_tuned")}
+    def solutions(self, space):
+        solutions = super().solutions(space)
+        return {name: solutions[name] for name in ("ours", "fine_tuned")}
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +219,8 @@ def test_the_direct_line_and_the_path_share_their_ends(carded):
                 assert (direct[0], direct[-1]) == pytest.approx((path[0], path[-1]), rel=1e-4)
 
 
-def test_a_run_without_zero_shot_has_the_second_half_of_the_path_alone(runs, tmp_path, capsys):
+def test_a_run_without_zero_shot_has_the_second_half_of_the_path_alone(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "CardWithoutZeroShot", CardWithoutZeroShot)
     run = tmp_path / "run"
     run.mkdir()
     (run / "prompt_mid_learner").symlink_to(runs / "CoOp_LMC" / "prompt_mid_learner")
@@ -234,7 +232,7 @@ def test_a_run_without_zero_shot_has_the_second_half_of_the_path_alone(runs, tmp
     assert "no zero-shot solution" in said and "no plane: a plane needs three" in said
     (record,) = load_paths(run)
     assert (record["path"]["t"][0], record["path"]["t"][-1], len(record["path"]["t"])) == (1, 2, LEG_POINTS)
-    whole = json.loads((runs / "CoOp_LMC" / "path.json").read_text())
+    whole = path_card(runs / "CoOp_LMC")
     assert record["path"]["base"]["loss"].tolist() == pytest.approx(whole["base"]["loss"][MIDDLE:])
     assert len(list((run / "figures").glob("*.png"))) == 1
 
