@@ -5,7 +5,10 @@ tests/fixtures/earlier_runs was made by the commit be4654b, of the command that 
 """
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -67,3 +70,23 @@ def test_another_run_goes_on_from_an_interrupted_one(run, earlier):
     again = run("CoOp", "again", "--resume", earlier("finished"), epochs=3)
     assert torch.equal(context(again), context(EARLIER / "finished"))
     assert json.loads((again / "results.json").read_text())["epochs"] == 3
+
+
+def test_the_trainers_of_that_versions_page_run_and_say_what_their_names_are_now(tmp_path, toy_data):
+    """tests/fixtures/earlier_trainer_page.md: docs/trainer.md before modules, classes and methods were renamed."""
+    blocks = re.findall(r"```python\n(.*?)```", EARLIER.with_name("earlier_trainer_page.md").read_text(), re.DOTALL)
+    path = 'import sys; sys.path[:0] = [".", "Dassl.ProGrad.pytorch"]'
+    script = "\n".join([path, *blocks, "import train", "train.main(sys.argv[1:])"])
+    line = f"--trainer Tip --root {toy_data} --seed 1 --output-dir {tmp_path} DATASET.NUM_SHOTS 1 OPTIM.MAX_EPOCH 1"
+    line += " --dataset-config-file configs/datasets/toy_shapes.yaml"
+    line += " --config-file configs/trainers/CoOp/vit_b16_ep100_ctxv1.yaml"
+    done = subprocess.run([sys.executable, "-c", script, *line.split()], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for old, new in (
+        ("mergetune.frozen", "mergetune.clip_trainer"),
+        ("mergetune.clip_trainer.FrozenClipTrainer", "ClipTrainer"),
+        ("mergetune.continued", "mergetune.stage2"),
+        ("mergetune.stage2.Continued", "MergeTune"),
+    ):
+        assert f"FutureWarning: {old} is now {new}\n" in done.stderr
+    assert json.loads((tmp_path / "results.json").read_text())["trainer"] == "Tip"
