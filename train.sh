@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job, from a fresh clone to the table and the path figures:
 #
-#   bash train.sh                           CoOp -> CoOp_LMC on the built-in benchmark (2 CPU cores: 7 minutes)
+#   bash train.sh                           CoOp -> CoOp_LMC on the built-in benchmark (2 CPU cores: 5 minutes with installation)
 #   bash train.sh --trainer NAME            another method pair: KgCoOp, MMA, PromptKD, or any stage-2 trainer;  --all:
 #                                           every pair, as a workflow (scripts/flow.py) if snakemake is installed
 #   bash train.sh --protocol NAME           cross, dg, fewshot, or robust (pairs: LinearProbe, FineTune)

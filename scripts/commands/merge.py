@@ -1,8 +1,8 @@
 """Merging without training: CLIP and a stage-1 run of base-to-new, by any method of `mergetune.merge`."""
 
-from .command import COMMANDS, Arguments, Command, of_stage1, others, run_folder
+from dassl.merging.records import METHODS
 
-TWO_PARENTS = ("average", "slerp")  # the others start at CLIP and take the run alone
+from .command import COMMANDS, Arguments, Command, of_stage1, others, run_folder
 
 
 def _own(arguments: Arguments) -> Arguments:
@@ -14,7 +14,8 @@ def _words(arguments: Arguments) -> list[str]:
     train = COMMANDS[f"{arguments['STAGE1']}/base2new_train"]
     given = {key: arguments[key] for key in ("DATASET", "SEED", "SHOTS")} | _own(arguments)
     run = str(run_folder(train, train.complete(given)))
-    clip = ["zero-shot"] if arguments["METHOD"] in TWO_PARENTS else []
+    method = METHODS.get(arguments["METHOD"])  # of a wrong name the command itself complains
+    clip = ["zero-shot"] if method and method.least > 1 else []  # the others start at CLIP and take the run alone
     names = others(COMMANDS["merge/base2new"], arguments)
     beside = ["--others", names] if names else []
     return ["--method", arguments["METHOD"], *clip, run, "--eval", "base", "new", *beside]

@@ -282,13 +282,19 @@ def merge(
     method: str, parents: Sequence[State], base: State | None = None, *, keep: Collection[str] = (), **values
 ) -> dict[str, Tensor]:
     """Merge by a name of METHODS; values that are not given have their defaults."""
-    if check_method(method, len(parents), values).needs_base and base is None:
+    record = check_method(method, len(parents), values)
+    if record.needs_base and base is None:
         raise ValueError(f"{method} merges task vectors and needs the base weights")
-    if method == "average":
-        return average(parents, keep=keep, **values)
-    if method == "wise_ft":
-        return wise_ft(base, *parents, keep=keep, **values)
-    if method == "slerp":
-        return slerp(*parents, keep=keep, **values)
-    run = {"task_arithmetic": task_arithmetic, "ties": ties, "dare": dare, "emr": _emr_model}[method]
-    return run(base, parents, keep=keep, **values)
+    weights = [parents] if record.most is None else parents  # one or two by themselves, any number as a list
+    return FUNCTIONS[method](*([base] if record.needs_base else []), *weights, keep=keep, **values)
+
+
+FUNCTIONS = {  # by their names in METHODS
+    "average": average,
+    "wise_ft": wise_ft,
+    "task_arithmetic": task_arithmetic,
+    "ties": ties,
+    "dare": dare,
+    "slerp": slerp,
+    "emr": _emr_model,
+}
