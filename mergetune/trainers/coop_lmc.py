@@ -8,8 +8,8 @@ from mergetune.trainers.coop import CoOp
 
 @TRAINER_REGISTRY.register()
 class CoOp_LMC(MergeTune, CoOp):
-    """The loss is `MergeTune.losses` (mergetune/stage2.py). Its endpoints: the words' embeddings, whose class vectors are
-    those of the data set's template, and stage 1's prompt."""
+    """The loss is `MergeTune.losses` (mergetune/stage2.py). Its endpoints: the words' embeddings, whose class vectors
+    are those of the data set's template, and stage 1's prompt."""
 
     model_name = "prompt_mid_learner"
     stage1 = CoOp
