@@ -20,6 +20,7 @@ from dassl.utils import MissingFile, UserError, get_logger, quiet
 from dassl.utils.distributed import main_process_first
 
 from .build import trainer_class
+from .recipe import metadata_of
 from .state import rng_state, set_rng_state, stop_workers
 
 AUTO, WORDS = "auto", "a photo of a {}."
@@ -140,5 +141,5 @@ def _score(cfg: CN, folder: str, epoch: int | None) -> dict:
     log.info(f"others: {cfg.DATASET.NAME} {accuracy:.2f} %")
     dataset = other_data(cfg).dataset
     row = {name: getattr(other.evaluator, name, None) for name in ("correct", "total")}
-    row["template"] = other.metadata().get("templates", getattr(dataset, "template", None))
+    row["template"] = metadata_of(other).get("templates", getattr(dataset, "template", None))
     return row | {"split_digest": getattr(dataset, "split_digest", None)}

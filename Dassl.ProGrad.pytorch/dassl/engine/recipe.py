@@ -123,16 +123,16 @@ def build_lists(cfg: CN) -> object:
         return None
 
 
-def dataset_metadata(dataset: object) -> dict:
-    """What a data set says of itself for results.json; Dassl's own have nothing to say."""
-    metadata = getattr(dataset, "metadata", None)
+def metadata_of(part: object) -> dict:
+    """What a dataset or a trainer says of itself for results.json; others' may use the name for something else."""
+    metadata = getattr(part, "metadata", None)
     return metadata() if callable(metadata) else {}
 
 
 def data_digest(dataset: object, name: str = "") -> str:
     """Which images, labels and names a data set has, as far as it, or what results.json has of it, says."""
     if not isinstance(dataset, Mapping):
-        said = dataset_metadata(dataset)
+        said = metadata_of(dataset)
         dataset = {"dataset": name, "split_digest": getattr(dataset, "split_digest", None)} | said
     words = [dataset.get(fact) for fact in ("dataset", "split_digest", "world_digest")]
     return " ".join(map(str, filter(None, words))) if words[1] else ""

@@ -22,7 +22,7 @@ from dassl.utils.memory import report_peak
 from .base import dataset_of
 from .checkpoint import BEST, LAST, MERGE, check_written, find_file, weights_digest, written
 from .checkpoint import RESULTS as FILE
-from .recipe import check_config, dataset_metadata, recipe
+from .recipe import check_config, metadata_of, recipe
 
 CLASSES = "classes.json"
 FORMAT = 1
@@ -62,7 +62,7 @@ def write_results(
     results |= {"max_epoch": cfg.OPTIM.MAX_EPOCH, "recipe": recipe(cfg, kind), "inputs": trainer._progress.inputs}
     if names := getattr(dataset, "classnames", None):
         results["classes"] = classes_fact(names)
-    results |= dataset_metadata(dataset) | trainer.metadata()
+    results |= metadata_of(dataset) | metadata_of(trainer)
     results |= {name: value for name, value in trainer.trained.items() if value or name in results}
     if kind == "train":
         results["history"] = trainer._history
