@@ -100,7 +100,8 @@ def run(
         if no_train:
             return {}
         last = lambda: f" (last good checkpoint: {trainer.last_checkpoint()})"  # noqa: E731
-        with _released(trainer), memory_errors(last):
+        # twice: each worker that is killed raises, the second one in the midst of what the first one's end needs
+        with memory_errors(last), _released(trainer), memory_errors(last):
             if eval_only:
                 load_epoch = load_trained(trainer, model_dir, load_epoch, row)
             for path in stale:  # not before: what is refused until here leaves the folder as it was
