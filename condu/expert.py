@@ -111,7 +111,7 @@ class ConDU_Expert(TrainerX):
             raise UserError(f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL}: ConDU has no validation, set last_step")
         if not cfg.INPUT.VIEW_SEEDS:
             raise UserError(
-                "INPUT.VIEW_SEEDS is False: ConDU draws augmentation a picture and pass only, set it to True"
+                "INPUT.VIEW_SEEDS is False: ConDU draws augmentation an image and pass only, set it to True"
             )
         learning_rates(cfg.TRAINER.CONDU.LR_OF)
         if cfg.MODEL.INIT_WEIGHTS:
@@ -262,7 +262,7 @@ class ConDU_Expert(TrainerX):
         return self._stored[0], self._stored[1]
 
     def prototypes(self) -> Tensor:
-        """(C, D) on the CPU: pretrained features of this run's training pictures without augmentation, and texts."""
+        """(C, D) on the CPU: pretrained features of this run's training images without augmentation, and texts."""
         loader = ordered_loader(self.cfg, self.dm.dataset.train_x)
         return prototypes_of(self.pretrained, loader, self.classnames, self.prompts).cpu()
 

@@ -113,9 +113,9 @@ class TestSet:
 
     def __post_init__(self):
         if not isinstance(self.loader.sampler, SequentialSampler) or self.loader.drop_last:
-            raise UserError(f"test set {self.name}: expected every picture in order, found {self.loader.sampler}")
+            raise UserError(f"test set {self.name}: expected every image in order, found {self.loader.sampler}")
         if not len(self):
-            raise UserError(f"test set {self.name} has no pictures")
+            raise UserError(f"test set {self.name} has no images")
 
     def __len__(self) -> int:
         return len(self.loader.dataset)
@@ -135,7 +135,7 @@ class TestSet:
         pixels, labels, count = [], [], 0
         for batch in self.loader if share is None else share:
             if "img" not in batch:
-                raise UserError(f"test set {self.name}: features in place of pictures, set FEATURES.TEST to False")
+                raise UserError(f"test set {self.name}: features in place of images, set FEATURES.TEST to False")
             highest = int(batch["label"].max())
             if highest >= len(self.classnames):
                 raise UserError(f"test set {self.name}: label {highest}, but {len(self.classnames)} class names")

@@ -2,7 +2,7 @@
 
 A module dropped beside the others is found too. It registers a class in dassl.data.datasets.DATASET_REGISTRY;
 base.FewShotDataset is the short way to write one, mtil.MtilDataset that for a task of a stream, and a
-class in Dassl's own style works as well. Pictures of your own need no class: custom.py.
+class in Dassl's own style works as well. Images of your own need no class: custom.py.
 
 python -m datasets checks what lies below the data root (tools/).
 """

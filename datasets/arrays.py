@@ -1,4 +1,4 @@
-"""Data sets that come as arrays: CIFAR-100's pickles and MNIST's idx files. Pictures are made when asked for."""
+"""Data sets that come as arrays: CIFAR-100's pickles and MNIST's idx files. Images are made when asked for."""
 
 import gzip
 import os
@@ -19,20 +19,20 @@ IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049  # idx files of bytes: 3 dimensions, 1 d
 
 
 class ArrayDatum(Datum):
-    """A picture of an array: (N, 3, H, W) or (N, H, W) of bytes that many share. `impath` is FILE/NUMBER."""
+    """An image of an array: (N, 3, H, W) or (N, H, W) of bytes that many share. `impath` is FILE/NUMBER."""
 
     @classmethod
-    def of(cls, pictures: np.ndarray, number: int, file: str, label: int, classname: str) -> "ArrayDatum":
+    def of(cls, images: np.ndarray, number: int, file: str, label: int, classname: str) -> "ArrayDatum":
         item = cls.listed(f"{file}/{number:05d}", label=label, classname=classname)
-        item._pictures, item._number = pictures, number
+        item._images, item._number = images, number
         return item
 
     @property
     def file(self) -> str:
         return os.path.dirname(self._impath)
 
-    def picture(self, **reading) -> Image.Image:
-        pixels = self._pictures[self._number]
+    def load_image(self, **reading) -> Image.Image:
+        pixels = self._images[self._number]
         return Image.fromarray(pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels).convert("RGB")
 
 
@@ -46,10 +46,10 @@ def cifar100(folder: str) -> Lists:
     for part in ("train", "test"):
         path = os.path.join(folder, part)
         data, labels = _entries(path, data=PlainArray, fine_labels=list)
-        pictures = getattr(data, "array", np.empty(0))  # a pickle may name an array and give it nothing
-        if pictures.ndim != 2 or pictures.shape[1] != np.prod(CIFAR_SHAPE) or len(pictures) != len(labels):
-            raise UserError(f"{path}: pictures of shape {pictures.shape} for {len(labels)} labels; expected (N, 3072)")
-        parts.append(_items(pictures.reshape(-1, *CIFAR_SHAPE), labels, [words(n) for n in names], path))
+        images = getattr(data, "array", np.empty(0))  # a pickle may name an array and give it nothing
+        if images.ndim != 2 or images.shape[1] != np.prod(CIFAR_SHAPE) or len(images) != len(labels):
+            raise UserError(f"{path}: images of shape {images.shape} for {len(labels)} labels; expected (N, 3072)")
+        parts.append(_items(images.reshape(-1, *CIFAR_SHAPE), labels, [words(n) for n in names], path))
     return parts[0], [], parts[1]
 
 
@@ -66,11 +66,11 @@ def mnist(folder: str, names: tuple[str, ...]) -> Lists:
     """{train,t10k}-{images-idx3,labels-idx1}-ubyte, unpacked or .gz."""
     parts = []
     for part in ("train", "t10k"):
-        path, pictures = _idx(folder, f"{part}-images-idx3-ubyte", IMAGES_MAGIC)
+        path, images = _idx(folder, f"{part}-images-idx3-ubyte", IMAGES_MAGIC)
         _, labels = _idx(folder, f"{part}-labels-idx1-ubyte", LABELS_MAGIC)
-        if len(pictures) != len(labels):
-            raise UserError(f"{path} has {len(pictures)} pictures, but there are {len(labels)} labels")
-        parts.append(_items(pictures, labels.tolist(), list(names), path))
+        if len(images) != len(labels):
+            raise UserError(f"{path} has {len(images)} images, but there are {len(labels)} labels")
+        parts.append(_items(images, labels.tolist(), list(names), path))
     return parts[0], [], parts[1]
 
 
@@ -95,8 +95,8 @@ def _idx(folder: str, name: str, magic: int) -> tuple[str, np.ndarray]:
     return path, np.frombuffer(body, dtype=np.uint8).reshape(numbers[1:])
 
 
-def _items(pictures: np.ndarray, labels: list[int], names: list[str], path: str) -> list[Datum]:
+def _items(images: np.ndarray, labels: list[int], names: list[str], path: str) -> list[Datum]:
     for label in labels:
         if type(label) is not int or not 0 <= label < len(names):
             raise UserError(f"{path}: label {brief(label)}; expected 0 ... {len(names) - 1}")
-    return [ArrayDatum.of(pictures, i, path, label, names[label]) for i, label in enumerate(labels)]
+    return [ArrayDatum.of(images, i, path, label, names[label]) for i, label in enumerate(labels)]

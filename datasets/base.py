@@ -267,9 +267,9 @@ class FewShotDataset(OldMethods, DatasetBase):
 
 
 class FewLabels:
-    """Mixed in before FewShotDataset: `train_x` is its draw, `train_u` is the rest of the training pictures.
+    """Mixed in before FewShotDataset: `train_x` is its draw, `train_u` is the rest of the training images.
 
-    DATASET.NUM_LABELED counts the labelled pictures of all classes together, NUM_SHOTS those of one class.
+    DATASET.NUM_LABELED counts the labelled images of all classes together, NUM_SHOTS those of one class.
     Below 1, all are labelled. DATASET.ALL_AS_UNLABELED puts the labelled ones among the others too.
     """
 
@@ -287,7 +287,7 @@ class FewLabels:
         return labelled, val
 
     def labelled_per_class(self, train, cfg):
-        """Labelled pictures a class; below 1: all. UserError if the keys contradict each other."""
+        """Labelled images a class; below 1: all. UserError if the keys contradict each other."""
         total, shots = cfg.DATASET.NUM_LABELED, cfg.DATASET.NUM_SHOTS
         if total < 1:
             return shots
@@ -301,5 +301,5 @@ class FewLabels:
 
     def metadata(self):
         """What results.json records of it."""
-        seen = f"{len(self.train_x)} labelled pictures, {len(self.train_u)} without labels"
+        seen = f"{len(self.train_x)} labelled images, {len(self.train_u)} without labels"
         return super().metadata() | {"data_seen": seen}

@@ -1,7 +1,7 @@
-"""Your own pictures without code: DATASET.NAME ImageFolder (class folders) or Manifest (a table of paths).
+"""Your own images without code: DATASET.NAME ImageFolder (class folders) or Manifest (a table of paths).
 
 DATASET.CUSTOM says where they lie, what the classes are called and with which prompts. Few-shot draws and
-base/new halves are as for every data set. In a stream of tasks (TRAINER.MODAL mtil) the validation pictures
+base/new halves are as for every data set. In a stream of tasks (TRAINER.MODAL mtil) the validation images
 are trained on, as there is no validation there.
 """
 
@@ -48,7 +48,7 @@ class CustomDataset(MtilDataset):
         self.first_named: dict[str, str] = {}  # where a table names a class first
         self.stream = cfg.TRAINER.MODAL == "mtil"
         if not custom.PATH:
-            raise UserError(f"{type(self).__name__}: no pictures given (DATASET.CUSTOM.PATH)")
+            raise UserError(f"{type(self).__name__}: no images given (DATASET.CUSTOM.PATH)")
         self.task = custom.TASK or os.path.basename(custom.PATH.rstrip("/")).removesuffix(".csv").removesuffix(".json")
         self.prompts = [custom.PROMPTS] if isinstance(custom.PROMPTS, str) else list(custom.PROMPTS)
         if not self.prompts or any(prompt.count("{}") != 1 for prompt in self.prompts):
@@ -74,7 +74,7 @@ class CustomDataset(MtilDataset):
         raise NotImplementedError
 
     def rows(self) -> Iterable[Row]:
-        """All pictures: (relative path, class, part of the split, "" if it has none)."""
+        """All images: (relative path, class, part of the split, "" if it has none)."""
         raise NotImplementedError
 
     def place(self, kind: str) -> str:
@@ -94,7 +94,7 @@ class CustomDataset(MtilDataset):
             check_availability(kind, sorted(kinds), "DATASET.CUSTOM.LEAVE_OUT")
         rows = [row for row in rows if row[1] not in self.custom.LEAVE_OUT]
         if not rows:
-            raise UserError(f"no pictures in {self.custom.PATH}")
+            raise UserError(f"no images in {self.custom.PATH}")
         names = self.names(kinds - set(self.custom.LEAVE_OUT))
         self.check_names(names)
         label_of = {kind: label for label, kind in enumerate(names)}
@@ -126,7 +126,7 @@ class CustomDataset(MtilDataset):
         names = {kind: name for kind, name in names.items() if kind not in self.custom.LEAVE_OUT}
         if set(names) != kinds:
             odd = min(set(names) ^ kinds)
-            raise UserError(f"{path} has {len(names)} classes, the pictures {len(kinds)}; {odd} is in only one of them")
+            raise UserError(f"{path} has {len(names)} classes, the images {len(kinds)}; {odd} is in only one of them")
         return names
 
     def check_names(self, names: dict[str, str]) -> None:
@@ -273,20 +273,20 @@ def table_records(path: str) -> Iterable[tuple[str, dict]]:
 def with_parts(rows: list[Row], split: Iterable[float]) -> list[Row]:
     """Rows with a part each. Those without one are split class by class, whatever the run's seed.
 
-    A class gives at least one picture to train and one to test. UserError: a class of one picture, or rows of
+    A class gives at least one image to train and one to test. UserError: a class of one image, or rows of
     which some have a part and some have none.
     """
     without = sum(not part for _, _, part in rows)
     if not without:
         return rows
     if without < len(rows):
-        raise UserError(f"{without} of {len(rows)} pictures have no part of the split; expected all or none")
+        raise UserError(f"{without} of {len(rows)} images have no part of the split; expected all or none")
     train, val, _ = split
     done = []
     for kind, indices in group_indices(kind for _, kind, _ in rows).items():
         n = len(indices)
         if n < 2:
-            raise UserError(f"class {kind} has {n} picture, expected at least 2: one to train, one to test")
+            raise UserError(f"class {kind} has {n} image, expected at least 2: one to train, one to test")
         n_train = min(max(1, round(train * n)), n - 1)
         n_val = min(round(val * n), n - 1 - n_train)
         order = random.Random(json.dumps([kind, n])).sample(indices, n)

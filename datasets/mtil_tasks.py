@@ -82,7 +82,7 @@ class MtilDTD(MtilDataset):
 
 @DATASET_REGISTRY.register()
 class MtilEuroSAT(MtilDataset):
-    """EuroSAT (Helber et al., 2019), the RGB pictures."""
+    """EuroSAT (Helber et al., 2019), the RGB images."""
 
     task = "EuroSAT"
     prompts = words.SATELLITE_PROMPTS

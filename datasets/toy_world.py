@@ -20,7 +20,7 @@ from .readers import Lists, split_json
 
 
 class ToyData(FewShotDataset):
-    """Writes its pictures before it reads them. `counts`: pictures a class for train, val and test.
+    """Writes its images before it reads them. `counts`: images a class for train, val and test.
 
     Attribute `world_digest`: which toy world this is.
     """
@@ -54,16 +54,16 @@ def declare(toy, base=ToyData, name="", **attributes):
 # tasks of a stream
 
 TASKS = ("ToyColours", "ToyCounts", "ToyDigits", "ToyLetters", "ToyObjects", "ToyScenes", "ToyShapes", "ToyTextures")
-TEST_PICTURES = 200
+TEST_IMAGES = 200
 
 
 class MtilToy(MtilDataset, ToyData):
-    """A toy data set under the protocol of a task: training on the train and val pictures, test on TEST_PICTURES, as
+    """A toy data set under the protocol of a task: training on the train and val images, test on TEST_IMAGES, as
     many of each class as of any other, give or take one."""
 
     def read(self) -> Lists:
         train, val, test = super().read()
-        return train + val, [], first_of_each(test, TEST_PICTURES)
+        return train + val, [], first_of_each(test, TEST_IMAGES)
 
 
 def first_of_each(items: list[Datum], count: int) -> list[Datum]:
@@ -110,7 +110,7 @@ DOMAINS = {
 
 @DATASET_REGISTRY.register()
 class ToyDG(ToyData):
-    """Training and validation pictures of DATASET.SOURCE_DOMAINS, test pictures of DATASET.TARGET_DOMAINS.
+    """Training and validation images of DATASET.SOURCE_DOMAINS, test images of DATASET.TARGET_DOMAINS.
     ROOT/toy_dg/<domain>/ holds one domain."""
 
     domains = list(DOMAINS)
@@ -153,7 +153,7 @@ class ToyDG(ToyData):
 
 @DATASET_REGISTRY.register()
 class ToyDA(ToyDG):
-    """ToyDG with the target domains' training pictures as unlabelled ones."""
+    """ToyDG with the target domains' training images as unlabelled ones."""
 
     def __init__(self, cfg):
         super().__init__(cfg)
@@ -172,7 +172,7 @@ _FEW = {name: ("surface", {"pattern": name}) for name in _TEXTURES}
 
 
 class ToyFewLabels(FewLabels, ToyData):
-    """The training pictures, of which FewLabels leaves some their labels."""
+    """The training images, of which FewLabels leaves some their labels."""
 
     counts = (40, 5, 20)
 

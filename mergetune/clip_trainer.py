@@ -111,7 +111,7 @@ class ClipTrainer(TrainerX):
         super().before_train()
         if self.start_epoch < self.max_epoch:
             self.use_feature_bank("train_loader_x", is_train=True)
-        # all banks now: a picture that cannot be read stops the run before training, not after
+        # all banks now: an image that cannot be read stops the run before training, not after
         if not self.cfg.TEST.NO_TEST:
             self.use_feature_bank_for(self.cfg.TEST.SPLIT)
         if self.chooses_best() and self.has_validation():
@@ -184,7 +184,7 @@ class ClipTrainer(TrainerX):
 
     @contextmanager
     def cached_classifier(self) -> Iterator[None]:
-        """Evaluation mode, and class vectors computed once for all the pictures of one evaluation."""
+        """Evaluation mode, and class vectors computed once for all the images of one evaluation."""
         self.set_model_mode("eval")
         with torch.no_grad(), self.precision.autocast():
             self._classifier = self.text_features().float()

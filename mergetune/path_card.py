@@ -43,7 +43,7 @@ def build_parser() -> ArgumentParser:
     words = "other data sets, the mean over all their classes: names as in TEST.OTHERS; alone: auto"
     add("--others", nargs="*", metavar="SET", help=words)
     add("--others-in-weights", action="store_true", help="in the space of weights too: a text pass a point and set")
-    add("--images", type=int, metavar="N", help="N test pictures of each subset, not all")
+    add("--images", type=int, metavar="N", help="N test images of each subset, not all")
     return parser
 
 
@@ -260,7 +260,7 @@ def card_table(card: dict) -> Table:
         notes.append(f"No others: {card[OTHERS].get('bound', 'none of the sets is there')}.")
     columns = ["", *(f"{subset} {q}" for subset in subsets for q in QUANTITIES), *(["H"] if has_h else [])]
     counts = ", ".join(f"{card['images'][subset]} {subset}" for subset in subsets)
-    return Table(f"Space of {card['space']} (test pictures: {counts}; {card['seconds']:.1f} s)", columns, rows, notes)
+    return Table(f"Space of {card['space']} (test images: {counts}; {card['seconds']:.1f} s)", columns, rows, notes)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -85,7 +85,7 @@ log = get_logger()
 
 
 class WithoutData:
-    """Mixin in front of a trainer: class names and templates in the place of a data set with pictures."""
+    """Mixin in front of a trainer: class names and templates in the place of a data set with images."""
 
     classes: SimpleNamespace  # classnames, and template and templates where they are known
     steps_per_epoch = 1  # nothing is trained; schedules want a number
@@ -153,7 +153,7 @@ class Predictor:
         self.unfinished = "; ".join(filter(None, [unfinished(run, epochs), begun_from(cfg)]))
         self.trainer.set_model_mode("eval")
         self._held = getattr(self.trainer, "cached_classifier", nullcontext)()
-        self._held.__enter__()  # for good: one pass of the text tower serves all pictures
+        self._held.__enter__()  # for good: one pass of the text tower serves all images
         self.cfg, self.classnames = cfg, data.classnames
         self.transform = build_transform(cfg, is_train=False)
 

@@ -100,7 +100,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def write_image(path, seed, size=32):
-    """A PNG or JPEG of smooth random colours, so that crops of one picture resemble each other."""
+    """A PNG or JPEG of smooth random colours, so that crops of one image resemble each other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(path)
@@ -108,7 +108,7 @@ def write_image(path, seed, size=32):
 
 @pytest.fixture(scope="session")
 def pets_root(tmp_path_factory):
-    """A data root with OxfordPets in CoOp's layout: 6 breeds, 18 / 5 / 4 pictures each."""
+    """A data root with OxfordPets in CoOp's layout: 6 breeds, 18 / 5 / 4 images each."""
     root = tmp_path_factory.mktemp("pets_data")
     names = ["abyssinian", "beagle", "bengal", "boxer", "great_pyrenees", "pug"]
     split = {"train": [], "val": [], "test": []}
@@ -123,7 +123,7 @@ def pets_root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def imagenet_root(tmp_path_factory):
-    """A data root with an ImageNet of 4 classes, 17 training and 3 validation pictures each."""
+    """A data root with an ImageNet of 4 classes, 17 training and 3 validation images each."""
     root = tmp_path_factory.mktemp("imagenet_data")
     names = {
         "n01440764": "tench",

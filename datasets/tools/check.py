@@ -1,7 +1,7 @@
 """`python -m datasets check`: is what lies below the data root what the tables are made of?
 
 Each set is read as a run would read it, which covers layout, lists and missing files; then come counts, the
-digest of the split, the published draws, and pictures that cannot be decoded. What is wrong is compared with
+digest of the split, the published draws, and images that cannot be decoded. What is wrong is compared with
 the usual mistakes.
 """
 
@@ -21,7 +21,7 @@ from datasets.base import MAX_VAL_SHOTS
 
 from .known import DRAW_SHOTS, KNOWN, not_published, published_draws
 
-SAMPLE = 64  # pictures a set that --decode sample opens
+SAMPLE = 64  # images a set that --decode sample opens
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2")
 OK, PROBLEM, ABSENT = "ok", "problem", "not found"
 Count = int | None
@@ -66,7 +66,7 @@ def check_public(cfg: CfgNode) -> list[str]:
 
 
 def check(name: str, root: str, decode: str = "sample", jobs: int = 4) -> Row:
-    """The row of one data set. decode: which pictures are opened, "none", "sample" or "all"."""
+    """The row of one data set. decode: which images are opened, "none", "sample" or "all"."""
     row, kind = Row(name), DATASET_REGISTRY.get(name)
     try:
         folder = kind.locate(kind.__new__(kind), root)
@@ -89,7 +89,7 @@ def check(name: str, root: str, decode: str = "sample", jobs: int = 4) -> Row:
         broken = unreadable(images[:: 1 if decode == "all" else max(1, len(images) // SAMPLE)], jobs)
         row.unreadable = len(broken)
         if broken:
-            row.problem(f"{len(broken)} pictures cannot be read: {broken[0]}{', ...' * (len(broken) > 1)}")
+            row.problem(f"{len(broken)} images cannot be read: {broken[0]}{', ...' * (len(broken) > 1)}")
     return row
 
 

@@ -30,8 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     one = commands.add_parser("check", parents=[root], help="one line for each set: is it what the tables are made of?")
     one.add_argument("names", nargs="*", metavar="NAME", help="data sets; default: all that are public")
     one.add_argument("--protocol", choices=PROTOCOLS, default="all", help="which sets, where none is named")
-    one.add_argument("--decode", choices=("none", "sample", "all"), default="sample", help="which pictures are opened")
-    one.add_argument("--jobs", type=int, default=4, help="pictures opened at once")
+    one.add_argument("--decode", choices=("none", "sample", "all"), default="sample", help="which images are opened")
+    one.add_argument("--jobs", type=int, default=4, help="images opened at once")
     one.add_argument("--json", type="path", default="", metavar="FILE", help="the rows as JSON too")
 
     one = commands.add_parser("links", help="sources, checksums and dead links")

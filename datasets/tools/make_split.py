@@ -85,7 +85,7 @@ def places(folder: str, images: str) -> Parts:
 
 
 def actions(folder: str, images: str) -> Parts:
-    """UCF101: ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt; one picture a video."""
+    """UCF101: ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt; one image a video."""
     lists = os.path.join(folder, "ucfTrainTestlist")
     numbers = map(str.split, read_lines(os.path.join(lists, "classInd.txt")))
     label_of = {name: int(number) - 1 for number, name in numbers}

@@ -1,7 +1,7 @@
 """Objects, textures and glyphs of the toy world, drawn at three times the final size.
 
-Pictures are SIDE x SIDE RGB; coordinates and radii are in final pixels, x to the right, y down. `Canvas`
-holds the enlarged picture (BIG, BIG, 3) and shrinks it by box averaging, so edges come out smooth. All chance
+Images are SIDE x SIDE RGB; coordinates and radii are in final pixels, x to the right, y down. `Canvas`
+holds the enlarged image (BIG, BIG, 3) and shrinks it by box averaging, so edges come out smooth. All chance
 comes from the numpy generator that the caller passes in.
 """
 
@@ -242,16 +242,16 @@ def glyph_mask(text, font, x, y, height, angle=0.0):
 
 
 class Canvas:
-    """An enlarged picture that masks are filled on."""
+    """An enlarged image that masks are filled on."""
 
     def __init__(self, ground):
-        """ground: RGB (3,) or a picture (BIG, BIG, 3)."""
+        """ground: RGB (3,) or an image (BIG, BIG, 3)."""
         self.pixels = np.broadcast_to(np.asarray(ground, np.float32), (BIG, BIG, 3)).copy()
 
     def fill(self, mask, paint):
-        """Put `paint` (RGB or a picture) where `mask` (BIG, BIG) is true."""
+        """Put `paint` (RGB or an image) where `mask` (BIG, BIG) is true."""
         self.pixels = np.where(mask[..., None], paint, self.pixels)
 
     def shrink(self):
-        """The picture (SIDE, SIDE, 3) float32 in 0..255."""
+        """The image (SIDE, SIDE, 3) float32 in 0..255."""
         return self.pixels.reshape(SIDE, SCALE, SIDE, SCALE, 3).mean((1, 3), dtype=np.float32)

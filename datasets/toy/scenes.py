@@ -7,7 +7,7 @@ from datasets.toy.draw import BIG, SCALE
 
 
 class Brush:
-    """Paints in final-pixel coordinates on an enlarged picture; colours and places vary a little by `rng`."""
+    """Paints in final-pixel coordinates on an enlarged image; colours and places vary a little by `rng`."""
 
     def __init__(self, rng):
         self.rng = rng
@@ -210,7 +210,7 @@ SCENES = {function.__name__: function for function in _ALL}
 
 
 def scene(rng, name):
-    """The enlarged picture (BIG, BIG, 3) float32 of a scene, mirrored half of the time."""
+    """The enlarged image (BIG, BIG, 3) float32 of a scene, mirrored half of the time."""
     brush = Brush(rng)
     SCENES[name](brush)
     pixels = np.asarray(brush.image, np.float32)

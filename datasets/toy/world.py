@@ -24,14 +24,14 @@ from PIL import Image
 from dassl.utils import WriteFailed, get_logger
 from dassl.utils.files import atomic_folder, locked
 from dassl.utils.progress import progress
-from datasets.toy import pictures
+from datasets.toy import images
 from datasets.toy.draw import SHAPES, SIDE, TEXTURES, generator
-from datasets.toy.pictures import DIGIT_WORDS, DIRECTIONS, NUMBERS, OTHER_FONTS, PLACES, SIZES, STYLES, finish
+from datasets.toy.images import DIGIT_WORDS, DIRECTIONS, NUMBERS, OTHER_FONTS, PLACES, SIZES, STYLES, finish
 from datasets.toy.scenes import SCENES
 
 SPLITS = ("train", "val", "test")
-COUNTS = (20, 20, 50)  # pictures a class of each
-VERSION = 1  # part of every picture's seed
+COUNTS = (20, 20, 50)  # images a class of each
+VERSION = 1  # part of every image's seed
 
 # One number for each data set, 0 (the pretraining style) to 1; chosen by zero-shot CLIP and CoOp alone. Those of the
 # four last, which are ToyObjects in other styles, before any training was looked at: the multiple of 0.05 whose
@@ -63,7 +63,7 @@ STRENGTHS = {
 
 @dataclass(frozen=True)
 class ToySet:
-    """One data set. `draws`: class name -> (function of `pictures`, its arguments), in label order."""
+    """One data set. `draws`: class name -> (function of `images`, its arguments), in label order."""
 
     name: str
     folder: str
@@ -82,14 +82,14 @@ class ToySet:
     def strength(self):
         return STRENGTHS.get(self.name, 0.0)
 
-    def picture(self, classname, split, number):
+    def image(self, classname, split, number):
         """uint8 (32, 32, 3), a function of its arguments, STRENGTHS and VERSION alone."""
         rng = generator(VERSION, self.name, classname, split, number)
         function, arguments = self.draws[classname]
-        picture = getattr(pictures, function)(rng, **arguments, **self.extra)
+        image = getattr(images, function)(rng, **arguments, **self.extra)
         for style in self.styles:
-            picture = STYLES[style](rng, picture, self.strength)
-        return finish(picture)
+            image = STYLES[style](rng, image, self.strength)
+        return finish(image)
 
 
 def _halves(pairs):
@@ -182,11 +182,11 @@ def _handwritten():
 
 
 class RealDigits(ToySet):
-    """Real pictures, enlarged: white on black, at least 174 of each digit, so the splits share none."""
+    """Real images, enlarged: white on black, at least 174 of each digit, so the splits share none."""
 
     _first = {"test": 0, "train": 50, "val": 100}
 
-    def picture(self, classname, split, number):
+    def image(self, classname, split, number):
         images, labels = _handwritten()
         places = np.flatnonzero(labels == self.draws[classname])
         order = generator(VERSION, self.name, classname).permutation(places)
@@ -228,7 +228,7 @@ WORLD = {
 def write_toy(root, toy, counts=COUNTS):
     """Write `toy` below `root` unless it is there; returns its folder.
 
-    counts: pictures a class for train, val and test; the k-th picture of a class does not depend on them.
+    counts: images a class for train, val and test; the k-th image of a class does not depend on them.
     WriteFailed: it is not there and cannot be written.
     """
     folder = Path(root) / toy.folder
@@ -258,7 +258,7 @@ def _write(folder, toy, counts, stamp):
         for split, items in lists.items():
             for index, (path, _, name) in enumerate(progress(items, f"drawing {toy.name}, {split}")):
                 (place / "images" / path).parent.mkdir(parents=True, exist_ok=True)
-                image = toy.picture(name, split, index % (len(items) // len(toy.classnames)))
+                image = toy.image(name, split, index % (len(items) // len(toy.classnames)))
                 Image.fromarray(image).save(place / "images" / path)
         (place / f"split_zhou_{toy.name}.json").write_text(json.dumps(lists))
         (place / "world.json").write_text(json.dumps(stamp | {"pillow": PIL.__version__}, indent=1))
@@ -295,5 +295,5 @@ def world_digest():
     digest = blake2b(digest_size=8)
     for i in range(20):
         toy = toys[i % len(toys)]
-        digest.update(toy.picture(toy.classnames[(5 * i) % len(toy.classnames)], "test", i).tobytes())
+        digest.update(toy.image(toy.classnames[(5 * i) % len(toy.classnames)], "test", i).tobytes())
     return digest.hexdigest()

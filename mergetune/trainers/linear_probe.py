@@ -11,7 +11,7 @@ from mergetune.models.heads import HeadTrainer, LinearHead
 
 @TRAINER_REGISTRY.register()
 class LinearProbe(HeadTrainer):
-    """Training pictures are prepared as test pictures are, so one view of each in the bank serves all epochs."""
+    """Training images are prepared as test images are, so one view of each in the bank serves all epochs."""
 
     model_name = "head"
 

@@ -2,7 +2,7 @@
 
     loss = KD_WEIGHT * KL(teacher || student) / number of logits
 
-It trains on the pictures of all classes, unlabelled. The teacher's text features are the classifier of both;
+It trains on the images of all classes, unlabelled. The teacher's text features are the classifier of both;
 its image features come from the feature bank.
 Letters: B images, C classes, E joint width of the teacher.
 """
@@ -58,7 +58,7 @@ class PromptKD(ClipTrainer):
         return self.cfg.TRAINER.PROMPTKD.PREC
 
     def build_data_loader(self) -> None:
-        """Base-to-new: validation is about base classes alone, though the training pictures are of all."""
+        """Base-to-new: validation is about base classes alone, though the training images are of all."""
         super().build_data_loader()
         cfg, data = self.cfg, self.dm.dataset
         halves = cfg.TRAINER.MODAL == "base2novel" and cfg.DATASET.SUBSAMPLE_CLASSES == "all"
@@ -100,7 +100,7 @@ class PromptKD(ClipTrainer):
         super().before_train()
 
     def use_feature_bank(self, name: str, *, is_train: bool) -> None:
-        """Training pictures come with the teacher's features of the same view."""
+        """Training images come with the teacher's features of the same view."""
         if is_train:
             loader = distil_loader(self.cfg, getattr(self, name), self.towers(), self.precision.autocast)
             setattr(self, name, loader)

@@ -73,7 +73,7 @@ class PromptSRC(ClipTrainer):
         super().before_train()
 
     def use_feature_bank(self, name: str, *, is_train: bool) -> None:
-        """Training pictures come with CLIP's own features of the same view."""
+        """Training images come with CLIP's own features of the same view."""
         if is_train:
             loader = distil_loader(self.cfg, getattr(self, name), {"zero_shot": self.clip}, self.precision.autocast)
             setattr(self, name, loader)

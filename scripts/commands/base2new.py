@@ -68,7 +68,7 @@ _PROMPTKD = Command(
     arguments=("DATASET", "SEED"),
     defaults={
         "CFG": "vit_b16_c2_ep20_batch8_4+4ctx",
-        "SHOTS": "0",  # all training pictures, of all classes, without their labels
+        "SHOTS": "0",  # all training images, of all classes, without their labels
         "KD_WEIGHT": kd_weight,
         "TEACHER_DIR": of_run("promptsrc/base2new_train"),
     },

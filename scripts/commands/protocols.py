@@ -48,7 +48,7 @@ def transfer(train: Command, script: str, protocol: str) -> Command:
 
 
 def fewshot_training(own: Command) -> Command:
-    """Training on SHOTS pictures of every class."""
+    """Training on SHOTS images of every class."""
     arguments, *others = (("DATASET", "SHOTS", *form[1:]) for form in (own.arguments, *own.forms))
     return replace(
         own,

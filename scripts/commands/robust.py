@@ -1,4 +1,4 @@
-"""Robust fine-tuning: all training pictures of the source, tested there and on its shifted test sets.
+"""Robust fine-tuning: all training images of the source, tested there and on its shifted test sets.
 
 LinearProbe trains CLIP's head on frozen features, FineTune the whole image tower too; both start at zero-shot CLIP.
 """
@@ -23,7 +23,7 @@ def shifts(dataset: str) -> tuple[str, ...]:
 
 
 def ensemble(kind: str) -> Command:
-    """A model of METHOD, e.g. finetune_LMC, blended with zero-shot CLIP; alpha is chosen on validation pictures, 0.5 on
+    """A model of METHOD, e.g. finetune_LMC, blended with zero-shot CLIP; alpha is chosen on validation images, 0.5 on
     ImageNet, which has none."""
 
     def words(arguments: Arguments) -> list[str]:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# ConDU: an MTIL stream of five pictures a class, LoRA on both towers.
+# ConDU: an MTIL stream of five images a class, LoRA on both towers.
 # Arguments: ORDER (I, II, or data sets of configs/datasets/mtil as a,b,c; default I)
 #            --keep-experts: for fusing them in other orders, an analysis outside the continual-learning protocol
 # Environment: CFG (default fewshot_mtil_lora), SEEDS (default 1; "1 2 3" for several), GPUS (torchrun), DATA, OUTPUT.

@@ -3,7 +3,7 @@
     python -m scripts.condu.stream train --order I --cfg mtil_ft --seed 1 --root data --out output/mtil/...
     python -m scripts.condu.stream eval-mtil --order I --cfg mtil_ft --run output/mtil/... --out .../mtil
 
-scripts/condu/*.sh call it. Evaluation is one run for all sessions: every test picture is decoded once. Of several
+scripts/condu/*.sh call it. Evaluation is one run for all sessions: every test image is decoded once. Of several
 processes (torchrun --nproc_per_node N -m scripts.condu.stream eval-mtil ...) each looks at a share. It leaves
 OUT_<vote>/results.json, task-agnostic OUT_<labels>_<vote>/results.json.
 """

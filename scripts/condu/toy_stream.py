@@ -104,7 +104,7 @@ def _say_failure(what: str, future: Future) -> None:
 
 @functools.lru_cache(maxsize=1)
 def bench_of(run: Run):
-    """The process's evaluator: test pictures and the pretrained model's features of them are kept between jobs."""
+    """The process's evaluator: test images and the pretrained model's features of them are kept between jobs."""
     from scripts.condu.evaluate import StreamEvaluation
 
     return StreamEvaluation(run)
@@ -125,7 +125,7 @@ def run_all(workers: tuple, run: Run, count: int, command: str) -> dict:
     def stage(what: str, *jobs: tuple) -> list:
         return together(workers, what, *((run, *job) for job in jobs))
 
-    names, _ = stage("Drawing the pictures", *[("evaluate.task_names",)] * WORKERS)
+    names, _ = stage("Drawing the images", *[("evaluate.task_names",)] * WORKERS)
     training = ("experiments.train_experts",), ("experiments.train_sequential",)
     stage("Training experts, and one model in sequence", *training)
     known = ("evaluate.evaluate_stream", str(run.out / "mtil"), False, command)

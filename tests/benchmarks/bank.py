@@ -1,8 +1,8 @@
-"""Image features of a test set from the bank against pictures read and encoded each time, in one run on the CPU.
+"""Image features of a test set from the bank against images read and encoded each time, in one run on the CPU.
 
     python tests/benchmarks/bank.py
 
-100 pictures through ViT-B/16 with random weights, on 2 threads: 2 minutes on two quiet cores; `--model small` is a
+100 images through ViT-B/16 with random weights, on 2 threads: 2 minutes on two quiet cores; `--model small` is a
 matter of seconds. First use builds the bank, later uses find it by its key and read it. Fails where the features
 differ by more than 1e-5.
 """
@@ -44,7 +44,7 @@ def gather(quick: bool, folder: Path) -> tuple[list, list[str]]:
 
 
 def of_model(model: str, repeats: int, threads: int) -> tuple[list, list[str]]:
-    """`measure` of a random model on 100 pictures; something is expected of ViT-B/16 alone."""
+    """`measure` of a random model on 100 images; something is expected of ViT-B/16 alone."""
     from tests.benchmarks.world import World
 
     with tempfile.TemporaryDirectory() as place:
@@ -78,7 +78,7 @@ def measure(world, repeats: int, threads: int, least: dict[str, float]) -> tuple
             apart = max(float((value - own[0]).norm() / own[0].norm()) for value in own[1:])
             if not apart <= LIMIT:
                 faults.append(f"features differ by {apart:.1e}, allowed {LIMIT:.0e}")
-    took, what = {name: median(values) for name, values in times.items()}, f"features of {len(own[0])} pictures"
+    took, what = {name: median(values) for name, values in times.items()}, f"features of {len(own[0])} images"
     return [Row(f"{what}, {name} use", "s", took[name], took["plain"], least.get(name)) for name in LEAST], faults
 
 

@@ -1,6 +1,6 @@
 """Task: a step of MERGETUNE on PromptKD (arXiv 2601.10497), a teacher of the student's size.
 
-The released way encodes pictures and texts with the teacher again at each of ten path points, and the pictures
+The released way encodes images and texts with the teacher again at each of ten path points, and the images
 twice with the student. Written plainly, towers with the prompts in them, the texts at 77 tokens. The batch
 statistics of the frozen student stay as stage 1 left them, in both ways.
 Letters: B images, C classes, W width of a tower, E joint width, N context vectors.

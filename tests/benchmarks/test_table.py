@@ -68,8 +68,8 @@ def test_small_results_lie_beside_those_of_the_full_setting(monkeypatch, tmp_pat
     assert folders == [tmp_path / "benchmarks", tmp_path / "benchmarks" / "quick"]
 
 
-def test_the_bank_gives_the_features_of_the_pictures(tmp_path):
+def test_the_bank_gives_the_features_of_the_images(tmp_path):
     world = World(tmp_path, "small", batch=4, classes=3, test_batch=6).write()
     rows, faults = bank.measure(world, repeats=2, threads=1, least=bank.LEAST)
     assert faults == [] and [row.least for row in rows] == [0.8, 50]
-    assert all("6 pictures" in row.name and row.ours > 0 and row.plain == rows[0].plain for row in rows)
+    assert all("6 images" in row.name and row.ours > 0 and row.plain == rows[0].plain for row in rows)

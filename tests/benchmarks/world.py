@@ -1,4 +1,4 @@
-"""What a benchmark runs on, written to a folder: random CLIP weights, noise pictures, stage-1 checkpoints.
+"""What a benchmark runs on, written to a folder: random CLIP weights, noise images, stage-1 checkpoints.
 
 Trainers are built from it as a command line would build them.
 """
@@ -57,7 +57,7 @@ class World:
         return self.folder / f"data_{self.batch}"
 
     def write(self) -> "World":
-        """The weights once a folder, pictures for each batch size."""
+        """The weights once a folder, images for each batch size."""
         if not self.weights.exists():
             write_weights(self.weights, MODELS[self.model])
         per_class = -(-self.batch // self.classes), 1, -(-self.test_batch // self.classes)

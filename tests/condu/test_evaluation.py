@@ -1,4 +1,4 @@
-"""Evaluation of a stream: equal to every model on every picture, in one pass over the pictures."""
+"""Evaluation of a stream: equal to every model on every image, in one pass over the images."""
 
 from collections import Counter
 from dataclasses import replace
@@ -39,7 +39,7 @@ def plain_similarity(features, prototypes):
 
 @torch.no_grad()
 def plain_votes(world, snapshot, test, rules=RULES, labels=BOTH):
-    """Every picture alone, by all models; `vote` leaves out those not chosen. Answers are compared by name."""
+    """Every image alone, by all models; `vote` leaves out those not chosen. Answers are compared by name."""
     models = [world.clip, *(world.expert(member) for member in snapshot.members)]
     correct = {(rule, space): 0 for rule in rules for space in labels}
     for space in labels:
@@ -79,7 +79,7 @@ def plain_known(world, member, test):
 
 @pytest.mark.parametrize("learned", [1, 2, 4])
 @pytest.mark.parametrize("target", [0, 2, 4])  # 2 and 4 share names with earlier tasks, 4 under other prompts
-def test_votes_equal_every_model_on_every_picture(world, learned, target):
+def test_votes_equal_every_model_on_every_image(world, learned, target):
     snapshot, test = world.snapshot(learned), world.tests[target]
     found = world.evaluator(chunk=7).votes(snapshot, test, RULES, BOTH)
     assert found == plain_votes(world, snapshot, test)
@@ -141,15 +141,15 @@ def test_a_stream_of_one_task_has_no_vote_and_no_transfer(tmp_path):
 
 
 def test_passes_over_the_image_towers(world):
-    """T = 6, K = 2: each picture once through the pretrained tower and through 2 experts, whatever T is."""
+    """T = 6, K = 2: each image once through the pretrained tower and through 2 experts, whatever T is."""
     snapshot, rules = world.snapshot(6), {"paper": Vote(False, 2, "similarity"), "released": Vote(True, 2, "uniform")}
     world.passes.clear()
     evaluator = world.evaluator(chunk=8)
     for test in world.tests:
         evaluator.votes(snapshot, test, rules, BOTH)
-    pictures = sum(map(len, world.tests))
-    assert world.passes == {"pretrained": pictures, "expert": 2 * pictures}
-    assert sum(evaluator.image_passes.values()) == (1 + min(6, 2)) * pictures
+    images = sum(map(len, world.tests))
+    assert world.passes == {"pretrained": images, "expert": 2 * images}
+    assert sum(evaluator.image_passes.values()) == (1 + min(6, 2)) * images
     assert all(of == Counter({1: len(test)}) for test, of in zip(world.tests, world.decoded().values(), strict=True))
 
 
@@ -158,11 +158,11 @@ def test_a_sweep_decodes_once_and_encodes_no_more_than_needed(world, chunk):
     world.passes.clear()
     evaluator = world.evaluator(chunk=chunk)
     evaluator.sweep(world.snapshots(), world.tests, {"two": Vote(False, 2, "uniform")})
-    pictures = [len(test) for test in world.tests]
+    images = [len(test) for test in world.tests]
     assert world.decoded() == {test.name: Counter({1: len(test)}) for test in world.tests}
-    seen = sum(n * (6 - j) for j, n in enumerate(pictures))  # by its own expert from its session on
-    unseen = sum(n * min(i + 1, 2) for i in range(6) for j, n in enumerate(pictures) if j > i)
-    assert world.passes == {"pretrained": sum(pictures[1:]), "expert": seen + unseen}
+    seen = sum(n * (6 - j) for j, n in enumerate(images))  # by its own expert from its session on
+    unseen = sum(n * min(i + 1, 2) for i in range(6) for j, n in enumerate(images) if j > i)
+    assert world.passes == {"pretrained": sum(images[1:]), "expert": seen + unseen}
 
 
 def test_a_set_that_fits_one_chunk_is_decoded_for_good(world):

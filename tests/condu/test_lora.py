@@ -39,10 +39,10 @@ def weights(clip):
 
 
 def outputs(clip):
-    """Normalised features of fixed pictures and texts, with gradient, one below the other."""
+    """Normalised features of fixed images and texts, with gradient, one below the other."""
     side = clip.image_size
-    pictures = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
-    both = clip.encode_image(pictures), clip.encode_text(clip.tokenize(TEXTS))
+    images = torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(0))
+    both = clip.encode_image(images), clip.encode_text(clip.tokenize(TEXTS))
     return torch.cat([F.normalize(part.float(), dim=-1) for part in both])
 
 

@@ -56,7 +56,7 @@ def test_prototypes_are_the_mean_of_both_towers(world, tmp_path, prompts):
         torch.testing.assert_close(found[label], F.normalize(image + text.mean(0), dim=-1))
 
 
-def test_prototypes_look_at_the_given_pictures_alone(world, tmp_path):
+def test_prototypes_look_at_the_given_images_alone(world, tmp_path):
     loader = loader_of(tmp_path / "shots", NAMES, 5, seed=9)
     shots = DataLoader(torch.utils.data.Subset(loader.dataset, [0, 5, 10]), batch_size=2)
     prototypes_of(world.clip, shots, NAMES, PROMPTS[0])
@@ -118,7 +118,7 @@ def test_chunks_are_whole_batches_in_order(world, size, parts):
 def test_sets_that_cannot_be_are_refused(world):
     test = world.tests[0]
     shuffled = DataLoader(test.loader.dataset, shuffle=True)
-    with pytest.raises(UserError, match="every picture in order"):
+    with pytest.raises(UserError, match="every image in order"):
         TestSet("x", test.classnames, test.prompts, shuffled)
     with pytest.raises(UserError, match="label 2, but 2 class names"):
         list(TestSet("x", ["a", "b"], test.prompts, test.loader).chunks(100, "cpu"))

@@ -196,8 +196,8 @@ def test_default_rates_are_chosen_on_images_that_nothing_was_trained_on(toy_data
 def test_what_fails_in_a_stage_is_one_line(tmp_path, capfd):
     run = read(["--tasks", "toy_digits", "--root", "/proc/nowhere", "--out", str(tmp_path)])[1][0]
     with pytest.raises(SystemExit) as stopped, pool(1, threads=1) as workers:
-        together(workers, "Drawing the pictures", (run, "evaluate.task_names"))
+        together(workers, "Drawing the images", (run, "evaluate.task_names"))
     said = capfd.readouterr().err
     assert stopped.value.code == 1
     (error,) = [line for line in said.splitlines() if not line.startswith("Drawing")]  # a bar, now and then
-    assert error.startswith("error: Drawing the pictures: ")
+    assert error.startswith("error: Drawing the images: ")

@@ -38,7 +38,7 @@ def test_sessions_fuse_experts_and_test_the_decoupled_ones(config, runs):  # noq
     assert again["correct"] == first["correct"]
 
 
-def test_prototypes_come_from_the_pretrained_features_of_the_training_pictures(runs):  # noqa: F811
+def test_prototypes_come_from_the_pretrained_features_of_the_training_images(runs):  # noqa: F811
     runs.go("digits", "DATASET.NUM_SHOTS", 2)
     trainer = runs.built("digits", "DATASET.NUM_SHOTS", 2)
     clip, items = trainer.pretrained, trainer.dm.dataset.train_x
@@ -46,9 +46,9 @@ def test_prototypes_come_from_the_pretrained_features_of_the_training_pictures(r
     rows = []
     text = F.normalize(text_classifier(clip, trainer.classnames, trainer.prompts), dim=-1)
     for label in range(10):
-        pictures = torch.stack([transform(item.picture()) for item in items if item.label == label])
-        assert len(pictures) == 2
-        image = F.normalize(clip.encode_image(pictures), dim=-1).mean(0)
+        images = torch.stack([transform(item.load_image()) for item in items if item.label == label])
+        assert len(images) == 2
+        image = F.normalize(clip.encode_image(images), dim=-1).mean(0)
         rows.append(F.normalize((image + text[label]) / 2, dim=0))
     stored = Stream.load(runs.stream).prototypes[0]
     torch.testing.assert_close(stored, torch.stack(rows).detach(), rtol=1e-4, atol=1e-5)

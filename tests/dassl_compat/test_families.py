@@ -14,7 +14,7 @@ from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import load_checkpoint, set_random_seed
 from tests.conftest import ROOT
 from tests.fixtures import dialect_train
-from tests.fixtures.dassl_style_world import CLASSES, write_pictures
+from tests.fixtures.dassl_style_world import CLASSES, write_images
 from tests.fixtures.interpreter import Python
 
 PAIRS = [
@@ -57,7 +57,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from dassl.engine import TRAINER_REGISTRY, TrainerX, build_trainer
 from dassl.engine.launch import run
 from dassl.utils import MissingFile, load_checkpoint, set_random_seed
 from tests.fixtures import dassl_defaults
-from tests.fixtures.dassl_style_world import CLASSES, style_config, write_pictures
+from tests.fixtures.dassl_style_world import CLASSES, style_config, write_images
 
 STYLES = ["StylePrompt", "StyleTwoLosses", "StyleContinued"]
 OVERRIDDEN = {
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def weights(folder, name, file):

@@ -35,7 +35,7 @@ def check(capsys, tmp_path):
 
 @pytest.fixture
 def pets(tmp_path, monkeypatch):
-    """OxfordPets of a few pictures, for which the tables know just these."""
+    """OxfordPets of a few images, for which the tables know just these."""
     write_pets(tmp_path)
     digest = build_dataset(config(tmp_path, "OxfordPets")).split_digest
     monkeypatch.setitem(KNOWN, "OxfordPets", Known(3, 18, 15, 6, digest))
@@ -128,7 +128,7 @@ def test_draws_are_compared_with_the_published_ones(check, tmp_path, monkeypatch
     assert code == 1 and "draw of seed 2 is not the published one" in rows["OxfordPets"]["problems"][0]
 
 
-def test_missing_and_unreadable_pictures(check, pets):
+def test_missing_and_unreadable_images(check, pets):
     images = pets / "images"
     (images / "cat_0.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     (images / "cat_1.png").write_text("\n<!DOCTYPE html><title>Quota exceeded</title>")
@@ -137,7 +137,7 @@ def test_missing_and_unreadable_pictures(check, pets):
     code, rows, _ = check("OxfordPets", "--decode", "all")
     (problem,) = rows["OxfordPets"]["problems"]
     assert code == 1 and rows["OxfordPets"]["unreadable"] == 4
-    assert re.match(r"4 pictures cannot be read: .*cat_0\.png.* is a Git LFS pointer", problem)
+    assert re.match(r"4 images cannot be read: .*cat_0\.png.* is a Git LFS pointer", problem)
     assert check("OxfordPets", "--decode", "none")[0] == 0
     from dassl.data.datasets import unreadable
 

@@ -1,4 +1,4 @@
-"""Your own pictures: class folders and tables, and what is said when they are not as expected."""
+"""Your own images: class folders and tables, and what is said when they are not as expected."""
 
 import collections
 import json
@@ -108,7 +108,7 @@ def test_shots_and_halves_are_those_of_every_data_set(tmp_path):
         folder_data(tmp_path, DATASET__NUM_SHOTS=9)
 
 
-def test_in_a_stream_the_validation_pictures_are_trained_on(tmp_path):
+def test_in_a_stream_the_validation_images_are_trained_on(tmp_path):
     folder = write_folder(tmp_path / "tools")
     alone = folder_data(tmp_path)
     keys = {"TASK": "Tools", "PROMPTS": ["a photo of a {}, a tool.", "a {}."]}
@@ -168,7 +168,7 @@ def test_numbers_need_names(tmp_path):
     (tmp_path / "names.json").write_text(json.dumps({"0": "wrench", "1": "hammer", "2": "saw"}))
     assert manifest(tmp_path, NAMES="names.json").classnames == ["wrench", "hammer", "saw"]
     (tmp_path / "names.json").write_text(json.dumps({"0": "wrench", "1": "hammer"}))
-    with pytest.raises(UserError, match="has 2 classes, the pictures 3; 2 is in only one of them"):
+    with pytest.raises(UserError, match="has 2 classes, the images 3; 2 is in only one of them"):
         manifest(tmp_path, NAMES="names.json")
 
 
@@ -182,17 +182,17 @@ GOOD = ("tools/hand_saw/00.jpg", "saw", "train")
     [
         ("", ["names the columns path, label and split"]),
         ("file,class\na,b\n", ["names the columns path, label and split", "file"]),
-        ("path,label,split\n", ["no pictures in tools.csv"]),
+        ("path,label,split\n", ["no images in tools.csv"]),
         (csv_of([("", "saw", "train")]), ["line 2", "expected a path and a label"]),
         (csv_of([GOOD, ("../x.jpg", "saw", "test")]), ["line 3", "leaves"]),
         (csv_of([GOOD, ("/etc/x.jpg", "saw", "test")]), ["line 3", "leaves"]),
         (csv_of([GOOD, ("tools/hand_saw/01.jpg", "saw", "eval")]), ["line 3", "'eval'", "train, val or test"]),
         (csv_of([GOOD, GOOD]), ["line 3", "twice", "line 2"]),
-        (csv_of([GOOD, ("tools/hand_saw/01.jpg", "saw", "")]), ["1 of 2 pictures have no part"]),
+        (csv_of([GOOD, ("tools/hand_saw/01.jpg", "saw", "")]), ["1 of 2 images have no part"]),
         (csv_of([GOOD, ("tools/hand_saw/99.jpg", "saw", "test")]), ["1 of the 1 images", "99.jpg"]),
         (csv_of([GOOD]), ["no test images"]),
         (csv_of([GOOD, ("tools/claw_hammer/00.jpg", "tack", "test")]), ["label 1 has no training images"]),
-        ("path,label\ntools/hand_saw/00.jpg,saw\n", ["class saw has 1 picture"]),
+        ("path,label\ntools/hand_saw/00.jpg,saw\n", ["class saw has 1 image"]),
         ("path,label\na.png,kite, bird\n", ["tools.csv, line 2", "3 cells for 2 columns"]),
         (csv_of([GOOD, (*GOOD, "more", "more")]), ["tools.csv, line 3", "5 cells for 3 columns"]),
         ("path,label,path\na.png,kite,b.png\n", ["names a column twice: path, label, path"]),
@@ -260,7 +260,7 @@ def test_classes_that_are_left_out(tmp_path):
     (folder / "cache").rmdir()
     with pytest.raises(UserError, match=r"DATASET\.CUSTOM\.LEAVE_OUT .*claw hammer.*do you mean \[claw_hammer\]"):
         folder_data(tmp_path, LEAVE_OUT=["claw hammer"])
-    with pytest.raises(UserError, match="no pictures in tools"):
+    with pytest.raises(UserError, match="no images in tools"):
         folder_data(tmp_path, LEAVE_OUT=list(KINDS))
 
 

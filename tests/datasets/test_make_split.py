@@ -19,8 +19,8 @@ from tests.fixtures.mtil_folders import (
     write_dtd,
     write_eurosat,
     write_food,
+    write_images,
     write_oxford_pet,
-    write_pictures,
     write_stanford_cars,
 )
 
@@ -38,7 +38,7 @@ def write_ucf101(root):
         for number, action in enumerate(actions, start=1):
             place = "Hammer_Throw" if action == "HammerThrow" else action
             videos = [f"v_{action}_g{group:02d}_c01" for group in groups]
-            write_pictures(folder / "UCF-101-midframes" / place, [f"{video}.jpg" for video in videos])
+            write_images(folder / "UCF-101-midframes" / place, [f"{video}.jpg" for video in videos])
             lines += [f"{action}/{video}.avi" + (f" {number}" if part == "train" else "") for video in videos]
         (lists / f"{part}list01.txt").write_text("\n".join(lines) + "\n")
 
@@ -49,7 +49,7 @@ def write_sun397(root):
     (folder / "ClassName.txt").write_text("\n".join(PLACES) + "\n")
     for part, numbers in (("Training", range(10)), ("Testing", range(10, 14))):
         files = [f"{place}/sun_{i:03d}.jpg" for place in PLACES for i in numbers]
-        write_pictures(folder / "SUN397", [file[1:] for file in files])
+        write_images(folder / "SUN397", [file[1:] for file in files])
         (folder / f"{part}_01.txt").write_text("\n".join(files) + "\n")
 
 
@@ -57,7 +57,7 @@ def write_named_flowers(root):
     from scipy.io import savemat
 
     folder = root / "oxford_flowers"
-    write_pictures(folder / "jpg", [f"image_{i:05d}.jpg" for i in range(1, 31)])
+    write_images(folder / "jpg", [f"image_{i:05d}.jpg" for i in range(1, 31)])
     savemat(folder / "imagelabels.mat", {"labels": [3 - i % 3 for i in range(30)]})  # 3, 2, 1, 3, ...
     (folder / "cat_to_name.json").write_text(json.dumps({"1": "pink primrose", "2": "moon orchid", "3": "sweet pea"}))
 

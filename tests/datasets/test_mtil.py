@@ -165,23 +165,23 @@ def test_published_indices_of_the_random_splits(task):
 # --- arrays
 
 
-def test_mnist_pictures_are_torchvisions(tmp_path):
+def test_mnist_images_are_torchvisions(tmp_path):
     WRITERS["MNIST"](tmp_path)
     data = built(tmp_path, "MNIST")
     for part, items in ((True, data.train_x), (False, data.test)):
         found = torchvision.MNIST(str(tmp_path), train=part)
         assert [item.label for item in items] == [label for _, label in found]
-        for item, (picture, _) in zip(items, found, strict=True):
-            assert np.array_equal(np.asarray(item.picture()), np.asarray(picture.convert("RGB")))
+        for item, (image, _) in zip(items, found, strict=True):
+            assert np.array_equal(np.asarray(item.load_image()), np.asarray(image.convert("RGB")))
     assert data.classnames == ["0 - zero", "1 - one", "2 - two"]
 
 
-def test_cifar_pictures_and_names(tmp_path):
+def test_cifar_images_and_names(tmp_path):
     folder = WRITERS["CIFAR100"](tmp_path)
     data = built(tmp_path, "CIFAR100")
     pixels = np.random.default_rng(1).integers(0, 256, (6, 3072), dtype=np.uint8)  # as the fixture draws the test part
     for row, item in zip(pixels, data.test, strict=True):
-        assert np.array_equal(np.asarray(item.picture()), row.reshape(3, 32, 32).transpose(1, 2, 0))
+        assert np.array_equal(np.asarray(item.load_image()), row.reshape(3, 32, 32).transpose(1, 2, 0))
         assert item.file == str(folder / "test") and os.path.isfile(item.file)
     assert data.classnames == ["apple", "aquarium fish"]
     assert len({item.impath for item in data.train_x + data.test}) == 18
@@ -197,7 +197,7 @@ def test_pickles_of_today_are_read_too(tmp_path, protocol):
 
 @pytest.mark.parametrize("task", ["CIFAR100", "MNIST", "OxfordPet"])
 def test_batches_come_out_of_the_loaders(tmp_path, task):
-    """Through worker processes as well: pictures of arrays travel like files."""
+    """Through worker processes as well: images of arrays travel like files."""
     WRITERS[task](tmp_path)
     keys = {"DATALOADER__TRAIN_X__BATCH_SIZE": 4, "DATALOADER__TEST__BATCH_SIZE": 4, "DATALOADER__NUM_WORKERS": 1}
     manager = DataManager(config(tmp_path, f"Mtil{task}", **keys))
@@ -208,8 +208,8 @@ def test_batches_come_out_of_the_loaders(tmp_path, task):
     assert manager.val_loader is None
 
 
-def test_a_run_on_pictures_of_arrays(tmp_path):
-    """The feature bank, which names pictures by their files, says what the pixels say."""
+def test_a_run_on_images_of_arrays(tmp_path):
+    """The feature bank, which names images by their files, says what the pixels say."""
     WRITERS["MNIST"](tmp_path)
     config_file = tmp_path / "mnist.yaml"
     config_file.write_text(f'_BASE_: "{ROOT}/configs/base/toy.yaml"\nDATASET:\n  NAME: "MtilMNIST"\n')
@@ -282,11 +282,11 @@ def test_packed_mnist_is_read_as_it_is(tmp_path):
     import gzip
 
     folder = WRITERS["MNIST"](tmp_path)
-    first = [np.asarray(item.picture()).tolist() for item in built(tmp_path, "MNIST").test]
+    first = [np.asarray(item.load_image()).tolist() for item in built(tmp_path, "MNIST").test]
     for path in list(folder.iterdir()):
         (folder / f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes()))
         path.unlink()
-    assert [np.asarray(item.picture()).tolist() for item in built(tmp_path, "MNIST").test] == first
+    assert [np.asarray(item.load_image()).tolist() for item in built(tmp_path, "MNIST").test] == first
 
 
 def test_the_names_of_tasks_are_those_of_the_stream():

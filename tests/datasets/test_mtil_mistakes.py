@@ -91,8 +91,8 @@ def test_a_class_without_training_images_is_refused(tmp_path):
         built(tmp_path, "DTD")
 
 
-def test_unreadable_pictures_are_named_when_they_are_opened(tmp_path):
+def test_unreadable_images_are_named_when_they_are_opened(tmp_path):
     folder = WRITERS["OxfordPet"](tmp_path)
     (folder / "images" / "Abyssinian_200.jpg").write_text("version https://git-lfs.github.com/spec/v1")
     with pytest.raises(UserError, match=r"Abyssinian_200\.jpg.* cannot be read"):
-        built(tmp_path, "OxfordPet").test[0].picture()
+        built(tmp_path, "OxfordPet").test[0].load_image()

@@ -1,4 +1,4 @@
-"""The toy world: the same pictures everywhere, whole on disk, readable like any other data set."""
+"""The toy world: the same images everywhere, whole on disk, readable like any other data set."""
 
 import itertools
 import json
@@ -18,18 +18,18 @@ from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError, WriteFailed
 from datasets.toy import world
 from datasets.toy.draw import generator
-from datasets.toy.pictures import STYLES, finish
+from datasets.toy.images import STYLES, finish
 from datasets.toy.world import WORLD, world_digest, write_toy
 from tests.condu.test_sessions import die_before, in_a_child
 from tests.conftest import ROOT
 
-SMALL = (2, 1, 3)  # pictures a class
+SMALL = (2, 1, 3)  # images a class
 WORLD_DIGEST = "66e8a97579e1f181"
 
 
 @pytest.fixture(scope="module")
 def toy_classes():
-    """The data set classes with few pictures, by name."""
+    """The data set classes with few images, by name."""
     datasets.register_all()
     from datasets.toy_world import declare
 
@@ -42,9 +42,9 @@ def cfg_for(root, shots=1, subset="all"):
     return cfg
 
 
-def test_digest_of_twenty_pictures():
+def test_digest_of_twenty_images():
     assert world_digest() == WORLD_DIGEST, (
-        f"these are other pictures than the benchmark's, drawn with Pillow {PIL.__version__} "
+        f"these are other images than the benchmark's, drawn with Pillow {PIL.__version__} "
         f"and NumPy {np.__version__}; the digest was taken with Pillow 13.0.0 and NumPy 2.4.6"
     )
 
@@ -66,13 +66,13 @@ def test_there_is_enough_to_choose_from():
 
 
 @pytest.mark.parametrize("name", sorted(WORLD))
-def test_pictures_differ_by_class_split_and_number(name):
+def test_images_differ_by_class_split_and_number(name):
     toy = WORLD[name]
     keys = [(c, s, n) for c in toy.classnames[:3] for s in ("train", "val", "test") for n in (0, 1)]
-    pictures = [toy.picture(*key) for key in keys]
-    assert all(picture.shape == (32, 32, 3) and picture.dtype == np.uint8 for picture in pictures)
-    assert len({picture.tobytes() for picture in pictures}) == len(keys)
-    assert np.array_equal(toy.picture(*keys[0]), pictures[0])
+    images = [toy.image(*key) for key in keys]
+    assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in images)
+    assert len({image.tobytes() for image in images}) == len(keys)
+    assert np.array_equal(toy.image(*keys[0]), images[0])
 
 
 @pytest.mark.parametrize("name", ["ToyColours", "ToyCounts", "ToyObjects", "ToyPairs", "ToySizes"])
@@ -99,7 +99,7 @@ def test_layout_on_disk(tmp_path):
     path, _, name = lists["test"][-1]
     with Image.open(folder / "images" / path) as image:
         assert image.format == "PNG"
-        assert np.array_equal(np.asarray(image), toy.picture(name, "test", SMALL[2] - 1))
+        assert np.array_equal(np.asarray(image), toy.image(name, "test", SMALL[2] - 1))
 
 
 def test_written_once_and_again_when_the_world_changes(tmp_path, monkeypatch):
@@ -204,16 +204,16 @@ def test_no_data_root_is_an_error_before_anything_is_drawn(toy_classes):
         toy_classes["ToyPairs"](cfg_for(""))
 
 
-def test_real_digits_share_no_picture_between_splits():
+def test_real_digits_share_no_image_between_splits():
     toy = WORLD["ToyDigits"]
     counts = dict(zip(("train", "val", "test"), world.COUNTS, strict=True))
-    seen = [toy.picture("eight", split, i).tobytes() for split, count in counts.items() for i in range(count)]
+    seen = [toy.image("eight", split, i).tobytes() for split, count in counts.items() for i in range(count)]
     assert len(set(seen)) == len(seen) == sum(world.COUNTS)
 
 
 @pytest.mark.parametrize("name", sorted(STYLES))
-def test_styles_start_at_the_picture_itself(name):
-    clean = WORLD["ToyDigits"].picture("two", "test", 0).astype(np.float32)
+def test_styles_start_at_the_image_itself(name):
+    clean = WORLD["ToyDigits"].image("two", "test", 0).astype(np.float32)
     untouched = finish(STYLES[name](generator("a"), clean, 0.0)).astype(int)
     assert np.abs(untouched - clean).max() <= 1
     strong = [STYLES[name](generator("a"), clean, 0.9) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""The toy data sets as tasks of a stream: the same pictures, in other lists."""
+"""The toy data sets as tasks of a stream: the same images, in other lists."""
 
 import collections
 
@@ -12,14 +12,14 @@ from tests.conftest import ROOT
 from tests.fixtures.image_folders import config
 
 datasets.register_all()
-from datasets.toy_world import TASKS, TEST_PICTURES, first_of_each  # noqa: E402  registered once, by register_all
+from datasets.toy_world import TASKS, TEST_IMAGES, first_of_each  # noqa: E402  registered once, by register_all
 
-SMALL = (3, 2, 4)  # pictures a class
+SMALL = (3, 2, 4)  # images a class
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """A few pictures a class; both readers of a folder agree on how many, as the folder's stamp has it."""
+    """A few images a class; both readers of a folder agree on how many, as the folder's stamp has it."""
     for name in (*TASKS, *(f"Mtil{task}" for task in TASKS)):
         monkeypatch.setattr(DATASET_REGISTRY.get(name), "counts", SMALL)
 
@@ -51,7 +51,7 @@ def test_a_task_is_its_toy_set_in_other_lists(tmp_path, small):
     }
 
 
-def test_shots_are_drawn_from_all_training_pictures(tmp_path, small):
+def test_shots_are_drawn_from_all_training_images(tmp_path, small):
     task = build_dataset(config(tmp_path, "MtilToyDigits", DATASET__NUM_SHOTS=5, SEED=2))
     again = build_dataset(config(tmp_path, "MtilToyDigits", DATASET__NUM_SHOTS=5, SEED=2))
     assert collections.Counter(item.label for item in task.train_x) == dict.fromkeys(range(10), 5)
@@ -61,11 +61,11 @@ def test_shots_are_drawn_from_all_training_pictures(tmp_path, small):
 
 
 @pytest.mark.parametrize("classes", [1, 7, 16, 26])
-def test_the_test_pictures_are_even_over_the_classes(classes):
+def test_the_test_images_are_even_over_the_classes(classes):
     items = [Datum.listed(f"{i}.png", label=i % classes) for i in range(50 * classes)]
-    chosen = first_of_each(items, TEST_PICTURES)
+    chosen = first_of_each(items, TEST_IMAGES)
     counts = collections.Counter(item.label for item in chosen)
-    assert len(chosen) == min(TEST_PICTURES, 50 * classes)
+    assert len(chosen) == min(TEST_IMAGES, 50 * classes)
     assert set(counts) == set(range(classes)) and max(counts.values()) - min(counts.values()) <= 1
     assert [counts[label] for label in range(classes)] == sorted(counts.values(), reverse=True)
     numbers = [int(item.impath[:-4]) for item in chosen]

@@ -1,4 +1,4 @@
-"""ToyObjects in other styles: the same classes, other pictures, no easier for zero-shot CLIP."""
+"""ToyObjects in other styles: the same classes, other images, no easier for zero-shot CLIP."""
 
 from hashlib import blake2b
 
@@ -16,15 +16,15 @@ from tests.conftest import ROOT
 datasets.register_all()
 from datasets.toy_world import ID, SHIFTS  # noqa: E402  registered once, by register_all
 
-# Of one test picture of each class of each shift; taken with Pillow 13.0.0 and NumPy 2.4.6.
+# Of one test image of each class of each shift; taken with Pillow 13.0.0 and NumPy 2.4.6.
 DIGEST = "647880d6aca9818a"
 
 
 def accuracy(clip, toy, split, count=20):
-    """Zero-shot accuracy in percent on `count` pictures a class."""
+    """Zero-shot accuracy in percent on `count` images a class."""
     names = toy.classnames
-    pictures = np.stack([toy.picture(name, split, number) for name in names for number in range(count)])
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    images = np.stack([toy.image(name, split, number) for name in names for number in range(count)])
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     mean, std = clip.preprocess.mean[0], clip.preprocess.std[0]
     with torch.no_grad():
         logits = cosine_logits(
@@ -40,14 +40,14 @@ def test_the_shifts_are_the_classes_of_toy_objects_and_no_task_of_the_world():
         assert not toy.base_to_new and set(toy.styles) != set(ID.styles)
 
 
-def test_the_pictures_are_the_benchmarks():
-    pictures = [toy.picture(name, "test", 0) for toy in SHIFTS.values() for name in toy.classnames]
-    assert len({picture.tobytes() for picture in pictures}) == len(pictures) == 80
-    assert blake2b(b"".join(p.tobytes() for p in pictures), digest_size=8).hexdigest() == DIGEST
+def test_the_images_are_the_benchmarks():
+    images = [toy.image(name, "test", 0) for toy in SHIFTS.values() for name in toy.classnames]
+    assert len({image.tobytes() for image in images}) == len(images) == 80
+    assert blake2b(b"".join(p.tobytes() for p in images), digest_size=8).hexdigest() == DIGEST
 
 
 def test_zero_shot_is_above_chance_and_below_toy_objects():
-    """On the validation pictures that the strengths were chosen on: chance is 5 %, the floor 1.5 times that."""
+    """On the validation images that the strengths were chosen on: chance is 5 %, the floor 1.5 times that."""
     clip = build_clip("tiny")
     ceiling = accuracy(clip, ID, "val")
     found = {name: accuracy(clip, toy, "val") for name, toy in SHIFTS.items()}

@@ -119,7 +119,7 @@ def test_missing_data_says_what_where_and_from_where(refused, tmp_path, data):
 
 @pytest.fixture
 def data(pets_root, tmp_path):
-    """A copy of the pictures, of which single ones may be replaced."""
+    """A copy of the images, of which single ones may be replaced."""
     return Path(shutil.copytree(pets_root, tmp_path / "data", copy_function=os.link))
 
 
@@ -142,14 +142,14 @@ def spoil(data, name, content):
     ],
     ids=["training from pixels", "training from the bank", "test", "validation"],
 )
-def test_a_picture_that_cannot_be_read_stops_the_run_before_training(refused, data, name, words, content):
+def test_an_image_that_cannot_be_read_stops_the_run_before_training(refused, data, name, words, content):
     path = spoil(data, name, content)
     # resume.pt of no epoch: the same command starts anew, with whatever config
     refused(rf'^Image "{path}" cannot be read \(\d+ bytes\)', *words.split(), root=data, leaves=("resume.pt",))
 
 
 def test_a_run_that_failed_at_its_test_goes_on_there(argv, data, tmp_path):
-    """Without the bank the test pictures are not read before the end."""
+    """Without the bank the test images are not read before the end."""
     whole = (data / "oxford_pets" / "images" / "beagle_25.png").read_bytes()
     path = spoil(data, "beagle_25.png", b"")
     line = argv("FEATURES.TEST", "False", root=data)

@@ -245,7 +245,7 @@ def main():
     collect_env_info()  # it asks a dozen programs
     cached_clip("tiny")
     for toy in WORLD.values():
-        toy.picture(toy.classnames[0], "test", 0)  # imports what an ordinary user may not read
+        toy.image(toy.classnames[0], "test", 0)  # imports what an ordinary user may not read
     "".encode("utf-8-sig")  # and so does this
     listen()
     threads = os.listdir("/proc/self/task")

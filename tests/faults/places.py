@@ -64,7 +64,7 @@ def read_only_data(bench):
     world = World(bench.world.folder / "read-only")
     place(world.data, world.folder / "fresh")
     own, lines = Bench(world, bench.warm), world.jobs()["stream"]
-    whole = own.whole("stream", *lines)  # draws the toy pictures too
+    whole = own.whole("stream", *lines)  # draws the toy images too
     for folder in (world.folder / "fresh").iterdir():
         place(folder, world.data / folder.name)  # without what that run has left
     before, modes = stamps(world.data), []
@@ -103,17 +103,17 @@ def clock_set_back(bench):
 
 
 def _stale(bench):
-    """A picture replaced by one with an older time: features are encoded again."""
+    """An image replaced by one with an older time: features are encoded again."""
     world = World(bench.world.folder / "replaced")
     lines = [world.train("coop")]
     bench.warm.run(*lines)
-    picture = next(world.data.rglob("*.png"))
-    write_image(picture, seed=99)
-    os.utime(picture, (1e9, 1e9))
+    image = next(world.data.rglob("*.png"))
+    write_image(image, seed=99)
+    os.utime(image, (1e9, 1e9))
     again = bench.warm.run(world.train("other"))
     assert again.status == 0, again.text()
-    assert [event for event in again.events() if event.words[0] == "bank"], "old features of a new picture"
-    return "a replaced picture is encoded again"
+    assert [event for event in again.events() if event.words[0] == "bank"], "old features of a new image"
+    return "a replaced image is encoded again"
 
 
 def clock_runs_backwards(bench):

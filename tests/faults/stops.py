@@ -107,7 +107,7 @@ def worker_killed(bench):
     running.kill(signal.SIGCONT)
     assert running.end() == 1, running.text()
     resume = bench.out / "workers" / "resume.pt"
-    said = one_error(running, "A worker that loads pictures is gone", "NUM_WORKERS", f"checkpoint: {resume}")
+    said = one_error(running, "A worker that loads images is gone", "NUM_WORKERS", f"checkpoint: {resume}")
     assert torch.load(resume, weights_only=True)["epoch"] == 1
     bench.goes_on(whole, *lines)
     return said

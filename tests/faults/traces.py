@@ -48,9 +48,9 @@ def _checkpoint(path):
     return torch.load(path, weights_only=True, map_location="cpu")
 
 
-def _picture(path):
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+def _image(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def _page(path):
@@ -66,7 +66,7 @@ READERS = {
     ".safetensors": _tensors,
     ".npy": np.load,
     ".yaml": lambda path: yaml.safe_load(path.read_text()),
-    ".png": _picture,
+    ".png": _image,
     ".html": _page,
     ".csv": Path.read_text,
     ".md": Path.read_text,

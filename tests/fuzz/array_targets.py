@@ -1,4 +1,4 @@
-"""Readers of arrays and pictures: CIFAR, MNIST, .mat files, images."""
+"""Readers of arrays and images: CIFAR, MNIST, .mat files, images."""
 
 import gzip
 import io
@@ -93,7 +93,7 @@ def read_mat(folder: Path):
 
 
 @cache
-def pictures() -> list[bytes]:
+def valid_images() -> list[bytes]:
     found = []
     for mode, kind, options in (
         ("RGB", "PNG", {}), ("L", "PNG", {}), ("P", "PNG", {}), ("RGBA", "PNG", {}), ("1", "PNG", {}), ("I;16", "PNG", {}),  # noqa: E501
@@ -108,13 +108,13 @@ def pictures() -> list[bytes]:
     return found
 
 
-def make_picture(rng: Random) -> Files:
-    data = hostile.images(rng) if rng.random() < 0.3 else rng.choice(pictures())
-    return {"a.jpg": mutated(rng, "a.jpg", data, rng.choice(pictures())) if rng.random() < 0.6 else data}
+def make_image(rng: Random) -> Files:
+    data = hostile.images(rng) if rng.random() < 0.3 else rng.choice(valid_images())
+    return {"a.jpg": mutated(rng, "a.jpg", data, rng.choice(valid_images())) if rng.random() < 0.6 else data}
 
 
 ARRAYS = [
     Target("arrays", make_arrays, read_arrays, (relative(arrays), relative(plain_pickle)), prepare=images, weight=3),
-    Target("image", make_picture, lambda folder: read_image(str(folder / "a.jpg")), (relative(image_files),), weight=6),
+    Target("image", make_image, lambda folder: read_image(str(folder / "a.jpg")), (relative(image_files),), weight=6),
     Target("mat", make_mat, read_mat, (relative(matlab),), child=matlab.__file__),
 ]

@@ -229,7 +229,7 @@ def png(width: int, height: int, depth: int = 8, kind: int = 2, body: bytes = b"
 
 @cache
 def flat_png(side: int) -> bytes:
-    """A real picture of side x side equal pixels: a decompression bomb."""
+    """A real image of side x side equal pixels: a decompression bomb."""
     state = zlib.compressobj(9)
     body = b"".join([*(state.compress(bytes(1 + side // 8)) for _ in range(side)), state.flush()])
     return png(side, side, 1, 0, body)
@@ -243,7 +243,7 @@ EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 
 
 def images(rng: Random) -> bytes:
-    """A picture that should not be decoded, or that is none."""
+    """An image that should not be decoded, or that is none."""
     side = rng.choice((0, 1, 10_000, 13_000, 20_000, 65_535, 2**31 - 1, 2**32 - 1))
     kind = rng.randrange(9)
     if kind == 0:

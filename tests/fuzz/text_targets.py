@@ -27,7 +27,7 @@ TOOLS = relative(tools)
 
 
 def images(work: Path) -> None:
-    """The pictures that lists may name, all empty."""
+    """The images that lists may name, all empty."""
     for name in IMAGES:
         path = work / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ def read_pairs(folder: Path):
         merge_pairs(small_cfg(), [word if isinstance(word, str) else "0" for word in words], ALIASES)
 
 
-# lists of pictures
+# lists of images
 
 
 def split_tree() -> dict:
@@ -223,14 +223,14 @@ def make_lists(rng: Random) -> Files:
 
 def read_lists(folder: Path):
     """All kinds of lists; the first that is refused is what counts, but each is tried."""
-    own, pictures = str(folder), picked(folder)
+    own, images = str(folder), picked(folder)
     kinds = [
-        lambda: mtil.texture_lists(own, pictures),
-        lambda: mtil.pet_lists(own, pictures),
-        lambda: mtil.food_lists(own, pictures),
-        lambda: readers.variant_lists(own, pictures),
+        lambda: mtil.texture_lists(own, images),
+        lambda: mtil.pet_lists(own, images),
+        lambda: mtil.food_lists(own, images),
+        lambda: readers.variant_lists(own, images),
         lambda: readers.wordnet_names(f"{own}/classnames.txt"),
-        lambda: mtil.place_folders(pictures, f"{own}/places.txt"),
+        lambda: mtil.place_folders(images, f"{own}/places.txt"),
     ]
     first = None
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""CoOp, CoOp_LMC and their controls, through train.py, on pictures from files and the tiny CLIP."""
+"""CoOp, CoOp_LMC and their controls, through train.py, on images from files and the tiny CLIP."""
 
 import shutil
 

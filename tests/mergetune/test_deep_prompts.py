@@ -39,7 +39,7 @@ def prompted(clip, **changes):
     return model
 
 
-def pictures(clip, count=2):
+def random_images(clip, count=2):
     return torch.randn(count, 3, clip.image_size, clip.image_size, generator=torch.Generator().manual_seed(3))
 
 
@@ -101,7 +101,7 @@ def agree(clip, call, plain, model):
 
 def test_an_image_tower_with_prompts_is_the_patched_tower(clip):
     model = prompted(clip).image_encoder
-    images = pictures(clip)
+    images = random_images(clip)
     agree(clip, lambda: model.encode(images), lambda: plain_image(clip, model, images), model)
 
 
@@ -114,7 +114,7 @@ def test_a_text_tower_with_prompts_is_the_patched_tower(clip):
 @pytest.mark.parametrize("depth", [1, 4])
 def test_depth_counts_blocks_from_the_first(backbones, depth):
     model = prompted(backbones["tiny"], image_depth=depth, text_depth=depth)
-    images = pictures(backbones["tiny"])
+    images = random_images(backbones["tiny"])
     assert sorted(deep(model.image_encoder)) == list(range(1, depth))
     torch.testing.assert_close(
         model.encode_image(images), plain_image(backbones["tiny"], model.image_encoder, images), rtol=1e-4, atol=2e-5
@@ -123,7 +123,7 @@ def test_depth_counts_blocks_from_the_first(backbones, depth):
 
 
 def test_the_backbone_is_as_before_after_a_call_and_after_a_failed_one(clip):
-    model, images, tokens = prompted(clip), pictures(clip), clip.tokenize(["a dot"])
+    model, images, tokens = prompted(clip), random_images(clip), clip.tokenize(["a dot"])
     before = clip.encode_image(images), clip.encode_text(tokens)
     model.encode_image(images)
     model.encode_classes()
@@ -134,7 +134,7 @@ def test_the_backbone_is_as_before_after_a_call_and_after_a_failed_one(clip):
 
 
 def test_two_owners_of_one_backbone_do_not_meet(clip):
-    first, second, images = prompted(clip), prompted(clip, n_image=1), pictures(clip)
+    first, second, images = prompted(clip), prompted(clip, n_image=1), random_images(clip)
     alone = first.encode_image(images)
     second.encode_image(images)
     assert torch.equal(first.encode_image(images), alone)
@@ -145,7 +145,7 @@ def test_a_tower_that_pools_its_tokens_does_not_pool_the_prompts(backbones):
     clip = backbones["open_clip siglip"]
     seen = []
     handle = clip.module.visual.trunk.attn_pool.register_forward_pre_hook(lambda _, x: seen.append(x[0].shape[1]))
-    prompts, images = ImagePrompts(clip, 2, 3), pictures(clip, 1)
+    prompts, images = ImagePrompts(clip, 2, 3), random_images(clip, 1)
     plain = clip.encode_image(images)
     with_prompts = prompts.encode(images)
     handle.remove()
@@ -156,7 +156,7 @@ def test_a_tower_that_pools_its_tokens_does_not_pool_the_prompts(backbones):
 
 def test_an_attentional_pool_of_tokens_works_too(backbones):
     clip = backbones["open_clip coca"]
-    model, images = prompted(clip), pictures(clip)
+    model, images = prompted(clip), random_images(clip)
     plain = clip.encode_image(images), clip.encode_text(clip.tokenize(["a dot"]))
     assert model.encode_image(images).shape == plain[0].shape
     assert model.encode_classes().shape == (3, clip.dim)

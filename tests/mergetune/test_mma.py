@@ -1,4 +1,4 @@
-"""MultiModalAdapter and MMA_LMC through train.py, on pictures from files and the tiny CLIP."""
+"""MultiModalAdapter and MMA_LMC through train.py, on images from files and the tiny CLIP."""
 
 import json
 import shutil

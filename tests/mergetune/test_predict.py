@@ -1,4 +1,4 @@
-"""Pictures through finished runs whose data set is gone: the evaluation's own logits, other classes, exports."""
+"""Images through finished runs whose data set is gone: the evaluation's own logits, other classes, exports."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def world(pets_root, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def evaluated(world):
-    """`evaluated(name, subset)`: what a run's own evaluation computes: {picture: logits}."""
+    """`evaluated(name, subset)`: what a run's own evaluation computes: {image: logits}."""
 
     def go(name, subset):
         folder = world / "scores" / name / subset
@@ -105,23 +105,23 @@ def test_class_specific_prompts_know_no_other_classes(world):
 
 
 @pytest.fixture
-def picture(world):
+def image(world):
     return str(sorted((world / "elsewhere").rglob("*.png"))[0])
 
 
-def test_labels_come_ranked_with_probabilities(world, picture):
+def test_labels_come_ranked_with_probabilities(world, image):
     model = Predictor(world / "CoOp")
-    ranked = model([picture])[0]
-    probabilities = model.logits([picture]).softmax(1)[0]
+    ranked = model([image])[0]
+    probabilities = model.logits([image]).softmax(1)[0]
     assert [p for _, p in ranked] == sorted(probabilities.tolist(), reverse=True)
     assert sum(p for _, p in ranked) == pytest.approx(1, abs=1e-6)
     assert ranked[0][0] == BASE[probabilities.argmax()]
-    assert model([picture], top=2) == [ranked[:2]]
+    assert model([image], top=2) == [ranked[:2]]
     assert model([]) == []
 
 
 @pytest.mark.parametrize("name", ["CoOp", "ZeroshotCLIP", "LinearProbe"])
-def test_exported_embeddings_classify_without_the_run(world, picture, tmp_path, name):
+def test_exported_embeddings_classify_without_the_run(world, image, tmp_path, name):
     model = Predictor(world / name)
     model.export(tmp_path / "classes.safetensors")
     with safe_open(tmp_path / "classes.safetensors", "pt") as file:
@@ -129,51 +129,51 @@ def test_exported_embeddings_classify_without_the_run(world, picture, tmp_path, 
     clip = build_clip(facts["backbone"])
     assert facts["backbone_digest"] == clip.digest and json.loads(facts["classnames"]) == BASE
     assert vectors.shape == (3, clip.dim) and vectors.dtype == torch.float32
-    pixels = model.transform(Image.open(picture).convert("RGB"))
+    pixels = model.transform(Image.open(image).convert("RGB"))
     image = F.normalize(clip.encode_image(pixels[None]), dim=-1)
     logits = float(facts["logit_scale"]) * image @ vectors.t()
-    torch.testing.assert_close(logits, model.logits([picture]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, model.logits([image]), rtol=0, atol=1e-4)
 
 
-def test_the_command_prints_labels_or_json_and_nothing_else(world, picture, capsys, tmp_path):
-    main([str(world / "CoOp"), picture, "--top", "2"])
+def test_the_command_prints_labels_or_json_and_nothing_else(world, image, capsys, tmp_path):
+    main([str(world / "CoOp"), image, "--top", "2"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == picture and len(lines) == 3
-    main([str(world / "CoOp"), picture, "--classes", "cat, great white shark", "--json"])
+    assert lines[0] == image and len(lines) == 3
+    main([str(world / "CoOp"), image, "--classes", "cat, great white shark", "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert [row["image"] for row in found] == [picture]
+    assert [row["image"] for row in found] == [image]
     assert {row["label"] for row in found[0]["labels"]} == {"cat", "great white shark"}
     main([str(world / "CoOp"), "--export", str(tmp_path / "x.safetensors")])
     assert "3 class embeddings" in capsys.readouterr().out
 
 
-def test_a_folder_is_its_images_and_a_broken_one_keeps_none_from_being_answered(world, picture, tmp_path, capsys):
+def test_a_folder_is_its_images_and_a_broken_one_keeps_none_from_being_answered(world, image, tmp_path, capsys):
     files = [tmp_path / name for name in ("b.png", "deep/er/A.PNG", "deep/er/c.png")]
     files[1].parent.mkdir(parents=True)
     for file in files:
-        shutil.copy(picture, file)
+        shutil.copy(image, file)
     for name in ("notes.txt", ".hidden.png"):
         (tmp_path / name).write_text("no image")
-    words = [str(world / "CoOp"), str(tmp_path), picture, picture, "--top", "1"]
+    words = [str(world / "CoOp"), str(tmp_path), image, image, "--top", "1"]
     main(words)
     out, err = capsys.readouterr()
-    assert out.splitlines()[::2] == [*map(str, files), picture] and len(set(out.splitlines()[1::2])) == 1
+    assert out.splitlines()[::2] == [*map(str, files), image] and len(set(out.splitlines()[1::2])) == 1
     assert err == f"Left out: 2 files ({tmp_path}/.hidden.png, {tmp_path}/notes.txt), by name no image\n"
     files[1].write_text("no image")
     for more in ([], ["--json"]):
         with pytest.raises(UserError, match=r"1 of 4 images cannot be read: .*A\.PNG"):
             main([*words, *more])
     rows = json.loads(capsys.readouterr().out.partition("[")[2].join(["[", ""]))
-    assert [row["image"] for row in rows if "labels" in row] == [str(files[0]), str(files[2]), picture]
+    assert [row["image"] for row in rows if "labels" in row] == [str(files[0]), str(files[2]), image]
     assert [row["image"] for row in rows if "error" in row] == [str(files[1])]
     with pytest.raises(UserError, match="A.PNG"):
         Predictor(world / "CoOp")(files)
 
 
-def test_bad_input_is_one_error_that_names_it(world, picture, tmp_path):
+def test_bad_input_is_one_error_that_names_it(world, image, tmp_path):
     run = str(world / "CoOp")
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     old = tmp_path / "old"
     shutil.copytree(world / "CoOp", old)
     (old / "classes.json").unlink()
@@ -181,25 +181,25 @@ def test_bad_input_is_one_error_that_names_it(world, picture, tmp_path):
     empty.mkdir()
     for words, match in (
         ([run], "Nothing to do"),
-        ([run, "nowhere.jpg", picture], "No image at nowhere.jpg"),
+        ([run, "nowhere.jpg", image], "No image at nowhere.jpg"),
         ([run, str(broken)], "broken.png.*cannot be read"),
-        ([run, picture, "--top", "0"], "--top is 0"),
-        ([run, picture, "--classes", "cat,dog,cat"], "names cat more than once"),
-        ([run, picture, "--classes", "cat,,dog"], "expected a list of names"),
+        ([run, image, "--top", "0"], "--top is 0"),
+        ([run, image, "--classes", "cat,dog,cat"], "names cat more than once"),
+        ([run, image, "--classes", "cat,,dog"], "expected a list of names"),
         ([run, str(empty)], "No image in .*empty, but 0 other files"),
-        ([str(empty), picture], "is no run folder: it holds no config.yaml"),
-        ([str(old), picture], "no classes.json.*--classes"),
-        ([str(world / "scores"), picture], "no run folder"),
+        ([str(empty), image], "is no run folder: it holds no config.yaml"),
+        ([str(old), image], "no classes.json.*--classes"),
+        ([str(world / "scores"), image], "no run folder"),
     ):
         with pytest.raises(UserError, match=match):
             main(words)
     assert Predictor(old, BASE).classnames == BASE
 
 
-def test_the_command_works_in_a_process_of_its_own(world, picture, clone):
+def test_the_command_works_in_a_process_of_its_own(world, image, clone):
     """Nothing has imported the trainers, the data sets or train.py before it."""
-    done = clone(sys.executable, "-m", "mergetune.predict", world / "CoOp_LMC", picture, "--top", "1")
-    assert done.stderr == "" and done.stdout.split()[0] == picture and len(done.stdout.splitlines()) == 2
+    done = clone(sys.executable, "-m", "mergetune.predict", world / "CoOp_LMC", image, "--top", "1")
+    assert done.stderr == "" and done.stdout.split()[0] == image and len(done.stdout.splitlines()) == 2
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_a_run_of_a_trainer_that_is_gone_or_has_lost_a_key_is_refused(changed, r
             READERS[reader](changed("CoOp_LMC", **keys))
 
 
-def test_an_evaluation_folder_holds_no_model(world, picture, tmp_path):
+def test_an_evaluation_folder_holds_no_model(world, image, tmp_path):
     words = ("--eval-only", "--model-dir", world / "CoOp")
     train.main(line("CoOp", world / "elsewhere", tmp_path / "test", *words, FEATURES__DIR=world / "features"))
     with pytest.raises(UserError, match="Model not found"):
@@ -254,14 +254,14 @@ def test_an_evaluation_folder_holds_no_model(world, picture, tmp_path):
 
 
 @pytest.mark.parametrize("content", [[], None, {}, {"classnames": []}, {"classnames": ["a", 1]}, {"classnames": "cat"}])
-def test_a_broken_list_of_classes_is_one_line(world, picture, tmp_path, content):
+def test_a_broken_list_of_classes_is_one_line(world, image, tmp_path, content):
     run = shutil.copytree(world / "CoOp", tmp_path / "run")
     (run / "classes.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="class names"):
-        main([str(run), picture])
+        main([str(run), image])
 
 
-def test_another_runs_files_are_refused(world, picture, tmp_path):
+def test_another_runs_files_are_refused(world, image, tmp_path):
     for name, match in (("classes.json", "classes.json is not of the run"), ("config.yaml", "config.yaml is not of"),
                         ("classes.json template", "classes.json is not of the run"),
                         ("prompt_learner", "model.pth.tar-.* is not of the run")):  # fmt: skip
@@ -279,26 +279,26 @@ def test_another_runs_files_are_refused(world, picture, tmp_path):
             content["state_dict"]["ctx"] += 1
             torch.save(content, file)
         with pytest.raises(UserError, match=match):
-            main([str(run), picture])
+            main([str(run), image])
 
 
-def test_a_run_that_is_not_finished_is_said_and_recorded(world, picture, tmp_path, capsys):
+def test_a_run_that_is_not_finished_is_said_and_recorded(world, image, tmp_path, capsys):
     run = shutil.copytree(world / "CoOp", tmp_path / "run")
     (run / "results.json").unlink()
-    main([str(run), picture, "--export", str(tmp_path / "x.safetensors")])
+    main([str(run), image, "--export", str(tmp_path / "x.safetensors")])
     line = f"{run}: epochs 1 of 1, unfinished\n"
     assert capsys.readouterr().err == line
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         assert f"{run}: {file.metadata()['unfinished']}\n" == line
 
 
-def test_a_stage_1_that_has_moved_is_named_by_a_flag(world, picture, tmp_path, capsys):
+def test_a_stage_1_that_has_moved_is_named_by_a_flag(world, image, tmp_path, capsys):
     run = shutil.copytree(world / "CoOp_Average", tmp_path / "run")
     for name in ("config.yaml", "results.json"):
         (run / name).write_text((run / name).read_text().replace(str(world / "CoOp"), str(tmp_path / "gone")))
     with pytest.raises(UserError, match="No stage-1 checkpoint in .*gone: .*--set RESUME_COOP FOLDER"):
-        main([str(run), picture])
-    main([str(run), picture, "--set", "RESUME_COOP", str(world / "CoOp")])
-    main([str(world / "CoOp_Average"), picture])
+        main([str(run), image])
+    main([str(run), image, "--set", "RESUME_COOP", str(world / "CoOp")])
+    main([str(world / "CoOp_Average"), image])
     lines = capsys.readouterr().out.splitlines()
     assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]

@@ -94,15 +94,15 @@ def test_pixels_and_teacher_are_of_the_same_view(built, views):
     loader, seen = trainer.train_loader_x, []
     for epoch in range(3):
         loader.sampler.set_epoch(epoch)
-        pictures = {}
+        images = {}
         for batch in loader:
             torch.testing.assert_close(
                 batch["teacher"], trainer.teacher.tower.encode_image(batch["img"]), rtol=1e-4, atol=1e-5
             )
             torch.testing.assert_close(batch["stage1"], trainer.student2(batch["img"]), rtol=1e-4, atol=1e-4)
-            pictures |= dict(zip(batch["impath"], batch["img"], strict=True))
-        assert len(pictures) == 108  # all 18 training pictures of all 6 breeds
-        seen.append(pictures)
+            images |= dict(zip(batch["impath"], batch["img"], strict=True))
+        assert len(images) == 108  # all 18 training images of all 6 breeds
+        seen.append(images)
     path = next(iter(seen[0]))
     assert not torch.equal(seen[0][path], seen[1][path])
     assert torch.equal(seen[0][path], seen[2][path]) == (views == 2)
@@ -159,7 +159,7 @@ def test_validation_is_about_base_classes(built):
     shapes, inference = [], trainer.model_inference
     trainer.model_inference = lambda images: shapes.append(inference(images)) or shapes[-1]
     trainer.test("val")
-    assert {tuple(row.shape) for row in shapes} == {(15, 3)}  # 5 pictures each of 3 of the 6 breeds
+    assert {tuple(row.shape) for row in shapes} == {(15, 3)}  # 5 images each of 3 of the 6 breeds
     assert {item.label for item in trainer.val_loader.dataset.data_source} == {0, 1, 2}
     shapes.clear()
     trainer.test("test")

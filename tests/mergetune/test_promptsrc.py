@@ -64,7 +64,7 @@ def test_the_loss_is_the_recipes(words):
     trainer.close_writer()
 
 
-def test_a_step_encodes_its_pictures_once(words):
+def test_a_step_encodes_its_images_once(words):
     """CLIP's own features of the same views come from the bank."""
     trainer = built(words("built"))
     trainer.before_train()

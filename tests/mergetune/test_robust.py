@@ -61,7 +61,7 @@ def test_what_trains_is_what_is_stored(runs, trainer, name, model):  # noqa: F81
     assert tested["data_seen"] == trained["data_seen"] == "all images of all classes"
 
 
-def test_the_probe_needs_one_view_of_each_picture_and_pixels_train_the_same(runs):  # noqa: F811
+def test_the_probe_needs_one_view_of_each_image_and_pixels_train_the_same(runs):  # noqa: F811
     bank = runs.built("LinearProbe", "new")
     bank.use_feature_bank("train_loader_x", is_train=True)
     assert len(bank.train_loader_x.dataset.bank) == 1
@@ -76,7 +76,7 @@ def test_fine_tuning_leaves_the_shared_clip_alone(runs):  # noqa: F811
     before = {name: value.clone() for name, value in shared.module.state_dict().items()}
     trainer = runs.built("FineTune", "new", "TEST.NO_TEST", "True", "OPTIM.MAX_EPOCH", "1")
     trainer.train()
-    assert trainer.clip.module is not shared.module and trainer.sched.last_epoch == 3  # 60 pictures, batches of 20
+    assert trainer.clip.module is not shared.module and trainer.sched.last_epoch == 3  # 60 images, batches of 20
     assert not torch.equal(trainer.clip.module.visual.proj, before["visual.proj"])
     assert all(torch.equal(value, before[name]) for name, value in shared.module.state_dict().items())
     assert not any(value.requires_grad for value in shared.module.parameters())

@@ -10,7 +10,7 @@ from tests.faults.damage import FAULT, SAID, Stage
 from tests.faults.traces import differences, left_over
 from tests.faults.warm import Warm
 from tests.faults.world import World
-from tests.fixtures.dassl_style_world import style_config, write_pictures
+from tests.fixtures.dassl_style_world import style_config, write_images
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_files_from_the_future(bench):
 @pytest.mark.parametrize(("owner", "name"), [(ResumeState, "save"), (launch, "write_results")])
 def test_the_gaps_between_files(owner, name, tmp_path, monkeypatch):
     """Broken off with a checkpoint and no resume.pt yet; and with all trained and no results.json yet."""
-    root, results = write_pictures(tmp_path / "data"), {}
+    root, results = write_images(tmp_path / "data"), {}
     build_trainer(style_config(root, root, "ShortLosses"))  # leaves the data set's own caches
     for half in ("whole", "halves"):
         cfg = style_config(root, tmp_path / half, "ShortLosses", TEST__FINAL_MODEL="best_val")

@@ -188,7 +188,7 @@ def test_a_pipe_is_not_waited_for(tmp_path, read):
 
 
 @pytest.mark.parametrize("name", ["a\0b/c.jpg", "\ud800/c.jpg", f"{'a' * 300}/c.jpg"])
-def test_pictures_in_folders_that_cannot_be(tmp_path, name):
+def test_images_in_folders_that_cannot_be(tmp_path, name):
     items = [[name, 0, "cat"]]
     path = written(tmp_path, "split.json", json.dumps({"train": items, "val": [], "test": []}))
     with pytest.raises(UserError, match=f"1 of the 1 images that {path} names are not below"):
@@ -244,7 +244,7 @@ def test_a_key_cannot_ask_for_a_billion_layers(number, tmp_path):
         ImagePrompts(random_tiny(), 4, int(number))
 
 
-def test_pictures_that_would_fill_the_memory_or_start_a_program(tmp_path):
+def test_images_that_would_fill_the_memory_or_start_a_program(tmp_path):
     with pytest.raises(UserError, match="9000 x 9000 pixels, a decompression bomb"):
         read_image(written(tmp_path, "a.png", hostile.flat_png(9000)))
     with pytest.raises(UserError, match="a.eps.* cannot be read"):

@@ -182,7 +182,7 @@ def test_tensors_that_cannot_be_mapped_are_refused(tmp_path):
         load_tensors(path)
 
 
-# pictures, lists, tables
+# images, lists, tables
 
 
 @pytest.mark.parametrize("kind", [b"VP8 ", b"VP8L", b"VP8X"])

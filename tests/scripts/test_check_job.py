@@ -46,7 +46,7 @@ def test_both_stages_are_tried_out_and_counted_for_every_cell(check):
     status, lines, _ = check("toy_shapes", "toy_digits", "1", "2")
     found = rows(lines)
     assert status == 0
-    assert found["coop/base2new_train vit_b16_ep100_ctxv1"] == (4, "4")  # 8 classes x 2 pictures in batches of 4
+    assert found["coop/base2new_train vit_b16_ep100_ctxv1"] == (4, "4")  # 8 classes x 2 images in batches of 4
     assert found["coop_LMC/base2new_train_coop paper"] == (4, "4")
     assert found["zsclip/base2new_test vit_b16"] == (4, "-")
     assert (
@@ -71,9 +71,9 @@ def test_robust_fine_tuning_is_tried_out(check):
     assert status == 0 and any(name.startswith("robust/linear_probe_LMC_test") for name in rows(lines))
 
 
-def test_broken_pictures_are_a_problem_and_nothing_is_tried_out(check, tmp_path):
+def test_broken_images_are_a_problem_and_nothing_is_tried_out(check, tmp_path):
     check("toy_digits", "1")
-    for picture in (tmp_path / "data").rglob("*.png"):
-        picture.write_bytes(b"")
+    for image in (tmp_path / "data").rglob("*.png"):
+        image.write_bytes(b"")
     status, lines, _ = check("toy_digits", "1")
     assert status == 1 and any(text.startswith("PROBLEM: ") for text in lines) and not rows(lines)

@@ -136,7 +136,7 @@ def test_the_sequence_runs_on_a_small_imagenet(clone, command, imagenet_root, tm
         results = results_of(name, "imagenet", *words)
         assert results["dataset"] == "ImageNet"
         assert results["subset"] == ("new" if "new_test" in name else "base")
-        assert results["total"] == 6  # 2 of the 4 classes, 3 pictures each
+        assert results["total"] == 6  # 2 of the 4 classes, 3 images each
         assert results["seed"] == 1
     trained = folder_of("coop_LMC/base2new_train_coop", "imagenet", *LMC)
     assert (trained / "prompt_mid_learner" / "checkpoint").is_file()

@@ -33,7 +33,7 @@ tensor_digest = functools.partial(digest_of_tensors, algorithm=hashlib.sha256)  
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How pictures were prepared when the weights were trained.
+    """How images were prepared when the weights were trained.
 
     size: pixels a side; mean, std: per channel, for pixels in [0, 1]; resize: "shortest" (short side, then
     centre crop) or "squash" (both sides at once, as SigLIP).

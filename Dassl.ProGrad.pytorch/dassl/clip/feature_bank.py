@@ -1,6 +1,6 @@
-"""Feature bank: what a frozen image tower says of a fixed list of pictures, computed once and kept on disk.
+"""Feature bank: what a frozen image tower says of a fixed list of images, computed once and kept on disk.
 
-Test pictures are seen one way; training pictures in as many augmented views as asked for, each view from
+Test images are seen one way; training images in as many augmented views as asked for, each view from
 its own random stream (dassl.data.views), so that a bank holds exactly what a run from pixels would have
 computed. A bank is a folder named by a digest of all that its features depend on: weights, precision,
 transform, seed, and the files with their sizes and times. It is therefore shared by whatever run can use
@@ -49,7 +49,7 @@ from .banks import default_folder
 FORMAT = 1
 # {loader of test images: {settings: loader of their features}}
 _STORED: WeakKeyDictionary = WeakKeyDictionary()
-WORKERS_FROM = 512  # pictures to encode below which starting worker processes costs more than it saves
+WORKERS_FROM = 512  # images to encode below which starting worker processes costs more than it saves
 
 
 def build_feature_loader(cfg, loader, backbone, *, is_train: bool, autocast=contextlib.nullcontext) -> DataLoader:
@@ -111,7 +111,7 @@ def feature_loader(
 
 
 class FeatureBank:
-    """Features of the pictures of `pixels` (a DatasetWrapper) in `folder`/<key>, built where missing.
+    """Features of the images of `pixels` (a DatasetWrapper) in `folder`/<key>, built where missing.
 
     Two runs may ask for the same bank: one builds, the other waits. The processes of one run build it together,
     in whole batches, and the main one writes. A damaged file is built again, with a warning. `autocast` and
@@ -131,7 +131,7 @@ class FeatureBank:
         strict=False,
     ):
         if pixels.transform is None:
-            raise UserError("feature bank: pictures without a transform cannot be encoded")
+            raise UserError("feature bank: images without a transform cannot be encoded")
         if backbone.module.training:
             raise UserError(f"feature bank: {backbone.name} is in training mode, expected a frozen tower")
         self.pixels, self.backbone, self.autocast = pixels, backbone, autocast
@@ -234,7 +234,7 @@ class FeatureBank:
     def loader(self, numbers, batches):
         """The transformed images of these batches of indices, in each of these rounds."""
         return Loader(
-            _Pictures(self.pixels),
+            _Images(self.pixels),
             batch_sampler=[[(number, index) for index in batch.tolist()] for number in numbers for batch in batches],
             generator=torch.Generator(),
             num_workers=self.workers if len(self.pixels) * len(numbers) >= WORKERS_FROM else 0,
@@ -285,8 +285,8 @@ class BankDataset(Dataset):
         }
 
 
-class _Pictures(Dataset):
-    """(round, index) -> the transformed pictures of one image, as a run from pixels sees them in that
+class _Images(Dataset):
+    """(round, index) -> the transformed images of one image, as a run from pixels sees them in that
     epoch."""
 
     def __init__(self, pixels):

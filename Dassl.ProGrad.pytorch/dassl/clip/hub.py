@@ -112,7 +112,7 @@ def _build(package, source, text, device, precision):
 
 
 def published_pixels(package, name):
-    """How the published weights of an architecture saw pictures, for a file of it, which does not say."""
+    """How the published weights of an architecture saw images, for a file of it, which does not say."""
     tags = package.list_pretrained_tags_by_model(name)
     known = [package.pretrained.get_pretrained_cfg(name, tag) for tag in tags]
     published = [{key: cfg[key] for key in PIXELS if key in cfg} for cfg in known]

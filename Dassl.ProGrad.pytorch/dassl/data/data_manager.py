@@ -21,15 +21,15 @@ from .views import ViewSampler, relative_key, seeded_view, view_seed
 
 
 def image_reading(cfg):
-    """What cfg.INPUT says of how image files are read, as arguments of Datum.picture; {} where it is as ever."""
+    """What cfg.INPUT says of how image files are read, as arguments of Datum.load_image; {} where it is as ever."""
     reading = {"max_pixels": cfg.INPUT.MAX_PIXELS, "exif_orientation": cfg.INPUT.EXIF_ORIENTATION}
     return {name: value for name, value in reading.items() if value}
 
 
 class DatasetWrapper(Dataset):
-    """Item i of `data_source` as a dict: label, domain, impath, index, and the picture.
+    """Item i of `data_source` as a dict: label, domain, impath, index, and the image.
 
-    img: (3, H, W) float32, or a list of K such in training if K > 1, or the PIL picture if transform is None.
+    img: (3, H, W) float32, or a list of K such in training if K > 1, or the PIL image if transform is None.
     img2, img3, ...: the further views if `transform` is a list. img0: (3, H, W) without augmentation, if
     cfg.DATALOADER.RETURN_IMG0.
 
@@ -63,28 +63,28 @@ class DatasetWrapper(Dataset):
     def __getitem__(self, idx):
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx)}
-        picture = item.picture(**self.reading)
+        image = item.load_image(**self.reading)
         view = getattr(idx, "view", None) if self.seed is not None else None
         key = None if view is None else relative_key(item.impath, self.root)
         if self.transform is None:
-            output["img"] = picture
+            output["img"] = image
         elif isinstance(self.transform, (list, tuple)):
             for i, transform in enumerate(self.transform):
                 # further views are independent of the first: their own streams
                 name = key if i == 0 or key is None else f"{key}#{i + 1}"
-                output[f"img{i + 1}" if i else "img"] = self._transform_image(transform, picture, view, name)
+                output[f"img{i + 1}" if i else "img"] = self._transform_image(transform, image, view, name)
         else:
-            output["img"] = self._transform_image(self.transform, picture, view, key)
+            output["img"] = self._transform_image(self.transform, image, view, key)
         if self.return_img0:
-            output["img0"] = self.to_tensor(picture)
+            output["img0"] = self.to_tensor(image)
         return output
 
-    def _transform_image(self, transform, picture, view=None, key=None):
-        """`transform` of `picture`, K times; (3, H, W), or a list if K > 1. view None: the global streams."""
+    def _transform_image(self, transform, image, view=None, key=None):
+        """`transform` of `image`, K times; (3, H, W), or a list if K > 1. view None: the global streams."""
         images = []
         for k in range(self.k_tfm):
             with self._stream(transform, view, k, key):
-                images.append(transform(picture))
+                images.append(transform(image))
         return images if self.k_tfm > 1 else images[0]
 
     def _stream(self, transform, view, k, key):

@@ -143,7 +143,7 @@ class IterationSampler(Sampler):
 
     def __init__(self, count: int, batch: int, seed: int, rank: int = 0, processes: int = 1):
         if count < 1 or batch < 1:
-            raise UserError(f"no batches of {batch} from {count} pictures: both must be at least 1")
+            raise UserError(f"no batches of {batch} from {count} images: both must be at least 1")
         self.count, self.batch, self.seed = count, batch, seed
         if batch % processes:
             raise UserError(
@@ -170,6 +170,7 @@ class IterationSampler(Sampler):
     def _image(self, position: int) -> ViewIndex:
         number, within = divmod(position, self.count)
         if self._order[0] != number:
-            generator = torch.Generator().manual_seed(view_seed(self.seed, number, "order of pictures"))
+            seed = view_seed(self.seed, number, "order of pictures")  # these words give the seed: they stay
+            generator = torch.Generator().manual_seed(seed)
             self._order = number, torch.randperm(self.count, generator=generator).tolist()
         return ViewIndex(self._order[1][within], number)

@@ -82,7 +82,7 @@ def seeded_view(seed: int, torch_only: bool = False) -> Iterator[None]:
 
     All three go on afterwards as if nothing had happened. CUDA generators are not touched, which
     torch.manual_seed would do. torch_only leaves out the other two: putting numpy's state back takes longer
-    than a crop of a small picture (0.3 ms).
+    than a crop of a small image (0.3 ms).
     """
     generator = torch.default_generator
     state = generator.get_state()

@@ -54,12 +54,12 @@ def anchor(cfg: CN, dataset: DatasetBase, precision: Precision, findings, second
 def compare_anchor(cfg: CN, right: int, seen: int, count: int, findings) -> None:
     """Say the accuracy; a problem where the published one is out of the band around its interval."""
     low = high = accuracy = 100 * right / seen
-    words = f"anchor: zero-shot {accuracy:.2f} on all {count:,} test pictures"
+    words = f"anchor: zero-shot {accuracy:.2f} on all {count:,} test images"
     if seen < count:
         from scipy.stats import binomtest  # a second of start-up, so not at import
 
         low, high = (100 * bound for bound in binomtest(right, seen).proportion_ci(method="wilson"))
-        words = f"anchor: zero-shot {accuracy:.2f} on {seen:,} of {count:,} test pictures"
+        words = f"anchor: zero-shot {accuracy:.2f} on {seen:,} of {count:,} test images"
         words += f" (95 %: {low:.1f} to {high:.1f})"
     published = published_zero_shot(cfg)
     beside = "nothing published for this data set, classes and backbone"
@@ -70,7 +70,7 @@ def compare_anchor(cfg: CN, right: int, seen: int, count: int, findings) -> None
     if published and not low - band <= published.value <= high + band:
         findings.problem(
             f"the zero-shot anchor is {accuracy:.2f}, published is {published.value:.2f}: look at weights, templates, "
-            "class names and the pictures' transform before training"
+            "class names and the images' transform before training"
         )
 
 

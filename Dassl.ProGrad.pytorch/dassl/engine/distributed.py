@@ -18,7 +18,7 @@ from dassl.utils.distributed import all_reduce, broadcast, broadcast_tensors, is
 from .state import plain, rng_state, set_rng_state
 
 _LOADERS = ("train_loader_x", "train_loader_u")
-_told = weakref.WeakSet()  # trainers of which was said that all their processes evaluate every picture
+_told = weakref.WeakSet()  # trainers of which was said that all their processes evaluate every image
 
 
 def start_together(trainer):
@@ -86,7 +86,7 @@ def evaluation_share(trainer, loader):
         what = "the loader is not a plain one in the data set's order"
         if not gathers:
             what = f"the evaluator {type(trainer.evaluator).__name__} has no gather() for what it processes"
-        get_logger().warning(f"Each of the {world_size()} processes evaluates every picture: {what}")
+        get_logger().warning(f"Each of the {world_size()} processes evaluates every image: {what}")
         _told.add(trainer)
     return None
 

@@ -96,8 +96,8 @@ def check_data(
     counts = ", ".join(f"{len(items):,} {name}" for name, items in lists.items())
     tested = {item.label for item in dataset.test}
     without = [name for label, name in sorted(dataset.lab2cname.items()) if label not in tested]
-    note = f"; no test picture of {len(without)} classes ({without[0]}, ...)" if without else ""
-    findings.say(f"data: {cfg.DATASET.NAME}, {dataset.num_classes:,} classes, {counts} pictures{note}")
+    note = f"; no test image of {len(without)} classes ({without[0]}, ...)" if without else ""
+    findings.say(f"data: {cfg.DATASET.NAME}, {dataset.num_classes:,} classes, {counts} images{note}")
     check_images([item for items in lists.values() for item in items], findings, **image_reading(cfg))
     for line in data_check(cfg) if data_check else ():
         findings.say(f"data: {line}")
@@ -106,15 +106,15 @@ def check_data(
 
 
 def check_images(items: Iterable[Datum], findings: Findings, **reading) -> None:
-    """Every file is there; OPENED of them, evenly spaced, can be decoded. reading: as of Datum.picture."""
+    """Every file is there; OPENED of them, evenly spaced, can be decoded. reading: as of Datum.load_image."""
     items = list({item.impath: item for item in items}.values())
     missing = {item.impath: item.file for item in items if not os.path.isfile(item.file)}
     if missing:
         first = next(iter(missing.values()))
-        findings.problem(f"{len(missing):,} of {len(items):,} pictures are not there, the first is {first}")
+        findings.problem(f"{len(missing):,} of {len(items):,} images are not there, the first is {first}")
     opened = [item for item in items[:: max(1, len(items) // OPENED)] if item.impath not in missing]
     if broken := unreadable(opened, **reading):
-        findings.problem(f"{len(broken)} of the {len(opened)} pictures opened cannot be read; the first: {broken[0]}")
+        findings.problem(f"{len(broken)} of the {len(opened)} images opened cannot be read; the first: {broken[0]}")
     findings.values |= {"pictures": len(items), "missing": len(missing), "opened": len(opened), "broken": len(broken)}
 
 
@@ -288,7 +288,7 @@ def estimate(run: DryRun, evaluates, findings: Findings) -> None:
     if run.peak_mb > (there := available_mb(run.trainer.device)):
         findings.say(f"note: {there:,.0f} MiB are there. {less_memory(run.cfg)}")
     if run.images:
-        findings.say(f"feature bank: {run.images:,} pictures to encode, {run.bank_mb:,.1f} MiB on disk")
+        findings.say(f"feature bank: {run.images:,} images to encode, {run.bank_mb:,.1f} MiB on disk")
 
 
 def others_line(others: dict[str, int], seconds: float) -> str:

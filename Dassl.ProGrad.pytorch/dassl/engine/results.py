@@ -217,7 +217,7 @@ def images_seen(trainer, every: str = "all images") -> str:
 
 
 def write_classes(folder: str, trainer) -> dict | None:
-    """`folder`/classes.json -> its content: what a model needs of its data set once the pictures are gone.
+    """`folder`/classes.json -> its content: what a model needs of its data set once the images are gone.
 
     dataset, classnames (by label), template and templates (by family of methods), as far as there are any.
     """

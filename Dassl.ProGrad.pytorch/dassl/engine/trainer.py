@@ -329,7 +329,7 @@ class TrainerXU(EpochTrainer):
     def before_train(self):
         if self.train_loader_u is None:
             name, data = type(self).__name__, self.cfg.DATASET.NAME
-            raise UserError(f"{name} trains on unlabelled pictures too, and data set {data} has none (train_u)")
+            raise UserError(f"{name} trains on unlabelled images too, and data set {data} has none (train_u)")
         super().before_train()
 
     def epoch_batches(self):

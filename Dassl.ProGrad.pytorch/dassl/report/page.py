@@ -1,5 +1,5 @@
 """One self-contained HTML page of tables and figures: filters by method, data set and stamp, and a link from every
-cell to the recorded facts of the runs behind it. It needs no network: style, script and pictures are in the file.
+cell to the recorded facts of the runs behind it. It needs no network: style, script and images are in the file.
 
 Facts repeat from run to run, so the page holds each (field, value) once and a list of numbers for each run; the
 script writes them out when a run is opened. 500 runs take about 0.5 MB.

@@ -65,9 +65,9 @@ _LIMITS = {  # what a refusal of the system's looks like -> which, and what help
     r"killed by signal: Bus|shared memory\(shm\)|</torch_\d":
         "There is no space left in /dev/shm, where loader workers put batches: DATALOADER.NUM_WORKERS 0 needs none",
     r"DataLoader worker exited unexpectedly":
-        "A worker that loads pictures is gone: is there enough memory for DATALOADER.NUM_WORKERS?",
+        "A worker that loads images is gone: is there enough memory for DATALOADER.NUM_WORKERS?",
     r"DataLoader worker \(pid\D* ([\d, ]+)\) (is killed by signal: \w+|exited unexpectedly)":
-        r"A worker that loads pictures is gone (pid \1 \2): is there enough memory for DATALOADER.NUM_WORKERS?",
+        r"A worker that loads images is gone (pid \1 \2): is there enough memory for DATALOADER.NUM_WORKERS?",
     r"Too many open files": "Too many files are open: raise the limit (ulimit -n), or DATALOADER.NUM_WORKERS 0",
     # torch's allocators, numpy, C++, Python's threads, the loader of libraries, oneDNN
     r"(.*(out of memory|allocate memory|not enough memory|Unable to allocate|bad_alloc|start new thread|map segment|"

@@ -9,9 +9,9 @@ from functools import cache
 
 import numpy as np
 
-from datasets.toy import pictures
+from datasets.toy import images
 from datasets.toy.draw import COLOURS, SHAPES, TEXTURES, generator
-from datasets.toy.pictures import DIGIT_WORDS, DIRECTIONS, NUMBERS, PLACES, SIZES, STYLES, far, finish, noise, pick
+from datasets.toy.images import DIGIT_WORDS, DIRECTIONS, NUMBERS, PLACES, SIZES, STYLES, far, finish, noise, pick
 from datasets.toy.scenes import SCENES
 from datasets.toy.world import WORLD, plural
 
@@ -61,7 +61,7 @@ def _weighted(rng, table):
     return table[int(rng.choice(len(table), p=weights / weights.sum()))][0]
 
 
-# ---- kinds of picture: (function of `pictures`, arguments, phrases, what it is a type of), or None ---------
+# ---- kinds of image: (function of `images`, arguments, phrases, what it is a type of), or None ---------
 
 
 def _thing(rng):
@@ -208,9 +208,9 @@ def example(seed, index):
         if drawn is not None and not any(combination <= set(drawn[1].items()) for combination in held_out()):
             break
     function, arguments, phrases, noun = drawn
-    picture = getattr(pictures, function)(rng, **arguments)
+    image = getattr(images, function)(rng, **arguments)
     style = pick(rng, STYLES) if rng.random() < DEGRADED else None
     if style is not None:
-        picture = STYLES[style](rng, picture, rng.uniform(0.08, 0.4))
-    picture = noise(rng, picture, rng.uniform(0, 0.05))
-    return finish(picture), list(_captions(rng, phrases, noun, style))
+        image = STYLES[style](rng, image, rng.uniform(0.08, 0.4))
+    image = noise(rng, image, rng.uniform(0, 0.05))
+    return finish(image), list(_captions(rng, phrases, noun, style))

@@ -164,7 +164,7 @@ def test_what_a_bank_cannot_stand_for_is_refused(cfg, backbone):
     assert not Path(cfg.FEATURES.DIR).exists()
 
 
-def test_a_lost_picture_is_named(cfg, backbone):
+def test_a_lost_image_is_named(cfg, backbone):
     loader = pixel_loader(cfg, False)
     lost = Path(images(cfg)[3].impath)
     lost.unlink()

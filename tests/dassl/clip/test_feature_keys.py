@@ -53,7 +53,7 @@ def test_a_moved_data_folder_keeps_its_bank(cfg, backbone, tmp_path, counted):
     assert key(cfg, backbone) == first and counted() == before
 
 
-def test_a_changed_picture_is_never_served_from_the_old_bank(cfg, backbone):
+def test_a_changed_image_is_never_served_from_the_old_bank(cfg, backbone):
     bank = bank_loader(cfg, backbone, views=1).dataset.bank
     first = Path(images(cfg)[0].impath)
     stat = first.stat()

@@ -214,11 +214,11 @@ def test_memory_grows_with_the_chunk_and_not_with_the_number_of_texts(clips):
 
 def test_blocks_keep_their_inputs(clips):
     """A block of width W keeps more than ten times its input otherwise: 4 W alone in its MLP, twice."""
-    clip, pictures = clips("tiny"), images(clips("tiny"), 8)
+    clip, batch = clips("tiny"), images(clips("tiny"), 8)
     clip.module.visual.requires_grad_(True)
-    saved = [saved_bytes(lambda on=on: clip.saving_memory(0, on).encode_image(pictures))[1] for on in (False, True)]
+    saved = [saved_bytes(lambda on=on: clip.saving_memory(0, on).encode_image(batch))[1] for on in (False, True)]
     clip.freeze()
-    one = len(pictures) * 17 * SMALL["width"] * 4  # bytes of a block's input: 17 tokens
+    one = len(batch) * 17 * SMALL["width"] * 4  # bytes of a block's input: 17 tokens
     assert saved[0] - saved[1] > 10 * SMALL["layers"] * one
 
 

@@ -75,12 +75,12 @@ def test_facts_come_with_the_weights(open_clip_folder, kind, backbone):  # noqa:
 
 def test_logits_are_the_models_own(backbone):
     """scale * cosine + bias is what open_clip's forward gives; softmax over classes does not see the bias."""
-    pictures, tokens = images(backbone), backbone.tokenize(TEXTS)
-    image, text = (F.normalize(x, dim=-1) for x in (backbone.encode_image(pictures), backbone.encode_text(tokens)))
+    pixels, tokens = images(backbone), backbone.tokenize(TEXTS)
+    image, text = (F.normalize(x, dim=-1) for x in (backbone.encode_image(pixels), backbone.encode_text(tokens)))
     cosines = backbone.logit_scale * image @ text.t()
     if hasattr(backbone.module, "get_logits"):  # CoCa has none
         backbone.short_text = False
-        own = backbone.module.get_logits(pictures, tokens)[0]
+        own = backbone.module.get_logits(pixels, tokens)[0]
         torch.testing.assert_close(cosines + backbone.logit_bias, own, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(cosines.softmax(1), own.softmax(1), rtol=1e-4, atol=1e-5)
 

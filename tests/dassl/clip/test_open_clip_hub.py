@@ -62,7 +62,7 @@ def test_a_file_brings_the_pixels_of_its_architecture_and_the_tokeniser_beside_i
     tmp_path,
     capsys,
 ):
-    """A file does not say how pictures were prepared: open_clip alone would take CLIP's mean for SigLIP."""
+    """A file does not say how images were prepared: open_clip alone would take CLIP's mean for SigLIP."""
     folder = open_clip_folder("siglip2")
     config = MODELS["siglip2"]
     config = config | {"text_cfg": config["text_cfg"] | {"hf_tokenizer_name": "nobody/nothing"}}

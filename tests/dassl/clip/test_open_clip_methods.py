@@ -19,7 +19,7 @@ def backbone(request, open_clip_folder):  # noqa: F811
 
 
 def outputs(backbone):
-    """Features of two pictures and two texts."""
+    """Features of two images and two texts."""
     side = backbone.image_size
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     return backbone.encode_image(images), backbone.encode_text(backbone.tokenize(NAMES))

@@ -105,7 +105,7 @@ def config_of(file):
     ["CoOp/siglip2_b16_ep100_ctxv1", "CoOp_LMC/siglip2_b16_paper", "KgCoOp_LMC/siglip2_b16_ep100_ctxv1",
      "ZeroshotCLIP/siglip2_l16", "CoOp_LMC/siglip2_l16_ep100_ctxv1"],
 )  # fmt: skip
-def test_the_configs_say_how_its_pictures_are_prepared(file):
+def test_the_configs_say_how_its_images_are_prepared(file):
     """Against open_clip's own table of the published weights."""
     import open_clip
 

@@ -160,10 +160,10 @@ def test_the_script_makes_the_first_losses_of_the_shipped_log():
 @torch.no_grad()
 def accuracy(tiny, name, count):
     toy = WORLD[name]
-    pictures = np.stack([toy.picture(c, "val", i) for c in toy.classnames for i in range(count)])
+    images = np.stack([toy.image(c, "val", i) for c in toy.classnames for i in range(count)])
     labels = torch.arange(len(toy.classnames)).repeat_interleave(count)
     text = text_classifier(tiny, toy.classnames, "a photo of a {}.")
-    logits = cosine_logits(tiny.encode_image(script.to_pixels(pictures)), text, tiny.logit_scale)
+    logits = cosine_logits(tiny.encode_image(script.to_pixels(images)), text, tiny.logit_scale)
     return (logits.argmax(1) == labels).float().mean().item()
 
 
@@ -176,7 +176,7 @@ def test_zero_shot_in_the_pretraining_style(tiny, monkeypatch, name, least):
 
 
 @torch.no_grad()
-def test_captions_of_new_pictures_are_found(tiny):
+def test_captions_of_new_images_are_found(tiny):
     pairs = [example(99, i) for i in range(128)]
     pixels = script.to_pixels(np.stack([image for image, _ in pairs]))
     text = tiny.encode_text(script.to_tokens([captions[0] for _, captions in pairs]))

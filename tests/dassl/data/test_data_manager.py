@@ -26,8 +26,8 @@ from tests.fixtures.image_folders import config, write_image
 
 
 @DATASET_REGISTRY.register()
-class EightPictures(DatasetBase):
-    """Written on first use below the root: 8 training, 3 validation, 4 test and 8 unlabelled pictures."""
+class EightImages(DatasetBase):
+    """Written on first use below the root: 8 training, 3 validation, 4 test and 8 unlabelled images."""
 
     def __init__(self, cfg):
         items = []
@@ -41,7 +41,7 @@ class EightPictures(DatasetBase):
 
 @pytest.fixture
 def cfg(tmp_path):
-    return config(tmp_path, "EightPictures", DATALOADER__TRAIN_X__BATCH_SIZE=4)
+    return config(tmp_path, "EightImages", DATALOADER__TRAIN_X__BATCH_SIZE=4)
 
 
 def streams():
@@ -123,9 +123,9 @@ def test_base_splits_by_domain_and_checks_domain_names():
 
 
 def test_an_unknown_data_set_and_an_empty_list_are_refused(cfg, tmp_path):
-    with pytest.raises(UserError, match=r"do you mean \[EightPictures\]"):
-        build_dataset(config(tmp_path, "EightPicture"))
-    with pytest.raises(UserError, match="EightPictures: the list of test images is empty"):
+    with pytest.raises(UserError, match=r"do you mean \[EightImages\]"):
+        build_dataset(config(tmp_path, "EightImage"))
+    with pytest.raises(UserError, match="EightImages: the list of test images is empty"):
         build_data_loader(cfg, data_source=[], tfm=ToTensor(), is_train=False)
 
 
@@ -136,7 +136,7 @@ def wrapper(cfg, transform=None, is_train=True):
     return DatasetWrapper(cfg, build_dataset(cfg).train_x, transform=transform, is_train=is_train)
 
 
-def test_item_without_transform_is_a_picture(cfg):
+def test_item_without_transform_is_an_image(cfg):
     item = wrapper(cfg)[5]
     assert item.pop("img").size == (12, 10)
     assert item.pop("impath").endswith("eight/5.png")
@@ -171,7 +171,7 @@ def test_k_views_of_no_transform_are_refused(cfg):
         wrapper(cfg)
 
 
-def test_img0_is_the_whole_picture_resized(cfg):
+def test_img0_is_the_whole_image_resized(cfg):
     cfg.DATALOADER.RETURN_IMG0 = True
     cfg.INPUT.SIZE = (10, 12)
     cfg.INPUT.TRANSFORMS = ("random_flip",)
@@ -233,9 +233,9 @@ def test_a_view_leaves_the_global_streams_alone(cfg, names):
 def test_without_view_seeds_augmentation_follows_the_global_stream(cfg):
     cfg.INPUT.VIEW_SEEDS = False
     transform = build_transform(cfg)
-    picture = wrapper(cfg)[1]["img"]
+    image = wrapper(cfg)[1]["img"]
     torch.manual_seed(4)
-    expected = transform(picture)
+    expected = transform(image)
     torch.manual_seed(4)
     assert torch.equal(wrapper(cfg, transform)[1]["img"], expected)
     assert not hasattr(DataManager(cfg).train_loader_x.sampler, "set_epoch")
@@ -289,7 +289,7 @@ def test_manager_builds_what_the_data_set_has(cfg, capsys):
     assert len(batch["impath"]) == 4
     printed = capsys.readouterr().out
     for line in (
-        "Loading dataset: EightPictures",
+        "Loading dataset: EightImages",
         "Building transform_train",
         "# train_x",
         "# val",

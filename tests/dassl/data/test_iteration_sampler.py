@@ -85,7 +85,7 @@ def test_what_cannot_be_is_refused():
         IterationSampler(5, 64, 1, 0, 3)
     with pytest.raises(UserError, match="batches of 0"):
         IterationSampler(5, 0, 1)
-    with pytest.raises(UserError, match="from 0 pictures"):
+    with pytest.raises(UserError, match="from 0 images"):
         IterationSampler(0, 5, 1)
 
 

@@ -22,7 +22,7 @@ from dassl.utils import UserError
 from tests.fixtures.image_folders import config
 
 
-def picture(width=20, height=14):
+def sample_image(width=20, height=14):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -43,7 +43,7 @@ def test_clip_training_pipeline():
     assert steps[0].size == (224, 224)
     assert tuple(steps[0].scale) == (0.08, 1.0)
     assert steps[0].interpolation == INTERPOLATION_MODES["bicubic"]
-    assert build_transform(cfg)(picture()).shape == (3, 224, 224)
+    assert build_transform(cfg)(sample_image()).shape == (3, 224, 224)
 
 
 def test_test_pipeline_resizes_the_shorter_edge_and_crops():
@@ -51,7 +51,7 @@ def test_test_pipeline_resizes_the_shorter_edge_and_crops():
     transform = build_transform(cfg, is_train=False)
     assert step_names(transform) == ["Resize", "CenterCrop", "ToTensor", "Normalize"]
     assert transform.transforms[0].size == 10
-    assert transform(picture()).shape == (3, 8, 10)
+    assert transform(sample_image()).shape == (3, 8, 10)
 
 
 def test_squash_resizes_both_sides_and_crops_nothing():
@@ -72,13 +72,13 @@ def test_order_of_names_has_no_effect():
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_every_name_gives_a_picture_of_the_right_size(name):
+def test_every_name_gives_an_image_of_the_right_size(name):
     cfg = config("", "", INPUT__SIZE=(32, 24), INPUT__GB_K=3, INPUT__GB_P=1.0)
     transform = build_transform(cfg, choices=[name])
     for seed in range(5):
         torch.manual_seed(seed)
         random.seed(seed)
-        image = transform(picture(40, 50))
+        image = transform(sample_image(40, 50))
         assert image.shape == (3, 32, 24)
         assert image.dtype == torch.float32
         assert image.isfinite().all()
@@ -124,8 +124,8 @@ def test_gaussian_noise_has_its_mean_and_deviation():
 
 
 def test_translation_without_luck_is_a_plain_resize():
-    shifted = Random2DTranslation(16, 12, p=0.0)(picture(40, 40))
-    assert shifted.tobytes() == picture(40, 40).resize((12, 16), Image.BILINEAR).tobytes()
+    shifted = Random2DTranslation(16, 12, p=0.0)(sample_image(40, 40))
+    assert shifted.tobytes() == sample_image(40, 40).resize((12, 16), Image.BILINEAR).tobytes()
 
 
 # RandAugment
@@ -172,7 +172,7 @@ def test_policies_have_dassls_operations_values_and_draws():
                 _ = random.random() if name in signed else None
         after = random.getstate()
         random.seed(seed)
-        RandAugment2()(picture())
+        RandAugment2()(sample_image())
         assert random.getstate() == after
 
 
@@ -251,7 +251,7 @@ def test_description_is_equal_for_equal_transforms_only():
 
 
 def test_description_of_objects_without_a_text_of_their_own():
-    texts = [describe_transform(T.Compose([Unprintable(s), len, picture])) for s in (1, 1, 2)]
+    texts = [describe_transform(T.Compose([Unprintable(s), len, sample_image])) for s in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
     assert "0x" not in texts[0]
     assert "strength=1" in texts[0]
@@ -262,7 +262,7 @@ def test_steps_said_to_draw_from_torch_only_leave_the_other_streams_alone(name):
     transform = build_transform(config("", "", INPUT__SIZE=(32, 24), INPUT__GB_K=3), choices=[name])
     states = random.getstate(), np.random.get_state()[2]
     for _ in range(3):
-        transform(picture(40, 50))
+        transform(sample_image(40, 50))
     kept = (random.getstate(), np.random.get_state()[2]) == states
     assert kept or not draws_from_torch_only(transform)
 

@@ -92,25 +92,25 @@ def test_passes_of_a_step_and_of_an_evaluation(bench, name, views):
         trainer.test("test")
     batches = 0 if stored else len(trainer.test_loader)
     assert test.passes == {"image": (batches, 0), "text": texts} and test.tokens == TOKENS * texts[0]
-    assert test.decoded == test.pictures == (0 if stored else len(trainer.test_loader.dataset))
+    assert test.decoded == test.images == (0 if stored else len(trainer.test_loader.dataset))
 
 
-def test_a_path_between_weights_encodes_the_pictures_once(bench):
-    """Pictures once for all of the path; texts at its 5 points .1 .3 .5 .7 .9, and at w itself."""
+def test_a_path_between_weights_encodes_the_images_once(bench):
+    """Images once for all of the path; texts at its 5 points .1 .3 .5 .7 .9, and at w itself."""
     keys = {"TRAINER__LMC__SPACE": "weights", "TRAINER__LMC__DISTANCE": "l2sq", "FEATURES__VIEWS": 0}
     trainer, batch = ready(bench.built("CoOp_LMC", **keys))
     with counted(trainer.clip) as step:
         trainer.forward_backward(batch)
-    assert step.passes == {"image": ONCE, "text": (6, 6)} and step.pictures == len(batch["label"]) == 4
+    assert step.passes == {"image": ONCE, "text": (6, 6)} and step.images == len(batch["label"]) == 4
 
 
-def test_a_run_writes_what_it_has_to_and_a_second_model_reads_no_picture(bench):
-    """3 epochs of 3 steps on 12 pictures; as many test pictures, which the bank keeps for every later model."""
+def test_a_run_writes_what_it_has_to_and_a_second_model_reads_no_image(bench):
+    """3 epochs of 3 steps on 12 images; as many test images, which the bank keeps for every later model."""
     keys = {"FEATURES__DIR": bench.folder / "own", "OPTIM__MAX_EPOCH": 3}
     clip, run = bench.built("CoOp").clip, bench.folder / "run"
     with counted(clip) as work:
         train.main(bench.words("CoOp", "run", **keys))
-    assert (work.steps, work.decoded, work.pictures) == (9, 36 + 12, 36 + 12)
+    assert (work.steps, work.decoded, work.images) == (9, 36 + 12, 36 + 12)
     assert work.passes == {"image": (9 + 1, 0), "text": (9 + 1, 9)}
     once = ("config.yaml", "subset.json", "bank.json", "round-00000.safetensors", "checkpoint", "classes.json",
             "results.json", "model.pth.tar-3")  # fmt: skip
@@ -131,7 +131,7 @@ def test_a_run_writes_what_it_has_to_and_a_second_model_reads_no_picture(bench):
     with counted(clip) as second:
         train.main(bench.words("CoOp", "second", "--eval-only", "--model-dir", run, **keys))
     assert second.passes == {"image": NONE, "text": ONCE} and second.tokens == TOKENS
-    assert second.decoded == second.pictures == second.steps == 0
+    assert second.decoded == second.images == second.steps == 0
     assert sum(second.sizes.values()) < 16_000 and "round-00000.safetensors" not in second.written
 
 

@@ -14,7 +14,7 @@ from dassl.engine.distributed import batch_share, start_epoch_together
 from dassl.utils import UserError, distributed
 from dassl.utils.distributed import average_gradients, broadcast, is_main, process_group, rank, shard, world_size
 from tests.fixtures import distributed_jobs
-from tests.fixtures.dassl_style_world import style_config, write_pictures
+from tests.fixtures.dassl_style_world import style_config, write_images
 from tests.fixtures.distributed_jobs import INTERRUPTED, TESTED, TRAINED, differences, seen
 
 folders = distributed_jobs.folders  # fixture
@@ -46,8 +46,8 @@ def test_two_processes_make_the_steps_of_one(name, folders):
 
 @pytest.mark.parametrize("name", ["uneven", "single", "path", "sgd", "streams"])
 def test_each_batch_is_divided(name, folders):
-    parts = [seen(folders[1], name, number)["pictures"] for number in (0, 1)]
-    whole = [] if name == "streams" else seen(folders[0], name)["pictures"]
+    parts = [seen(folders[1], name, number)["images"] for number in (0, 1)]
+    whole = [] if name == "streams" else seen(folders[0], name)["images"]
     passes = {}
     for i, ((epoch, share, mine), (_, rest, theirs)) in enumerate(zip(*parts, strict=True)):
         assert share + rest == 1
@@ -58,7 +58,7 @@ def test_each_batch_is_divided(name, folders):
             assert both == whole[i][2]
         passes.setdefault(epoch, []).extend(both)
     if name != "sgd":  # there an epoch is no pass
-        assert all(len(set(pictures)) == len(pictures) for pictures in passes.values())
+        assert all(len(set(images)) == len(images) for images in passes.values())
 
 
 @pytest.mark.parametrize("name", INTERRUPTED)
@@ -66,7 +66,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(name, folders):
     for number in (0, 1):
         whole, told, ended = (seen(folders[1], part, number) for part in (name, f"{name} told", f"{name} ended"))
         assert all(torch.equal(value, ended["weights"][key]) for key, value in whole["weights"].items())
-        epoch = whole["pictures"].index(told["pictures"][0])  # killed in the second, which begins anew
+        epoch = whole["images"].index(told["images"][0])  # killed in the second, which begins anew
         assert whole["losses"][epoch:] == told["losses"] + ended["losses"]
         assert epoch > 0 and len(told["losses"]) == 3  # one process was told, in the third step: both stop after it
     metrics = [json.loads((folders[1] / "runs" / part / "results.json").read_text())["metrics"]
@@ -199,7 +199,7 @@ def test_what_cannot_be_divided_is_refused(monkeypatch, tmp_path):
             assert batch_share(Pair) == 1 / 2
     with pytest.raises(UserError, match="TRAIN_X.BATCH_SIZE and TRAIN_U's, are multiples of their number"):
         batch_share(Pair)
-    trainer = build_trainer(style_config(write_pictures(tmp_path), tmp_path / "out", "StyleContinued"))
+    trainer = build_trainer(style_config(write_images(tmp_path), tmp_path / "out", "StyleContinued"))
     monkeypatch.setattr("dassl.engine.trainer.world_size", lambda: 2)
     with pytest.raises(UserError, match=r"torchrun needs a trainer with losses\(\); StyleContinued steps by itself"):
         trainer.before_train()

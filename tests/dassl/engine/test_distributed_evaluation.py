@@ -32,7 +32,7 @@ COMMANDS = ["condu/import_released.py", *(f"mergetune/{name}.py" for name in
 
 
 @pytest.mark.parametrize("name", [*METHODS, "sgd", *TESTED[:2]])
-def test_every_picture_is_evaluated_by_one_process(name, folders):
+def test_every_image_is_evaluated_by_one_process(name, folders):
     whole, first, second = (seen(folders[n > 0], name, max(0, n - 1))["evaluated"] for n in range(3))
     assert len(whole) == len(first) == len(second)
     for paths, mine, theirs in zip(whole, first, second, strict=True):
@@ -45,11 +45,11 @@ def test_every_picture_is_evaluated_by_one_process(name, folders):
 def test_that_all_evaluate_all_is_said_once(folders):
     """After each of the two epochs, and at the end."""
     logs = {name: (folders[1] / "runs" / name / "log.txt").read_text() for name in METHODS}
-    said = "Each of the 2 processes evaluates every picture: the evaluator Tally has no gather()"
+    said = "Each of the 2 processes evaluates every image: the evaluator Tally has no gather()"
     assert {name: text.count(said) for name, text in logs.items()} == dict.fromkeys(METHODS, 0) | {"probe": 1}
 
 
-def test_what_is_written_of_an_evaluation_is_of_all_pictures_in_their_order(folders):
+def test_what_is_written_of_an_evaluation_is_of_all_images_in_their_order(folders):
     runs = [folder / "runs" / "style" for folder in folders]
     one, two = (json.loads((run / "output.json").read_text()) for run in runs)
     assert list(one) == list(two) and len(one) == 12
@@ -71,7 +71,7 @@ def test_banks_are_built_in_shares_to_the_same_bits(folders):
 
 
 @pytest.mark.parametrize("name", ["kgcoop", "promptkd 2", "sgd tested"])
-def test_no_picture_is_encoded_twice(name, folders):
+def test_no_image_is_encoded_twice(name, folders):
     """For a bank, and by the models of a stream, which vote."""
     whole, first, second = (seen(folders[n > 0], name, max(0, n - 1))["encoded"] for n in range(3))
     assert first + second == whole and min(first, second) > 0

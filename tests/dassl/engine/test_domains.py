@@ -73,7 +73,7 @@ def built(words):
     return go
 
 
-# Training; 4 classes, so chance is 25 %, with a deviation of 8 % on 32 pictures and of 6 % on 48
+# Training; 4 classes, so chance is 25 %, with a deviation of 8 % on 32 images and of 6 % on 48
 
 
 def test_vanilla_learns_shapes_of_an_unseen_style(run):
@@ -90,7 +90,7 @@ def test_fixmatch_learns_textures_from_a_few_labels(run, tmp_path):
     keys |= {"DATALOADER__TRAIN_U__BATCH_SIZE": 16, "TRAINER__FIXMATCH__CONF_THRE": 0.6}
     found = run("FixMatch", "fixmatch", **keys)
     assert found["metrics"]["accuracy"] > 45
-    assert found["data_seen"] == "32 labelled pictures, 32 without labels"
+    assert found["data_seen"] == "32 labelled images, 32 without labels"
     last = found["history"][-1]
     assert last["pseudo"] > 0 and last["kept"] > 0
     assert last["loss"] == pytest.approx(last["ce"] + last["pseudo"], abs=1e-5)
@@ -98,8 +98,8 @@ def test_fixmatch_learns_textures_from_a_few_labels(run, tmp_path):
     assert tested["correct"] == found["correct"]
 
 
-def test_supervised_baselines_do_not_look_at_the_other_pictures(run, tmp_path):
-    """The same weights whatever the unlabelled pictures are: none of it enters the loss."""
+def test_supervised_baselines_do_not_look_at_the_other_images(run, tmp_path):
+    """The same weights whatever the unlabelled images are: none of it enters the loss."""
     for trainer, other in (("SupBaseline", {"DATASET__ALL_AS_UNLABELED": True}), ("SourceOnly", {})):
         first = run(trainer, trainer, OPTIM__MAX_EPOCH=1, **other)
         assert set(first["history"][0]) >= {"ce", "acc", "loss"}
@@ -199,7 +199,7 @@ def test_what_cannot_be_is_refused_in_words(built, trainer, keys, message):
         built(trainer, **keys)
 
 
-def test_a_data_set_without_unlabelled_pictures_is_refused(words):
+def test_a_data_set_without_unlabelled_images_is_refused(words):
     with pytest.raises(UserError, match="data set ToyDG has none"):
         train.main(words("SourceOnly", "none", data="toy_dg"))
 

@@ -18,7 +18,7 @@ from dassl.utils import UserError
 from tests.fixtures.any_trainer import line
 from tests.fixtures.condu_runs import runs as stream_runs  # noqa: F401  a fixture
 from tests.fixtures.condu_runs import toy_root  # noqa: F401  a fixture
-from tests.fixtures.dassl_style_world import style_config, write_pictures
+from tests.fixtures.dassl_style_world import style_config, write_images
 from tests.fixtures.interpreter import python
 
 
@@ -52,11 +52,11 @@ def starting(lines, word):
 @pytest.mark.parametrize("trainer", ["CoOp", "KgCoOp", "MultiModalAdapter", "PromptSRC", "PromptKD", "LinearProbe"])
 def test_a_stage_1_method_is_tried_out(check, trainer):
     values, lines = check(trainer, OPTIM__MAX_EPOCH=2)
-    assert values["steps"] == 6  # 12 pictures in batches of 4
+    assert values["steps"] == 6  # 12 images in batches of 4
     assert values["seconds"] == pytest.approx(sum(values["phases"].values()))
     assert values["anchor_seen"] == 12 and values["missing"] == values["broken"] == 0
     first, *further = starting(lines, "data")
-    assert first == "OxfordPets, 3 classes, 12 train, 12 val, 12 test pictures"
+    assert first == "OxfordPets, 3 classes, 12 train, 12 val, 12 test images"
     assert any("not as published: 6 classes instead of 37" in text for text in further)
     assert "nothing published" in starting(lines, "anchor")[0]
 
@@ -100,10 +100,10 @@ def test_validation_after_each_epoch_counts(check):
 def test_only_missing_rounds_of_the_bank_count(check):
     keys = {"FEATURES__VIEWS": 3, "OPTIM__MAX_EPOCH": 3}
     _, lines = check("CoOp", **keys)
-    assert starting(lines, "feature bank")[0].startswith("48 pictures to encode")  # 3 x 12, and 12 for the test
+    assert starting(lines, "feature bank")[0].startswith("48 images to encode")  # 3 x 12, and 12 for the test
     check.run("CoOp", "first", **keys | {"FEATURES__VIEWS": 2})
     _, lines = check("CoOp", **keys)
-    assert starting(lines, "feature bank")[0].startswith("12 pictures")
+    assert starting(lines, "feature bank")[0].startswith("12 images")
     check.run("CoOp", "second", **keys)
     values, lines = check("CoOp", **keys)
     assert not starting(lines, "feature bank") and not any("features" in name for name in values["phases"])
@@ -137,22 +137,22 @@ def test_what_the_run_would_warn_of_is_said(check, imagenet_root):
 # problems
 
 
-def test_broken_pictures_stop_the_check_before_anything_is_tried(check, pets_root, tmp_path, capsys):
+def test_broken_images_stop_the_check_before_anything_is_tried(check, pets_root, tmp_path, capsys):
     root = tmp_path / "data"
     shutil.copytree(pets_root, root)
-    for picture in (root / "oxford_pets" / "images").glob("abyssinian_*.png"):
-        picture.write_bytes(b"<html>")
-    with pytest.raises(UserError, match="--check found: .* pictures opened cannot be read; the first: .*abyssinian"):
+    for image in (root / "oxford_pets" / "images").glob("abyssinian_*.png"):
+        image.write_bytes(b"<html>")
+    with pytest.raises(UserError, match="--check found: .* images opened cannot be read; the first: .*abyssinian"):
         check("CoOp", root=root)
     said = capsys.readouterr().out
     assert "PROBLEM" in said and "estimate" not in said
 
 
-def test_missing_pictures_are_counted(tmp_path):
+def test_missing_images_are_counted(tmp_path):
     items = [Datum.listed(str(tmp_path / f"{k}.png")) for k in range(3)]
     found = Findings()
     check_images(items, found)
-    assert found.problems == [f"3 of 3 pictures are not there, the first is {tmp_path / '0.png'}"]
+    assert found.problems == [f"3 of 3 images are not there, the first is {tmp_path / '0.png'}"]
 
 
 @pytest.mark.parametrize(("value", "fine"), [(0.0, False), (None, True)])
@@ -186,7 +186,7 @@ def test_the_interval_of_some_of_the_images_is_that_of_the_textbook():
     findings, lines = Findings(), []
     findings.say = lambda line, **values: lines.append(line)
     compare_anchor(get_cfg_default(), 81, 263, 300, findings)
-    assert "zero-shot 30.80 on 263 of 300 test pictures (95 %: 25.5 to 36.6)" in lines[0]
+    assert "zero-shot 30.80 on 263 of 300 test images (95 %: 25.5 to 36.6)" in lines[0]
 
 
 def test_seconds_in_words():
@@ -224,7 +224,7 @@ def test_a_session_is_checked_against_the_stream_which_stays_as_it_is(stream_run
 
 @pytest.mark.parametrize("trainer", ["StylePrompt", "StyleContinued", "ShortPairs"])
 def test_a_trainer_in_dassls_own_style(tmp_path, trainer):
-    cfg = style_config(write_pictures(str(tmp_path / "data")), tmp_path / "out", trainer)
+    cfg = style_config(write_images(str(tmp_path / "data")), tmp_path / "out", trainer)
     cfg.freeze()
     found = dry_run(cfg)
     assert not found.problems and found.values["steps"] == 6

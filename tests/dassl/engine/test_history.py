@@ -11,7 +11,7 @@ from dassl.engine import build_trainer
 from dassl.engine.launch import run
 from dassl.engine.losses import recorded
 from dassl.utils import load_checkpoint, set_random_seed
-from tests.fixtures.dassl_style_world import style_config, write_pictures
+from tests.fixtures.dassl_style_world import style_config, write_images
 
 
 def test_an_epoch_is_added_to_and_an_earlier_one_starts_anew():
@@ -49,7 +49,7 @@ def printed(log):
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 def test_results_say_what_was_printed(root, tmp_path):

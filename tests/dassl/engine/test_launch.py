@@ -17,7 +17,7 @@ from dassl.config import merge_pairs
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.engine.launch import AlreadyFinished, run
 from dassl.utils import MissingFile, RunLock, UserError, load_checkpoint, set_random_seed
-from tests.fixtures.dassl_style_world import style_config, write_pictures
+from tests.fixtures.dassl_style_world import style_config, write_images
 
 FIELDS = {
     "format", "kind", "trainer", "preset", "dataset", "protocol", "subset", "shots", "seed", "metrics", "correct",
@@ -29,7 +29,7 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = write_pictures(tmp_path_factory.mktemp("pictures"))
+    root = write_images(tmp_path_factory.mktemp("images"))
     build_trainer(style_config(root, root, "ShortLosses"))  # leaves the data set's own caches
     return root
 
@@ -83,7 +83,7 @@ def test_a_training_run_leaves_its_record(trained):
         "seed": 1,
         "total": 12,
         "backbone": {"name": "linear", "digest": "0"},  # the trainer's own facts
-        "data_seen": "few labelled pictures",
+        "data_seen": "few labelled images",
         "chosen_on": "last_step",
         "precision": "fp32",
         "command": "python train.py",
@@ -267,10 +267,10 @@ def test_bad_names_leave_no_results(root, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG broken"])
-def test_an_unreadable_picture_is_named(content, tmp_path):
-    root = write_pictures(tmp_path / "data")
-    for picture in (root / "style_pets" / "images" / "bee").iterdir():
-        picture.write_bytes(content)
+def test_an_unreadable_image_is_named(content, tmp_path):
+    root = write_images(tmp_path / "data")
+    for image in (root / "style_pets" / "images" / "bee").iterdir():
+        image.write_bytes(content)
     with pytest.raises(UserError, match=r"images/bee/\d\d\.png"):
         run(style_config(root, tmp_path / "run", "ShortLosses"))
     assert not (tmp_path / "run" / "results.json").exists()

@@ -9,14 +9,14 @@ import torch
 from dassl.engine import build_trainer
 from dassl.engine.launch import run
 from dassl.utils import UserError
-from tests.fixtures.dassl_style_world import style_config, until_waiting, victim, write_pictures
+from tests.fixtures.dassl_style_world import style_config, until_waiting, victim, write_images
 
 THREE = ["OPTIM.MAX_EPOCH", "3"]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = write_pictures(tmp_path_factory.mktemp("pictures"))
+    root = write_images(tmp_path_factory.mktemp("images"))
     build_trainer(style_config(root, root, "ShortLosses"))  # leaves the data set's own caches
     return root
 

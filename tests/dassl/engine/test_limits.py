@@ -117,5 +117,5 @@ def test_a_worker_that_is_lost_while_it_hands_over_a_batch_is_said():
         worker.close()
         with pytest.raises(ConnectionResetError) as lost:
             ours.recv()
-    assert limit_reached(lost.value).startswith("A worker that loads pictures is gone")
+    assert limit_reached(lost.value).startswith("A worker that loads images is gone")
     assert limit_reached(ConnectionResetError(104, "Connection reset by peer")) == ""  # of anything else

@@ -7,12 +7,12 @@ from torch import nn
 from dassl.engine import Precision, build_trainer
 from dassl.engine.launch import run
 from dassl.utils import UserError, set_random_seed
-from tests.fixtures.dassl_style_world import style_config, write_pictures
+from tests.fixtures.dassl_style_world import style_config, write_images
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return write_pictures(tmp_path_factory.mktemp("pictures"))
+    return write_images(tmp_path_factory.mktemp("images"))
 
 
 @pytest.mark.parametrize(

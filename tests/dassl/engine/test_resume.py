@@ -14,7 +14,7 @@ from dassl.engine import build_trainer
 from dassl.engine.launch import run
 from dassl.engine.state import plain, rng_state, stop_workers
 from dassl.utils import UserError, load_checkpoint, set_random_seed
-from tests.fixtures.dassl_style_world import style_config, until_waiting, victim, write_pictures
+from tests.fixtures.dassl_style_world import style_config, until_waiting, victim, write_images
 
 BEST_VAL = ["TEST.FINAL_MODEL", "best_val"]
 PAIRS = ["DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler", "DATALOADER.TRAIN_X.N_INS", "2"]
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:resume.pt does not hold what tra
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    root = write_pictures(tmp_path_factory.mktemp("pictures"))
+    root = write_images(tmp_path_factory.mktemp("images"))
     build(root, root)  # leaves the data set's own caches, so that no later run draws them
     return root
 

@@ -207,7 +207,7 @@ def test_class_specific_prompts_are_scored_on_their_own_classes_alone(run, own_c
 
 
 def test_any_trainer_may_say_that_its_model_is_bound_to_its_classes(tmp_path):
-    world = dassl_style_world.write_pictures(tmp_path / "data")
+    world = dassl_style_world.write_images(tmp_path / "data")
     bound = type("Bound", (TRAINER_REGISTRY.get("ShortLosses"),), {"bound_to_classes": "its head has a row a class"})
     TRAINER_REGISTRY.register(bound)
     try:

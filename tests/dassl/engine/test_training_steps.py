@@ -19,7 +19,7 @@ root = dassl_style_world.root  # a fixture
 
 
 def accumulated(root, output, batch_size, accumulate):
-    """Weights after 2 epochs over the pictures in order."""
+    """Weights after 2 epochs over the images in order."""
     cfg = style_config(root, output, "ShortLosses", TRAIN__ACCUMULATE=accumulate, OPTIM__WARMUP_EPOCH=0)
     cfg.DATALOADER.TRAIN_X.SAMPLER = "SequentialSampler"
     cfg.DATALOADER.TRAIN_X.BATCH_SIZE = batch_size

@@ -1,4 +1,4 @@
-"""Curves over epochs from training runs: what is averaged, what is left out, what the picture shows."""
+"""Curves over epochs from training runs: what is averaged, what is left out, what the image shows."""
 
 import pytest
 from PIL import Image
@@ -48,8 +48,8 @@ def test_one_figure_for_a_stage_1_method_and_what_continues_it(tmp_path):
     assert {(one.protocol, one.family, len(one.rows)) for one in found} == {
         ("base2new", "CoOp", 2), ("base2new", "KgCoOp", 1), ("cross", "CoOp", 1),
     }  # fmt: skip
-    pictures = epoch_figures(found, tmp_path)[::2]
-    assert {p.name for p in pictures} == {
+    images = epoch_figures(found, tmp_path)[::2]
+    assert {p.name for p in images} == {
         "epochs_base2new_CoOp.png", "epochs_base2new_KgCoOp.png", "epochs_cross_CoOp.png",
     }  # fmt: skip
 
@@ -59,8 +59,8 @@ def test_validation_makes_a_third_panel(tmp_path):
     train(tmp_path / "three", "a", history=history(4, val_accuracy=60.0))
     widths = {}
     for name in ("two", "three"):
-        picture, _ = epoch_figures(epoch_curves(load_results(tmp_path / name), METHODS), tmp_path / name)
-        with Image.open(picture) as image:
+        file, _ = epoch_figures(epoch_curves(load_results(tmp_path / name), METHODS), tmp_path / name)
+        with Image.open(file) as image:
             widths[name] = image.width
     assert widths["three"] - widths["two"] == 600  # 4 inches
     assert numbers(tmp_path / "three")["CoOp", "average", "val_accuracy", 3] == ("60.000000", "", "1")

@@ -1,4 +1,4 @@
-"""Figures from run folders: families, numbers beside the pictures, damaged files."""
+"""Figures from run folders: families, numbers beside the images, damaged files."""
 
 import os
 import subprocess
@@ -52,15 +52,15 @@ def test_a_long_preset_name_gives_a_file_name_that_a_disk_takes(tmp_path):
     for k, tail in enumerate(("TAU", "BETA")):
         preset = "paper, changed: " + ", ".join(f"TRAINER.LMC.KEY{i}" for i in range(20)) + tail
         write_path(tmp_path / str(k), straight_path(50, 70, 60), preset=preset)
-    pictures = path_figures([tmp_path], tmp_path, METHODS)[::2]
-    assert len(set(pictures)) == 2
-    assert all(p.is_file() and len(p.name) < 140 for p in pictures)
+    images = path_figures([tmp_path], tmp_path, METHODS)[::2]
+    assert len(set(images)) == 2
+    assert all(p.is_file() and len(p.name) < 140 for p in images)
 
 
 def test_one_run_makes_a_figure_too(tmp_path):
     write_path(tmp_path / "a", straight_path(50, 70, 60) | {"space": "weights"})
-    picture, table = path_figures([tmp_path], tmp_path)
-    assert picture.name == "path_CoOp_LMC_paper_weights.png" and picture.stat().st_size > 10_000
+    image, table = path_figures([tmp_path], tmp_path)
+    assert image.name == "path_CoOp_LMC_paper_weights.png" and image.stat().st_size > 10_000
     assert {r["dataset"] for r in read_csv(table)} == {"average", "toy_a"}
 
 
@@ -149,8 +149,8 @@ def others(*values, sets=("toy_b", "toy_c")):
 def test_what_other_data_sets_lose_is_drawn_where_all_cards_say_it(tmp_path, monkeypatch):
     for seed, end in ((1, 20), (2, 30)):
         write_path(tmp_path / str(seed), straight_path(50, 70, 60) | others(40, 35, end), seed=seed)
-    picture, table = change_figures([tmp_path], tmp_path, METHODS)
-    assert picture.name == "change_CoOp_LMC_paper.png" and picture.stat().st_size > 10_000
+    image, table = change_figures([tmp_path], tmp_path, METHODS)
+    assert image.name == "change_CoOp_LMC_paper.png" and image.stat().st_size > 10_000
     rows = {
         (r["subset"], r["t"]): r for r in read_csv(table) if (r["dataset"], r["quantity"]) == ("average", "accuracy")
     }
@@ -193,8 +193,8 @@ def test_no_words_of_the_small_figure_cover_each_other(tmp_path, monkeypatch, va
 def test_both_spaces_of_a_card_have_a_figure(tmp_path):
     path = straight_path(50, 70, 60)
     write_path(tmp_path, path | {"weights": straight_path(50, 40, 60) | {"space": "weights"}})
-    pictures = path_figures([tmp_path], tmp_path, METHODS)[::2]
-    assert [p.name for p in pictures] == [f"path_CoOp_LMC_paper_{s}.png" for s in ("features", "weights")]
+    images = path_figures([tmp_path], tmp_path, METHODS)[::2]
+    assert [p.name for p in images] == [f"path_CoOp_LMC_paper_{s}.png" for s in ("features", "weights")]
 
 
 def test_a_path_without_zero_shot_starts_at_ours(tmp_path):
@@ -219,8 +219,8 @@ def plane(size=5):
 def test_a_plane_is_drawn_with_its_numbers(tmp_path):
     write_path(tmp_path / "a", straight_path(50, 70, 60) | {"plane": plane()})
     write_path(tmp_path / "b", straight_path(50, 70, 60) | {"plane": {"missing": "on one line"}})
-    picture, table = plane_figures(load_planes(tmp_path), tmp_path, METHODS)
-    assert picture.name == "plane_CoOp_LMC_paper_toy_a_seed_1_weights.png" and picture.stat().st_size > 10_000
+    image, table = plane_figures(load_planes(tmp_path), tmp_path, METHODS)
+    assert image.name == "plane_CoOp_LMC_paper_toy_a_seed_1_weights.png" and image.stat().st_size > 10_000
     rows = read_csv(table)
     assert len(rows) == 2 * 25
     assert all(float(r["loss"]) == pytest.approx(float(r["x"]) + 10 * float(r["y"])) for r in rows)

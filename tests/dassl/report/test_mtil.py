@@ -281,7 +281,7 @@ def luminance(rgba):
 
 
 def features():
-    """Two tasks of ten pictures each, by the expert and by a reconstruction close to it."""
+    """Two tasks of ten images each, by the expert and by a reconstruction close to it."""
     rng = np.random.default_rng(0)
     own = rng.normal(size=(20, 8)) + np.repeat([[0.0], [20.0]], 10, 0)
     about = [(task, kind, k) for kind in ("expert", "reconstructed") for task in ("a", "b") for k in range(10)]

@@ -243,8 +243,8 @@ def test_the_figure_has_a_point_for_each_row_with_others(tmp_path):
     for seed, correct in ((1, 50), (2, 60)):
         write_cell(tmp_path, entry(toy_b=correct), seed=seed, **PAPER)
     records = load_results(tmp_path)
-    picture, numbers = all_figures([tmp_path], records, tmp_path / "figures", METHODS, ["others"])
-    assert picture.name == "base_others.png" and picture.stat().st_size > 10_000
+    image, numbers = all_figures([tmp_path], records, tmp_path / "figures", METHODS, ["others"])
+    assert image.name == "base_others.png" and image.stat().st_size > 10_000
     assert [list(line.values()) for line in read_csv(numbers)] == [
         ["ZeroshotCLIP", "60.00", "", "50.00", "", "1"], ["CoOp_LMC (paper)", "80.00", "0.00", "27.50", "2.50", "2"],
     ]  # fmt: skip

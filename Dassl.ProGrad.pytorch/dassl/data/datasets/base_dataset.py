@@ -47,7 +47,7 @@ class Datum:
         self._domain = domain
         self._classname = classname
 
-    def picture(self, **reading):
+    def load_image(self, **reading):
         """The RGB PIL image, fully decoded; as `read_image`, whose further arguments are taken."""
         return read_image(self._impath, **reading)
 
@@ -164,11 +164,11 @@ def odd_items(train_x: Sequence, val: Sequence = (), test: Sequence = ()) -> Ite
 
 
 def unreadable(items: Sequence[Datum], jobs: int = 1, **reading) -> list[str]:
-    """What is wrong with each image that cannot be decoded. reading: as of Datum.picture."""
+    """What is wrong with each image that cannot be decoded. reading: as of Datum.load_image."""
 
     def trouble(item):
         try:
-            item.picture(**reading)
+            item.load_image(**reading)
         except (UserError, OSError) as error:
             return str(error)
         return ""

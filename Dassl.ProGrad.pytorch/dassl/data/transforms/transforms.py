@@ -96,8 +96,8 @@ def _jitter(inp, mode):
     return T.ColorJitter(inp.COLORJITTER_B, inp.COLORJITTER_C, inp.COLORJITTER_S, inp.COLORJITTER_H)
 
 
-# name -> (cfg.INPUT, interpolation mode) -> step on PIL pictures
-PICTURE_STEPS = {
+# name -> (cfg.INPUT, interpolation mode) -> step on PIL images
+IMAGE_STEPS = {
     "random_translation": lambda inp, mode: Random2DTranslation(*inp.SIZE),
     "random_crop": lambda inp, mode: T.RandomCrop(inp.SIZE, padding=inp.CROP_PADDING),
     "random_resized_crop": lambda inp, mode: T.RandomResizedCrop(inp.SIZE, inp.RRCROP_SCALE, interpolation=mode),
@@ -120,13 +120,13 @@ TENSOR_STEPS = {
     "gaussian_noise": lambda inp: GaussianNoise(inp.GN_MEAN, inp.GN_STD),
     "instance_norm": lambda inp: InstanceNormalization(),
 }
-AVAI_CHOICES = TRANSFORMS = (*PICTURE_STEPS, *TENSOR_STEPS)  # the first is Dassl's name
+AVAI_CHOICES = TRANSFORMS = (*IMAGE_STEPS, *TENSOR_STEPS)  # the first is Dassl's name
 TEST_STEPS = ("normalize", "instance_norm")  # the only names that act at test time
 RESIZE_MODES = ("shortest", "squash")
 
 
 def build_transform(cfg, is_train: bool = True, choices=None) -> T.Compose | None:
-    """Pipeline from a PIL picture to (3, H, W) float32, with (H, W) = cfg.INPUT.SIZE; None if NO_TRANSFORM.
+    """Pipeline from a PIL image to (3, H, W) float32, with (H, W) = cfg.INPUT.SIZE; None if NO_TRANSFORM.
 
     choices: names instead of cfg.INPUT.TRANSFORMS. An unknown name or interpolation: UserError.
     """
@@ -150,7 +150,7 @@ def _train_steps(inp, choices, mode):
     steps = []
     if "random_crop" not in choices and "random_resized_crop" not in choices:
         steps.append(T.Resize(tuple(inp.SIZE), mode))
-    steps += [make(inp, mode) for name, make in PICTURE_STEPS.items() if name in choices]
+    steps += [make(inp, mode) for name, make in IMAGE_STEPS.items() if name in choices]
     steps.append(T.ToTensor())
     return steps + [make(inp) for name, make in TENSOR_STEPS.items() if name in choices]
 

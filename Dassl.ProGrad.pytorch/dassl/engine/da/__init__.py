@@ -1,4 +1,4 @@
-"""Trainers of domain adaptation: labelled source domains, unlabelled pictures of the target domains."""
+"""Trainers of domain adaptation: labelled source domains, unlabelled images of the target domains."""
 
 from .source_only import SourceOnly
 

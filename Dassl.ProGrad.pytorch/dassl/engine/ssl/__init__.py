@@ -1,4 +1,4 @@
-"""Trainers of semi-supervised learning: a few labelled pictures (DATASET.NUM_LABELED), many without labels."""
+"""Trainers of semi-supervised learning: a few labelled images (DATASET.NUM_LABELED), many without labels."""
 
 from .fixmatch import FixMatch
 from .sup_baseline import SupBaseline

@@ -1,4 +1,4 @@
-"""A convolutional network for small pictures, that trains on a CPU. B: batch."""
+"""A convolutional network for small images, that trains on a CPU. B: batch."""
 
 from torch import nn
 

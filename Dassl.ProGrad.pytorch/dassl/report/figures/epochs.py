@@ -19,7 +19,7 @@ from dassl.utils import get_logger
 QUANTITIES = {
     "loss": ("training loss", "loss that the method minimises"),
     "acc": ("training accuracy", drawing.AXIS_LABELS["accuracy"]),
-    "agree": ("agreement with the teacher", "pictures (%)"),
+    "agree": ("agreement with the teacher", "images (%)"),
     "val_accuracy": ("validation accuracy", drawing.AXIS_LABELS["accuracy"]),
 }
 

@@ -4,7 +4,7 @@
      "points": [{"task": name, "kind": "expert" | "reconstructed", "label": class, "x": number, "y": number}]}
 
 t-SNE (van der Maaten and Hinton, JMLR 2008) keeps neighbours, not distances: what it can show is whether the features
-of a picture by an expert and by its reconstruction lie side by side. Letters: D width, N feature vectors.
+of an image by an expert and by its reconstruction lie side by side. Letters: D width, N feature vectors.
 """
 
 import numpy as np

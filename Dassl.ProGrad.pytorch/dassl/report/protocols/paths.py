@@ -13,7 +13,7 @@ A run leaves path.json in its folder, beside results.json, which says whose path
 
 t rises from 0 (zero-shot) over 1 (ours) to 2 (fine-tuned), with 0, 1 and 2 among at least 21 points, so each
 straight piece has unit length. A method without a zero-shot solution has t from 1 to 2, and its `solutions` say
-so. Loss is the cross-entropy in nats, accuracy in percent, one number per t, on the pictures of each subset:
+so. Loss is the cross-entropy in nats, accuracy in percent, one number per t, on the images of each subset:
 base and new, or all; `others`: the mean over all classes of each of these other data sets. `direct` is the straight
 line zero-shot -> fine-tuned, t from 0 to 1; it, `others` and `weights` may be missing. `space` names what was
 interpolated.
