@@ -23,7 +23,7 @@ from dassl.utils.torchrun import run_command
 
 EPILOG = """\
 Recognised by their keys: CoOp, KgCoOp, MMA, PromptKD, PromptSRC, IVLP, MaPLe (as deep prompts of both towers)
-and the released MERGETUNE. CoCoOp is recognised and refused. Nothing that a file holds is executed.
+and the released MERGETUNE. CoCoOp, TCP and ATPrompt are recognised and refused. Nothing of a file is executed.
 
 With --config-file, --dataset-config-file and --root the file is also held against the backbone and the class
 names, and scored: accuracy on base and new classes beside zero-shot CLIP's. Give the data that it was trained on.
@@ -67,7 +67,7 @@ from dassl.engine.launch import run
 from dassl.engine.results import write_classes
 from dassl.utils.torchtools import is_plain_tensor, load_weights, save_checkpoint
 from mergetune import stage1
-from mergetune.checkpoint_formats import FORMATS, Format, Recognised, recognise, rows, shortened, to_text, weights
+from mergetune.checkpoint_formats import FORMATS, Format, Recognised, recognise, shortened, to_text
 from mergetune.stage1 import run_fact
 from mergetune.stage2 import method_pairs
 
@@ -90,7 +90,7 @@ def parse_args(argv: Sequence[str]) -> argparse.Namespace:
 
 def find_source(source: str | Path) -> tuple[Path, str]:
     """The checkpoint of a run folder, a model folder or a file, and the name of its model folder."""
-    names = {"MultiModalPromptLearner"}.union(*(runnable(known).values() for known in FORMATS if known.trainer))
+    names = {"MultiModalPromptLearner"}.union(*(runnable(kind).values() for kind in FORMATS if kind.trainer))
     models = [name for name in sorted(names, key=str.lower) if Path(source, name).is_dir()]
     if len(models) > 1:
         folders = ", ".join(str(Path(source, name)) for name in models)
@@ -104,11 +104,9 @@ def read(path: Path, folder: str) -> tuple[Recognised, int | None]:
     UserError names the file."""
     state, epoch, _ = load_weights(path)
     try:
-        checkpoint = recognise(state, folder)
-        weights(checkpoint)
+        return recognise(state, folder), epoch
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return checkpoint, epoch
 
 
 def check_fit(path: Path, checkpoint: Recognised, trainer) -> None:
@@ -123,25 +121,24 @@ def check_fit(path: Path, checkpoint: Recognised, trainer) -> None:
         check_tokens(path, state["tokenized_prompts"], trainer.tokens)
     visual = getattr(trainer.clip.module, "visual", None)
     tower = {} if visual is None else {f"image_encoder.{key}": value for key, value in visual.state_dict().items()}
-    for key in filter(tower.__contains__, checkpoint.of("ignored")):
-        theirs, ours = state[key], tower[key].float().cpu()
-        if not is_plain_tensor(theirs):
-            raise UserError(f"{path}: {key} is no plain tensor")
+    for key in filter(tower.__contains__, state):
+        value, expected = state[key], tower[key].float().cpu()
         # fp16 storage rounds by 5e-4 of the value
-        if ours.shape != theirs.shape or not theirs.float().allclose(ours, rtol=1e-3, atol=1e-4):
+        alike = is_plain_tensor(value) and value.shape == expected.shape
+        if not (alike and value.float().allclose(expected, rtol=1e-3, atol=1e-4)):
             raise UserError(f"{path} was trained on another backbone than {trainer.clip.name}: {key} differs")
-    trainer._load_weights(trainer.get_model_names()[0], path, weights(checkpoint))
+    trainer._load_weights(trainer.get_model_names()[0], path, checkpoint.weights)
 
 
-def check_tokens(path: Path, theirs: Tensor, ours: Tensor) -> None:
-    """Refuse other texts. ours (C, L) may be cut behind the longest."""
-    if not is_plain_tensor(theirs) or theirs.dim() != 2 or theirs.shape[1] < ours.shape[1]:
-        raise UserError(f"{path}: tokenized_prompts is no plain tensor of texts of {ours.shape[1]} tokens or more")
-    if len(theirs) != len(ours):
-        raise UserError(f"{path} was trained on {len(theirs)} classes, this run has {len(ours)}")
-    differ = (theirs[:, : ours.shape[1]] != ours.cpu()).any(1).sum().item()
+def check_tokens(path: Path, texts: Tensor, expected: Tensor) -> None:
+    """Refuse other texts. expected (C, L) may be cut behind the longest."""
+    if not is_plain_tensor(texts) or texts.dim() != 2 or texts.shape[1] < expected.shape[1]:
+        raise UserError(f"{path}: tokenized_prompts is no plain tensor of texts of {expected.shape[1]} tokens or more")
+    if len(texts) != len(expected):
+        raise UserError(f"{path} was trained on {len(texts)} classes, this run has {len(expected)}")
+    differ = (texts[:, : expected.shape[1]] != expected.cpu()).any(1).sum().item()
     if differ:
-        raise UserError(f"{path} was trained with other texts: {differ} of {len(ours)} classes differ")
+        raise UserError(f"{path} was trained with other texts: {differ} of {len(expected)} classes differ")
 
 
 def score(cfg: CfgNode, subsets: Sequence[str], out: Path, command: str) -> dict[str, dict[str, float]]:
@@ -176,72 +173,78 @@ def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
     path, folder = find_source(args.source)
     checkpoint, epoch = read(path, folder)
     log.info(f"file      {path}\n{to_text(checkpoint)}")
-    known = runnable(checkpoint.format)
-    if args.trainer and args.trainer not in known:
-        raise UserError(f"--trainer {args.trainer} cannot run a {checkpoint.name} file, {', '.join(known)} can")
-    usual = {"KgCoOp": "KgCoOp", "MERGETUNE": "CoOp_LMC"}.get(checkpoint.name) or next(iter(known))
-    trainer, unknown = args.trainer or usual, shortened(checkpoint.of("unknown"))
+    models = runnable(checkpoint.format)
+    if args.trainer and args.trainer not in models:
+        raise UserError(f"--trainer {args.trainer} cannot run a {checkpoint.name} file, {', '.join(models)} can")
+    usual = {"KgCoOp": "KgCoOp", "MERGETUNE": "CoOp_LMC"}.get(checkpoint.name) or next(iter(models))
+    trainer, unknown = args.trainer or usual, shortened(checkpoint.keys("unknown"))
     facts = {
         "format": 1,
         "source": str(path.resolve()),
         "sha256": sha256_file(path),
         "method": checkpoint.name,
         "trainer": trainer,
-        "config": checkpoint.format.pairs(checkpoint),
+        "config": checkpoint.config,
         "doubts": [f"unknown keys are left out: {unknown}"] if unknown else [],
-        "keys": rows(checkpoint),
+        "keys": checkpoint.rows,
     }
     with RunLock(args.out):
-        facts |= write_run(args, path, checkpoint, epoch, facts, command)
+        cfg = build_cfg(args, trainer, checkpoint) if args.config_file else None
+        write_run(args, path, checkpoint, epoch, trainer, cfg, command)
+        if args.root:
+            one = "DATASET.SUBSAMPLE_CLASSES" in args.opts or checkpoint.class_specific
+            subsets = (cfg.DATASET.SUBSAMPLE_CLASSES,) if one else ("base", "new")
+            facts["scores"] = score(cfg, subsets, out, command)
         write_json(facts, str(out / FACTS))
     log.info(f"Wrote {out}, for {trainer}")
     for name in (pair.stage2 for pair in method_pairs().values() if pair.stage1 == trainer):
-        words = ["--trainer", name, "--resume-coop", args.out]
-        words += [str(word) for pair in facts["config"].items() for word in pair]
+        words = ["--trainer", name, "--resume-coop", args.out, *pair_words(checkpoint.config)]
         log.info(f"Continue it with: python train.py {shlex.join(words)} ...")
     return facts
 
 
 def write_run(
-    args: argparse.Namespace, path: Path, checkpoint: Recognised, epoch: int | None, facts: dict, command: str
-) -> dict:
-    """The folder: checkpoint, config, results.json -> its scores, if it is scored, for import.json.
-
-    The checkpoint has the trained weights, and the class names' embeddings to check against.
-    """
-    out, trainer = Path(args.out), facts["trainer"]
+    args: argparse.Namespace,
+    path: Path,
+    checkpoint: Recognised,
+    epoch: int | None,
+    trainer: str,
+    cfg: CfgNode | None,
+    command: str,
+) -> None:
+    """The folder: checkpoint, config, results.json. The checkpoint has the trained weights, and the class names'
+    embeddings to check against."""
     results = {"format": 1, "kind": "import", "trainer": trainer, "preset": "", "dataset": "", "protocol": "",
                "subset": "", "seed": -1, "metrics": {}, "command": command}  # fmt: skip
-    cfg = config(args, facts) if args.config_file else None
     if args.root:
         built = build_trainer(cfg)
         check_fit(path, checkpoint, built)
-        write_classes(str(out), built)
-        data = cfg.DATASET
-        results |= {"dataset": data.NAME, "subset": data.SUBSAMPLE_CLASSES, "seed": cfg.SEED}
+        write_classes(args.out, built)
+        results |= {"dataset": cfg.DATASET.NAME, "subset": cfg.DATASET.SUBSAMPLE_CLASSES, "seed": cfg.SEED}
         results |= {name: value for name, value in built.metadata().items() if name in CHECKED}
-    state = weights(checkpoint) | {key: checkpoint.state[key] for key in KEPT if key in checkpoint.state}
+    state = checkpoint.weights | {key: checkpoint.state[key] for key in KEPT if key in checkpoint.state}
     content = {"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None, "val_result": None}
-    save_checkpoint(content, str(out / runnable(checkpoint.format)[trainer]), model_name=f"model.pth.tar-{epoch or 0}")
+    model = os.path.join(args.out, runnable(checkpoint.format)[trainer])
+    save_checkpoint(content, model, model_name=f"model.pth.tar-{epoch or 0}")
     if cfg is not None:
-        with atomic_write(str(out / "config.yaml"), "w") as file:
+        with atomic_write(os.path.join(args.out, "config.yaml"), "w") as file:
             file.write(cfg.dump())
     seen = f"imported from {path.name}: {args.data_seen or 'unknown'}"
-    write_json(results | {"data_seen": seen}, str(out / RESULTS))
-    if not args.root:
-        return {}
-    one = "DATASET.SUBSAMPLE_CLASSES" in args.opts or checkpoint.class_specific
-    return {"scores": score(cfg, (data.SUBSAMPLE_CLASSES,) if one else ("base", "new"), out, command)}
+    write_json(results | {"data_seen": seen}, os.path.join(args.out, RESULTS))
 
 
-def config(args: argparse.Namespace, facts: dict) -> CfgNode:
+def build_cfg(args: argparse.Namespace, trainer: str, checkpoint: Recognised) -> CfgNode:
     """The imported run's config; what follows from the file gives way to KEY VALUE pairs."""
-    pairs = {} if facts["trainer"].startswith("PromptKD") else {"DATASET.SUBSAMPLE_CLASSES": "base"}  # it sees all
-    pairs = [str(word) for pair in (pairs | facts["config"]).items() for word in pair]
-    flags = {"TRAINER.NAME": facts["trainer"], "OUTPUT_DIR": args.out}
+    pairs = {} if trainer.startswith("PromptKD") else {"DATASET.SUBSAMPLE_CLASSES": "base"}  # it sees all
+    flags = {"TRAINER.NAME": trainer, "OUTPUT_DIR": args.out}
     flags |= {"DATASET.ROOT": os.path.abspath(args.root)} if args.root else {}
     files = {"dataset_file": args.dataset_config_file, "config_file": args.config_file}
-    return build_config(**files, flags=flags, pairs=[*pairs, *args.opts])[0]
+    return build_config(**files, flags=flags, pairs=[*pair_words(pairs | checkpoint.config), *args.opts])[0]
+
+
+def pair_words(pairs: dict[str, object]) -> list[str]:
+    """KEY VALUE ... as a command line has them."""
+    return [str(word) for pair in pairs.items() for word in pair]
 
 
 def main(argv: list[str] | None = None) -> dict:

@@ -18,7 +18,6 @@ from condu import fusion, released, state
 from dassl.clip import openai
 from dassl.engine.base import load_exactly
 from dassl.utils import (
-    UserError,
     checkpoints,
     load_checkpoint,
     load_tensors,
@@ -121,8 +120,6 @@ def each(*readers):
 def read_foreign(path: Path):
     found, _ = import_checkpoint.read(path, "prompt_learner")
     checkpoint_formats.to_text(found)
-    with contextlib.suppress(UserError):  # import_checkpoint puts the file's name before it
-        found.format.pairs(found)
 
 
 def read_stage1(path: Path):

@@ -11,7 +11,7 @@ import train
 from dassl.engine import build_trainer
 from dassl.report.records import load_results
 from dassl.utils import UserError, sha256_file
-from mergetune.checkpoint_formats import recognise, rows, to_text, weights
+from mergetune.checkpoint_formats import recognise, to_text
 from mergetune.import_checkpoint import check_fit, main, runnable
 from mergetune.predict import Predictor
 from tests.fixtures import foreign_checkpoints as theirs
@@ -32,39 +32,39 @@ def test_files_are_told_apart_and_every_key_has_its_place(make):
     found = recognise(state)
     assert found.name == theirs.FILES[make][0]
     assert theirs.FILES[make][1] in runnable(found.format)
-    assert {row["key"] for row in rows(found)} == set(state)
-    assert {row["status"] for row in rows(found)} <= {"mapped", "ignored"}
-    given = weights(found)
-    assert all(value.dtype in (torch.float32, torch.int64) for value in given.values())
+    assert {row["key"] for row in found.rows} == set(state)
+    assert {row["status"] for row in found.rows} <= {"mapped", "ignored"}
+    weights = found.weights
+    assert all(value.dtype in (torch.float32, torch.int64) for value in weights.values())
     if make is not theirs.maple:
-        assert all(torch.equal(value, state[key]) for key, value in given.items())
+        assert all(torch.equal(value, state[key]) for key, value in weights.items())
 
 
 @every_file
 def test_keys_of_a_data_parallel_wrapper_and_half_precision_are_read(make):
     state = make(SIZES)
     half = {f"module.{key}": value.half() if value.is_floating_point() else value for key, value in state.items()}
-    given = weights(recognise(half))
-    for key, value in weights(recognise(state)).items():
-        torch.testing.assert_close(given[key], value, rtol=2e-3, atol=1e-4)
+    weights = recognise(half).weights
+    for key, value in recognise(state).weights.items():
+        torch.testing.assert_close(weights[key], value, rtol=2e-3, atol=1e-4)
 
 
 @every_file
 def test_tensors_that_cannot_be_used_are_named(make):
     state = make(SIZES)
-    for key in recognise(state).of("mapped"):
+    for key in recognise(state).keys("mapped"):
         broken = (("no plain", "words"), ("infinite", state[key].float() / 0), ("no plain", state[key].to("meta")))
         for match, value in broken:
             with pytest.raises(UserError, match=f"{key} .*{match}"):
-                weights(recognise(state | {key: value}))
+                recognise(state | {key: value})
 
 
 @every_file
 def test_each_dropped_renamed_or_reshaped_key_is_refused_by_the_trainer(make, pets_root, tmp_path):
     """By its name; MaPLe's, which become others, by either name."""
     state = fixture_for(make, pets_root)
-    trainer = built(theirs.FILES[make][1], pets_root, **recognise(state).format.pairs(recognise(state)))
-    for key in recognise(state).of("mapped"):
+    trainer = built(theirs.FILES[make][1], pets_root, **recognise(state).config)
+    for key in recognise(state).keys("mapped"):
         rest = {name: value for name, value in state.items() if name != key}
         named = "VPT|ctx|prompt_learner|size|shape" if make is theirs.maple else re.escape(key)
         twice = torch.cat([state[key]] * 2) if state[key].dim() else state[key].expand(2)
@@ -76,14 +76,14 @@ def test_each_dropped_renamed_or_reshaped_key_is_refused_by_the_trainer(make, pe
 def test_a_net_that_was_never_called_is_left_out():
     state = theirs.kgcoop_with_unused_net(SIZES)
     found = recognise(state)
-    assert (found.name, found.of("unknown"), set(weights(found))) == ("KgCoOp", [], {"ctx"})
+    assert (found.name, found.keys("unknown"), set(found.weights)) == ("KgCoOp", [], {"ctx"})
     assert "KgCoOp's meta_net, never used" in to_text(found)
 
 
 @pytest.mark.parametrize("make", theirs.REFUSED)
 def test_what_cannot_be_run_here_is_refused_by_its_name(make):
     for below in ("", "module.", "prompts.", "prompt_learner."):
-        with pytest.raises(UserError, match=f"^{theirs.REFUSED[make]} .*recognised and refused"):
+        with pytest.raises(UserError, match=f"^a file of {theirs.REFUSED[make]} is recognised and refused"):
             recognise({f"{below}{key}": value for key, value in make(SIZES).items()})
 
 
@@ -96,14 +96,13 @@ def test_foreign_keys_and_empty_files_are_refused():
 
 def test_class_specific_contexts_and_the_released_mergetune_are_told_apart():
     found = recognise(theirs.coop_class_specific(SIZES))
-    assert found.class_specific and found.format.pairs(found)["TRAINER.COOP.CSC"] is True
+    assert found.class_specific and found.config["TRAINER.COOP.CSC"] is True
     assert recognise(theirs.kgcoop(SIZES), "prompt_mid_learner").name == "MERGETUNE"
 
 
 def test_sizes_become_config_keys():
     def keys(state):
-        found = recognise(state)
-        return found.format.pairs(found)
+        return recognise(state).config
 
     assert keys(theirs.coop(theirs.Sizes(N=16))) == {
         "TRAINER.COOP.N_CTX": 16,
@@ -123,8 +122,8 @@ def test_sizes_become_config_keys():
 def test_coupled_prompts_are_written_out():
     """Each image prompt is its text prompt through that layer's matrix and bias, prompt k at block k + 1."""
     state = theirs.maple(SIZES)
-    given = weights(recognise(state))
-    assert set(given) == set(theirs.image_prompts(SIZES)) | {"prompt_learner.ctx"} | {
+    weights = recognise(state).weights
+    assert set(weights) == set(theirs.image_prompts(SIZES)) | {"prompt_learner.ctx"} | {
         f"text_encoder.transformer.resblocks.{j}.VPT_shallow" for j in (1, 2)
     }
     below = "prompt_learner"
@@ -133,8 +132,8 @@ def test_coupled_prompts_are_written_out():
         layer = f"{below}.compound_prompt_projections.{j - 1}" if j else f"{below}.proj"
         image = torch.stack([state[f"{layer}.weight"] @ row + state[f"{layer}.bias"] for row in text])
         block = f"transformer.resblocks.{j}.VPT_shallow"
-        torch.testing.assert_close(given[f"image_encoder.{block}" if j else "image_encoder.VPT"], image)
-        assert torch.equal(given[f"text_encoder.{block}" if j else "prompt_learner.ctx"], text)
+        torch.testing.assert_close(weights[f"image_encoder.{block}" if j else "image_encoder.VPT"], image)
+        assert torch.equal(weights[f"text_encoder.{block}" if j else "prompt_learner.ctx"], text)
 
 
 def write(make, folder, sizes=SIZES, epoch=50, name=None):
@@ -226,7 +225,7 @@ def test_bad_input_is_one_error_that_names_it(tmp_path):
     refused("No stage-1 checkpoint in .*nowhere.*found no model file", tmp_path / "nowhere", out)
     refused("No stage-1 checkpoint in .*empty.*found no model file", tmp_path / "empty", out)
     refused("several models.*adapter_learner.*VLPromptLearner", tmp_path / "both", out)
-    refused("prompt_learner/model.pth.tar-1: a CoCoOp file is recognised and refused", tmp_path / "co", out)
+    refused("prompt_learner/model.pth.tar-1: a file of CoCoOp or TCP is recognised and refused", tmp_path / "co", out)
     refused("--trainer MMA_LMC cannot run a CoOp file, CoOp, .*KgCoOp", path, out, "--trainer", "MMA_LMC")
     refused("give --config-file", path, out, "OPTIM.LR", "1")
     refused("Scoring needs all of", path, out, "--root", tmp_path)
@@ -301,7 +300,7 @@ def test_an_imported_file_evaluates_and_is_continued(make, pets_root, tmp_path):
     subset = "all" if trainer == "PromptKD" else "base"  # what it trains on
     model = built(trainer, pets_root, FEATURES__DIR=tmp_path / "features", **facts["config"])
     model.load_model(str(out))
-    for key, value in weights(recognise(state)).items():
+    for key, value in recognise(state).weights.items():
         assert torch.equal(model.model.state_dict()[key], value), key
     assert model.test() == facts["scores"]["base"][trainer]
     assert Predictor(out).classnames == built("ZeroshotCLIP", pets_root, subset=subset).classnames

@@ -163,7 +163,7 @@ def test_kgcoops_unused_net_is_left_out_and_other_methods_are_named(run, theirs_
     assert torch.equal(found, state["ctx"])
     for i, (make, name) in enumerate(theirs.REFUSED.items()):
         folder = theirs_at({"state_dict": trained(make), "epoch": 7}, f"run{i}")
-        with pytest.raises(UserError, match=f"model.pth.tar-7: {name} .*recognised and refused"):
+        with pytest.raises(UserError, match=f"model.pth.tar-7: a file of {name} is recognised and refused"):
             READERS[reader](run, folder, tmp_path / f"out{i}")
 
 

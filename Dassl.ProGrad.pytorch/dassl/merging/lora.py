@@ -17,7 +17,6 @@ from torch import Tensor
 PART = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|delta)(?P<adapter>\.[^.]+)?\.weight")
 OTHER = re.compile(r".*\.lora_(embedding_[AB]|magnitude_vector)\b.*")  # not a product of two matrices
 
-Scaling = float | Mapping[str, float]
 
 
 def is_factor(name: str) -> bool:
@@ -32,7 +31,7 @@ def ranks(state: Mapping[str, Tensor]) -> dict[str, int]:
     return {match["module"]: len(value) for match, value in matches if match and match["part"] == "A"}
 
 
-def products(state: Mapping[str, Tensor], scaling: Scaling = 1.0) -> dict[str, Tensor]:
+def products(state: Mapping[str, Tensor], scaling: float | Mapping[str, float] = 1.0) -> dict[str, Tensor]:
     """Each pair of factors as `<module>.lora_delta.weight` = scaling * B A, (out, in) or (out, in, h, w).
 
     All else as it is. scaling: one number (peft: lora_alpha / r), or one for each module. ValueError for a factor
@@ -58,8 +57,8 @@ def products(state: Mapping[str, Tensor], scaling: Scaling = 1.0) -> dict[str, T
     return out
 
 
-def factors(state: Mapping[str, Tensor], rank: int | Mapping[str, int], scaling: Scaling = 1.0) -> dict[str, Tensor]:
-    """`products` undone: of each update the pair of factors of that rank whose scaled product is nearest to it.
+def factors(state: Mapping[str, Tensor], rank: int | Mapping[str, int]) -> dict[str, Tensor]:
+    """`products` undone: of each update the pair of factors of that rank whose product, of scaling 1, is nearest to it.
 
     The truncated singular value decomposition U S V^T (Eckart and Young): B = U sqrt(S), A = sqrt(S) V^T. Where the
     rank exceeds that of the update, zeros fill the factors.
@@ -73,14 +72,12 @@ def factors(state: Mapping[str, Tensor], rank: int | Mapping[str, int], scaling:
         r = _of(rank, match["module"])
         if r < 1:
             raise ValueError(f"The rank of {match['module']} is {r}, expected at least 1")
-        flat = delta.flatten(1).double() / _of(scaling, match["module"])
-        u, s, vh = torch.linalg.svd(flat, full_matrices=False)
+        u, s, vh = torch.linalg.svd(delta.flatten(1).double(), full_matrices=False)
         root = s[:r].sqrt()
         a, b = s.new_zeros(r, vh.shape[1]), s.new_zeros(len(u), r)
         a[: len(root)], b[:, : len(root)] = root[:, None] * vh[:r], u[:, :r] * root
-        thin = (1,) * (delta.dim() - 2)
         out[_name(match, "A")] = a.view(r, *delta.shape[1:]).to(delta.dtype)
-        out[_name(match, "B")] = b.view(len(u), r, *thin).to(delta.dtype)
+        out[_name(match, "B")] = b.view(len(u), r, *[1] * (delta.dim() - 2)).to(delta.dtype)
     return out
 
 

@@ -13,7 +13,6 @@ Letters: n parents, d values of all merged tensors together.
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -228,54 +227,26 @@ def elect(tasks: Tensor) -> tuple[Tensor, Tensor]:
     return elected, torch.where(positive, tasks > 0, tasks < 0)
 
 
-@dataclass(frozen=True)
-class Emr:
-    """A unified task vector, and what turns it back into each parent: a mask and a factor."""
+def emr(base: State, parents: Sequence[State], task: int = 1, *, keep: Collection[str] = ()) -> dict[str, Tensor]:
+    """What parent `task`, counted from 1, becomes, or for 0, an unknown task, base + the unified vector.
 
-    unified: dict[str, Tensor]  # in single precision
-    masks: list[dict[str, Tensor]]  # bool
-    scales: list[float]
-
-
-def emr(base: State, parents: Sequence[State], *, keep: Collection[str] = ()) -> Emr:
-    """Elect the sign of the sum and the largest magnitude of that sign; mask what agrees; rescale to the L1 norm.
-
-    Where the sum is 0 the negative sign is taken.
+    Elect the sign of the sum (where that is 0, the negative one) and the largest magnitude of that sign; mask what
+    agrees with the parent's task vector; rescale to the L1 norm of that.
     """
-    names = check_alike([*parents, base], keep=keep)
-    unified, masks = {}, [{} for _ in parents]
-    sizes, left = [[0.0] for _ in parents], [[0.0] for _ in parents]
-    for name in names:
-        tasks = torch.stack([parent[name].double() for parent in parents]) - base[name].double()  # (n, *shape)
-        unified[name], agree = elect(tasks)
-        for i, task in enumerate(tasks):
-            masks[i][name] = agree[i]
-            sizes[i].append(task.abs().sum().item())
-            left[i].append((masks[i][name] * unified[name]).abs().sum().item())
-        unified[name] = unified[name].float()
-    scales = [math.fsum(a) / math.fsum(b) if math.fsum(b) else 0.0 for a, b in zip(sizes, left, strict=True)]
-    return Emr(unified, masks, scales)
-
-
-def emr_restore(base: State, merged: Emr, index: int | None = None) -> dict[str, Tensor]:
-    """The model of parent `index` (0 the first); None: base + the unified vector, for an unknown task."""
-    if index is not None and not 0 <= index < len(merged.masks):
-        raise ValueError(f"No parent {index} in an EMR merge of {len(merged.masks)}")
-    out = {name: value.clone() for name, value in base.items()}
-    for name, unified in merged.unified.items():
-        task = unified.double()
-        if index is not None:
-            task = merged.scales[index] * merged.masks[index][name] * task
-        out[name] = (base[name].double() + task).to(base[name].dtype)
-    return out
-
-
-def _emr_model(base: State, parents: Sequence[State], task: int = 1, keep: Collection[str] = ()) -> dict:
-    """What one parent becomes; `task` counts from 1, and 0 is the unified model."""
     if not 0 <= task <= len(parents):
         raise ValueError(f"task is {task}, expected 1 to {len(parents)}, or 0 for the unified model")
-    restored = emr_restore(base, emr(base, parents, keep=keep), task - 1 if task else None)
-    return {name: value if is_weight(name, value) else parents[0][name].clone() for name, value in restored.items()}
+
+    def rule(_: str, tasks: Tensor) -> Tensor:
+        unified, agrees = elect(tasks)
+        return agrees[task - 1] * unified if task else unified
+
+    size, left = [], []
+    for name in check_alike([*parents, base], keep=keep):
+        tasks = torch.stack([parent[name].double() for parent in parents]) - base[name].double()
+        size.append(tasks[task - 1].abs().sum().item())
+        left.append(rule(name, tasks).abs().sum().item())
+    scale = 1.0 if not task else math.fsum(size) / math.fsum(left) if any(left) else 0.0
+    return _on_tasks(base, parents, rule, scale, keep)
 
 
 def merge(
@@ -296,5 +267,5 @@ FUNCTIONS = {  # by their names in METHODS
     "ties": ties,
     "dare": dare,
     "slerp": slerp,
-    "emr": _emr_model,
+    "emr": emr,
 }
