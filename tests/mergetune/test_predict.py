@@ -130,8 +130,8 @@ def test_exported_embeddings_classify_without_the_run(world, image, tmp_path, na
     assert facts["backbone_digest"] == clip.digest and json.loads(facts["classnames"]) == BASE
     assert vectors.shape == (3, clip.dim) and vectors.dtype == torch.float32
     pixels = model.transform(Image.open(image).convert("RGB"))
-    image = F.normalize(clip.encode_image(pixels[None]), dim=-1)
-    logits = float(facts["logit_scale"]) * image @ vectors.t()
+    features = F.normalize(clip.encode_image(pixels[None]), dim=-1)
+    logits = float(facts["logit_scale"]) * features @ vectors.t()
     torch.testing.assert_close(logits, model.logits([image]), rtol=0, atol=1e-4)
 
 

@@ -37,7 +37,7 @@ def check_availability(requested, available, what="The requested one"):
         return
     for file, reason in _broken.items():
         text = Path(file).read_text(encoding="utf-8", errors="replace")
-        if re.search(rf"^\s*class {re.escape(str(requested))}\b", text, re.MULTILINE):
+        if requested and re.search(rf"^\s*class {re.escape(str(requested))}\b", text, re.MULTILINE):
             raise UserError(f"{what} {requested} is in {file}, which cannot be imported: {reason}")
     names = ", ".join(map(str, available))
     hint = get_most_similar_str_to_a_from_b(requested, available) if requested else None

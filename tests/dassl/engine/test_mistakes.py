@@ -9,7 +9,7 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import UserError, check_availability, set_random_seed
+from dassl.utils import UserError, check_availability, registry, set_random_seed
 from dassl.utils.registry import import_modules
 from tests.fixtures import dassl_style_world
 from tests.fixtures.dassl_style_world import style_config
@@ -96,6 +96,7 @@ def test_nothing_to_train_is_said_before_training(root, tmp_path):
 )
 def test_a_broken_module_is_left_out_unless_it_is_asked_for(tmp_path, monkeypatch, code, reason):
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(registry, "_broken", {})
     package = tmp_path / f"plugins_{reason.lower()}"
     package.mkdir()
     (package / "__init__.py").write_text("")
@@ -106,8 +107,9 @@ def test_a_broken_module_is_left_out_unless_it_is_asked_for(tmp_path, monkeypatc
     assert len(caught) == 1 and sys.modules[f"{package.name}.b_sound"].LOADED
     with pytest.raises(UserError, match=rf"Asked{reason} is in .*a_broken\.py, which cannot be imported: {reason}"):
         check_availability(f"Asked{reason}", ["Other"], "--trainer")
-    with pytest.raises(UserError, match=r"expected to belong to \[Other\]"):
-        check_availability("Unknown", ["Other"], "--trainer")
+    for name in ("Unknown", ""):
+        with pytest.raises(UserError, match=r"expected to belong to \[Other\]"):
+            check_availability(name, ["Other"], "--trainer")
 
 
 # Batches of one image, where there are batch norms
