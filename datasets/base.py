@@ -23,7 +23,7 @@ from dassl.utils.moved import OldMethods
 
 from . import PUBLIC
 from .readers import Lists, split_json
-from .tools.known import not_published
+from .tools.known import not_published, source_of
 
 SUBSET_FORMAT = 1
 SUBSET_KEYS = ("format", "dataset", "shots", "seed", "sampler", "split", "train", "val")
@@ -207,7 +207,8 @@ class FewShotDataset(OldMethods, DatasetBase):
         )
 
     def _sources(self) -> str:
-        links = [f"images: {self.link}"] if self.link else []
+        link = self.link or source_of(type(self).__name__)
+        links = [f"images: {link}"] if link else []
         if self.split_link:
             links.append(f"{self.split_file}: {self.split_link}")
         return f". Where to get it: {'; '.join(links)}" if links else ""

@@ -11,4 +11,3 @@ class Caltech101(FewShotDataset):
     images = ("101_ObjectCategories",)
     split_file = "split_zhou_Caltech101.json"
     split_link = drive("1hyarUivQE36mY6jSomru6Fjd-JzwcCzN")
-    link = "https://data.caltech.edu/records/mzrjq-6wc02"

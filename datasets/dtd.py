@@ -11,5 +11,4 @@ class DescribableTextures(FewShotDataset):
     images = ("images", "dtd/images")
     split_file = "split_zhou_DescribableTextures.json"
     split_link = drive("1u3_QfB467jqHgNXC00UIzbLZRQCg2S7x")
-    link = "https://www.robots.ox.ac.uk/~vgg/data/dtd/"
     templates = {"coop": "{} texture.", "kgcoop": "a photo of a {}, a type of texture."}

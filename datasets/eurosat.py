@@ -11,5 +11,4 @@ class EuroSAT(FewShotDataset):
     images = ("2750",)
     split_file = "split_zhou_EuroSAT.json"
     split_link = drive("1Ip7yaCWFi0eaOFUGga0lUdVi_DDQth1o")
-    link = "https://huggingface.co/datasets/torchgeo/eurosat"
     templates = same_template("a centered satellite photo of {}.")

@@ -10,7 +10,6 @@ from .readers import Lists, variant_lists
 class FGVCAircraft(FewShotDataset):
     folders = ("fgvc_aircraft", "fgvc-aircraft-2013b/data")
     templates = same_template("a photo of a {}, a type of aircraft.")
-    link = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/ (the archive's data folder)"
 
     def read(self) -> Lists:
         return variant_lists(self.dataset_dir, self.image_dir)

@@ -11,5 +11,4 @@ class Food101(FewShotDataset):
     images = ("images",)
     split_file = "split_zhou_Food101.json"
     split_link = drive("1QK0tGi096I0Ba6kggatX1ee6dJFIcEJl")
-    link = "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"
     templates = same_template("a photo of {}, a type of food.")

@@ -22,7 +22,6 @@ class ImageNet(FewShotDataset):
 
     folders = ("imagenet", "ImageNet")
     images = ("images", "")
-    link = "https://image-net.org"
     names_file = "classnames.txt"
     names_link = drive("1-61f_ol79pViBFDG_IDlUQSwoLcn2XXF")
 

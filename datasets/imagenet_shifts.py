@@ -45,7 +45,6 @@ class ImageNetV2(ImageNetShift):
 
     folders = ("imagenetv2", "imagenetv2-matched-frequency")
     images = ("imagenetv2-matched-frequency-format-val", "")
-    link = "https://huggingface.co/datasets/vaishaal/ImageNetV2 (imagenetv2-matched-frequency.tar.gz)"
 
     def read(self) -> Lists:
         folders = class_folders(self.image_dir)
@@ -68,7 +67,6 @@ class ImageNetSketch(ImageNetShift):
 
     folders = ("imagenet-sketch", "sketch")
     images = ("images", "sketch", "")
-    link = "https://github.com/HaohanWang/ImageNet-Sketch"
 
 
 @DATASET_REGISTRY.register()
@@ -77,7 +75,6 @@ class ImageNetA(ImageNetShift):
 
     folders = ("imagenet-adversarial", "imagenet-a")
     images = ("imagenet-a", "")
-    link = "https://github.com/hendrycks/natural-adv-examples"
 
 
 @DATASET_REGISTRY.register()
@@ -86,7 +83,6 @@ class ImageNetR(ImageNetShift):
 
     folders = ("imagenet-rendition", "imagenet-r")
     images = ("imagenet-r", "")
-    link = "https://github.com/hendrycks/imagenet-r"
 
 
 @DATASET_REGISTRY.register()
@@ -99,7 +95,6 @@ class ObjectNet(ImageNetShift):
     """
 
     folders = ("objectnet", "objectnet-1.0")
-    link = "https://objectnet.dev"
     names_file = "classes.json"
 
     def names(self) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 
@@ -14,21 +13,16 @@ def mat_variable(path: str, key: str, fields: tuple[str, ...] = ()) -> list:
 
     MissingFile, or UserError for a file that is damaged or lacks the variable.
     """
-    from dassl.utils import MissingFile, UserError
+    from dassl.utils import UserError, check_file
 
-    if not os.path.isfile(path):
-        raise MissingFile(f"no file {path}")
+    check_file(path)
     line = [sys.executable, "-W", "ignore", os.path.abspath(__file__), path, key, *fields]
     try:
         child = subprocess.run(line, capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{path} is damaged or no MATLAB file: reading it took over {SECONDS} seconds") from error
-    except ValueError as error:  # a NUL in the path
-        raise UserError(f"{path!r} names no file: {error}") from error
-    if child.returncode < 0:
-        raise UserError(f"{path} is damaged: its reader ended by {signal.Signals(-child.returncode).name}")
-    if child.returncode:
-        why = (child.stderr.strip().splitlines() or ["no reason was given"])[-1]
+    if child.returncode:  # less than 0: a signal ended it
+        why = [f"its reader ended with {child.returncode}", *child.stderr.strip().splitlines()][-1]
         raise UserError(f"{path} is damaged or no MATLAB file: {why}")
     elements = json.loads(child.stdout)
     if elements is None:

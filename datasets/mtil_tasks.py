@@ -32,7 +32,6 @@ class MtilAircraft(MtilDataset):
     task = "Aircraft"
     prompts = words.AIRCRAFT_PROMPTS
     folders = ("fgvc-aircraft-2013b/data", "fgvc-aircraft-2013b", "fgvc_aircraft")
-    link = "https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz"
 
     def read(self) -> Lists:
         train, _, test = variant_lists(self.dataset_dir, self.image_dir)
@@ -47,7 +46,6 @@ class MtilCaltech101(MtilDataset):
     prompts = words.THING_PROMPTS
     folders = ("caltech101", "caltech-101")
     images = ("101_ObjectCategories",)
-    link = "https://data.caltech.edu/records/mzrjq-6wc02"
 
     def read(self) -> Lists:
         folders = [name for name in class_folders(self.image_dir) if name != "BACKGROUND_Google"]
@@ -63,7 +61,6 @@ class MtilCIFAR100(MtilDataset):
     prompts = words.PHOTO_PROMPTS
     folders = ("cifar-100-python", "cifar100/cifar-100-python")
     images = ("",)
-    link = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 
     def read(self) -> Lists:
         return cifar100(self.dataset_dir)
@@ -76,7 +73,6 @@ class MtilDTD(MtilDataset):
     task = "DTD"
     prompts = words.TEXTURE_PROMPTS
     folders = ("dtd/dtd", "dtd")
-    link = "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz"
     lists = staticmethod(texture_lists)
 
 
@@ -88,7 +84,6 @@ class MtilEuroSAT(MtilDataset):
     prompts = words.SATELLITE_PROMPTS
     folders = ("eurosat", "EuroSAT")
     images = ("2750",)
-    link = "https://huggingface.co/datasets/torchgeo/eurosat"
 
     def read(self) -> Lists:
         names = words.EUROSAT_NAMES
@@ -103,7 +98,6 @@ class MtilFlowers(MtilDataset):
     prompts = ("a photo of a {}, a type of flower.",)
     folders = ("flowers-102", "oxford_flowers")
     images = ("jpg",)
-    link = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ (102flowers.tgz, imagelabels.mat, setid.mat)"
     lists = staticmethod(flower_lists)
 
 
@@ -114,7 +108,6 @@ class MtilFood(MtilDataset):
     task = "Food"
     prompts = ("a photo of a {}, a type of food.",)
     folders = ("food-101", "food101")
-    link = "http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz"
     lists = staticmethod(food_lists)
 
 
@@ -126,7 +119,6 @@ class MtilMNIST(MtilDataset):
     prompts = ('a photo of the number: "{}".',)
     folders = ("MNIST/raw", "mnist/raw", "MNIST", "mnist")
     images = ("",)
-    link = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 
     def read(self) -> Lists:
         return mnist(self.dataset_dir, words.DIGIT_NAMES)
@@ -139,7 +131,6 @@ class MtilOxfordPet(MtilDataset):
     task = "OxfordPet"
     prompts = ("a photo of a {}, a type of pet.",)
     folders = ("oxford-iiit-pet", "oxford_pets")
-    link = "https://www.robots.ox.ac.uk/~vgg/data/pets/ (images.tar.gz, annotations.tar.gz)"
     lists = staticmethod(pet_lists)
 
 
@@ -151,7 +142,6 @@ class MtilStanfordCars(MtilDataset):
     prompts = words.CAR_PROMPTS
     folders = ("stanford_cars",)
     images = ("",)
-    link = "https://huggingface.co/zhengli97/prompt_learning_dataset (images); devkit and .mat files: car_devkit.tgz"
     lists = staticmethod(car_lists)
 
 
@@ -163,7 +153,6 @@ class MtilSUN397(MtilDataset):
     prompts = words.PLACE_PROMPTS
     folders = ("SUN397", "sun397")
     images = ("",)
-    link = "https://huggingface.co/zhengli97/prompt_learning_dataset"
 
     def read(self) -> Lists:
         # the list of names lies among the class folders; CoOp's layout has both one folder further down

@@ -11,5 +11,4 @@ class OxfordFlowers(FewShotDataset):
     images = ("jpg",)
     split_file = "split_zhou_OxfordFlowers.json"
     split_link = drive("1Pp0sRXzZFZq15zVOzKjKBu4A9i01nozT")
-    link = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
     templates = same_template("a photo of a {}, a type of flower.")

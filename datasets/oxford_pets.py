@@ -11,5 +11,4 @@ class OxfordPets(FewShotDataset):
     images = ("images",)
     split_file = "split_zhou_OxfordPets.json"
     split_link = drive("1501r8Ber4nNKvmlFVQZ8SeUHTcdTTEqs")
-    link = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
     templates = same_template("a photo of a {}, a type of pet.")

@@ -4,7 +4,6 @@ Each looks at a folder once, by one listing, and never at single files. Listings
 are skipped, so that the lists are the same on every machine.
 """
 
-import errno
 import os
 from collections.abc import Container, Iterable
 
@@ -65,7 +64,8 @@ def check_files(image_dir: str, paths: Iterable[str], source: str) -> None:
     total = sum(map(len, folders.values()))
     missing = []
     for folder, wanted in folders.items():
-        wanted = wanted.difference(_names_in(os.path.join(image_dir, folder)))
+        place = os.path.join(image_dir, folder)
+        wanted = wanted.difference(os.listdir(place) if os.path.isdir(place) else ())
         missing += [os.path.join(folder, name) for name in wanted]
     if missing:
         error = MissingFile(
@@ -74,18 +74,6 @@ def check_files(image_dir: str, paths: Iterable[str], source: str) -> None:
         )
         error.count = len(missing)
         raise error
-
-
-def _names_in(folder: str) -> list[str]:
-    """What lies in a folder; nothing in one that is not there, or has a name that no folder can have."""
-    try:
-        return os.listdir(folder)
-    except ValueError:  # a NUL, or no text for the file system
-        return []
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-            return []
-        raise
 
 
 def listed(image_dir: str, items: Iterable[tuple[str, int, str]], source: str) -> list[Datum]:

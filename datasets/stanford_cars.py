@@ -11,4 +11,3 @@ class StanfordCars(FewShotDataset):
     images = ("",)
     split_file = "split_zhou_StanfordCars.json"
     split_link = drive("1ObCFbaAgVu0I-k_Au-gIUcefirdAuizT")
-    link = "https://huggingface.co/zhengli97/prompt_learning_dataset"

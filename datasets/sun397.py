@@ -11,4 +11,3 @@ class SUN397(FewShotDataset):
     images = ("SUN397", "")
     split_file = "split_zhou_SUN397.json"
     split_link = drive("1y2RD81BYuiyvebdN-JymPfyWYcd8_MUq")
-    link = "https://huggingface.co/zhengli97/prompt_learning_dataset"

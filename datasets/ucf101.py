@@ -11,5 +11,4 @@ class UCF101(FewShotDataset):
     images = ("UCF-101-midframes",)
     split_file = "split_zhou_UCF101.json"
     split_link = drive("1I0S0q91hJfsV9Gf4xDIjgDq4AqBNJb1y")
-    link = "https://drive.google.com/file/d/10Jqome3vtUA2keJkNanAiFpgbyC9Hc2O"
     templates = same_template("a photo of a person doing {}.")

@@ -5,21 +5,22 @@ digest of the split, the published draws, and images that cannot be decoded. Wha
 the usual mistakes.
 """
 
+import glob
 import hashlib
 import os
 import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 from yacs.config import CfgNode
 
+from dassl.config import get_cfg_default
 from dassl.data import few_shot
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, unreadable
-from dassl.utils import UserError, closest
+from dassl.utils import UserError, listdir_nohidden
 from datasets.base import MAX_VAL_SHOTS
 
-from .known import DRAW_SHOTS, KNOWN, not_published, published_draws
+from .known import KNOWN, not_published
 
 SAMPLE = 64  # images a set that --decode sample opens
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2")
@@ -49,12 +50,11 @@ class Row:
         self.status = PROBLEM
 
 
-def settings(root: str, name: str) -> SimpleNamespace:
-    """As much of a config as a data set reads: all its images."""
-    data = {"ROOT": root, "NAME": name, "NUM_SHOTS": -1, "SUBSAMPLE_CLASSES": "all", "SUBSET": ""}
-    return SimpleNamespace(
-        DATASET=SimpleNamespace(**data), TRAINER=SimpleNamespace(MODAL="base2novel"), SEED=-1, VERBOSE=False
-    )
+def settings(root: str, name: str) -> CfgNode:
+    """The config of a data set, with all its images."""
+    cfg = get_cfg_default()
+    cfg.DATASET.ROOT, cfg.DATASET.NAME, cfg.VERBOSE = root, name, False
+    return cfg
 
 
 def check_public(cfg: CfgNode) -> list[str]:
@@ -98,13 +98,12 @@ def count(row: Row, data: DatasetBase) -> None:
     row.classes, row.test, row.missing = data.num_classes, len(data.test), 0
     row.train = 0 if data.test_only else len(data.train_x)
     row.val = len(data.val) if data.has_val else 0
-    known = KNOWN.get(row.dataset)
     if not data.split_file:
         row.split = "lists"
     elif data.split_used != data.split_file:
         row.split = "local"
     else:
-        row.split = "published" if known and known.split == data.split_digest else "as found"
+        row.split = "published" if KNOWN[row.dataset].split == data.split_digest else "as found"
 
 
 def compare(row: Row, data: DatasetBase) -> None:
@@ -114,81 +113,57 @@ def compare(row: Row, data: DatasetBase) -> None:
         row.problem(line)
     if local:
         row.problem(f"{data.split_used} is a split made here: its numbers cannot be compared with published ones")
-    elif not row.problems:
-        row.problems += wrong_draws(data, published_draws().get(row.dataset, []))
-        row.status = PROBLEM if row.problems else OK
+    elif not row.problems and (draws := KNOWN[row.dataset].draws) and draws != draws_digest(data):
+        row.problem("the draws of seeds 1, 2 and 3 are not the published ones: the lists differ in content or order")
 
 
-def wrong_draws(data: DatasetBase, published: list[list[str]]) -> list[str]:
-    """Seeds 1, 2, ... whose few-shot draw is not the published one."""
-    lines = []
-    for seed, expected in enumerate(published, start=1):
+def draws_digest(data: DatasetBase) -> str:
+    """SHA-256 (16 digits) of the draws of seeds 1, 2 and 3: of the digests, with blanks between, of the relative paths
+    of 16 training and then of 4 validation images a class, joined by line feeds."""
+    digests = []
+    for seed in (1, 2, 3):
         rng = random.Random(seed)
-        drawn = [few_shot(data.train_x, DRAW_SHOTS, rng), few_shot(data.val, MAX_VAL_SHOTS, rng)]
-        paths = ["\n".join(data.relative(item) for item in items) for items in drawn]
-        if [hashlib.sha256(text.encode()).hexdigest()[:16] for text in paths] != expected:
-            lines.append(f"the draw of seed {seed} is not the published one: the lists differ in content or order")
-    return lines
+        for items, shots in ((data.train_x, 16), (data.val, MAX_VAL_SHOTS)):
+            digests.append(_sha256("\n".join(map(data.relative, few_shot(items, shots, rng)))))
+    return _sha256(" ".join(digests))
 
 
-# --- the usual mistakes
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def mistakes(kind: type, root: str, folder: str) -> list[str]:
+def mistakes(kind: type, root: str, folder: str) -> Iterator[str]:
     """What may have gone wrong with a data set that cannot be read; `folder` is "" if it was not found."""
-    if not os.path.isdir(root):
-        return []
-    found = list(unpacked_not(kind, root, folder))
-    if not folder:
-        there = {name.lower(): name for name in os.listdir(root)}
-        wrong = [(there[name.lower()], name) for name in kind.folders if name.lower() in there]
-        return found + [f"{old} is spelt otherwise: rename it to {new}" for old, new in wrong]
-    return found + list(too_deep(kind, folder))
-
-
-def unpacked_not(kind: type, root: str, folder: str) -> Iterator[str]:
-    """Archives that look like the data set's: any in its folder, one of a like name beside it."""
     stems = [plain(os.path.basename(name)) for name in (*kind.folders, *kind.images) if name]
-    for place in filter(None, (root, folder)):
-        archives = sorted(name for name in os.listdir(place) if name.lower().endswith(ARCHIVES))
-        ours = [name for name in archives if place == folder or any(stem in plain(name) for stem in stems)]
-        if ours:
-            yield f"{', '.join(ours)} in {place} may not be unpacked"
-
-
-def too_deep(kind: type, folder: str) -> Iterator[str]:
-    """Folders inside a folder of the same name, and files that belong one folder up."""
-    with os.scandir(folder) as entries:
-        inner = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
-    for name in inner:
+    for place in filter(os.path.isdir, (root, folder)):
+        names = listdir_nohidden(place, sort=True)
+        archives = [name for name in names if name.lower().endswith(ARCHIVES)]
+        if place == root:  # where others' lie too
+            archives = [name for name in archives if any(stem in plain(name) for stem in stems)]
+        if archives:
+            yield f"{', '.join(archives)} in {place} may not be unpacked"
+        if not folder:
+            alike = [name for name in names if name.lower() in map(str.lower, kind.folders)]
+            yield from (f"{name} is spelt otherwise: rename it to {kind.folders[0]}" for name in alike)
+    for name in listdir_nohidden(folder, sort=True) if folder else ():
         if os.path.isdir(os.path.join(folder, name, name)):
             yield f"{name}/{name} is one folder too many: move its content up"
         for file in filter(None, (kind.split_file, "variants.txt", "classnames.txt", "ClassName.txt")):
             if os.path.isfile(os.path.join(folder, name, file)) and not os.path.isfile(os.path.join(folder, file)):
                 yield f"{file} lies in {name}/: move the content of that folder up"
-    images = [name for name in kind.images if name and not os.path.isdir(os.path.join(folder, name))]
-    for name in images:
-        near = [other for other in inner if other.lower() == name.lower()] or closest(name, inner, n=1)
-        if near and plain(near[0]) == plain(name):
-            yield f"{near[0]} is spelt otherwise: rename it to {name}"
 
 
 def old_pickles(folder: str) -> list[str]:
     """A note on few-shot files of other programs."""
-    place = os.path.join(folder, "split_fewshot")
-    names = sorted(os.listdir(place)) if os.path.isdir(place) else []
-    pickles = [name for name in names if name.endswith(".pkl")]
-    if not pickles:
-        return []
-    return [f"split_fewshot has {len(pickles)} pickles, which are never read; import-subset makes a subset of one"]
+    pickles = glob.glob(os.path.join(glob.escape(folder), "split_fewshot", "*.pkl"))
+    note = f"split_fewshot has {len(pickles)} pickles, which are never read; import-subset makes a subset of one"
+    return [note] if pickles else []
 
 
 def plain(name: str) -> str:
     """Letters and digits in lower case."""
     return "".join(c for c in name.lower() if c.isalnum())
 
-
-# --- the table
 
 COLUMNS = ("dataset", "folder", "split", "classes", "train", "val", "test", "missing", "unreadable", "status")
 

@@ -5,36 +5,35 @@ draws are those of the index files that cross_modal_adaptation (Lin et al., CVPR
 are MD5, as torchvision has them. No link was tried when this was written.
 """
 
-import re
 from typing import NamedTuple
 
 from dassl.data.datasets import DATASET_REGISTRY
 
-DRAW_SHOTS = 16
-
 
 class Known(NamedTuple):
-    """Classes, images of each part (0: no such part, or not known), and the digest of the split file's content."""
+    """Classes, images of each part (0: no such part, or not known), and the digests of the split file's content and of
+    the draws of seeds 1, 2 and 3 (`draws_digest` of check.py)."""
 
     classes: int
     train: int
     val: int
     test: int
     split: str = ""
+    draws: str = ""
 
 
 COOP = {
     "ImageNet": Known(1000, 1_281_167, 0, 50_000),
-    "Caltech101": Known(100, 4128, 1649, 2465, "fcc639152982d051"),
-    "OxfordPets": Known(37, 2944, 736, 3669, "ff3a92de79dd733d"),
-    "StanfordCars": Known(196, 6509, 1635, 8041, "19842b93a430b58d"),
-    "OxfordFlowers": Known(102, 4093, 1633, 2463, "7708ceed2e2285da"),
-    "Food101": Known(101, 50_500, 20_200, 30_300),
-    "FGVCAircraft": Known(100, 3334, 3333, 3333),
-    "SUN397": Known(397, 15_880, 3970, 19_850),
-    "DescribableTextures": Known(47, 2820, 1128, 1692, "bf63546106e03e3d"),
-    "EuroSAT": Known(10, 13_500, 5400, 8100, "9252409af169c065"),
-    "UCF101": Known(101, 7639, 1898, 3783, "189724adff7501e7"),
+    "Caltech101": Known(100, 4128, 1649, 2465, "fcc639152982d051", "f07f4d749e701d36"),
+    "OxfordPets": Known(37, 2944, 736, 3669, "ff3a92de79dd733d", "ace20258896c1c24"),
+    "StanfordCars": Known(196, 6509, 1635, 8041, "19842b93a430b58d", "ee9dbfe9e7a930f7"),
+    "OxfordFlowers": Known(102, 4093, 1633, 2463, "7708ceed2e2285da", "faa893d44b69a689"),
+    "Food101": Known(101, 50_500, 20_200, 30_300, draws="c4e46dd356fe4215"),
+    "FGVCAircraft": Known(100, 3334, 3333, 3333, draws="2b943b24c54a311d"),
+    "SUN397": Known(397, 15_880, 3970, 19_850, draws="34fa90ec8c82ab9d"),
+    "DescribableTextures": Known(47, 2820, 1128, 1692, "bf63546106e03e3d", "7c28b116cf139222"),
+    "EuroSAT": Known(10, 13_500, 5400, 8100, "9252409af169c065", "8cd37c75f2144326"),
+    "UCF101": Known(101, 7639, 1898, 3783, "189724adff7501e7", "336949a586ebb56f"),
     "ImageNetV2": Known(1000, 0, 0, 10_000),
     "ImageNetSketch": Known(1000, 0, 0, 50_889),
     "ImageNetA": Known(200, 0, 0, 7500),
@@ -70,60 +69,8 @@ def not_published(name: str, counts: dict[str, int], digest: str, split_file: st
     return [line for line in (wrong, content if digest and known.split not in ("", digest) else "") if line]
 
 
-# For seeds 1, 2 and 3, a line each: SHA-256 (16 digits) of the relative paths of 16 training and of 4
-# validation images a class, joined by line feeds.
-_DRAWS = """
-Caltech101
-  e60a836bd33cbba3 53555d3fce94587d
-  62be9f804c23dea9 0ac3f0ace7d75ed1
-  8c465c68bff43c6e bf481ac8e217d48d
-OxfordPets
-  711e62ca7ba4bf69 b75fc02100f37a51
-  3ecc09fd23ef3845 6d954be12352e3e9
-  45933e694768aaab fb9f327e6bdd6bb5
-StanfordCars
-  f7d56096c7921e7a edeb0808f53c4619
-  c8392ec0f0d4a698 831f6ef98ba7c20d
-  d5d533f8b5c5caf8 38ae4c6127e51931
-OxfordFlowers
-  ea366f552e24a82b 3a88b427e7b187eb
-  3966d8c7701959cc c14f6cff29a850b7
-  d027071e2f771db1 c05b4617c2ae8656
-Food101
-  8bcab0ea1c2dde7d 0c299214865cccac
-  f898246681fe85b9 df956a77f86bcf20
-  3ef34fafd55ae98e 50764b9eb7fc1a6c
-FGVCAircraft
-  27de4feb97213124 fd4231e9d5e2b962
-  9c8b884b41aee7de b5249536f929765e
-  2e8971273aa395bf df9d2d68cba6dffb
-SUN397
-  4f0fcf0ddbbe248d e1255316553e6966
-  f2f3a27dc8e89744 e80ed9243257ceca
-  8a3a0e667f28c472 1acfa85b2b868383
-DescribableTextures
-  daf3b28e531fbc4b 9ef81bd9b8f31885
-  a34259006a2af32a 82e7c16834cbe39f
-  d4a9dc52a372cccc 17e14a57620535f1
-EuroSAT
-  ad260707da9107f1 f171ab42c4e4c55c
-  212e6c8813227418 6741b81e637a61cd
-  9dad8ac018414f09 e428abf9f2933efb
-UCF101
-  b88bd6d2db741f87 6499ec117e625487
-  a510bb0001f043a5 6e94bbb892da9b1f
-  6bfebd6fbe0806ac f08db7c0e2d6981c
-"""
-
-
-def published_draws() -> dict[str, list[list[str]]]:
-    """{data set: [digests of training and validation for each seed]}."""
-    sets = [block.splitlines() for block in re.split(r"\n(?=\S)", _DRAWS.strip())]
-    return {name: [line.split() for line in lines] for name, *lines in sets}
-
-
 MIRRORS = "huggingface.co/zhengli97/prompt_learning_dataset, huggingface.co/koorye/datasets"
-MIRRORED = COOP.keys() - {"ImageNet", "ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR", "ObjectNet"}
+NOT_MIRRORED = ("ImageNet", "ObjectNet", "MtilCIFAR100", "MtilMNIST")  # beginnings of names
 OFFICIAL = {  # sets of the same images: where these come from, a file or page a line
     ("ImageNet",): """
 image-net.org  (registration; the validation images have to be sorted into class folders)
@@ -182,14 +129,23 @@ ossci-datasets.s3.amazonaws.com/mnist/  (four .gz files)""",
 }
 
 
+def _official(name: str) -> list[str]:
+    return next(links for names, links in OFFICIAL.items() if name in names).strip().splitlines()
+
+
+def source_of(name: str) -> str:
+    """Where images and lists can be had, for an error; "" for a set that is not public."""
+    if name not in KNOWN:
+        return ""
+    return ", ".join(line.split("  ")[0] for line in _official(name) if "dead" not in line) or MIRRORS
+
+
 def lines_of(name: str) -> list[str]:
     """What `links` prints of a data set: one line a link, then the split file and the mirrors."""
     data = DATASET_REGISTRY.get(name)
-    lines = [f"{name}: below the data root in {' or '.join(data.folders)}"]
-    names, links = next(pair for pair in OFFICIAL.items() if name in pair[0])
-    lines += [f"  {link}" for link in links.strip().split("\n")]
+    lines = [f"{name}: below the data root in {' or '.join(data.folders)}", *(f"  {line}" for line in _official(name))]
     if data.split_file:
         lines.append(f"  {data.split_link.removeprefix('https://')}  ({data.split_file})")
-    if MIRRORED.intersection(names):
+    if not name.startswith(NOT_MIRRORED):
         lines.append(f"  mirrors: {MIRRORS} (a clone without Git LFS leaves pointer files)")
     return lines

@@ -108,7 +108,7 @@ def test_folders_whose_names_are_no_utf8(argv, tmp_path):
 
 
 def test_missing_data_says_what_where_and_from_where(refused, tmp_path, data):
-    source = r"images: https://www\.robots.*split_zhou_OxfordPets\.json: https://drive"
+    source = r"images: www\.robots.*split_zhou_OxfordPets\.json: https://drive"
     refused(rf"OxfordPets: the data root {tmp_path}/nowhere is no folder.*{source}", root=tmp_path / "nowhere")
     (tmp_path / "bare").mkdir()
     refused(rf"no folder oxford_pets or .* below {tmp_path}/bare .*{source}", root=tmp_path / "bare")
