@@ -4,7 +4,7 @@ all sessions in one pass over the test images, and their tables. Letters: T task
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from scripts.condu.sessions import Run
 
 OWN = "own"  # name of a vote that is none of the presets
 Matrices = dict[tuple[str, str | None], AccuracyMatrix]  # (vote, label space) -> matrix; label space None: task known
+Rows = Mapping[Hashable, tuple[Path, dict]]  # key -> (folder of a result, what its results.json says of itself)
 
 
 def config(run: Run, task: str):
@@ -43,6 +44,7 @@ class StreamEvaluation:
         self.run, self.memo = run, {} if memo is None else memo  # of `input_digests`
         self.cfgs = [config(run, task) for task in run.tasks]
         self.cfg = self.cfgs[0]
+        self.settings = self.cfg.TRAINER.CONDU
 
     @cached_property
     def clip(self):
@@ -56,14 +58,10 @@ class StreamEvaluation:
         space.release()
         return space
 
-    @property
-    def autocast(self):
-        return Precision(self.cfg.TRAINER.CONDU.PREC, self.clip.device).autocast
-
     @cached_property
     def evaluator(self) -> Evaluator:
-        node = self.cfg.TRAINER.CONDU
-        return Evaluator(self.clip, ExpertCache(self.clip, node.RESIDENT), autocast=self.autocast, chunk=node.CHUNK)
+        autocast = Precision(self.settings.PREC, self.clip.device).autocast
+        return Evaluator(self.clip, ExpertCache(self.clip, self.settings.RESIDENT), autocast, self.settings.CHUNK)
 
     @cached_property
     def datasets(self) -> list:
@@ -78,43 +76,32 @@ class StreamEvaluation:
 
     @property
     def names(self) -> list[str]:
-        """Task names in the order of learning."""
+        """Task names in the order of learning; draws the images of the toy world where they are missing."""
         return [task_of(dataset) for dataset in self.datasets]
-
-    @property
-    def backbone(self) -> dict:
-        return {"name": self.clip.name, "digest": self.clip.digest}
 
     @property
     def identity(self) -> dict:
         """What all sessions of the run's stream share."""
-        return {"backbone": self.backbone, "space": self.space.metadata(), "scale": self.cfg.TRAINER.CONDU.SCALE}
+        backbone = {"name": self.clip.name, "digest": self.clip.digest}
+        return {"backbone": backbone, "space": self.space.metadata(), "scale": self.settings.SCALE}
 
     def snapshots(self) -> list[Snapshot]:
         """After each of the T sessions. UserError if some are not there, or are those of another order, backbone, space
         or scale."""
-        folder, size = self.run.stream, len(self.names)
-        if not sessions(folder):
+        folder, names, there = self.run.stream, self.names, sessions(self.run.stream)
+        if not there:
             raise MissingFile(f"no stream in {folder}; make it with:  {training_line(self.run)}")
-        missing = sorted(set(range(size)) - set(sessions(folder)))
-        if missing:
-            names = ", ".join(f"{index} ({self.names[index]})" for index in missing)
-            raise UserError(f"{folder} lacks session {names}; make it with:  {training_line(self.run)}")
-        streams = [Stream.load(folder, session, **self.identity) for session in range(size)]
-        if streams[-1].names() != self.names:
-            theirs = ", ".join(streams[-1].names())
-            raise UserError(f"{folder} learned {theirs}; expected {', '.join(self.names)}")
+        if missing := [f"{index} ({name})" for index, name in enumerate(names) if index not in there]:
+            raise UserError(f"{folder} lacks session {', '.join(missing)}; make it with:  {training_line(self.run)}")
+        streams = [Stream.load(folder, session, **self.identity) for session in range(len(names))]
+        if streams[-1].names() != names:
+            raise UserError(f"{folder} learned {', '.join(streams[-1].names())}; expected {', '.join(names)}")
         return [snapshot_of(stream, self.space) for stream in streams]
 
     def rules(self) -> dict[str, Vote]:
         """The presets, and the config's own vote if it is none of them."""
-        rule = vote_rule(self.cfg.TRAINER.CONDU.VOTE)
+        rule = vote_rule(self.settings.VOTE)
         return PRESETS if rule in PRESETS.values() else {OWN: rule, **PRESETS}
-
-    @cached_property
-    def trained(self) -> dict:
-        """What results.json says of the stream that is evaluated."""
-        return Stream.load(self.run.stream).trained_facts() if sessions(self.run.stream) else {}
 
     @cached_property
     def recipe(self) -> dict:
@@ -130,46 +117,50 @@ class StreamEvaluation:
             digests |= {f"{key} of {task}": value for key, value in input_digests(cfg, "eval", memo=self.memo).items()}
         return digests
 
-    def differs(self, folder: Path, facts: Mapping) -> list[str]:
-        """Lines on what a finished result has otherwise than one with these facts would; [] where there is none."""
-        if not (recorded := read(folder)[0]):
-            return []
-        lines = changed(recorded, {key: facts[key] for key in ("vote", "scale", "order") if key in facts})
-        if "inputs" in recorded:  # older ones do not say
-            lines += changed(recorded["recipe"], self.recipe) + changed(recorded["inputs"], self.inputs)
-        return lines
-
     @cached_property
     def experts(self) -> dict[str, tuple[dict, Tensor]]:
         """{task: (delta, prototypes (C, D))}, in the order of the run. UserError if one was not kept."""
         return load_experts(ExpertStore(self.run.experts), self.names)
 
-    def results(self, folders: Mapping, facts: Mapping, measure: Callable) -> dict:
-        """{key: AccuracyMatrix} of folders by key: read where all are finished, else what `measure()` gives, in the
-        keys' order, recorded with the facts of its key. Several processes measure together.
+    def differs(self, rows: Rows) -> list[str]:
+        """A line on each finished result that was made otherwise than one with these facts would be."""
+        lines = []
+        for folder, facts in rows.values():
+            recorded = read(folder)[0]
+            said = changed(recorded, {key: value for key, value in facts.items() if key in ("vote", "scale", "order")})
+            if "inputs" in recorded:  # older ones do not say
+                said += changed(recorded["recipe"], self.recipe) + changed(recorded["inputs"], self.inputs)
+            lines += [f"{folder}: {'; '.join(said)}"] if said else []
+        return lines
+
+    def results(self, rows: Rows, measure: Callable) -> dict:
+        """{key: AccuracyMatrix}: read where all are finished, else what `measure()` gives, in the rows' order, recorded
+        with the facts of its row. Several processes measure together.
 
         UserError, unless run.overwrite, for a result that was made otherwise.
         """
-        said = [f"{f}: {'; '.join(lines)}" for key, f in folders.items() if (lines := self.differs(f, facts[key]))]
-        if said and not self.run.overwrite:
-            raise UserError(f"{'. '.join(said)}. --overwrite evaluates again, another --out keeps both")
-        finished_ones = {key: read(folder)[1] for key, folder in folders.items()}
-        if broadcast(None not in finished_ones.values() and not said):
-            return finished_ones
+        if (lines := self.differs(rows)) and not self.run.overwrite:
+            raise UserError(f"{'. '.join(lines)}. --overwrite evaluates again, another --out keeps both")
+        matrices = {key: read(folder)[1] for key, (folder, _) in rows.items()}
+        if broadcast(None not in matrices.values() and not lines):
+            return matrices
         started = time.monotonic()
-        matrices = dict(zip(folders, measure(), strict=True))
+        matrices = dict(zip(rows, measure(), strict=True))
         shared = self.identity | {
             "trainer": "ConDU",
             "protocol": "mtil",
             "order": self.run.label,
-            "iterations": self.cfg.TRAINER.CONDU.ITERATIONS,
+            "iterations": self.settings.ITERATIONS,
             "seed": self.run.seed,
+            "command": self.run.command,
             "wall_s": time.monotonic() - started,
             "recipe": self.recipe,
             "inputs": self.inputs,
         }
-        for key, matrix in matrices.items():
-            write_matrix(folders[key], matrix, shared | self.trained | facts[key], self.clip.device)
+        if sessions(self.run.stream):
+            shared |= Stream.load(self.run.stream).trained_facts()
+        for key, (folder, facts) in rows.items():
+            write_matrix(folder, matrices[key], shared | facts, self.clip.device)
         return matrices
 
 
@@ -189,12 +180,7 @@ def training_line(run: Run) -> str:
 
 def vote_facts(name: str, rule: Vote) -> dict:
     """What results.json says of a vote."""
-    return {"name": name, **asdict(rule)}
-
-
-def task_names(bench: StreamEvaluation) -> list[str]:
-    """In the order of learning; draws the images of the toy world where they are missing."""
-    return bench.names
+    return {"vote": {"name": name, **asdict(rule)}}
 
 
 def read(folder: Path) -> tuple[dict, AccuracyMatrix | None]:
@@ -206,7 +192,7 @@ def read(folder: Path) -> tuple[dict, AccuracyMatrix | None]:
         return {}, None
 
 
-def evaluate_stream(bench: StreamEvaluation, out: str, agnostic: bool, command: str = "") -> Matrices:
+def evaluate_stream(bench: StreamEvaluation, out: str, agnostic: bool) -> Matrices:
     """Evaluate every session by every vote, and print it; what is finished is read, not repeated.
 
     Several processes look at a share of the images each; the main one prints and writes.
@@ -215,33 +201,36 @@ def evaluate_stream(bench: StreamEvaluation, out: str, agnostic: bool, command: 
     UserError: no such stream, or sessions are missing.
     """
     rules = bench.rules()
-    folders, facts = asked(rules, out, agnostic, command)
+    rows = rows_of(rules, out, agnostic)
 
     def measure() -> list[AccuracyMatrix]:
         """One sweep for all."""
         matrices, known = bench.evaluator.sweep(bench.snapshots(), bench.tests, rules, agnostic, log=True)
-        for said in facts.values() if agnostic else ():
-            said["known"] = known
-        return [matrices[key] for key in facts]
+        for _, facts in rows.values() if agnostic else ():
+            facts["known"] = known
+        return [matrices[key] for key in rows]
 
-    matrices = bench.results(folders, facts, measure)
+    matrices = bench.results(rows, measure)
     if is_main():
         named = {f"vote {rule}" + (f", labels {labels}" if labels else ""): (rule, labels) for rule, labels in matrices}
-        tables = [matrix_table(matrices[key], f"{name}: {folders[key]}") for name, key in named.items()]
+        tables = [matrix_table(matrices[key], f"{name}: {rows[key][0]}") for name, key in named.items()]
         title = f"{bench.run.cfg}, order {bench.run.label}, seed {bench.run.seed}"
         tables.append(summary_table({name: matrices[key] for name, key in named.items()}, title))
         print(*(f"\n{table.text()}" for table in tables), sep="\n")
     return matrices
 
 
-def asked(rules: Mapping[str, Vote], out: str, agnostic: bool, command: str = "") -> tuple[dict, dict]:
-    """{(vote, label space): folder}, and what the results there say of themselves."""
-    facts, protocol = {}, "mtil_agnostic" if agnostic else "mtil"
-    for labels in LABELS if agnostic else (None,):
-        for rule in rules:
-            vote = vote_facts(rule, rules[rule])
-            facts[rule, labels] = {"protocol": protocol, "labels": labels, "vote": vote, "command": command}
-    return {key: Path("_".join([out, *filter(None, reversed(key))])) for key in facts}, facts
+def rows_of(rules: Mapping[str, Vote], out: str, agnostic: bool) -> dict[tuple[str, str | None], tuple[Path, dict]]:
+    """What an evaluation of a stream leaves, by (vote, label space)."""
+    protocol = "mtil_agnostic" if agnostic else "mtil"
+    keys = [(rule, labels) for labels in (LABELS if agnostic else (None,)) for rule in rules]
+    return {
+        (rule, labels): (
+            Path("_".join(filter(None, (out, labels, rule)))),
+            {"protocol": protocol, "labels": labels} | vote_facts(rule, rules[rule]),
+        )
+        for rule, labels in keys
+    }
 
 
 def number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The kept experts of a stream looked at in other ways: baselines, ablations, other orders, figures, and costs.
+"""The kept experts of a stream looked at in other ways: baselines, ablations, other orders, and figures.
 
 All are counted on the same test images by the same evaluator. Whatever its place, an expert starts from the pretrained
 weights, so no other order needs training; but a continual learner keeps no experts: an analysis, outside the protocol.
@@ -16,7 +16,6 @@ Letters: T tasks of the stream, D joint width, C classes, N images of a task.
 
 import copy
 import functools
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,17 +26,14 @@ from torch import Tensor
 import train
 from condu.delta import SCALES, unify
 from condu.evaluation import Evaluator
-from condu.fusion import Fusion
 from condu.metrics import AccuracyMatrix
 from condu.snapshot import Member, Snapshot, TestSet, ordered_loader, prototypes_of, snapshot_of
 from condu.state import ExpertStore, Stream, Task
 from condu.voting import PRESETS, Vote
-from dassl.clip import ClipBackbone, tensor_digest
-from dassl.engine.checkpoint import finished
+from dassl.clip import tensor_digest
 from dassl.merging.methods import average, wise_ft
-from dassl.utils import read_json, write_json
 from dassl.utils.progress import progress
-from scripts.condu.evaluate import StreamEvaluation, load_experts, vote_facts
+from scripts.condu.evaluate import Rows, StreamEvaluation, load_experts, vote_facts
 from scripts.condu.sessions import Run, in_order, keys, train_stream
 
 Delta = Mapping[str, Tensor]
@@ -80,6 +76,16 @@ def train_sequential(bench: StreamEvaluation) -> None:
     )
 
 
+def all_results(
+    bench: StreamEvaluation, what: str, parts: Sequence[tuple[Rows, Callable[[], Iterable[AccuracyMatrix]]]]
+) -> dict:
+    """{key: matrix} of parts that are measured together each; what is finished is read."""
+    matrices = {}
+    for rows, measure in progress(parts, what):
+        matrices |= bench.results(rows, measure)
+    return matrices
+
+
 def member(bench: StreamEvaluation, delta: Delta | None) -> Member:
     """The model of a delta; None: the pretrained one."""
     key = Evaluator.PRETRAINED if delta is None else tensor_digest(dict(delta))
@@ -110,15 +116,13 @@ def matrix_of(bench: StreamEvaluation, kind: str) -> AccuracyMatrix:
     return bench.evaluator.models(rows, bench.tests)
 
 
-def evaluate_baselines(bench: StreamEvaluation, command: str = "") -> dict[str, AccuracyMatrix]:
-    """All of them by title, each with its results.json; what is finished is read."""
-    matrices = {}
-    for kind, title in progress(TITLES.items(), "baselines"):
-        facts = {"trainer": kind, "title": title, "scale": None, "command": command}
-        matrices |= bench.results(
-            {title: bench.run.baselines / kind}, {title: facts}, lambda kind=kind: [matrix_of(bench, kind)]
-        )
-    return matrices
+def evaluate_baselines(bench: StreamEvaluation) -> dict[str, AccuracyMatrix]:
+    """All of them by title, each with its results.json."""
+    parts = []
+    for kind, title in TITLES.items():
+        facts = {"trainer": kind, "title": title, "scale": None}
+        parts.append(({title: (bench.run.baselines / kind, facts)}, lambda kind=kind: [matrix_of(bench, kind)]))
+    return all_results(bench, "baselines", parts)
 
 
 def fuse(bench: StreamEvaluation, order: Sequence[str], scale: str = "") -> list[Snapshot]:
@@ -131,50 +135,35 @@ def fuse(bench: StreamEvaluation, order: Sequence[str], scale: str = "") -> list
     return snapshots
 
 
-def by_votes(bench: StreamEvaluation, snapshots: list[Snapshot], rules: Mapping[str, Vote], order: Sequence[str] = ()):
-    """The matrix of each vote; order: of the tasks, where it is not the stream's."""
+def by_votes(bench: StreamEvaluation, snapshots: list[Snapshot], rules: Mapping[str, Vote]) -> list[AccuracyMatrix]:
+    """The matrix of each vote."""
     tests = {test.name: test for test in bench.tests}
-    matrices, _ = bench.evaluator.sweep(snapshots, [tests[name] for name in order or tests], rules)
-    return matrices.values()
+    matrices, _ = bench.evaluator.sweep(snapshots, [tests[name] for name in snapshots[-1].tasks], rules)
+    return list(matrices.values())
 
 
 def evaluate_orders(
-    bench: StreamEvaluation, orders: dict[int, Sequence[str]], command: str = ""
-) -> dict[str, dict[int, AccuracyMatrix]]:
-    """Fuse and evaluate numbered orders -> {vote: {number: matrix}}; what is finished is read."""
-    rules, matrices = bench.rules(), {}
-    for number, order in progress(orders.items(), "orders"):
-        folders = {rule: bench.run.out / "orders" / f"{number:02d}_{rule}" for rule in rules}
-        facts = {
-            rule: {"order": ",".join(order), "vote": vote_facts(rule, rules[rule]), "command": command}
-            for rule in rules
-        }
-        measured = bench.results(folders, facts, lambda order=order: by_votes(bench, fuse(bench, order), rules, order))
-        for rule, matrix in measured.items():
-            matrices.setdefault(rule, {})[number] = matrix
-    return matrices
+    bench: StreamEvaluation, orders: Mapping[int, Sequence[str]]
+) -> dict[tuple[str, int], AccuracyMatrix]:
+    """Fuse and evaluate numbered orders -> {(vote, number): matrix}."""
+    rules, parts, home = bench.rules(), [], bench.run.out / "orders"
+    for number, order in orders.items():
+        facts = {rule: {"order": ",".join(order)} | vote_facts(rule, how) for rule, how in rules.items()}
+        rows = {(rule, number): (home / f"{number:02d}_{rule}", facts[rule]) for rule in rules}
+        parts.append((rows, lambda order=order: by_votes(bench, fuse(bench, order), rules)))
+    return all_results(bench, "orders", parts)
 
 
 # ablations
 
 
-def own_prototypes(bench: StreamEvaluation, clip_of: Callable[[str], ClipBackbone]) -> list[Tensor]:
-    """Of each task (C, D), by the features of the CLIP that its name gives."""
-    rows = []
-    for cfg, dataset, test in zip(bench.cfgs, bench.datasets, bench.tests, strict=True):
-        loader = ordered_loader(cfg, dataset.train_x)
-        rows.append(prototypes_of(clip_of(test.name), loader, test.classnames, test.prompts, bench.autocast))
-    return rows
-
-
 def expert_prototypes(bench: StreamEvaluation, snapshots: list[Snapshot]) -> list[Snapshot]:
     """Prototypes from each expert's own features, and similarities by the expert that answers."""
-
-    def clip_of(name: str) -> ClipBackbone:
-        expert = member(bench, bench.experts[name][0])
-        return bench.evaluator.experts.clip(expert.key, expert.fill)
-
-    rows = own_prototypes(bench, clip_of)
+    rows = []
+    for cfg, dataset, test in zip(bench.cfgs, bench.datasets, bench.tests, strict=True):
+        expert = member(bench, bench.experts[test.name][0])
+        clip, loader = bench.evaluator.experts.clip(expert.key, expert.fill), ordered_loader(cfg, dataset.train_x)
+        rows.append(prototypes_of(clip, loader, test.classnames, test.prompts, bench.evaluator.autocast))
     return [replace(s, prototypes=rows[: len(s.tasks)], prototype_source="expert") for s in snapshots]
 
 
@@ -186,30 +175,30 @@ def without_decoupling(bench: StreamEvaluation) -> list[AccuracyMatrix]:
     return [one_model(bench, unified)]
 
 
-def evaluate_ablations(bench: StreamEvaluation, command: str = "") -> dict[str, AccuracyMatrix]:
-    """All rows by title, each with its results.json; what is finished is read."""
+def evaluate_ablations(bench: StreamEvaluation) -> dict[str, AccuracyMatrix]:
+    """All rows by title, each with its results.json."""
     snapshots = functools.cache(lambda scale="": fuse(bench, bench.names, scale))
     counts = range(1, len(bench.names) + 1)
     rules = {"ConDU": PAPER} | {f"k = {k}": replace(PAPER, k=k) for k in counts}
     rules |= {f"with CLIP's vote, uniform, k = {k}": replace(RELEASED, k=k) for k in counts}
-    votes = {title: {"vote": vote_facts("paper" if title == "ConDU" else "", rule)} for title, rule in rules.items()}
-    others = [scale for scale in SCALES if scale != bench.cfg.TRAINER.CONDU.SCALE]
+    votes = {title: vote_facts("paper" if title == "ConDU" else "", rule) for title, rule in rules.items()}
+    scales = [scale for scale in SCALES if scale != bench.settings.SCALE]
     alone = {"scale": None, "vote": None}  # one model for all tasks
     paper = functools.partial(by_votes, bench, rules={"": PAPER})
     parts: list[tuple[dict[str, dict], Callable[[], Iterable[AccuracyMatrix]]]] = [
         (votes, lambda: by_votes(bench, snapshots(), rules)),
-        *(({f"scale {scale}": {"scale": scale}}, lambda scale=scale: paper(snapshots(scale))) for scale in others),
+        *(({f"scale {scale}": {"scale": scale}}, lambda scale=scale: paper(snapshots(scale))) for scale in scales),
         ({"prototypes of the experts": {}}, lambda: paper(expert_prototypes(bench, snapshots()))),
         ({"plain average": alone}, lambda: [matrix_of(bench, "average")]),
         ({"unified without decoupling": alone}, lambda: without_decoupling(bench)),
     ]
-    matrices = {}
-    for rows, measure in progress(parts, "ablations"):
-        names = {title: "".join(c if c.isalnum() else "_" for c in title) for title in rows}
-        folders = {title: bench.run.out / "ablations" / name for title, name in names.items()}
-        shared = {"vote": vote_facts("paper", PAPER), "command": command}
-        matrices |= bench.results(folders, {t: shared | {"ablation": t} | rows[t] for t in rows}, measure)
-    return matrices
+
+    def row(title: str, facts: dict) -> tuple[Path, dict]:
+        folder = "".join(c if c.isalnum() else "_" for c in title)
+        return bench.run.out / "ablations" / folder, vote_facts("paper", PAPER) | {"ablation": title} | facts
+
+    named = [({title: row(title, facts) for title, facts in rows.items()}, measure) for rows, measure in parts]
+    return all_results(bench, "ablations", named)
 
 
 # figures
@@ -221,7 +210,7 @@ def features_of(bench: StreamEvaluation, model: Member, test: TestSet) -> tuple[
     pixels, labels = next(iter(test.chunks(bench.evaluator.chunk, bench.clip.device)))
     rows = torch.linspace(0, len(labels) - 1, min(SHOWN, len(labels))).long()
     clip = bench.evaluator.experts.clip(model.key, model.fill)
-    with bench.autocast():
+    with bench.evaluator.autocast():
         features = clip.encode_image(pixels[rows])
     return torch.nn.functional.normalize(features.float(), dim=-1).cpu(), labels[rows].cpu()
 
@@ -248,48 +237,3 @@ def draw_figures(bench: StreamEvaluation) -> list[str]:
         write_scatter(out / SCATTER_FILE, torch.cat(points).numpy(), about, title)
     drawn = all_figures([out], load_results(out), Path(out, "figures"), METHODS)
     return [str(path) for path in drawn if path.suffix == ".png"]
-
-
-# costs
-
-
-def stages(bench: StreamEvaluation) -> list[dict]:
-    """[{"stage", "seconds", "bytes"}], kept in stages.json. Measured on one thread or whatever the process has.
-
-    seconds: of one task, on average, or of what the stage's name says; bytes: what the stage leaves.
-    """
-    file = bench.run.out / "stages.json"
-    if file.is_file() and not bench.run.overwrite:
-        return read_json(file)
-    size, rows = len(bench.names), []
-
-    def row(stage: str, seconds: float | None, tensors: Iterable[Tensor] = (), left: int | None = None) -> None:
-        left = left or sum(tensor.nbytes for tensor in tensors) or None
-        rows.append({"stage": stage, "seconds": seconds, "bytes": left})
-
-    deltas = [delta for delta, _ in bench.experts.values()]
-    walls = [finished(bench.run.session(index))["wall_s"] for index in range(size)]
-    row("a session: the expert's delta", sum(walls) / size, deltas[0].values())
-    seconds = _seconds(lambda: own_prototypes(bench, lambda _: bench.clip)) / size
-    left = sum(prototypes.nbytes for _, prototypes in bench.experts.values()) / size
-    row("prototypes of a task", seconds, left=round(left))
-    fusion = Fusion(bench.cfg.TRAINER.CONDU.SCALE)
-    absorbing = [_seconds(fusion.absorb, name, delta) for name, (delta, _) in bench.experts.items()]
-    row("absorb a task: its mask", sum(absorbing) / size, fusion.masks[-1].values())
-    row(f"absorb the last of {size} tasks: the unified delta", absorbing[-1], fusion.unified.values())
-    weights = {name: value.detach().clone() for name, value in bench.clip.module.named_parameters()}
-    filling = [_seconds(bench.space.fill_task, fusion, name, weights) for name in fusion.tasks]
-    row("materialise an expert", sum(filling) / size, weights.values())
-    state = bench.run.stream / f"session_{size - 1}.safetensors"
-    row("the state on disk", None, left=state.stat().st_size)
-    for what, folder in (("known and unseen tasks", "mtil_paper"), ("task-agnostic", "agnostic_target_paper")):
-        wall_s = finished(bench.run.out / folder)["wall_s"]
-        row(f"evaluate {size} sessions, all votes, {what}", wall_s)
-    write_json(rows, file)
-    return rows
-
-
-def _seconds(call: Callable, *arguments) -> float:
-    started = time.perf_counter()
-    call(*arguments)
-    return time.perf_counter() - started

@@ -22,7 +22,8 @@ log = get_logger()
 @dataclass(frozen=True)
 class Run:
     """A stream to train or to evaluate. pairs: KEY VALUE words for every session; experts: "" keeps none; overwrite:
-    what was made otherwise than asked for is made again, and what came of it; datasets: folder of the tasks' yamls."""
+    what was made otherwise than asked for is made again, and what came of it; command: the line that asks for it, for
+    results.json; datasets: folder of the tasks' yamls."""
 
     out: Path
     order: str
@@ -32,6 +33,7 @@ class Run:
     experts: str = ""
     pairs: Sequence[str] = field(default=())
     overwrite: bool = False
+    command: str = ""
     datasets: str = FOLDER
 
     @property

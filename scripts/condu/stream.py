@@ -55,7 +55,8 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, Run]:
     out = Path(args.out if args.action == "train" else args.run or Path(args.out).parent).absolute()
     experts = str(out.parent.parent / "experts" / f"seed{args.seed}") if args.keep_experts else ""
     root, pairs = os.path.abspath(args.root), tuple(args.opts)
-    run = Run(out, args.order, args.cfg, args.seed, root, experts, pairs, args.overwrite)
+    command = shlex.join(["python", "-m", "scripts.condu.stream", *argv])
+    run = Run(out, args.order, args.cfg, args.seed, root, experts, pairs, args.overwrite, command)
     run.tasks  # noqa: B018  refuses unknown names
     return args, run
 
@@ -72,17 +73,15 @@ def differences(argv: list[str], memo: dict | None = None) -> list[str]:
     args, run = read(argv)
     if args.action == "train":
         return [line for index in range(len(run.tasks)) for line in other_session(run, index, memo)]
-    from scripts.condu.evaluate import StreamEvaluation, asked
+    from scripts.condu.evaluate import StreamEvaluation, rows_of
 
     bench = StreamEvaluation(run, memo)
-    folders, facts = asked(bench.rules(), args.out, PROTOCOLS[args.action])
-    return [line for key, folder in folders.items() for line in bench.differs(folder, facts[key])]
+    return bench.differs(rows_of(bench.rules(), args.out, PROTOCOLS[args.action]))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command line."""
-    argv = sys.argv[1:] if argv is None else argv
-    args, run = read(argv)
+    args, run = read(sys.argv[1:] if argv is None else argv)
     from dassl.utils.distributed import own_device, process_group
 
     with process_group() if args.gpus <= 1 else one_process():  # torchrun's, if it started this process
@@ -91,9 +90,8 @@ def main(argv: list[str] | None = None) -> None:
             return
         from scripts.condu.evaluate import StreamEvaluation, config, evaluate_stream
 
-        command = shlex.join(["python", "-m", "scripts.condu.stream", *argv])
         with own_device(config(run, run.tasks[0]).USE_CUDA):
-            evaluate_stream(StreamEvaluation(run), args.out, PROTOCOLS[args.action], command)
+            evaluate_stream(StreamEvaluation(run), args.out, PROTOCOLS[args.action])
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def read(argv: list[str]) -> tuple[str, dict[str, list[Run]]]:
     if not all(0 < rate < float("inf") for rate in args.rates or ()):
         raise UserError(f"--rates: expected numbers above 0, but got {' '.join(f'{rate:g}' for rate in args.rates)}")
     home = Path(args.out).absolute() / f"{'choice' if args.choose else 'streams'}_{label_of(args.tasks)}"
-    base = Run(home / "zero_shot", args.tasks, "toy_ft", 1, os.path.abspath(args.root), "", pairs, args.overwrite)
+    command, root = shlex.join(["python", "-m", "scripts.condu.toy_rates", *argv]), os.path.abspath(args.root)
+    base = Run(home / "zero_shot", args.tasks, "toy_ft", 1, root, "", pairs, args.overwrite, command)
     base = replace(base, datasets="configs/datasets") if args.choose else base
     runs = {"zero-shot CLIP": [base]}
     for cfg, rate in [(name, f"{x:g}") for name in [*RATES][args.lora :] for x in args.rates or RATES[name]]:
@@ -50,7 +51,7 @@ def read(argv: list[str]) -> tuple[str, dict[str, list[Run]]]:
     return learned, runs
 
 
-def measure(bench, learned: str, command: str) -> dict[str, float]:
+def measure(bench, learned: str) -> dict[str, float]:
     """Train the tasks `learned` (for zero-shot CLIP none) and test -> {column: percent}; what is finished is read."""
     from condu.state import ExpertStore
     from scripts.condu.evaluate import load_experts, vote_facts
@@ -58,35 +59,30 @@ def measure(bench, learned: str, command: str) -> dict[str, float]:
 
     run, rules = bench.run, bench.rules() if learned == bench.run.order else {}
     places = [place for place, task in enumerate(run.tasks) if task in tasks_of(learned)]
-    facts = {"protocol": "mtil" if rules else "mtil_validation", "command": command, "ablation": "zero-shot CLIP"}
-    deltas = dict.fromkeys(bench.names)
+    model, deltas = "zero-shot CLIP", dict.fromkeys(bench.names)
     if run.experts:
         train_stream(replace(run, order=learned))
         experts = load_experts(ExpertStore(run.experts), [bench.names[place] for place in places])
         deltas |= {name: delta for name, (delta, _) in experts.items()}
-        facts["ablation"] = f"rate {bench.cfg.OPTIM.LR:g}"
-    alone = {"alone": facts | {"ablation": f"{facts['ablation']}, one model for all tasks"}}
-    matrix = bench.results({"alone": run.out / "alone"}, alone, lambda: [one_model(bench, deltas.values())])["alone"]
+        model = f"rate {bench.cfg.OPTIM.LR:g}"
+    facts = {"protocol": "mtil" if rules else "mtil_validation", "ablation": model}
+    alone = run.out / "alone", facts | {"ablation": f"{model}, one model for all tasks"}
+    matrix = bench.results({"alone": alone}, lambda: [one_model(bench, deltas.values())])["alone"]
     diagonal, rows = matrix.accuracy.diagonal()[places], matrix.accuracy.sum(1)[places]
     percent = {"own": diagonal.mean().item(), "others": ((rows - diagonal) / (len(run.tasks) - 1)).mean().item()}
     percent[MEAN] = (percent["own"] + percent["others"]) / 2
     votes = dict.fromkeys(rules, matrix)
     if run.experts:
-        votes = bench.results(
-            {rule: run.out / f"mtil_{rule}" for rule in rules},
-            {rule: facts | {"vote": vote_facts(rule, how)} for rule, how in rules.items()},
-            lambda: by_votes(bench, bench.snapshots(), rules),
-        )
+        by_rule = {rule: (run.out / f"mtil_{rule}", facts | vote_facts(rule, how)) for rule, how in rules.items()}
+        votes = bench.results(by_rule, lambda: by_votes(bench, bench.snapshots(), rules))
     return percent | {f"{rule}: {key}": value for rule, vote in votes.items() for key, value in vote.summary().items()}
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run one command line."""
-    argv = sys.argv[1:] if argv is None else argv
-    learned, runs = read(argv)
-    command = shlex.join(["python", "-m", "scripts.condu.toy_rates", *argv])
+    learned, runs = read(sys.argv[1:] if argv is None else argv)
     with pool(WORKERS, threads=1) as workers:
-        jobs = [(run, "toy_rates.measure", learned, command) for several in runs.values() for run in several]
+        jobs = [(run, measure, learned) for several in runs.values() for run in several]
         measured = iter(together(workers, f"Training at {len(runs) - 1} rates", *jobs))
     from dassl.report.stats import summarise
     from dassl.report.table import SEEDS_LEGEND, Report, Table, show

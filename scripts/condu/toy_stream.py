@@ -7,15 +7,15 @@ What is finished is skipped; everything lies in OUT/<cfg>/order_<order>/seed<k>.
 
 import argparse
 import functools
-import importlib
 import os
 import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
 from concurrent.futures.process import BrokenProcessPool
+from operator import attrgetter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -59,46 +59,46 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, list[Run]]:
     home = Path(args.out).absolute() / cfg
     order, root, pairs = home / f"order_{label_of(args.tasks)}", os.path.abspath(args.root), tuple(args.opts)
     places = {k: (order / f"seed{k}", str(home / "experts" / f"seed{k}")) for k in args.seeds or [args.seed]}
-    return args, [Run(o, args.tasks, cfg, k, root, e, pairs, args.overwrite) for k, (o, e) in places.items()]
+    command = shlex.join(["python", "-m", "scripts.condu.toy_stream", *argv])
+    return args, [Run(o, args.tasks, cfg, k, root, e, pairs, args.overwrite, command) for k, (o, e) in places.items()]
 
 
 def together(workers: tuple, what: str, *jobs: tuple) -> list:
-    """Run jobs (run, "module.function" of this package, *arguments) at the same time under one bar, each with the
-    worker's evaluator of the run as first argument, and say how long it took -> their results.
+    """Run jobs (run, function of its `StreamEvaluation` and of these arguments, *arguments) at the same time under one
+    bar, and say how long it took -> their results.
 
     workers: what `scripts.workers.pool` gives. Each failure is said when it happens, once; SystemExit after all.
     """
     executor, queue = workers
     print(f"{what} ...", flush=True)
-    started = time.time()
+    started, parts, failures = time.time(), [0.0] * len(jobs), set()
     futures = [executor.submit(_job, number, *job) for number, job in enumerate(jobs)]
-    waiting, parts, failures = set(futures), [0.0] * len(jobs), set()
     form = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
     with progress(what=what, total=len(jobs), bar_format=form) as bar:
+        waiting = set(futures)
         while waiting:
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            for future in done:
-                if (error := str(future.exception())) not in failures:
-                    _say_failure(what, future)
-                failures.add(error)
+            for error in filter(None, (future.exception() for future in done)):
+                if str(error) not in failures:
+                    _say_failure(what, error)
+                failures.add(str(error))
             while not queue.empty():
                 number, part = queue.get()[1]
                 parts[number] = max(parts[number], part)
             bar.update(sum(parts) - bar.n)
-    if any(future.exception() for future in futures):
+    if failures:
         sys.exit(1)
     print(f"{what}: {time.time() - started:.0f} s", flush=True)
     return [future.result() for future in futures]
 
 
-def _say_failure(what: str, future: Future) -> None:
+def _say_failure(what: str, error: BaseException) -> None:
     """One line for bad input and for a lost process, a traceback for a bug."""
-    error = future.exception()
     if isinstance(error, BrokenProcessPool):
         error = UserError(GONE)
     if isinstance(error, UserError | OSError | SystemExit):
         print(f"error: {what}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    elif error:
+    else:
         traceback.print_exception(error)
 
 
@@ -110,42 +110,56 @@ def bench_of(run: Run):
     return StreamEvaluation(run)
 
 
-def _job(number: int, run: Run, name: str, *arguments):
+def _job(number: int, run: Run, function: Callable, *arguments):
     """In a worker."""
     report_bars(lambda part: tell_bar("part", (number, part)))
-    module, function = name.split(".")
-    job = getattr(importlib.import_module(f"scripts.condu.{module}"), function)
-    return quietly(lambda: job(bench_of(run), *arguments))
+    return quietly(lambda: function(bench_of(run), *arguments))
 
 
-def run_all(workers: tuple, run: Run, count: int, command: str) -> dict:
-    """Everything, in stages; what is finished is skipped -> the tables' content."""
-    content = {}
+def run_all(workers: tuple, run: Run, count: int) -> str:
+    """Everything, in stages; what is finished is skipped -> all tables."""
+    from scripts.condu import experiments
+    from scripts.condu.evaluate import evaluate_stream, matrix_table, summary_table
 
     def stage(what: str, *jobs: tuple) -> list:
         return together(workers, what, *((run, *job) for job in jobs))
 
-    names, _ = stage("Drawing the images", *[("evaluate.task_names",)] * WORKERS)
-    training = ("experiments.train_experts",), ("experiments.train_sequential",)
+    names, _ = stage("Drawing the images", *[(attrgetter("names"),)] * WORKERS)
+    training = (experiments.train_experts,), (experiments.train_sequential,)
     stage("Training experts, and one model in sequence", *training)
-    known = ("evaluate.evaluate_stream", str(run.out / "mtil"), False, command)
-    content["known"], content["baselines"] = stage(
-        "Evaluating the stream and the baselines", known, ("experiments.evaluate_baselines", command)
+    known, main = stage(
+        "Evaluating the stream and the baselines",
+        (evaluate_stream, str(run.out / "mtil"), False),
+        (experiments.evaluate_baselines,),
     )
-    unknown = ("evaluate.evaluate_stream", str(run.out / "agnostic"), True, command)
-    content["agnostic"], content["ablations"] = stage(
-        "Evaluating without task names, and the ablations", unknown, ("experiments.evaluate_ablations", command)
+    agnostic, ablations = stage(
+        "Evaluating without task names, and the ablations",
+        (evaluate_stream, str(run.out / "agnostic"), True),
+        (experiments.evaluate_ablations,),
     )
-    numbered = dict(enumerate(random_orders(names, count, run.seed)))
-    shares = [{n: order for n, order in numbered.items() if n % WORKERS == k} for k in range(WORKERS)]
-    halves = stage(
-        f"Fusing {len(numbered)} random orders",
-        *(("experiments.evaluate_orders", share, command) for share in shares),
-    )
-    content["orders"] = {rule: [m for half in halves for m in half.get(rule, {}).values()] for rule in halves[0]}
-    (content["stages"],) = stage("Timing the stages", ("experiments.stages",))
-    (content["figures"],) = stage("Drawing the figures", ("experiments.draw_figures",))
-    return content
+    numbered = list(enumerate(random_orders(names, count, run.seed)))
+    shares = [(experiments.evaluate_orders, dict(numbered[k::WORKERS])) for k in range(WORKERS)]
+    orders = {key: m for share in stage(f"Fusing {len(numbered)} random orders", *shares) for key, m in share.items()}
+    (figures,) = stage("Drawing the figures", (experiments.draw_figures,))
+    for (rule, labels), matrix in (known | agnostic).items():
+        main[f"ConDU, {rule} vote" + (f", task unknown, {labels} labels" if labels else "")] = matrix
+    tables = [matrix_table(known["paper", None], "ConDU, paper vote"), summary_table(main, "Accuracy in %")]
+    tables += [orders_table(rule, [orders[key] for key in orders if key[0] == rule]) for rule, _ in known]
+    head = f"{run.cfg}, {len(run.tasks)} tasks, order {run.label}, seed {run.seed}: {run.out}"
+    last = f"{len(figures)} figures: {run.out / 'figures'}"
+    return "\n\n".join([head, *(t.text() for t in [*tables, summary_table(ablations, "Ablations")]), last])
+
+
+def orders_table(rule: str, matrices: list):
+    """Means and deviations of Transfer, Average and Last over orders."""
+    from dassl.report.stats import summarise
+    from dassl.report.table import Table, show
+
+    columns = zip(*(matrix.summary().values() for matrix in matrices), strict=True)
+    known = [{i: value for i, value in enumerate(values) if value is not None} for values in columns]
+    cells = ["mean ± population deviation", *(show(summarise(values)) for values in known)]
+    title = f"{len(matrices)} random orders, {rule} vote"
+    return Table(title, ["", "Transfer", "Average", "Last"], [cells] if matrices else [])
 
 
 def plan(run: Run, count: int) -> Iterator[str]:
@@ -154,42 +168,16 @@ def plan(run: Run, count: int) -> Iterator[str]:
     yield f"# then the same tasks in sequence, baselines, ablations, {count} orders, tables and figures: {run.out}"
 
 
-def report(run: Run, content: dict) -> str:
-    """All tables."""
-    from dassl.report.stats import summarise
-    from dassl.report.table import Table, show
-    from scripts.condu.evaluate import matrix_table, number, summary_table
-
-    main = dict(content["baselines"])
-    for (rule, labels), matrix in (content["known"] | content["agnostic"]).items():
-        main[f"ConDU, {rule} vote" + (f", task unknown, {labels} labels" if labels else "")] = matrix
-    tables = [matrix_table(content["known"]["paper", None], "ConDU, paper vote"), summary_table(main, "Accuracy in %")]
-    for rule, orders in content["orders"].items():
-        columns = zip(*(matrix.summary().values() for matrix in orders), strict=True)
-        known = [{i: value for i, value in enumerate(values) if value is not None} for values in columns]
-        cells = ["mean ± population deviation", *(show(summarise(values)) for values in known)]
-        title = f"{len(orders)} random orders, {rule} vote"
-        tables.append(Table(title, ["", "Transfer", "Average", "Last"], [cells] if orders else []))
-    tables.append(summary_table(content["ablations"], "Ablations"))
-    sizes = [(row["stage"], row["seconds"], row["bytes"] and row["bytes"] / 1e6) for row in content["stages"]]
-    rows = [[stage, number(seconds), number(size)] for stage, seconds, size in sizes]
-    tables.append(Table("Stages", ["", "seconds", "MB left"], rows))
-    head = f"{run.cfg}, {len(run.tasks)} tasks, order {run.label}, seed {run.seed}: {run.out}"
-    last = f"{len(content['figures'])} figures: {run.out / 'figures'}"
-    return "\n\n".join([head, *(table.text() for table in tables), last])
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run one command line."""
-    argv = sys.argv[1:] if argv is None else argv
-    args, runs = read(argv)
+    args, runs = read(sys.argv[1:] if argv is None else argv)
     if os.environ.get("DRY_RUN") == "1":
         print(*(line for run in runs for line in plan(run, args.orders)), sep="\n")
         return
-    started, command = time.time(), shlex.join(["python", "-m", "scripts.condu.toy_stream", *argv])
+    started = time.time()
     with pool(WORKERS, threads=1) as workers:
         for run in runs:
-            text = report(run, run_all(workers, run, args.orders, command))
+            text = run_all(workers, run, args.orders)
             with atomic_write(str(run.out / "tables.txt"), "w") as file:
                 file.write(text + "\n")
             print(f"\n{text}\n{time.time() - started:.0f} s", flush=True)
