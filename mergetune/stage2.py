@@ -234,10 +234,10 @@ class MergeTune:
         return torch.stack(rows)
 
     def metadata(self) -> dict:
-        own = self.cfg.TRAINER.LMC
-        keys = ("SPACE", "DISTANCE", "LAMBDA", "TAU", "NUM_SAMPLES", "GRID", "PATH_TO")
-        lmc = {key: own[key] for key in keys} | {"BETA": own.BETA if own.ENABLED else 0.0}
-        facts = {"lmc": lmc, "zero_shot_template": self.zero_shot_prompt(own.SPACE)}
+        values = self.cfg.TRAINER.LMC
+        lmc = {key: values[key] for key in MergeTune.KEYS if key != "ENABLED"}
+        lmc["BETA"] *= values.ENABLED
+        facts = {"lmc": lmc, "zero_shot_template": self.zero_shot_prompt(values.SPACE)}
         return super().metadata() | facts | {"preset": with_changes(self.cfg.PRESET, self.stage1_changes())}
 
     def stage1_changes(self) -> list[str]:
