@@ -1,6 +1,7 @@
 """Every engine key with its default, meaning and range: the union of upstream Dassl and its ProGrad fork, and our own.
 
-A key is a row here (see keys.py for what a row may say); docs/config.md is made of them.
+A key is a row here (see keys.py for what a row may say); docs/config.md is made of them. A key that begins with one of
+_TRAINING has the role "training" without saying so: evaluations do not compare it.
 """
 
 import re
