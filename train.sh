@@ -6,7 +6,7 @@
 #                                           every pair, as a workflow (scripts/flow.py) if snakemake is installed
 #   bash train.sh --protocol NAME           cross, dg, fewshot, or robust (pairs: LinearProbe, FineTune)
 #   bash train.sh --data DIR DATASET [SEED...]     public data below DIR, OpenAI weights (a GPU is advised)
-#   bash train.sh ... --check               a minute: looks at the data and says what all of it will take
+#   bash train.sh ... --check               looks at each data set and tries a run of it: time, memory, problems
 #   DRY_RUN=1 bash train.sh ...             prints the command lines that it stands for
 #   python scripts/flow.py configs/tables/NAME.yaml      a table of the paper, on many processes, GPUs or machines
 #   python scripts/sweep.py configs/sweeps/NAME.yaml     the paper's ablations and its table of backbones

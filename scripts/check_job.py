@@ -1,145 +1,73 @@
-"""What a job will take, before it starts: `--check` of the main job and of sweeps.
+"""What a job will take: by those of its runs that are finished, and by one of each data set that `--check` tries."""
 
-Every data set is looked at. Of each kind of run (a script and its CFG) one is tried out in a temporary folder, on the
-largest cell; stage 2 goes on from what that of stage 1 has left there. The others count by their images.
-"""
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 
-import os
-import tempfile
-import time
-from collections import Counter
-
-from dassl.utils.progress import progress
-from scripts.commands import COMMANDS, folder
-from scripts.jobs import Job, compare, train_argv
-
-ANCHORS = 15.0  # seconds for all of them
-ROW = "{:{}} {:>5} {:>7} {:>13} {:>13}"
+from scripts.commands import COMMANDS
+from scripts.jobs import Job, compare, needs, train_argv
 
 
-def kind_of(step: Job) -> str:
-    """What runs have in common that cost alike, but for their data set."""
-    shots = step.arguments.get("SHOTS", "0")
-    return " ".join(filter(None, (step.command, step.arguments.get("CFG"), shots != "0" and f"{shots} shots")))
-
-
-def check_job(plan, args, workers: int) -> int:
-    """Look, try out, print; the exit status. plan: makes the cells of `args`, in the folder that OUTPUT names.
-
-    The steps that train.py runs are tried out; modules (merges, ensembles) and path cards are counted.
-    """
-    import torch
-
-    from dassl.engine.dry_run import Findings
-    from dassl.engine.signals import sigterm_ends
-
-    started, threads, findings = time.time(), torch.get_num_threads(), Findings()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))  # as in the job's processes
-    every = [step for cell in plan(args) for step in cell]
-    problem, stale = compare(every)
-    stale = {step.folder for step in stale if args.overwrite}
-    finished = [step.finished and step.folder not in stale for step in every]
-    left = [step for step, done in zip(every, finished, strict=True) if not (done or COMMANDS[step.command].module)]
-    bank, before = os.path.join(folder("OUTPUT", "output"), "features"), os.environ.get("OUTPUT")
-    with sigterm_ends(), tempfile.TemporaryDirectory(prefix="preflight-") as place:
-        os.environ["OUTPUT"] = place
-        try:
-            cells = [[step for step in cell if not COMMANDS[step.command].module] for cell in plan(args)]
-            sizes = look([step for cell in cells for step in cell], bank, findings)
-            cells.sort(key=lambda cell: -sum(sizes[step.arguments["DATASET"]] for step in cell))
-            kinds = {} if findings.problems else try_out([step for cell in cells for step in cell], bank, findings)
-        finally:
-            os.environ.pop("OUTPUT") if before is None else os.environ.update(OUTPUT=before)
-            torch.set_num_threads(threads)
-    report(left, kinds, sizes, workers)
-    if problem and not args.overwrite:
-        findings.problem(problem)
-    others = sum(bool(COMMANDS[step.command].module) + step.card for step in every)
-    print(f"{sum(finished)} are finished; not counted: {others} merges, ensembles and path cards")
-    print(f"checked in {time.time() - started:.0f} s")
-    return 1 if findings.problems else 0
-
-
-def look(steps: list[Job], bank: str, findings) -> dict[str, int]:
-    """{data set: its images}; each is checked, with its zero-shot anchor."""
-    import torch
-
-    from dassl.data.datasets import build_dataset
-    from dassl.engine.dry_run import check_data
-    from dassl.engine.precision import Precision
-    from dassl.utils.logger import quiet
-    from datasets.tools.check import check_public
-
-    sets, sizes = {step.arguments["DATASET"]: step for step in reversed(steps)}, {}
-    for name, step in progress(list(sets.items())[::-1], "reading data"):
-        cfg = read_step(step, bank)[0]
-        with quiet():
-            dataset = build_dataset(cfg)
-        sizes[name] = len(dataset.train_x) + len(dataset.test)
-        precision = Precision("fp32", "cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
-        check_data(cfg, dataset, precision, findings, check_public, seconds=ANCHORS / len(sets))
-    return sizes
-
-
-def read_step(step: Job, bank: str):
-    """A step's config, and (model folder, epoch) of what it evaluates, if it trains nothing."""
+def check_job(jobs: Sequence[Job], args) -> int:
+    """`train.py --check` of a run of each data set, then the sums; the exit status."""
     import train
-
-    argv = train_argv(step.command, dict(step.arguments), list(step.pairs))
-    if "FEATURES.DIR" not in argv:
-        argv += ["FEATURES.DIR", bank]
-    args = train.build_parser().parse_intermixed_args(argv)
-    return train.read_cfg(args)[0], (args.model_dir, args.load_epoch) if args.eval_only else None
-
-
-def try_out(steps: list[Job], bank: str, findings) -> dict[str, tuple]:
-    """{kind: (data set, DryRun) of its first step}."""
-    from torch import OutOfMemoryError
-
-    from dassl.engine.dry_run import begun
-    from dassl.engine.results import write_results
     from dassl.utils import UserError
-    from dassl.utils.logger import quiet
 
-    kinds, known = {}, set()
-    for step in progress(list({kind_of(step): step for step in reversed(steps)}.values())[::-1], "trying out"):
-        cfg, evaluates = read_step(step, bank)
+    problem, stale = compare(jobs)
+    problems, tried = [problem] * bool(problem and not args.overwrite), []
+    for job in first_jobs(jobs):
+        print(job, flush=True)
         try:
-            with begun(cfg, str(step.folder), known) as run:
-                run.time(evaluates, findings.values.get("image_s", 0.0))
-                with quiet():  # what a run that continues it looks for
-                    run.trainer.save_model(run.trainer.max_epoch - 1, run.trainer.output_dir)
-                    write_results(run.trainer.output_dir, run.trainer, run.cfg, wall_s=0.0, command="")
-        except (UserError, OutOfMemoryError) as error:
-            findings.problem(f"{step}: {str(error).splitlines()[0]}")
-            break
-        run.trainer = None  # its memory
-        kinds[kind_of(step)] = step.arguments["DATASET"], run
-    return kinds
+            tried.append((job, train.main([*train_argv(*job.words), "--check"])["seconds"]))
+        except UserError as error:
+            problems.append(f"{job}: {error}")
+    again = {job.folder for job in stale if args.overwrite}
+    done = [job for job in jobs if job.finished and job.folder not in again]
+    print(f"{len(done)} of {len(jobs)} runs are finished")
+    print(*estimate(jobs, done, args.workers, tried), *(f"PROBLEM: {line}" for line in problems), sep="\n")
+    return int(bool(problems))
 
 
-def report(steps: list[Job], kinds: dict[str, tuple], sizes: dict[str, int], workers: int) -> None:
-    """The table of kinds, and the sums. All but the start grows with the images."""
-    from dassl.engine.dry_run import clock, others_line
+def first_jobs(jobs: Sequence[Job]) -> Iterator[Job]:
+    """Of each data set a run of train.py that can begin now: of those to do before those that are finished, one that
+    trains before one that evaluates."""
+    from dassl.engine.checkpoint import finished
 
-    runs, seconds, others, names = Counter(), Counter(), 0.0, {}
-    for step in (step for step in steps if kind_of(step) in kinds):
-        kind = kind_of(step)
-        tried, run = kinds[kind]
-        fixed = run.phases["start"] + run.phases["others"]
-        seconds[kind] += fixed + (run.phases.total() - fixed) * sizes[step.arguments["DATASET"]] / sizes[tried]
-        runs[kind] += 1
-        others += run.phases["others"]
-        names |= run.others
-    width = max([*map(len, runs), 11])
-    print(ROW.format("kind of run", width, "runs", "steps", "a run", "all"))
-    for kind, count in runs.items():
-        number = f"{kinds[kind][1].steps:,}" if kinds[kind][1].steps else "-"
-        print(ROW.format(kind, width, count, number, clock(seconds[kind] / count), clock(seconds[kind])))
-    if names:
-        print(others_line(names, others))
-    peak, total = max((kinds[kind][1].peak_mb for kind in runs), default=0.0), seconds.total()
-    print(
-        f"estimate: {runs.total()} runs, {clock(total)}; about {clock(total / workers)} in {workers} processes; "
-        f"peak memory {peak:,.0f} MiB a process, {workers * peak:,.0f} MiB in all"
-    )
+    ready = defaultdict(list)
+    for job in jobs:
+        command = COMMANDS[job.command]
+        if not command.module and all(finished(run) for _, run, *_ in needs(*job.words[:2])):
+            ready[job.subject].append((job.finished, command.eval_only or bool(command.evaluates), job))
+    for rows in ready.values():
+        yield min(rows, key=lambda row: row[:2])[-1]
+
+
+def estimate(jobs: Sequence[Job], done: Sequence[Job], workers: int, tried: Sequence[tuple] = ()) -> Iterator[str]:
+    """Lines on the time of what is left, by what finished runs of a script and CFG took. tried: (job, seconds) of
+    others."""
+    from dassl.engine.dry_run import clock
+
+    seconds = defaultdict(list)
+    for job, wall in [*((job, wall_s(job)) for job in done), *tried]:
+        if wall is not None:
+            seconds[kind_of(job)].append(wall)
+    left = Counter(map(kind_of, jobs)) - Counter(map(kind_of, done))
+    known = sum(count * sum(seconds[kind]) / len(seconds[kind]) for kind, count in left.items() if kind in seconds)
+    if known:
+        yield f"estimate: {clock(known)}; about {clock(known / workers)} in {workers} at once"
+    if unknown := sum(count for kind, count in left.items() if kind not in seconds):
+        yield f"{unknown} runs are of kinds of which none is finished{' or was tried' if tried else ''}: not counted"
+
+
+def kind_of(job: Job) -> str:
+    """What runs have in common that cost alike, but for their data set."""
+    shots = job.arguments.get("SHOTS", "0")
+    return " ".join(filter(None, (job.command, job.arguments.get("CFG"), shots != "0" and f"{shots} shots")))
+
+
+def wall_s(job: Job) -> float | None:
+    """What a finished run took, as its results say. A stream: all sessions; one pass evaluates all of them."""
+    from dassl.utils import read_json
+
+    command = COMMANDS[job.command]
+    walls = [read_json(mark).get("wall_s") for mark in command.marks(dict(job.arguments))]
+    return None if None in walls else (max if command.follows else sum)(walls)

@@ -28,8 +28,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
-from scripts.check_job import kind_of  # noqa: E402
-from scripts.commands import COMMANDS, folder  # noqa: E402
+from scripts.check_job import estimate  # noqa: E402
+from scripts.commands import folder  # noqa: E402
 from scripts.commands.registered import know  # noqa: E402
 from scripts.grid import read_table  # noqa: E402
 from scripts.jobs import Job, needs  # noqa: E402
@@ -241,18 +241,15 @@ def unfinished(units: dict[str, Unit]) -> Iterator[str]:
 def status(groups: list[list[Job]], args) -> Iterator[str]:
     """The lines of `--dry-run`: finished runs of all by data set (order, source) and seed, and an estimate by what
     finished runs of a script and CFG took."""
-    from dassl.engine.dry_run import clock
     from dassl.report.table import Table
 
     runs = units_of(groups, "run")
+    jobs = {name: run.jobs[0] for name, run in runs.items()}
     done = {name: run.finished for name, run in runs.items()}
     waiting = sum(not done[name] and not all(done[other] for other in run.needs) for name, run in runs.items())
-    board, seconds, left = defaultdict(Counter), defaultdict(list), Counter()
-    for name, job in ((name, run.jobs[0]) for name, run in runs.items()):
+    board = defaultdict(Counter)
+    for name, job in jobs.items():
         board[job.arguments.get("SOURCE") or job.subject, job.arguments["SEED"]].update(done=done[name], all=1)
-        left[kind_of(job)] += not done[name]
-        if done[name] and (wall := wall_s(job)) is not None:
-            seconds[kind_of(job)].append(wall)
     seeds, subjects = (dict.fromkeys(key[place] for key in board) for place in (1, 0))
     cells = {key: f"{counts['done']}/{counts['all']}" for key, counts in board.items()}
     shown = [(name, *(cells.get((name, seed), "") for seed in seeds)) for name in subjects]
@@ -260,22 +257,10 @@ def status(groups: list[list[Job]], args) -> Iterator[str]:
     yield ""
     yield (
         f"{len(runs)} runs in {len(units_of(groups, args.by))} jobs: {sum(done.values())} finished, "
-        f"{left.total() - waiting} to do, {waiting} waiting"
+        f"{len(runs) - sum(done.values()) - waiting} to do, {waiting} waiting"
     )
-    known = sum(count * sum(seconds[kind]) / len(seconds[kind]) for kind, count in left.items() if kind in seconds)
-    if known:
-        yield f"estimate: {clock(known)}; about {clock(known / args.workers)} in {args.workers} at once"
-    if unknown := sum(count for kind, count in left.items() if kind not in seconds):
-        yield f"{unknown} runs are of kinds of which none is finished: --check tries one of each"
-
-
-def wall_s(job: Job) -> float | None:
-    """What a finished run took, as its results say. A stream: all sessions; one pass evaluates all of them."""
-    from dassl.utils import read_json
-
-    command = COMMANDS[job.command]
-    walls = [read_json(mark).get("wall_s") for mark in command.marks(dict(job.arguments))]
-    return None if None in walls else (max if command.follows else sum)(walls)
+    if not args.check:  # which does so too
+        yield from estimate([*jobs.values()], [job for name, job in jobs.items() if done[name]], args.workers)
 
 
 def run_unit(name: str) -> int:

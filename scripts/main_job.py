@@ -132,7 +132,7 @@ def run_job(args, execute: Callable = run_here, lines: Callable = plan_lines, af
         if not (args.check or args.overwrite):
             settle(jobs)
     if args.check:
-        return check_job(plan, args, args.workers)
+        return check_job(jobs, args)
     if args.dry_run:
         return 0
     started = time.time()

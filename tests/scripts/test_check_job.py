@@ -1,4 +1,4 @@
-"""`--check` of a job: every kind of run tried out on one cell, nothing left, finished runs not counted."""
+"""`--check` of a job: a run of each data set tried out, nothing left, finished runs not counted."""
 
 import os
 import re
@@ -10,6 +10,7 @@ import datasets
 from dassl.data.datasets import DATASET_REGISTRY
 from scripts import main_job
 
+SHIFTS = ("sketch", "noise", "dark", "rotation")
 SMALL = ["--set", "OPTIM.MAX_EPOCH", "1", "DATASET.NUM_SHOTS", "2", "DATALOADER.TRAIN_X.BATCH_SIZE", "4"]
 
 
@@ -36,44 +37,43 @@ def check(tmp_path, monkeypatch, capsys):
     return go
 
 
-def rows(lines):
-    """{kind of run: (runs, steps)} of the table."""
-    found = (re.match(r"(\S+/\S+ \S+)(?: \d+ shots)? +(\d+) +([\d,]+|-) +[\d.]+ ", text) for text in lines)
-    return {row[1]: (int(row[2]), row[3]) for row in found if row}
+def tried(lines):
+    """The runs that were tried, and for each of them the beginnings of the lines on it."""
+    runs = [text for text in lines if re.fullmatch(r"\w+ seed \d: \S+", text)]
+    return runs, [re.findall(r"^(data|anchor|estimate|feature bank): ", text) for text in lines]
 
 
-def test_both_stages_are_tried_out_and_counted_for_every_cell(check):
+def test_a_run_of_each_data_set_is_tried_and_all_of_its_kind_are_counted(check):
     status, lines, _ = check("toy_shapes", "toy_digits", "1", "2")
-    found = rows(lines)
-    assert status == 0
-    assert found["coop/base2new_train vit_b16_ep100_ctxv1"] == (4, "4")  # 8 classes x 2 images in batches of 4
-    assert found["coop_LMC/base2new_train_coop paper"] == (4, "4")
-    assert found["zsclip/base2new_test vit_b16"] == (4, "-")
-    assert (
-        sum(text.startswith("data: Toy") for text in lines) == sum(text.startswith("anchor: ") for text in lines) == 2
-    )
-    names = ", ".join(sorted({"ToyColours", "ToyCounts", "ToyDigits", "ToyLetters", "ToyObjects", "ToyPairs"}))
-    assert any(re.match(rf"others: .* test images of {names}, ", text) for text in lines)
-    assert any(re.match(r"estimate: 80 runs, .* in 2 processes; peak memory", text) for text in lines)
+    runs, begin = tried(lines)
+    assert status == 0 and runs == [f"toy_{name} seed 1: coop/base2new_train" for name in ("shapes", "digits")]
+    assert sum(begin, []) == [*(["data", "anchor", "estimate", "feature bank"] * 2), "estimate"]
+    assert any("4 steps of" in text for text in lines)  # 8 classes x 2 images in batches of 4
+    end = lines.index("0 of 88 runs are finished")
+    assert re.match(r"estimate: .* in 2 at once", lines[end + 1])
+    assert lines[end + 2].startswith("84 runs are of kinds of which none is finished or was tried")
 
 
-def test_a_finished_run_is_not_counted(check, tmp_path):
+def test_what_is_finished_is_counted_by_its_time_and_what_needs_it_may_be_tried(check, tmp_path):
     folder = tmp_path / "output" / "output_zsclip/evaluate/test_base/toy_digits/shots_2/ZeroshotCLIP/vit_b16/seed1"
     folder.mkdir(parents=True)
-    (folder / "results.json").write_text('{"metrics": {}}')
-    _, lines, _ = check("toy_digits", "1")
-    assert "zsclip/base2base_test vit_b16" not in rows(lines)
-    assert any(text.startswith("1 are finished") for text in lines)
+    (folder / "results.json").write_text('{"metrics": {}, "wall_s": 7200}')
+    _, lines, _ = check("toy_digits", "1", "2")
+    assert "1 of 44 runs are finished" in lines
+    assert any(re.match(r"estimate: 2 h 00 min; about 1 h 00 min in 2 at once", text) for text in lines)
 
 
-def test_robust_fine_tuning_is_tried_out(check):
+def test_of_a_data_set_that_is_only_tested_on_zero_shot_clip_is_tried(check):
     status, lines, _ = check("--protocol", "robust", "--trainer", "LinearProbe", "toy_objects", "1")
-    assert status == 0 and any(name.startswith("robust/linear_probe_LMC_test") for name in rows(lines))
+    runs, _ = tried(lines)
+    assert status == 0 and runs[0] == "toy_objects seed 1: robust/linear_probe_train"
+    assert set(runs[1:]) == {f"toy_objects_{name} seed 1: zsclip/robust_test" for name in SHIFTS}
 
 
-def test_broken_images_are_a_problem_and_nothing_is_tried_out(check, tmp_path):
+def test_broken_images_are_a_problem_and_nothing_is_timed(check, tmp_path):
     check("toy_digits", "1")
     for image in (tmp_path / "data").rglob("*.png"):
         image.write_bytes(b"")
     status, lines, _ = check("toy_digits", "1")
-    assert status == 1 and any(text.startswith("PROBLEM: ") for text in lines) and not rows(lines)
+    assert status == 1 and any(text.startswith("PROBLEM: ") for text in lines)
+    assert not any(text.startswith("estimate: ") for text in lines)

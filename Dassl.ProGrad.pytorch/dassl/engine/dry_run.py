@@ -6,7 +6,7 @@ real batches, twice: to warm up, and to be timed. The batches left out, and the 
 added at the pace of what ran.
 """
 
-import contextlib
+import functools
 import itertools
 import logging
 import os
@@ -14,32 +14,34 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import mean
 
 import torch
 from yacs.config import CfgNode as CN
 
+from dassl.clip import build_clip_from_cfg, cosine_logits, is_clip, text_classifier
 from dassl.clip.feature_bank import FeatureBank
 from dassl.config import with_values
 from dassl.data.data_manager import DatasetWrapper, image_reading
-from dassl.data.datasets import DatasetBase, Datum, unreadable
-from dassl.utils import UserError, get_logger
-from dassl.utils.distributed import world_size
+from dassl.data.datasets import unreadable
+from dassl.data.shards import loader_like
+from dassl.report.protocols.against import Published, load_published
+from dassl.utils import get_logger
 from dassl.utils.logger import quiet
 from dassl.utils.memory import available_mb, peak_mb
 
-from .anchor import anchor
+from .base import TrainerBase, dataset_of
+from .build import published_files
 from .launch import backend, build_run, load_trained
 from .others import asked, other_data, other_sets
-from .precision import Precision
 from .results import FILE as RESULTS
 from .signals import sigterm_ends
 from .state import stop_workers
 
 OPENED = 200  # images decoded to see whether they can be
-STEPS, EVALUATED = 8, 3  # batches of an epoch and of an evaluation
+SECONDS = 40.0  # that zero-shot CLIP is evaluated at most
+STEPS, EVALUATED = 8, 3  # batches of an epoch and of an evaluation that are tried out
 TRAINING, EVALUATION = ("train_loader_x", "train_loader_u"), ("val_loader", "test_loader")
 
 
@@ -58,8 +60,14 @@ class Findings:
         self.say(f"PROBLEM: {line}")
 
 
-def dry_run(cfg: CN, *, evaluates=None, recipe: Iterable[str] = (), data_check: Callable | None = None) -> Findings:
-    """Check the run of a config.
+def dry_run(
+    cfg: CN,
+    *,
+    evaluates: tuple[str, int | str | None] | None = None,
+    recipe: Iterable[str] = (),
+    data_check: Callable[[CN], Iterable[str]] | None = None,
+) -> Findings:
+    """Check the run of a config, in this process.
 
     evaluates: (model folder, epoch or None) instead of a training. recipe: lines on what differs from it. data_check: a
     function of cfg that looks at the data set -> lines.
@@ -67,19 +75,21 @@ def dry_run(cfg: CN, *, evaluates=None, recipe: Iterable[str] = (), data_check: 
     Raises:
         UserError: what the run itself would stop with: no data, no weights, no stage 1, bad config.
     """
-    if world_size() > 1:
-        raise UserError("--check runs in one process; its estimate is that of one process")
     findings = Findings()
     if os.path.isfile(os.path.join(cfg.OUTPUT_DIR, RESULTS)):
         findings.say(f'note: "{cfg.OUTPUT_DIR}" holds a finished run, which is only started again by --overwrite')
-    with sigterm_ends(), tempfile.TemporaryDirectory(prefix="preflight-") as folder, begun(cfg, folder) as run:
-        dataset = getattr(getattr(run.trainer, "dm", None), "dataset", None)
-        if dataset is None:
-            findings.say("data: the trainer's own, not looked at")
-        else:
-            check_data(cfg, dataset, run.trainer.precision, findings, data_check)
-        if not findings.problems:
-            estimate(run, evaluates, findings)
+    with sigterm_ends(), tempfile.TemporaryDirectory(prefix="preflight-") as folder, backend(cfg):
+        started = time.perf_counter()
+        with quiet(logging.WARNING):
+            trainer = build_run(with_values(cfg, {"OUTPUT_DIR": folder, "RESUME": "", "VERBOSE": False}))
+        built_s = time.perf_counter() - started
+        try:
+            check_data(trainer, findings, data_check)
+            if not findings.problems:
+                estimate(trainer, evaluates, built_s, findings)
+        finally:
+            trainer.close_writer()
+            stop_workers(trainer)
     for line in recipe or ["nothing changed"]:
         findings.say(f"recipe: {line}")
     return findings
@@ -88,43 +98,89 @@ def dry_run(cfg: CN, *, evaluates=None, recipe: Iterable[str] = (), data_check: 
 # the images
 
 
-def check_data(
-    cfg: CN, dataset: DatasetBase, precision: Precision, findings: Findings, data_check: Callable | None, **limit
-) -> None:
-    """The sizes of the data set, what is wrong with its images, and the zero-shot accuracy. limit: of `anchor`."""
+def check_data(trainer: TrainerBase, findings: Findings, data_check: Callable | None) -> None:
+    """The sizes of the data set, what is wrong with its images, and the zero-shot accuracy."""
+    cfg, dataset = trainer.cfg, dataset_of(trainer)
+    if dataset is None:
+        findings.say("data: the trainer's own, not looked at")
+        return
     lists = {"train": dataset.train_x, "val": dataset.val or [], "test": dataset.test}
     counts = ", ".join(f"{len(items):,} {name}" for name, items in lists.items())
     tested = {item.label for item in dataset.test}
     without = [name for label, name in sorted(dataset.lab2cname.items()) if label not in tested]
     note = f"; no test image of {len(without)} classes ({without[0]}, ...)" if without else ""
     findings.say(f"data: {cfg.DATASET.NAME}, {dataset.num_classes:,} classes, {counts} images{note}")
-    check_images([item for items in lists.values() for item in items], findings, **image_reading(cfg))
+    items = list({item.impath: item for items in lists.values() for item in items}.values())
+    opened = items[:: max(1, len(items) // OPENED)]
+    if broken := unreadable(opened, **image_reading(cfg)):
+        findings.problem(f"{len(broken)} of the {len(opened)} images opened cannot be read; the first: {broken[0]}")
     for line in data_check(cfg) if data_check else ():
         findings.say(f"data: {line}")
     if not findings.problems:
-        anchor(cfg, dataset, precision, findings, **limit)
+        anchor(trainer, findings)
 
 
-def check_images(items: Iterable[Datum], findings: Findings, **reading) -> None:
-    """Every file is there; OPENED of them, evenly spaced, can be decoded. reading: as of Datum.load_image."""
-    items = list({item.impath: item for item in items}.values())
-    missing = {item.impath: item.file for item in items if not os.path.isfile(item.file)}
-    if missing:
-        first = next(iter(missing.values()))
-        findings.problem(f"{len(missing):,} of {len(items):,} images are not there, the first is {first}")
-    opened = [item for item in items[:: max(1, len(items) // OPENED)] if item.impath not in missing]
-    if broken := unreadable(opened, **reading):
-        findings.problem(f"{len(broken)} of the {len(opened)} images opened cannot be read; the first: {broken[0]}")
-    findings.values |= {"pictures": len(items), "missing": len(missing), "opened": len(opened), "broken": len(broken)}
+# zero-shot accuracy beside the published one: are weights, templates, class names and transform as they should be?
+
+
+@torch.no_grad()
+def anchor(trainer: TrainerBase, findings: Findings) -> None:
+    """Zero-shot accuracy on as many test images as SECONDS suffice for. They are drawn evenly, the same ones first."""
+    cfg, dataset, precision, loader = trainer.cfg, dataset_of(trainer), trainer.precision, trainer.test_loader
+    if not is_clip(cfg.MODEL.BACKBONE.NAME):
+        findings.say(f"anchor: none, {cfg.MODEL.BACKBONE.NAME or 'no backbone'} is no CLIP")
+        return
+    half = "fp16" if precision.dtype == torch.float16 else "fp32"
+    clip = build_clip_from_cfg(cfg, half, device=precision.device, cached=True)
+    template = getattr(dataset, "templates", {}).get("coop") or getattr(dataset, "template", "a photo of a {}.")
+    text = text_classifier(clip, dataset.classnames, getattr(dataset, "prompts", None) or [template]).float()
+    order = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(0)).split(loader.batch_size)
+    right = seen = 0
+    started = time.perf_counter()
+    for batch in loader_like(loader, [rows.tolist() for rows in order]):
+        with precision.autocast():
+            features = clip.encode_image(batch["img"].to(clip.device))
+        logits = cosine_logits(features.float(), text, clip.logit_scale.float())
+        right += int((logits.argmax(dim=-1).cpu() == batch["label"]).sum())
+        seen += len(logits)
+        if time.perf_counter() - started > SECONDS:
+            break
+    findings.values["image_s"] = (time.perf_counter() - started) / seen
+    compare_anchor(cfg, right, seen, len(dataset.test), findings)
+
+
+def compare_anchor(cfg: CN, right: int, seen: int, count: int, findings: Findings) -> None:
+    """Say the accuracy; a problem where the published one is out of the band around its interval."""
+    low = high = accuracy = 100 * right / seen
+    words = f"anchor: zero-shot {accuracy:.2f} on all {count:,} test images"
+    if seen < count:
+        from scipy.stats import binomtest  # a second of start-up, so not at import
+
+        low, high = (100 * bound for bound in binomtest(right, seen).proportion_ci(method="wilson"))
+        words = f"anchor: zero-shot {accuracy:.2f} on {seen:,} of {count:,} test images"
+        words += f" (95 %: {low:.1f} to {high:.1f})"
+    published = published_zero_shot(cfg)
+    beside = "nothing published for this data set, classes and backbone"
+    if published:
+        beside = f"published {published.value:.2f} ({published.source})"
+    findings.say(f"{words}; {beside}", anchor=accuracy, anchor_seen=seen)
+    band = published.band(cfg.DATASET.NAME) if published else 0.0
+    if published and not low - band <= published.value <= high + band:
+        findings.problem(
+            f"the zero-shot anchor is {accuracy:.2f}, published is {published.value:.2f}: look at weights, templates, "
+            "class names and the images' transform before training"
+        )
+
+
+def published_zero_shot(cfg: CN) -> Published | None:
+    """Published zero-shot accuracy of the data set, classes and backbone; None if there is none."""
+    key = ("ZeroshotCLIP", "", cfg.MODEL.BACKBONE.NAME, cfg.DATASET.NAME)
+    table, subset = load_published(published_files()), cfg.DATASET.SUBSAMPLE_CLASSES
+    keys = [(name, *key, "") for name in ("cross", "dg", "mtil")] if subset == "all" else [("base2new", *key, subset)]
+    return next((number for key in keys for number in table.get(key, [])), None)
 
 
 # time and memory
-
-
-def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 class FirstBatches:
@@ -133,10 +189,8 @@ class FirstBatches:
     times: what each took, with what was done with it.
     """
 
-    def __init__(self, loader, count: int, device: torch.device):
-        self.loader = loader.loader if isinstance(loader, FirstBatches) else loader
-        self.device, self.times = device, []
-        self.count = count + 2 * loader.num_workers
+    def __init__(self, loader, count: int):
+        self.loader, self.count, self.times = loader, count + 2 * loader.num_workers, []
 
     def __getattr__(self, name: str):
         return getattr(self.loader, name)
@@ -145,10 +199,10 @@ class FirstBatches:
         return min(self.count, len(self.loader))
 
     def __iter__(self) -> Iterator:
-        last = now(self.device)
+        last = time.perf_counter()
         for batch in itertools.islice(self.loader, self.count):
             yield batch
-            last, before = now(self.device), last
+            last, before = time.perf_counter(), last
             self.times.append(last - before)
 
     @property
@@ -156,144 +210,112 @@ class FirstBatches:
         """Seconds of a batch, after the first ones."""
         return mean(self.times[1 + self.loader.num_workers :] or self.times or [0.0])
 
-
-@contextlib.contextmanager
-def begun(cfg: CN, folder: str, known: set | None = None) -> Iterator["DryRun"]:
-    """A DryRun of a config in another folder. known: folders of banks that count as filled, added to."""
-    os.makedirs(folder, exist_ok=True)
-    cfg = with_values(cfg, {"OUTPUT_DIR": folder, "RESUME": "", "VERBOSE": False})
-    with backend(cfg):
-        run = DryRun(cfg, set() if known is None else known)
-        try:
-            yield run
-        finally:
-            run.trainer.close_writer()
-            stop_workers(run.trainer)
+    @property
+    def left_out(self) -> float:
+        """Seconds of the batches that were left out of a pass, if there was one."""
+        return (len(self.loader) - len(self.times)) * self.pace
 
 
-class DryRun:
-    """A trainer that has been built as a run would build it, and what came of timing it.
+def first_batches(trainer: TrainerBase, names: Iterable[str], count: int) -> list[FirstBatches]:
+    """Let the loaders of these names, as far as a trainer has them, end after `count` batches."""
+    names = [name for name in names if getattr(trainer, name, None) is not None]
+    for name in names:
+        setattr(trainer, name, FirstBatches(getattr(trainer, name), count))
+    return [getattr(trainer, name) for name in names]
 
-    phases: {name: seconds} of the whole run. steps: batches of the training. images: that go into banks, bank_mb MiB
-    of them. others: {data set: test images} that TEST.OTHERS takes. peak_mb: MiB.
-    """
 
-    def __init__(self, cfg: CN, known: set):
-        self.cfg, self.known, self.phases, self.others = cfg, known, Counter(), {}
-        self.steps, self.images, self.bank_mb, self.peak_mb = 0, 0, 0.0, 0.0
+def timed(loaders: Iterable[FirstBatches], *functions: Callable) -> float:
+    """Seconds of calls that go through these loaders, the second time."""
+    for _ in range(2):
+        for loader in loaders:
+            loader.times.clear()
         started = time.perf_counter()
-        with quiet(logging.WARNING):
-            self.trainer = build_run(cfg)
-        self.phases["start"] = time.perf_counter() - started
-        for name in TRAINING + EVALUATION:
-            data = getattr(getattr(self.trainer, name, None), "dataset", None)
-            if isinstance(data, DatasetWrapper):
-                data.sample_bank = self.sample_bank
+        for function in functions:
+            function()
+    return time.perf_counter() - started
 
-    def time(self, evaluates=None, image_s: float = 0.0) -> None:
-        """The beginning of everything, and what all of it will take. Raises what the run would raise.
 
-        image_s: seconds that encoding an image takes.
-        """
-        trainer = self.trainer
-        with quiet(logging.WARNING):
-            started = time.perf_counter()
-            if evaluates:
-                load_trained(trainer, *evaluates)
-            else:
-                trainer.before_train()
-                trainer.start_progress()
-            self.phases["start"] += time.perf_counter() - started
-            if not evaluates and trainer.start_epoch < trainer.max_epoch:
-                self.train()
-            if evaluates or not trainer.cfg.TEST.NO_TEST:
-                self.phases["test"] += self.evaluate(trainer.test)
-            if evaluates and asked(trainer.cfg):  # at the pace of its own test
-                sets = other_sets(trainer.cfg)
-                self.others = {name: len(other_data(cfg).dataset.test) for name, cfg in sets.items()}
-                self.phases["others"] = self.phases["test"] * sum(self.others.values()) / len(trainer.dm.dataset.test)
-        if self.images:
-            self.phases["features"] = self.images * image_s
-        self.peak_mb = peak_mb(trainer.device)
-
-    def timed(self, names: Iterable[str], count: int, *functions: Callable) -> tuple[float, list[FirstBatches]]:
-        """(seconds, loaders) of calls on a few batches of these loaders, the second time."""
-        trainer, few = self.trainer, []
-        for name in names:
-            if (loader := getattr(trainer, name, None)) is not None:
-                few.append(FirstBatches(loader, count, trainer.device))
-                setattr(trainer, name, few[-1])
-        for _ in range(2):
-            for loader in few:
-                loader.times.clear()
-            started = now(trainer.device)
-            for function in functions:
-                function()
-        return now(trainer.device) - started, few
-
-    def train(self) -> None:
-        """An epoch and its end; then all of them at that pace."""
-        trainer = self.trainer
-        epochs = range(trainer.start_epoch, trainer.max_epoch)
+def time_run(trainer: TrainerBase, evaluates: tuple | None) -> tuple[dict[str, float], int]:
+    """({phase: seconds} of the whole run, batches of its training), by the beginning of everything. Raises what the run
+    would raise."""
+    phases, steps, started = {}, 0, time.perf_counter()
+    if evaluates:
+        load_trained(trainer, *evaluates)
+    else:
+        trainer.before_train()
+        trainer.start_progress()
+    phases["start"] = time.perf_counter() - started
+    training = first_batches(trainer, TRAINING, max(STEPS, trainer.cfg.TRAIN.ACCUMULATE))
+    evaluation = first_batches(trainer, EVALUATION, EVALUATED)
+    epochs = range(trainer.start_epoch, 0 if evaluates else trainer.max_epoch)
+    if epochs:
         trainer.epoch = epochs[0]
-        count = max(STEPS, trainer.cfg.TRAIN.ACCUMULATE)
         with warnings.catch_warnings():  # a warm-up's scheduler takes the first epoch once
             warnings.filterwarnings("ignore", "No scheduler was stepped")
-            seconds, few = self.timed(TRAINING, count, trainer.before_epoch, trainer.run_epoch)
-        end = self.evaluate(trainer.after_epoch, trainer.save_progress)
-        for loader in few:
-            loader.count = sys.maxsize  # for their lengths alone
-        batches = []
-        for trainer.epoch in epochs:
-            if callable(getattr(trainer, "epoch_batches", None)):  # which sets num_batches
-                trainer.epoch_batches()
-            batches.append(getattr(trainer, "num_batches", None) or len(few[0]))
-        self.steps = sum(batches)
-        step = (seconds + max(0, batches[0] - len(few[0].times)) * few[0].pace) / batches[0]
-        self.phases["steps"] = self.steps * step
-        self.phases["ends of epochs"] = len(epochs) * end
-
-    def evaluate(self, *functions: Callable) -> float:
-        """Seconds of calls that may evaluate, with the batches that are left out."""
-        seconds, few = self.timed(EVALUATION, EVALUATED, *functions)
-        return seconds + sum((len(some.loader) - len(some.times)) * some.pace for some in few if some.times)
-
-    def sample_bank(self, bank: FeatureBank, numbers: Sequence[int]) -> None:
-        """Rows of one batch, over and over, for the rounds that a bank lacks."""
-        count = len(bank.pixels)
-        (images,) = bank.loader(numbers[:1], torch.arange(count).split(bank.batch_size)[:1])
-        rows = {name: value[torch.arange(count) % len(value)] for name, value in bank._encode(images).items()}
-        bank._rounds |= dict.fromkeys(numbers, rows)
-        if bank.folder not in self.known:
-            self.known.add(bank.folder)
-            self.images += count * len(numbers)
-            self.bank_mb += sum(value.nbytes for value in rows.values()) * len(numbers) / 2**20
+            epoch_s = timed(training, trainer.before_epoch, trainer.run_epoch)
+        end_s = timed(evaluation, trainer.after_epoch, trainer.save_progress)
+        end_s += sum(loader.left_out for loader in evaluation)
+        batches = count_batches(trainer, training, epochs)
+        steps = sum(batches)
+        epoch_s += max(0, batches[0] - len(training[0].times)) * training[0].pace
+        phases |= {"steps": steps * epoch_s / batches[0], "ends of epochs": len(epochs) * end_s}
+    if evaluates or not trainer.cfg.TEST.NO_TEST:
+        phases["test"] = timed(evaluation, trainer.test) + sum(loader.left_out for loader in evaluation)
+    if evaluates and asked(trainer.cfg):  # at the pace of its own test
+        images = sum(len(other_data(cfg).dataset.test) for cfg in other_sets(trainer.cfg).values())
+        phases["others"] = phases["test"] * images / len(dataset_of(trainer).test)
+    return phases, steps
 
 
-def estimate(run: DryRun, evaluates, findings: Findings) -> None:
-    """What the run will take, from its beginning."""
+def count_batches(trainer: TrainerBase, training: Sequence[FirstBatches], epochs: Iterable[int]) -> list[int]:
+    """How many each epoch has, with nothing left out."""
+    batches = []
+    for loader in training:
+        loader.count = sys.maxsize
+    for trainer.epoch in epochs:
+        if callable(getattr(trainer, "epoch_batches", None)):  # which sets num_batches
+            trainer.epoch_batches()
+        batches.append(getattr(trainer, "num_batches", None) or len(training[0]))
+    return batches
+
+
+def sample_bank(banks: dict[str, tuple[int, float]], bank: FeatureBank, numbers: Sequence[int]) -> None:
+    """Rows of one batch, over and over, for the rounds that a bank lacks. banks: {folder: (images that go into it, MiB
+    of them)}, added to."""
+    count = len(bank.pixels)
+    (images,) = bank.loader(numbers[:1], torch.arange(count).split(bank.batch_size)[:1])
+    rows = {name: value[torch.arange(count) % len(value)] for name, value in bank._encode(images).items()}
+    bank._rounds |= dict.fromkeys(numbers, rows)
+    size = sum(value.nbytes for value in rows.values()) / 2**20
+    banks[str(bank.folder)] = count * len(numbers), size * len(numbers)
+
+
+def estimate(trainer: TrainerBase, evaluates: tuple | None, built_s: float, findings: Findings) -> None:
+    """What the run will take, from its beginning. built_s: seconds until now."""
+    banks = {}
+    for data in (getattr(getattr(trainer, name, None), "dataset", None) for name in TRAINING + EVALUATION):
+        if isinstance(data, DatasetWrapper):
+            data.sample_bank = functools.partial(sample_bank, banks)
     try:
-        run.time(evaluates, findings.values.get("image_s", 0.0))
+        with quiet(logging.WARNING):
+            phases, steps = time_run(trainer, evaluates)
     except torch.OutOfMemoryError as error:
         findings.problem(f"the GPU's memory is too small for this batch size and model ({str(error).splitlines()[0]})")
-        findings.say(less_memory(run.cfg))
+        findings.say(less_memory(trainer.cfg))
         return
-    phases, seconds = dict(run.phases), run.phases.total()
+    phases["start"] += built_s
+    images, size = (sum(numbers) for numbers in zip(*banks.values(), strict=True)) if banks else (0, 0.0)
+    if images:
+        phases["features"] = images * findings.values.get("image_s", 0.0)
+    seconds, peak = sum(phases.values()), peak_mb(trainer.device)
     parts = [f"{name} {clock(value)}" for name, value in phases.items() if value >= 0.05]
-    steps = f"{run.steps:,} steps of {1000 * phases['steps'] / run.steps:.0f} ms; " if run.steps else ""
-    line = f"estimate: {clock(seconds)} ({', '.join(parts)}); {steps}peak memory {run.peak_mb:,.0f} MiB"
-    findings.say(line, seconds=seconds, steps=run.steps, peak_mb=run.peak_mb, phases=phases)
-    if run.others:
-        findings.say(others_line(run.others, phases["others"]))
-    if run.peak_mb > (there := available_mb(run.trainer.device)):
-        findings.say(f"note: {there:,.0f} MiB are there. {less_memory(run.cfg)}")
-    if run.images:
-        findings.say(f"feature bank: {run.images:,} images to encode, {run.bank_mb:,.1f} MiB on disk")
-
-
-def others_line(others: dict[str, int], seconds: float) -> str:
-    """What scoring other data sets takes. others: {data set: test images}."""
-    return f"others: {clock(seconds)} of it, for {sum(others.values()):,} test images of {', '.join(others)}"
+    words = f"{steps:,} steps of {1000 * phases['steps'] / steps:.0f} ms; " if steps else ""
+    line = f"estimate: {clock(seconds)} ({', '.join(parts)}); {words}peak memory {peak:,.0f} MiB"
+    findings.say(line, seconds=seconds, steps=steps, peak_mb=peak, phases=phases)
+    if peak > (there := available_mb(trainer.device)):
+        findings.say(f"note: {there:,.0f} MiB are there. {less_memory(trainer.cfg)}")
+    if images:
+        findings.say(f"feature bank: {images:,} images to encode, {size:,.1f} MiB on disk")
 
 
 def less_memory(cfg: CN) -> str:

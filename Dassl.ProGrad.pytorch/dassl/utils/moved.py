@@ -16,8 +16,8 @@ _IN = {  # package -> its modules that moved, and where to
     "dassl.clip": "features feature_bank, rounds feature_bank",
     "dassl.data": "wrapper data_manager",
     "dassl.data.transforms": "augment transforms",
-    "dassl.engine": "classify network, earlier resume, loops trainer, preflight dry_run, processes distributed, "
-    "prograd base, simple trainer, stopping signals, trial dry_run",
+    "dassl.engine": "anchor dry_run, classify network, earlier resume, loops trainer, preflight dry_run, "
+    "processes distributed, prograd base, simple trainer, stopping signals, trial dry_run",
     "dassl.report": "against protocols.against, base2new protocols.base2new, drawing figures.drawing, "
     "epochs figures.epochs, fewshot protocols.fewshot, grid frame, mtil protocols.mtil, mtil_figures figures.mtil, "
     "others protocols.base2new, paired protocols.paired, path_figures figures.paths, paths protocols.paths, "

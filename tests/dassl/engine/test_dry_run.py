@@ -9,10 +9,8 @@ import torch
 import train
 from condu.state import sessions
 from dassl.config import get_cfg_default
-from dassl.data.datasets import Datum
-from dassl.engine import anchor as module
-from dassl.engine.anchor import compare_anchor
-from dassl.engine.dry_run import Findings, FirstBatches, check_images, clock, dry_run
+from dassl.engine import dry_run as module
+from dassl.engine.dry_run import Findings, FirstBatches, clock, compare_anchor, dry_run
 from dassl.report.protocols.against import Published
 from dassl.utils import UserError
 from tests.fixtures.any_trainer import line
@@ -54,7 +52,7 @@ def test_a_stage_1_method_is_tried_out(check, trainer):
     values, lines = check(trainer, OPTIM__MAX_EPOCH=2)
     assert values["steps"] == 6  # 12 images in batches of 4
     assert values["seconds"] == pytest.approx(sum(values["phases"].values()))
-    assert values["anchor_seen"] == 12 and values["missing"] == values["broken"] == 0
+    assert values["anchor_seen"] == 12
     first, *further = starting(lines, "data")
     assert first == "OxfordPets, 3 classes, 12 train, 12 val, 12 test images"
     assert any("not as published: 6 classes instead of 37" in text for text in further)
@@ -146,13 +144,6 @@ def test_broken_images_stop_the_check_before_anything_is_tried(check, pets_root,
         check("CoOp", root=root)
     said = capsys.readouterr().out
     assert "PROBLEM" in said and "estimate" not in said
-
-
-def test_missing_images_are_counted(tmp_path):
-    items = [Datum.listed(str(tmp_path / f"{k}.png")) for k in range(3)]
-    found = Findings()
-    check_images(items, found)
-    assert found.problems == [f"3 of 3 images are not there, the first is {tmp_path / '0.png'}"]
 
 
 @pytest.mark.parametrize(("value", "fine"), [(0.0, False), (None, True)])
@@ -250,8 +241,7 @@ def test_the_peak_is_that_of_the_run(pets_root, tmp_path):
 
 def test_of_a_few_batches_the_length_is_theirs_and_each_is_timed():
     loader = torch.utils.data.DataLoader(list(range(100)), batch_size=1)
-    few = FirstBatches(loader, 4, torch.device("cpu"))
+    few = FirstBatches(loader, 4)
     assert len(list(few)) == len(few) == len(few.times) == 4 and few.batch_size == 1
     few.times = [9.0, 1.0, 2.0, 6.0]
-    assert few.pace == 3.0  # the first warms up
-    assert FirstBatches(few, 7, few.device).loader is loader
+    assert few.pace == 3.0 and few.left_out == 96 * 3.0  # the first warms up
