@@ -9,6 +9,7 @@ ToySSL                      eight textures, a few images of each with labels
 """
 
 import os
+from dataclasses import replace
 
 from dassl.data import group_indices, subsample_classes
 from dassl.data.datasets import DATASET_REGISTRY, Datum
@@ -77,20 +78,22 @@ def first_of_each(items: list[Datum], count: int) -> list[Datum]:
     return [items[i] for i in sorted(chosen)]
 
 
-# shifted test sets: the classes of ToyObjects. They have train and val lists too, but are only ever tested on
+# shifted test sets: the classes of ToyObjects. They have train and val lists too, but are only ever tested on. Their
+# strengths were chosen before any training was looked at: the multiple of 0.05 whose zero-shot accuracy on the 400
+# validation images is nearest 35 %. Chance is 5 %, ToyObjects itself has 45.0 %, and they have 33.0, 36.0, 31.0, 35.0.
 
 ID = WORLD["ToyObjects"]
 SHIFTS = {
-    f"ToyObjects{kind}": ToySet(
-        f"ToyObjects{kind}", f"toy_objects_{kind.lower()}", ID.draws, styles, ID.template, base_to_new=False
+    f"ToyObjects{kind}": replace(
+        ID, name=f"ToyObjects{kind}", folder=f"toy_objects_{kind.lower()}", styles=styles, strength=strength,
+        base_to_new=False)
+    for kind, styles, strength in (
+        ("Sketch", ("sketch", "noise"), 0.7),
+        ("Noise", ("fade", "noise"), 0.65),
+        ("Dark", ("dark", "noise"), 0.6),
+        ("Rotation", ("rotation", "blur"), 0.9),
     )
-    for kind, styles in (
-        ("Sketch", ("sketch", "noise")),
-        ("Noise", ("fade", "noise")),
-        ("Dark", ("dark", "noise")),
-        ("Rotation", ("rotation", "blur")),
-    )
-}
+}  # fmt: skip
 
 # domains
 
@@ -101,10 +104,11 @@ DOMAINS = {
         style,
         {shape: ("thing", {"shape": shape}) for shape in _SHAPES},
         () if style == "clean" else (style,),
+        strength,
         "a photo of a {}.",
         base_to_new=False,
     )
-    for style in ("clean", "noise", "pixelate", "sketch")
+    for style, strength in (("clean", 0.0), ("noise", 0.5), ("pixelate", 0.9), ("sketch", 0.9))
 }
 
 
@@ -180,6 +184,6 @@ class ToyFewLabels(FewLabels, ToyData):
 for _class in (
     *map(declare, [*WORLD.values(), *SHIFTS.values()]),
     *(declare(WORLD[_n], MtilToy, f"Mtil{_n}", task=_n, prompts=(WORLD[_n].template,)) for _n in TASKS),
-    declare(ToySet("ToySSL", "toy_ssl", _FEW, (), "{} texture.", base_to_new=False), ToyFewLabels),
+    declare(ToySet("ToySSL", "toy_ssl", _FEW, (), 0.0, "{} texture.", base_to_new=False), ToyFewLabels),
 ):
     DATASET_REGISTRY.register()(_class)

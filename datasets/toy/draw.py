@@ -1,8 +1,8 @@
 """Objects, textures and glyphs of the toy world, drawn at three times the final size.
 
-Images are SIDE x SIDE RGB; coordinates and radii are in final pixels, x to the right, y down. `Canvas`
-holds the enlarged image (BIG, BIG, 3) and shrinks it by box averaging, so edges come out smooth. All chance
-comes from the numpy generator that the caller passes in.
+Images are SIDE x SIDE RGB; coordinates and radii are in final pixels, x to the right, y down. What is drawn is an
+enlarged image (BIG, BIG, 3), which `shrink` averages by boxes, so edges come out smooth. All chance comes from the
+numpy generator that the caller passes in.
 """
 
 from functools import cache
@@ -54,25 +54,14 @@ def second_tone(colour):
 # ---- shapes: polygons in the unit circle, y down ----------------------------------------------------------
 
 
-def _curve(radius, n=48):
+def _polar(radius, n):
+    """(n, 2): points around the centre, clockwise from the top. radius: a number or n numbers."""
     t = np.linspace(0, 2 * np.pi, n, endpoint=False)
-    r = np.broadcast_to(radius(t), t.shape)
-    return np.stack([r * np.sin(t), -r * np.cos(t)], 1)
-
-
-def _regular(n, turn=0.0):
-    t = np.arange(n) * 2 * np.pi / n + turn
-    return np.stack([np.sin(t), -np.cos(t)], 1)
-
-
-def _star(points=5, inner=0.42):
-    t = np.arange(2 * points) * np.pi / points
-    r = np.where(np.arange(2 * points) % 2, inner, 1.0)
-    return np.stack([r * np.sin(t), -r * np.cos(t)], 1)
+    return np.stack([radius * np.sin(t), -radius * np.cos(t)], 1)
 
 
 def _disc(x, y, r):
-    return _curve(lambda t: r, 32) + np.array([x, y])
+    return _polar(r, 32) + np.array([x, y])
 
 
 def _heart():
@@ -103,15 +92,15 @@ SHAPES = {
               np.array([(-0.5, 0.0), (0.5, 0.0), (0.5, 0.65), (-0.5, 0.65)])],
     "cross": [np.array(_CROSS)],
     "diamond": [np.array([(0, -1), (0.62, 0), (0, 1), (-0.62, 0)])],
-    "flower": [_curve(lambda t: 0.70 + 0.32 * np.cos(5 * t), 80)],
+    "flower": [_polar(0.70 + 0.32 * np.cos(np.linspace(0, 10 * np.pi, 80, endpoint=False)), 80)],
     "heart": [_heart()],
-    "hexagon": [_regular(6, np.pi / 6)],
+    "hexagon": [_polar(1.0, 12)[1::2]],
     "moon": [_moon()],
-    "oval": [_curve(lambda t: 1.0) * np.array([1.0, 0.52])],
-    "pentagon": [_regular(5)],
+    "oval": [_polar(1.0, 48) * np.array([1.0, 0.52])],
+    "pentagon": [_polar(1.0, 5)],
     "ring": [_disc(0, 0, 0.95), -_disc(0, 0, 0.52)],
     "square": [np.array([(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)])],
-    "star": [_star()],
+    "star": [_polar(np.array([1.0, 0.42] * 5), 10)],
     "triangle": [np.array([(0, -0.95), (0.98, 0.75), (-0.98, 0.75)])],
 }  # fmt: skip
 
@@ -190,26 +179,13 @@ def _plain(rng, x, y):
     return np.zeros_like(x, bool)
 
 
-TEXTURES = {
-    "brick": _brick,
-    "checkered": _checkered,
-    "dotted": _dotted,
-    "grainy": _grainy,
-    "grid": _grid,
-    "marbled": _marbled,
-    "plain": _plain,
-    "ringed": _ringed,
-    "shaded": _shaded,
-    "striped": _striped,
-    "wavy": _wavy,
-    "zigzag": _zigzag,
-}
+_ALL = (_brick, _checkered, _dotted, _grainy, _grid, _marbled, _plain, _ringed, _shaded, _striped, _wavy, _zigzag)
+TEXTURES = {function.__name__[1:]: function for function in _ALL}
 _UPRIGHT = ("brick", "grid", "checkered", "wavy", "zigzag")  # turned only a little, as people know them
 
 
-def texture(rng, name, first, second=None, centre=(16, 16)):
-    """(BIG, BIG, 3) float32: a texture in the RGB colours `first` and `second` (default: another tone)."""
-    second = second_tone(first) if second is None else second
+def texture(rng, name, first, second, centre=(16, 16)):
+    """(BIG, BIG, 3) float32: a texture in the RGB colours `first` and `second`."""
     limit = 15 if name in _UPRIGHT else 180
     a = np.deg2rad(rng.uniform(-limit, limit))
     dx, dy = _X - centre[0], _Y - centre[1]
@@ -241,17 +217,11 @@ def glyph_mask(text, font, x, y, height, angle=0.0):
     return np.asarray(mask) > 127
 
 
-class Canvas:
-    """An enlarged image that masks are filled on."""
+def paint(mask, top, ground):
+    """(BIG, BIG, 3): `top` where `mask` (BIG, BIG) is true, `ground` elsewhere; each an RGB colour or an image."""
+    return np.where(mask[..., None], top, ground)
 
-    def __init__(self, ground):
-        """ground: RGB (3,) or an image (BIG, BIG, 3)."""
-        self.pixels = np.broadcast_to(np.asarray(ground, np.float32), (BIG, BIG, 3)).copy()
 
-    def fill(self, mask, paint):
-        """Put `paint` (RGB or an image) where `mask` (BIG, BIG) is true."""
-        self.pixels = np.where(mask[..., None], paint, self.pixels)
-
-    def shrink(self):
-        """The image (SIDE, SIDE, 3) float32 in 0..255."""
-        return self.pixels.reshape(SIDE, SCALE, SIDE, SCALE, 3).mean((1, 3), dtype=np.float32)
+def shrink(pixels):
+    """The image (SIDE, SIDE, 3) float32 in 0..255 of an enlarged one."""
+    return pixels.reshape(SIDE, SCALE, SIDE, SCALE, 3).mean((1, 3), dtype=np.float32)

@@ -16,11 +16,12 @@ from datasets.toy.draw import (
     SHAPES,
     SIDE,
     TEXTURES,
-    Canvas,
     glyph_mask,
     jittered,
+    paint,
     second_tone,
     shape_mask,
+    shrink,
     texture,
 )
 from datasets.toy.scenes import scene
@@ -181,9 +182,9 @@ def ground_for(rng, colour, ground=None):
             return rgb
 
 
-def _put(rng, canvas, shape, colour, pattern, x, y, radius, angle):
-    paint = colour if pattern == "plain" else texture(rng, pattern, colour, second_tone(colour), (x, y))
-    canvas.fill(shape_mask(shape, x, y, radius, angle), paint)
+def _put(rng, ground, shape, colour, pattern, x, y, radius, angle):
+    top = colour if pattern == "plain" else texture(rng, pattern, colour, second_tone(colour), (x, y))
+    return paint(shape_mask(shape, x, y, radius, angle), top, ground)
 
 
 def thing(rng, shape=None, colour=None, pattern="plain", ground=None, radius=(9.0, 13.0), at=None, angle=None):
@@ -194,19 +195,17 @@ def thing(rng, shape=None, colour=None, pattern="plain", ground=None, radius=(9.
     slack = max(15.5 - r, 0.5)
     x, y = at if at is not None else 16 + rng.uniform(-slack, slack, 2) * 0.8
     angle = rng.uniform(-10, 10) if angle is None else angle + rng.uniform(-6, 6)
-    canvas = Canvas(ground_for(rng, colour, ground))
-    _put(rng, canvas, shape, colour, pattern, x, y, r, angle)
-    return canvas.shrink()
+    return shrink(_put(rng, ground_for(rng, colour, ground), shape, colour, pattern, x, y, r, angle))
 
 
 def counted(rng, number, shape=None, colour=None):
     """`number` (an int) equal objects on loose grid places."""
     shape, tone = shape or pick(rng, SHAPES), jittered(rng, colour or pick(rng, COLOURS))
-    canvas = Canvas(ground_for(rng, tone))
+    pixels = ground_for(rng, tone)
     for cell in rng.permutation(len(_CELLS))[:number]:
         x, y = np.array(_CELLS[cell]) + rng.uniform(-1.2, 1.2, 2)
-        _put(rng, canvas, shape, tone, "plain", x, y, rng.uniform(3.8, 4.6), rng.uniform(-8, 8))
-    return canvas.shrink()
+        pixels = _put(rng, pixels, shape, tone, "plain", x, y, rng.uniform(3.8, 4.6), rng.uniform(-8, 8))
+    return shrink(pixels)
 
 
 def paired(rng, first, relation, second):
@@ -215,11 +214,9 @@ def paired(rng, first, relation, second):
     two = jittered(rng, pick(rng, COLOURS))
     while relation == "inside" and not far(one, two, 190):
         two = jittered(rng, pick(rng, COLOURS))
-    canvas = Canvas(ground_for(rng, two))
-    while not far(canvas.pixels[0, 0], one):
+    pixels = ground_for(rng, two)
+    while not far(pixels, one) or relation == "inside" and not far(one, two, 190):
         one = jittered(rng, pick(rng, COLOURS))
-        while relation == "inside" and not far(one, two, 190):
-            one = jittered(rng, pick(rng, COLOURS))
     j = rng.uniform(-1.5, 1.5, 4)
     if relation == "inside":
         spots = [(16 + j[0], 16 + j[1], rng.uniform(4.2, 5.2)), (16 + j[0] / 2, 16 + j[1] / 2, rng.uniform(13, 15))]
@@ -230,8 +227,8 @@ def paired(rng, first, relation, second):
         spots = [(8.5 + j[0] / 2, 16 + 2 * j[1], rng.uniform(5.4, 6.8)),
                  (23.5 + j[2] / 2, 16 + 2 * j[3], rng.uniform(5.4, 6.8))]  # fmt: skip
     for shape, tone, (x, y, r) in ((second, two, spots[1]), (first, one, spots[0])):
-        _put(rng, canvas, shape, tone, "plain", x, y, r, rng.uniform(-8, 8))
-    return canvas.shrink()
+        pixels = _put(rng, pixels, shape, tone, "plain", x, y, r, rng.uniform(-8, 8))
+    return shrink(pixels)
 
 
 def placed(rng, place, shape=None, colour=None):
@@ -253,20 +250,19 @@ def arrow(rng, direction, colour=None):
 def glyph(rng, text, fonts=LETTER_FONTS, colour=None, height=(17, 23), tilt=8):
     """A letter or digit in one of `fonts`."""
     tone = jittered(rng, colour or pick(rng, COLOURS))
-    canvas = Canvas(ground_for(rng, tone))
+    ground = ground_for(rng, tone)
     x, y = 16 + rng.uniform(-3, 3, 2)
-    canvas.fill(glyph_mask(text, pick(rng, fonts), x, y, rng.uniform(*height), rng.uniform(-tilt, tilt)), tone)
-    return canvas.shrink()
+    mask = glyph_mask(text, pick(rng, fonts), x, y, rng.uniform(*height), rng.uniform(-tilt, tilt))
+    return shrink(paint(mask, tone, ground))
 
 
 def surface(rng, pattern, colour=None, other=None):
     """A whole image of one texture, in two colours, or two tones of one."""
     first = jittered(rng, colour or pick(rng, COLOURS))
     second = jittered(rng, other) if other else second_tone(first)
-    canvas = Canvas(texture(rng, pattern, first, second))
-    return canvas.shrink()
+    return shrink(texture(rng, pattern, first, second))
 
 
 def place(rng, name):
     """A scene."""
-    return Canvas(scene(rng, name)).shrink()
+    return shrink(scene(rng, name))

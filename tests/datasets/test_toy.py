@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import PIL
@@ -102,14 +103,13 @@ def test_layout_on_disk(tmp_path):
         assert np.array_equal(np.asarray(image), toy.image(name, "test", SMALL[2] - 1))
 
 
-def test_written_once_and_again_when_the_world_changes(tmp_path, monkeypatch):
+def test_written_once_and_again_when_the_world_changes(tmp_path):
     toy = WORLD["ToyNumbers"]
     stamp = write_toy(tmp_path, toy, SMALL) / "world.json"
     first = stamp.stat().st_mtime_ns, (stamp.parent / "images/number_one/0000.png").read_bytes()
     write_toy(tmp_path, toy, SMALL)
     assert stamp.stat().st_mtime_ns == first[0]
-    monkeypatch.setitem(world.STRENGTHS, "ToyNumbers", 0.123)
-    write_toy(tmp_path, toy, SMALL)
+    write_toy(tmp_path, replace(toy, strength=0.123), SMALL)
     assert (stamp.parent / "images/number_one/0000.png").read_bytes() != first[1]
     assert json.loads(stamp.read_text())["strength"] == 0.123
 
@@ -141,16 +141,14 @@ def test_two_processes_write_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["first", "in the place of another world"])
-def test_a_killed_writer_leaves_nothing_that_is_read_as_whole_and_is_gone_on_from(tmp_path, other, monkeypatch):
+def test_a_killed_writer_leaves_nothing_that_is_read_as_whole_and_is_gone_on_from(tmp_path, other):
     """Killed before every ninth of its calls to the system."""
     toy, counts = WORLD["ToyArrows"], (1, 1, 1)
     whole = files_of(write_toy(tmp_path / "whole", toy, counts))
     for number in itertools.count(1, 9):
         root = tmp_path / str(number)
         if other:
-            with monkeypatch.context() as patch:
-                patch.setitem(world.STRENGTHS, "ToyArrows", 0.123)
-                write_toy(root, toy, (1, 1, 0))
+            write_toy(root, replace(toy, strength=0.123), (1, 1, 0))
 
         def draw(root=root, number=number):
             die_before(number, root)
