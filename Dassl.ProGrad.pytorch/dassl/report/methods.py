@@ -208,17 +208,6 @@ def row_names(rows):
     return names
 
 
-def names_on(dataset, grid):
-    """`row_names` for a table of one data set: its template where a row has each data set's own. grid: with stamps."""
-    names = row_names(grid.rows)
-    for row in (row for row in grid.rows if row.preset == EACH_TEMPLATE):
-        columns = grid.stamps.get(row, {}).get("templates", {})
-        words = {word for column, texts in columns.items() if column[0] == dataset for word in texts}
-        if len(words) == 1:
-            names[row] = names[row].replace(EACH_TEMPLATE, words.pop().strip("'"))
-    return names
-
-
 def shared_settings(rows):
     """What all rows agree on beside the method, behind a heading -> str such as " (tiny, 16 shots)", or ""."""
     backbones = {row.backbone for row in rows}

@@ -23,12 +23,12 @@ class Summary(NamedTuple):
         return self.mean is not None
 
 
-def harmonic_mean(base, new):
+def harmonic_mean(base: float, new: float) -> float:
     """H = 2 base new / (base + new); 0 where both are 0."""
     return 2 * base * new / (base + new) if base + new else 0.0
 
 
-def summarise(by_seed):
+def summarise(by_seed: dict) -> Summary:
     """{seed: value} -> Summary."""
     values = list(by_seed.values())
     if not values:
@@ -37,13 +37,13 @@ def summarise(by_seed):
     return Summary(np.mean(values, axis=0), std, len(values))
 
 
-def mean_by_seed(by_dataset):
+def mean_by_seed(by_dataset: dict) -> dict:
     """{data set: {seed: value}} -> {seed: mean over data sets}, for the seeds that every data set has."""
     seeds = set.intersection(*(set(by_seed) for by_seed in by_dataset.values())) if by_dataset else set()
     return {s: np.mean([by_seed[s] for by_seed in by_dataset.values()], axis=0) for s in sorted(seeds)}
 
 
-def summarise_average(by_dataset):
+def summarise_average(by_dataset: dict) -> Summary:
     """{data set: {seed: value}} -> Summary of the average over data sets, without a number if one of them is empty.
 
     The mean is that of the data sets' means, whatever their seeds. Deviation and n are those of the
@@ -55,7 +55,7 @@ def summarise_average(by_dataset):
     return summarise(mean_by_seed(by_dataset))._replace(mean=mean)
 
 
-def barrier(t, values, low_is_good=True):
+def barrier(t, values, low_is_good: bool = True) -> float:
     """How far a curve on a straight line rises over the line between its own ends; 0 if it never does.
 
     max over t of L(t) - [(1 - s) L(start) + s L(end)], s from 0 to 1, as in Entezari et al. (arXiv 2110.06296);

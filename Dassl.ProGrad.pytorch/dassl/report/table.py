@@ -4,11 +4,13 @@ import csv
 import io
 import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain, compress, zip_longest
 from pathlib import Path
 
 from dassl.report.frame import is_below
+from dassl.report.methods import Row
 from dassl.utils import atomic_write, one_line
 from dassl.utils.moved import old_names
 
@@ -51,8 +53,8 @@ class Table:
     wide: tuple = ()
     spare: tuple = ()
 
-    def text(self):
-        """Aligned columns below the title -> str without a final newline."""
+    def text(self) -> str:
+        """Aligned columns below the title, without a final newline."""
         lines = [[*map(one_line, line)] for line in self._without(self.wide + self.spare)]
         lines = _folded(lines) if self.wide + self.spare else lines
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -61,17 +63,17 @@ class Table:
         notes = map(one_line, self.notes)
         return "\n".join([one_line(self.title), rule, aligned[0], rule, *aligned[1:], *notes])
 
-    def markdown(self, level=3):
-        """A heading of the given level, the table, the notes as a list -> str without a final newline."""
+    def markdown(self) -> str:
+        """A heading, the table, the notes as a list, without a final newline."""
         head = [self.columns, ["---"] + ["---:"] * (len(self.columns) - 1)]
         cells = [[markdown_text(cell) for cell in line] for line in head + self.rows]
-        lines = [f"{'#' * level} {markdown_text(self.title)}", "", *("| " + " | ".join(line) + " |" for line in cells)]
+        lines = [f"### {markdown_text(self.title)}", "", *("| " + " | ".join(line) + " |" for line in cells)]
         if self.notes:
             lines += ["", *(f"- {markdown_text(note)}" for note in self.notes)]
         return "\n".join(lines)
 
-    def latex(self):
-        """A table environment with booktabs' rules, the title as caption -> str without a final newline."""
+    def latex(self) -> str:
+        """A table environment with booktabs' rules, the title as caption, without a final newline."""
         narrow = self._without(self.wide)
         columns = "l" + "r" * (len(narrow[0]) - 1)
         lines = (" & ".join(map(latex_text, line)) + r" \\" for line in narrow)
@@ -209,17 +211,14 @@ def method_report(name, heading, tables, legend, keys, lines, after=(), evaluati
     return Report(name, heading, tables, legend, [*CSV_HEAD, *keys, "mean", "std", "n", *after], lines)
 
 
-def csv_lines(names, cells, after=lambda row: [], digits=2):
-    """A line for each row and cell: who it is, the cell's key, mean, std, n, what `after` says of the row.
+def csv_lines(name: str, row: Row, cells: dict, after: Iterable[str] = (), digits: int = 2) -> list[list]:
+    """A row's lines, one for each cell: who it is, the cell's key, mean, std, n, what stands after.
 
-    names: {row: printed}; cells: row -> {tuple of str: Summary}.
+    name: as printed; cells: {tuple of str: Summary}.
     """
-    lines = []
-    for row, name in names.items():
-        made = " + ".join(filter(None, [row.preset, row.merge]))
-        head = [name, row.trainer, made, row.backbone, "" if row.shots is None else row.shots]
-        lines += [[*head, *key, *csv_numbers(s, digits), *after(row)] for key, s in cells(row).items()]
-    return lines
+    made = " + ".join(filter(None, [row.preset, row.merge]))
+    head = [name, row.trainer, made, row.backbone, "" if row.shots is None else row.shots]
+    return [[*head, *key, *csv_numbers(summary, digits), *after] for key, summary in cells.items()]
 
 
 def column_notes(grid, columns, averaged, lacks, uneven, words=str):

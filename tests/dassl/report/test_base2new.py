@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from dassl.report.protocols.base2new import average_table, base2new, base2new_report, dataset_table
+from dassl.report.protocols.base2new import base2new, base2new_report, base2new_table
 from dassl.report.records import load_results
 from dassl.report.stats import harmonic_mean, summarise_average
 from dassl.utils import UserError
@@ -166,7 +166,7 @@ def test_zero_shot_clip_with_another_template_is_a_row_of_its_own(tmp_path):
     assert [row.label for row in found.rows] == ["ZeroshotCLIP", "ZeroshotCLIP (each data set's own template)"]
     # the second set has one template for both, so its run serves both rows
     assert found.average(usual)["base"].mean == 50 and found.average(other)["base"].mean == 45
-    assert [dataset_table(found, "toy_a").rows[1][0], dataset_table(found, "toy_b").rows[1][0]] == [
+    assert [base2new_table(found, "toy_a").rows[1][0], base2new_table(found, "toy_b").rows[1][0]] == [
         "ZeroshotCLIP (a shape in {}.)",
         "ZeroshotCLIP (a photo of a {}.)",
     ]
@@ -181,7 +181,7 @@ def test_zero_shot_runs_that_differ_in_no_template_are_one_row(tmp_path):
 def test_the_template_names_the_row_where_it_is_one(tmp_path):
     zero_shot_run(tmp_path, "toy_a", 60, "{} texture.", "coop", "{} texture.")
     zero_shot_run(tmp_path, "toy_a", 50, "a photo of a {}.", "a photo of a {}.")
-    table = average_table(base2new(load_results(tmp_path), METHODS))
+    table = base2new_table(base2new(load_results(tmp_path), METHODS))
     assert [row[:2] for row in table.rows] == [["ZeroshotCLIP", "60.00"], ["ZeroshotCLIP (a photo of a {}.)", "50.00"]]
     assert "below" not in " ".join(table.notes)  # zero-shot CLIP is no method that falls below it
     assert table.rows[1][1] == "50.00"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dassl.report.figures.all import all_figures
-from dassl.report.protocols.base2new import average_table, base2new, base2new_report, dataset_table
+from dassl.report.protocols.base2new import base2new, base2new_report, base2new_table
 from dassl.report.protocols.paired import paired_difference, paired_report
 from dassl.report.protocols.sweeps import sweeps_report
 from dassl.report.records import load_results
@@ -60,15 +60,15 @@ def test_others_and_forgotten_by_hand(tmp_path):
 
 def test_columns_stand_in_this_order_and_none_without_an_entry(tmp_path):
     write_cell(tmp_path / "old", None)
-    assert average_table(base2new(load_results(tmp_path))).columns == [
+    assert base2new_table(base2new(load_results(tmp_path))).columns == [
         "method", "base", "new", "H of averages", "mean of H", "n",
     ]  # fmt: skip
     write_cell(tmp_path / "new", entry(toy_b=1), epochs=3)
     write_cell(tmp_path / "new", entry(toy_b=1), **ZERO_SHOT)
     found = base2new(load_results(tmp_path / "new"), METHODS)
     more = ["others", "forgotten", "epoch"]
-    assert average_table(found).columns == ["method", "base", "new", "H of averages", "mean of H", *more, "n"]
-    assert dataset_table(found, "toy_a").columns == ["method", "base", "new", "H", *more, "others/toy_b", "n"]
+    assert base2new_table(found).columns == ["method", "base", "new", "H of averages", "mean of H", *more, "n"]
+    assert base2new_table(found, "toy_a").columns == ["method", "base", "new", "H", *more, "others/toy_b", "n"]
 
 
 def test_a_mean_is_over_the_sets_that_every_row_has_and_the_rest_is_named(tmp_path):
@@ -176,7 +176,7 @@ def test_hostile_names_of_sets_are_text_and_stand_for_no_column(tmp_path):
     for own in bad["sets"].values():
         own |= {"split_digest": [own["split_digest"]], "template": {}}
     write_cell(tmp_path, bad)
-    table = dataset_table(base2new(load_results(tmp_path)), "toy_a")
+    table = base2new_table(base2new(load_results(tmp_path)), "toy_a")
     assert table.rows[0][1:4] == ["80.00", "60.00", "68.57"] and len(table.columns) == 6 + len(names)
     text = report(tmp_path)
     assert "a\\|b&lt;/script>" in text.markdown() and "\x1b" not in text.csv() + text.text() + text.latex()

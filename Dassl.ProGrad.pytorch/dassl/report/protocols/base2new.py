@@ -17,9 +17,9 @@ from functools import cached_property
 import numpy as np
 
 from dassl.report import table
-from dassl.report.disclosures import STAMP_COLUMNS, stamp_cells, stamp_notes
+from dassl.report.disclosures import STAMP_COLUMNS, names_on, stamp_cells, stamp_notes
 from dassl.report.frame import Grid, build, with_accuracy
-from dassl.report.methods import NONE, backbone_of, names_on, row_names, row_of, shared_settings, split_by_template
+from dassl.report.methods import NONE, Methods, backbone_of, row_names, row_of, shared_settings, split_by_template
 from dassl.report.records import NoRuns, group_by, require_evaluations, select
 from dassl.report.stats import Summary, harmonic_mean, summarise
 
@@ -151,7 +151,7 @@ def _add_others(grid, dataset):
         values = {OTHERS: np.mean([percent[key] for key in keys])} | {EACH + key[0]: percent[key] for key in keys}
         for q, value in values.items():
             grid.scores.setdefault((row, (dataset, q)), {})[run["seed"]] = value
-            grid.files.setdefault((row, (dataset, q)), []).append(str(run["file"]))
+            grid.runs.setdefault((row, (dataset, q)), []).append(run)
     for row in rows:
         cells = [(r, (dataset, OTHERS)) for r in (grid.zero_shot(row), row)]
         theirs, ours = (grid.scores.get(cell, {}) for cell in cells)
@@ -166,73 +166,67 @@ def _accuracies(record):
     return {key: 100 * n["correct"] / n["total"] for key, n in others.items()}
 
 
-def average_table(grid):
-    """The average over data sets -> Table with columns method, base, new, H of averages, mean of H, [others, forgotten,
-    epoch,] n."""
-    names, notes = grid.names, []
-    for row, name in names.items():
-        gaps, judged = grid.gaps(row), [(dataset, q) for dataset in grid.datasets for q in JUDGED]
-        below = group_by(grid.below(row, judged), lambda column: column[0])
-        below = ", ".join(f"{dataset} ({', '.join(q for _, q in columns)})" for dataset, columns in below.items())
-        without = [dataset for dataset, _ in grid.each(OTHERS) if not grid.by_seed(row, (dataset, OTHERS))]
-        warm = [percent for column in grid.each(STAGE1) for percent in grid.by_seed(row, column).values()]
-        itself = f"{np.count_nonzero(warm)} of {len(warm)} cells are stage 1 itself, an epoch at the warm-up rate"
-        notes += table.row_notes(
-            name,
-            gaps and f"not averaged where a data set is missing: {gaps}",
-            0 < len(without) < len(grid.datasets) and f"no average of others, without any on {', '.join(without)}",
-            any(warm) and itself,
-            grid.uneven(row, grid.each("base") + grid.each("new"))
-            and "data sets have different seeds; means use all of them, deviations and n only the seeds that all data "
-            "sets share",
-            below and f"below zero-shot on: {below}",
-        )
-    notes += stamp_notes(grid, names) + grid.others_notes(names)
-    shown = _table(grid, f"Average over {table.data_sets(grid.datasets)}", names, None, notes)
-    shown.spare = ("mean of H",) if grid.of_others else ()  # of the two, papers print the other
-    return shown
-
-
-def dataset_table(grid, dataset):
-    """One data set -> Table with columns method, base, new, H, [others, forgotten, epoch, each of the others,] n."""
-    shown = _table(grid, dataset, names_on(dataset, grid), dataset)
-    shown.wide = tuple(EACH + name for name in grid.shared[dataset])
-    return shown
-
-
-def _table(grid, title, names, dataset, notes=()):
-    """-> Table on one data set, or on average."""
-    datasets, plain = ([dataset], QUANTITIES) if dataset else (grid.datasets, AVERAGES)
-    more = (OTHERS, FORGOTTEN, EPOCH, *(EACH + name for name in grid.shared.get(dataset, ())))
+def base2new_table(grid: Base2New, dataset: str | None = None) -> table.Table:
+    """The average over data sets, or one of them: columns method, base, new, (H of averages, mean of H) or H, [others,
+    forgotten, epoch, each of the others of a data set,] n."""
+    average = dataset is None
+    datasets, plain = (grid.datasets, AVERAGES) if average else ([dataset], QUANTITIES)
+    each = tuple(EACH + name for name in grid.shared.get(dataset, ()))
+    names = names_on(dataset, grid)
 
     def shown(row):
-        cells = grid.on(row, dataset) if dataset else grid.average(row)
+        cells = grid.average(row) if average else grid.on(row, dataset)
         if EPOCH in cells:
             epochs = sorted(epoch for d in datasets for epoch in grid.by_seed(row, (d, EPOCH)).values())
             span = f" ({epochs[0]:g}-{epochs[-1]:g})" if len({*epochs}) > 1 else ""
             cells[EPOCH] = table.Cell(f"{np.median(epochs):g}{span}" if epochs else table.MISSING, cells["new"].files)
         runs = [r for d in datasets for r in grid.runs.get((row, (d, "new")), ())]
         words = table.Cell("class-bound" if any((r.get("others") or {}).get("bound") for r in runs) else table.MISSING)
-        return {q: cells[q] for q in plain} | {q: cells[q] or words for q in more if q in cells}
+        more = (q for q in (OTHERS, FORGOTTEN, EPOCH, *each) if q in cells)
+        return {q: cells[q] for q in plain} | {q: cells[q] or words for q in more}
 
     columns = [*shown(grid.rows[0])]
     unjudged = [q for q in columns if q not in (*JUDGED, *AVERAGES[1:])]
-    return table.method_table(title, grid, names, columns, shown, unjudged=unjudged, notes=notes)
+    title = f"Average over {table.data_sets(datasets)}" if average else dataset
+    made = table.method_table(title, grid, names, columns, shown, unjudged=unjudged)
+    made.wide = each
+    if average:
+        made.notes = [note for item in names.items() for note in _row_notes(grid, *item)]
+        made.notes += stamp_notes(grid, names) + grid.others_notes(names)
+        made.spare = ("mean of H",) if grid.of_others else ()  # of the two, papers print the other
+    return made
 
 
-def base2new_report(records, methods=NONE):
-    """Records -> Report: the average over data sets, then each data set. CSV: a line for each row, data set (or
-    "average") and quantity."""
-    grid = base2new(records, methods)
+def _row_notes(grid, row, name):
+    gaps, judged = grid.gaps(row), [(dataset, q) for dataset in grid.datasets for q in JUDGED]
+    below = group_by(grid.below(row, judged), lambda column: column[0])
+    below = ", ".join(f"{dataset} ({', '.join(q for _, q in columns)})" for dataset, columns in below.items())
+    without = [dataset for dataset, _ in grid.each(OTHERS) if not grid.by_seed(row, (dataset, OTHERS))]
+    warm = [percent for column in grid.each(STAGE1) for percent in grid.by_seed(row, column).values()]
+    return table.row_notes(
+        name,
+        gaps and f"not averaged where a data set is missing: {gaps}",
+        0 < len(without) < len(grid.datasets) and f"no average of others, without any on {', '.join(without)}",
+        any(warm) and f"{np.count_nonzero(warm)} of {len(warm)} cells are stage 1 itself, an epoch at the warm-up rate",
+        grid.uneven(row, grid.each("base") + grid.each("new"))
+        and "data sets have different seeds; means use all of them, deviations and n only the seeds that all data "
+        "sets share",
+        below and f"below zero-shot on: {below}",
+    )
 
-    def cells(row):
+
+def base2new_report(records: list[dict], methods: Methods = NONE) -> table.Report:
+    """The average over data sets, then each data set. CSV: a line for each row, data set (or "average") and quantity.
+    NoRuns if no record is a base-to-new evaluation."""
+    grid, lines = base2new(records, methods), []
+    for row, name in grid.names.items():
         by_dataset = {"average": grid.average(row)} | {d: grid.on(row, d) for d in grid.datasets}
-        return {(dataset, q): summary for dataset, cell in by_dataset.items() for q, summary in cell.items()}
-
+        cells = {(dataset, q): summary for dataset, cell in by_dataset.items() for q, summary in cell.items()}
+        lines += table.csv_lines(name, row, cells, stamp_cells(grid, row))
     return table.method_report(
         PROTOCOL,
         "Base-to-new accuracy in percent" + shared_settings(grid.rows),
-        [average_table(grid), *(dataset_table(grid, d) for d in grid.datasets)],
+        [base2new_table(grid, dataset) for dataset in (None, *grid.datasets)],
         [
             "H: harmonic mean of base and new, per seed, then averaged over seeds",
             "H of averages: H of the averaged base and the averaged new accuracy (as papers print it)",
@@ -241,7 +235,7 @@ def base2new_report(records, methods=NONE):
             *(["forgotten: zero-shot CLIP's others minus the row's, of the same seeds"] * (FORGOTTEN in grid.more)),
         ],
         ["dataset", "quantity"],
-        table.csv_lines(grid.names, cells, stamp_cells(grid)),
+        lines,
         STAMP_COLUMNS,
     )
 
@@ -265,7 +259,7 @@ def backbones_report(records, methods=NONE):
         cells = {q: averages[q] for q in AVERAGES}
         shown = [*map(table.show, cells.values()), risen, table.show_n(cells.values())]
         rows.append([name, row.backbone, str(len(grid.datasets)), *shown])
-        lines += table.csv_lines({row: name}, lambda _, cells=cells | {GAIN: gain}: {(q,): s for q, s in cells.items()})
+        lines += table.csv_lines(name, row, {(q,): summary for q, summary in {**cells, GAIN: gain}.items()})
     columns = ["method", "backbone", "data sets", *AVERAGES, GAIN, "n"]
     return table.method_report(
         "backbones",

@@ -3,13 +3,14 @@
 Zero-shot CLIP sees no shots; its row has the same number in every column.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dassl.report import table
-from dassl.report.disclosures import STAMP_COLUMNS, stamp_cells, stamp_notes
+from dassl.report.disclosures import STAMP_COLUMNS, names_on, stamp_cells, stamp_notes
 from dassl.report.frame import Grid, build, with_accuracy, without_repeats
-from dassl.report.methods import NONE, names_on, row_of, sees_no_data, shared_settings, split_by_template
+from dassl.report.methods import NONE, Methods, Row, row_of, sees_no_data, shared_settings, split_by_template
 from dassl.report.records import require_evaluations, select
+from dassl.report.stats import Summary
 
 PROTOCOL = "fewshot"
 SUBSET = "all"
@@ -19,17 +20,17 @@ SUBSET = "all"
 class FewShot(Grid):
     """Accuracies in percent by columns (data set, shots)."""
 
-    datasets: list = ()
-    shots: list = ()
+    datasets: list[str] = field(default_factory=list)
+    shots: list[int] = field(default_factory=list)
 
-    def on(self, row, dataset=None):
+    def on(self, row: Row, dataset: str | None = None) -> dict[int, Summary]:
         """{shots: Summary} on one data set, or of the average over all; no number if one is missing."""
         datasets = [dataset] if dataset else self.datasets
         return {k: self.cell(row, *((d, k) for d in datasets)) for k in self.shots}
 
 
-def fewshot(records, methods=NONE):
-    """Records of `load_results` -> FewShot. NoRuns if there is no evaluation."""
+def fewshot(records: list[dict], methods: Methods = NONE) -> FewShot:
+    """From records of `load_results`. NoRuns if there is no evaluation."""
     runs = split_by_template(with_accuracy(records, subset=SUBSET), methods)
     trained = [r for r in select(runs, protocol=PROTOCOL) if not sees_no_data(r) and r.get("shots") is not None]
     require_evaluations(trained, records, PROTOCOL, PROTOCOL, "all")
@@ -61,21 +62,20 @@ def _table(grid, dataset=None):
     return table.method_table(title, grid, names, columns, lambda row: grid.on(row, dataset), notes=notes)
 
 
-def fewshot_report(records, methods=NONE):
-    """Records -> Report: the average over data sets, then each data set."""
-    grid = fewshot(records, methods)
+def fewshot_report(records: list[dict], methods: Methods = NONE) -> table.Report:
+    """the average over data sets, then each data set."""
+    grid, lines = fewshot(records, methods), []
     over = [None, *grid.datasets]
-
-    def cells(row):
-        return {(dataset or "average", k): s for dataset in over for k, s in grid.on(row, dataset).items()}
-
+    for row, name in grid.names.items():
+        cells = {(dataset or "average", k): s for dataset in over for k, s in grid.on(row, dataset).items()}
+        lines += table.csv_lines(name, row, cells, stamp_cells(grid, row))
     report = table.method_report(
         PROTOCOL,
         "Accuracy in percent by shots" + shared_settings(grid.rows),  # none of the rows says its shots
         [_table(grid, dataset) for dataset in (over if len(over) > 2 else over[:1])],
         [f"{table.BELOW}: below zero-shot CLIP on the same backbone"],
         ["dataset", "shots"],
-        table.csv_lines(grid.names, cells, stamp_cells(grid)),
+        lines,
         STAMP_COLUMNS,
     )
     for line in [report.columns, *report.lines]:

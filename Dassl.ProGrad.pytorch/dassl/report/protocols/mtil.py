@@ -117,20 +117,17 @@ def streams(records, protocol, methods=NONE):
 def _stream(labels, tasks, named, ablation, runs, methods):
     """A group of readable runs -> Stream."""
     kept = newest_each(runs, key=lambda r: (r["row"], r["seed"]), what="evaluated streams")
-    scores, files = fill(kept, lambda r: {(r["row"], cell): value for cell, value in r["cells"].items()})
-    rows = sort_rows((r["row"] for r in kept), methods)
+    grid = fill(kept, lambda r: {(r["row"], cell): value for cell, value in r["cells"].items()}, methods)
     if ablation:  # k = 2 before k = 10
-        rows.sort(key=lambda row: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", row.label)])
+        grid.rows.sort(key=lambda row: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", row.label)])
     columns = [
         *(Column(metric) for metric in (*METRICS, KNOWN)),
         *(Column(metric, task) for metric in METRICS for task in tasks),
         *(Column(q, task, after) for q in ("accuracy", KNOWN) for after in tasks for task in tasks),
     ]
-    taken = {column for _, column in scores}
-    columns = [column for column in columns if column in taken]
+    grid.columns = [column for column in columns if column in set(grid.columns)]
     order = str(runs[0]["order"]) if named else ", ".join(tasks)
-    return Stream(rows, columns, scores, files, methods, labels=labels, tasks=tasks, named=named, ablation=ablation,
-                  order=order)  # fmt: skip
+    return Stream(**vars(grid), labels=labels, tasks=tasks, named=named, ablation=ablation, order=order)
 
 
 def _cells(record):
@@ -294,13 +291,11 @@ def mtil_report(records, protocol, methods=NONE):
     tables += [_summary_table(one) for one in found if one.ablation]
     tables += [_task_table(one, metric) for one in shown for metric in METRICS]
     tables += [_matrix_table(one, row) for one in shown for row in one.changing]
-    for one in found:
-
-        def cells(row, one=one):
-            head = one.order, one.labels or ""
-            return {(*head, c.quantity, c.after, c.task): one.cell(row, c) for c in one.columns}
-
-        lines += table.csv_lines(one.names, cells)
+    for stream in found:
+        head = stream.order, stream.labels or ""
+        for row, name in stream.names.items():
+            cells = {(*head, c.quantity, c.after, c.task): stream.cell(row, c) for c in stream.columns}
+            lines += table.csv_lines(name, row, cells)
     return table.method_report(
         protocol,
         PROTOCOLS[protocol] + shared_settings([row for one in found for row in one.rows]),

@@ -28,7 +28,7 @@ import numpy as np
 
 from dassl.report import records as runs_of
 from dassl.report import table
-from dassl.report.frame import Grid, fill
+from dassl.report.frame import fill
 from dassl.report.methods import EACH_TEMPLATE, NONE, row_names, row_of, sort_rows
 from dassl.report.records import RESULTS_FILE, NoRuns, group_by, is_number, most_alike, newest_each
 from dassl.report.stats import barrier
@@ -248,9 +248,8 @@ def _space(space, records, methods):
         return {(row, (run["dataset"], *column)): height for column, height in run_barriers(run["path"]).items()}
 
     newest = newest_each(records, key=lambda r: (row_of(r, methods), r["dataset"], r["seed"]), what="paths")
-    scores, files = fill([{**run, "file": run["file"].with_name(RESULTS_FILE)} for run in newest], heights)
-    grid = Grid(sort_rows((row for row, _ in scores), methods), [], scores, files)
-    datasets = sorted({column[0] for _, column in scores}, key=methods.dataset_rank)
+    grid = fill([{**run, "file": run["file"].with_name(RESULTS_FILE)} for run in newest], heights, methods)
+    datasets = sorted({column[0] for column in grid.columns}, key=methods.dataset_rank)
     rows, notes, lines = [], [], []
     for row, name in grid.names.items():
         said = {}  # each once
@@ -267,7 +266,7 @@ def _space(space, records, methods):
             shown = [table.show(cell, digits=DIGITS[quantity]) for (quantity, _), cell in cells.items()]
             rows.append([name, subset, *shown, table.show_n(filter(None, cells.values()))])
             numbers = {(space, quantity, LINES[line], subset): cell for (quantity, line), cell in cells.items()}
-            lines += table.csv_lines({row: name}, {row: numbers}.get, digits=6)
+            lines += table.csv_lines(name, row, numbers, digits=6)
         notes += [note for text, whose in said.items() for note in table.row_notes(whose, text)]
     columns = ["method", "classes", *(f"{quantity} {line}" for quantity in QUANTITIES for line in LINES), "n"]
     title = f"Space of {space}, average over {table.data_sets(datasets)}"

@@ -188,15 +188,10 @@ def sweeps_report(records, methods=NONE):
     found, lines = sweeps(records, methods), []
     keys = list(dict.fromkeys(key for sweep in found for key in sweep.keys))
     for sweep in found:
-
-        def cells(row, sweep=sweep):
-            head, averages = [_value(dict(row.setting).get(key)) for key in keys], sweep.grid.average(row)
-            return {(*head, q): averages[q] for q in (*AVERAGES, *sweep.grid.of_others)}
-
-        def costs(row, sweep=sweep):
-            return _cost(sweep.costs.get(row.setting), missing="")
-
-        lines += table.csv_lines(dict.fromkeys(sweep.rows, sweep.name), cells, costs)
+        for row in sweep.rows:
+            values, averages = [_value(dict(row.setting).get(key)) for key in keys], sweep.grid.average(row)
+            cells = {(*values, q): averages[q] for q in (*AVERAGES, *sweep.grid.of_others)}
+            lines += table.csv_lines(sweep.name, row, cells, _cost(sweep.costs.get(row.setting), missing=""))
     return table.method_report(
         PROTOCOL,
         "Sweeps, base-to-new accuracy in percent",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from dassl.report import table
 from dassl.report.disclosures import STAMP_COLUMNS, stamp_cells, stamp_notes
 from dassl.report.frame import Grid, build, with_accuracy, without_repeats
-from dassl.report.methods import NONE, merge_values, row_of, sees_no_data, shared_settings, split_by_template
+from dassl.report.methods import NONE, Methods, merge_values, row_of, sees_no_data, shared_settings, split_by_template
 from dassl.report.records import group_by, is_number, require_evaluations, select
 
 SUBSET = "all"
@@ -109,15 +109,13 @@ def _table(grid):
     )
 
 
-def transfer_report(records, protocol, methods=NONE):
-    """Records -> Report with a table for each source."""
+def transfer_report(records: list[dict], protocol: str, methods: Methods = NONE) -> table.Report:
+    """A table for each source. NoRuns if there is no evaluation."""
     grids, known, lines = transfer(records, protocol, methods), PROTOCOLS[protocol], []
     for grid in grids:
-
-        def cells(row, grid=grid):
-            return {(*grid.alpha(row), grid.source, name): summary for name, summary in grid.on(row).items()}
-
-        lines += table.csv_lines(grid.names, cells, stamp_cells(grid))
+        for row, name in grid.names.items():
+            cells = {(*grid.alpha(row), grid.source, column): summary for column, summary in grid.on(row).items()}
+            lines += table.csv_lines(name, row, cells, stamp_cells(grid, row))
     return table.method_report(
         protocol,
         known.heading + shared_settings([row for grid in grids for row in grid.rows]),
