@@ -7,9 +7,6 @@ hub's cache is read without asking the network.
 """
 
 import os
-import ssl
-import urllib.error
-import urllib.request
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -275,36 +272,22 @@ def _weights_names(package, name):
 def no_network():
     """Why the hub cannot be reached, or "": huggingface_hub alone would retry each file for half a minute."""
     from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
 
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
     try:
-        request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
-        urllib.request.urlopen(request, timeout=10).close()
-    except urllib.error.HTTPError:
-        return ""  # it answers
-    except OSError as error:
-        reason = getattr(error, "reason", error)
-        if not isinstance(reason, ssl.SSLError):  # huggingface_hub may know other certificates
-            return f"{constants.ENDPOINT} cannot be reached: {reason}"
+        get_session().head(constants.ENDPOINT, timeout=10)  # any answer will do
+    except Exception as error:  # of its client's kinds; HF_HUB_OFFLINE is one of the reasons
+        return f"{constants.ENDPOINT} cannot be reached: {error}"
     return ""
 
 
 @contextmanager
 def offline():
-    """HF_HUB_OFFLINE for one load: the hub would ask for newer versions, and wait where there is no network.
-
-    huggingface_hub reads the variable once, when it is imported, so its constant is set too.
-    """
+    """HF_HUB_OFFLINE for one load: the hub would ask for newer versions, and wait where there is no network."""
     from huggingface_hub import constants
 
-    variable, constant = os.environ.get("HF_HUB_OFFLINE"), constants.HF_HUB_OFFLINE
-    os.environ["HF_HUB_OFFLINE"], constants.HF_HUB_OFFLINE = "1", True
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True  # the variable is read once, on import
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = constant
-        if variable is None:
-            del os.environ["HF_HUB_OFFLINE"]
-        else:
-            os.environ["HF_HUB_OFFLINE"] = variable
+        constants.HF_HUB_OFFLINE = before
