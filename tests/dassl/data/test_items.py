@@ -127,8 +127,7 @@ def test_what_is_odd_is_said(caplog):
     ]
 
 
-def test_a_million_items_are_looked_at_class_by_class():
-    """The number of classes, not of images, is what is looked at in Python: an error names the first of its kind."""
+def test_one_odd_item_behind_many_is_named():
     train = items([(i % 3, NAMES[i % 3]) for i in range(30_000)])
     train[29_999] = Datum.listed("/a/last.jpg", 2.5, classname="emu")
     with pytest.raises(UserError, match=r"Mine: train_x: label 2\.5, class 'emu', /a/last\.jpg"):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
 from operator import attrgetter
+from typing import NoReturn
 
 from dassl.utils import MissingFile, UserError, brief, download_url, get_logger, read_image
 from dassl.utils.progress import progress
@@ -88,57 +89,49 @@ def check_items(name: str, train_x: Sequence, train_u: Sequence = (), val: Seque
     """
     if not train_x:
         raise UserError(f"{name}: no training images")
-    trained = {}
-    for part, items in (("train_x", train_x), ("train_u", train_u), ("val", val), ("test", test)):
-        names, places = {}, {}
-        for item in _one_of_each(f"{name}: {part}", list(items or ())):
-            label, classname = item.label, item.classname
-            where = f"{name}: {part}: label {label!r}, class {classname!r}, {item.impath}"
-            if isinstance(label, bool) or not isinstance(label, Integral):
-                raise UserError(f"{where}: its label is a {type(label).__name__}, expected a whole number: 0, 1, ...")
-            if not isinstance(classname, str):
-                raise UserError(f"{where}: its class name is a {type(classname).__name__}, expected a text")
+    trained = _first_items(f"{name}: train_x", train_x)
+    _first_items(f"{name}: train_u", train_u, labelled=False)
+    last, named = trained[max(trained)], any(item.classname for item in trained.values())
+    for label in range(len(trained)):
+        if label not in trained:
+            _refuse(f"{name}: train_x", last, f"the largest label, but label {label} has no training images")
+        if named and not trained[label].classname.strip():
+            _refuse(f"{name}: train_x", trained[label], "no class name")
+    names = [trained[label].classname for label in range(len(trained))]
+    new = dict(enumerate(names[(len(names) + 1) // 2 :]))
+    for part, items in ((f"{name}: val", val), (f"{name}: test", test)):
+        firsts = _first_items(part, items)
+        is_new = {label: item.classname for label, item in firsts.items()} == new
+        for label, item in firsts.items():
+            if label not in trained:
+                _refuse(part, item, f"label {label} has no training images")
+            if item.classname not in ("", names[label]) and names[label] and not is_new:
+                _refuse(part, item, f"label {label} is {names[label]!r} in train_x")
+
+
+def _first_items(part: str, items: Sequence | None, labelled: bool = True) -> dict:
+    """{label: the first of its items} of a list, whose items are what a part of a data set may hold."""
+    firsts: dict = {}
+    for item in items or ():
+        if not (hasattr(item, "label") and hasattr(item, "classname")):
+            raise UserError(f"{part} holds {brief(item)}, expected a Datum")
+        label, classname = item.label, item.classname
+        if isinstance(label, bool) or not isinstance(label, Integral):
+            _refuse(part, item, f"its label is a {type(label).__name__}, expected a whole number: 0, 1, ...")
+        if not isinstance(classname, str):
+            _refuse(part, item, f"its class name is a {type(classname).__name__}, expected a text")
+        if (first := firsts.setdefault(label, item)) is item:
             if any("\ud800" <= letter <= "\udfff" for letter in classname):  # of a folder whose name is no UTF-8
-                raise UserError(f"{where}: its class name is no Unicode text; rename the folder")
-            if part == "train_u":
-                continue
-            if label < 0:
-                raise UserError(f"{where}: expected labels 0, 1, ...")
-            if trained and label not in trained:
-                raise UserError(f"{where}: label {label} has no training images")
-            if names.setdefault(label, classname) != classname:
-                raise UserError(f"{where}: label {label} is {names[label]!r} elsewhere")
-            places.setdefault(label, where)
-        trained = trained or names
-        _check_names(names, trained, places)
+                _refuse(part, item, "its class name is no Unicode text; rename the folder")
+            if labelled and label < 0:
+                _refuse(part, item, "expected labels 0, 1, ...")
+        elif labelled and classname != first.classname:
+            _refuse(part, item, f"label {label} is {first.classname!r} elsewhere")
+    return firsts
 
 
-def _one_of_each(where: str, items: list) -> list:
-    """The first item of each label and class name; all items where these cannot be looked up."""
-    items = items[::-1]
-    try:
-        labels, names = (list(map(attrgetter(field), items)) for field in ("label", "classname"))
-        return list(dict(zip(zip(map(type, labels), labels, names, strict=True), items, strict=True)).values())[::-1]
-    except TypeError:
-        return items[::-1]
-    except AttributeError:
-        odd = next(item for item in items if not hasattr(item, "label") or not hasattr(item, "classname"))
-        raise UserError(f"{where} holds {brief(odd)}, expected a Datum") from None
-
-
-def _check_names(names: dict, trained: dict, places: dict) -> None:
-    """names: {label: class name} of a part; trained: that of train_x; places: {label: where the part has it}."""
-    new = list(trained.values())[(len(trained) + 1) // 2 :]
-    if names is trained:
-        for label in range(len(names)):
-            if label not in names:
-                raise UserError(f"{places[max(names)]}: the largest label, but label {label} has no training images")
-            if not names[label].strip() and any(names.values()):
-                raise UserError(f"{places[label]}: no class name")
-    elif names != dict(enumerate(new)):
-        for label, classname in names.items():
-            if classname and trained[label] and classname != trained[label]:
-                raise UserError(f"{places[label]}: label {label} is {trained[label]!r} in train_x")
+def _refuse(part: str, item, reason: str) -> NoReturn:
+    raise UserError(f"{part}: label {item.label!r}, class {item.classname!r}, {item.impath}: {reason}")
 
 
 def odd_items(train_x: Sequence, val: Sequence = (), test: Sequence = ()) -> Iterator[str]:
