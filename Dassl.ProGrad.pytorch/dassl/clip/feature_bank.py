@@ -18,10 +18,8 @@ import itertools
 import os
 import stat
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save
 from torch.utils.data import DataLoader, Dataset
 
@@ -42,13 +40,11 @@ from dassl.utils import (
 )
 from dassl.utils.distributed import barrier, broadcast, gather_to_main, is_collective, is_main, shard
 from dassl.utils.progress import progress
-from dassl.utils.tensorfile import open_tensors
+from dassl.utils.tensorfile import read_safetensors
 
 from .banks import default_folder
 
 FORMAT = 1
-# {loader of test images: {settings: loader of their features}}
-_STORED: WeakKeyDictionary = WeakKeyDictionary()
 WORKERS_FROM = 512  # images to encode below which starting worker processes costs more than it saves
 
 
@@ -59,18 +55,16 @@ def build_feature_loader(cfg, loader, backbone, *, is_train: bool, autocast=cont
     """
     if not (cfg.FEATURES.VIEWS > 0 if is_train else cfg.FEATURES.TEST):
         return loader
-    options = {
-        "folder": bank_folder(cfg),
-        "views": cfg.FEATURES.VIEWS,
-        "is_train": is_train,
-        "batch_size": cfg.DATALOADER.TEST.BATCH_SIZE,
-        "strict": cfg.FEATURES.STRICT,
-    }
-    kept = {} if is_train else _STORED.setdefault(loader, {})  # one loader may serve many evaluations of a process
-    key = repr((options, _tower_facts(backbone, autocast)))
-    if key not in kept:
-        kept[key] = feature_loader(loader, backbone, autocast=autocast, **options)
-    return kept[key]
+    return feature_loader(
+        loader,
+        backbone,
+        folder=bank_folder(cfg),
+        views=cfg.FEATURES.VIEWS,
+        is_train=is_train,
+        batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
+        strict=cfg.FEATURES.STRICT,
+        autocast=autocast,
+    )
 
 
 def bank_folder(cfg) -> str:
@@ -203,13 +197,12 @@ class FeatureBank:
         if not file.is_file():
             return False
         try:
-            with open_tensors(file) as stored:
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
-                if stored.metadata() != self._facts(number, tensors):
-                    raise ValueError("it belongs to another bank, or its checksum is wrong")
-        except (SafetensorError, ValueError, OSError) as error:
+            tensors, metadata = read_safetensors(file)
+            if metadata != self._facts(number, tensors):
+                raise UserError(f'"{file}" is damaged: it belongs to another bank, or its checksum is wrong')
+        except UserError as error:
             if warn:
-                get_logger().warning(f'Feature bank: "{file}" is damaged ({error}), building it again')
+                get_logger().warning(f"Feature bank: {error}; building it again")
             return False
         self._rounds[number] = tensors
         return True
@@ -255,7 +248,7 @@ class FeatureBank:
 
 
 class BankDataset(Dataset):
-    """Batches from a bank, a whole batch at a time: indices (with their epoch, if any) -> a dictionary."""
+    """Batches from a bank, a whole batch at a time: indices (with their epoch, if any, one) -> a dictionary."""
 
     def __init__(self, bank, data_source):
         self.bank, self.data_source = bank, data_source
@@ -267,14 +260,8 @@ class BankDataset(Dataset):
 
     def __getitems__(self, indices):
         rows = torch.tensor([int(index) for index in indices])
-        rounds = [getattr(index, "view", 0) for index in indices]
-        if len(set(rounds)) == 1:
-            batch = {name: value[rows] for name, value in self.bank.round(rounds[0]).items()}
-        else:
-            parts = [self.bank.round(number) for number in rounds]
-            batch = {
-                name: torch.stack([part[name][row] for part, row in zip(parts, rows, strict=True)]) for name in parts[0]
-            }
+        (epoch,) = {getattr(index, "view", 0) for index in indices}  # a batch is of one
+        batch = {name: value[rows] for name, value in self.bank.round(epoch).items()}
         batch = {name: list(value.unbind(1)) if value.ndim == 3 else value for name, value in batch.items()}
         return {
             **batch,

@@ -3,7 +3,6 @@
 They are device-free: tensors are written from the CPU and come back there, whatever held them.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -49,8 +48,8 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
         MissingFile: no such file.
         UserError: damaged, or written by something else; names the file.
     """
-    with _opened(path) as (stored, about):
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (no mapping)
+    tensors, metadata = read_safetensors(path)
+    about = _about(path, metadata)
     crc = tensor_checksum(tensors, about["facts"])
     if crc != about["crc32"]:
         raise UserError(f'"{path}" is damaged: its checksum is {crc}, expected {about["crc32"]}')
@@ -60,32 +59,37 @@ def load_tensors(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict
 def read_facts(path: str | os.PathLike) -> dict:
     """The facts of a file of `save_tensors`, from its header alone. Raises as `load_tensors`, but for damage
     behind the header."""
-    with _opened(path) as (_, about):
-        return about["facts"]
+    return _about(path, read_safetensors(path, header_only=True)[1])["facts"]
 
 
-@contextlib.contextmanager
-def open_tensors(path):
-    """`safe_open` for torch of a file in a folder of any name; the library's own takes names in UTF-8 alone."""
-    with contextlib.ExitStack() as stack:
-        try:
-            os.fspath(path).encode()
-        except UnicodeEncodeError:
-            path = f"/dev/fd/{stack.enter_context(open(path, 'rb')).fileno()}"
-        yield stack.enter_context(safe_open(path, framework="pt"))
+def read_safetensors(
+    path: str | os.PathLike, header_only: bool = False
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Any safetensors file -> (its tensors, as private maps of the file, or none; its metadata).
 
-
-@contextlib.contextmanager
-def _opened(path):
+    Raises:
+        MissingFile: no such file.
+        UserError: damaged, or of another format; names the file.
+    """
     check_file(path)
     try:
-        with open_tensors(path) as stored:
-            about = json.loads((stored.metadata() or {}).get("about", "{}"))
-            if not isinstance(about, dict) or about.keys() != {"crc32", "facts"}:
-                raise ValueError("its header has no facts and checksum of this code")
-            yield stored, about
+        # by its number: the library takes names in UTF-8 alone
+        with open(path, "rb") as file, safe_open(f"/dev/fd/{file.fileno()}", framework="pt") as stored:
+            names = [] if header_only else stored.keys()
+            return {name: stored.get_tensor(name) for name in names}, stored.metadata() or {}
     except (SafetensorError, OSError, ValueError, MemoryError) as error:  # the last: too large to be mapped
-        raise UserError(f'"{path}" is damaged or was written by something else: {error}') from error
+        raise UserError(f'"{path}" is damaged or no safetensors file: {error}') from error
+
+
+def _about(path, metadata):
+    try:
+        about = json.loads(metadata.get("about", ""))
+    except ValueError:
+        about = None
+    if not isinstance(about, dict) or about.keys() != {"crc32", "facts"}:
+        reason = "its header has no facts and checksum of this code"
+        raise UserError(f'"{path}" is damaged or was written by something else: {reason}')
+    return about
 
 
 def tensor_checksum(tensors: Mapping[str, torch.Tensor], facts: dict | None = None) -> str:

@@ -16,6 +16,7 @@ from .checkpoints import check_kind, restricted_load
 from .errors import MissingFile, UserError, brief
 from .files import atomic_save, atomic_write, read_text
 from .logger import get_logger
+from .tensorfile import read_safetensors
 from .tools import tolist_if_not
 
 _TOKEN_BUFFERS = {
@@ -126,7 +127,8 @@ def load_checkpoint(fpath: str | os.PathLike, scripts: bool = False) -> dict:
         raise UserError("File path is None")
     fpath = os.fspath(fpath)
     if fpath.endswith(".safetensors"):
-        return _load_safetensors(fpath)
+        check_kind(fpath)
+        return read_safetensors(fpath)[0]
     checkpoint = restricted_load(fpath, scripts)
     if not isinstance(checkpoint, dict):
         raise UserError(f'"{fpath}" holds a {type(checkpoint).__name__}, but a checkpoint is a dictionary')
@@ -139,17 +141,6 @@ def load_checkpoint(fpath: str | os.PathLike, scripts: bool = False) -> dict:
     if "epoch" in checkpoint:
         checkpoint["epoch"] = _number(checkpoint["epoch"], checkpoint["epoch"])
     return checkpoint
-
-
-def _load_safetensors(fpath):
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    check_kind(fpath)
-    try:
-        return load_file(fpath)
-    except (SafetensorError, ValueError, MemoryError) as error:  # the last: too large to be mapped
-        raise UserError(f'"{fpath}" is damaged or no safetensors file: {error}') from error
 
 
 def _number(value, default=None):

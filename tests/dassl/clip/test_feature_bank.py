@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dassl.clip import feature_bank
 from dassl.clip.banks import main as list_banks
-from dassl.clip.feature_bank import BankDataset, FeatureBank, _turn, build_feature_loader, feature_loader
+from dassl.clip.feature_bank import FeatureBank, _turn, build_feature_loader, feature_loader
 from dassl.data import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.utils import UserError
@@ -93,16 +93,6 @@ def test_several_transforms_and_copies_keep_their_shape(cfg, backbone):
             assert len(one[image]) == len(other[feature]) == 2
             for view, stored in zip(one[image], other[feature], strict=True):
                 assert torch.allclose(stored, encode(backbone, {"img": view}), atol=1e-5)
-
-
-def test_a_batch_may_mix_epochs(cfg, backbone):
-    from dassl.data import ViewIndex
-
-    dataset = bank_loader(cfg, backbone, views=2).dataset
-    assert isinstance(dataset, BankDataset) and len(dataset) == CLASSES * EACH
-    batch = dataset.__getitems__([ViewIndex(3, 0), ViewIndex(3, 1)])
-    expected = [dataset.bank.round(number)["feature"][3] for number in (0, 1)]
-    assert torch.equal(batch["feature"], torch.stack(expected)) and batch["index"].tolist() == [3, 3]
 
 
 def test_worker_processes_change_nothing(cfg, backbone, tmp_path, monkeypatch):
