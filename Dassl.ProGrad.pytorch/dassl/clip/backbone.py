@@ -20,12 +20,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dassl.utils import UserError
+from dassl.utils import Registry, UserError
 from dassl.utils import tensor_digest as digest_of_tensors
 from dassl.utils.moved import OldMethods
 
 from .recompute import recomputed, recomputed_blocks
 
+CLIP_REGISTRY = Registry("CLIP")  # of backends, see `build`
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 tensor_digest = functools.partial(digest_of_tensors, algorithm=hashlib.sha256)  # for weights that are no single file

@@ -8,7 +8,11 @@
 | `open_clip:MODEL/TAG` | what open_clip knows, e.g. `ViT-B-16-SigLIP2/webli`, `EVA02-B-16/merged2b_s8b_b131k` |
 | `open_clip:...` | also `MODEL/FILE`, a folder as open_clip's on the hub, `hf-hub:ORG/REPO` |
 
-Another backend is one registered function: `open_clip:X` calls the one named `open_clip` with model "X".
+Another backend is a function registered in CLIP_REGISTRY: `open_clip:X` calls the one named `open_clip` with model "X":
+`backend(model, *, path, device, precision) -> ClipBackbone`. model: what follows the colon of the name ("" if nothing
+does); path: a weights file or a folder of them ("": the backend's usual places); precision: "fp16" casts the towers to
+half, every other mode keeps them in fp32. It raises UserError for a model or file that it cannot use, and returns the
+CLIP frozen, in evaluation mode.
 """
 
 import functools
@@ -16,43 +20,14 @@ import os
 
 import torch
 
-from dassl.utils import Registry, UserError, closest, get_logger
+from dassl.utils import UserError, get_logger
 
-from .backbone import ClipBackbone
-
-CLIP_REGISTRY = Registry("CLIP")
-"""Functions `backend(model, *, path, device, precision) -> ClipBackbone`.
-
-model: what follows the colon of the name ("" if nothing does); path: a weights file or a folder of them
-("": the backend's usual places); precision: "fp16" casts the towers to half, every other mode keeps them in
-fp32. A backend raises UserError for a model or file it cannot use, and returns the CLIP frozen, in
-evaluation mode.
-"""
+from . import hub  # noqa: F401  registers open_clip
+from .backbone import CLIP_REGISTRY, ClipBackbone
+from .openai import openai, weights_table
+from .tiny import load  # noqa: F401  registers tiny
 
 PRECISIONS = ("fp32", "fp16", "amp", "bf16")
-
-
-@CLIP_REGISTRY.register()
-def openai(model, *, path, device, precision):
-    from .openai import load_openai
-
-    return load_openai(model, path=path, device=device, precision=precision)
-
-
-@CLIP_REGISTRY.register()
-def open_clip(model, *, path, device, precision):
-    from .hub import load_open_clip
-
-    return load_open_clip(model, path=path, device=device, precision=precision)
-
-
-@CLIP_REGISTRY.register()
-def tiny(model, *, path, device, precision):
-    if model or path:
-        raise UserError(f'the CLIP "tiny" is built in and takes no model or file, got "{model or path}"')
-    from .tiny import load_tiny
-
-    return load_tiny(device=device, precision=precision)
 
 
 def build_clip(name: str, *, path: str = "", device="cpu", precision: str = "fp32") -> ClipBackbone:
@@ -65,27 +40,13 @@ def build_clip(name: str, *, path: str = "", device="cpu", precision: str = "fp3
     if precision not in PRECISIONS:
         raise UserError(f'unknown precision "{precision}", expected one of {", ".join(PRECISIONS)}')
     backend, _, model = name.partition(":")
-    if backend in CLIP_REGISTRY:
-        return CLIP_REGISTRY.get(backend)(model, path=path, device=device, precision=precision).freeze()
-    if not (path or is_clip(name)):
-        available = [*openai_names(), "tiny", "open_clip:MODEL/TAG", "a weights file"]
-        raise UserError(
-            f'unknown CLIP "{name}" (nearest: {", ".join(closest(name, available[:-2]))}); '
-            f"available: {', '.join(available)}"
-        )
-    return openai(name, path=path, device=device, precision=precision).freeze()
+    build, model = (CLIP_REGISTRY.get(backend), model) if backend in CLIP_REGISTRY else (openai, name)
+    return build(model, path=path, device=device, precision=precision).freeze()
 
 
 def is_clip(name: str) -> bool:
     """Is it a name that `build_clip` knows, or a file?"""
-    return name.partition(":")[0] in CLIP_REGISTRY or os.path.exists(name) or name in openai_names()
-
-
-def openai_names() -> list[str]:
-    """Names of OpenAI's models, from the table of the `clip` package."""
-    from .openai import weights_table
-
-    return list(weights_table())
+    return name.partition(":")[0] in CLIP_REGISTRY or os.path.exists(name) or name in weights_table()
 
 
 @functools.lru_cache(maxsize=4)

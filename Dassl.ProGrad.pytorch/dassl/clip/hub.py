@@ -15,7 +15,7 @@ import torch
 
 from dassl.utils import MissingFile, UserError, check_kind, check_records, closest, get_logger, read_json, sha256_file
 
-from .backbone import Preprocess
+from .backbone import CLIP_REGISTRY, Preprocess
 from .open_clip import OpenClip, OpenClipForeignText
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -46,7 +46,8 @@ class Source:
         return Path(self.weights).parent if os.path.isfile(self.weights) else None
 
 
-def load_open_clip(model, *, path="", device="cpu", precision="fp32"):
+@CLIP_REGISTRY.register()
+def open_clip(model: str, *, path: str, device, precision: str) -> OpenClip:
     """`MODEL/TAG`, `MODEL/FILE`, a folder, `local-dir:FOLDER` or `hf-hub:ORG/REPO` -> OpenClip.
 
     path: a weights file for MODEL, or a local folder. open_clip's own initialisation does not touch the
@@ -175,7 +176,7 @@ def _wrap(package, module, tokenizer, *, name, digest):
 
 
 def resolve(package, model, path=""):
-    """A name behind `open_clip:`, and MODEL.BACKBONE.PATH -> Source. UserError as `load_open_clip`."""
+    """A name behind `open_clip:`, and MODEL.BACKBONE.PATH -> Source. UserError as `open_clip`."""
     if model.startswith((LOCAL, HUB)):
         return Source(model)
     folder = next((place for place in (path, model) if place and Path(place).expanduser().is_dir()), None)

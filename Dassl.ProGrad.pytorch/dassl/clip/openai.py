@@ -20,17 +20,9 @@ from typing import Any
 
 import torch
 
-from dassl.utils import (
-    MissingFile,
-    UserError,
-    closest,
-    download_url,
-    get_logger,
-    load_weights,
-    sha256_file,
-)
+from dassl.utils import MissingFile, UserError, closest, download_url, get_logger, load_weights, sha256_file
 
-from .backbone import Block, ClipBackbone, Preprocess
+from .backbone import CLIP_REGISTRY, Block, ClipBackbone, Preprocess
 
 INSTALL = "pip install clip-anytorch (or git+https://github.com/openai/CLIP)"
 CACHE = "~/.cache/clip"
@@ -92,7 +84,8 @@ def _blocks(tower):
     return [Block(block, block.ln_1, block.attn.embed_dim, False) for block in tower.resblocks]
 
 
-def load_openai(name: str, *, path: str = "", device="cpu", precision: str = "fp32") -> OpenAIClip:
+@CLIP_REGISTRY.register()
+def openai(name: str, *, path: str, device, precision: str) -> OpenAIClip:
     """The OpenAI CLIP `name`, or whatever file of its layout `path` or `name` points to -> OpenAIClip.
 
     Raises:
@@ -115,8 +108,8 @@ def load_openai(name: str, *, path: str = "", device="cpu", precision: str = "fp
     return backbone
 
 
-def find_weights(name: str, path: str = "", *, cache: str = CACHE) -> tuple[Path, str]:
-    """Where the weights lie -> (file, sha256). Looks at `path`, then in `cache`, then downloads into it.
+def find_weights(name: str, path: str) -> tuple[Path, str]:
+    """Where the weights lie -> (file, sha256). Looks at `path`, then in CACHE, then downloads into it.
 
     A file given by the user is taken as it is; one found under a known name must have that name's hash.
     """
@@ -127,13 +120,14 @@ def find_weights(name: str, path: str = "", *, cache: str = CACHE) -> tuple[Path
         raise MissingFile(f'MODEL.BACKBONE.PATH "{path}" is not there; expected a weights file or its folder')
     table = weights_table()
     if name not in table:
+        names = [*table, "tiny"]
         raise UserError(
-            f'unknown CLIP "{name}" (nearest: {", ".join(closest(name, table))}); '
-            f"available: {', '.join(table)}, or a weights file"
+            f'unknown CLIP "{name}" (nearest: {", ".join(closest(name, names))}); '
+            f"available: {', '.join(names)}, open_clip:MODEL/TAG, or a weights file"
         )
     address = table[name]
     file_name, expected = os.path.basename(address), address.split("/")[-2]
-    files = [place / file_name for place in (*([named] if path else []), Path(cache).expanduser())]
+    files = [place / file_name for place in (*([named] if path else []), Path(CACHE).expanduser())]
     get_logger().info(f"CLIP {name}: looking for {', '.join(map(str, files))}, then {address}")
     file = next((file for file in files if file.is_file()), None)
     if file is None:

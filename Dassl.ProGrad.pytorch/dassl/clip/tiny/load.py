@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from dassl.clip.backbone import Block, ClipBackbone, Preprocess, tensor_digest
+from dassl.clip.backbone import CLIP_REGISTRY, Block, ClipBackbone, Preprocess, tensor_digest
 from dassl.clip.tiny.model import MEAN, STD, TinyCLIP
 from dassl.clip.tiny.tokenizer import PAD, tokenizer
 from dassl.utils import MissingFile, UserError, sha256_file
@@ -55,6 +55,13 @@ def load_tiny(device="cpu", precision="fp32"):
         module = TinyCLIP(tokenizer().size)
     module.load_state_dict(load_file(WEIGHTS), assign=True)
     return _backbone(module, "tiny", sha256_file(WEIGHTS), device, precision).freeze()
+
+
+@CLIP_REGISTRY.register()
+def tiny(model: str, *, path: str, device, precision: str) -> TinyBackbone:
+    if model or path:
+        raise UserError(f'the CLIP "tiny" is built in and takes no model or file, got "{model or path}"')
+    return load_tiny(device, precision)
 
 
 def random_tiny(seed=0, *, device="cpu", precision="fp32", **dims):
