@@ -18,7 +18,6 @@ import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -36,7 +35,6 @@ from dassl.utils.progress import progress
 
 LABELS = ("target", "union")
 BATCH = 128  # images a forward pass
-TEXTS_OF = 128  # models whose class vectors are kept: 2.4 MB each for 1,201 classes of width 512
 KNOWN = "known"  # key of the answers of a task's own expert
 
 
@@ -72,15 +70,21 @@ class ExpertCache:
 
 @dataclass
 class _Question:
-    """What to count on one test set: answers of `members[expert]` alone, votes of `snapshot`, or both."""
+    """What to count on one test set: answers of the snapshot's `expert` alone, votes of all its experts, or both."""
 
-    members: list[Member]
+    snapshot: Snapshot
     expert: int | None = None
-    snapshot: Snapshot | None = None
     rules: Mapping[str, Vote] = field(default_factory=dict)
     labels: Sequence[str] = ("target",)
-    spaces: dict[str, LabelSpace] = field(default_factory=dict)
-    correct: Counter = field(default_factory=Counter)  # KNOWN or (rule, label space) -> 0-d tensor
+
+    def keys(self) -> list:
+        """KNOWN or (rule, label space) of each count."""
+        return [*([] if self.expert is None else [KNOWN]), *itertools.product(self.rules, self.labels)]
+
+
+def _alone(member: Member) -> _Question:
+    """Of one model that never votes."""
+    return _Question(Snapshot([], [], [], [], [member]), 0)
 
 
 class Evaluator:
@@ -99,27 +103,26 @@ class Evaluator:
         self.device = torch.device(clip.device)
         self.autocast, self.chunk = autocast, chunk
         self.image_passes: Counter = Counter()
-        self._features: WeakKeyDictionary = WeakKeyDictionary()  # test set -> {number of the chunk: (B, D) of `clip`}
-        self._texts: OrderedDict = OrderedDict()  # model key -> {(class names, prompts): (C, D)}
+        self._texts: dict = {}  # (model key, class names, prompts) -> (C, D): 2.4 MB for 1,201 classes of width 512
 
     def known(self, member: Member, test: TestSet) -> int:
         """Correct answers of one model on `test`."""
-        return self._count(test, [_Question([member], 0)])[0][KNOWN]
+        return self._count(test, [_alone(member)])[0][KNOWN]
 
     def votes(self, snapshot: Snapshot, test: TestSet, rules: Mapping[str, Vote], labels=("target",)) -> dict:
         """{(rule, label space): correct answers} of {rule: Vote}; labels: "target", "union" or both."""
-        return self._count(test, [_Question(snapshot.members, None, snapshot, rules, labels)])[0]
+        return self._count(test, [_Question(snapshot, None, rules, labels)])[0]
 
     def sweep(
-        self, snapshots: Sequence[Snapshot], tests: Sequence[TestSet], rules: Mapping, agnostic=False, log=False
+        self, snapshots: Sequence[Snapshot], tests: Sequence[TestSet], rules: Mapping, agnostic: bool = False
     ) -> tuple[dict[tuple[str, str | None], AccuracyMatrix], list[list[float | None]]]:
         """All of a stream in one pass over the images -> ({(rule, label space): matrix}, known).
 
         snapshots[i]: after session i, T of them; tests: T, in the order of learning. A learned task is answered by its
         expert and the label space is None; agnostic: all tasks by the vote, in both label spaces. known: rows of
-        percentages of the tasks' own experts, None for a task not learned yet. log: the lines of the released code.
+        percentages of the tasks' own experts, None for a task not learned yet. It logs the lines of the released code.
         """
-        columns = [self._column(snapshots, test, rules, agnostic, log) for test in progress(tests, "evaluating")]
+        columns = [self._column(snapshots, test, rules, agnostic) for test in progress(tests, "evaluating")]
         names, totals = [test.name for test in tests], [len(test) for test in tests]
         matrices = {}
         for rule, labels in itertools.product(rules, LABELS if agnostic else (None,)):
@@ -139,23 +142,20 @@ class Evaluator:
         """
         columns = []
         for test, column in zip(progress(tests, "evaluating"), zip(*rows, strict=True), strict=True):
-            questions = {member.key: _Question([member], 0) for member in column}
+            questions = {member.key: _alone(member) for member in column}
             counts = dict(zip(questions, self._count(test, list(questions.values())), strict=True))
             columns.append([counts[member.key][KNOWN] for member in column])
         return AccuracyMatrix([test.name for test in tests], torch.tensor(columns).T, [len(test) for test in tests])
 
-    def _column(self, snapshots: Sequence[Snapshot], test: TestSet, rules, agnostic: bool, log: bool) -> list[dict]:
+    def _column(self, snapshots: Sequence[Snapshot], test: TestSet, rules: Mapping, agnostic: bool) -> list[dict]:
         """The counts of each snapshot, all on `test`."""
         questions = []
         for snapshot in snapshots:
             place = snapshot.place(test.name)
-            if agnostic or place is None:
-                labels = LABELS if agnostic else ("target",)
-                questions.append(_Question(snapshot.members, place, snapshot, rules, labels))
-            else:
-                questions.append(_Question([snapshot.members[place]], 0))
+            voting = agnostic or place is None
+            questions.append(_Question(snapshot, place, rules if voting else {}, LABELS if agnostic else ("target",)))
         columns, write = self._count(test, questions), get_logger().info
-        for snapshot, counts in zip(snapshots, columns, strict=True) if log else ():
+        for snapshot, counts in zip(snapshots, columns, strict=True):
             after = f" after {len(snapshot.tasks)} of {len(snapshots)} tasks" if len(snapshots) > 1 else ""
             write(f"Evaluating on {test.name}{after}")
             for key, correct in counts.items():
@@ -167,95 +167,85 @@ class Evaluator:
     def _count(self, test: TestSet, questions: Sequence[_Question]) -> list[dict]:
         """{KNOWN or (rule, label space): correct answers} a question. The images are decoded once for all of them, by
         one of several processes each."""
-        for question in questions:
-            of = {"target": None, "union": question.snapshot}
-            question.spaces = {labels: LabelSpace(test, of[labels], self.device) for labels in question.labels}
+        counts = [Counter(dict.fromkeys(question.keys(), 0)) for question in questions]
+        spaces = [
+            {labels: LabelSpace(test, q.snapshot if labels == "union" else None, self.device) for labels in q.labels}
+            for q in questions
+        ]
         share = test.share(self.chunk)
-        chunks = progress(test.chunks(self.chunk, self.device, share), test.name, total=-(-len(test) // self.chunk))
-        for number, (pixels, labels) in enumerate(chunks):
-            pretrained = functools.partial(self._pretrained, test, number, pixels)
-            for question in questions:
-                self._count_chunk(question, pixels, labels, pretrained)
+        chunks = test.chunks(self.chunk, self.device, share)
+        for pixels, labels in progress(chunks, test.name, total=-(-len(test) // self.chunk)):
+            pretrained = functools.cache(functools.partial(self._encode, self.PRETRAINED, self.clip, pixels))
+            for question, count, space in zip(questions, counts, spaces, strict=True):
+                count.update(self._count_chunk(question, space, pixels, labels, pretrained))
         results = []
-        for question in questions:
-            keys = [*([] if question.expert is None else [KNOWN]), *itertools.product(question.rules, question.labels)]
-            counts = torch.tensor([int(question.correct[key]) for key in keys])
+        for count in counts:
+            correct = torch.tensor([int(value) for value in count.values()])
             if share is not None:  # each process has looked at its own
-                counts = all_reduce(counts)
-            results.append(dict(zip(keys, counts.tolist(), strict=True)))
+                correct = all_reduce(correct)
+            results.append(dict(zip(count, correct.tolist(), strict=True)))
         return results
 
-    def _count_chunk(self, question: _Question, pixels: Tensor, labels: Tensor, pretrained: Callable) -> None:
-        """Add the answers on these images; pretrained: () -> their features (B, D)."""
-        members, rules, snapshot, expert = question.members, question.rules, question.snapshot, question.expert
-        by_expert = bool(rules) and snapshot.prototype_source == "expert"  # of their own features
-        seen = None  # (B, T) similarities, where there are votes
-        if rules and not by_expert:
-            seen = similarity(pretrained(), snapshot.prototypes)
-        wanted = torch.full((len(labels), len(members)), by_expert)  # which member has to look at which
-        if seen is not None:
-            wanted = torch.stack([rule.chosen(seen) for rule in rules.values()]).any(0).cpu()
+    def _count_chunk(
+        self, question: _Question, spaces: dict[str, LabelSpace], pixels: Tensor, labels: Tensor, pretrained: Callable
+    ) -> dict:
+        """{key: right answers on these images}; pretrained: () -> their features (B, D)."""
+        snapshot, expert, rules = question.snapshot, question.expert, question.rules
+        models = [Member(self.PRETRAINED, lambda parameters: None), *snapshot.members]
+        wanted = torch.zeros(len(labels), len(models), dtype=torch.bool)  # which model has to look at which image
+        wanted[:, 0] = any(rule.include_pretrained for rule in rules.values())
+        by_expert = snapshot.prototype_source == "expert"  # similarities are of their own features
+        if rules and by_expert:
+            wanted[:, 1:] = True
+        elif rules:
+            seen = similarity(pretrained(), snapshot.prototypes)  # (B, T)
+            wanted[:, 1:] = torch.stack([rule.chosen(seen) for rule in rules.values()]).any(0).cpu()
         if expert is not None:
-            wanted[:, expert] = True
-        rows = [column.nonzero().flatten().to(self.device) for column in wanted.T]
+            wanted[:, 1 + expert] = True
         logits = {
-            name: torch.zeros(1 + len(members), len(labels), len(space.names), device=self.device)
-            for name, space in question.spaces.items()
+            name: torch.zeros(len(models), len(labels), len(space.names), device=self.device)
+            for name, space in spaces.items()
         }
-        if any(rule.include_pretrained for rule in rules.values()):
-            for name, space in question.spaces.items():
-                logits[name][0] = self._logits(self.PRETRAINED, self.clip, pretrained(), space)
         looks = []
-        for i, member in enumerate(members):
-            if not len(rows[i]):
+        for i, (model, looking) in enumerate(zip(models, wanted.T, strict=True)):
+            rows = looking.nonzero().flatten().to(self.device)
+            if not len(rows):
                 continue
-            if member.key == self.PRETRAINED:
-                clip, features = self.clip, pretrained()[rows[i]]
+            if model.key == self.PRETRAINED:
+                clip, features = self.clip, pretrained()[rows]
             else:
-                clip = self.experts.clip(member.key, member.fill)
-                features = self._encode(member.key, clip, pixels, rows[i])
-            if by_expert:
-                looks.append(similarity(features, [snapshot.prototypes[i]]))
-            for name, space in question.spaces.items():
-                logits[name][1 + i, rows[i]] = self._logits(member.key, clip, features, space)
+                clip = self.experts.clip(model.key, model.fill)
+                features = self._encode(model.key, clip, pixels[rows])
+            if by_expert and i:
+                looks.append(similarity(features, [snapshot.prototypes[i - 1]]))
+            for name, space in spaces.items():
+                logits[name][i, rows] = self._logits(model.key, clip, features, space)
         if by_expert:
             seen = torch.cat(looks, 1)
-        for name, space in question.spaces.items():
+        correct = {}
+        for name, space in spaces.items():
             right = space.right[labels]
             if expert is not None and name == "target":
-                question.correct[KNOWN] += (logits[name][1 + expert].argmax(1) == right).sum()
+                correct[KNOWN] = (logits[name][1 + expert].argmax(1) == right).sum()
             for rule, how in rules.items():
-                question.correct[rule, name] += (vote(logits[name], seen, how).argmax(1) == right).sum()
+                correct[rule, name] = (vote(logits[name], seen, how).argmax(1) == right).sum()
+        return correct
 
-    def _pretrained(self, test: TestSet, number: int, pixels: Tensor) -> Tensor:
-        """Features (B, D) of a chunk, computed once."""
-        kept = self._features.setdefault(test, {})
-        if number not in kept or len(kept[number]) != len(pixels):  # another evaluator's larger chunk may be kept
-            rows = torch.arange(len(pixels), device=self.device)
-            kept[number] = self._encode(self.PRETRAINED, self.clip, pixels, rows)
-        return kept[number]
-
-    def _encode(self, key: str, clip: ClipBackbone, pixels: Tensor, rows: Tensor) -> Tensor:
-        """Features (len(rows), D), float32, of some rows of the pixels."""
-        self.image_passes[key] += len(rows)
+    def _encode(self, key: str, clip: ClipBackbone, pixels: Tensor) -> Tensor:
+        """Features (B, D), float32."""
+        self.image_passes[key] += len(pixels)
         with self.autocast():
-            return torch.cat([clip.encode_image(pixels[part]).float() for part in rows.split(BATCH)])
+            return torch.cat([clip.encode_image(part).float() for part in pixels.split(BATCH)])
 
     def _logits(self, key: str, clip: ClipBackbone, features: Tensor, space: LabelSpace) -> Tensor:
-        """(B, C) scaled cosines in float32; the class vectors are of the model's own text tower."""
-        parts = [self._vectors(key, clip, names, prompts)[taken] for names, prompts, taken in space.blocks]
+        """(B, C) scaled cosines in float32; the class vectors are of the model's own text tower, computed once."""
+        parts = []
+        for names, prompts, taken in space.blocks:
+            if (key, names, prompts) not in self._texts:
+                with self.autocast():
+                    self._texts[key, names, prompts] = text_vectors(clip, names, prompts)
+            parts.append(self._texts[key, names, prompts][taken])
         return cosine_logits(features, torch.cat(parts), clip.logit_scale.float())
-
-    def _vectors(self, key: str, clip: ClipBackbone, classnames: tuple, prompts: tuple) -> Tensor:
-        """(C_i, D) of one dataset, computed once a model."""
-        kept = self._texts.setdefault(key, {})
-        self._texts.move_to_end(key)
-        if len(self._texts) > TEXTS_OF:
-            self._texts.popitem(last=False)
-        if (classnames, prompts) not in kept:
-            with self.autocast():
-                kept[classnames, prompts] = text_vectors(clip, classnames, prompts)
-        return kept[classnames, prompts]
 
 
 def write_matrix(folder, matrix: AccuracyMatrix, facts: Mapping, device: torch.device | None = None) -> dict:

@@ -5,12 +5,13 @@ Letters: B images, C classes, C_i classes of task i, D joint width, T tasks.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader
 from yacs.config import CfgNode as CN
 
 from condu.state import Stream
@@ -99,8 +100,7 @@ def snapshot_of(stream: Stream, space: Tuning) -> Snapshot:
 class TestSet:
     """Test images of one task.
 
-    loader: batches of {"img" (B, 3, H, W), "label" (B,)}, of the test transform, always in the same order.
-    UserError for a shuffled or an incomplete loader.
+    loader: batches of {"img" (B, 3, H, W), "label" (B,)}, of the test transform.
     """
 
     __test__ = False  # pytest takes the name for a class of tests
@@ -109,48 +109,30 @@ class TestSet:
     classnames: list[str]
     prompts: list[str]
     loader: DataLoader
-    _kept: list = field(default_factory=list, repr=False)
 
     def __post_init__(self):
-        if not isinstance(self.loader.sampler, SequentialSampler) or self.loader.drop_last:
-            raise UserError(f"test set {self.name}: expected every image in order, found {self.loader.sampler}")
         if not len(self):
             raise UserError(f"test set {self.name} has no images")
 
     def __len__(self) -> int:
         return len(self.loader.dataset)
 
+    def batches(self, size: int) -> int:
+        """How many make a chunk of at most `size` images."""
+        return max(1, size // (self.loader.batch_size or 1))
+
     def share(self, size: int) -> DataLoader | None:
         """Of several processes side by side: the batches of this one's chunks. None where all look at every image."""
-        return share_of_batches(self.loader, max(1, size // (self.loader.batch_size or 1))) if is_collective() else None
+        return share_of_batches(self.loader, self.batches(size)) if is_collective() else None
 
-    def chunks(self, size: int, device, share: DataLoader | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """(pixels, labels) on `device`, at most `size` images or one batch at a time; those of a `share`, or all.
-
-        A set of one chunk is decoded by the first call alone and stays in memory.
-        """
-        if self._kept:
-            yield from ((pixels.to(device), labels.to(device)) for pixels, labels in self._kept)
-            return
-        pixels, labels, count = [], [], 0
-        for batch in self.loader if share is None else share:
-            if "img" not in batch:
+    def chunks(self, size: int, device, share: DataLoader | None = None) -> Iterator[tuple[Tensor, ...]]:
+        """(pixels, labels) on `device`, at most `size` images or one batch at a time; those of a `share`, or all."""
+        batches = iter(self.loader if share is None else share)
+        while chunk := list(islice(batches, self.batches(size))):
+            if "img" not in chunk[0]:
                 raise UserError(f"test set {self.name}: features in place of images, set FEATURES.TEST to False")
-            highest = int(batch["label"].max())
-            if highest >= len(self.classnames):
-                raise UserError(f"test set {self.name}: label {highest}, but {len(self.classnames)} class names")
-            if pixels and count + len(batch["label"]) > size:
-                yield torch.cat(pixels), torch.cat(labels)
-                pixels, labels, count = [], [], 0
-            pixels.append(batch["img"].to(device, non_blocking=True))
-            labels.append(batch["label"].to(device, non_blocking=True))
-            count += len(batch["label"])
-        if not count:  # a share without images
-            return
-        chunk = torch.cat(pixels), torch.cat(labels)
-        if count == len(self):
-            self._kept = [chunk]
-        yield chunk
+            parts = ([batch[key].to(device, non_blocking=True) for batch in chunk] for key in ("img", "label"))
+            yield tuple(map(torch.cat, parts))
 
 
 class LabelSpace:

@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -62,8 +62,6 @@ class Stream:
     def __init__(self, *, backbone: Mapping, space: Mapping, scale="l1", fusion=None, tasks=(), prototypes=()):
         self.fusion: Fusion = Fusion(scale) if fusion is None else fusion
         self.backbone, self.space = _json(backbone), _json(space)
-        if not {"name", "digest"} <= self.backbone.keys():
-            raise UserError(f"The backbone of a stream needs a name and a digest, but is {self.backbone}")
         self.tasks: list[Task] = []
         self.prototypes: list[Tensor] = []
         for task, rows in zip(tasks, prototypes, strict=True):
@@ -86,8 +84,8 @@ class Stream:
 
     def trained_facts(self) -> dict:
         """What results.json says of the stream that is evaluated: preset, shots and seed of its training."""
-        names = dict.fromkeys(task.preset for task in self.tasks if task.preset is not None)
-        facts: dict = {"preset": " and ".join(names), "shots": None}
+        presets = dict.fromkeys(task.preset for task in self.tasks if task.preset is not None)
+        facts: dict = {"preset": " and ".join(presets), "shots": None}
         for name in ("shots", "seed"):
             values = {task.recipe[name] for task in self.tasks if name in task.recipe}
             facts |= {name: values.pop()} if len(values) == 1 else {}
@@ -99,21 +97,18 @@ class Stream:
         False, with nothing changed, if it is the last task already: the run was killed and comes again.
 
         Raises:
-            UserError: the name is taken, the delta is not the task's expert or cannot be fused, or the
-            prototypes fit neither class names nor earlier tasks; nothing is changed.
+            UserError: the name is taken, the delta cannot be fused, or the prototypes fit neither class names nor
+            earlier tasks; nothing is changed.
         """
-        expert = tensor_digest(delta)
-        if task.expert not in ("", expert):
-            raise UserError(f"Task {task.name}: the delta has the digest {expert}, expected {task.expert}")
+        task = Task(**_json(asdict(task) | {"expert": tensor_digest(delta)}))
         if task.name in self.names():
             number = self.names().index(task.name)
-            if number == self.session and self.tasks[number].expert == expert:
+            if number == self.session and self.tasks[number].expert == task.expert:
                 return False
             raise UserError(
                 f"Task {task.name} is session {number} of the stream already, by another expert or not the last: "
-                f"expert {self.tasks[number].expert}, now {expert}, tasks {', '.join(self.names())}"
+                f"expert {self.tasks[number].expert}, now {task.expert}, tasks {', '.join(self.names())}"
             )
-        task = replace(task, **_json(asdict(task) | {"expert": expert}))
         _check(task, prototypes, self.prototypes)
         try:
             self.fusion.absorb(task.name, dict(sorted(delta.items())))  # files do not keep the order of names
@@ -131,16 +126,14 @@ class Stream:
 
         Raises:
             WriteFailed: disk full, no permission; the earlier session still counts.
-            UserError: there is no task, the folder is in use, or it holds a stream that this does not continue.
+            UserError: the folder is in use, or it holds a stream that this does not continue.
         """
-        if not self.tasks:
-            raise UserError(f'A stream without tasks cannot be saved to "{folder}"')
         facts = self.metadata(half)
         with RunLock(folder):
             there = sessions(folder)
             if there:
                 _check_continues(folder, _facts(_file(folder, there[-1])), facts)
-            tensors, _ = self.fusion.state()
+            tensors = self.fusion.state()[0]
             if half:
                 tensors = {k: value.bfloat16() if value.is_floating_point() else value for k, value in tensors.items()}
             tensors |= {f"{PROTOTYPES}{number}": rows for number, rows in enumerate(self.prototypes)}
@@ -165,18 +158,8 @@ class Stream:
             UserError: no such session, another format, other facts (each with both values), a damaged file or one of
             another stream (named).
         """
-        facts = {"backbone": backbone, "space": space, "scale": scale}
-        asked = {key: value for key, value in facts.items() if value is not None}
-        while True:
-            there = sessions(folder)
-            try:
-                return cls._read(folder, there, session, asked)
-            except MissingFile:
-                if there == sessions(folder):  # else a running process moved on while this one was reading
-                    raise
-
-    @classmethod
-    def _read(cls, folder, there: list[int], session: int | None, asked: Mapping) -> "Stream":
+        asked = {"backbone": backbone, "space": space, "scale": scale}
+        there = sessions(folder)
         if not there:
             raise MissingFile(f'No stream in "{folder}": there is no session_<number>.safetensors')
         session = there[-1] if session is None else session
@@ -187,15 +170,13 @@ class Stream:
             _check_continues(_file(folder, number), *(_facts(_file(folder, n)) for n in (number, there[-1])))
         path = _file(folder, session)
         facts = _facts(path)
-        _check_same(folder, facts, asked)
+        _check_same(folder, facts, {key: value for key, value in asked.items() if value is not None})
         tensors, _, _ = load_tensors(path)
-        rows = {key: tensors.pop(key) for key in list(tensors) if key.startswith(PROTOTYPES)}
         try:
             tasks = [Task(**entry) for entry in facts["tasks"]]
-            prototypes = [rows[f"{PROTOTYPES}{number}"] for number in range(len(tasks))]
-            fusion = Fusion.from_state(tensors, facts["fusion"])
-            known = {"tasks": tasks, "prototypes": prototypes, "backbone": facts["backbone"], "space": facts["space"]}
-            return cls(fusion=fusion, **known)
+            prototypes = [tensors.pop(f"{PROTOTYPES}{number}") for number in range(len(tasks))]
+            fused = {"fusion": Fusion.from_state(tensors, facts["fusion"]), "tasks": tasks, "prototypes": prototypes}
+            return cls(backbone=facts["backbone"], space=facts["space"], **fused)
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(f'"{path}" holds no stream: {error}') from error
 
@@ -228,12 +209,9 @@ def forget(folder, session: int) -> None:
                 os.unlink(_file(folder, number))
 
 
-def _json(value):
-    """As it comes back from a file. Raises UserError for what JSON cannot hold."""
-    try:
-        return json.loads(json.dumps(dict(value)))
-    except (TypeError, ValueError) as error:
-        raise UserError(f"Facts of a stream must be JSON ({error}), but got {value}") from error
+def _json(value: Mapping) -> dict:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(dict(value)))
 
 
 def _check(task: Task, prototypes: Tensor, earlier: list[Tensor]) -> None:

@@ -205,7 +205,7 @@ def evaluate_stream(bench: StreamEvaluation, out: str, agnostic: bool) -> Matric
 
     def measure() -> list[AccuracyMatrix]:
         """One sweep for all."""
-        matrices, known = bench.evaluator.sweep(bench.snapshots(), bench.tests, rules, agnostic, log=True)
+        matrices, known = bench.evaluator.sweep(bench.snapshots(), bench.tests, rules, agnostic)
         for _, facts in rows.values() if agnostic else ():
             facts["known"] = known
         return [matrices[key] for key in rows]

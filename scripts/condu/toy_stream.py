@@ -104,7 +104,7 @@ def _say_failure(what: str, error: BaseException) -> None:
 
 @functools.lru_cache(maxsize=1)
 def bench_of(run: Run):
-    """The process's evaluator: test images and the pretrained model's features of them are kept between jobs."""
+    """The process's evaluator: the pretrained CLIP, the data sets and class vectors are kept between jobs."""
     from scripts.condu.evaluate import StreamEvaluation
 
     return StreamEvaluation(run)

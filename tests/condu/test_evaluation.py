@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from condu import evaluation
 from condu.snapshot import prototypes_of
-from condu.voting import PRESETS, Vote, vote
+from condu.voting import PRESETS, Vote, similarity, vote
 from tests.fixtures.condu_world import World, member_of
 
 RULES = PRESETS | {
@@ -165,26 +166,6 @@ def test_a_sweep_decodes_once_and_encodes_no_more_than_needed(world, chunk):
     assert world.passes == {"pretrained": sum(images[1:]), "expert": seen + unseen}
 
 
-def test_a_set_that_fits_one_chunk_is_decoded_for_good(world):
-    test, evaluator = world.tests[0], world.evaluator(chunk=len(world.tests[0]))
-    for member in world.members[:3]:
-        evaluator.known(member, test)
-    world.passes.clear()
-    for learned in (2, 3):
-        evaluator.votes(world.snapshot(learned), test, {"one": Vote(True, 1, "uniform")})
-    assert set(test.loader.dataset.decoded.values()) == {1} and world.passes["pretrained"] == len(test)
-    large = world.tests[2]
-    evaluator.known(world.members[0], large)
-    evaluator.known(world.members[1], large)
-    assert set(large.loader.dataset.decoded.values()) == {2}
-
-
-def test_evaluators_with_other_chunks_share_test_sets(world):
-    few, all_, test = world.evaluator(chunk=5), world.evaluator(chunk=100), world.tests[2]
-    found = [evaluator.votes(world.snapshot(3), test, RULES, BOTH) for evaluator in (few, all_, few)]
-    assert found[0] == found[1] == found[2]
-
-
 def test_all_k_and_both_presets_cost_one_pass(world):
     rules = {f"k{k}": Vote(False, k, "similarity") for k in range(1, 7)} | PRESETS
     evaluator, test = world.evaluator(), world.tests[0]
@@ -224,14 +205,16 @@ def test_texts_are_encoded_once_a_model_and_data_set(world):
     assert texts["pretrained"] == sum(prompts[:3])
 
 
-def test_the_passes_run_under_autocast_and_the_sums_in_float32(world):
-    types = set()
+def test_the_passes_run_under_autocast_and_the_sums_in_float32(world, monkeypatch):
+    types, encoded = set(), []
     world.clip.module.visual.register_forward_hook(lambda _, __, out: types.add(out.dtype))
     evaluator = world.evaluator(autocast=lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    monkeypatch.setattr(
+        evaluation, "similarity", lambda features, of: encoded.append(features) or similarity(features, of)
+    )
     votes = evaluator.votes(world.snapshot(3), world.tests[4], PRESETS)
     assert types == {torch.bfloat16} and all(0 <= n <= 12 for n in votes.values())
-    features = evaluator._features[world.tests[4]][0]
-    assert features.dtype == torch.float32
+    assert {image.dtype for image in encoded} == {torch.float32}
 
 
 def test_more_resident_experts_are_filled_less_often(world):
@@ -245,6 +228,6 @@ def test_more_resident_experts_are_filled_less_often(world):
 
 def test_the_log_has_the_lines_of_the_released_code(world, caplog):
     with caplog.at_level("INFO", "dassl"):
-        _, known = world.evaluator().sweep([world.snapshot(1)], world.tests[:1], PRESETS, log=True)
+        _, known = world.evaluator().sweep([world.snapshot(1)], world.tests[:1], PRESETS)
     lines = [record.message for record in caplog.records]
     assert lines == ["Evaluating on Task0", f"Top-1 accuracy: {known[0][0]:.2f}"]
