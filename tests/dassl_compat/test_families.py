@@ -50,7 +50,6 @@ END_LINES = {"upstream": "Finish training", "fork": "Finished training"}
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*torch.cuda.amp:FutureWarning",
-    "ignore:resume.pt does not hold what training changes",
     "ignore:.*CUDA is not available:UserWarning",
 )
 

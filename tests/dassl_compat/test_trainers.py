@@ -24,10 +24,7 @@ OVERRIDDEN = {
     "model_inference", "test", "after_train",
 }  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*torch.cuda.amp:FutureWarning",
-    "ignore:resume.pt does not hold what training changes in step_counter",
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.cuda.amp:FutureWarning")
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,6 @@ Layout: `<folder>/<model>/model.pth.tar-<N>` (N epochs done), `<folder>/<model>/
 results.json, with the digest of each.
 """
 
-import contextlib
-import functools
 import math
 import os
 import re
@@ -157,20 +155,6 @@ def written(folder: str | Path) -> dict[str, str]:
     return {f"{file.parent.name}/{file.name}": checkpoint_digest(file) for file in sorted(files)}
 
 
-def _stamp(path: Path) -> tuple[int, ...] | None:
-    """What tells a file that has changed, None where there is none that can be read."""
-    with contextlib.suppress(OSError):
-        stat = path.stat()
-        return stat.st_ino, stat.st_size, stat.st_mtime_ns
-    return None
-
-
-@functools.lru_cache(maxsize=32)
-def _written_by(folder: Path, *stamps: tuple[int, ...] | None) -> dict[str, str]:
-    """What a finished run, or a merge, says of its checkpoints; many weights of one are read in a row."""
-    return whole(folder).get("weights", {}).get("files", {})
-
-
 def check_written(path: str | Path) -> list[str]:
     """UserError for a file of weights in the folder of a finished run, or of a merge, that this has not written.
 
@@ -178,7 +162,7 @@ def check_written(path: str | Path) -> list[str]:
     """
     path = Path(path).absolute()
     for folder in path.parents[:2]:
-        digests = _written_by(folder, *(_stamp(folder / name) for name in (MERGE, RESULTS)))
+        digests = whole(folder).get("weights", {}).get("files", {})
         name = path.relative_to(folder).as_posix()
         if digests and (name in digests or is_checkpoint(path)):
             if digests.get(name) != checkpoint_digest(path):
@@ -192,39 +176,32 @@ def check_written(path: str | Path) -> list[str]:
 # The best model so far of a run
 
 
-def best_files(trainer) -> dict[str, str]:
-    """{model: path of its best weights}."""
-    return {name: os.path.join(trainer.output_dir, name, BEST) for name in trainer._models}
-
-
 def best_digests(trainer) -> dict[str, str]:
-    """{model: digest of its best weights} that the main process has just written."""
-    there = {name: file for name, file in best_files(trainer).items() if is_main() and os.path.isfile(file)}
-    return {name: checkpoint_digest(file) for name, file in there.items()}
+    """{model: digest of its best weights}, of those that are there; in the main process."""
+    files = {name: os.path.join(trainer.output_dir, name, BEST) for name in trainer._models if is_main()}
+    return {name: checkpoint_digest(file) for name, file in files.items() if os.path.isfile(file)}
 
 
-def check_best(trainer, digests: dict[str, str | None], epochs: int | None = None) -> None:
-    """UserError where the best weights are not those with these digests (None: not known), that the run has written.
+def check_best(trainer, written: dict[str, str], epochs: int | None = None) -> None:
+    """UserError where the best weights are not those with these digests, that the run has written.
 
     epochs: of resume.pt. Those of the next one were written after it, right before the run was killed: they are found
     again, and nothing is the best until then.
     """
-    for name, file in best_files(trainer).items() if is_main() else ():
-        there = os.path.isfile(file)
-        if name not in digests or there and digests[name] in (None, checkpoint_digest(file)):
-            continue
-        if there and epochs is not None and load_checkpoint(file).get("epoch") == epochs + 1:
-            trainer.best_result = -math.inf
-            continue
-        what = "is not the one that this run wrote" if there else "is gone"
-        raise UserError(f"{file}, the best model so far, {what}: put it back, or --overwrite starts the run afresh")
+    now = best_digests(trainer)
+    for name in [name for name in written if is_main() and now.get(name) != written[name]]:
+        file = os.path.join(trainer.output_dir, name, BEST)
+        if name not in now or epochs is None or load_checkpoint(file).get("epoch") != epochs + 1:
+            what = "is not the one that this run wrote" if name in now else "is gone"
+            raise UserError(f"{file}, the best model so far, {what}: put it back, or --overwrite starts the run afresh")
+        trainer.best_result = -math.inf
 
 
 def take_best(trainer) -> None:
     """The best model so far is the other run's: a copy of it, or its result is forgotten where it is gone."""
-    files = [os.path.join(trainer.cfg.RESUME, name, BEST) for name in trainer._models]
-    if not all(map(os.path.isfile, files)):
+    files = {name: os.path.join(trainer.cfg.RESUME, name, BEST) for name in trainer._models}
+    if not all(map(os.path.isfile, files.values())):
         trainer.best_result = -math.inf
     elif trainer.best_result > -math.inf and is_main():
-        for file, ours in zip(files, best_files(trainer).values(), strict=True):
-            atomic_save(load_checkpoint(file), ours)
+        for name, file in files.items():
+            atomic_save(load_checkpoint(file), os.path.join(trainer.output_dir, name, BEST))

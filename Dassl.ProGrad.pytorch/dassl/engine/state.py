@@ -3,14 +3,16 @@
 import random
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader
 
 
-def stateful(trainer):
+def stateful(trainer) -> Iterator[tuple[str, object]]:
     """(name, part) for each attribute, or member of a list, tuple or dict, that can save and load itself.
 
     Registered models, optimizers and schedulers are not among them.
@@ -30,14 +32,14 @@ def stateful(trainer):
                 yield label, part
 
 
-def running_loaders(trainer):
+def running_loaders(trainer) -> dict[str, DataLoader]:
     """{name: loader} of the loaders whose persistent workers have started."""
     names = ("train_loader_x", "train_loader_u", "val_loader", "test_loader")
     loaders = {name: getattr(trainer, name, None) for name in names}
     return {name: loader for name, loader in loaders.items() if getattr(loader, "_iterator", None) is not None}
 
 
-def stop_workers(trainer):
+def stop_workers(trainer) -> None:
     """End persistent workers; a later pass starts new ones.
 
     Left to the garbage collector, which closes their queues first, each would be waited for 5 seconds.
@@ -47,17 +49,17 @@ def stop_workers(trainer):
         loader._iterator = None
 
 
-def tensor_like(value):
+def tensor_like(value: object) -> bool:
     return isinstance(value, torch.Tensor) and value.numel() > 0
 
 
-def memory(tensor):
+def memory(tensor: torch.Tensor) -> tuple:
     """Equal for two tensors that are the same piece of memory."""
     where = tensor.untyped_storage().data_ptr(), tensor.storage_offset()
     return (*where, tuple(tensor.shape), tensor.stride(), tensor.device)
 
 
-def fingerprint(tensor):
+def fingerprint(tensor: torch.Tensor) -> tuple[int, int, int]:
     """Differs once a tensor has changed -> (its memory, torch's count of writes to it, the sum of its bits).
 
     Writes through `.data` are not counted, so the bits are needed; 40 ms for 600 MB.
@@ -76,20 +78,14 @@ def fingerprint(tensor):
     return tensor.data_ptr(), writes, bits.item()
 
 
-def trace(value):
-    """A number, a tensor or a container of them, in a form to compare later; None for all else."""
-    if isinstance(value, torch.Tensor):
-        return tuple(value.shape), fingerprint(value)[-1]
-    if isinstance(value, int | float | complex | np.number):
-        return repr(value)
-    if isinstance(value, Mapping):
-        value = value.values()
-    elif not isinstance(value, list | tuple):
-        return None
-    return [found for member in value if (found := trace(member)) is not None] or None
+def trace(value: object) -> list:
+    """Differs once a number, a text or a tensor has changed, or one in a container."""
+    kinds = bool | int | float | complex | str | np.number | torch.Tensor
+    members = [member for member in tree_leaves(value) if isinstance(member, kinds)]
+    return [(m.shape, fingerprint(m)[-1]) if isinstance(m, torch.Tensor) else repr(m) for m in members]
 
 
-def plain(value):
+def plain(value: object) -> object:
     """`value` rebuilt of what `torch.load(weights_only=True)` reads. Raises TypeError for anything else."""
     if isinstance(value, torch.Tensor):
         return value.detach()
@@ -111,7 +107,16 @@ def plain(value):
     raise TypeError(f"a {type(value).__name__} is no plain value")
 
 
-def rng_state():
+def saved(name: str, state: object) -> object:
+    """`plain`; None, with a warning, of what holds other values."""
+    try:
+        return plain(state)
+    except TypeError as error:
+        warnings.warn(f"resume.pt does not hold {name}, which training changes: {error}", stacklevel=2)
+        return None
+
+
+def rng_state() -> dict:
     """States of Python's, NumPy's and torch's global generators, CUDA's included, as plain values.
 
     The 600 words of a Mersenne twister go into tensors: as single numbers they would cost most of a save.
@@ -126,7 +131,7 @@ def rng_state():
     }
 
 
-def set_rng_state(state):
+def set_rng_state(state: Mapping) -> None:
     """Put back what `rng_state` gave. CUDA states only where the number of devices is the same."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words.tolist()), gauss))
@@ -143,16 +148,16 @@ _RESTORED = {"_epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "
 
 
 class Attributes:
-    """What a trainer holds beside its registered models: the attributes that save themselves, and what else changes.
+    """What training changes in a trainer beside its registered models: in the parts that save themselves, and in plain
+    attributes (numbers, texts, tensors, parameters, containers of all but those).
 
     Of a module only the tensors are saved that training has changed, and that no registered model holds.
     """
 
-    def __init__(self, trainer: object):
+    def __init__(self, trainer):
         self.trainer = trainer
-        self.unsaved: set[str] = set()  # what should have been saved, and cannot be
-        self._kept: dict[str, set] = {}  # attribute -> keys that were saved
-        self._warned = False
+        self._kept: dict[str, set] = {}  # part -> keys that were saved
+        self._changed: set[str] = set()  # plain attributes that were saved
 
     def begin(self) -> None:
         """Right before the first epoch: note what can change."""
@@ -163,29 +168,25 @@ class Attributes:
             for key, tensor in part.state_dict().items()
             if isinstance(tensor, torch.Tensor)
         }
-        self._traces = self._trace()
+        self._traces = {name: trace(value) for name, value in vars(self.trainer).items()}
 
-    def state(self) -> dict[str, object]:
-        """{attribute: its state}."""
+    def state(self) -> dict[str, dict]:
+        """{"attributes": {part: its state}, "values": {attribute: what it is}}."""
         tensors = [t for model in self.trainer._models.values() for t in model.state_dict().values()]
         seen = {memory(tensor) for tensor in tensors if tensor_like(tensor)}
-        states = {name: self.plain(name, part, seen) for name, part in stateful(self.trainer)}
-        states = {name: state for name, state in states.items() if state is not None}
-        self._kept = {name: set(state) for name, state in states.items()}
-        return states
+        parts = {}
+        for name, part in stateful(self.trainer):
+            state = part.state_dict()
+            if isinstance(part, nn.Module):
+                state = {key: value for key, value in state.items() if self._is_news(name, key, value, seen)}
+            parts[name] = saved(name, state)
+        moved = [name for name, value in vars(self.trainer).items() if self._moved(name, value, seen)]
+        values = {name: saved(name, getattr(self.trainer, name)) for name in moved}
+        parts, values = ({k: v for k, v in group.items() if v is not None} for group in (parts, values))
+        self._kept = {name: set(state) for name, state in parts.items()}
+        return {"attributes": parts, "values": values}
 
-    def plain(self, name: str, part: object, seen: set | None = None) -> object:
-        """The state of a part, of plain values; None where it holds others. seen: memory that is saved already."""
-        state = None if part is None else part.state_dict()
-        if seen is not None and isinstance(part, nn.Module):
-            state = {key: value for key, value in state.items() if self._is_news(name, key, value, seen)}
-        try:
-            return plain(state)
-        except TypeError:
-            self.unsaved.add(name)
-            return None
-
-    def _is_news(self, name: str, key: str, value: object, seen: set) -> bool:
+    def _is_news(self, name, key, value, seen):
         """Must this entry of a module be saved? Not if a registered model holds it or nothing changed it."""
         if not tensor_like(value):
             return True
@@ -194,28 +195,25 @@ class Attributes:
         seen.add(memory(value))
         return key in self._kept.get(name, ()) or self._before.get((name, key)) != fingerprint(value)
 
-    def restore(self, states: Mapping[str, Mapping]) -> None:
-        """Put back what `state` gave."""
+    def _moved(self, name, value, seen):
+        """Must this attribute be saved? Not if a saved module holds it or nothing changed it."""
+        if name in _RESTORED or name not in self._changed and trace(value) == self._traces.get(name, []):
+            return False
+        tensors = filter(tensor_like, tree_leaves(value))
+        return not any(memory(tensor) in seen or tensor.requires_grad and tensor is not value for tensor in tensors)
+
+    def restore(self, parts: Mapping[str, Mapping], values: Mapping[str, object]) -> None:
+        """Put back what `state` gave; tensors of plain attributes lie on the trainer's device."""
         for name, part in stateful(self.trainer):
-            if name in states:
+            if name in parts:
                 strict = {"strict": False} if isinstance(part, nn.Module) else {}
-                part.load_state_dict(states[name], **strict)
-                self._kept[name] = set(states[name])
-
-    def lost(self) -> set[str]:
-        """Names of what has changed since `begin`, and is not saved."""
-        now = self._trace()
-        return {name for name in now if now[name] != self._traces.get(name)} | self.unsaved
-
-    def _trace(self) -> dict[str, object]:
-        return {name: trace(value) for name, value in vars(self.trainer).items() if name not in _RESTORED}
-
-    def warn(self, file: str) -> None:
-        """Say once what the file that holds the states does not."""
-        if not self._warned and (lost := self.lost()):
-            self._warned = True
-            warnings.warn(
-                f"{file} does not hold what training changes in {', '.join(sorted(lost))}: a resumed run "
-                "starts with other values there. Register such state, or let it have a state_dict",
-                stacklevel=3,
-            )
+                part.load_state_dict(parts[name], **strict)
+                self._kept[name] = set(parts[name])
+        device = self.trainer.device
+        for name, value in values.items():
+            if isinstance(parameter := getattr(self.trainer, name, None), nn.Parameter):
+                parameter.data.copy_(value)  # an optimizer may hold it
+            else:
+                moved = tree_map(lambda m: m.to(device) if isinstance(m, torch.Tensor) else m, value)
+                setattr(self.trainer, name, moved)
+        self._changed = set(values)

@@ -271,7 +271,9 @@ class EpochTrainer(SimpleTrainer):
                     self._bar.update(1 / self.num_batches)
                 done = self.batch_idx + 1
                 if (done % self.cfg.TRAIN.ACCUMULATE == 0 or done == self.num_batches) and should_stop():
-                    self._progress.save_within(epoch_log.losses)
+                    cls = type(self)  # with hooks of its own that begin an epoch, it is done again whole
+                    if cls.run_epoch is EpochTrainer.run_epoch and cls.before_epoch is TrainerBase.before_epoch:
+                        self._progress.save_within(epoch_log.losses)
                     stop()
                 epoch_log.waiting()
         epoch_log.end()

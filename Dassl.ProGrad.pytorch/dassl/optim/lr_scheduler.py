@@ -5,8 +5,11 @@ Only `cosine_steps` goes by optimiser steps; it says so by its attribute `per_st
 
 import math
 import warnings
+from collections.abc import Mapping
 
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, StepLR
+from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, WrongType, check_availability, get_logger
 
@@ -122,7 +125,7 @@ def _unchanged(epoch):
     return 1.0
 
 
-def build_lr_scheduler(optimizer, optim_cfg, steps_per_epoch=None):
+def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, steps_per_epoch: int | None = None) -> LRScheduler:
     """Schedule OPTIM.LR_SCHEDULER, behind a warm-up if OPTIM.WARMUP_EPOCH > 0.
 
     steps_per_epoch: optimiser steps of an epoch, for `cosine_steps`.
@@ -142,13 +145,7 @@ def build_lr_scheduler(optimizer, optim_cfg, steps_per_epoch=None):
         return CosineSteps(optimizer, steps_per_epoch * optim_cfg.MAX_EPOCH, optim_cfg.WARMUP_STEPS)
     if warmup > 0:
         check_availability(optim_cfg.WARMUP_TYPE, ["constant", "linear"], "OPTIM.WARMUP_TYPE")
-    scheduler = _main_schedule(
-        optimizer,
-        optim_cfg.LR_SCHEDULER,
-        stepsize=optim_cfg.STEPSIZE,
-        gamma=optim_cfg.GAMMA,
-        max_epoch=optim_cfg.MAX_EPOCH,
-    )
+    scheduler = _main_schedule(optimizer, optim_cfg)
     if warmup <= 0:
         return scheduler
     if not optim_cfg.WARMUP_RECOUNT:
@@ -158,7 +155,8 @@ def build_lr_scheduler(optimizer, optim_cfg, steps_per_epoch=None):
     return LinearWarmupScheduler(optimizer, scheduler, warmup, optim_cfg.WARMUP_MIN_LR)
 
 
-def _main_schedule(optimizer, name, *, stepsize, gamma, max_epoch):
+def _main_schedule(optimizer, optim_cfg):
+    name, stepsize, gamma, max_epoch = (optim_cfg[key] for key in ("LR_SCHEDULER", "STEPSIZE", "GAMMA", "MAX_EPOCH"))
     if name == "single_step":
         every = stepsize[-1] if isinstance(stepsize, list | tuple) else stepsize
         if not isinstance(every, int):
@@ -173,22 +171,21 @@ def _main_schedule(optimizer, name, *, stepsize, gamma, max_epoch):
     return LambdaLR(optimizer, _unchanged)
 
 
-def go_on(optimizer, scheduler, optimizer_state, scheduler_state, steps=None):
-    """Take up states of a run with another config: its moments and its place in the schedule, at this config's rates.
+def go_on(optimizer: Optimizer | None, scheduler: LRScheduler | None, state: Mapping | None, steps: int) -> None:
+    """Go on from a run of another config: with its moments, at this config's rates after so many of its steps.
 
-    Optimizer and scheduler are as they were built; they and their states may be None. steps: optimiser steps that are
-    done, for a schedule that goes by them; any other makes as many steps as the earlier one has made.
+    Optimizer and scheduler are as they were built. state: of the earlier run's optimizer. All may be None.
     """
-    if optimizer is not None and optimizer_state is not None:
-        ours, theirs = optimizer.state_dict()["param_groups"], optimizer_state["param_groups"]
-        if list(map(_kind, ours)) == list(map(_kind, theirs)):
-            optimizer.load_state_dict(optimizer_state | {"param_groups": ours})
+    if optimizer is not None and state is not None:
+        groups = optimizer.state_dict()["param_groups"]
+        if list(map(_kind, groups)) == list(map(_kind, state["param_groups"])):
+            optimizer.load_state_dict({**state, "param_groups": groups})
         else:
             get_logger().info(f"{type(optimizer).__name__} starts anew: the earlier run had another optimizer")
-    if scheduler is not None and scheduler_state is not None:
+    if scheduler is not None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of steps before the optimizer's
-            for _ in range(_steps(scheduler_state) if steps is None else steps):
+            for _ in range(steps):
                 scheduler.step()
 
 
@@ -196,10 +193,3 @@ def _kind(group):
     """What tells apart the optimizers whose moments go by other names, or to other parameters."""
     names = "betas" in group, "alpha" in group, bool(group.get("momentum")), bool(group.get("amsgrad"))
     return *names, len(group["params"])
-
-
-def _steps(state):
-    """How often a scheduler of this state, or of Dassl's that holds its successor itself, was stepped."""
-    state = state if isinstance(state, dict) else vars(state)
-    after = state.get("successor_state", state.get("successor"))
-    return state.get("_step_count", 1) - 1 + (0 if after is None else _steps(after))

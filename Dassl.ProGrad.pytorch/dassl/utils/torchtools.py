@@ -182,6 +182,14 @@ def load_weights(fpath: str | os.PathLike, scripts: bool = False) -> Weights:
         raise UserError(f'"{fpath}": {error}') from None
 
 
+def pointed_at(folder: str | os.PathLike) -> str:
+    """Path that the file `checkpoint` in a model's folder names. MissingFile: there is none."""
+    pointer = os.path.join(folder, "checkpoint")
+    if not os.path.isfile(pointer):
+        raise MissingFile(f'No file "checkpoint" in "{folder}" says which model to resume from')
+    return os.path.join(folder, os.path.basename(read_text(pointer).partition("\n")[0].strip()))
+
+
 def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None) -> int:
     """Restore what the pointer file in `fdir` names; returns the epoch to go on with (epochs done).
 
@@ -189,10 +197,7 @@ def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=
         MissingFile: no pointer, or it names a file that is gone.
         UserError: damaged file, or other parameters than the model's.
     """
-    pointer = os.path.join(fdir, "checkpoint")
-    if not os.path.isfile(pointer):
-        raise MissingFile(f'No file "checkpoint" in "{fdir}" says which model to resume from')
-    fpath = os.path.join(fdir, os.path.basename(read_text(pointer).partition("\n")[0].strip()))
+    fpath = pointed_at(fdir)
     logger = get_logger()
     logger.info(f'Loading checkpoint from "{fpath}"')
     checkpoint = load_checkpoint(fpath)

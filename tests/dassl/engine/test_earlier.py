@@ -18,8 +18,6 @@ from tests.fixtures.dassl_style_world import style_config
 
 root = dassl_style_world.root  # a fixture
 
-pytestmark = pytest.mark.filterwarnings("ignore:resume.pt does not hold what training changes in (count|step|odd)")
-
 
 def build(root, output, *pairs, name="ShortLosses", epochs=4):
     set_random_seed(1)
@@ -94,11 +92,10 @@ def test_a_schedule_by_steps_is_at_the_steps_of_the_epochs_done(root):
         return optim, build_lr_scheduler(optim, cfg.OPTIM, 5)
 
     earlier, whole, resumed = made(2, 0.1), made(3, 0.2), made(3, 0.2)
-    for (optim, sched), steps in ((earlier, 7), (whole, 10)):
-        optim.step()  # there is no gradient
-        for _ in range(steps):
-            sched.step()
-    go_on(*resumed, earlier[0].state_dict(), earlier[1].state_dict(), steps=10)
+    whole[0].step()  # there is no gradient
+    for _ in range(10):
+        whole[1].step()
+    go_on(*resumed, earlier[0].state_dict(), steps=10)
     assert resumed[0].param_groups[0]["lr"] == whole[0].param_groups[0]["lr"]
 
 

@@ -17,8 +17,6 @@ from dassl.utils import MetricMeter, UserError
 from tests.dassl.engine.test_resume import CASES, assert_same_run, build, losses_of, root  # noqa: F401  (fixture)
 from tests.fixtures.dassl_style_world import style_config
 
-pytestmark = pytest.mark.filterwarnings("ignore:resume.pt does not hold what training changes in (count|step|odd)")
-
 
 def told_at(trainer, epoch, batch):
     """Train; in that step (both from 0) SIGTERM comes -> the steps that were taken, as (epoch, batch)."""
@@ -47,9 +45,8 @@ def watched(trainer):
     return taken
 
 
-SAVED = [case for case in CASES if case[0] in ("ShortLosses", "ShortPairs")]
 PLACES = [(0, 0), (0, -1), (3, 1)]  # -1: the last batch
-CHOSEN = [(case, place) for case in SAVED for place in (PLACES if case is SAVED[0] else PLACES[-1:])]
+CHOSEN = [(case, place) for case in CASES for place in (PLACES if case is CASES[0] else PLACES[-1:])]
 
 
 @pytest.mark.parametrize(("case", "place"), CHOSEN, ids=[f"{case[2]} {place}" for case, place in CHOSEN])
@@ -111,14 +108,14 @@ def _told_run(cfg, epoch, batch):
         cls.losses = plain
 
 
-@pytest.mark.parametrize("name", ["ShortTeacher", "StyleTwoLosses", "hook"])
-def test_an_epoch_that_cannot_be_saved_halfway_is_done_again(name, root, tmp_path):  # noqa: F811
-    """Two trainers count in a plain attribute, one has a hook before the epoch that would be called twice."""
+@pytest.mark.parametrize("hook", ["before_epoch", "run_epoch"])
+def test_an_epoch_that_cannot_be_saved_halfway_is_done_again(hook, root, tmp_path):  # noqa: F811
+    """That of a trainer with a hook that would be called twice."""
 
     def prepare(folder):
-        trainer = build(root, folder, "ShortLosses" if name == "hook" else name)
-        if name == "hook":
-            trainer.__class__ = type("Hooked", (type(trainer),), {"before_epoch": lambda self: None})
+        trainer = build(root, folder)
+        plain = getattr(type(trainer), hook)
+        trainer.__class__ = type("Hooked", (type(trainer),), {hook: lambda self: plain(self)})
         return trainer
 
     whole, halves = prepare(tmp_path / "whole"), tmp_path / "halves"
@@ -137,7 +134,7 @@ def test_an_epoch_that_cannot_be_saved_halfway_is_done_again(name, root, tmp_pat
         ({"config": None}, "resume.pt does not fit this run, or is damaged"),
         ({"within": "x"}, "resume.pt does not fit this run, or is damaged"),
         ({"models": {"head": 3}}, "resume.pt does not fit this run, or is damaged"),
-        ({"rng": {"python": 3}}, "resume.pt is damaged: its random states cannot be set"),
+        ({"rng": {"python": 3}}, "resume.pt does not fit this run, or is damaged"),
         ({"epoch": "2"}, "resume.pt does not fit this run, or is damaged"),
     ],
 )
@@ -149,7 +146,7 @@ def test_a_damaged_file_is_refused(change, match, root, tmp_path):  # noqa: F811
         build(root, tmp_path).train()
 
 
-@pytest.mark.parametrize(("hook", "epochs"), [("after_epoch", 1), ("before_epoch", 0), ("test", 5)])
+@pytest.mark.parametrize(("hook", "epochs"), [("after_epoch", 1), ("before_epoch", None), ("test", 5)])
 def test_what_follows_an_epoch_is_saved_first_and_all_else_ends_at_once(hook, epochs, root, tmp_path):  # noqa: F811
     whole = build(root, tmp_path / "whole")
     whole.train()
@@ -163,10 +160,11 @@ def test_what_follows_an_epoch_is_saved_first_and_all_else_ends_at_once(hook, ep
     with sigterm_ends(), pytest.raises(SystemExit, match="143"):
         trainer.train()
     assert reached == [True] * (hook == "after_epoch")
-    assert torch.load(tmp_path / "halves" / "resume.pt", weights_only=True)["epoch"] == epochs
+    file = tmp_path / "halves" / "resume.pt"
+    assert (torch.load(file, weights_only=True)["epoch"] if file.exists() else None) == epochs
     trainer.close_writer()
     halves = build(root, tmp_path / "halves")
-    assert len(watched(halves)) == 3 * (5 - epochs)
+    assert len(watched(halves)) == 3 * (5 - (epochs or 0))
     assert_same_run(whole, halves)
 
 
