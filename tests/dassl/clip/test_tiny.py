@@ -1,7 +1,7 @@
 """The tiny CLIP: its words, its interface, and that the script in the repository makes the shipped weights."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -140,17 +140,17 @@ def test_equal_captions_are_no_negatives():
 
 def test_the_script_makes_the_first_losses_of_the_shipped_log():
     """Four steps on the first chunk of images; two runs with one thread agree to every digit."""
-    shipped = json.loads((WEIGHTS.parent / script.LOG).read_text())
-    assert shipped["plan"] == asdict(script.Plan())
+    shipped = json.loads(script.LOG.read_text())
+    assert shipped["plan"] == vars(script.PLAN)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        _, log = script.train(script.Plan(), stop=4)
+        _, log = script.train(stop=4)
     finally:
         torch.set_num_threads(threads)
-    ours, theirs = ([loss for _, loss, _ in steps[:4]] for steps in (log["steps"], shipped["steps"]))
-    assert ours == pytest.approx(theirs, abs=0.01)  # from 5.78 to 5.57 in these steps, and no further in ten more
-    assert shipped["steps"][-1][0] == script.Plan().steps
+    made, expected = ([loss for _, loss, _ in steps[:4]] for steps in (log["steps"], shipped["steps"]))
+    assert made == pytest.approx(expected, abs=0.01)  # from 5.78 to 5.57 in these steps, and no further in ten more
+    assert shipped["steps"][-1][0] == script.PLAN.steps
 
 
 # ---- what it has learned -----------------------------------------------------------------------------------------
