@@ -29,7 +29,7 @@ from dassl.utils import (
 )
 
 from .mtil import MtilDataset, words
-from .readers import PARTS, Lists, class_folders, folder_images, listed
+from .readers import PARTS, Lists, class_folders, folder_images, listed, read_names
 
 SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 COLUMNS = ("path", "label", "split")
@@ -120,10 +120,7 @@ class CustomDataset(MtilDataset):
                 )
             return {kind: words(kind) for kind in sorted(kinds)}
         path = os.path.join(self.image_dir, os.path.expanduser(self.custom.NAMES))
-        names = read_json(path)
-        if not isinstance(names, dict) or not all(isinstance(name, str) and name for name in names.values()):
-            raise UserError(f'{path}: expected {{"class": "name in prompts", ...}}')
-        names = {kind: name for kind, name in names.items() if kind not in self.custom.LEAVE_OUT}
+        names = {kind: name for kind, name in read_names(path).items() if kind not in self.custom.LEAVE_OUT}
         if set(names) != kinds:
             odd = min(set(names) ^ kinds)
             raise UserError(f"{path} has {len(names)} classes, the images {len(kinds)}; {odd} is in only one of them")

@@ -8,24 +8,29 @@ ObjectNet). DATASET.NUM_SHOTS says how the model was trained and draws nothing h
 import os
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import MissingFile, UserError, read_json
+from dassl.utils import MissingFile
 
 from .base import FewShotDataset
 from .imagenet import ImageNet
-from .readers import Lists, class_folders, folder_images, wordnet_names
+from .readers import Lists, class_folders, folder_images, read_names, wordnet_names
 
 
 class ImageNetShift(FewShotDataset):
-    """A folder of WordNet folders; class names from classnames.txt beside it or in ImageNet's own folder."""
+    """A folder of class folders; names from classnames.txt beside it or in ImageNet's own folder.
+
+    `complete`: all classes of `names` must be there, else those that are there count. `other_folders`: there may
+    be some beside them, which are left out.
+    """
 
     test_only = True
+    complete = other_folders = False
 
     def __init__(self, cfg):
         self._root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
         super().__init__(cfg)
 
     def names(self) -> dict[str, str]:
-        """{class folder: name}, in the order of ImageNet's labels."""
+        """{class folder: name}, in label order."""
         places = [self.dataset_dir, *(os.path.join(self._root, folder) for folder in ImageNet.folders)]
         files = [os.path.join(place, ImageNet.names_file) for place in places]
         for path in files:
@@ -35,7 +40,12 @@ class ImageNetShift(FewShotDataset):
 
     def read(self) -> Lists:
         names = self.names()
-        items = folder_images(self.image_dir, class_folders(self.image_dir, names), names)
+        folders = class_folders(self.image_dir, None if self.other_folders else names)
+        if self.complete:
+            if absent := [name for name in names if name not in folders]:
+                raise MissingFile(f"{len(absent)} of {len(names)} classes are not below {self.image_dir}: {absent[0]}")
+            folders = list(names)
+        items = folder_images(self.image_dir, folders, names)
         return items, [], items
 
 
@@ -46,19 +56,10 @@ class ImageNetV2(ImageNetShift):
     folders = ("imagenetv2", "imagenetv2-matched-frequency")
     images = ("imagenetv2-matched-frequency-format-val", "")
 
-    def read(self) -> Lists:
-        folders = class_folders(self.image_dir)
-        if not all(folder.isdecimal() for folder in folders):
-            return super().read()
-        names = list(self.names().values())
-        folders.sort(key=int)  # as text, 10 would come before 2
-        if [int(folder) for folder in folders] != list(range(len(names))):
-            raise UserError(
-                f"{self.image_dir} has {len(folders)} class folders, {folders[0]} to {folders[-1]}; expected "
-                f"0 to {len(names) - 1}, one for each line of {ImageNet.names_file}"
-            )
-        items = folder_images(self.image_dir, folders, dict(zip(folders, names, strict=True)))
-        return items, [], items
+    def names(self) -> dict[str, str]:
+        names = super().names()
+        self.complete = all(folder.isdecimal() for folder in class_folders(self.image_dir))
+        return {str(label): name for label, name in enumerate(names.values())} if self.complete else names
 
 
 @DATASET_REGISTRY.register()
@@ -95,24 +96,13 @@ class ObjectNet(ImageNetShift):
     """
 
     folders = ("objectnet", "objectnet-1.0")
-    names_file = "classes.json"
+    complete = other_folders = True
 
     def names(self) -> dict[str, str]:
-        path = os.path.join(self.dataset_dir, self.names_file)
+        path = os.path.join(self.dataset_dir, "classes.json")
         if not os.path.isfile(path):
             raise MissingFile(
                 f"no {path}; it says which of the class folders are classes of ImageNet and what they are called: "
                 '{"alarm_clock": "alarm clock", ...}, 113 of them'
             )
-        names = read_json(path)
-        if not isinstance(names, dict) or not all(isinstance(name, str) and name for name in names.values()):
-            raise UserError(f'{path}: expected {{"class folder": "class name", ...}}')
-        return names
-
-    def read(self) -> Lists:
-        names = self.names()
-        absent = sorted(set(names) - set(class_folders(self.image_dir)))
-        if absent:
-            raise MissingFile(f"{len(absent)} folders of {self.names_file} are not below {self.image_dir}: {absent[0]}")
-        items = folder_images(self.image_dir, list(names), names)
-        return items, [], items
+        return read_names(path)

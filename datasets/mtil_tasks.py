@@ -32,10 +32,7 @@ class MtilAircraft(MtilDataset):
     task = "Aircraft"
     prompts = words.AIRCRAFT_PROMPTS
     folders = ("fgvc-aircraft-2013b/data", "fgvc-aircraft-2013b", "fgvc_aircraft")
-
-    def read(self) -> Lists:
-        train, _, test = variant_lists(self.dataset_dir, self.image_dir)
-        return train, [], test
+    lists = staticmethod(variant_lists)
 
 
 @DATASET_REGISTRY.register()

@@ -5,7 +5,7 @@ are skipped, so that the lists are the same on every machine.
 """
 
 import os
-from collections.abc import Container, Iterable
+from collections.abc import Callable, Container, Iterable
 
 from dassl.data.datasets import Datum
 from dassl.utils import MissingFile, UserError, brief, read_json, read_text
@@ -86,17 +86,30 @@ def listed(image_dir: str, items: Iterable[tuple[str, int, str]], source: str) -
     return [_datum(image_dir, *item) for item in items]
 
 
+def read_listing(source: str, image_dir: str, item: Callable[[str], tuple[str, int, str]], form: str) -> list[Datum]:
+    """The images that the lines of a text file name. item: gives a line's (relative path, label, class name).
+
+    UserError, which says the `form` of a line, for one that `item` cannot read or whose class it does not know.
+    """
+    items = []
+    for line in map(str.strip, read_lines(source)):
+        try:
+            items.append(item(line))
+        except (KeyError, IndexError, ValueError):
+            raise UserError(f"{source}: line {line!r}; expected {form}") from None
+    return listed(image_dir, items, source)
+
+
 def variant_lists(folder: str, image_dir: str) -> Lists:
     """FGVC Aircraft: variants.txt (names by label), images_variant_{train,val,test}.txt ("id name" lines)."""
     label_of = {name: label for label, name in enumerate(read_lines(os.path.join(folder, "variants.txt"), once=True))}
-    lists = []
-    for part in PARTS:
-        source = os.path.join(folder, f"images_variant_{part}.txt")
-        pairs = [line.partition(" ")[::2] for line in read_lines(source)]
-        if unknown := [pair for pair in pairs if pair[1] not in label_of]:
-            raise UserError(f"{source}: {' '.join(unknown[0])!r} names no variant of variants.txt")
-        lists.append(listed(image_dir, [(f"{image}.jpg", label_of[name], name) for image, name in pairs], source))
-    return tuple(lists)
+
+    def item(line: str) -> tuple[str, int, str]:
+        image, name = line.split(" ", 1)
+        return f"{image}.jpg", label_of[name], name
+
+    sources = [os.path.join(folder, f"images_variant_{part}.txt") for part in PARTS]
+    return tuple(read_listing(source, image_dir, item, "an image and a line of variants.txt") for source in sources)
 
 
 def wordnet_names(path: str) -> dict[str, str]:
@@ -113,6 +126,14 @@ def wordnet_names(path: str) -> dict[str, str]:
             raise UserError(f"{path}: {folder} stands in line {lines[folder]} and in line {number}")
         if folder:
             names[folder], lines[folder] = name.strip(), number
+    return names
+
+
+def read_names(path: str) -> dict[str, str]:
+    """A JSON file {class: its name in prompts}. UserError: another one."""
+    names = read_json(path)
+    if not isinstance(names, dict) or not all(isinstance(name, str) and name for name in names.values()):
+        raise UserError(f'{path}: expected {{"class": "name in prompts", ...}}')
     return names
 
 

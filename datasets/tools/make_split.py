@@ -5,6 +5,7 @@ the official test list and a validation fifth of the official training list. It 
 content, than the published file, and every result says so.
 """
 
+import itertools
 import os
 import random
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from dassl.utils import UserError, read_json, write_json
 
 from ..matlab import mat_variable
 from ..mtil import car_lists, pet_lists
-from ..readers import class_folders, folder_images, listed, read_lines
+from ..readers import class_folders, folder_images, listed, read_lines, read_listing
 
 TRAIN, VAL = 0.5, 0.2
 Parts = tuple[list[Datum], list[Datum] | None]  # all images and None, or training and test lists
@@ -53,21 +54,19 @@ def flowers(folder: str, images: str) -> Parts:
 
 
 def pets(folder: str, images: str) -> Parts:
-    train, _, test = pet_lists(folder, images)
-    return tuple(
-        [_renamed(item, os.path.basename(item.impath).rpartition("_")[0].lower()) for item in items]
-        for items in (train, test)
-    )
+    return renamed(pet_lists(folder, images), lambda item: os.path.basename(item.impath).rpartition("_")[0].lower())
 
 
 def cars(folder: str, images: str) -> Parts:
-    train, _, test = car_lists(folder, images)
+    def year_first(item):
+        name, _, year = item.classname.rpartition(" ")
+        return f"{year} {name}"
 
-    def year_first(name):
-        words = name.split(" ")
-        return " ".join([words[-1], *words[:-1]])
+    return renamed(car_lists(folder, images), year_first)
 
-    return tuple([_renamed(item, year_first(item.classname)) for item in items] for items in (train, test))
+
+def renamed(lists: list[list[Datum]], name: Callable[[Datum], str]) -> Parts:
+    return tuple([Datum.listed(item.impath, item.label, classname=name(item)) for item in items] for items in lists)
 
 
 def places(folder: str, images: str) -> Parts:
@@ -75,20 +74,17 @@ def places(folder: str, images: str) -> Parts:
     label_of = {line.strip(): label for label, line in enumerate(read_lines(os.path.join(folder, "ClassName.txt")))}
 
     def item(line):
-        place = os.path.dirname(line.strip())
-        if place not in label_of:
-            raise UserError(f"{folder}, Training_01.txt or Testing_01.txt: {line} is of no class in ClassName.txt")
-        return line.strip()[1:], label_of[place], " ".join(reversed(place.split("/")[2:]))
+        place = os.path.dirname(line)
+        return line[1:], label_of[place], " ".join(reversed(place.split("/")[2:]))
 
     sources = [os.path.join(folder, file) for file in ("Training_01.txt", "Testing_01.txt")]
-    return tuple(listed(images, map(item, read_lines(source)), source) for source in sources)
+    return tuple(read_listing(source, images, item, "an image of a class in ClassName.txt") for source in sources)
 
 
 def actions(folder: str, images: str) -> Parts:
     """UCF101: ucfTrainTestlist/{classInd,trainlist01,testlist01}.txt; one image a video."""
     lists = os.path.join(folder, "ucfTrainTestlist")
-    numbers = map(str.split, read_lines(os.path.join(lists, "classInd.txt")))
-    label_of = {name: int(number) - 1 for number, name in numbers}
+    label_of = {line.split()[-1]: label for label, line in enumerate(read_lines(os.path.join(lists, "classInd.txt")))}
 
     def item(line):
         action, video = line.split()[0].split("/")
@@ -96,11 +92,7 @@ def actions(folder: str, images: str) -> Parts:
         return f"{name}/{video.removesuffix('.avi')}.jpg", label_of[action], name
 
     sources = [os.path.join(lists, file) for file in ("trainlist01.txt", "testlist01.txt")]
-    return tuple(listed(images, map(item, read_lines(source)), source) for source in sources)
-
-
-def _renamed(item: Datum, name: str) -> Datum:
-    return Datum.listed(item.impath, label=item.label, classname=name)
+    return tuple(read_listing(source, images, item, "a video of an action in classInd.txt") for source in sources)
 
 
 READERS: dict[str, Callable[[str, str], Parts]] = {
@@ -149,10 +141,8 @@ def _cut(items: list[Datum], parts: tuple[float, ...], rng: random.Random) -> li
     lists: list[list[Datum]] = [[] for _ in (*parts, "rest")]
     for indices in group_indices(item.label for item in items).values():
         rng.shuffle(indices)
-        start = 0
-        for place, part in enumerate(parts):
-            end = start + round(part * len(indices))
-            lists[place] += [items[i] for i in indices[start:end]]
-            start = end
-        lists[-1] += [items[i] for i in indices[start:]]
+        ends = itertools.accumulate(round(part * len(indices)) for part in parts)
+        cuts = [0, *ends, len(indices)]
+        for chosen, (start, end) in zip(lists, itertools.pairwise(cuts), strict=True):
+            chosen += [items[i] for i in indices[start:end]]
     return lists

@@ -130,7 +130,7 @@ def test_aircraft_lists(tmp_path, place):
     (folder / "images" / "0000003.jpg").unlink()
     expect(tmp_path, MissingFile, "1 of the 2 images", "images_variant_val.txt", name="FGVCAircraft")
     (folder / "images_variant_train.txt").write_text("0000000 F/A-19")
-    expect(tmp_path, UserError, "names no variant", "F/A-19", name="FGVCAircraft")
+    expect(tmp_path, UserError, "F/A-19", "expected an image and a line of variants.txt", name="FGVCAircraft")
     (folder / "variants.txt").write_text("\n".join(names + names[:1]))
     expect(tmp_path, UserError, "variants.txt: 'F/A-18' stands there twice", name="FGVCAircraft")
     (folder / "variants.txt").unlink()

@@ -111,8 +111,8 @@ def test_objectnet_is_the_classes_of_its_mapping_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "spoil", "error", "words"),
     [
-        ("ImageNetV2", lambda f: (f / "3").rename(f / "30"), UserError, ["12 class folders, 0 to 30", "0 to 11"]),
-        ("ImageNetV2", lambda f: (f / "3").rename(f.parent / "3"), UserError, ["11 class folders", "0 to 11"]),
+        ("ImageNetV2", lambda f: (f / "3").rename(f / "30"), UserError, ["1 folders are not in classnames.txt: 30"]),
+        ("ImageNetV2", lambda f: (f / "3").rename(f.parent / "3"), MissingFile, ["1 of 12 classes", "format-val: 3"]),
         (
             "ImageNetV2",
             lambda f: (f.parent / "classnames.txt").unlink(),
@@ -120,12 +120,12 @@ def test_objectnet_is_the_classes_of_its_mapping_file(tmp_path):
             ["imagenetv2/classnames.txt", "imagenet/classnames.txt", "drive.google.com"],
         ),
         ("ObjectNet", lambda f: (f / "classes.json").unlink(), MissingFile, ["classes.json", "113", "objectnet.dev"]),
-        ("ObjectNet", lambda f: (f / "classes.json").write_text("[]"), UserError, ["class folder"]),
+        ("ObjectNet", lambda f: (f / "classes.json").write_text("[]"), UserError, ["classes.json"]),
         (
             "ObjectNet",
             lambda f: (f / "classes.json").write_text('{"sofa": "couch"}'),
             MissingFile,
-            ["1 folders of classes.json", "sofa"],
+            ["1 of 1 classes", "sofa"],
         ),
     ],
 )
