@@ -166,9 +166,13 @@ class ClipTrainer(TrainerX):
         """Hook: the template of zero-shot CLIP where the path of this space ("features" or "weights") starts."""
         return self.template
 
+    def class_logits(self, image: Tensor, text: Tensor) -> Tensor:
+        """Hook: logits (B, C) of image features (B, D) and class vectors (C, D); cosines, times CLIP's scale."""
+        return cosine_logits(image, text, self.clip.logit_scale)
+
     def cross_entropy(self, image: Tensor, text: Tensor, labels: Tensor) -> Tensor:
-        """CE of cosine logits; notes the accuracy for the log line. image (B, D), text (C, D), labels (B,)."""
-        logits = cosine_logits(image, text.float(), self.clip.logit_scale)
+        """CE of logits; notes the accuracy for the log line. image (B, D), text (C, D), labels (B,)."""
+        logits = self.class_logits(image, text.float())
         self.log_metrics(acc=compute_accuracy(logits.detach(), labels)[0])
         return F.cross_entropy(logits, labels)
 
@@ -180,7 +184,7 @@ class ClipTrainer(TrainerX):
     def model_inference(self, images: Tensor) -> Tensor:
         """Logits (B, C)."""
         text = self.text_features() if self._classifier is None else self._classifier
-        return cosine_logits(self.image_features(images), text, self.clip.logit_scale)
+        return self.class_logits(self.image_features(images), text)
 
     @contextmanager
     def cached_classifier(self) -> Iterator[None]:

@@ -65,6 +65,11 @@ def line_logits(image: Tensor, start: Tensor, end: Tensor, points: Tensor, scale
     return scale * dots / norm_sq.clamp_min(1e-24).sqrt()[:, None, :]
 
 
+def line_of_logits(start: Tensor, end: Tensor, points: Tensor) -> Tensor:
+    """(B, C), (B, C), (S,) -> (S, B, C): logits where they are linear on the path, so that its ends say all."""
+    return interpolate(start[None], end[None], points[:, None, None])
+
+
 def _quadratic(aa: Tensor, ab: Tensor, bb: Tensor, t: Tensor) -> Tensor:
     return aa[None] + 2 * t[:, None] * ab[None] + t[:, None] ** 2 * bb[None]
 

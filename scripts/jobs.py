@@ -65,7 +65,7 @@ class Job:
         from dassl.engine.others import lacks
 
         card = finished(self.folder, CARD, FIELDS[CARD]) if self.card else {}
-        return self.done and not (self.card and (not card or lacks(card, self.others, list)))
+        return self.done and not (self.card and (not card or lacks(card, self.others)))
 
     @property
     def words(self) -> tuple[str, dict[str, str], list[str]]:

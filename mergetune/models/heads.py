@@ -17,9 +17,9 @@ from dassl.clip import ClipBackbone, text_classifier
 from dassl.config import Key
 from dassl.engine.precision import precision_key
 from dassl.engine.results import check_classes, run_classes
-from dassl.metrics import compute_accuracy
 from dassl.utils import UserError
 from mergetune.clip_trainer import ClipTrainer
+from mergetune.lmc import line_of_logits
 from mergetune.models.templates import LISTS, OWN, described, templates
 
 
@@ -46,8 +46,7 @@ def linear_line_logits(image: Tensor, start: Tensor, end: Tensor, points: Tensor
 
     image (B, D), start and end (C, D), points (S,).
     """
-    at_start, at_end = image @ start.t(), image @ end.t()  # (B, C)
-    return at_start[None] + points[:, None, None] * (at_end - at_start)[None]
+    return line_of_logits(image @ start.t(), image @ end.t(), points)
 
 
 def linear_line_loss(image: Tensor, labels: Tensor, start: Tensor, end: Tensor, points: Tensor) -> Tensor:
@@ -85,9 +84,6 @@ class HeadTrainer(ClipTrainer):
         "PREC": precision_key("amp"),
     }
 
-    def precision_mode(self) -> str:
-        return self.cfg.TRAINER.HEAD.PREC
-
     @property
     def prompts(self) -> Sequence[str]:
         """The templates of the zero-shot head."""
@@ -105,19 +101,9 @@ class HeadTrainer(ClipTrainer):
         """A copy of the head (C, D) in fp32: the head itself goes on training."""
         return self.text_features().detach().float().clone()
 
-    def logits(self, image: Tensor, head: Tensor) -> Tensor:
-        """(B, D) unit norm, (C, D) -> (B, C)."""
-        return image @ head.t()
-
-    def cross_entropy(self, image: Tensor, text: Tensor, labels: Tensor) -> Tensor:
-        """CE of the head's logits; notes the accuracy for the log line."""
-        logits = self.logits(image, text)
-        self.log_metrics(acc=compute_accuracy(logits.detach(), labels)[0])
-        return F.cross_entropy(logits, labels)
-
-    def model_inference(self, images: Tensor) -> Tensor:
-        """Logits (B, C)."""
-        return self.logits(self.image_features(images), self.text_features())
+    def class_logits(self, image: Tensor, text: Tensor) -> Tensor:
+        """(B, D) unit norm, the head (C, D) -> (B, C)."""
+        return image @ text.t()
 
     def _load_weights(self, name: str, path: str, state: dict[str, Tensor]) -> None:
         """Also takes a model of more classes: the head's rows are found by the names in its run's classes.json."""

@@ -35,9 +35,6 @@ class CoOp(ClipTrainer):
         "W": Key(8.0, "KgCoOp: weight of the distance to zero-shot CLIP", ge=0, role="training"),
     }
 
-    def precision_mode(self) -> str:
-        return self.cfg.TRAINER.COOP.PREC
-
     def build_trained(self) -> PromptLearner:
         """The learner, at its initial context."""
         own = self.cfg.TRAINER.COOP

@@ -29,9 +29,6 @@ class MultiModalAdapter(ClipTrainer):
         "ADAPTER_SCALE": Key(0.001, "of what it adds"),
     }
 
-    def precision_mode(self) -> str:
-        return self.cfg.TRAINER.MMADAPTER.PREC
-
     @property
     def prompt(self) -> str:
         """The text that a class name goes into."""

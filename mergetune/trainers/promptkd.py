@@ -54,9 +54,6 @@ class PromptKD(ClipTrainer):
         "PREC": precision_key("amp"),
     }
 
-    def precision_mode(self) -> str:
-        return self.cfg.TRAINER.PROMPTKD.PREC
-
     def build_data_loader(self) -> None:
         """Base-to-new: validation is about base classes alone, though the training images are of all."""
         super().build_data_loader()

@@ -15,7 +15,7 @@ from yacs.config import CfgNode as CN
 
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
-from mergetune.lmc import interpolate, weight_distance
+from mergetune.lmc import interpolate, line_of_logits, weight_distance
 from mergetune.models.student import PromptedTower
 from mergetune.stage2 import MergeTune, trainable
 from mergetune.trainers.promptkd import PromptKD
@@ -76,7 +76,7 @@ class PromptKD_LMC(MergeTune, PromptKD):
         if self.beta:
             features = batch["stage1"].to(self.device, non_blocking=True).float()
             first = self.logits(features)  # of w2: cosines, so x_2 is normalised here
-            losses["lmc"] = self.beta * self.divergence(teacher, line(first, student, self.points))
+            losses["lmc"] = self.beta * self.divergence(teacher, line_of_logits(first, student, self.points))
         return losses
 
     def anchor(self, text: Tensor | None = None) -> Tensor:
@@ -96,7 +96,7 @@ class PromptKD_LMC(MergeTune, PromptKD):
     def path_logits(self, space: str, start, end, points: Tensor, images: Tensor) -> Tensor:
         """Logits (S, B, C) between two students; in the space of features, their image features are mixed."""
         if space == "features":
-            return line(self.logits_at(start, images), self.logits_at(end, images), points)
+            return line_of_logits(self.logits_at(start, images), self.logits_at(end, images), points)
         return torch.stack([self.logits_at(interpolate(start, end, t), images) for t in points.tolist()])
 
     def zero_shot_prompt(self, space: str) -> str:
@@ -112,8 +112,3 @@ class PromptKD_LMC(MergeTune, PromptKD):
         """DISTANCE is not read: the anchor has one form."""
         facts = super().metadata()
         return facts | {"lmc": facts["lmc"] | {"DISTANCE": "l2sq", "ANCHOR": "stage1"}}
-
-
-def line(first: Tensor, last: Tensor, points: Tensor) -> Tensor:
-    """(B, C), (B, C), (S,) -> (S, B, C): logits of mixed image features, the mixture not normalised."""
-    return interpolate(first[None], last[None], points[:, None, None])

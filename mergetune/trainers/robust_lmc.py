@@ -68,7 +68,7 @@ class FineTune_LMC(HeadContinued, FineTune):
     def _point_loss(self, t: float, images: Tensor, labels: Tensor) -> Tensor:
         def loss() -> Tensor:
             with swapped_parameters(self.model, interpolate(self.w2, trainable(self.model), t)):
-                return F.cross_entropy(self.logits(self.image_features(images), self.text_features()), labels)
+                return F.cross_entropy(self.class_logits(self.image_features(images), self.text_features()), labels)
 
         if t == 0:  # w2 itself: no gradient for w
             with torch.no_grad():

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 import train
 from dassl.engine import build_trainer
 from dassl.utils import UserError, set_random_seed
+from mergetune.lmc import line_of_logits
 from mergetune.models.student import distillation
 from mergetune.trainers.promptkd_lmc import PromptKD_LMC
-from mergetune.trainers.promptkd_lmc import line as path_line
 from tests.fixtures.any_trainer import line
 
 
@@ -84,7 +84,7 @@ def test_logits_of_mixed_features_are_mixed_logits():
     x2, x, text = (F.normalize(torch.randn(n, 8), dim=-1) for n in (4, 4, 5))
     points = torch.tensor([0.1, 0.5, 1.0])
     loop = torch.stack([7.0 * ((1 - t) * x2 + t * x) @ text.T for t in points])
-    torch.testing.assert_close(path_line(7 * x2 @ text.T, 7 * x @ text.T, points), loop)
+    torch.testing.assert_close(line_of_logits(7 * x2 @ text.T, 7 * x @ text.T, points), loop)
 
 
 @pytest.mark.parametrize("views", [2, 0])

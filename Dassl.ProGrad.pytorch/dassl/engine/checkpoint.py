@@ -35,7 +35,7 @@ MERGE = "merge.json"  # in the place of results.json where weights were merged
 BEST = "model-best.pth.tar"
 LAST = "last"  # in the place of a number of epochs: the last that were kept
 NUMBERED = re.compile(r"model\.pth\.tar-(\d+)|model-(\d+)\.pth\.tar")
-_PARTS = ("recipe", "inputs", "weights")
+_PARTS = ("recipe", "inputs", "weights", "others")
 
 
 def find_model(directory: str, name: str, epoch: int | str | None = None) -> str:

@@ -38,16 +38,10 @@ def asked(cfg: CN) -> list[str]:
     return names_of(cfg.TEST.OTHERS) if cfg.DATASET.SUBSAMPLE_CLASSES == "new" else []
 
 
-def _entry(results: dict, sets: type = dict) -> dict:
-    """What results.json has of others, empty where it is none of ours. sets: list of a path card, which has names."""
-    kinds, found = {"asked": list, "sets": sets}, results.get("others")
-    ours = isinstance(found, dict) and all(isinstance(found.get(key), kind) for key, kind in kinds.items())
-    return found if ours else {key: kind() for key, kind in kinds.items()}
-
-
-def lacks(results: dict, names: list[str], sets: type = dict) -> bool:
-    """Has an evaluation not been asked for all of these names yet? `auto` is what was there the first time."""
-    return not all(name in _entry(results, sets)["asked"] for name in names)
+def lacks(results: dict, names: list[str]) -> bool:
+    """Has an evaluation, or a path card, not been asked for all of these names yet? `auto` is what was there then."""
+    before = results.get("others", {}).get("asked", [])
+    return not all(name in before for name in names)
 
 
 def other_sets(cfg: CN) -> dict[str, CN]:
@@ -121,7 +115,7 @@ def score_others(
 
     results: what an earlier evaluation of the same model says, whose sets are not scored again.
     """
-    before = _entry(results or {})
+    before = {"asked": [], "sets": {}} | (results or {}).get("others", {})
     entry = {"asked": list(dict.fromkeys([*before["asked"], *asked(trainer.cfg)]))}
     if reason := getattr(trainer, "bound_to_classes", ""):
         return entry | {"bound": reason, "sets": {}}

@@ -21,7 +21,7 @@ from dassl.utils.distributed import average_gradients, barrier, world_size
 from dassl.utils.late import forwarding
 
 from .base import TrainerBase, dataset_of
-from .build import source_of
+from .build import config_nodes, source_of
 from .checkpoint import BEST, check_best
 from .distributed import batch_share, of_all, start_epoch_together, start_together
 from .evaluation import evaluate, keep_if_best, write_outputs
@@ -91,9 +91,9 @@ class SimpleTrainer(TrainerBase):
         """Hook: refuse values that do not go together; `self.cfg` is not set yet."""
 
     def precision_mode(self):
-        """Hook: fp32, fp16, amp or bf16; by default the key PREC of the trainer's node."""
-        node = self.cfg.TRAINER.get(self.CONFIG, {}) if self.CONFIG else {}
-        return node.get("PREC", "fp32")
+        """Hook: fp32, fp16, amp or bf16; by default the key PREC of the trainer's node, or of its base classes'."""
+        nodes = (self.cfg.TRAINER.get(node, {}) for node, _ in reversed(config_nodes(type(self))))
+        return next((node.PREC for node in nodes if "PREC" in node), "fp32")
 
     def metadata(self):
         """Hook: what results.json should say of this run beside the engine's own fields -> dict."""

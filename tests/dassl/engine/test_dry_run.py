@@ -72,7 +72,7 @@ def test_stage_2_needs_stage_1_and_is_tried_out_on_it(check, tmp_path, first, se
     check.run(first, "stage1")
     values, lines = check(second, "--resume-coop", tmp_path / "stage1", DATASET__NUM_SHOTS=2)
     assert values["steps"] > 0
-    assert "stage 1 was another run: shots 4, here 2" in starting(lines, "recipe")
+    assert "stage 1 was another run: DATASET.NUM_SHOTS 4, asked for 2" in starting(lines, "recipe")
 
 
 def test_zero_shot_has_no_training_part(check):
