@@ -21,11 +21,9 @@ IMAGES_MAGIC, LABELS_MAGIC = 2051, 2049  # idx files of bytes: 3 dimensions, 1 d
 class ArrayDatum(Datum):
     """An image of an array: (N, 3, H, W) or (N, H, W) of bytes that many share. `impath` is FILE/NUMBER."""
 
-    @classmethod
-    def of(cls, images: np.ndarray, number: int, file: str, label: int, classname: str) -> "ArrayDatum":
-        item = cls.listed(f"{file}/{number:05d}", label=label, classname=classname)
-        item._images, item._number = images, number
-        return item
+    def __init__(self, images: np.ndarray, number: int, file: str, label: int, classname: str):
+        self._set(f"{file}/{number:05d}", label, 0, classname)
+        self._images, self._number = images, number
 
     @property
     def file(self) -> str:
@@ -99,4 +97,4 @@ def _items(images: np.ndarray, labels: list[int], names: list[str], path: str) -
     for label in labels:
         if type(label) is not int or not 0 <= label < len(names):
             raise UserError(f"{path}: label {brief(label)}; expected 0 ... {len(names) - 1}")
-    return [ArrayDatum.of(images, i, path, label, names[label]) for i, label in enumerate(labels)]
+    return [ArrayDatum(images, i, path, label, names[label]) for i, label in enumerate(labels)]

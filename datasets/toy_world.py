@@ -21,22 +21,15 @@ from .readers import Lists, split_json
 
 
 class ToyData(FewShotDataset):
-    """Writes its images before it reads them. `counts`: images a class for train, val and test.
-
-    Attribute `world_digest`: which toy world this is.
-    """
+    """Writes its images before it reads them. `counts`: images a class for train, val and test."""
 
     toy = None
     counts = COUNTS
     peers = tuple(toy.folder for toy in WORLD.values() if toy.base_to_new)
 
-    def __init__(self, cfg):
-        super().__init__(cfg)
-        self.world_digest = world_digest()
-
     def metadata(self):
-        """What results.json records of it."""
-        return super().metadata() | {"world_digest": self.world_digest}
+        """What results.json records of it: which toy world this is."""
+        return super().metadata() | {"world_digest": world_digest()}
 
     def locate(self, root):
         if root:

@@ -8,21 +8,16 @@ ImageNet's draws followed the order of a file system, so this is the only way to
 import os
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from dassl.utils import UserError, load_plain_pickle, write_json
+from dassl.utils import UserError, check_file, load_plain_pickle, write_json
 
 from ..base import SUBSET_FORMAT
 from .check import settings
 
 MAX_BYTES = 1 << 30  # 1.3 million records take about 0.2 GB
-
-
-class Record:
-    """What stands in for an object of the pickle: _impath, _label, _classname."""
-
-
-CLASSES = {("dassl.data.datasets.base_dataset", "Datum"): Record}
+CLASSES = {("dassl.data.datasets.base_dataset", "Datum"): SimpleNamespace}  # has _impath, _label and _classname
 
 
 def import_subset(file: str, name: str, root: str, out: str, shots: int = 0, seed: int = -1) -> dict:
@@ -30,8 +25,7 @@ def import_subset(file: str, name: str, root: str, out: str, shots: int = 0, see
 
     UserError: no such pickle, or one whose images are not those of the data set below `root`.
     """
-    if os.path.isfile(file) and os.path.getsize(file) > MAX_BYTES:
-        raise UserError(f"{file} has more than {MAX_BYTES:,} bytes, no few-shot draw has")
+    check_file(file, MAX_BYTES)
     named = re.search(r"shot_(\d+)-seed_(-?\d+)", os.path.basename(file))
     shots, seed = shots or (int(named[1]) if named else 0), seed if seed >= 0 or not named else int(named[2])
     if shots < 1:
@@ -57,15 +51,16 @@ def matched(records: list, data, items: list[Datum], where: str) -> list[str]:
     paths = []
     for record in records:
         path, label, name = (getattr(record, key, None) for key in ("_impath", "_label", "_classname"))
-        if not isinstance(record, Record) or not isinstance(path, str):
+        if not isinstance(record, SimpleNamespace) or not isinstance(path, str):
             raise UserError(f"{where} holds {type(record).__name__} objects, expected records of images")
         parts = path.replace("\\", "/").split("/")
         ends = ("/".join(parts[i:]) for i in range(len(parts)))
         key = next((end for end in ends if end in by_path), None)
         if key is None:
             raise UserError(f"{where}: {path} is not in the list of {data.image_dir}")
-        ours = by_path[key].label, by_path[key].classname
-        if ours != (label, name):
-            raise UserError(f"{where}: {key} is {name!r}, label {label}, but here {ours[1]!r}, label {ours[0]}")
+        item = by_path[key]
+        if (item.label, item.classname) != (label, name):
+            here = f"{item.classname!r}, label {item.label}"
+            raise UserError(f"{where}: {key} is {name!r}, label {label}, but here {here}")
         paths.append(key)
     return paths

@@ -188,7 +188,7 @@ def test_data_set_objects(toy_classes, tmp_path):
     assert base.classnames == names[:9] and new.classnames == names[9:]
     assert len(base.train_x) == 9 and len(base.val) == 9 and len(base.test) == 9 * SMALL[2]
     assert base.template == WORLD["ToyPairs"].template and set(base.templates) == {"coop", "kgcoop"}
-    assert base.world_digest == world_digest()
+    assert base.metadata() == {"world_digest": world_digest()}
     assert base.drawn["dataset"] == "ToyPairs" and base.split_digest == new.split_digest
 
 

@@ -12,7 +12,7 @@ from importlib.machinery import ModuleSpec
 _IN = {  # package -> its modules that moved, and where to
     "condu": "expert_cache evaluation, iterations dassl.data.samplers, merge fusion, packing bitpack, "
     "results evaluation, settings expert, slots evaluation, space tuning, store state, stream state",
-    "datasets": "few_labels base, official mtil, protocol base, subset base",
+    "datasets": "few_labels base, imagenet_shifts imagenet, official mtil, protocol base, subset base",
     "dassl.clip": "features feature_bank, rounds feature_bank",
     "dassl.data": "wrapper data_manager",
     "dassl.data.transforms": "augment transforms",

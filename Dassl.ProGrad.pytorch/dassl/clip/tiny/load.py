@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from dassl.clip.backbone import CLIP_REGISTRY, Block, ClipBackbone, Preprocess, tensor_digest
 from dassl.clip.tiny.model import MEAN, STD, TinyCLIP
 from dassl.clip.tiny.tokenizer import PAD, tokenizer
-from dassl.utils import MissingFile, UserError, sha256_file
+from dassl.utils import UserError, sha256_file
 
 WEIGHTS = Path(__file__).parent / "tiny_clip.safetensors"
 
@@ -49,12 +49,11 @@ def load_tiny(device="cpu", precision="fp32"):
 
     precision: "fp16" keeps the weights in half, every other mode computes in fp32.
     """
-    if not WEIGHTS.is_file():
-        raise MissingFile(f"no weights {WEIGHTS}; Dassl.ProGrad.pytorch/tools/make_tiny_clip/training.py makes them")
+    digest = sha256_file(WEIGHTS)
     with torch.device("meta"):
         module = TinyCLIP(tokenizer().size)
     module.load_state_dict(load_file(WEIGHTS), assign=True)
-    return _backbone(module, "tiny", sha256_file(WEIGHTS), device, precision).freeze()
+    return _backbone(module, "tiny", digest, device, precision).freeze()
 
 
 @CLIP_REGISTRY.register()
