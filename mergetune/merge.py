@@ -75,7 +75,7 @@ if __name__ == "__main__":  # --help and a wrong line need no PyTorch
 from yacs.config import CfgNode
 
 from dassl.engine import load_config, recipe
-from dassl.engine.checkpoint import CONFIG, MERGE, finished
+from dassl.engine.checkpoint import MERGE, finished
 from dassl.engine.launch import run
 from dassl.engine.others import asked, lacks
 from mergetune.merge_job import LEFT, MergeJob, compared, is_finished
@@ -84,50 +84,28 @@ log = get_logger()
 
 
 def merge_run(
-    method: str,
-    parents: Sequence[str | Path],
-    out: str | Path,
-    *,
-    base: str | Path = ZERO_SHOT,
-    keep: Sequence[str] = (),
-    merge_space: str = "factors",
-    rank: int | None = None,
-    root: str = "",
-    pairs: Sequence[str] = (),
-    overwrite: bool = False,
-    command: str = "",
-    **values,
+    method: str, parents: Sequence[str | Path], out: str | Path, *, overwrite: bool = False, command: str = "", **how
 ) -> Path:
     """Merge `parents` by a method of METHODS into the folder `out`, which is returned.
 
-    values: the method's own; a list of several is a search on the validation images of the first run (of `weights`, a
-    list of lists). base: where task vectors start. keep: names that are no weights and come from the first parent.
-    merge_space: of LoRA, factors or product (see dassl.merging.lora); rank: of the factors made of a product, default
-    the first parent's, 0 leaves the product. root: where the data sets lie, if they have moved; pairs: KEY, VALUE,
-    ... of what else has, such as a teacher. overwrite: make it again where `out` holds a merge, which is left as it is
-    if it is this one, and refused if it is another.
+    how: base, keep, merge_space, rank, root, pairs and the method's own values, see `merge_job.MergeJob`. overwrite:
+    make it again where `out` holds a merge, which is left as it is if it is this one, and refused if it is another.
     UserError for parents that do not fit together, values that do not exist, and a folder that holds another run.
     """
-    out = Path(out)
-    try:
-        job = MergeJob(method, parents, values, base, keep, merge_space, rank, root=root, pairs=pairs)
+    out, job = Path(out), MergeJob(method, parents, **how)
+    if not (out / MERGE).is_file():
+        job.states  # noqa: B018  refuses what does not fit, before the folder is made
+    with RunLock(str(out)):
         asked = job.asked()
-        facts, lines = compared(out, MERGE, asked)
-        if lines or not facts:
-            job.states  # noqa: B018  refuses what does not fit, before the folder is made
-        with RunLock(str(out)):
-            if is_finished(out, asked, overwrite):
-                log.info(f"{out} holds this merge: nothing to do (--overwrite makes it again)")
-                return out
-            state, chosen, tried = job.search()
-            earlier = (out / MERGE).is_file() or begun(out, MERGE) or (overwrite and (out / CONFIG).is_file())
-            with atomic_files(out, MERGE, LEFT if earlier else ()) as folder:
-                files = job.write(Path(folder), state, max((entry["val"] for entry in tried), default=None))
-                facts = job.describe({**job.usual, **chosen}, tried, command)
-                facts |= {"asked": asked, "weights": {"files": files}}
-                write_json(facts, os.path.join(folder, MERGE))
-    except ValueError as error:
-        raise UserError(str(error)) from None
+        if is_finished(out, asked, overwrite):
+            log.info(f"{out} holds this merge: nothing to do (--overwrite makes it again)")
+            return out
+        state, choice, tried = job.search()
+        earlier = (out / MERGE).is_file() or begun(out, MERGE)
+        with atomic_files(out, MERGE, LEFT if earlier else ()) as folder:
+            files = job.write(Path(folder), state, max((entry["val"] for entry in tried), default=None))
+            facts = job.describe(choice, tried, command) | {"asked": asked, "weights": {"files": files}}
+            write_json(facts, os.path.join(folder, MERGE))
     log.info(f"{facts['row']['preset']}: {out}")
     return out
 
@@ -139,12 +117,7 @@ def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
     out, _ = Path(args.pop("out")), args.pop("overwrite")
     if not finished(out, MERGE, "row"):
         return []
-    values = {name: args.pop(name) for name in KINDS if name in args}
-    try:
-        asked = MergeJob(values=values, **args).asked()
-    except ValueError as error:  # else what is missing
-        raise error if isinstance(error, UserError) else UserError(str(error)) from None
-    lines = compared(out, MERGE, asked)[1]
+    lines = compared(out, MERGE, MergeJob(**args).asked())[1]
     for test in tests:
         cfg = evaluation(out, **test)
         lines += recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=True, model_dir=str(out), memo=memo)

@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dassl.engine import trainer_class
-from dassl.engine.checkpoint import BEST, CONFIG, MERGE, RESULTS, RESUME, finished
+from dassl.engine.checkpoint import BEST, CONFIG, MERGE, RESULTS, finished
 from dassl.engine.launch import AlreadyFinished
 from dassl.engine.recipe import build_lists, changed, data_digest
 from dassl.engine.results import CLASSES
@@ -32,37 +32,49 @@ FINISHED = {MERGE: "row", SWEEP: "test"}  # a field that it has
 
 
 class MergeJob:
-    """Sources of a merge, read; the arguments are those of `merge.merge_run`. UserError or ValueError for what does not
-    fit together.
+    """Sources of a merge, read. UserError for what does not fit together.
+
+    method, parents, values: of METHODS; a list of several values is a search on the validation images of the first run
+    (of `weights`, a list of lists). base: where task vectors start. keep: names that are no weights and come from the
+    first parent. merge_space: of LoRA, factors or product (see dassl.merging.lora); rank: of the factors made of a
+    product, default the first parent's, 0 leaves the product. moved: `root`, where the data sets lie, if they have
+    moved, and `pairs`: KEY, VALUE, ... of what else has, such as a teacher.
 
     Attributes: sources, and base (None where the method needs none); first, the source that lends its config, or the
     first that was read if none has any.
     """
 
     def __init__(
-        self, method: str, parents: Sequence, values: dict, base: str | Path, keep: Sequence[str], merge_space: str,
-        rank: int | None, **moved
-    ):  # fmt: skip
+        self,
+        method: str,
+        parents: Sequence[str | Path],
+        *,
+        base: str | Path = ZERO_SHOT,
+        keep: Sequence[str] = (),
+        merge_space: str = "factors",
+        rank: int | None = None,
+        root: str = "",
+        pairs: Sequence[str] = (),
+        **values,
+    ):
         how = check_method(method, len(parents), values)
         if merge_space not in SPACES:
             raise UserError(f"merge_space is {merge_space!r}, expected one of {', '.join(SPACES)}")
-        self.method, self.usual, self.choices = method, how.values, candidates(values)
+        self.method, self.choices = method, candidates(values)
         self.space, self.keep, self.rank = merge_space, keep, rank
         self.sources = [read_source(spec, words=(ZERO_SHOT,)) for spec in parents]
+        self.base = read_source(base, words=(ZERO_SHOT, START, ZEROS)) if how.needs_base else None
+        self.read = [source for source in (*self.sources, self.base) if source and source.file]
         if not any(source.file for source in self.sources):
             raise UserError(f"Nothing to merge: every parent is {ZERO_SHOT}")
-        self.base = read_source(base, words=(ZERO_SHOT, START, ZEROS)) if how.needs_base else None
-        self.everything = [*self.sources, *([self.base] if self.base else [])]
-        self.read = [source for source in self.everything if source.file]
-        self.first = next((source for source in self.read if source.run), self.read[0])
-        self.first.moved = moved
-        self.ranks = lora.ranks(self.first.state)
         check_origin(self.read)
-        self.has_lora = any(lora.is_factor(name) for name in self.first.state)
-        if merge_space == "product" and not self.has_lora:
+        self.first = next((source for source in self.read if source.run), self.read[0])
+        self.first.moved = {"root": root, "pairs": pairs}
+        self.ranks = lora.ranks(self.first.state)
+        if merge_space == "product" and not self.ranks:
             raise UserError(f"merge_space product is for LoRA, and {self.first.spec} has no lora_A and lora_B")
         for other in self.read if merge_space == "factors" else ():
-            if other.scaling() != self.first.scaling() and lora.ranks(other.state) == self.ranks:
+            if other.scaling != self.first.scaling and lora.ranks(other.state) == self.ranks:
                 raise UserError(
                     f"{self.first.spec} and {other.spec} scale their LoRA updates differently "
                     "(lora_alpha / r), so their factors cannot be merged: use merge_space product"
@@ -71,24 +83,26 @@ class MergeJob:
     @cached_property
     def states(self) -> tuple[list[State], State | None]:
         """Those of the sources and of the base, as they are merged, products of LoRA included."""
-        states = []
-        for source in self.everything:
-            state = source.state if source.file else self.of_word(source.spec)
-            if self.space == "product":
-                state = lora.products(state, (source if source.file else self.first).scaling())
-            states.append(state)
-        labels = [source.spec for source in self.sources] + ([f"the base {self.base.spec}"] if self.base else [])
+        sources = [*self.sources, *([self.base] if self.base else [])]
+        states = [source.state if source.file else self.of_word(source.spec) for source in sources]
+        if self.space == "product":
+            scalings = [source.scaling or self.first.scaling for source in sources]
+            states = [lora.products(*pair) for pair in zip(states, scalings, strict=True)]
+        labels = [f"the base {source.spec}" if source is self.base else source.spec for source in sources]
         check_alike(states, labels, self.keep)
         return states[: len(self.sources)], states[-1] if self.base else None
 
     def of_word(self, word: str) -> State:
         """The weights that a word stands for; what is no weight, or what zero-shot leaves open, is the first's."""
-        state = self.first.state
-        only_lora = self.first.run is None and state and all(map(lora.is_factor, state))
-        if word == ZEROS or word == ZERO_SHOT and only_lora:
+        state, run = self.first.state, self.first.run
+        if word == ZEROS or word == ZERO_SHOT and run is None and all(map(lora.is_factor, state)):
             return {name: torch.zeros_like(v) if is_weight(name, v) else v.clone() for name, v in state.items()}
         if word == START:
-            weights = {name: value for name, value in self.first.untrained().items() if is_weight(name, value)}
+            trainer = self.first.build()
+            if trainer.cfg.SEED < 0:
+                raise UserError(f"{run} trained without a seed, so nobody knows where it started")
+            weights = trainer.drop_keys(dict(trainer.model.state_dict()))
+            weights = {name: value for name, value in weights.items() if is_weight(name, value)}
         else:
             try:
                 weights = self.first.trainer.zero_shot_weights()
@@ -98,27 +112,33 @@ class MergeJob:
 
     def asked(self) -> dict:
         """What a finished merge is compared by."""
-        sources = [source.sha256 for source in self.sources]
-        options = {"merge_space": self.space, "keep": sorted(set(self.keep)), "rank": self.rank}
-        options |= {"peft": [source.peft for source in self.read]} if self.first.peft else {}
+        asked = {
+            "method": self.method,
+            "choices": [complete(self.method, choice) for choice in self.choices],
+            "parents": [source.sha256 for source in self.sources],
+            "base": self.base.sha256 if self.base else None,
+            "merge_space": self.space,
+            "keep": sorted(set(self.keep)),
+            "rank": self.rank,
+        }
+        asked |= {"peft": [source.peft for source in self.read]} if self.first.peft else {}
         if len(self.choices) > 1:
-            options["data"] = data_digest(build_lists(self.first.cfg), self.first.cfg.DATASET.NAME)
-        base, choices = self.base.sha256 if self.base else None, complete(self.method, self.choices)
-        return {"method": self.method, "choices": choices, "parents": sources, "base": base} | options
+            asked["data"] = data_digest(build_lists(self.first.cfg), self.first.cfg.DATASET.NAME)
+        return asked
 
     def search(self) -> tuple[State, dict, list[dict]]:
         """The merge of the choice with the best validation accuracy, the first of equals -> (state, choice, tried).
 
         Each entry of what was tried is a choice with its accuracy in percent as `val`; a single choice is not tried.
         """
-        best, tried = None, []
+        tried, best = [], None
         for choice in progress(self.choices, "trying merges"):
             state = merge(self.method, *self.states, keep=self.keep, **choice)
             if len(self.choices) > 1:
                 tried.append({**choice, "val": self.first.validate(self.thin(state, None))})
-            if best is None or tried[-1]["val"] > best[0]:
-                best = tried[-1]["val"] if tried else None, state, choice
-        return best[1], best[2], tried
+            if best is None or tried[-1]["val"] > max(entry["val"] for entry in tried[:-1]):
+                best = state, choice
+        return *best, tried
 
     def thin(self, state: State, rank: int | None) -> State:
         """A merged state with its products as factors again; rank None: the first source's, 0: as it is."""
@@ -152,31 +172,28 @@ class MergeJob:
         files = [file for file in out.rglob("*") if file.is_file()]
         return {file.relative_to(out).as_posix(): checkpoint_digest(file) for file in files}
 
-    def describe(self, values: dict, tried: list[dict], command: str) -> dict:
+    def describe(self, choice: dict, tried: list[dict], command: str) -> dict:
         """merge.json: how the weights came about. `row` is what an evaluation of them says in its results.json, the
         facts behind it what a later run asks of their origin, see `stage1.run_fact`.
 
-        tried: the values of a search with their validation accuracy in percent, if there was one.
+        choice: the values that were merged with; tried: those of a search with their validation accuracy in percent.
         """
-        shown = {name: value for name, value in values.items() if value is not None}
-        options = {"method": self.method, "title": METHODS[self.method].title, "values": shown}
+        values, facts = complete(self.method, choice), self.first.facts
+        options = {"method": self.method, "title": METHODS[self.method].title, "values": values}
         options |= {"base": self.base.spec} if self.base else {}
-        options |= {"merge_space": self.space} if self.has_lora else {}
-        facts = self.first.facts
+        options |= {"merge_space": self.space} if self.ranks else {}
         others = [s.facts.get("trainer", Path(s.spec).name) for s in self.sources if s is not self.first]
         row = {
-            "preset": row_name(self.method, shown, others, options.get("base", ZERO_SHOT)),
+            "preset": row_name(self.method, values, others, options.get("base", ZERO_SHOT)),
             "merge": options | {"parents": [s.spec for s in self.sources], "of": facts.get("preset", "")},
-            "alpha_chosen_on": "validation" if tried else "given" if shown else None,
+            "alpha_chosen_on": "validation" if tried else "given" if values else None,
         }
         lines = dict.fromkeys(source.unfinished for source in self.read if source.unfinished)
         row |= {"unfinished": "; ".join(lines)} if lines else {}
         row |= {"chosen_on": facts["chosen_on"]} if facts.get("chosen_on") else {}
         joined = {fact: dict.fromkeys(str(s.facts[fact]) for s in self.read if s.facts.get(fact)) for fact in JOINED}
-        joined = {fact: " + ".join(values) for fact, values in joined.items()}
-        records = [source.record() for source in self.sources]
-        record = {"format": 1, **options, "parents": records, "tried": tried, "row": row, "command": command}
-        return record | facts | joined
+        record = {"format": 1, **options, "parents": [source.record() for source in self.sources], "tried": tried}
+        return record | {"row": row, "command": command} | facts | {fact: " + ".join(v) for fact, v in joined.items()}
 
 
 def candidates(values: dict) -> list[dict]:
@@ -190,10 +207,9 @@ def candidates(values: dict) -> list[dict]:
     return [dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())]
 
 
-def complete(method: str, choices: Sequence[dict]) -> list[dict]:
-    """The choices with the defaults of what they leave open."""
-    choices = [{**METHODS[method].values, **choice} for choice in choices]
-    return [{name: value for name, value in choice.items() if value is not None} for choice in choices]
+def complete(method: str, choice: dict) -> dict:
+    """A choice with the defaults of what it leaves open."""
+    return {name: value for name, value in {**METHODS[method].values, **choice}.items() if value is not None}
 
 
 def row_name(method: str, values: dict, others: Sequence[str] = (), base: str = ZERO_SHOT) -> str:
@@ -222,20 +238,9 @@ def compared(out: Path, marker: str, asked: dict) -> tuple[dict, list[str]]:
     """What merge.json or sweep.json (`marker`) in a folder says, {} where there is none that can be read, and lines on
     what it has otherwise than is asked for."""
     facts = finished(out, marker, FINISHED[marker])
-    try:
-        return facts, changed(facts["asked"] if isinstance(facts.get("asked"), dict) else asked_before(facts), asked)
-    except (KeyError, TypeError, AttributeError):
-        return {}, []
-
-
-def asked_before(facts: dict) -> dict:
-    """What was asked for, as far as a record of an earlier version says."""
-    if "alphas" in facts:
-        return {"kind": facts["kind"], "alphas": facts["alphas"], "tests": list(facts["test"])}
-    tried = [{name: value for name, value in entry.items() if name != "val"} for entry in facts["tried"]]
-    sources = [source.get("sha256", source["path"]) for source in facts["parents"]]
-    choices = complete(facts["method"], tried or [facts["values"]])
-    return {"method": facts["method"], "choices": choices, "parents": sources}
+    if facts and not isinstance(facts.get("asked"), dict):
+        return facts, ["an earlier version made it, and did not record what it was asked for"]
+    return facts, changed(facts["asked"], asked) if facts else []
 
 
 def already(out: Path, marker: str, asked: dict, overwrite: bool) -> dict:
@@ -253,10 +258,7 @@ def already(out: Path, marker: str, asked: dict, overwrite: bool) -> dict:
 def is_finished(out: Path, asked: dict, overwrite: bool) -> bool:
     """Does the folder hold that merge, whole, and not to go? AlreadyFinished for another one, UserError for a run."""
     if not (out / MERGE).is_file() and (out / CONFIG).exists() and not begun(out, MERGE):
-        run = any((out / name).exists() for name in (RESULTS, RESUME, "log.txt"))  # else an old version's half merge
-        if run or not overwrite:
-            ways = "" if run else ", or --overwrite what a killed merge has left"
-            raise UserError(f"{out} holds a run that is no merge: choose another folder{ways}")
+        raise UserError(f"{out} holds a run that is no merge: choose another folder")
     facts = already(out, MERGE, asked, overwrite)
     files = facts.get("weights", {}).get("files", {}).items()
     return bool(facts) and all((out / name).is_file() and checkpoint_digest(out / name) == of for name, of in files)

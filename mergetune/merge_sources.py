@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
+from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY, build_trainer, load_config, read_run_cfg, trainer_class
 from dassl.engine.checkpoint import find_model
@@ -47,22 +48,21 @@ PEFT_CONFIG, PEFT_FILES = "adapter_config.json", ("adapter_model.safetensors", "
 @dataclass
 class Source:
     """Weights to merge, or a word that stands for some, which has no file. run: the run folder that they come from, if
-    it has a config; moved: `root` and `pairs` of `merge.merge_run`."""
+    it has a config; moved: `root` and `pairs` of `merge_job.MergeJob`."""
 
     spec: str
     file: Path | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     run: Path | None = None
     peft: dict = field(default_factory=dict)  # adapter_config.json
+    scaling: dict[str, float] = field(default_factory=dict)  # LoRA's factor of each module
     facts: dict = field(default_factory=dict)
     epoch: int | None = None
     unfinished: str = ""  # how far its training is, if that has not ended
     moved: dict = field(default_factory=dict)
 
-    @cached_property
-    def sha256(self) -> str:
-        """Of its file; a word is itself."""
-        return sha256_file(str(self.file)) if self.file else self.spec
+    def __post_init__(self) -> None:
+        self.sha256 = sha256_file(str(self.file)) if self.file else self.spec  # a word is itself
 
     def record(self) -> dict:
         """What merge.json says of it."""
@@ -72,30 +72,20 @@ class Source:
         record |= {"unfinished": self.unfinished} if self.unfinished else {}
         return record | {name: self.facts[name] for name in SHOWN if name in self.facts}
 
-    def scaling(self) -> dict[str, float]:
-        """LoRA's factor of each module: lora_alpha / r, or / sqrt(r); 1 where no adapter_config.json says."""
-        usual, root = self.peft.get("lora_alpha"), math.sqrt if self.peft.get("use_rslora") else float
-        return {
-            module: _of_module(self.peft, "alpha_pattern", module, rank if usual is None else usual) / root(rank)
-            for module, rank in ranks(self.state).items()
-        }
-
     @cached_property
-    def cfg(self):
+    def cfg(self) -> CfgNode:
         """The config of its run. UserError if it comes from none."""
         if self.run is None:
-            raise UserError(
-                f"{ZERO_SHOT} and validation images are those of a run, and no parent is a run folder: "
-                f"add one, or give a file or {ZEROS} as the base"
-            )
+            what = f"{ZERO_SHOT} and validation images are those of a run, and no parent is a run folder"
+            raise UserError(f"{what}: add one, or give a file or {ZEROS} as the base")
         changes = {"RESUME_COOP": "", "TEST.COMPUTE_CMAT": False, "VERBOSE": False}
         return load_config(self.run, changes, **self.moved)
 
     def build(self):
         """The trainer of its run, with the weights that the run's seed draws."""
-        cfg, before = self.cfg, rng_state()
-        set_random_seed(max(cfg.SEED, 0))
-        trainer = build_trainer(cfg)
+        before = rng_state()
+        set_random_seed(max(self.cfg.SEED, 0))
+        trainer = build_trainer(self.cfg)
         set_rng_state(before)
         check_backbone(self.file, trainer.metadata())
         return trainer
@@ -107,25 +97,12 @@ class Source:
         trainer._load_weights(trainer.model_name, str(self.file), self.state)
         return trainer
 
-    def untrained(self) -> dict[str, Tensor]:
-        """The weights that its training started from: its seed gives them again."""
-        trainer = self.build()
-        if trainer.cfg.SEED < 0:
-            raise UserError(f"{self.run} trained without a seed, so nobody knows where it started")
-        return trainer.drop_keys({name: value.detach().cpu() for name, value in trainer.model.state_dict().items()})
-
     def validate(self, state: dict[str, Tensor]) -> float:
         """Accuracy in percent of other weights on the validation images of its run."""
         if not self.trainer.has_validation():
             raise UserError(f"{self.run} has no validation images, so its data cannot choose between values")
         self.trainer._load_weights(self.trainer.model_name, str(self.file), state)
         return self.trainer.test("val")
-
-
-def _of_module(peft: dict, pattern: str, module: str, default: float) -> float:
-    """What an entry of adapter_config.json, {regular expression: value}, has for a module."""
-    values = peft.get(pattern) or {}
-    return next((value for key, value in values.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
 
 
 def read_source(spec: str | Path, words: Sequence[str] = ()) -> Source:
@@ -143,11 +120,13 @@ def read_source(spec: str | Path, words: Sequence[str] = ()) -> Source:
     file = Path(find_model(str(path), trainer.model_name if trainer else ""))
     state, epoch = read_state(file, trainer)
     run_classes(file)  # refuses those of another run
-    known = run_facts(file.absolute())
     if line := unfinished(file, epoch):
         log.warning(f"{spec}: {line}")
-    facts = {name: value for name, value in known.items() if name not in OF_THE_RUN}
-    return Source(str(spec), file, state, config and config.parent, facts=facts, epoch=epoch, unfinished=line)
+    return Source(
+        str(spec), file, state, config and config.parent, scaling=dict.fromkeys(ranks(state), 1.0),
+        facts={name: value for name, value in run_facts(file.absolute()).items() if name not in OF_THE_RUN},
+        epoch=epoch, unfinished=line,
+    )  # fmt: skip
 
 
 def _read_peft(spec: str, folder: Path) -> Source:
@@ -159,28 +138,35 @@ def _read_peft(spec: str, folder: Path) -> Source:
         raise MissingFile(f"{folder} has an {PEFT_CONFIG} but no {' or '.join(PEFT_FILES)}")
     for name in (file, config):
         check_written(name)
-    _check_peft(peft, config)
     state, epoch = read_state(file)
-    for module, rank in ranks(state).items():
-        if (expected := _of_module(peft, "rank_pattern", module, peft.get("r", rank))) != rank:
-            raise UserError(f"{config} gives {module} the rank {expected}, but its factors have {rank}")
     name = peft.get("base_model_name_or_path")
-    return Source(spec, file, state, peft=peft, facts={"backbone": {"name": name}} if name else {}, epoch=epoch)
+    facts = {"backbone": {"name": name}} if name else {}
+    return Source(spec, file, state, peft=peft, scaling=_scaling(peft, state, config), facts=facts, epoch=epoch)
 
 
-def _check_peft(peft: dict, where: Path) -> None:
-    """UserError for a rank or a scaling that is no number, or patterns of modules that cannot be read."""
-    values = {name: peft[name] for name in ("r", "lora_alpha") if name in peft}
-    for name in ("rank_pattern", "alpha_pattern"):
-        pattern = {} if peft.get(name) is None else peft[name]
+def _scaling(peft: dict, state: dict[str, Tensor], where: Path) -> dict[str, float]:
+    """LoRA's factor of each module: lora_alpha / r, or / sqrt(r). UserError for a rank that its factors have not, an
+    alpha that is no number, or patterns of modules that cannot be read."""
+
+    def value(name: str, pattern: str, default: object) -> object:
+        """What `pattern`, {regular expression: value}, has for the module, else `name`."""
         try:
-            values |= {f"{name} {re.compile(key).pattern}": value for key, value in pattern.items()}
+            entries = (peft.get(pattern) or {}).items()
+            return next((v for key, v in entries if re.fullmatch(rf"(.*\.)?({key})", module)), peft.get(name, default))
         except (AttributeError, re.error) as error:
-            raise UserError(f"{where}: {name} is {brief(pattern)}, expected {{module: number}} ({error})") from None
-    for name, value in values.items():
-        kind, what = (int, "whole number") if name.startswith("r") else (int | float, "number")
-        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value <= MOST_ALPHA:
-            raise UserError(f"{where}: {name} is {brief(value)}, expected a {what} above 0 and up to {MOST_ALPHA}")
+            words = f"{pattern} is {brief(peft[pattern])}, expected {{module: number}}"
+            raise UserError(f"{where}: {words} ({error})") from None
+
+    scaling = {}
+    for module, rank in ranks(state).items():
+        said, alpha = value("r", "rank_pattern", rank), value("lora_alpha", "alpha_pattern", rank)
+        if said != rank:
+            raise UserError(f"{where} gives {module} the rank {brief(said)}, but its factors have {rank}")
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= MOST_ALPHA:
+            what = f"expected a number above 0 and up to {MOST_ALPHA}"
+            raise UserError(f"{where}: lora_alpha of {module} is {brief(alpha)}, {what}")
+        scaling[module] = alpha / (math.sqrt(rank) if peft.get("use_rslora") else rank)
+    return scaling
 
 
 def read_state(file: Path, trainer: type | None = None) -> tuple[dict[str, Tensor], int | None]:
@@ -207,19 +193,19 @@ def bound_to_classes(source: Source) -> list[str]:
 
 def check_origin(sources: Sequence[Source]) -> None:
     """Refuse sources of another backbone, activation, preprocessing, or class list where weights hold classes."""
-    backbones = [(source.spec, source.facts.get("backbone", {})) for source in sources]
     for fact in ("digest", "name", "activation", "preprocess"):
-        known = [
-            (value, f"{spec} has {backbone.get('name')} ({value[:12]})" if fact == "digest" else f"{spec} has {value}")
-            for spec, backbone in backbones
-            if (value := backbone.get(fact)) is not None and (fact != "name" or not backbone.get("digest"))
-        ]
-        for value, words in known[1:]:
+        known = []
+        for source in sources:
+            backbone = source.facts.get("backbone", {})
+            value = backbone.get(fact)
+            if value is None or fact == "name" and backbone.get("digest"):
+                continue
+            shown = f"{backbone.get('name')} ({value[:12]})" if fact == "digest" else value
+            known.append((value, f"{source.spec} has {shown}"))
             if value != known[0][0]:
                 what = "backbone" if fact in ("digest", "name") else fact
-                raise UserError(f"Parents of another {what} cannot be merged: {known[0][1]} and {words}")
-    named = [(source, source.facts.get("classes", {})) for source in sources]
-    named = [(source, classes) for source, classes in named if classes.get("digest")]
+                raise UserError(f"Parents of another {what} cannot be merged: {known[0][1]} and {known[-1][1]}")
+    named = [(s, classes) for s in sources if (classes := s.facts.get("classes", {})).get("digest")]
     for source, classes in named[1:]:
         bound = bound_to_classes(source)
         if bound and classes["digest"] != named[0][1]["digest"]:
@@ -243,24 +229,21 @@ def find_merged(folder: str, method: str, *, value: float | None = None, prefix:
     if name and (place / name).is_dir():
         place, name = place / name, ""
     there = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
-    files = [file for file in there if file.startswith(prefix) and file.endswith(SUFFIXES)]
-    files = [file for file in files if (method == "dare") == ("dare" in file.lower())]
-    if method == "ties" or value is not None:
-        files = [file for file in files if _lambda(file) is not None]
-    wanted = f"{prefix or 'PREFIX'}_ties_lambda_VALUE.pth" if method == "ties" else f"{prefix}*dare*.pth"
     if name:
-        files, wanted, value = [file for suffix in ("", *SUFFIXES) if (file := name + suffix) in there][:1], name, None
+        wanted, files = name, [file for file in there if file in [name + suffix for suffix in ("", *SUFFIXES)]][:1]
+    else:
+        number = "VALUE" if value is None else f"{value:g}"
+        wanted = f"{prefix or 'PREFIX'}_ties_lambda_{number}.pth" if method == "ties" else f"{prefix}*dare*.pth"
+        files = [file for file in there if file.startswith(prefix) and file.endswith(SUFFIXES)]
+        files = [file for file in files if (method == "dare") == ("dare" in file.lower())]
+        files = [file for file in files if method == "dare" and value is None or _lambda(file) is not None]
+        files = [file for file in files if value in (None, _lambda(file))]
     if not files:
         raise MissingFile(f"No merged weights {wanted} in {place} (there: {', '.join(there) or 'nothing'})")
-    chosen = files if value is None else [file for file in files if _lambda(file) == value]
-    if not chosen:
-        known = ", ".join(f"{v:g}" for v in sorted({_lambda(file) for file in files}))
-        raise MissingFile(f"No merged weights of lambda {value:g} in {place}; --lambda-val can be {known}")
-    if len(chosen) > 1:
-        values = {_lambda(file) for file in chosen}
-        flag = "--lambda-val" if len(values - {None}) == len(chosen) else "--model-prefix or --model-name"
-        raise UserError(f"{place} holds several merged weights ({', '.join(chosen)}): choose with {flag}")
-    return place / chosen[0]
+    if len(files) > 1:
+        ways = "choose with --lambda-val, --model-prefix or --model-name"
+        raise UserError(f"{place} holds several merged weights ({', '.join(files)}): {ways}")
+    return place / files[0]
 
 
 def _lambda(file: str) -> float | None:

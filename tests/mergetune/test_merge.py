@@ -335,7 +335,7 @@ def test_lora_merges_by_product_or_by_factors(out, tmp_path):
         (peft(tmp_path / "clip2", 4, base_model_name_or_path="clip2"), "one has clip and .*clip2 has clip2"),
     ):
         with pytest.raises(UserError, match=match):
-            merge_run("average", [one, other], out)
+            merge_run("average", [one, other], tmp_path / "more")
 
 
 def test_the_command_line_says_what_is_wrong(tmp_path, capsys):

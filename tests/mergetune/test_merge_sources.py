@@ -43,7 +43,7 @@ def test_merged_files_of_others_are_evaluated(line, external, tmp_path):
 def test_missing_and_ambiguous_merged_files_are_named(line, external, tmp_path):
     words = ["--eval-only-merge", "--model-dir", external]
     for more, match in (
-        (["--lambda-val", "0.4"], "No merged weights of lambda 0.4 in .*; --lambda-val can be 0.3, 0.5"),
+        (["--lambda-val", "0.4"], "No merged weights PREFIX_ties_lambda_0.4.pth in .*there: .*lambda_0.3.pth, .*lambda_0.5.pth"),
         ([], r"several merged weights \(.*0\.3\.pth, .*0\.5\.pth\): choose with --lambda-val"),
         (
             ["--model-prefix", "clip_kgcoop"],
@@ -62,4 +62,4 @@ def test_missing_and_ambiguous_merged_files_are_named(line, external, tmp_path):
 
 def test_flags_behind_the_pairs_are_read_in_a_process_of_its_own(line, external, tmp_path):
     words = line(tmp_path / "out", "--eval-only-merge", "--model-dir", external, "--lambda-val", "7")
-    assert "--lambda-val can be 0.3, 0.5" in one_error(start(words))
+    assert "No merged weights PREFIX_ties_lambda_7.pth in" in one_error(start(words))

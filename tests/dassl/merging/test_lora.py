@@ -127,24 +127,24 @@ def test_the_scaling_is_alpha_by_rank_of_each_module(peft):
         ({"alpha_pattern": {"k_proj": 1}, "use_rslora": True}, 8 / 2**0.5),
         ({"r": 16, "rank_pattern": {r"text\.[qk]_proj": 2}, "lora_alpha": 0.5}, 0.25),
     ):
-        assert list(peft(**config).scaling().values()) == [scaling]
+        assert list(peft(**config).scaling.values()) == [scaling]
 
 
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        ({"lora_alpha": None}, "lora_alpha is None, expected a number above 0"),
-        ({"lora_alpha": "16"}, "lora_alpha is '16', expected a number"),
-        ({"lora_alpha": float("nan")}, "lora_alpha is nan"),
-        ({"lora_alpha": 1e308}, "lora_alpha is 1e.308.*up to 1000000"),
-        ({"lora_alpha": True}, "lora_alpha is True"),
-        ({"r": 0}, "r is 0, expected a whole number above 0"),
-        ({"r": 2.5}, "r is 2.5, expected a whole number"),
-        ({"r": None}, "r is None"),
+        ({"lora_alpha": None}, "lora_alpha of .*q_proj is None, expected a number above 0"),
+        ({"lora_alpha": "16"}, "lora_alpha of .*q_proj is '16', expected a number"),
+        ({"lora_alpha": float("nan")}, "lora_alpha of .*q_proj is nan"),
+        ({"lora_alpha": 1e308}, "lora_alpha of .*q_proj is 1e.308.*up to 1000000"),
+        ({"lora_alpha": True}, "lora_alpha of .*q_proj is True"),
+        ({"r": 0}, "gives .*q_proj the rank 0"),
+        ({"r": 2.5}, "gives .*q_proj the rank 2.5"),
+        ({"r": None}, "gives .*q_proj the rank None"),
         ({"r": 3}, "gives base_model.model.text.q_proj the rank 3, but its factors have 2"),
         ({"rank_pattern": {"q_proj": 4}}, "gives .*q_proj the rank 4"),
-        ({"rank_pattern": {"q_proj": "4"}}, "rank_pattern q_proj is '4'"),
-        ({"alpha_pattern": {"q_proj": [1]}}, r"alpha_pattern q_proj is \[1\]"),
+        ({"rank_pattern": {"q_proj": "4"}}, "gives .*q_proj the rank '4'"),
+        ({"alpha_pattern": {"q_proj": [1]}}, r"lora_alpha of .*q_proj is \[1\]"),
         ({"alpha_pattern": {"(": 1}}, r"alpha_pattern is .*expected .module: number.*missing \)"),
         ({"alpha_pattern": [1]}, r"alpha_pattern is \[1\], expected .module: number"),
     ],
