@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dassl.utils import (
@@ -122,26 +122,19 @@ def logits_at(trainer, split: str, weights: Mapping[str, Tensor]) -> tuple[Tenso
     return tuple(map(torch.cat, zip(*pairs, strict=True)))
 
 
-def sweep(
-    trainer, split: str, ends: Sequence[dict[str, Tensor]], alphas: Sequence[float], *, kind: str, outputs: str | None
-) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """(alpha, scores (N, C), labels (N,)) of each alpha, on a split of this trainer's data.
-
-    ends: the trainable weights of zero-shot CLIP and of the run.
-    """
-    if kind == "weight":
-        for alpha in alphas:
-            yield alpha, *logits_at(trainer, split, wise_ft(*ends, alpha))
-        return
-    (first, labels), (last, _) = (logits_at(trainer, split, weights) for weights in ends)
-    for alpha in alphas:
-        yield alpha, mix_outputs(first, last, alpha, outputs), labels
-
-
-def curve(trainer, swept: Iterator[tuple[float, Tensor, Tensor]], alpha: float | None = None) -> list[float]:
-    """Accuracy of each alpha in per cent; the trainer's evaluator then holds what `alpha` scored."""
+def curve(
+    trainer, split: str, ends: Sequence[dict[str, Tensor]], asked: Mapping, alpha: float | None = None
+) -> list[float]:
+    """Accuracy in per cent at each alpha that is asked for, on a split of this trainer's data; its evaluator then holds
+    what `alpha` scored. ends: the trainable weights of zero-shot CLIP and of the run."""
+    outputs = [logits_at(trainer, split, weights) for weights in ends] if asked["kind"] == "output" else []
     accuracies = []
-    for value, scores, labels in swept:
+    for value in asked["alphas"]:
+        if outputs:
+            (first, labels), (last, _) = outputs
+            scores = mix_outputs(first, last, value, asked["outputs"])
+        else:
+            scores, labels = logits_at(trainer, split, wise_ft(*ends, value))
         accuracies.append(accuracy(scores, labels))
         if value == alpha:
             trainer.evaluator.reset()
@@ -220,7 +213,7 @@ def mixed(run: Path, cfgs: Mapping, asked: Mapping, folder: Path, command: str) 
         load_trained(trainer, str(run))
         return trainer
 
-    started, mix, alphas = time.monotonic(), {name: asked[name] for name in ("kind", "outputs")}, asked["alphas"]
+    started, alphas, kind = time.monotonic(), asked["alphas"], asked["kind"]
     first, *_ = cfgs
     trainer = opened(cfgs[first])
     ends = [trainer.zero_shot_weights(), trainable(trainer.model)]
@@ -232,11 +225,11 @@ def mixed(run: Path, cfgs: Mapping, asked: Mapping, folder: Path, command: str) 
                 f"{first} has no validation images to choose alpha on, and the test images must not: "
                 "give one value, e.g. --alphas 0.5"
             )
-        validation = curve(trainer, sweep(trainer, "val", ends, alphas, **mix))
+        validation = curve(trainer, "val", ends, asked)
         alpha = choose(alphas, validation)
-    preset, title = trainer.trained["preset"], f"{mix['kind']} ens."
-    merge = {"method": KINDS[mix["kind"]], "title": title, "alpha": alpha, "preset": preset}
-    merge |= {"outputs": mix["outputs"]} if mix["kind"] == "output" else {}
+    preset, title = trainer.trained["preset"], f"{kind} ens."
+    merge = {"method": KINDS[kind], "title": title, "alpha": alpha, "preset": preset}
+    merge |= {"outputs": asked["outputs"]} if asked["outputs"] else {}
     row = {"preset": f"{preset} + {title}" if preset else title, "merge": merge}
     row["alpha_chosen_on"] = "given" if validation is None else "validation"
     row |= {name: trainer.trained[name] for name in ("unfinished",) if name in trainer.trained}
@@ -244,7 +237,7 @@ def mixed(run: Path, cfgs: Mapping, asked: Mapping, folder: Path, command: str) 
     for name, cfg in cfgs.items():
         trainer = trainer if name == first else opened(cfg)
         fitting = [trainer.fit_classes(str(run), weights) for weights in ends]
-        tested[name] = curve(trainer, sweep(trainer, "test", fitting, alphas, **mix), alpha)
+        tested[name] = curve(trainer, "test", fitting, asked, alpha)
         trainer.trained = trainer.trained | row
         seconds = time.monotonic() - started
         write_results(str(folder / name), trainer, trainer.cfg, wall_s=seconds, command=command, kind="eval")
