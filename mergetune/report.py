@@ -1,7 +1,6 @@
 """Tables and figures of MERGETUNE and ConDU: `python -m mergetune.report DIR... [--protocol NAME...] [--out DIR]`."""
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +19,11 @@ from dassl.report.protocols.sweeps import sweeps_report
 from dassl.report.protocols.transfer import PROTOCOLS as TRANSFERS
 from dassl.report.protocols.transfer import transfer_report
 from dassl.report.records import NoRuns, load_results
-from dassl.utils import ArgumentParser, UserError, check_availability, errors_in_one_line, get_logger, one_line
-from dassl.utils.torchrun import one_process
+from dassl.report.table import Report
+from dassl.utils import UserError, check_availability, command_parser, get_logger
+from dassl.utils.torchrun import run_command
+
+log = get_logger()
 
 PRESETS = ("released", "paper")
 # What streams of tasks are evaluated with beside zero-shot CLIP, in printed order.
@@ -132,94 +134,81 @@ examples:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line -> Namespace with folders, protocol, out, figures, figure, latex, against, html."""
-    parser = ArgumentParser(
-        prog="python -m mergetune.report",
-        description="Print the tables of finished runs and write them as Markdown and CSV.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Print the tables of finished runs and write them as Markdown and CSV."
+    parser = command_parser("mergetune.report", about, EPILOG)
+    add = parser.add_argument
     folders = "folder of runs; every results.json anywhere below it is read"
-    parser.add_argument("folders", type="path", nargs="+", metavar="DIR", help=folders)
-    parser.add_argument(
-        "--protocol", nargs="+", metavar="NAME", help=f"only these tables, of {', '.join(REPORTS)} (default: all)"
-    )
-    parser.add_argument("--out", type="path", metavar="DIR", help="of tables/ and figures/ (default: the first DIR)")
-    parser.add_argument("--figures", action="store_true", help="draw every figure for which there are runs")
-    parser.add_argument(
-        "--figure", nargs="+", metavar="NAME", help=f"draw these alone, and no tables, of {', '.join(FIGURES)}"
-    )
-    parser.add_argument("--latex", action="store_true", help="write the tables as LaTeX too")
-    parser.add_argument("--against", choices=["paper"], help="published numbers beside ours")
-    parser.add_argument("--html", type="path", metavar="FILE", help="one self-contained page of tables and figures")
+    add("folders", type="path", nargs="+", metavar="DIR", help=folders)
+    add("--protocol", nargs="+", metavar="NAME", help=f"only these tables, of {', '.join(REPORTS)} (default: all)")
+    add("--out", type="path", metavar="DIR", help="of tables/ and figures/ (default: the first DIR)")
+    add("--figures", action="store_true", help="draw every figure for which there are runs")
+    add("--figure", nargs="+", metavar="NAME", help=f"draw these alone, and no tables, of {', '.join(FIGURES)}")
+    add("--latex", action="store_true", help="write the tables as LaTeX too")
+    add("--against", choices=["paper"], help="published numbers beside ours")
+    add("--html", type="path", metavar="FILE", help="one self-contained page of tables and figures")
     return parser.parse_args(argv)
 
 
-def reports(records: list, folders: list, protocols: list[str] | None = None) -> list:
+def reports(records: list[dict], folders: list[str], protocols: list[str] | None, known: Methods) -> list[Report]:
     """The Reports for which there are runs. NoRuns if there is none, or none of one that was asked for."""
-    found, reasons = [], []
-    for name in protocols or REPORTS:
+    made, reasons = [], []
+    for name in protocols or ():
         check_availability(name, list(REPORTS), "--protocol")
     for name, make in ((name, make) for name, make in REPORTS.items() if not protocols or name in protocols):
         try:
-            found.append(make(records, methods=methods()) if make else barriers_report(folders, methods()))
+            made.append(make(records, methods=known) if make else barriers_report(folders, known))
         except NoRuns as error:
             reasons.append(str(error))
             # a source model is trained as `cross`, also where only `dg` evaluates it
             evaluated = name == "cross" and any((r["protocol"], r.get("kind")) == ("dg", "eval") for r in records)
             if not protocols and not evaluated and any(record["protocol"] == name for record in records):
-                get_logger().warning(f"Warning: {error}")
-    if (protocols and reasons) or not found:
+                log.warning(f"Warning: {error}")
+    if (protocols and reasons) or not made:
         raise NoRuns(" ".join(reasons))
-    return found
+    return made
 
 
-def compared(found: list, records: list) -> list:
+def compared(made: list[Report], records: list[dict], known: Methods) -> list[Report]:
     """The reports of published numbers beside ours; a table that has none is said to have none."""
     comparisons = []
-    for one in (one for one in found if {"dataset", "task"} & {*one.columns}):
+    for one in (one for one in made if {"dataset", "task"} & {*one.columns}):
         try:
-            comparisons.append(against_report(one, records, methods()))
+            comparisons.append(against_report(one, records, known))
         except NoRuns as error:
-            get_logger().info(f"{error}\n")
+            log.info(f"{error}\n")
     return comparisons
 
 
 def report(args: argparse.Namespace) -> list[Path]:
     """Prints the tables, writes them, draws the figures and the page that `args` ask for -> what was written."""
-    left_out = []
+    left_out: list[Path] = []
     records = load_results(*args.folders, left_out=left_out)
     if not records:
         raise UserError(f"No finished run: no readable results.json below {', '.join(map(str, args.folders))}")
-    log, out = get_logger(), args.out or args.folders[0]
+    known, out = methods(), Path(args.out or args.folders[0])
     tables_too = not args.figure or args.figures or args.protocol or args.against or args.html or args.latex
-    found = reports(records, args.folders, args.protocol) if tables_too else []
-    beside = compared(found, records) if args.against else []
-    written = []
-    for one in found + beside:
+    made = reports(records, args.folders, args.protocol, known) if tables_too else []
+    beside = compared(made, records, known) if args.against else []
+    written, drawn = [], []
+    for one in made + beside:
         if left_out:
             one.legend.append(f"left out, for they could not be read: {', '.join(map(str, left_out))}")
         log.info(one.text() + "\n")
-        written += one.write(Path(out, "tables"), args.latex)
-    drawn = []
+        written += one.write(out / "tables", args.latex)
     if args.figure or args.figures or args.html:
-        names = None if args.figures else args.figure
-        drawn = all_figures(args.folders, records, Path(out, "figures"), methods(), names)
+        drawn = all_figures(args.folders, records, out / "figures", known, None if args.figures else args.figure)
     if args.figures and not drawn:
         log.warning(f"Warning: no figure: no run has what one of {', '.join(FIGURES)} needs")
     written += drawn
     if args.html:
-        written.append(write_page(args.html, found[::-1] + beside, drawn, records))  # what a terminal shows last
+        written.append(write_page(args.html, made[::-1] + beside, drawn, records))  # what a terminal shows last
     log.info("Wrote " + "\n      ".join(map(str, written)))
     return written
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point; bad input ends with one line on stderr and exit code 1."""
-    args = parse_args(argv)
-    try:
-        report(args)
-    except (UserError, OSError) as error:
-        sys.exit(one_line(f"error: {error}"))
+    """One command line."""
+    report(parse_args(argv))
 
 
 def __getattr__(name: str) -> Methods:
@@ -229,5 +218,4 @@ def __getattr__(name: str) -> Methods:
 
 
 if __name__ == "__main__":
-    with errors_in_one_line(), one_process():
-        main()
+    run_command(main)

@@ -43,7 +43,7 @@ def test_merged_files_of_others_are_evaluated(line, external, tmp_path):
 def test_missing_and_ambiguous_merged_files_are_named(line, external, tmp_path):
     words = ["--eval-only-merge", "--model-dir", external]
     for more, match in (
-        (["--lambda-val", "0.4"], "No merged weights PREFIX_ties_lambda_0.4.pth in .*there: .*lambda_0.3.pth, .*lambda_0.5.pth"),
+        (["--lambda-val", "0.4"], "No merged weights PREFIX_ties_lambda_0.4.pth in .*there: .*_0.3.pth, .*_0.5.pth"),
         ([], r"several merged weights \(.*0\.3\.pth, .*0\.5\.pth\): choose with --lambda-val"),
         (
             ["--model-prefix", "clip_kgcoop"],

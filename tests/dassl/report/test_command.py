@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from dassl.report.figures.all import FIGURES
+from dassl.utils import UserError
 from mergetune.report import main
 from tests.condu.test_sessions import die_before, in_a_child
 from tests.conftest import ROOT
@@ -29,7 +30,7 @@ def test_the_command_refuses_in_one_line(tmp_path):
         (tmp_path, "no readable results.json"),
         (tmp_path / "none", "No folder of runs"),
     ):
-        with pytest.raises(SystemExit, match=f"^error: .*{reason}"):
+        with pytest.raises(UserError, match=reason):
             main([str(argument)])
 
 
@@ -72,7 +73,7 @@ def test_one_figure_may_be_asked_for(tmp_path, capsys):
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_without_runs_is_refused_in_one_line(tmp_path, name):
     write_pairs(tmp_path, {"toy_a": [(80, 60)]})
-    with pytest.raises(SystemExit, match=f"^error: No figure '{name}': it needs .+; none below {tmp_path}") as refused:
+    with pytest.raises(UserError, match=f"^No figure '{name}': it needs .+; none below {tmp_path}") as refused:
         main([str(tmp_path), "--figure", name])
     assert len(str(refused.value).splitlines()) == 1
     assert not (tmp_path / "figures").exists()
@@ -80,7 +81,7 @@ def test_a_figure_without_runs_is_refused_in_one_line(tmp_path, name):
 
 def test_a_figure_that_does_not_exist_is_named(tmp_path):
     write_pairs(tmp_path, {"toy_a": [(80, 60)]})
-    with pytest.raises(SystemExit, match="^error: .*--figure.*heatmop.*heatmap"):
+    with pytest.raises(UserError, match="^.*--figure.*heatmop.*heatmap"):
         main([str(tmp_path), "--figure", "heatmop"])
 
 
@@ -105,9 +106,9 @@ def test_one_table_may_be_asked_for(tmp_path, capsys):
     some_of_each(tmp_path)
     main([str(tmp_path), "--protocol", "cross"])
     assert "Base-to-new" not in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="^error: No robust table: of 7 results, 0 follow"):
+    with pytest.raises(UserError, match="^No robust table: of 7 results, 0 follow"):
         main([str(tmp_path), "--protocol", "cross", "robust"])
-    with pytest.raises(SystemExit, match="^error: .*--protocol.*robsut.*robust"):
+    with pytest.raises(UserError, match="^.*--protocol.*robsut.*robust"):
         main([str(tmp_path), "--protocol", "robsut"])
 
 
@@ -135,7 +136,7 @@ def test_what_cannot_be_written_is_an_error(tmp_path, capsys, monkeypatch, words
     monkeypatch.chdir(tmp_path)
     write_path(tmp_path / "runs", straight_path(50, 70, 60))
     (tmp_path / "figures").write_text("no folder")
-    with pytest.raises(SystemExit, match='^error: Cannot write "[^"]*figures/[^"]*": (Not a directory|File exists)'):
+    with pytest.raises(OSError, match='^Cannot write "[^"]*figures/[^"]*": (Not a directory|File exists)'):
         main([str(tmp_path / "runs"), "--out", str(tmp_path), *words])
     assert "needs" not in capsys.readouterr().out
 
