@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(function: Callable, modules: Sequence[nn.Module], *inputs):
-    """`function(*inputs)` -> a tensor; its activations are dropped, and made again when gradients need them.
+def recomputed(function: Callable, modules: Sequence[nn.Module], *inputs, **options):
+    """`function(*inputs, **options)` -> a tensor; its activations are dropped, and made again when gradients need them.
 
     modules: all that it runs through, each once. Random numbers are drawn again as they were.
     """
-    states = [(vars(module), _copied(vars(module))) for module in modules]
+    states = []  # attributes of each module, with copies of its tables of parameters, buffers and hooks
+    for attributes in map(vars, modules):
+        copies = {name: value.copy() for name, value in attributes.items() if isinstance(value, dict)}
+        states.append((attributes, attributes | copies))
     tables = [state["_parameters"] for _, state in states]
     # what stands in a parameter's place and has a history is handed over: an outer `recomputed` drops it as others
     slots = [(table, name) for table in tables for name, value in table.items() if not (value is None or value.is_leaf)]
@@ -31,7 +33,7 @@ def recomputed(function: Callable, modules: Sequence[nn.Module], *inputs):
             table[name] = value
         try:
             with _as_then(replayed):
-                return function(*tensors[len(slots) :])
+                return function(*tensors[len(slots) :], **options)
         finally:
             for table, name in slots:
                 table[name] = None
@@ -46,26 +48,16 @@ def recomputed_blocks(blocks: Sequence[nn.Module], attached: Sequence[nn.Module]
 
     attached: modules that hooks inside the blocks run through.
     """
-    before = [(vars(block), vars(block).get("forward")) for block in blocks]
+    before = [vars(block).get("forward") for block in blocks]
     for block in blocks:
-        vars(block)["forward"] = partial(_forward, block.forward, [*block.modules(), *attached])
+        vars(block)["forward"] = partial(recomputed, block.forward, [*block.modules(), *attached])
     try:
         yield
     finally:
-        for attributes, forward in before:
-            del attributes["forward"]
-            attributes |= {} if forward is None else {"forward": forward}
-
-
-def _forward(forward: Callable, modules: list[nn.Module], *inputs, **options):
-    if not torch.is_grad_enabled():
-        return forward(*inputs, **options)
-    return recomputed(partial(forward, **options), modules, *inputs)
-
-
-def _copied(attributes: dict) -> dict:
-    """Attributes of a module; the tables of parameters, buffers, hooks are copies."""
-    return {name: value.copy() if isinstance(value, dict) else value for name, value in attributes.items()}
+        for block, forward in zip(blocks, before, strict=True):
+            vars(block)["forward"] = forward
+            if forward is None:
+                del vars(block)["forward"]
 
 
 @contextmanager
