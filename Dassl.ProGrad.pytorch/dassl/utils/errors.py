@@ -89,19 +89,18 @@ def limit_reached(error: BaseException) -> str:
     return ""
 
 
-class _Stream:
-    """Standard output or standard error that never fails: a closed terminal, `| head` and a full disk behind it cost
-    no result. A terminal of few characters shows the others as escapes."""
+class LastingStream:
+    """An open text stream that never fails: a closed terminal, `| head` and a full disk behind it cost no result. A
+    terminal of few characters shows the others as escapes. name: in the line that says where it ends."""
 
-    def __init__(self, stream):
+    def __init__(self, stream, name="standard output"):
+        self._name = name
         self._stream = stream if stream is not None else open(os.devnull, "w")  # noqa: SIM115  takes its number, too
         with contextlib.suppress(AttributeError, OSError):  # a stream of another kind, a pipe that was read from
             self._stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name):
-        if name == "_stream":
-            raise AttributeError(name)
-        return getattr(self._stream, name)
+        return getattr(vars(self)["_stream"], name)
 
     def write(self, text):
         self._keep(self._stream.write, text)
@@ -121,7 +120,7 @@ class _Stream:
             os.dup2(nowhere, self._stream.fileno())  # also what is in its buffer
             os.close(nowhere)
             if not isinstance(error, BrokenPipeError) and self is not sys.stderr:
-                sys.stderr.write(f"standard output ends here: {error.strerror}; files are written on\n")
+                sys.stderr.write(f"{self._name} ends here: {error.strerror}; the work goes on\n")
 
 
 @contextlib.contextmanager
@@ -140,7 +139,7 @@ def memory_errors(more=lambda: ""):
 def errors_in_one_line(status=1):
     """Around a command: UserError, OSError, lack of memory end it with one line and `status`, an interrupt with 130."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Stream(sys.stdout), _Stream(sys.stderr)
+    sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)
     try:
         with memory_errors():
             yield

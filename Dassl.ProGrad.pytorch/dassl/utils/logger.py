@@ -10,7 +10,7 @@ import time
 import traceback
 import warnings
 
-from .errors import printable
+from .errors import LastingStream, printable
 from .progress import bars_aside
 
 
@@ -71,12 +71,11 @@ class Logger:
         if fpath is not None:
             os.makedirs(os.path.dirname(os.path.abspath(fpath)), exist_ok=True)
             # line by line, so that a killed run keeps its last words
-            self.file = open(fpath, "w", 1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            file = open(fpath, "w", 1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            self.file = LastingStream(file, fpath)
 
     def __getattr__(self, name):
-        if name == "console":
-            raise AttributeError(name)
-        return getattr(self.console, name)
+        return getattr(vars(self)["console"], name)
 
     def __enter__(self):
         return self
@@ -94,28 +93,19 @@ class Logger:
 
     def record(self, text):
         """Write to the file alone."""
-        self._to_file("write", text)
+        if self.file is not None:
+            self.file.write(text)
 
     def flush(self):
         self.console.flush()
-        self._to_file("flush")
-
-    def _to_file(self, verb, *args):
-        """Where the file takes no more (disk full), the console says so once and goes on alone."""
-        if self.file is None:
-            return
-        try:
-            getattr(self.file, verb)(*args)
-        except OSError as error:
-            name = self.file.name
-            self.close()
-            self.console.write(f"{name} ends here: {error.strerror}\n")
+        if self.file is not None:
+            self.file.flush()
 
     def close(self):
         if self.file is not None:
             file, self.file = self.file, None
-            with contextlib.suppress(OSError):  # what a full disk did not take
-                file.close()
+            file.flush()
+            file.close()
 
 
 def _log_path(output):
