@@ -21,7 +21,7 @@ import torch.distributed as dist
 from dassl.utils.moved import old_names
 
 from .errors import UserError
-from .logger import get_logger
+from .logger import quiet
 from .torchrun import launched, one_process  # noqa: F401  imported from here by commands
 
 BUCKET = 1 << 25  # bytes of gradients sent at once: beyond 32 MB no faster, and this much memory is needed again
@@ -99,13 +99,10 @@ def process_group() -> Iterator[None]:
         yield
         return
     _join()
-    log = get_logger()
-    level = log.level
-    if not is_main():
-        log.setLevel(logging.WARNING)
     try:
-        yield
-        barrier()  # nobody leaves while another still writes
+        with contextlib.nullcontext() if is_main() else quiet(logging.WARNING):
+            yield
+            barrier()  # nobody leaves while another still writes
     except PeerFailure:
         raise
     except BaseException as error:
@@ -114,7 +111,6 @@ def process_group() -> Iterator[None]:
             raise PeerFailure(said) from error
         raise
     finally:
-        log.setLevel(level)
         _stores.clear()
         dist.destroy_process_group()
 
@@ -128,12 +124,8 @@ def own_device(cuda: bool) -> Iterator[None]:
     local, there = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
     if local >= there:
         raise UserError(f"Process {local} of this machine has no GPU of its own, there are {there}: start {there}")
-    before = torch.cuda.current_device()
-    torch.cuda.set_device(local)
-    try:
+    with torch.cuda.device(local):
         yield
-    finally:
-        torch.cuda.set_device(before)
 
 
 def _open():
@@ -168,8 +160,8 @@ def _announce(error):
     mine = f"process {rank()}: {_line(error)}"
     try:
         said = _stores[0].compare_set(_FAILURE, "", mine).decode(errors="replace")
-    except RuntimeError:  # the store went with the process that kept it
-        return ""
+    except (RuntimeError, IndexError):
+        return "process 0: it kept the store, and is gone"
     return "" if said == mine else said
 
 
@@ -179,13 +171,10 @@ def _peers():
     try:
         yield
     except RuntimeError as error:
-        try:
-            said = _stores[0].get(_FAILURE).decode(errors="replace") if _stores[0].check([_FAILURE]) else ""
-        except (RuntimeError, IndexError):
-            said = "process 0: it kept the store, and is gone"
-        if said:
+        lost = UserError(f"Another process of this run was lost: {_line(error)}")
+        if said := _announce(lost):
             raise PeerFailure(said) from error
-        raise UserError(f"Another process of this run was lost: {_line(error)}") from error
+        raise lost from error
 
 
 def _line(error):

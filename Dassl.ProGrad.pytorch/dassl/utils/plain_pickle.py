@@ -158,7 +158,6 @@ def checkpoint_digest(path: str | os.PathLike) -> str:
         UserError: no plain file, or a damaged archive.
     """
     path = os.fspath(path)
-    check_file(path)
     if zipfile.is_zipfile(path):
         with one_error(path, "checkpoint"), zipfile.ZipFile(path) as archive:
             # without the archive's own name, which is that of the file it was first written to

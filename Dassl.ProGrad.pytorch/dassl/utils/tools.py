@@ -15,8 +15,8 @@ from importlib import metadata
 import numpy as np
 import PIL
 
-from .errors import MissingFile, UserError
-from .files import atomic_write, read_json, write_json  # noqa: F401  imported from here by trainers written for Dassl
+from .errors import UserError
+from .files import atomic_write, check_file, read_json, write_json  # noqa: F401  imported from here by trainers written for Dassl
 from .images import read_image  # noqa: F401  likewise
 from .progress import progress
 from .registry import check_availability, get_most_similar_str_to_a_from_b  # noqa: F401  likewise
@@ -42,15 +42,13 @@ def listdir_nohidden(path: str | os.PathLike, sort: bool = False) -> list[str]:
 
 
 def sha256_file(path: str | os.PathLike) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal. Raises MissingFile."""
-    try:
-        with open(path, "rb") as file:
-            state = hashlib.sha256()
-            while block := file.read(1 << 20):
-                state.update(block)
-            return state.hexdigest()
-    except FileNotFoundError:
-        raise MissingFile(f'File is not found at "{path}"') from None
+    """SHA-256 of a file's bytes, in hexadecimal. Raises MissingFile, or UserError for no plain file."""
+    check_file(path)
+    state = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            state.update(block)
+    return state.hexdigest()
 
 
 def digest(*parts) -> str:

@@ -20,14 +20,9 @@ from .tensorfile import read_safetensors
 from .tools import tolist_if_not
 
 _TOKEN_BUFFERS = {
-    "token_prefix",
-    "token_suffix",
-    "token_midfix",
-    "token_prefix2",
-    "token_suffix2",
-    "tokenized_prompts",
+    "token_prefix", "token_suffix", "token_midfix", "token_prefix2", "token_suffix2", "tokenized_prompts",
     "bias_vectors",
-}
+}  # fmt: skip
 _WRAPPED = re.compile(r"^((module|_orig_mod)\.)+|(?<=\.)_orig_mod\.")
 # what code bases call the weights in a checkpoint, beside "state_dict"
 _NESTED = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params")
@@ -204,12 +199,10 @@ def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=
     try:
         model.load_state_dict(upgrade_keys(checkpoint["state_dict"], model))
         logger.info("Loaded model weights")
-        if optimizer is not None and checkpoint.get("optimizer") is not None:
-            optimizer.load_state_dict(checkpoint["optimizer"])
-            logger.info("Loaded optimizer")
-        if scheduler is not None and checkpoint.get("scheduler") is not None:
-            scheduler.load_state_dict(checkpoint["scheduler"])
-            logger.info("Loaded scheduler")
+        for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
+            if part is not None and checkpoint.get(name) is not None:
+                part.load_state_dict(checkpoint[name])
+                logger.info(f"Loaded {name}")
         epoch = checkpoint["epoch"]
     except (KeyError, RuntimeError, ValueError) as error:
         raise UserError(f'"{fpath}" does not fit this run: {error}') from error
@@ -221,11 +214,7 @@ def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) ->
     """Copy into `model` every tensor of the file whose name and shape fit; warns if none does."""
     weights = upgrade_keys(load_weights(weight_path).state_dict, model)
     wanted = model.state_dict()
-    fits = {
-        key: value
-        for key, value in weights.items()
-        if key in wanted and isinstance(value, torch.Tensor) and value.shape == wanted[key].shape
-    }
+    fits = {key: value for key, value in weights.items() if key in wanted and value.shape == wanted[key].shape}
     model.load_state_dict(fits, strict=False)
     if not fits:
         warnings.warn(f'Cannot load "{weight_path}": no name and shape in it fits the model', stacklevel=2)
@@ -242,11 +231,8 @@ def count_num_param(model: nn.Module | None = None, params: Iterable | None = No
         params = model.parameters()
     if params is None:
         raise UserError("count_num_param needs a model or parameters")
-    total = 0
-    for item in params:
-        group = item["params"] if isinstance(item, dict) else [item]
-        total += sum(param.numel() for param in group)
-    return total
+    groups = (item["params"] if isinstance(item, dict) else [item] for item in params)
+    return sum(param.numel() for group in groups for param in group)
 
 
 def open_all_layers(model: nn.Module) -> None:
