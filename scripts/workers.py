@@ -38,11 +38,8 @@ def start_worker(threads: int, queue) -> None:
     end_with(multiprocessing.parent_process().sentinel)
     import torch
 
-    from dassl.utils.progress import report_bars
-
     multiprocessing.set_start_method(None, force=True)  # loaders' workers start as in train.py: fast where they fork
     torch.set_num_threads(threads)
-    report_bars(lambda done: tell_bar("part", done))
     start_worker.queue = queue
 
 
@@ -91,7 +88,7 @@ def quietly(function: Callable, *arguments):
 
 
 def tell_bar(what: str, value) -> None:
-    """To the progress bar: a job starts (its name), is done, or the part of it that is done."""
+    """To the progress bar: a job starts (its name) or is done."""
     start_worker.queue.put((what, value))
 
 

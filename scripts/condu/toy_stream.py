@@ -23,9 +23,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from condu.orders import label_of, random_orders, tasks_of  # noqa: E402
 from dassl.utils import ArgumentParser, UserError, atomic_write, errors_in_one_line  # noqa: E402
-from dassl.utils.progress import progress, report_bars  # noqa: E402
+from dassl.utils.progress import progress  # noqa: E402
 from scripts.condu.sessions import Run, program  # noqa: E402
-from scripts.workers import GONE, pool, quietly, tell_bar  # noqa: E402
+from scripts.workers import GONE, pool, quietly  # noqa: E402
 
 WORKERS = 2
 
@@ -69,12 +69,11 @@ def together(workers: tuple, what: str, *jobs: tuple) -> list:
 
     workers: what `scripts.workers.pool` gives. Each failure is said when it happens, once; SystemExit after all.
     """
-    executor, queue = workers
+    executor, _ = workers
     print(f"{what} ...", flush=True)
-    started, parts, failures = time.time(), [0.0] * len(jobs), set()
-    futures = [executor.submit(_job, number, *job) for number, job in enumerate(jobs)]
-    form = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
-    with progress(what=what, total=len(jobs), bar_format=form) as bar:
+    started, failures = time.time(), set()
+    futures = [executor.submit(_job, *job) for job in jobs]
+    with progress(what=what, total=len(jobs)) as bar:
         waiting = set(futures)
         while waiting:
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -82,10 +81,7 @@ def together(workers: tuple, what: str, *jobs: tuple) -> list:
                 if str(error) not in failures:
                     _say_failure(what, error)
                 failures.add(str(error))
-            while not queue.empty():
-                number, part = queue.get()[1]
-                parts[number] = max(parts[number], part)
-            bar.update(sum(parts) - bar.n)
+            bar.update(len(done))
     if failures:
         sys.exit(1)
     print(f"{what}: {time.time() - started:.0f} s", flush=True)
@@ -110,9 +106,8 @@ def bench_of(run: Run):
     return StreamEvaluation(run)
 
 
-def _job(number: int, run: Run, function: Callable, *arguments):
+def _job(run: Run, function: Callable, *arguments):
     """In a worker."""
-    report_bars(lambda part: tell_bar("part", (number, part)))
     return quietly(lambda: function(bench_of(run), *arguments))
 
 

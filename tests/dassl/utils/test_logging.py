@@ -16,7 +16,7 @@ from dassl.utils import (
     quiet,
     setup_logger,
 )
-from dassl.utils.progress import progress, report_bars
+from dassl.utils.progress import progress
 from tests.fixtures.interpreter import PATH, python
 
 
@@ -144,21 +144,6 @@ def test_without_a_terminal_a_bar_is_a_line_now_and_then_or_nothing(monkeypatch)
         pass
     lines = sys.stderr.getvalue().splitlines()
     assert lines and all(line.startswith("long: ") and "<" in line for line in lines) and "\r" not in "".join(lines)
-
-
-def test_a_worker_tells_the_part_that_is_done_of_the_outer_bar(monkeypatch):
-    monkeypatch.setattr("dassl.utils.progress._report", None)
-    parts = []
-    report_bars(parts.append)
-    outer = progress(total=2)
-    inner = progress(total=4)
-    inner.update(2)
-    inner.refresh()
-    inner.close()
-    outer.update(1)
-    outer.refresh()
-    outer.close()
-    assert parts[-1] == 0.5 and 0.25 in parts
 
 
 TALK = r"""
