@@ -282,10 +282,10 @@ def main(argv: list[str] | None = None) -> None:
     if "missing" in card.get("plane", {}):
         log.warning(f"Warning: no plane: {card['plane']['missing']}")
     if args.figure:
-        from dassl.report.figures.paths import card_figures
+        from dassl.report.figures.all import all_figures
         from mergetune.report import METHODS
 
-        log.info("Wrote " + "\n      ".join(map(str, card_figures([args.run], Path(args.run, "figures"), METHODS))))
+        log.info("Wrote " + "\n      ".join(map(str, all_figures([args.run], [], Path(args.run, "figures"), METHODS))))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,9 @@ added: `file` (Path), `written` (modification time in seconds) and `kind` ("trai
 import json
 import os
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from dassl.utils import MissingFile, UserError, brief, checkpoint_digest, get_logger, one_line, read_text
 
@@ -19,6 +22,7 @@ class NoRuns(UserError):
 FORMAT = 1
 RESULTS_FILE = "results.json"
 LARGEST = 1e9  # shots, epochs, seconds
+HIGHEST = 1e150  # whose square, for deviations, is finite too
 _REQUIRED = {"trainer": str, "dataset": str, "protocol": str, "subset": str, "seed": int, "metrics": dict}
 _TEXTS = ("preset", "kind", "alpha_chosen_on", "chosen_on", "data_seen", "source", "order", "labels", "ablation",
           "split_file", "unfinished", "instead_of")  # fmt: skip
@@ -156,9 +160,21 @@ def read_object(file, format):
     return _clean(content)
 
 
-def is_number(value):
-    """True for a finite int or float whose square, for deviations, is finite too; a bool is none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= 1e150
+def is_number(value: Any) -> bool:
+    """True for a finite int or float up to HIGHEST; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= HIGHEST
+
+
+def numbers(values: list, name: str, *shape: int, percent: bool = False, missing: bool = False) -> np.ndarray:
+    """A list from a file, or one of lists, as an array of this shape (none: of any length). ValueError if it holds
+    anything but finite numbers, in percent if so; missing: or null, which becomes NaN."""
+    array = np.array(values, dtype=float)
+    low, high = (0, 100) if percent else (-HIGHEST, HIGHEST)
+    fine = (low <= array) & (array <= high) | missing & np.isnan(array)
+    if array.shape != (shape or (array.size,)) or not fine.all():
+        size, kind = " x ".join(map(str, shape)) or "a list of", "numbers or null" if missing else "finite numbers"
+        raise ValueError(f"{name}: expected {size} {kind}{' from 0 to 100' * percent}, found {str(values)[:60]}")
+    return array
 
 
 def select(records, **wanted):

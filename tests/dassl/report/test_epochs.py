@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from dassl.report.figures.epochs import epoch_curves, epoch_figures
+from dassl.report.figures.all import all_figures
+from dassl.report.figures.epochs import epoch_curves
 from dassl.report.records import load_results
 from dassl.utils import UserError
 from mergetune.report import METHODS
@@ -21,7 +22,7 @@ def train(root, name, trainer="CoOp", **fields):
 
 def numbers(root):
     """{(method, data set, quantity, epoch): (mean, std, n)} of the only figure."""
-    _, table = epoch_figures(epoch_curves(load_results(root), METHODS), root / "figures")
+    _, table = all_figures([root], load_results(root), root / "figures", METHODS, ["epochs"])
     return {
         (r["method"], r["dataset"], r["quantity"], int(r["epoch"])): (r["mean"], r["std"], r["n"])
         for r in read_csv(table)
@@ -48,7 +49,7 @@ def test_one_figure_for_a_stage_1_method_and_what_continues_it(tmp_path):
     assert {(one.protocol, one.family, len(one.rows)) for one in found} == {
         ("base2new", "CoOp", 2), ("base2new", "KgCoOp", 1), ("cross", "CoOp", 1),
     }  # fmt: skip
-    images = epoch_figures(found, tmp_path)[::2]
+    images = all_figures([tmp_path], load_results(tmp_path), tmp_path, METHODS, ["epochs"])[::2]
     assert {p.name for p in images} == {
         "epochs_base2new_CoOp.png", "epochs_base2new_KgCoOp.png", "epochs_cross_CoOp.png",
     }  # fmt: skip
@@ -59,7 +60,7 @@ def test_validation_makes_a_third_panel(tmp_path):
     train(tmp_path / "three", "a", history=history(4, val_accuracy=60.0))
     widths = {}
     for name in ("two", "three"):
-        file, _ = epoch_figures(epoch_curves(load_results(tmp_path / name), METHODS), tmp_path / name)
+        file, _ = all_figures([], load_results(tmp_path / name), tmp_path / name, METHODS, ["epochs"])
         with Image.open(file) as image:
             widths[name] = image.width
     assert widths["three"] - widths["two"] == 600  # 4 inches

@@ -204,13 +204,13 @@ def test_the_newest_run_of_a_seed_counts(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("tasks", None, "tasks: expected a list"),
+        ("tasks", None, "one of the run's own tasks"),
         ("tasks", ["a", "b"], "one of the run's own tasks"),
         ("matrix", [1], "one of the run's own tasks"),
-        ("matrix", {"tasks": TASKS}, "transfer: expected 3 numbers"),
-        ("known", [[1, 2, 3]], "known: expected 3 rows"),
-        ("known", [[1, 2, "x"]] * 3, "expected 3 numbers or null"),
-        ("known", [[1, 2, 250]] * 3, "expected 3 numbers or null, in percent"),
+        ("matrix", {"tasks": TASKS}, "transfer: expected 3 numbers or null from 0 to 100, found None"),
+        ("known", [[1, 2, 3]], "known: expected 3 x 3 numbers or null"),
+        ("known", [[1, 2, "x"]] * 3, "could not convert string to float"),
+        ("known", [[1, 2, 250]] * 3, "known: expected 3 x 3 numbers or null from 0 to 100"),
         ("metrics", {"last": 99.0}, "last 99 is not the mean 73.33 of its accuracies"),
         ("metrics", {"transfer": 5.0}, "transfer 5 is not the mean 30.00"),
     ],

@@ -3,12 +3,14 @@
 See `drawing` for how they look.
 """
 
+from pathlib import Path
+
 from dassl.report.figures import drawing
-from dassl.report.figures.epochs import epoch_curves, epoch_figures
+from dassl.report.figures.epochs import epoch_figures
 from dassl.report.figures.mtil import heatmaps, order_figures, scatter_figures
-from dassl.report.figures.paths import change_figures, load_planes, path_figures, plane_figures
+from dassl.report.figures.paths import change_figures, path_figures, plane_figures
 from dassl.report.figures.tsne import SCATTER_FILE
-from dassl.report.methods import NONE
+from dassl.report.methods import NONE, Methods
 from dassl.report.protocols.base2new import OTHERS, base2new
 from dassl.report.protocols.fewshot import fewshot
 from dassl.report.protocols.paths import PATH_FILE
@@ -19,7 +21,9 @@ from dassl.utils import check_availability
 from dassl.utils.progress import progress
 
 
-def all_figures(folders, records, out, methods=NONE, names=None):
+def all_figures(
+    folders: list, records: list[dict], out: Path, methods: Methods = NONE, names: list[str] | None = None
+) -> list[Path]:
     """The named figures (default: every one for which there are runs), into `out` -> Paths.
 
     records: of `load_results`. UserError for a name that FIGURES lacks, NoRuns for one without runs.
@@ -27,11 +31,12 @@ def all_figures(folders, records, out, methods=NONE, names=None):
     written = []
     for name in names or ():
         check_availability(name, FIGURES, "--figure")
-    for name, needs in progress(FIGURES.items(), "drawing"):
+    for name, (needs, draw) in progress(FIGURES.items(), "drawing"):
         if names and name not in names:
             continue
         try:
-            files, reason = _DRAW[name](folders, records, out, methods), ""
+            drawn = draw(folders, records, methods)
+            files, reason = [file for parts in drawn for file in drawing.save(out, *parts)], ""
         except NoRuns as error:
             files, reason = [], f" ({error})"  # no such runs, as the tables say
         if names and not files:
@@ -41,45 +46,18 @@ def all_figures(folders, records, out, methods=NONE, names=None):
     return written
 
 
-# By name, in the order of drawing: what a folder must hold.
-FIGURES = {
-    "path": f"a {PATH_FILE} beside results.json, as stage-2 runs leave it",
-    "change": f"a {PATH_FILE} with curves of others and zero-shot CLIP",
-    "plane": f"a {PATH_FILE} with the plane through its solutions",
-    "fewshot": "evaluations of the protocol 'fewshot'",
-    "sweep": "base-to-new evaluations of one method at several values of a single number among its settings",
-    "others": "base-to-new evaluations that were made on other data sets too (TEST.OTHERS)",
-    "epochs": "training runs that recorded their epochs",
-    "heatmap": "evaluated streams of tasks with their accuracy matrix",
-    "orders": "evaluated streams of the same tasks in several orders",
-    "tsne": f"a {SCATTER_FILE}",
-}
-# (folders, records, out, methods) -> Paths, none or NoRuns without such runs
-_DRAW = {
-    "path": lambda folders, _, out, methods: path_figures(folders, out, methods),
-    "change": lambda folders, _, out, methods: change_figures(folders, out, methods),
-    "plane": lambda folders, _, out, methods: plane_figures(load_planes(*folders), out, methods),
-    "fewshot": lambda _, records, out, methods: fewshot_figure(fewshot(records, methods), out),
-    "sweep": lambda _, records, out, methods: sweep_figures(sweeps(records, methods), out, methods),
-    "others": lambda _, records, out, methods: others_figure(base2new(records, methods), out),
-    "epochs": lambda _, records, out, methods: epoch_figures(epoch_curves(records, methods), out),
-    "heatmap": heatmaps,
-    "orders": order_figures,
-    "tsne": scatter_figures,
-}
+def fewshot_figure(_, records, methods):
+    """Accuracy by shots, a line for each method, averaged over data sets.
 
-
-def fewshot_figure(grid, folder):
-    """Accuracy by shots, a line for each method, averaged over data sets -> [PNG, CSV].
-
-    grid: FewShot. Bars: one deviation over seeds; level line: zero-shot CLIP.
+    Bars: one deviation over seeds; level line: zero-shot CLIP.
     """
+    grid = fewshot(records, methods)
     caption = f"{drawing.mean_over(grid.datasets)}; bars: one standard deviation over seeds"
     figure = drawing.new_figure(8.4, 4.4, "Accuracy by shots", caption)
     axes = figure.subplots()
     names = grid.names
     labels = {row: drawing.wrapped(name, 28, 3) for row, name in names.items()}
-    trained = [row for row in grid.rows if row.trainer != grid.methods.zero_shot]
+    trained = [row for row in grid.rows if row.trainer != methods.zero_shot]
     lines = []
     for row in grid.rows:
         points = [(k, s) for k, s in grid.on(row).items() if s]
@@ -96,36 +74,30 @@ def fewshot_figure(grid, folder):
     axes.set_xlabel("shots a class")
     drawing.plain_axes(axes, "accuracy (%)")
     drawing.legend(figure)
-    return drawing.save(figure, folder, "fewshot", ["method", "shots", "mean", "std", "n"], lines)
+    yield figure, "fewshot", ["method", "shots", "mean", "std", "n"], lines
 
 
-def sweep_figures(found, folder, methods):
-    """A figure for each single numeric key that was swept -> [PNG, CSV, ...]."""
-    written = []
-    for sweep in (sweep for sweep in found if len(sweep.keys) == 1):
+def sweep_figures(_, records, methods):
+    """Base, new, H of averages and others by the values of each single numeric key that was swept."""
+    for sweep in (sweep for sweep in sweeps(records, methods) if len(sweep.keys) == 1):
         values = [value for row in sweep.rows for value in sweep.values(row)]
-        if all(isinstance(value, int | float) for value in values):
-            name = methods.settings.get(sweep.keys[0], sweep.keys[0].lower())
-            written += _sweep_figure(sweep, values, name, folder)
-    return written
-
-
-def _sweep_figure(sweep, values, name, folder):
-    """Base, new, H of averages and others by the values of a key -> [PNG, CSV]."""
-    caption = f"{drawing.mean_over(sweep.grid.datasets)}; bars: one standard deviation over seeds"
-    figure = drawing.new_figure(6.8, 4.0, f"{sweep.name}: {name}", caption)
-    axes = figure.subplots()
-    lines, averages = [], [sweep.grid.average(row) for row in sweep.rows]
-    for k, quantity in enumerate(("base", "new", "H of averages", *sweep.grid.of_others[:1])):
-        points = [(place, average[quantity]) for place, average in enumerate(averages) if average[quantity]]
-        _line(axes, points, quantity, drawing.style(k))
-        lines += [[quantity, f"{values[place]:g}", *csv_numbers(s)] for place, s in points]
-    axes.set_xticks(range(len(values)), [f"{x:g}" for x in values])  # even where they lie close
-    axes.set_xlabel(name)
-    drawing.plain_axes(axes, "accuracy (%)")
-    drawing.legend(figure)
-    columns = ["quantity", name, "mean", "std", "n"]
-    return drawing.save(figure, folder, f"sweep_{sweep.name}_{name}", columns, lines)
+        if not all(isinstance(value, int | float) for value in values):
+            continue
+        name = methods.settings.get(sweep.keys[0], sweep.keys[0].lower())
+        caption = f"{drawing.mean_over(sweep.grid.datasets)}; bars: one standard deviation over seeds"
+        figure = drawing.new_figure(6.8, 4.0, f"{sweep.name}: {name}", caption)
+        axes = figure.subplots()
+        lines, averages = [], [sweep.grid.average(row) for row in sweep.rows]
+        for k, quantity in enumerate(("base", "new", "H of averages", *sweep.grid.of_others[:1])):
+            points = [(place, average[quantity]) for place, average in enumerate(averages) if average[quantity]]
+            _line(axes, points, quantity, drawing.style(k))
+            lines += [[quantity, f"{values[place]:g}", *csv_numbers(s)] for place, s in points]
+        axes.set_xticks(range(len(values)), [f"{x:g}" for x in values])  # even where they lie close
+        axes.set_xlabel(name)
+        drawing.plain_axes(axes, "accuracy (%)")
+        drawing.legend(figure)
+        columns = ["quantity", name, "mean", "std", "n"]
+        yield figure, f"sweep_{sweep.name}_{name}", columns, lines
 
 
 def _line(axes, points, label, look):
@@ -136,12 +108,13 @@ def _line(axes, points, label, look):
     )
 
 
-def others_figure(grid, folder):
-    """Base against others, a point a row, averaged over data sets -> [PNG, CSV]. grid: Base2New."""
+def others_figure(_, records, methods):
+    """Base against others, a point a row, averaged over data sets."""
+    grid = base2new(records, methods)
     averages = {row: grid.average(row) for row in grid.rows}
     points = {row: (a["base"], a[OTHERS]) for row, a in averages.items() if a["base"] and a.get(OTHERS)}
     if not points:
-        return []
+        return
     caption = f"{drawing.mean_over(grid.datasets)}; bars: one standard deviation over seeds; dotted: zero-shot CLIP"
     figure = drawing.new_figure(8.4, 4.6, "What training on base classes costs on other data sets", caption)
     axes, names, lines = figure.subplots(), grid.names, []
@@ -149,11 +122,30 @@ def others_figure(grid, folder):
         marker = drawing.style(k + k // len(drawing.MARKERS))["marker"]  # none has a colour twice
         look = drawing.style(k) | {"marker": marker, "linestyle": "none", "label": drawing.wrapped(names[row], 28, 3)}
         axes.errorbar(base.mean, others.mean, others.std or 0, base.std or 0, capsize=2, ms=7, **look)
-        if row.trainer == grid.methods.zero_shot:
+        if row.trainer == methods.zero_shot:
             axes.axhline(others.mean, color="0.4", lw=1.2, ls=":")
         lines.append([names[row], *csv_numbers(base)[:2], *csv_numbers(others)])
     axes.set_xlabel("base: accuracy (%)")
     drawing.plain_axes(axes, "others: accuracy (%)")
     drawing.legend(figure)
     columns = ["method", "base", "base_std", OTHERS, f"{OTHERS}_std", "n"]
-    return drawing.save(figure, folder, "base_others", columns, lines)
+    yield figure, "base_others", columns, lines
+
+
+# By name, in the order of drawing: what a folder must hold, and (folders, records, methods) -> the figures, each with
+# its title, and the columns and lines of its numbers; none or NoRuns without such runs.
+FIGURES = {
+    "path": (f"a {PATH_FILE} beside results.json, as stage-2 runs leave it", path_figures),
+    "change": (f"a {PATH_FILE} with curves of others and zero-shot CLIP", change_figures),
+    "plane": (f"a {PATH_FILE} with the plane through its solutions", plane_figures),
+    "fewshot": ("evaluations of the protocol 'fewshot'", fewshot_figure),
+    "sweep": (
+        "base-to-new evaluations of one method at several values of a single number among its settings",
+        sweep_figures,
+    ),
+    "others": ("base-to-new evaluations that were made on other data sets too (TEST.OTHERS)", others_figure),
+    "epochs": ("training runs that recorded their epochs", epoch_figures),
+    "heatmap": ("evaluated streams of tasks with their accuracy matrix", heatmaps),
+    "orders": ("evaluated streams of the same tasks in several orders", order_figures),
+    "tsne": (f"a {SCATTER_FILE}", scatter_figures),
+}

@@ -78,7 +78,7 @@ def mean_over(datasets):
     return f"mean over {len(datasets)} data sets" if len(datasets) > 1 else datasets[0]
 
 
-def save(figure, folder, title, columns, lines):
+def save(folder, figure, title, columns, lines):
     """Write a PNG, called by its title, into `folder` and its numbers beside it as CSV -> [both Paths].
 
     Names with dollar signs are no formulas.

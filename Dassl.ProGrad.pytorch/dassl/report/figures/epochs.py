@@ -5,7 +5,7 @@
 Means over an epoch's batches, as the run printed them; null stands for what was not finite. Letters: P epochs.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,7 @@ QUANTITIES = {
 }
 
 
-@dataclass
-class Epochs:
+class Epochs(NamedTuple):
     """Training runs of one family (a stage-1 method and what continues it) in one protocol."""
 
     protocol: str
@@ -33,11 +32,6 @@ class Epochs:
     rows: list  # in printed order
     epochs: dict  # {row: (P,)}
     runs: dict  # {quantity: {row: {data set: {seed: (P,)}}}}, of those that some run recorded, in drawn order
-
-    def lines(self, quantity):
-        """{row: Summary of the average over its data sets, mean (P,)}."""
-        by_row = self.runs[quantity]
-        return {row: summarise_average(by_row[row]) for row in self.rows if row in by_row}
 
 
 def epoch_curves(records, methods=NONE):
@@ -64,9 +58,21 @@ def epoch_curves(records, methods=NONE):
 
 
 def _one_family(protocol, family, records, methods):
-    """Of each method the runs with the epochs that most of its runs have; the others share one warning."""
+    """Of each method the runs with the epochs that most of its runs have; the others share one warning. Runs of one
+    method that differ in settings (a sweep) are rows named by what differs."""
+    groups = {}
+    for plain, group in group_by(records, lambda r: plain_row(r, methods)).items():
+        settings = [r.get("lmc") or {} for r in group]
+        keys = dict.fromkeys(k for s in settings for k in s)
+        varied = [k for k in keys if len({str(s.get(k)) for s in settings}) > 1]
+        for setting, record in zip(settings, group, strict=True):
+            row = row_of(record, methods)
+            if all(key.rpartition(".")[2] in varied for key in split_changes(record["preset"])[1]):
+                row = row._replace(label=plain.label)  # the values themselves follow
+            words = [f"{methods.settings.get(key, key.lower())} {setting.get(key)}" for key in varied]
+            groups.setdefault(row._replace(label=", ".join([row.label, *words])), []).append(record)
     epochs, runs, others = {}, {quantity: {} for quantity in QUANTITIES}, []
-    for row, group in _by_row(records, methods).items():
+    for row, group in groups.items():
         newest = newest_each(group, key=lambda r: (r["dataset"], r["subset"], r["seed"]), what="training runs")
         grid, alike, unlike = most_alike(newest, lambda r: tuple(entry["epoch"] for entry in r["history"]))
         others += unlike
@@ -83,36 +89,22 @@ def _one_family(protocol, family, records, methods):
     return Epochs(protocol, family, sort_rows(epochs, methods), epochs, runs)
 
 
-def _by_row(records, methods):
-    """{Row: records}; runs of one method that differ in settings (a sweep) are rows named by what differs."""
-    rows = {}
-    for plain, group in group_by(records, lambda r: plain_row(r, methods)).items():
-        settings = [r.get("lmc") if isinstance(r.get("lmc"), dict) else {} for r in group]
-        keys = dict.fromkeys(k for s in settings for k in s)
-        varied = [k for k in keys if len({str(s.get(k)) for s in settings}) > 1]
-        for setting, record in zip(settings, group, strict=True):
-            row = row_of(record, methods)
-            changed = split_changes(record["preset"])[1]
-            if all(key.rpartition(".")[2] in varied for key in changed):
-                row = row._replace(label=plain.label)  # the values themselves follow
-            words = [f"{methods.settings.get(key, key.lower())} {setting.get(key)}" for key in varied]
-            rows.setdefault(row._replace(label=", ".join([row.label, *words])), []).append(record)
-    return rows
+def epoch_figures(_, records, methods):
+    """A figure for each Epochs with a quantity to draw."""
+    return (_epoch_figure(one) for one in epoch_curves(records, methods) if one.runs)
 
 
-def epoch_figures(found, folder):
-    """A figure for each Epochs with a quantity to draw -> [PNG, CSV, ...]."""
-    return [file for one in found if one.runs for file in _epoch_figure(one, folder)]
-
-
-def _epoch_figure(one, folder):
-    """A panel for each quantity, a line for each method: mean over data sets and seeds -> [PNG, CSV]. CSV: a line for
+def _epoch_figure(one):
+    """A panel for each quantity, a line for each method: mean over data sets and seeds. CSV: a line for
     each method, data set (or "average"), quantity and epoch.
 
     Band: one deviation over seeds.
     """
     names, lines = row_names(one.rows), []
-    averages = {quantity: one.lines(quantity) for quantity in one.runs}
+    averages = {
+        quantity: {row: summarise_average(by_row[row]) for row in one.rows if row in by_row}
+        for quantity, by_row in one.runs.items()
+    }
     counts = sorted({summary.n for by_row in averages.values() for summary in by_row.values()})
     datasets = sorted({name for by_row in one.runs.values() for runs in by_row.values() for name in runs})
     seeds = f"{' to '.join(map(str, counts[:: len(counts) - 1 or 1]))} seeds, band: one standard deviation"
@@ -137,4 +129,4 @@ def _epoch_figure(one, folder):
         axes.xaxis.get_major_locator().set_params(integer=True)
     drawing.legend(figure)
     columns = ["method", "dataset", "quantity", "epoch", "mean", "std", "n"]
-    return drawing.save(figure, folder, f"epochs_{one.protocol}_{one.family}", columns, lines)
+    return figure, f"epochs_{one.protocol}_{one.family}", columns, lines

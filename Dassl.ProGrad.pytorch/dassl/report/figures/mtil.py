@@ -12,17 +12,15 @@ from dassl.report.records import NoRuns
 from dassl.report.table import csv_numbers
 
 
-def heatmaps(_, records, out, methods):
-    """A heatmap for each stream's methods, into `out` -> Paths. records: of `load_results`."""
+def heatmaps(_, records, methods):
+    """A heatmap for each stream's methods."""
     shown = ((protocol, one) for protocol, found in _protocols(records, methods) for one in shown_streams(found))
-    files = (matrix_figure(one, row, out, protocol) for protocol, one in shown for row in one.changing)
-    return [file for pair in files for file in pair]
+    return (matrix_figure(one, row, protocol) for protocol, one in shown for row in one.changing)
 
 
-def order_figures(_, records, out, methods):
-    """The spread over orders, a figure for each set of tasks, into `out` -> Paths. records: of `load_results`."""
-    spreads = ((protocol, *spread) for protocol, found in _protocols(records, methods) for spread in orders(found))
-    return [file for spread in spreads for file in orders_figure(*spread, out)]
+def order_figures(_, records, methods):
+    """The spread over orders, a figure for each set of tasks."""
+    return (orders_figure(protocol, *s) for protocol, found in _protocols(records, methods) for s in orders(found))
 
 
 def _protocols(records, methods):
@@ -32,18 +30,15 @@ def _protocols(records, methods):
             yield protocol, streams(records, protocol, methods)
 
 
-def scatter_figures(folders, _, out, __):
-    """A t-SNE for each tsne.json below `folders`, named by where it lies, into `out` -> Paths."""
-    written = []
+def scatter_figures(folders, _, __):
+    """A t-SNE for each tsne.json below `folders`, named by where it lies."""
     for file, content in load_scatters(*folders):
         near = [file.parent.relative_to(f) for f in map(Path, folders) if file.is_relative_to(f)]
-        place = "_".join(min(near, key=lambda path: len(path.parts)).parts)
-        written += scatter_figure(content, out, f"tsne_{place}")
-    return written
+        yield scatter_figure(content, "_".join(["tsne", *min(near, key=lambda path: len(path.parts)).parts]))
 
 
-def matrix_figure(stream, row, folder, protocol):
-    """A method's accuracy after each task on each task, mean over seeds, as a heatmap -> [PNG, CSV].
+def matrix_figure(stream, row, protocol):
+    """A method's accuracy after each task on each task, mean over seeds, as a heatmap.
 
     Below the line: learned by then.
     """
@@ -64,7 +59,7 @@ def matrix_figure(stream, row, folder, protocol):
     axes.set_ylabel("after learning")
     lines = [[after, task, *csv_numbers(cells[after, task])] for after in tasks for task in tasks]
     called = "_".join(filter(None, ["matrix", protocol, name, stream.labels, stream.order]))
-    return drawing.save(figure, folder, called, ["after", "task", "mean", "std", "n"], lines)
+    return figure, called, ["after", "task", "mean", "std", "n"], lines
 
 
 def heatmap(figure, axes, values):
@@ -86,8 +81,8 @@ def heatmap(figure, axes, values):
     axes.tick_params(length=0)
 
 
-def orders_figure(protocol, title, grid, folder):
-    """Each order's Transfer, Average and Last, their mean and deviation -> [PNG, CSV]. title, grid: of `orders`."""
+def orders_figure(protocol, title, grid):
+    """Each order's Transfer, Average and Last, their mean and deviation. title, grid: of `orders`."""
     names, lines, count = grid.names, [], len(grid.rows)
     figure = drawing.new_figure(9.2, 1.7 + 0.55 * count, title, "points: an order each; bar: mean ± deviation")
     panels = figure.subplots(1, len(METRICS), sharey=True)
@@ -107,11 +102,11 @@ def orders_figure(protocol, title, grid, folder):
     panels[0].set_yticks(list(places), [drawing.wrapped(names[row], 26, 3) for row in grid.rows])
     panels[0].set_ylim(0.4, count + 0.6)
     columns = ["method", "metric", "order", "value"]
-    return drawing.save(figure, folder, f"orders_{protocol}_{title}", columns, lines)
+    return figure, f"orders_{protocol}_{title}", columns, lines
 
 
-def scatter_figure(content, folder, title):
-    """Image features by expert and by its reconstruction in one plane -> [PNG, CSV]. content: of `load_scatters`."""
+def scatter_figure(content, title):
+    """Image features by expert and by its reconstruction in one plane. content: of `load_scatters`."""
     tasks, points = content["tasks"], content["points"]
     caption = "t-SNE of image features; filled: " + KINDS["expert"] + "; open: " + KINDS["reconstructed"]
     figure = drawing.new_figure(7.6, 6.4, content.get("title") or "Experts and their reconstructions", caption)
@@ -131,4 +126,4 @@ def scatter_figure(content, folder, title):
     axes.set_yticks([])
     axes.margins(0.05)
     lines = [[p["task"], p["kind"], p["label"], f"{p['x']:.6g}", f"{p['y']:.6g}"] for p in points]
-    return drawing.save(figure, folder, title, ["task", "kind", "label", "x", "y"], lines)
+    return figure, title, ["task", "kind", "label", "x", "y"], lines

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from dassl.report.figures import drawing
-from dassl.report.methods import NONE, row_names, row_of
+from dassl.report.methods import row_names, row_of
 from dassl.report.protocols import paths
 from dassl.report.protocols.paths import OTHERS, QUANTITIES, SPACES, families, load_paths
 from dassl.report.records import read_all
@@ -17,29 +17,26 @@ COLUMNS = ["path", "dataset", "subset", "quantity", "t", "mean", "std", "n"]
 CHANGES = {"base": "base classes", "new": "new classes", "all": "all classes", OTHERS: "other data sets"}
 
 
-def path_figures(folders, out, methods=NONE):
+def path_figures(folders, _, methods):
     """Loss and accuracy on the path zero-shot -> ours -> fine-tuned, each subset, from the path.json below `folders`,
-    into `out` -> [PNG, CSV, ...], for each stage-2 method and space.
+    for each stage-2 method and space.
 
     Bold: average over data sets and seeds; band: one deviation over seeds; faint: one data set each; dotted: the
     direct line zero-shot -> fine-tuned, drawn over the same width.
     """
-    written = []
     for curves in families(load_paths(*folders), methods):
         figure = drawing.new_figure(9.2, 3.9, ARROW.join(curves.ends), _caption(curves))
         for axes, quantity in zip(figure.subplots(1, 2), QUANTITIES, strict=True):
             _path_panel(axes, curves, quantity)
-        written += drawing.save(figure, out, f"path_{curves.name}_{curves.space}", COLUMNS, _numbers(curves))
-    return written
+        yield figure, f"path_{curves.name}_{curves.space}", COLUMNS, _numbers(curves)
 
 
-def change_figures(folders, out, methods=NONE):
-    """Accuracy on the path between class vectors less zero-shot CLIP's, on base and new classes and on other data sets
-    -> [PNG, CSV, ...], for each stage-2 method whose cards have all of it.
+def change_figures(folders, _, methods):
+    """Accuracy on the path between class vectors less zero-shot CLIP's, on base and new classes and on other data sets,
+    for each stage-2 method whose cards have all of it.
 
     Average over data sets and seeds, band: one deviation over seeds. For half the width of a page.
     """
-    written = []
     for curves in families(load_paths(*folders), methods):
         if OTHERS not in curves.subsets or curves.space != SPACES[0] or curves.t[0]:
             continue
@@ -56,14 +53,7 @@ def change_figures(folders, out, methods=NONE):
         drawing.plain_axes(axes, "", "accuracy less zero-shot CLIP's, in points")
         axes.axhline(0, color="0.5", lw=1, zorder=0)
         axes.set_xticks([0, 1, 2], ["zero-shot\nCLIP", f"ours:\n{drawing.wrapped(curves.name, 18, 2)}", "fine-tuned"])
-        written += drawing.save(figure, out, f"change_{curves.name}", COLUMNS, _numbers(less))
-    return written
-
-
-def card_figures(folders, out, methods):
-    """What the path.json below `folders` hold: paths and planes -> Paths."""
-    curves = path_figures(folders, out, methods) + change_figures(folders, out, methods)
-    return curves + plane_figures(load_planes(*folders), out, methods)
+        yield figure, f"change_{curves.name}", COLUMNS, _numbers(less)
 
 
 def _numbers(curves):
@@ -179,22 +169,21 @@ def _plane(plane):
     subsets = {}
     for subset, raw in ((subset, plane[subset]) for subset in paths.SUBSETS if subset in plane):
         x, y = (paths.rising(raw[axis], f"{subset} {axis}") for axis in "xy")
-        values = {q: paths.numbers(raw[q], f"{subset} {q}", len(y), len(x)) for q in QUANTITIES}
         points = {name: point for name, point in raw["points"].items() if name in paths.SOLUTIONS}
         points = {name: (float(point["x"]), float(point["y"])) for name, point in points.items()}
-        subsets[subset] = {"x": x, "y": y, "points": points, **values}
+        subsets[subset] = {"x": x, "y": y, "points": points, **paths.curves(raw, subset, len(y), len(x))}
     return {"space": str(plane.get("space", SPACES[0])), "subsets": subsets}
 
 
-def plane_figures(records, folder, methods):
-    """A figure for each record of `load_planes` -> [PNG, CSV, ...]."""
+def plane_figures(folders, _, methods):
+    """A figure for each record of `load_planes`."""
+    records = load_planes(*folders)
     names = row_names({row_of(r, methods) for r in records})
-    titles = [f"{names[row_of(r, methods)]}, {r['dataset']}, seed {r['seed']}" for r in records]
-    return [file for r, title in zip(records, titles, strict=True) for file in plane_figure(r["plane"], title, folder)]
+    return (plane_figure(r["plane"], f"{names[row_of(r, methods)]}, {r['dataset']}, seed {r['seed']}") for r in records)
 
 
-def plane_figure(plane, title, folder):
-    """Contours of the loss on each subset, the solutions marked -> [PNG, CSV]."""
+def plane_figure(plane, title):
+    """Contours of the loss on each subset, the solutions marked."""
     caption = f"{plane['space']}: orthonormal plane through the three solutions; levels are quantiles of the loss"
     if plane["template"]:
         caption += f"; zero-shot: {plane['template']}"
@@ -222,4 +211,4 @@ def plane_figure(plane, title, folder):
         for j, y in enumerate(grid["y"]):
             for i, x in enumerate(grid["x"]):
                 lines.append([subset, f"{x:.6g}", f"{y:.6g}", *(f"{grid[q][j, i]:.6f}" for q in QUANTITIES)])
-    return drawing.save(figure, folder, f"plane_{title}_{plane['space']}", ["subset", "x", "y", *QUANTITIES], lines)
+    return figure, f"plane_{title}_{plane['space']}", ["subset", "x", "y", *QUANTITIES], lines

@@ -16,13 +16,14 @@ Letters: T tasks.
 import itertools
 import re
 from dataclasses import dataclass
-from statistics import fmean
 from typing import NamedTuple
+
+import numpy as np
 
 from dassl.report import table
 from dassl.report.frame import Grid, fill, without_repeats
 from dassl.report.methods import NONE, row_of, shared_settings, sort_rows
-from dassl.report.records import NoRuns, group_by, is_number, leave_out, newest_each, select
+from dassl.report.records import NoRuns, group_by, leave_out, newest_each, numbers, select
 from dassl.report.table import BELOW, MISSING, Cell, Table
 
 MTIL, AGNOSTIC = "mtil", "mtil_agnostic"
@@ -133,43 +134,35 @@ def _stream(labels, tasks, named, ablation, runs, methods):
 def _cells(record):
     """What a record measured -> {Column: percent}. ValueError if its matrix is none of its tasks, or a stated mean is
     not that of the numbers that it is over."""
-    tasks, matrix = record.get("tasks"), record["matrix"]
-    if not tasks:
-        raise ValueError(f"tasks: expected a list of names, found {tasks!r}")
-    if len(set(tasks)) < len(tasks) or not isinstance(matrix, dict) or matrix.get("tasks") != tasks:
+    tasks, matrix, metrics = record.get("tasks"), record["matrix"], record["metrics"]
+    if not tasks or len(set(tasks)) < len(tasks) or not isinstance(matrix, dict) or matrix.get("tasks") != tasks:
         raise ValueError("matrix: expected one of the run's own tasks, each once")
-
-    def by_task(values, quantity, after=""):
-        fine = isinstance(values, list) and len(values) == len(tasks)
-        if not fine or not all(x is None or is_number(x) and 0 <= x <= 100 for x in values):
-            expected = f"expected {len(tasks)} numbers or null, in percent, found {str(values)[:60]}"
-            raise ValueError(f"matrix, {' after '.join(filter(None, (quantity, after)))}: {expected}")
-        return {Column(quantity, task, after): x for task, x in zip(tasks, values, strict=True)}
-
-    cells = {Column(metric): record["metrics"][metric] for metric in METRICS if metric in record["metrics"]}
-    for metric in METRICS:
-        cells |= by_task(matrix.get(metric), metric)
+    size = len(tasks)
+    stated = {m: numbers(matrix.get(m), f"matrix, {m}", size, percent=True, missing=True) for m in METRICS}
     squares = {"accuracy": matrix.get("accuracy")} | ({KNOWN: record[KNOWN]} if record.get(KNOWN) is not None else {})
-    for quantity, rows in squares.items():
-        if not isinstance(rows, list) or len(rows) != len(tasks):
-            raise ValueError(f"{quantity}: expected {len(tasks)} rows")
-        for after, row in zip(tasks, rows, strict=True):
-            cells |= by_task(row, quantity, after)
-    for metric in METRICS:
-        over = {}
-        for k, task in enumerate(tasks):
-            sessions = {"transfer": tasks[:k], "average": tasks, "last": tasks[-1:]}[metric]
-            over[Column(metric, task)] = [Column("accuracy", task, after) for after in sessions]
-        over[Column(metric)] = list(over)[metric == "transfer" :]
-        for column, behind in over.items():
-            values = [cells.get(column), *map(cells.get, behind)]
-            if behind and None not in values and abs(values[0] - fmean(values[1:])) > 0.01:
+    squares = {q: numbers(rows, q, size, size, percent=True, missing=True) for q, rows in squares.items()}
+    accuracy = squares["accuracy"]
+    means = {
+        "transfer": np.array([accuracy[:k, k].mean() if k else np.nan for k in range(size)]),
+        "average": accuracy.mean(axis=0),
+        "last": accuracy[-1],
+    }
+    cells = {}
+    for metric, values in stated.items():
+        mean = stated[metric][metric == "transfer" :].mean() if size > (metric == "transfer") else np.nan
+        shown = {Column(metric): (metrics.get(metric, np.nan), mean)}
+        shown |= {Column(metric, task): pair for task, *pair in zip(tasks, values, means[metric], strict=True)}
+        for column, (value, mean) in shown.items():
+            if abs(value - mean) > 0.01:  # NaN where one of them is missing
                 name = " of ".join(filter(None, column[:2]))
-                raise ValueError(f"{name} {values[0]:g} is not the mean {fmean(values[1:]):.2f} of its accuracies")
-    last = [cells.get(Column(KNOWN, task, tasks[-1])) for task in tasks]
-    if None not in last:
-        cells[Column(KNOWN)] = fmean(last)
-    return {cell: value for cell, value in cells.items() if value is not None}
+                raise ValueError(f"{name} {value:g} is not the mean {mean:.2f} of its accuracies")
+            cells[column] = value
+    for quantity, square in squares.items():
+        rows = zip(tasks, square, strict=True)
+        cells |= {Column(quantity, task, after): x for after, row in rows for task, x in zip(tasks, row, strict=True)}
+    if KNOWN in squares:
+        cells[Column(KNOWN)] = squares[KNOWN][-1].mean()
+    return {column: float(value) for column, value in cells.items() if not np.isnan(value)}
 
 
 def method_of(record, methods):

@@ -30,7 +30,7 @@ from dassl.report import records as runs_of
 from dassl.report import table
 from dassl.report.frame import fill
 from dassl.report.methods import EACH_TEMPLATE, NONE, row_names, row_of, sort_rows
-from dassl.report.records import RESULTS_FILE, NoRuns, group_by, is_number, most_alike, newest_each
+from dassl.report.records import RESULTS_FILE, NoRuns, group_by, most_alike, newest_each, numbers
 from dassl.report.stats import barrier
 from dassl.utils import get_logger
 
@@ -112,40 +112,29 @@ def _path(raw):
     others = raw.get(OTHERS, {})
     path = {"note": str(raw.get("note", "")), "template": str(raw.get("zero_shot_template") or "")}
     path |= {"sets": others.get("sets") or [], "words": str(others.get("zero_shot_template") or "")}
-    subsets = ("all",) if "all" in raw else SUBSETS[:2]
-    subsets += (OTHERS,) if path["sets"] else ()
-    lines = {"": (raw, t)}
-    if isinstance(raw.get("direct"), dict):
-        lines["direct"] = raw["direct"], rising(raw["direct"].get("t"), "direct t")
-    for line, (curves, points) in lines.items():
-        for subset in (subset for subset in subsets if not isinstance(curves.get(subset), dict)):
-            raise ValueError(f"{subset!r}: expected the curves loss and accuracy, found {curves.get(subset)!r}")
-        checked = {s: {q: numbers(curves[s].get(q), f"{s} {q}", len(points)) for q in QUANTITIES} for s in subsets}
-        checked["t"] = points
-        path |= {line: checked} if line else checked
+    subsets = (*(("all",) if "all" in raw else SUBSETS[:2]), *([OTHERS] if path["sets"] else []))
+    path |= _curves(raw, t, subsets)
+    if isinstance(direct := raw.get("direct"), dict):
+        path["direct"] = _curves(direct, rising(direct.get("t"), "direct t"), subsets)
     return path
 
 
-def rising(values, name):
+def _curves(raw, t, subsets):
+    """A line of a file -> {"t": (P,), subset: {quantity: (P,)}}."""
+    return {"t": t} | {subset: curves(raw.get(subset) or {}, subset, len(t)) for subset in subsets}
+
+
+def rising(values: list, name: str) -> np.ndarray:
     """A list from a file as an array (P,) of two rising numbers or more. ValueError if it is none."""
-    values = numbers(values, name)
-    if len(values) < 2 or not np.all(np.diff(values) > 0):
-        raise ValueError(f"{name}: expected rising numbers, found {values.tolist()}")
-    return values
+    array = numbers(values, name)
+    if len(array) < 2 or not np.all(np.diff(array) > 0):
+        raise ValueError(f"{name}: expected rising numbers, found {values}")
+    return array
 
 
-def numbers(values, name, *shape):
-    """A list, or one of lists, from a file as an array. ValueError if it holds anything but finite numbers, or has
-    another shape than the one that is asked for."""
-    array = np.array(values, dtype=object)
-    if not isinstance(values, list) or not all(map(is_number, array.flat)):
-        raise ValueError(f"{name}: expected a list of finite numbers, found {str(values)[:60]}")
-    if shape and array.shape != shape:
-        wanted, seen = (" x ".join(map(str, size)) for size in (shape, array.shape))
-        raise ValueError(f"{name}: expected one number for each of {wanted} points, found {seen}")
-    if name.endswith("accuracy") and not all(0 <= value <= 100 for value in array.flat):
-        raise ValueError(f"{name}: expected numbers from 0 to 100, found {str(values)[:60]}")
-    return array.astype(float)
+def curves(raw: dict, subset: str, *shape: int) -> dict[str, np.ndarray]:
+    """Loss and accuracy of a subset from a file. ValueError unless both are numbers of this shape."""
+    return {q: numbers(raw.get(q), f"{subset} {q}", *shape, percent=q == "accuracy") for q in QUANTITIES}
 
 
 def families(records, methods):
