@@ -81,20 +81,17 @@ def run(
     An interrupted training goes on where it stopped. The process is afterwards as before: any number of runs fit in.
 
     load_epoch: of the evaluated model, or "last"; default the best one, or the last. no_train: build all, return {}.
-    overwrite: remove what a finished run left. recipe: the config of the yaml files alone, for what the run says of
-    itself. row: what results.json says of the evaluated model; default what its own folder does.
+    overwrite: remove what a finished run left. recipe: the config of the yaml files alone. row: what results.json says
+    of the evaluated model; default what its own folder does.
 
-    AlreadyFinished: results.json is there; of an evaluation that lacks only what TEST.OTHERS names, it gets that.
-    UserError: bad config or data, folder in use, nothing to evaluate, no space on disk. PeerFailure, a SystemExit:
-    another process of this run failed.
+    AlreadyFinished: results.json is there; where it lacks only what TEST.OTHERS names, it gets that. UserError: bad
+    config or data, folder in use, nothing to evaluate, no space. PeerFailure: another process of this run failed.
     """
-    evaluates(cfg, eval_only, model_dir)
     started = time.monotonic()  # a clock may be set back
-    kind, folder = "eval" if eval_only else "train", cfg.OUTPUT_DIR
+    kind, folder = "eval" if evaluates(cfg, eval_only, model_dir) else "train", cfg.OUTPUT_DIR
     check = functools.partial(check_folder, cfg, kind, overwrite, model_dir=model_dir, load_epoch=load_epoch)
     with process_group(), own_device(cfg.USE_CUDA), sigterm_ends(), backend(cfg), _owned(folder, check) as stale:
-        if broadcast(stale is None):
-            return _complete(cfg, model_dir, load_epoch, row)
+        before = broadcast(finished(folder) if stale is None else {})  # which gets what it lacks of others alone
         log.debug(f"***************\n** Arguments **\n***************\n{command}")
         trainer = _begin(cfg, kind, recipe)
         if no_train:
@@ -104,16 +101,18 @@ def run(
         with memory_errors(last), _released(trainer), memory_errors(last):
             if eval_only:
                 load_epoch = load_trained(trainer, model_dir, load_epoch, row)
-            for path in stale:  # not before: what is refused until here leaves the folder as it was
+            for path in stale or ():  # not before: what is refused until here leaves the folder as it was
                 path.unlink(missing_ok=True)
             barrier()
-            what = _evaluate(trainer, model_dir, load_epoch) if eval_only else _train(trainer)
-        if is_main() and not os.path.isfile(os.path.join(folder, CONFIG)):
-            raise UserError(f'"{folder}" was removed or emptied while the run was in it: run it again')
+            what = _evaluate(trainer, model_dir, load_epoch, before) if eval_only else _train(trainer)
+        if before:
+            results = before | {"others": what[1]}
+            if is_main():
+                write_json(results, os.path.join(folder, RESULTS))
+            return results
         wall_s = time.monotonic() - started + trainer._progress.seconds
         results = write_results(folder, trainer, cfg, wall_s, command, kind, load_epoch, *what)
-        if not eval_only:
-            trainer._progress.drop()  # not before: a run that is killed here would lose its history
+        trainer._progress.drop()  # not before: a run that is killed here would lose its history
         return results
 
 
@@ -127,11 +126,20 @@ def _begin(cfg: CN, kind: str, recipe: CN | None):
     return trainer
 
 
-def _evaluate(trainer, folder: str, epoch: int | None) -> tuple[float, dict | None]:
-    """(accuracy, entry of results.json on other data sets) of a loaded model."""
+def _evaluate(trainer, folder: str, epoch: int | None, before: dict) -> tuple[float, dict | None]:
+    """(accuracy, entry of results.json on other data sets) of a loaded model. before: what results.json has already.
+
+    UserError where nobody recorded which weights that is of, and these give another result.
+    """
     sets = other_sets(trainer.cfg)  # what is not there ends the run before it begins
     accuracy = trainer.test()
-    return accuracy, score_others(trainer, sets, folder, epoch) if asked(trainer.cfg) else None
+    now, then = ([facts.get("correct"), facts.get("total")] for facts in (vars(trainer.evaluator), before))
+    if before and not before.get("weights", {}).get("digest") and now != then:
+        raise UserError(
+            '"{}" recorded {} of {} correct, the same evaluation now has {} of {}: of other weights, or on another '
+            "machine; --overwrite does it again".format(trainer.cfg.OUTPUT_DIR, *then, *now)
+        )
+    return accuracy, score_others(trainer, sets, folder, epoch, before) if asked(trainer.cfg) else None
 
 
 def evaluates(cfg: CN, eval_only: bool, model_dir: str) -> bool:
@@ -189,15 +197,14 @@ def _owned(folder, check):
 def _locked(folder):
     """Own the folder. A run that is refused before it has made anything leaves none of its files there, unless one has
     been in it before."""
-    place, lock = Path(folder), Path(folder, ".lock")
-    existed, ours = place.is_dir(), not lock.exists()
+    place = Path(folder)
+    existed, before = place.is_dir(), set(place.glob("*"))
     with RunLock(folder):
-        before = set(place.glob("*")) - ({lock} if ours else set())
         try:
             yield
         except UserError:
             new, logs = set(place.glob("*")) - before, set(place.glob("log*"))
-            if not logs & before and new and all(path.name in _FIRST for path in new - logs):
+            if not logs & before and all(path.name in _FIRST for path in new - logs):
                 for path in new:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
                 if not existed:
@@ -227,33 +234,6 @@ def build_run(cfg: CN, recipe: CN | None = None):
         if drawn is not None:
             write_json(drawn, os.path.join(cfg.OUTPUT_DIR, "subset.json"))
     return trainer
-
-
-def _complete(cfg, model_dir, load_epoch, row):
-    """Score what TEST.OTHERS names beyond what a finished evaluation has, into its results.json -> the content.
-
-    UserError where nobody recorded which weights it scored, and those in `model_dir` give another result.
-    """
-    folder, results = cfg.OUTPUT_DIR, finished(cfg.OUTPUT_DIR)
-    if cfg.SEED >= 0:
-        set_random_seed(cfg.SEED)
-    with main_process_first():
-        trainer = build_trainer(cfg)
-    with _released(trainer), memory_errors():
-        load_epoch = load_trained(trainer, model_dir, load_epoch, row)
-        sets = other_sets(cfg)
-        if not results.get("weights", {}).get("digest"):
-            trainer.test()
-            now, before = ([facts.get("correct"), facts.get("total")] for facts in (vars(trainer.evaluator), results))
-            if now != before:
-                raise UserError(
-                    '"{}" recorded {} of {} correct, the same evaluation now has {} of {}: of other weights, or on '
-                    "another machine; --overwrite does it again".format(folder, *before, *now)
-                )
-        results["others"] = score_others(trainer, sets, model_dir, load_epoch, results)
-    if is_main():
-        write_json(results, os.path.join(folder, RESULTS))
-    return results
 
 
 def load_trained(trainer, folder: str, epoch: int | str | None = None, row: dict | None = None) -> int | None:

@@ -20,7 +20,7 @@ from dassl.utils.distributed import is_main, world_size
 from dassl.utils.memory import report_peak
 
 from .base import dataset_of
-from .checkpoint import BEST, LAST, MERGE, check_written, find_file, weights_digest, written
+from .checkpoint import BEST, CONFIG, LAST, MERGE, check_written, find_file, weights_digest, written
 from .checkpoint import RESULTS as FILE
 from .recipe import check_config, metadata_of, recipe
 
@@ -71,6 +71,8 @@ def write_results(
     if world_size() > 1:
         results["processes"] = world_size()
     if is_main():
+        if not os.path.isfile(os.path.join(folder, CONFIG)):
+            raise UserError(f'"{folder}" was removed or emptied while the run was in it: run it again')
         about = write_classes(folder, trainer)
         if about and isinstance(results["classes"], dict):  # others' trainers keep there what they like
             results["classes"] |= {"file": digest(about)}
