@@ -21,9 +21,12 @@ PROTOCOLS = ("base2novel", "cross", "dg", "fewshot", "robust", "sweep", "mtil")
 _CONFIDENCE = Key(0.95, "probability of a label that counts", ge=0, le=1)
 _EPS = Key(1.0, "step of the perturbation", ge=0)
 _ALPHA = Key(0.5, "of the perturbed images' loss", ge=0, le=1)
+_CROSSGRAD = {"EPS_F": _EPS, "EPS_D": _EPS, "ALPHA_F": _ALPHA, "ALPHA_D": _ALPHA}
 _WEIGHT_U = Key(1.0, "of the unlabelled loss", ge=0)
 _EMA = Key(0.999, "of the moving average", ge=0, le=1)
 _STRONG = Key((), "of the strong view, as INPUT.TRANSFORMS", item=str, choices=TRANSFORMS)
+_DAEL = {"WEIGHT_U": Key(0.5, "of the unlabelled loss", ge=0), "CONF_THRE": _CONFIDENCE, "STRONG_TRANSFORMS": _STRONG}
+_MEANTEACHER = {"WEIGHT_U": _WEIGHT_U, "EMA_ALPHA": _EMA, "RAMPUP": Key(5, "epochs to the whole weight", ge=0)}
 
 KEYS: dict[str, Key] = {
     "VERSION": Key(1, "of the form of the config"),
@@ -123,7 +126,7 @@ KEYS: dict[str, Key] = {
     "OPTIM.STAGED_LR": Key(False, "NEW_LAYERS train at LR, all else at BASE_LR_MULT * LR"),
     "OPTIM.NEW_LAYERS": Key((), "names of layers", item=str, also=str),
     "OPTIM.BASE_LR_MULT": Key(0.1, "for STAGED_LR", ge=0),
-    "OPTIM.LR_SCHEDULER": Key("single_step", "schedule", choices="dassl.optim.lr_scheduler:available_schedules"),
+    "OPTIM.LR_SCHEDULER": Key("single_step", "schedule", choices="dassl.optim.lr_scheduler:AVAI_SCHEDS"),
     "OPTIM.STEPSIZE": Key((-1,), "epochs a step, below 1: MAX_EPOCH; multi_step: epochs", nonempty=True, also=int),
     "OPTIM.GAMMA": Key(0.1, "factor of a step", ge=0),
     "OPTIM.MAX_EPOCH": Key(10, "epochs", ge=0),
@@ -162,17 +165,9 @@ KEYS: dict[str, Key] = {
     "TRAINER.SE.RAMPUP": Key(300, "steps to the whole weight", ge=0),
     "TRAINER.M3SDA.LMDA": Key(0.5, "of the distance of moments", ge=0),
     "TRAINER.M3SDA.N_STEP_F": Key(4, "steps of the features a batch", ge=1),
-    "TRAINER.DAEL.WEIGHT_U": Key(0.5, "of the unlabelled loss", ge=0),
-    "TRAINER.DAEL.CONF_THRE": _CONFIDENCE,
-    "TRAINER.DAEL.STRONG_TRANSFORMS": _STRONG,
-    "TRAINER.CROSSGRAD.EPS_F": _EPS,
-    "TRAINER.CROSSGRAD.EPS_D": _EPS,
-    "TRAINER.CROSSGRAD.ALPHA_F": _ALPHA,
-    "TRAINER.CROSSGRAD.ALPHA_D": _ALPHA,
-    "TRAINER.CG.EPS_F": _EPS,  # the fork's name of it
-    "TRAINER.CG.EPS_D": _EPS,
-    "TRAINER.CG.ALPHA_F": _ALPHA,
-    "TRAINER.CG.ALPHA_D": _ALPHA,
+    **{f"TRAINER.DAEL.{name}": key for name, key in _DAEL.items()},
+    **{f"TRAINER.CROSSGRAD.{name}": key for name, key in _CROSSGRAD.items()},
+    **{f"TRAINER.CG.{name}": key for name, key in _CROSSGRAD.items()},  # the fork's name of it
     "TRAINER.DDAIG.G_ARCH": Key("", "generator"),
     "TRAINER.DDAIG.LMDA": Key(0.3, "of what it adds", ge=0),
     "TRAINER.DDAIG.CLAMP": Key(False, "hold its images within CLAMP_MIN and CLAMP_MAX"),
@@ -180,19 +175,13 @@ KEYS: dict[str, Key] = {
     "TRAINER.DDAIG.CLAMP_MAX": Key(1.0, "for CLAMP"),
     "TRAINER.DDAIG.WARMUP": Key(0, "epochs without its images"),
     "TRAINER.DDAIG.ALPHA": _ALPHA,
-    "TRAINER.DAELDG.WEIGHT_U": Key(0.5, "of the unlabelled loss", ge=0),
-    "TRAINER.DAELDG.CONF_THRE": _CONFIDENCE,
-    "TRAINER.DAELDG.STRONG_TRANSFORMS": _STRONG,
+    **{f"TRAINER.DAELDG.{name}": key for name, key in _DAEL.items()},
     "TRAINER.DOMAINMIX.TYPE": Key("crossdomain", "what is mixed"),
     "TRAINER.DOMAINMIX.ALPHA": Key(1.0, "of the beta distribution", gt=0),
     "TRAINER.DOMAINMIX.BETA": Key(1.0, "of the beta distribution", gt=0),
     "TRAINER.ENTMIN.LMDA": Key(1e-3, "of the entropy", ge=0),
-    "TRAINER.MEANTEACHER.WEIGHT_U": _WEIGHT_U,
-    "TRAINER.MEANTEACHER.EMA_ALPHA": _EMA,
-    "TRAINER.MEANTEACHER.RAMPUP": Key(5, "epochs to the whole weight", ge=0),
-    "TRAINER.MEANTEA.WEIGHT_U": _WEIGHT_U,  # the fork's name of it
-    "TRAINER.MEANTEA.EMA_ALPHA": _EMA,
-    "TRAINER.MEANTEA.RAMPUP": Key(5, "epochs to the whole weight", ge=0),
+    **{f"TRAINER.MEANTEACHER.{name}": key for name, key in _MEANTEACHER.items()},
+    **{f"TRAINER.MEANTEA.{name}": key for name, key in _MEANTEACHER.items()},  # the fork's name of it
     "TRAINER.MIXMATCH.WEIGHT_U": Key(100.0, "of the unlabelled loss", ge=0),
     "TRAINER.MIXMATCH.TEMP": Key(2.0, "that sharpens labels", gt=0),
     "TRAINER.MIXMATCH.MIXUP_BETA": Key(0.75, "of the beta distribution", gt=0),

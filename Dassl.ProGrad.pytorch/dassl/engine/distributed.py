@@ -5,8 +5,6 @@ of the whole batch, also where it does not divide evenly. Batch norms in trainin
 whole batch if they are those of dassl.modeling.ops.batch_norm; torch's own take those of their part.
 """
 
-import weakref
-
 import torch
 
 from dassl.data.shards import next_share, sharded_loader, share_of_batches
@@ -18,7 +16,6 @@ from dassl.utils.distributed import all_reduce, broadcast, broadcast_tensors, is
 from .state import plain, rng_state, set_rng_state
 
 _LOADERS = ("train_loader_x", "train_loader_u")
-_told = weakref.WeakSet()  # trainers of which was said that all their processes evaluate every image
 
 
 def start_together(trainer):
@@ -75,20 +72,9 @@ def batch_share(trainer):
 def evaluation_share(trainer, loader):
     """A loader of the batches that this process evaluates; None for all of `loader`, as in a single process.
 
-    All of it too where the evaluator cannot gather or the loader has an order of its own; which is said once.
+    All of it too where the evaluator cannot gather or the loader has an order of its own.
     """
-    if not is_collective():
-        return None
-    gathers, share = can_gather(trainer.evaluator), share_of_batches(loader)
-    if gathers and share is not None:
-        return share
-    if is_main() and trainer not in _told:
-        what = "the loader is not a plain one in the data set's order"
-        if not gathers:
-            what = f"the evaluator {type(trainer.evaluator).__name__} has no gather() for what it processes"
-        get_logger().warning(f"Each of the {world_size()} processes evaluates every image: {what}")
-        _told.add(trainer)
-    return None
+    return share_of_batches(loader) if is_collective() and can_gather(trainer.evaluator) else None
 
 
 def of_all(values, share):

@@ -13,7 +13,6 @@ import os
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import mean
 
@@ -250,9 +249,7 @@ def time_run(trainer: TrainerBase, evaluates: tuple | None) -> tuple[dict[str, f
     epochs = range(trainer.start_epoch, 0 if evaluates else trainer.max_epoch)
     if epochs:
         trainer.epoch = epochs[0]
-        with warnings.catch_warnings():  # a warm-up's scheduler takes the first epoch once
-            warnings.filterwarnings("ignore", "No scheduler was stepped")
-            epoch_s = timed(training, trainer.before_epoch, trainer.run_epoch)
+        epoch_s = timed(training, trainer.before_epoch, trainer.run_epoch)
         end_s = timed(evaluation, trainer.after_epoch, trainer.save_progress)
         end_s += sum(loader.left_out for loader in evaluation)
         batches = count_batches(trainer, training, epochs)

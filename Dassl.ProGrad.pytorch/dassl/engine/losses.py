@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 
@@ -37,8 +36,6 @@ class EpochLog:
     def __init__(self, trainer):
         self.trainer = trainer
         self.losses, self._batch_time, self._data_time = MetricMeter(), AverageMeter(), AverageMeter()
-        self.resumed = False  # was it begun by an earlier process?
-        self._clocks = self._scheduler_clocks()
         self.waiting()
 
     def waiting(self) -> None:
@@ -72,19 +69,9 @@ class EpochLog:
         )
 
     def end(self) -> None:
-        """Keep the means in the trainer's history. A trainer that steps no scheduler is warned of, once."""
-        trainer = self.trainer
+        """Keep the means in the trainer's history."""
         means = {name: meter.avg for name, meter in self.losses.meters.items()}
-        trainer._history = recorded(trainer._history, trainer.epoch + 1, means)
-        if trainer.epoch == 0 and not self.resumed and self._clocks and self._clocks == self._scheduler_clocks():
-            warnings.warn(
-                "No scheduler was stepped in the first epoch: call self.update_lr() after its last batch, "
-                "or the learning rate never changes",
-                stacklevel=3,
-            )
-
-    def _scheduler_clocks(self) -> list[int]:
-        return [sched.last_epoch for sched in self.trainer._scheds.values() if hasattr(sched, "last_epoch")]
+        self.trainer._history = recorded(self.trainer._history, self.trainer.epoch + 1, means)
 
 
 def recorded(history: list[dict], epoch: int, values: Mapping[str, float]) -> list[dict]:

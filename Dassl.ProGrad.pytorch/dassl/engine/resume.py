@@ -116,20 +116,19 @@ class ResumeState:
             atomic_save(self._content(trainer.epoch) | {"within": plain(within)}, self.path)
             log.info(f"Told to stop: saved after batch {trainer.batch_idx + 1} of epoch {trainer.epoch + 1}")
 
-    def pass_over(self, batches: Iterator, losses: MetricMeter) -> bool:
-        """In the epoch that was broken off: draw its first batches again, take up its losses -> were there any?
+    def pass_over(self, batches: Iterator, losses: MetricMeter) -> None:
+        """In the epoch that was broken off: draw its first batches again, take up its losses.
 
         batches: iterator of the epoch; each one drawn is told to `batch_share`.
         """
         within, self._within = self._within, None
         if within is None:
-            return False
+            return
         for _ in itertools.islice(batches, within["batches"]):
             batch_share(self.trainer)
         losses.load_state_dict(within["losses"])
         states = within["rng"]
         set_rng_state(states[rank() if len(states) == world_size() else 0])
-        return True
 
     def _content(self, epochs):
         """What resume.pt holds of a run that has finished so many epochs."""

@@ -256,7 +256,7 @@ class EpochTrainer(SimpleTrainer):
         epoch_log = EpochLog(self)
         self.epoch = self.epoch  # the samplers may be others since it was set
         batches = enumerate(self.epoch_batches())
-        epoch_log.resumed = self._progress.pass_over(batches, epoch_log.losses)
+        self._progress.pass_over(batches, epoch_log.losses)
         epoch_log.waiting()
         with defer_sigterm():
             for self.batch_idx, batch in batches:

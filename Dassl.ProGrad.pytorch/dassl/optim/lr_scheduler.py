@@ -13,13 +13,7 @@ from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, WrongType, check_availability, get_logger
 
-AVAI_SCHEDS = ["single_step", "multi_step", "cosine", "constant"]
-STEP_SCHEDS = ["cosine_steps"]
-
-
-def available_schedules():
-    """All names."""
-    return AVAI_SCHEDS + STEP_SCHEDS
+AVAI_SCHEDS = ["single_step", "multi_step", "cosine", "constant", "cosine_steps"]
 
 
 class _WarmupScheduler(LRScheduler):
@@ -65,15 +59,12 @@ class _WarmupScheduler(LRScheduler):
         if "successor_state" in state_dict:
             self.successor.load_state_dict(state_dict["successor_state"])
         elif "successor" in state_dict:
-            self._adopt(state_dict["successor"])
-
-    def _adopt(self, old):
-        try:
-            last_epoch, last_lr = int(old.last_epoch), [float(lr) for lr in old._last_lr]
-        except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"The scheduler in the checkpoint cannot be resumed: {error}") from error
-        self.successor.last_epoch, self.successor._last_lr = last_epoch, last_lr
-        self.successor._step_count = last_epoch + 1
+            old, new = state_dict["successor"], self.successor
+            try:
+                new.last_epoch, new._last_lr = int(old.last_epoch), [float(lr) for lr in old._last_lr]
+            except (AttributeError, TypeError, ValueError) as error:
+                raise UserError(f"The scheduler in the checkpoint cannot be resumed: {error}") from error
+            new._step_count = new.last_epoch + 1
 
 
 class ConstantWarmupScheduler(_WarmupScheduler):
@@ -135,9 +126,9 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, steps_per_epoch: int
         without `steps_per_epoch`.
         WrongType: STEPSIZE does not fit the schedule.
     """
-    check_availability(optim_cfg.LR_SCHEDULER, available_schedules(), "OPTIM.LR_SCHEDULER")
+    check_availability(optim_cfg.LR_SCHEDULER, AVAI_SCHEDS, "OPTIM.LR_SCHEDULER")
     warmup = optim_cfg.WARMUP_EPOCH
-    if optim_cfg.LR_SCHEDULER in STEP_SCHEDS:
+    if optim_cfg.LR_SCHEDULER == "cosine_steps":
         if warmup > 0:
             raise UserError(f"cosine_steps warms up by OPTIM.WARMUP_STEPS: set OPTIM.WARMUP_EPOCH from {warmup} to 0")
         if steps_per_epoch is None:

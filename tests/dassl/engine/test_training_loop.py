@@ -157,16 +157,6 @@ def test_each_epoch_asks_for_its_own_view(root, tmp_path):
     assert torch.equal(next(iter(again.train_loader_x))["img"], seen[3])
 
 
-def test_a_forgotten_scheduler_is_pointed_out(root, tmp_path):
-    class Forgetful(TRAINER_REGISTRY.get("ShortLosses")):
-        def update_lr(self, names=None):
-            pass
-
-    with pytest.warns(UserWarning, match="No scheduler was stepped") as caught:
-        Forgetful(style_config(root, tmp_path, "ShortLosses", OPTIM__MAX_EPOCH=3)).train()
-    assert sum("No scheduler" in str(w.message) for w in caught) == 1
-
-
 def test_nan_names_the_place_and_the_last_checkpoint(root, tmp_path):
     built = build(root, tmp_path, OPTIM__MAX_EPOCH=4)
     plain = built.losses

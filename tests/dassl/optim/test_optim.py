@@ -165,7 +165,8 @@ def test_a_state_without_the_counters_is_refused():
 
 @pytest.mark.parametrize("name", AVAI_SCHEDS)
 def test_schedulers_can_be_pickled(name):
-    _, scheduler = build(LR_SCHEDULER=name, STEPSIZE=(2,), WARMUP_EPOCH=1)
+    cfg = optim_cfg(LR_SCHEDULER=name, STEPSIZE=(2,), WARMUP_EPOCH=int(name != "cosine_steps"))
+    scheduler = build_lr_scheduler(build_optimizer([nn.Parameter(torch.zeros(2))], cfg), cfg, steps_per_epoch=4)
     copied = pickle.loads(pickle.dumps(scheduler))
     assert copied.get_last_lr() == scheduler.get_last_lr()
 
