@@ -80,9 +80,9 @@ class FewShotDataset(OldMethods, DatasetBase):
     folders below that; "" is the folder itself), `split_file` and `split_link`, `templates` (by family of
     methods), `link` (where to get the images). A subclass with another layout overrides `read`.
 
-    On the instance: `dataset_dir`, `image_dir`, `split_used` (the split file that was read), `split_digest` (of
-    the lists read), `has_val` (False where val is the test list, or empty), `drawn` (the draw, before the class
-    cut, as JSON-ready data). The global random streams stay untouched, and nothing is written below the root.
+    On the instance: `dataset_dir`, `image_dir`, `split_used` (the split file that was read), `split_digest` and
+    `sizes` (of the lists read), `has_val` (False where val is the test list, or empty), `drawn` (the draw, before the
+    class cut, as JSON-ready data). The global random streams stay untouched, and nothing is written below the root.
     """
 
     folders: tuple[str, ...] = ()
@@ -108,8 +108,14 @@ class FewShotDataset(OldMethods, DatasetBase):
         check_items(f"{type(self).__name__}: {self.table or self.dataset_dir}", train, (), val, test)
         self.split_digest = self._digest(train, val if self.has_val else (), test)
         self.say_oddities(train, val, test)
-        if cfg.VERBOSE and self.split_used in ("", self.split_file):  # another one is said to be
-            self.say_unpublished(train, val, test)
+        self.sizes = {
+            "classes": self.get_num_classes(train),
+            "train": 0 if self.test_only else len(train),
+            "val": len(val) if self.has_val else 0,
+            "test": len(test),
+        }
+        if cfg.VERBOSE and not self.is_local and (lines := self.unpublished()):
+            get_logger().warning(f"{type(self).__name__}: not the published lists: {'; '.join(lines)}")
         train, val = self._draw(train, val, cfg)
         subset = cfg.DATASET.SUBSAMPLE_CLASSES
         if self.has_val:
@@ -168,19 +174,22 @@ class FewShotDataset(OldMethods, DatasetBase):
 
     def metadata(self) -> dict:
         """What results.json records of it: a split that is not the published one."""
-        return {"split_file": self.split_used} if self.split_used not in ("", self.split_file) else {}
+        return {"split_file": self.split_used} if self.is_local else {}
 
     def oddities(self, train_x: list[Datum], val: list[Datum], test: list[Datum]) -> Iterator[str]:
         yield from super().oddities(train_x, val, test)
         if repeated := len(train_x) - len({item.impath for item in train_x}):
             yield f"{repeated} of {len(train_x):,} training images stand in the list more than once"
 
-    def say_unpublished(self, train: list[Datum], val: list[Datum], test: list[Datum]) -> None:
-        """Warn, in one line, of a public set whose lists are not the published ones."""
-        sizes = {"train": 0 if self.test_only else len(train), "val": len(val) * self.has_val, "test": len(test)}
-        counts = sizes | {"classes": self.get_num_classes(train)}
-        if lines := not_published(type(self).__name__, counts, self.split_digest, self.split_file):
-            get_logger().warning(f"{type(self).__name__}: not the published lists: {'; '.join(lines)}")
+    @property
+    def is_local(self) -> bool:
+        """Whether the split file that was read is not the published one."""
+        return self.split_used not in ("", self.split_file)
+
+    def unpublished(self) -> list[str]:
+        """What is not as published in the lists of a public set."""
+        digest = "" if self.is_local else self.split_digest
+        return not_published(type(self).__name__, self.sizes, digest, self.split_file)
 
     def _read(self) -> Lists:
         """`read`, whose errors name the data set and, for what is missing, where to get it."""

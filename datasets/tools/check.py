@@ -20,7 +20,7 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, unreadable
 from dassl.utils import UserError, listdir_nohidden
 from datasets.base import MAX_VAL_SHOTS
 
-from .known import KNOWN, not_published
+from .known import KNOWN
 
 SAMPLE = 64  # images a set that --decode sample opens
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2")
@@ -44,10 +44,6 @@ class Row:
     status: str = OK
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    def problem(self, text: str) -> None:
-        self.problems.append(text)
-        self.status = PROBLEM
 
 
 def settings(root: str, name: str) -> CfgNode:
@@ -73,48 +69,28 @@ def check(name: str, root: str, decode: str = "sample", jobs: int = 4) -> Row:
     except UserError as error:
         row.status, row.problems = ABSENT, [str(error), *mistakes(kind, root, "")]
         return row
-    row.folder = os.path.relpath(folder, root)
-    row.notes += old_pickles(folder)
+    row.folder, row.notes = os.path.relpath(folder, root), old_pickles(folder)
     try:
         data = kind(settings(root, name))
     except UserError as error:
-        row.missing = getattr(error.__cause__, "count", None)
-        row.problem(str(error))
-        row.problems += mistakes(kind, root, folder)
+        row.missing, row.status = getattr(error.__cause__, "count", None), PROBLEM
+        row.problems = [str(error), *mistakes(kind, root, folder)]
         return row
-    count(row, data)
-    compare(row, data)
+    vars(row).update(data.sizes, missing=0, split="local" if data.is_local else "lists", problems=data.unpublished())
+    if data.is_local:
+        row.problems.append(f"{data.split_used} is a split made here: its numbers do not compare with published ones")
+    elif data.split_file:
+        row.split = "published" if KNOWN[name].split == data.split_digest else "as found"
+    if not row.problems and (draws := KNOWN[name].draws) and draws != draws_digest(data):
+        row.problems.append("the draws of seeds 1, 2 and 3 are not the published ones: lists of other content or order")
     if decode != "none":
         images = list({i.impath: i for items in (data.train_x, data.val or [], data.test) for i in items}.values())
         broken = unreadable(images[:: 1 if decode == "all" else max(1, len(images) // SAMPLE)], jobs)
         row.unreadable = len(broken)
         if broken:
-            row.problem(f"{len(broken)} images cannot be read: {broken[0]}{', ...' * (len(broken) > 1)}")
+            row.problems.append(f"{len(broken)} images cannot be read: {broken[0]}{', ...' * (len(broken) > 1)}")
+    row.status = PROBLEM if row.problems else OK
     return row
-
-
-def count(row: Row, data: DatasetBase) -> None:
-    """Fill in what was read."""
-    row.classes, row.test, row.missing = data.num_classes, len(data.test), 0
-    row.train = 0 if data.test_only else len(data.train_x)
-    row.val = len(data.val) if data.has_val else 0
-    if not data.split_file:
-        row.split = "lists"
-    elif data.split_used != data.split_file:
-        row.split = "local"
-    else:
-        row.split = "published" if KNOWN[row.dataset].split == data.split_digest else "as found"
-
-
-def compare(row: Row, data: DatasetBase) -> None:
-    """Counts, split digest and draws against what is known."""
-    local = row.split == "local"
-    for line in not_published(row.dataset, vars(row), "" if local else data.split_digest, data.split_file):
-        row.problem(line)
-    if local:
-        row.problem(f"{data.split_used} is a split made here: its numbers cannot be compared with published ones")
-    elif not row.problems and (draws := KNOWN[row.dataset].draws) and draws != draws_digest(data):
-        row.problem("the draws of seeds 1, 2 and 3 are not the published ones: the lists differ in content or order")
 
 
 def draws_digest(data: DatasetBase) -> str:

@@ -45,11 +45,8 @@ _STYLED = (
     ("this is a {style} photo of a {}", 1),
 )  # fmt: skip
 _SKETCHED = (
-    ("a sketch of a {}", 8),
-    ("a pencil sketch of a {}", 4),
-    ("sketch of {}", 3),
-    ("a line drawing of a {}", 3),
-)
+    ("a sketch of a {}", 8), ("a pencil sketch of a {}", 4), ("sketch of {}", 3), ("a line drawing of a {}", 3),
+)  # fmt: skip
 _SIZE_WORDS = {"small": ("tiny", "little"), "medium": ("medium sized", "middle sized"), "large": ("big", "huge")}
 _TILTED = ("cross", "heart", "oval", "square", "triangle")
 _FLIPPED = ("cloud", "heart", "pentagon", "triangle")
@@ -144,14 +141,7 @@ def _letter(rng):
 def _number(rng):
     digit, colour = int(rng.integers(10)), pick(rng, COLOURS)
     word = DIGIT_WORDS[digit]
-    phrases = [
-        f"number {word}",
-        f"digit {word}",
-        f"number {digit}",
-        f"{colour} number {word}",
-        f"{word}",
-        f"digit {digit}",
-    ]
+    phrases = [f"number {word}", f"digit {word}", f"number {digit}", f"{colour} number {word}", word, f"digit {digit}"]
     return "glyph", {"text": str(digit), "colour": colour}, phrases, pick(rng, ("number", "digit"))
 
 

@@ -105,9 +105,8 @@ class TinyCLIP(nn.Module):
         self.text_projection = nn.Parameter(text_width**-0.5 * torch.randn(text_width, dim))
         self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
-        for module in self.modules():
-            if isinstance(module, Transformer):
-                self._init_blocks(module)
+        for tower in (self.visual.transformer, self.transformer):
+            self._init_blocks(tower)
 
     @staticmethod
     def _init_blocks(transformer):
