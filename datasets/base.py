@@ -101,11 +101,11 @@ class FewShotDataset(OldMethods, DatasetBase):
     def __init__(self, cfg):
         self.dataset_dir, self.image_dir = self.places(cfg.DATASET.ROOT)
         train, val, test = self._read()
-        for part, items in (("training", train), ("test", test)):
-            if not items:
-                raise UserError(f"{type(self).__name__}: no {part} images in {self.image_dir}")
         self.has_val = bool(val) and val is not test
-        check_items(f"{type(self).__name__}: {self.table or self.dataset_dir}", train, (), val, test)
+        where = f"{type(self).__name__}: {self.table or self.dataset_dir}"
+        check_items(where, train, (), val, test)
+        if not test:
+            raise UserError(f"{where}: no test images")
         self.split_digest = self._digest(train, val if self.has_val else (), test)
         self.say_oddities(train, val, test)
         self.sizes = {
@@ -237,9 +237,8 @@ class FewShotDataset(OldMethods, DatasetBase):
             train = picked(train, self.drawn["train"], self.relative, path)
             if absent := names.keys() - {item.label for item in train}:
                 raise UserError(f"{path} has no training images of {len(absent)} classes: {names[min(absent)]}, ...")
-            seed = self.drawn["seed"] if self.drawn["sampler"] == SAMPLER and shots >= 1 else None
-            again = self._few(every, val, shots, seed)[0] if isinstance(seed, int) and seed >= 0 else train
-            if list(map(self.relative, again)) != list(map(self.relative, train)):
+            seed, seeded = self.drawn["seed"], self.drawn["sampler"] == SAMPLER and shots >= 1
+            if seeded and isinstance(seed, int) and seed >= 0 and train != self._few(every, val, shots, seed)[0]:
                 get_logger().warning(f"{path}: these are not the training images that seed {seed} draws")
             return train, picked(val, self.drawn["val"], self.relative, path)
         drawn = {"format": SUBSET_FORMAT, "dataset": name, "shots": shots, "seed": cfg.SEED, "sampler": SAMPLER}

@@ -12,6 +12,7 @@ import os
 import random
 import re
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from dassl.data import group_indices
 from dassl.data.datasets import DATASET_REGISTRY, Datum
@@ -287,8 +288,6 @@ def with_parts(rows: list[Row], split: Iterable[float]) -> list[Row]:
         n_train = min(max(1, round(train * n)), n - 1)
         n_val = min(round(val * n), n - 1 - n_train)
         order = random.Random(json.dumps([kind, n])).sample(indices, n)
-        cuts = (0, n_train, n_train + n_val, n)
-        for part, start, end in zip(PARTS, cuts, cuts[1:], strict=False):
-            chosen = order[start:end]
-            done += [(rows[i][0], kind, part) for i in sorted(chosen)]
+        for part, (start, end) in zip(PARTS, pairwise((0, n_train, n_train + n_val, n)), strict=True):
+            done += [(rows[i][0], kind, part) for i in sorted(order[start:end])]
     return done

@@ -7,7 +7,6 @@ SUN397 follows the sorted paths; the published one follows the order of a file s
 import os
 
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import MissingFile
 
 from . import mtil, mtil_words
 from .arrays import cifar100, mnist
@@ -138,13 +137,7 @@ class MtilSUN397(mtil.MtilDataset):
     task = "SUN397"
     prompts = mtil_words.PLACE_PROMPTS
     folders = ("SUN397", "sun397")
-    images = ("",)
+    images = ("SUN397", "")  # CoOp's layout has all of it one folder further down
 
     def read(self) -> Lists:
-        # the list of names lies among the class folders; CoOp's layout has both one folder further down
-        places = [os.path.join(self.dataset_dir, *inner) for inner in ((), ("SUN397",))]
-        for place in places:
-            if os.path.isfile(os.path.join(place, "ClassName.txt")):
-                self.image_dir = place
-                return mtil.seeded_split(mtil.place_folders(place, os.path.join(place, "ClassName.txt")))
-        raise MissingFile(f"MtilSUN397: no ClassName.txt in {' or '.join(places)}{self._sources()}")
+        return mtil.seeded_split(mtil.place_folders(self.image_dir, os.path.join(self.image_dir, "ClassName.txt")))

@@ -18,34 +18,20 @@ Lists = tuple[list[Datum], list[Datum], list[Datum]]
 def split_json(path: str, image_dir: str) -> Lists:
     """CoOp's split file: {"train": [[relative path, label, class name], ...], "val": [...], "test": [...]}.
 
-    UserError if the file does not have that form, if labels are not 0, 1, ... with one name each, all of them
-    in the training part; MissingFile if images are missing below `image_dir`.
+    UserError if the file does not have that form; MissingFile if images are missing below `image_dir`.
     """
     tree = read_json(path)
     if not isinstance(tree, dict) or any(not isinstance(tree.get(part), list) for part in PARTS):
         raise UserError(f"{path} is no split file: expected an object with the lists train, val and test")
-    names: dict[int, str] = {}
     for part in PARTS:
         for position, item in enumerate(tree[part]):
-            _check_item(item, names, f"{path}: {part}[{position}]")
-    labels = {label for _, label, _ in tree["train"]}
-    if labels != set(range(len(names))):
-        raise UserError(
-            f"{path}: its train part has {len(labels)} labels of the file's {len(names)}; "
-            "expected labels 0, 1, ... without gaps, each with training images"
-        )
+            where = f"{path}: {part}[{position}]"
+            if not isinstance(item, list) or list(map(type, item)) != [str, int, str]:
+                raise UserError(f"{where} is {brief(item)}; expected [relative path, label, class name]")
+            if os.path.isabs(item[0]) or ".." in item[0].split("/"):
+                raise UserError(f"{where}: path {item[0]!r} leaves the image folder")
     check_files(image_dir, (item[0] for part in PARTS for item in tree[part]), path)
     return tuple([_datum(image_dir, *item) for item in tree[part]] for part in PARTS)
-
-
-def _check_item(item: object, names: dict[int, str], where: str) -> None:
-    if not isinstance(item, list) or list(map(type, item)) != [str, int, str]:
-        raise UserError(f"{where} is {brief(item)}; expected [relative path, label, class name]")
-    path, label, name = item
-    if os.path.isabs(path) or ".." in path.split("/"):
-        raise UserError(f"{where}: path {path!r} leaves the image folder")
-    if names.setdefault(label, name) != name:
-        raise UserError(f"{where}: label {label} is both {names[label]!r} and {name!r}")
 
 
 def _datum(image_dir: str, path: str, label: int, name: str) -> Datum:
@@ -117,15 +103,14 @@ def wordnet_names(path: str) -> dict[str, str]:
 
     UserError: a line without a name, or a folder that has two lines.
     """
-    names, lines = {}, {}
+    names: dict[str, str] = {}
     for number, line in enumerate(read_text(path).splitlines(), 1):
-        folder, name = [*line.split(None, 1), "", ""][:2]
-        if folder and not name.strip():
-            raise UserError(f"{path}, line {number}: {brief(line)} has no name; expected a folder and its class name")
-        if folder in names:
-            raise UserError(f"{path}: {folder} stands in line {lines[folder]} and in line {number}")
-        if folder:
-            names[folder], lines[folder] = name.strip(), number
+        if line.strip():
+            folder, *name = line.split(None, 1)
+            if not name or folder in names:
+                what = "stands there twice" if name else "has no name"
+                raise UserError(f"{path}, line {number}: {brief(folder)} {what}; expected folders and their names")
+            names[folder] = name[0].strip()
     return names
 
 

@@ -118,11 +118,10 @@ _GLYPHS = {f"number {word}": ("glyph", {"text": str(i)}) for i, word in enumerat
 
 @lru_cache(maxsize=1)
 def _handwritten():
-    """scikit-learn's handwritten digits: (1797, 8, 8) in 0..16, and their labels."""
+    """scikit-learn's handwritten digits: `images` (1797, 8, 8) in 0..16, and their labels, `target`."""
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    return data.images, data.target
+    return load_digits()
 
 
 class RealDigits(ToySet):
@@ -131,10 +130,10 @@ class RealDigits(ToySet):
     _first = {"test": 0, "train": 50, "val": 100}
 
     def image(self, classname, split, number):
-        images, labels = _handwritten()
-        places = np.flatnonzero(labels == self.draws[classname])
+        digits = _handwritten()
+        places = np.flatnonzero(digits.target == self.draws[classname])
         order = generator(VERSION, self.name, classname).permutation(places)
-        small = (images[order[self._first[split] + number]] * (255 / 16)).astype(np.uint8)
+        small = (digits.images[order[self._first[split] + number]] * (255 / 16)).astype(np.uint8)
         large = Image.fromarray(small).resize((SIDE - 4, SIDE - 4), Image.Resampling.BICUBIC)
         return np.pad(np.asarray(large)[..., None].repeat(3, 2), ((2, 2), (2, 2), (0, 0)))
 

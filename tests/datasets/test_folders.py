@@ -87,7 +87,7 @@ def test_imagenet_mistakes(tmp_path):
     expect(tmp_path, MissingFile, "no folder val", "image-net.org", name="ImageNet")
     for content, words in (
         ("n01 tench\nn02\n", "line 2: 'n02' has no name"),
-        ("n01 tench\n\nn02 hen\nn01 hen\n", "n01 stands in line 1 and in line 4"),
+        ("n01 tench\n\nn02 hen\nn01 hen\n", "line 4: 'n01' stands there twice"),
         ("n01 tench\n".encode("utf-16"), "classnames.txt\" is no text in UTF-8"),
     ):
         (folder / "classnames.txt").write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -50,7 +50,7 @@ MISTAKES = [
     ("Flowers", matlab("imagelabels.mat", labels=[103] * 9), UserError, ["classes outside 1 ... 102"]),
     ("StanfordCars", remove("cars_test_annos_withlabels.mat"), MissingFile, ["cars_test_annos_withlabels.mat"]),
     ("StanfordCars", remove("cars_test/00003.jpg"), MissingFile, ["1 of the 9", "cars_test/00003.jpg"]),
-    ("SUN397", remove("ClassName.txt"), MissingFile, ["no ClassName.txt", "huggingface.co"]),
+    ("SUN397", remove("ClassName.txt"), MissingFile, ["ClassName.txt", "huggingface.co"]),
     ("SUN397", spoil_text("ClassName.txt", "/z/zoo\n"), MissingFile, ["z/zoo", "ClassName.txt"]),
     ("SUN397", spoil_text("ClassName.txt", "/z/zoo\n/z/zoo\n"), UserError, ["'/z/zoo' stands there twice"]),
     ("MNIST", remove("t10k-labels-idx1-ubyte"), MissingFile, ["t10k-labels-idx1-ubyte (or .gz)"]),
