@@ -123,7 +123,7 @@ class ClipTrainer(TrainerX):
             check_backbone(Path(directory), self.metadata())
 
     def _load_weights(self, name: str, path: str, given: dict[str, Tensor]) -> None:
-        super()._load_weights(name, path, used_keys(path, given))
+        super()._load_weights(name, path, self.fit_classes(path, used_keys(path, given)))
 
     def fit_classes(self, path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Hook: what of a checkpoint's state belongs to this run's classes; most methods store nothing a class."""

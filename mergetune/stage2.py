@@ -154,7 +154,7 @@ class MergeTune:
         """w2: the stage-1 weights, of this model's names and shapes and on its backbone; the model then has them."""
         first = TRAINER_REGISTRY.get(name).model_name if (name := stage1_of(type(self))) else self.model_name
         self.stage1_file = stage1.find_checkpoint(self.cfg.RESUME_COOP, self.stage1_name or first)
-        state = self.fit_classes(self.stage1_file, stage1.load_state(self.stage1_file))
+        state = stage1.load_state(self.stage1_file)
         stage1.check_backbone(self.stage1_file, self.metadata())
         if self.bound_to_classes:
             check_classes(self.stage1_file, self.classnames, self.bound_to_classes)

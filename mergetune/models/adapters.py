@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dassl.clip import ClipBackbone
 from dassl.clip.backbone import Block
 from dassl.utils import UserError
-from mergetune.models.deep_prompts import hooked
+from mergetune.models.deep_prompts import blocks_for, hooked
 
 
 class Scale(torch.autograd.Function):
@@ -54,10 +54,11 @@ class MultiModalAdapters(nn.Module):
 
     def __init__(self, backbone: ClipBackbone, *, first: int, last: int, dim: int, scale: float):
         super().__init__()
-        check_range(backbone, first, last)
+        if not 1 <= first <= last:
+            raise UserError(f"Adapters in blocks {first} to {last}, expected 1 <= ADAPTER_START <= ADAPTER_END")
         self.numbers, self.scale = range(first, last + 1), scale
-        self.text_adapter = self._beside(backbone.text_blocks, dim)
-        self.visual_adapter = self._beside(backbone.image_blocks, dim)
+        self.text_adapter = self._beside(blocks_for("Adapters", backbone, "text", last), dim)
+        self.visual_adapter = self._beside(blocks_for("Adapters", backbone, "image", last), dim)
         self.shared_adapter = nn.ModuleDict(
             {str(i): nn.Sequential(nn.Linear(dim, dim), nn.ReLU()) for i in self.numbers}
         )
@@ -106,21 +107,3 @@ class MultiModalAdapters(nn.Module):
             name: torch.zeros_like(value) if ".up." in name else value.detach().clone()
             for name, value in self.named_parameters()
         }
-
-
-def check_range(backbone: ClipBackbone, first: int, last: int) -> None:
-    """Refuse adapters that have no place in one of the towers."""
-    counts = {"image": len(backbone.image_blocks), "text": len(backbone.text_blocks)}
-    for tower, count in counts.items():
-        if not count:
-            why = {"image": "it is no ViT", "text": "it is another library's model"}[tower]
-            raise UserError(
-                f"MMA's adapters stand beside transformer blocks, and the {tower} tower of {backbone.name} has none "
-                f"that can be reached ({why}): take a CLIP with a ViT and a text transformer of its own"
-            )
-    if not 1 <= first <= last <= min(counts.values()):
-        raise UserError(
-            f"Adapters on blocks {first} to {last} (ADAPTER_START, ADAPTER_END), but {backbone.name} has "
-            f"{counts['image']} image blocks and {counts['text']} text blocks: expected "
-            f"1 <= ADAPTER_START <= ADAPTER_END <= {min(counts.values())}"
-        )

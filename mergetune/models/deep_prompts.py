@@ -28,7 +28,7 @@ class ImagePrompts(nn.Module):
     def __init__(self, backbone: ClipBackbone, count: int, depth: int):
         super().__init__()
         self.backbone = backbone
-        self.blocks = blocks_for(backbone, "image", count, depth)
+        self.blocks = blocks_for("Prompts", backbone, "image", depth)
         trunk = getattr(backbone.module.visual, "trunk", None)
         if getattr(trunk, "rope", None) is not None:
             raise UserError(f"{backbone.name}: its image tower rotates every token by its place, prompts have none")
@@ -69,7 +69,7 @@ class TextPrompts(nn.Module):
     def __init__(self, backbone: ClipBackbone, count: int, depth: int):
         super().__init__()
         self.backbone = backbone
-        self.blocks = blocks_for(backbone, "text", count, depth)
+        self.blocks = blocks_for("Prompts", backbone, "text", depth)
         self.places = slice(backbone.start_tokens, backbone.start_tokens + count)
         self.transformer = _deep_vectors(count, depth, self.blocks[0].width)
 
@@ -117,15 +117,12 @@ class DeepPromptedClip(nn.Module):
         return self.text_encoder.encode(self.prompt_learner(), self.prompt_learner.tokens)
 
 
-def blocks_for(backbone: ClipBackbone, tower: str, count: int, depth: int) -> list[Block]:
-    """The blocks of a tower that can take prompts of this depth. UserError: why it cannot."""
-    if count < 1 or depth < 1:
-        raise UserError(f"{tower} prompts: {count} vectors at depth {depth}, expected at least 1 and 1")
+def blocks_for(what: str, backbone: ClipBackbone, tower: str, last: int) -> list[Block]:
+    """The blocks of a tower, `last` or more, for `what` is put into them. UserError: it has none, or too few."""
     blocks = backbone.image_blocks if tower == "image" else backbone.text_blocks
-    if not blocks:
-        raise UserError(f"{backbone.name} has no transformer blocks in its {tower} tower: deep prompts have no place")
-    if depth > len(blocks):
-        raise UserError(f"{tower} prompts of depth {depth}, but the {tower} tower of {backbone.name} has {len(blocks)}")
+    if len(blocks) < last:
+        there = f"{len(blocks)} blocks" if blocks else "no transformer blocks, as a ViT and CLIP's own text tower have"
+        raise UserError(f"{what} in blocks up to {last}, but the {tower} tower of {backbone.name} has {there}")
     return blocks
 
 

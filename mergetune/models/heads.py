@@ -105,12 +105,8 @@ class HeadTrainer(ClipTrainer):
         """(B, D) unit norm, the head (C, D) -> (B, C)."""
         return image @ text.t()
 
-    def _load_weights(self, name: str, path: str, state: dict[str, Tensor]) -> None:
-        """Also takes a model of more classes: the head's rows are found by the names in its run's classes.json."""
-        super()._load_weights(name, path, self.fit_classes(path, state))
-
     def fit_classes(self, path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict with the head's rows of this run's classes, in their order."""
+        """A state dict with the head's rows of this run's classes, in their order, by the names in classes.json."""
         theirs = run_classes(path)
         if not theirs:
             check_classes(path, self.classnames)

@@ -222,17 +222,15 @@ def test_maples_prompts_are_ivlps(backbones):
 
 def test_what_cannot_take_prompts_is_refused(backbones):
     tiny, convolutional = backbones["tiny"], openai_backbone("resnet")
-    with pytest.raises(UserError, match=r"depth 5.*tower of tiny-random has 4"):
+    with pytest.raises(UserError, match="up to 5, but the image tower of tiny-random has 4"):
         ImagePrompts(tiny, 2, 5)
-    with pytest.raises(UserError, match=r"text prompts of depth 9.*has 4"):
+    with pytest.raises(UserError, match="up to 9, but the text tower of .* has 4"):
         TextPrompts(tiny, 2, 9)
-    with pytest.raises(UserError, match="no transformer blocks in its image tower"):
+    with pytest.raises(UserError, match="the image tower of .* has no transformer blocks"):
         ImagePrompts(convolutional, 2, 2)
-    with pytest.raises(UserError, match="no transformer blocks in its image tower"):
+    with pytest.raises(UserError, match="the image tower of .* has no transformer blocks"):
         ImagePrompts(backbones["open_clip convnext"], 2, 2)
     with pytest.raises(UserError, match="rotates every token by its place"):
         ImagePrompts(backbones["open_clip eva"], 2, 2)
     with pytest.raises(UserError, match="text"):
         DeepPromptedClip(backbones["open_clip roberta"], NAMES, **SIZES)
-    with pytest.raises(UserError, match="0 vectors at depth 2"):
-        ImagePrompts(tiny, 0, 2)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import warnings
+from collections.abc import Callable
 from operator import attrgetter
 
 import torch
@@ -36,6 +37,8 @@ class DatasetWrapper(Dataset):
     In training, with cfg.INPUT.VIEW_SEEDS and an index that carries a view number (ViewIndex), the
     augmentation is drawn from that view's own stream and the global random streams stay where they are.
     """
+
+    sample_bank: Callable | None = None  # in the place of a feature bank's encoding all images: of --check
 
     def __init__(self, cfg, data_source, transform=None, is_train=False):
         self.cfg = complete(cfg)

@@ -7,6 +7,7 @@ Layout on disk, for each registered name: `<folder>/<name>/model.pth.tar-<N>` (N
 import contextlib
 import os
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
@@ -37,7 +38,7 @@ class NotFinite(UserError, FloatingPointError):
     """A loss or a weight is infinite or NaN."""
 
 
-def dataset_of(trainer: object) -> object:
+def dataset_of(trainer: object) -> Any:
     """A trainer's data set; None for one that has none, as one that only predicts."""
     return getattr(getattr(trainer, "dm", None), "dataset", None)
 

@@ -30,13 +30,14 @@ from dassl.utils import get_logger
 from dassl.utils.logger import quiet
 from dassl.utils.memory import available_mb, peak_mb
 
-from .base import TrainerBase, dataset_of
+from .base import dataset_of
 from .build import published_files
 from .launch import backend, build_run, load_trained
 from .others import asked, other_data, other_sets
 from .results import FILE as RESULTS
 from .signals import sigterm_ends
 from .state import stop_workers
+from .trainer import EpochTrainer, SimpleTrainer
 
 OPENED = 200  # images decoded to see whether they can be
 SECONDS = 40.0  # that zero-shot CLIP is evaluated at most
@@ -97,7 +98,7 @@ def dry_run(
 # the images
 
 
-def check_data(trainer: TrainerBase, findings: Findings, data_check: Callable | None) -> None:
+def check_data(trainer: SimpleTrainer, findings: Findings, data_check: Callable | None) -> None:
     """The sizes of the data set, what is wrong with its images, and the zero-shot accuracy."""
     cfg, dataset = trainer.cfg, dataset_of(trainer)
     if dataset is None:
@@ -123,7 +124,7 @@ def check_data(trainer: TrainerBase, findings: Findings, data_check: Callable | 
 
 
 @torch.no_grad()
-def anchor(trainer: TrainerBase, findings: Findings) -> None:
+def anchor(trainer: SimpleTrainer, findings: Findings) -> None:
     """Zero-shot accuracy on as many test images as SECONDS suffice for. They are drawn evenly, the same ones first."""
     cfg, dataset, precision, loader = trainer.cfg, dataset_of(trainer), trainer.precision, trainer.test_loader
     if not is_clip(cfg.MODEL.BACKBONE.NAME):
@@ -189,7 +190,8 @@ class FirstBatches:
     """
 
     def __init__(self, loader, count: int):
-        self.loader, self.count, self.times = loader, count + 2 * loader.num_workers, []
+        self.loader, self.count = loader, count + 2 * loader.num_workers
+        self.times: list[float] = []
 
     def __getattr__(self, name: str):
         return getattr(self.loader, name)
@@ -215,7 +217,7 @@ class FirstBatches:
         return (len(self.loader) - len(self.times)) * self.pace
 
 
-def first_batches(trainer: TrainerBase, names: Iterable[str], count: int) -> list[FirstBatches]:
+def first_batches(trainer: SimpleTrainer, names: Iterable[str], count: int) -> list[FirstBatches]:
     """Let the loaders of these names, as far as a trainer has them, end after `count` batches."""
     names = [name for name in names if getattr(trainer, name, None) is not None]
     for name in names:
@@ -234,7 +236,7 @@ def timed(loaders: Iterable[FirstBatches], *functions: Callable) -> float:
     return time.perf_counter() - started
 
 
-def time_run(trainer: TrainerBase, evaluates: tuple | None) -> tuple[dict[str, float], int]:
+def time_run(trainer: SimpleTrainer, evaluates: tuple | None) -> tuple[dict[str, float], int]:
     """({phase: seconds} of the whole run, batches of its training), by the beginning of everything. Raises what the run
     would raise."""
     phases, steps, started = {}, 0, time.perf_counter()
@@ -264,14 +266,14 @@ def time_run(trainer: TrainerBase, evaluates: tuple | None) -> tuple[dict[str, f
     return phases, steps
 
 
-def count_batches(trainer: TrainerBase, training: Sequence[FirstBatches], epochs: Iterable[int]) -> list[int]:
+def count_batches(trainer: SimpleTrainer, training: Sequence[FirstBatches], epochs: Iterable[int]) -> list[int]:
     """How many each epoch has, with nothing left out."""
     batches = []
     for loader in training:
         loader.count = sys.maxsize
     for trainer.epoch in epochs:
-        if callable(getattr(trainer, "epoch_batches", None)):  # which sets num_batches
-            trainer.epoch_batches()
+        if isinstance(trainer, EpochTrainer):
+            trainer.epoch_batches()  # which sets num_batches
         batches.append(getattr(trainer, "num_batches", None) or len(training[0]))
     return batches
 
@@ -287,9 +289,9 @@ def sample_bank(banks: dict[str, tuple[int, float]], bank: FeatureBank, numbers:
     banks[str(bank.folder)] = count * len(numbers), size * len(numbers)
 
 
-def estimate(trainer: TrainerBase, evaluates: tuple | None, built_s: float, findings: Findings) -> None:
+def estimate(trainer: SimpleTrainer, evaluates: tuple | None, built_s: float, findings: Findings) -> None:
     """What the run will take, from its beginning. built_s: seconds until now."""
-    banks = {}
+    banks: dict[str, tuple[int, float]] = {}
     for data in (getattr(getattr(trainer, name, None), "dataset", None) for name in TRAINING + EVALUATION):
         if isinstance(data, DatasetWrapper):
             data.sample_bank = functools.partial(sample_bank, banks)

@@ -8,7 +8,7 @@ A model without a prompt of its own has `WORDS` there, whatever the data set's t
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from yacs.config import CfgNode as CN
@@ -49,16 +49,16 @@ def other_sets(cfg: CN) -> dict[str, CN]:
 
     MissingFile for one that is not below DATASET.ROOT; `auto` passes it over, in a line. UserError for an unknown name.
     """
-    sets, own = {}, cfg.DATASET.NAME
-    files_of = getattr(DATASET_REGISTRY.get(own), "others", lambda word: [])
+    name, sets = cfg.DATASET.NAME, {}
+    files_of: Callable[[str], list[Path]] = getattr(DATASET_REGISTRY.get(name), "others", lambda word: [])
     files = [(word, file) for word in asked(cfg) for file in files_of(word)]
     if asked(cfg) and not files:
-        raise UserError(f"TEST.OTHERS: the data set {own} knows no others by their names")
+        raise UserError(f"TEST.OTHERS: the data set {name} knows no others by their names")
     with main_process_first():  # a data set may be drawn
         for word, file in files:
             other = _config(cfg, file)
             try:
-                if own != other.DATASET.NAME:
+                if name != other.DATASET.NAME:
                     other_data(other)
                     sets[other.DATASET.NAME] = other
             except MissingFile as error:

@@ -57,7 +57,7 @@ def test_deep_prompts_reach_both_towers(backbone):
     indirect=["backbone"],
 )
 def test_towers_without_blocks_are_refused(backbone, tower):
-    with pytest.raises(UserError, match=f"the {tower} tower of open_clip:.* has none"):
+    with pytest.raises(UserError, match=f"the {tower} tower of open_clip:.* has no transformer blocks"):
         MultiModalAdapters(backbone, first=1, last=2, dim=8, scale=0.5)
     with pytest.raises(UserError, match="open_clip:.* (has no transformer blocks|takes tokens, not embeddings)"):
         DeepPromptedClip(backbone, NAMES, n_image=2, n_text=2, image_depth=1, text_depth=1)
