@@ -52,8 +52,8 @@ class ClipTrainer(TrainerX):
     @property
     def template(self) -> str:
         """The data set's own zero-shot template; of the family asked for, where it has one."""
-        own = getattr(self.dm.dataset, "template", "a photo of a {}.")
-        return getattr(self.dm.dataset, "templates", {}).get(self.template_family, own)
+        usual = getattr(self.dm.dataset, "template", "a photo of a {}.")
+        return getattr(self.dm.dataset, "templates", {}).get(self.template_family, usual)
 
     def build_model(self) -> None:
         """Load CLIP, build what trains beside it, and register that."""
@@ -122,8 +122,8 @@ class ClipTrainer(TrainerX):
         if directory:
             check_backbone(Path(directory), self.metadata())
 
-    def _load_weights(self, name: str, path: str, given: dict[str, Tensor]) -> None:
-        super()._load_weights(name, path, self.fit_classes(path, used_keys(path, given)))
+    def _load_weights(self, name: str, path: str, state: dict[str, Tensor]) -> None:
+        super()._load_weights(name, path, self.fit_classes(path, used_keys(path, state)))
 
     def fit_classes(self, path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Hook: what of a checkpoint's state belongs to this run's classes; most methods store nothing a class."""

@@ -76,18 +76,18 @@ def check_buffers(path: Path, buffers: dict[str, Tensor], embeddings: Tensor, n_
         raise UserError(f"{path}: token_suffix is no plain tensor with 3 axes")
     if len(suffix) != len(embeddings):
         raise UserError(f"{path} was trained on {len(suffix)} classes, this run has {len(embeddings)}")
-    ours = embeddings[:, start + n_ctx :].float().cpu()
-    theirs = suffix[:, : ours.shape[1]].float().cpu()
-    if theirs.shape != ours.shape:
+    names = embeddings[:, start + n_ctx :].float().cpu()
+    stored = suffix[:, : names.shape[1]].float().cpu()
+    if stored.shape != names.shape:
         raise UserError(
-            f"{path} was trained with prompts {tuple(theirs.shape)} wide, this run has {tuple(ours.shape)}: "
+            f"{path} was trained with prompts {tuple(stored.shape)} wide, this run has {tuple(names.shape)}: "
             "other backbone"
         )
-    other = ((theirs - ours).abs().amax((1, 2)) > 2e-3).sum().item()
+    other = ((stored - names).abs().amax((1, 2)) > 2e-3).sum().item()
     if other:
         raise UserError(
             f"{path} was trained with another class list or backbone: "
-            f"the names of {other} of {len(ours)} classes differ"
+            f"the names of {other} of {len(names)} classes differ"
         )
 
 
@@ -104,9 +104,9 @@ def data_seen(checkpoint: Path) -> str:
 
 def check_backbone(checkpoint: Path, facts: dict) -> None:
     """Refuse a stage-1 run of ours on other weights, naming both."""
-    theirs, ours = run_fact(checkpoint, "backbone"), facts["backbone"]
-    if theirs.get("digest") and theirs["digest"] != ours["digest"]:
+    before, now = run_fact(checkpoint, "backbone"), facts["backbone"]
+    if before.get("digest") and before["digest"] != now["digest"]:
         raise UserError(
-            f"{checkpoint} was trained on {theirs['name']} ({theirs['digest'][:12]}), "
-            f"this run uses {ours['name']} ({ours['digest'][:12]})"
+            f"{checkpoint} was trained on {before['name']} ({before['digest'][:12]}), "
+            f"this run uses {now['name']} ({now['digest'][:12]})"
         )

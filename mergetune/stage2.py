@@ -105,21 +105,21 @@ class MergeTune:
     def check_cfg(self, cfg: CN) -> None:
         """Refuse values that do not go together, before anything is loaded."""
         super().check_cfg(cfg)
-        own = cfg.TRAINER.LMC
-        if own.DISTANCE not in DISTANCES[own.SPACE]:
+        settings = cfg.TRAINER.LMC
+        if settings.DISTANCE not in (distances := DISTANCES[settings.SPACE]):
             raise UserError(
-                f"TRAINER.LMC.DISTANCE is {own.DISTANCE!r}, expected one of {', '.join(DISTANCES[own.SPACE])} "
-                f"in the space of {own.SPACE}"
+                f"TRAINER.LMC.DISTANCE is {settings.DISTANCE!r}, expected one of {', '.join(distances)} "
+                f"in the space of {settings.SPACE}"
             )
-        if own.PATH_TO == "zero_shot" and own.SPACE != "features":
+        if settings.PATH_TO == "zero_shot" and settings.SPACE != "features":
             raise UserError("TRAINER.LMC.PATH_TO zero_shot is a path between class vectors: set SPACE to features")
 
     def build_model(self) -> None:
         super().build_model()
-        own = self.cfg.TRAINER.LMC
-        self.line = line_points(own.NUM_SAMPLES, own.GRID)
+        settings = self.cfg.TRAINER.LMC
+        self.line = line_points(settings.NUM_SAMPLES, settings.GRID)
         self.points = torch.tensor(self.line, device=self.device)  # reading it back would wait for the GPU
-        self.beta = own.BETA if own.ENABLED else 0.0
+        self.beta = settings.BETA if settings.ENABLED else 0.0
         if self.cfg.RESUME_COOP:
             self.set_endpoints()
 
@@ -133,13 +133,13 @@ class MergeTune:
 
     def set_endpoints(self) -> None:
         """w1 and w2 as weights and as class vectors f1, f2 (C, D), and the start between them."""
-        own = self.cfg.TRAINER.LMC
+        settings = self.cfg.TRAINER.LMC
         self.w2 = self.read_stage1()
         with torch.no_grad():
-            self.w1 = self.zero_shot_weights() if own.TAU < 1 or own.SPACE == "weights" else None
+            self.w1 = self.zero_shot_weights() if settings.TAU < 1 or settings.SPACE == "weights" else None
             self.f1, self.f2 = self.zero_shot_vectors(), self.class_vectors()
             if self.w1 is not None:
-                self.start_at(interpolate(self.w1, self.w2, own.TAU))
+                self.start_at(interpolate(self.w1, self.w2, settings.TAU))
 
     def start_at(self, weights: dict[str, Tensor]) -> None:
         """Copy weights into the trainable parameters."""
@@ -159,8 +159,8 @@ class MergeTune:
         if self.bound_to_classes:
             check_classes(self.stage1_file, self.classnames, self.bound_to_classes)
         self._load_weights(self.model_name, str(self.stage1_file), dict(state))
-        own = self.drop_keys(dict(state))
-        self.stage1_beside = {name: value for name, value in state.items() if name not in own}
+        loaded = self.drop_keys(dict(state))
+        self.stage1_beside = {name: value for name, value in state.items() if name not in loaded}
         log.info(f"Stage 1: {self.stage1_file}")
         return {name: value.detach().clone() for name, value in trainable(self.model).items()}
 
@@ -171,16 +171,16 @@ class MergeTune:
     # The loss
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
-        own = self.cfg.TRAINER.LMC
+        settings = self.cfg.TRAINER.LMC
         images, labels = self.parse_batch_train(batch)
         if self.frozen_image_tower:
             images = self.raw_features(images)  # one pass for all points of the path
         image, text = self.image_features(images), self.text_features().float()
         losses = {"ce": self.cross_entropy(image, text, labels)}
-        if own.LAMBDA:
-            losses["anchor"] = own.LAMBDA * self.anchor(text)
+        if settings.LAMBDA:
+            losses["anchor"] = settings.LAMBDA * self.anchor(text)
         if self.beta:
-            in_features = own.SPACE == "features"
+            in_features = settings.SPACE == "features"
             path = self.feature_path(image, text, labels) if in_features else self.weight_path(images, labels)
             losses["lmc"] = self.beta * path
         return losses
@@ -242,9 +242,9 @@ class MergeTune:
 
     def stage1_changes(self) -> list[str]:
         """What the stage-1 run changed in its recipe, and this one did not in its own."""
-        theirs = stage1.run_fact(self.stage1_file, "preset", str) if self.cfg.RESUME_COOP else ""
-        ours = split_changes(self.cfg.PRESET)[1]
-        return [f"stage 1's {key}" for key in split_changes(theirs)[1] if key not in ours]
+        preset = stage1.run_fact(self.stage1_file, "preset", str) if self.cfg.RESUME_COOP else ""
+        changes = split_changes(self.cfg.PRESET)[1]
+        return [f"stage 1's {key}" for key in split_changes(preset)[1] if key not in changes]
 
 
 @dataclass(frozen=True)

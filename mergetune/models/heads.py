@@ -55,19 +55,19 @@ def linear_line_loss(image: Tensor, labels: Tensor, start: Tensor, end: Tensor, 
     return F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(points)))
 
 
-def rows_for(theirs: Sequence[str], ours: Sequence[str], where: str | Path) -> list[int]:
-    """Which rows of a head trained on the classes `theirs` score the classes `ours`, by name.
+def rows_for(trained: Sequence[str], classnames: Sequence[str], where: str | Path) -> list[int]:
+    """Which rows of a head trained on the classes `trained` score the classes `classnames`, by name.
 
     A name that the head has twice gives its first row. UserError: a class that the head was not trained on.
     """
-    places = {name: row for row, name in reversed(list(enumerate(theirs)))}
-    strange = [name for name in ours if name not in places]
+    places = {name: row for row, name in reversed(list(enumerate(trained)))}
+    strange = [name for name in classnames if name not in places]
     if strange:
         raise UserError(
-            f"{where} is a linear head of {len(theirs)} classes ({theirs[0]} .. {theirs[-1]}) and knows no others: "
-            f"{len(strange)} of this run's {len(ours)} are not among them ({', '.join(strange[:3])})"
+            f"{where} is a linear head of {len(trained)} classes ({trained[0]} .. {trained[-1]}) and knows no others: "
+            f"{len(strange)} of this run's {len(classnames)} are not among them ({', '.join(strange[:3])})"
         )
-    return [places[name] for name in ours]
+    return [places[name] for name in classnames]
 
 
 class HeadTrainer(ClipTrainer):
@@ -107,12 +107,12 @@ class HeadTrainer(ClipTrainer):
 
     def fit_classes(self, path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A state dict with the head's rows of this run's classes, in their order, by the names in classes.json."""
-        theirs = run_classes(path)
-        if not theirs:
+        trained = run_classes(path)
+        if not trained:
             check_classes(path, self.classnames)
-        if not theirs or theirs == self.classnames or len(state.get(self.head_key, ())) != len(theirs):
+        if not trained or trained == self.classnames or len(state.get(self.head_key, ())) != len(trained):
             return state
-        return state | {self.head_key: state[self.head_key][rows_for(theirs, self.classnames, path)]}
+        return state | {self.head_key: state[self.head_key][rows_for(trained, self.classnames, path)]}
 
     def zero_shot_prompt(self, space: str) -> str:
         """The head's prompts."""

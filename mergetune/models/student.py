@@ -35,8 +35,8 @@ def distillation(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> 
     Student logits (S, B, C) of a path against a teacher's (B, C) give the mean over its S points.
     """
     wanted = F.log_softmax(teacher / temperature, dim=-1).expand_as(student)
-    ours = F.log_softmax(student / temperature, dim=-1)
-    return F.kl_div(ours, wanted, reduction="sum", log_target=True) * temperature**2 / student.numel()
+    logs = F.log_softmax(student / temperature, dim=-1)
+    return F.kl_div(logs, wanted, reduction="sum", log_target=True) * temperature**2 / student.numel()
 
 
 class PromptedTower:

@@ -47,10 +47,10 @@ LISTS = {"imagenet": IMAGENET, "select": SELECT}
 OWN = "dataset"  # the data set's own template, alone
 
 
-def templates(name: str, own: str = "a photo of a {}.") -> Sequence[str]:
-    """The list called `name`, or (`own`,) for "dataset". UserError names what there is."""
+def templates(name: str, template: str = "a photo of a {}.") -> Sequence[str]:
+    """The list called `name`, or (`template`,) for "dataset". UserError names what there is."""
     check_availability(name, [OWN, *LISTS], "The list of templates")
-    return (own,) if name == OWN else LISTS[name]
+    return (template,) if name == OWN else LISTS[name]
 
 
 def described(name: str, prompts: Sequence[str]) -> str:

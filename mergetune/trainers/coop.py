@@ -37,14 +37,14 @@ class CoOp(ClipTrainer):
 
     def build_trained(self) -> PromptLearner:
         """The learner, at its initial context."""
-        own = self.cfg.TRAINER.COOP
+        settings = self.cfg.TRAINER.COOP
         return PromptLearner(
             self.clip,
             self.classnames,
-            n_ctx=own.N_CTX,
-            words=context_words(own.CTX_INIT),
-            class_specific=own.CSC,
-            position=own.CLASS_TOKEN_POSITION,
+            n_ctx=settings.N_CTX,
+            words=context_words(settings.CTX_INIT),
+            class_specific=settings.CSC,
+            position=settings.CLASS_TOKEN_POSITION,
         )
 
     def text_features(self) -> Tensor:
@@ -74,6 +74,5 @@ class CoOp(ClipTrainer):
         return f"{' '.join([*words[:place], '{}', *words[place:]])}."
 
     def metadata(self) -> dict:
-        own = super().metadata()
         words = self.model.words or f"{self.model.n_ctx} random vectors"
-        return own | {"templates": f"learned prompt, from {words!r}"}
+        return super().metadata() | {"templates": f"learned prompt, from {words!r}"}

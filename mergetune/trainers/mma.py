@@ -36,15 +36,15 @@ class MultiModalAdapter(ClipTrainer):
 
     def build_trained(self) -> MultiModalAdapters:
         """The adapters; tokens (C, L) of the prompts, cut behind the longest, are fixed."""
-        own = self.cfg.TRAINER.MMADAPTER
+        settings = self.cfg.TRAINER.MMADAPTER
         texts = [self.prompt.format(name.replace("_", " ")) for name in self.classnames]
         self.tokens = self.clip.shorten(self.clip.tokenize(texts))
         return MultiModalAdapters(
             self.clip,
-            first=own.ADAPTER_START,
-            last=own.ADAPTER_END,
-            dim=own.ADAPTER_DIM,
-            scale=own.ADAPTER_SCALE,
+            first=settings.ADAPTER_START,
+            last=settings.ADAPTER_END,
+            dim=settings.ADAPTER_DIM,
+            scale=settings.ADAPTER_SCALE,
         )
 
     def image_features(self, images: Tensor) -> Tensor:
@@ -66,8 +66,8 @@ class MultiModalAdapter(ClipTrainer):
         return self.prompt if space == "weights" else super().zero_shot_prompt(space)
 
     def metadata(self) -> dict:
-        own = self.cfg.TRAINER.MMADAPTER
+        settings = self.cfg.TRAINER.MMADAPTER
         return super().metadata() | {
             "templates": f"{self.prompt!r} through adapters",
-            "adapter_blocks": [own.ADAPTER_START, own.ADAPTER_END],
+            "adapter_blocks": [settings.ADAPTER_START, settings.ADAPTER_END],
         }

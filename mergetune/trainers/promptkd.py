@@ -68,23 +68,23 @@ class PromptKD(ClipTrainer):
             )
 
     def build_trained(self) -> Student:
-        own = self.cfg.TRAINER.PROMPTKD
+        settings = self.cfg.TRAINER.PROMPTKD
         teacher = cached_clip(
-            own.TEACHER_NAME,
-            path=own.TEACHER_PATH,
+            settings.TEACHER_NAME,
+            path=settings.TEACHER_PATH,
             device=self.device,
             precision="fp16" if self.precision.dtype == torch.float16 else "fp32",
         )
         check_input(self.cfg, teacher)
         teacher = teacher.saving_memory(self.cfg.MODEL.TEXT_CHUNK)
-        self.teacher = Teacher(teacher, self.classnames, template=self.template, folder=own.TEACHER_DIR)
+        self.teacher = Teacher(teacher, self.classnames, template=self.template, folder=settings.TEACHER_DIR)
         return self.new_student()
 
     def new_student(self) -> Student:
         """An untrained one."""
-        own = self.cfg.TRAINER.PROMPTKD
+        settings = self.cfg.TRAINER.PROMPTKD
         width = self.teacher.text.shape[1]
-        return Student(self.clip, width, count=own.N_CTX_VISION, depth=own.PROMPT_DEPTH_VISION)
+        return Student(self.clip, width, count=settings.N_CTX_VISION, depth=settings.PROMPT_DEPTH_VISION)
 
     def towers(self) -> dict[str, object]:
         """What the feature bank encodes for training, by name."""
@@ -156,14 +156,14 @@ class PromptKD(ClipTrainer):
 
     def check_teacher(self, place: Path) -> None:
         """Refuse a student of ours that learned from another teacher, whose text features it was made for."""
-        theirs, ours = run_fact(place, "teacher"), self.teacher.fact()
+        before, now = run_fact(place, "teacher"), self.teacher.fact()
 
         def words(fact: dict) -> str:
             return " ".join(part for part in (fact["name"], fact["file"], f"({fact['digest'][:12]})") if part)
 
-        if theirs.get("digest", ours["digest"]) != ours["digest"]:
+        if before.get("digest", now["digest"]) != now["digest"]:
             raise UserError(
-                f"{place} learned from the teacher {words(theirs)}, this run has {words(ours)}: "
+                f"{place} learned from the teacher {words(before)}, this run has {words(now)}: "
                 "see TRAINER.PROMPTKD.TEACHER_DIR"
             )
 

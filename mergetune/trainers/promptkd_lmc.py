@@ -41,13 +41,12 @@ class PromptKD_LMC(MergeTune, PromptKD):
 
     def check_cfg(self, cfg: CN) -> None:
         super().check_cfg(cfg)
-        own = cfg.TRAINER.LMC
-        expected = {"TAU": 1.0, "SPACE": "features", "PATH_TO": "stage1"}
-        for key, value in expected.items():
-            if own[key] != value:
+        settings = cfg.TRAINER.LMC
+        for key, value in {"TAU": 1.0, "SPACE": "features", "PATH_TO": "stage1"}.items():
+            if settings[key] != value:
                 raise UserError(
-                    f"TRAINER.LMC.{key} is {own[key]!r}, expected {value!r}: a student's prompts and projection are no "
-                    "part of CLIP, so it has no zero-shot end; its path runs between image features, from stage 1"
+                    f"TRAINER.LMC.{key} is {settings[key]!r}, expected {value!r}: a student's prompts and projection "
+                    "are no part of CLIP, so it has no zero-shot end; its path runs between image features"
                 )
 
     def set_endpoints(self) -> None:

@@ -51,21 +51,21 @@ class PromptSRC(ClipTrainer):
     }
 
     def build_trained(self) -> DeepPromptedClip:
-        own = self.cfg.TRAINER.PROMPTSRC
+        settings = self.cfg.TRAINER.PROMPTSRC
         return DeepPromptedClip(
             self.clip,
             self.classnames,
-            n_image=own.N_CTX_VISION,
-            n_text=own.N_CTX_TEXT,
-            image_depth=own.PROMPT_DEPTH_VISION,
-            text_depth=own.PROMPT_DEPTH_TEXT,
-            words=context_words(own.CTX_INIT),
+            n_image=settings.N_CTX_VISION,
+            n_text=settings.N_CTX_TEXT,
+            image_depth=settings.PROMPT_DEPTH_VISION,
+            text_depth=settings.PROMPT_DEPTH_TEXT,
+            words=context_words(settings.CTX_INIT),
         )
 
     def build_model(self) -> None:
         super().build_model()
-        own = self.cfg.TRAINER.PROMPTSRC
-        self.total = WeightedSum(own.GPA_MEAN, own.GPA_STD, self.max_epoch)
+        settings = self.cfg.TRAINER.PROMPTSRC
+        self.total = WeightedSum(settings.GPA_MEAN, settings.GPA_STD, self.max_epoch)
 
     def before_train(self) -> None:
         rows = [text_classifier(self.clip, self.classnames, [template]) for template in IMAGENET[:N_TEMPLATES]]
@@ -87,16 +87,16 @@ class PromptSRC(ClipTrainer):
         return self.model.encode_classes()
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
-        own, scale = self.cfg.TRAINER.PROMPTSRC, self.clip.logit_scale
+        settings, scale = self.cfg.TRAINER.PROMPTSRC, self.clip.logit_scale
         images, labels = self.parse_batch_train(batch)
         image, text = self.image_features(images), F.normalize(self.text_features().float(), dim=-1)
         image0 = F.normalize(batch["zero_shot"].to(self.device).float(), dim=-1)
         prompted, zero_shot = cosine_logits(image, text, scale), cosine_logits(image0, self.text0, scale)
         return {
             "ce": self.cross_entropy(image, text, labels),
-            "text": own.TEXT_LOSS_WEIGHT * F.l1_loss(text, self.text0),
-            "image": own.IMAGE_LOSS_WEIGHT * F.l1_loss(image, image0),
-            "kl": own.LOGIT_LOSS_WEIGHT * distillation(zero_shot, prompted),
+            "text": settings.TEXT_LOSS_WEIGHT * F.l1_loss(text, self.text0),
+            "image": settings.IMAGE_LOSS_WEIGHT * F.l1_loss(image, image0),
+            "kl": settings.LOGIT_LOSS_WEIGHT * distillation(zero_shot, prompted),
         }
 
     def after_epoch(self) -> None:

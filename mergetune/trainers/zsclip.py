@@ -44,8 +44,7 @@ class ZeroshotCLIP(ClipTrainer):
     @property
     def template(self) -> str:
         """CoOp's zero-shot template of the data set, which differs from KgCoOp's for DTD."""
-        own = getattr(self.dm.dataset, "templates", {})
-        return own.get(COOP) or super().template
+        return getattr(self.dm.dataset, "templates", {}).get(COOP) or super().template
 
     def templates(self) -> Sequence[str]:
         """The prompts whose class vectors are averaged."""
@@ -67,8 +66,8 @@ class ZeroshotCLIP(ClipTrainer):
 
     def metadata(self) -> dict:
         prompts, asked = list(self.templates()), self.cfg.TRAINER.ZEROSHOT.TEMPLATES
-        own = {COOP: self.template, OWN: super().template}
-        names = [asked, *(name for name, template in own.items() if [template] == prompts)]
+        families = {COOP: self.template, OWN: super().template}
+        names = [asked, *(name for name, template in families.items() if [template] == prompts)]
         names += prompts if len(prompts) == 1 else []
         return super().metadata() | {
             "templates": described(asked, prompts),

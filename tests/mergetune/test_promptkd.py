@@ -295,7 +295,7 @@ def test_the_authors_keys_set_ours(words, world):
         ("PROMPTKD__CE_WEIGHT", 1.0, "CE_WEIGHT = 1.0, expected float, at least 0, at most 0"),
         ("PROMPTKD__PROJECT_LAYER", 1, "expected int, at least 2, at most 2"),
         ("PROMPTKD__TEMPERATURE", 0.0, "above 0"),
-        ("PROMPTKD__PROMPT_DEPTH_VISION", 9, "depth 9.*has 6"),
+        ("PROMPTKD__PROMPT_DEPTH_VISION", 9, "up to 9.*has 6"),
     ],
 )
 def test_values_that_do_not_go_together_are_refused(words, key, value, match):

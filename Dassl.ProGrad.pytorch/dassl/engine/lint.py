@@ -42,8 +42,8 @@ def opening(cfg: CN, recipe: CN | None = None) -> str:
     preset = f" ({cfg.PRESET})" if cfg.PRESET else ""
     lines = [f"{cfg.TRAINER.NAME}{preset}: {cfg.DATASET.NAME}, {cfg.MODEL.BACKBONE.NAME} on {device}, seed {cfg.SEED}"]
     usual, nodes = dict(leaves(full_config())), own_nodes(cfg)
-    own = [(key, value) for key, value in leaves(cfg) if key not in SAID and is_read(key, nodes)]
-    lines += paragraph("defaults", [f"{k} {brief(value)}" for k, value in own if plain(usual.get(k)) != plain(value)])
+    read = [(key, value) for key, value in leaves(cfg) if key not in SAID and is_read(key, nodes)]
+    lines += paragraph("defaults", [f"{k} {brief(value)}" for k, value in read if plain(usual.get(k)) != plain(value)])
     if recipe is not None:
         lines += paragraph("recipe", [f"{k} {brief(new)} ({brief(old)})" for k, old, new in changed_keys(recipe, cfg)])
     banks = f"; feature banks in {bank_folder(cfg)}" if cfg.FEATURES.VIEWS or cfg.FEATURES.TEST else ""
