@@ -3,8 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from scripts.commands import COMMANDS
-from scripts.jobs import Job, compare, needs, train_argv
+from scripts.jobs import Job, compare
 
 
 def check_job(jobs: Sequence[Job], args) -> int:
@@ -17,7 +16,7 @@ def check_job(jobs: Sequence[Job], args) -> int:
     for job in first_jobs(jobs):
         print(job, flush=True)
         try:
-            tried.append((job, train.main([*train_argv(*job.words), "--check"])["seconds"]))
+            tried.append((job, train.main([*job.argv, "--check"])["seconds"]))
         except UserError as error:
             problems.append(f"{job}: {error}")
     again = {job.folder for job in stale if args.overwrite}
@@ -34,8 +33,8 @@ def first_jobs(jobs: Sequence[Job]) -> Iterator[Job]:
 
     ready = defaultdict(list)
     for job in jobs:
-        command = COMMANDS[job.command]
-        if not command.module and all(finished(run) for _, run, *_ in needs(*job.words[:2])):
+        command = job.declared
+        if not command.module and all(finished(run) for run, _ in job.needs.values()):
             ready[job.subject].append((job.finished, command.eval_only or bool(command.evaluates), job))
     for rows in ready.values():
         yield min(rows, key=lambda row: row[:2])[-1]
@@ -68,6 +67,5 @@ def wall_s(job: Job) -> float | None:
     """What a finished run took, as its results say. A stream: all sessions; one pass evaluates all of them."""
     from dassl.utils import read_json
 
-    command = COMMANDS[job.command]
-    walls = [read_json(mark).get("wall_s") for mark in command.marks(dict(job.arguments))]
-    return None if None in walls else (max if command.follows else sum)(walls)
+    walls = [read_json(mark).get("wall_s") for mark in job.marks]
+    return None if None in walls else (max if job.declared.follows else sum)(walls)

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,10 +32,9 @@ from scripts.check_job import estimate  # noqa: E402
 from scripts.commands import folder  # noqa: E402
 from scripts.commands.registered import know  # noqa: E402
 from scripts.grid import read_table  # noqa: E402
-from scripts.jobs import Job, needs  # noqa: E402
-from scripts.main_job import build_parser, has_workflow, run_job  # noqa: E402
+from scripts.jobs import Job  # noqa: E402
+from scripts.main_job import build_parser, complete, has_workflow, run_job  # noqa: E402
 from scripts.plans import is_toy  # noqa: E402
-from scripts.run import job_lines  # noqa: E402
 from scripts.stopping import PATIENCE, WORKFLOW, end_with_parent, end_with_workflow  # noqa: E402
 from scripts.workers import run_group  # noqa: E402
 
@@ -62,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
 
 def read(words: list[str]) -> argparse.Namespace:
     """A command line. table: a yaml, taken from its words; more: those behind `--`. UserError for what a table decides
-    itself, and for numbers out of range."""
+    itself."""
     from dassl.utils import UserError
 
     cut = words.index("--") if "--" in words else len(words)
@@ -72,14 +71,10 @@ def read(words: list[str]) -> argparse.Namespace:
     args.table, args.more = os.path.abspath(tables[0]) if tables else "", words[cut + 1 :]
     if tables:
         read_table(tables[0])  # whose errors name it as it was typed
-    for name in ("workers", "gpus", "retries", "threads"):
-        if getattr(args, name) < 0:
-            raise UserError(f"--{name} is {getattr(args, name)}, expected 0 or more")
     if args.table and (args.trainer or args.protocol or args.all):
         raise UserError(f"{tables[0]} says which methods and protocol: leave out --trainer, --protocol and --all")
-    args.workers = args.workers or (100 if args.slurm else args.gpus or (1 if args.data else 2))
-    share = max(1, (os.cpu_count() or 1) // args.workers)
-    args.threads = args.threads or (4 if args.slurm else share)
+    complete(args, 100 if args.slurm else args.gpus)
+    args.threads = args.threads or (4 if args.slurm else max(1, (os.cpu_count() or 1) // args.workers))
     return args
 
 
@@ -101,13 +96,9 @@ class Unit:
     def finished(self) -> bool:
         return all(job.finished for job in self.jobs)
 
-    @property
-    def flag(self) -> Path:
-        return home() / "done" / self.rule / self.name
-
-    @property
-    def log(self) -> Path:
-        return home() / "logs" / self.rule / f"{self.name}.log"
+    def file(self, kind: str, ending: str = "") -> Path:
+        """Its flag (`done`) or its log (`logs`, .log)."""
+        return home() / kind / self.rule / f"{self.name}{ending}"
 
 
 def home() -> Path:
@@ -128,7 +119,7 @@ def units_of(groups: list[list[Job]], by: str = "") -> dict[str, Unit]:
         folders = [str(job.folder) for job in jobs]
         tag = hashlib.sha256("\n".join(folders).encode()).hexdigest()[:8]
         name = f"{jobs[0].subject}-seed{jobs[0].arguments['SEED']}-{tag}"
-        before = [run for job in jobs for _, run, _, _ in needs(job.command, dict(job.arguments))]
+        before = [run for job in jobs for run, _ in job.needs.values()]
         needed = dict.fromkeys(makers[run] for run in before if run in makers)
         makers = dict.fromkeys(folders, name) | makers
         rule = "cell" if by_cell else jobs[0].command.replace("/", "_")
@@ -144,8 +135,9 @@ def unit_line(unit: Unit, gpus: int = 0) -> str:
     if unit.rule == "cell":
         lines = [f"{slot}{python} scripts/flow.py --job {shlex.quote(unit.name)}"]
     else:
-        lines = [slot + line for line in job_lines(unit.jobs[0], python)]
-    return f"cd {shlex.quote(str(ROOT))} && ({' && '.join(lines)}) >> {shlex.quote(str(unit.log))} 2>&1"
+        lines = [slot + line for line in unit.jobs[0].lines(python)]
+    log = shlex.quote(str(unit.file("logs", ".log")))
+    return f"cd {shlex.quote(str(ROOT))} && ({' && '.join(lines)}) >> {log} 2>&1"
 
 
 def write_plan(units: dict[str, Unit], args) -> None:
@@ -153,22 +145,14 @@ def write_plan(units: dict[str, Unit], args) -> None:
     again."""
     from dassl.utils import write_json
 
-    for unit in units.values():
-        if not unit.finished:
-            unit.flag.unlink(missing_ok=True)
-        elif not unit.flag.exists():
-            unit.flag.parent.mkdir(parents=True, exist_ok=True)
-            unit.flag.touch()
-    slots = 0 if args.slurm else args.gpus
-    rows = {
-        name: {
-            "rule": unit.rule,
-            "needs": [str(units[other].flag) for other in unit.needs],
-            "line": unit_line(unit, slots),
-            "jobs": [asdict(job) for job in unit.jobs] if unit.rule == "cell" else [],
-        }
-        for name, unit in units.items()
-    }
+    rows = {}
+    for name, unit in units.items():
+        flag = unit.file("done")
+        flag.parent.mkdir(parents=True, exist_ok=True)
+        flag.touch() if unit.finished else flag.unlink(missing_ok=True)
+        needs = [str(units[other].file("done")) for other in unit.needs]
+        line = unit_line(unit, 0 if args.slurm else args.gpus)
+        rows[name] = {"rule": unit.rule, "needs": needs, "line": line, "jobs": [asdict(job) for job in unit.jobs]}
     gpus = args.gpus if args.slurm else min(1, args.gpus)
     plan = {"home": str(home()), "threads": args.threads, "gpus": gpus, "retries": args.retries, "units": rows}
     write_json(plan, str(home() / PLAN))
@@ -229,11 +213,11 @@ def end(snakemake: subprocess.Popen) -> None:
 
 def unfinished(units: dict[str, Unit]) -> Iterator[str]:
     """A line for each unit that has run and is not finished: the last of its log; one more for those that wait."""
-    left = [unit for unit in units.values() if not unit.finished]
-    ran = [unit for unit in left if unit.log.is_file()]
-    for unit in ran:
-        lines = [line for line in unit.log.read_text(errors="replace").splitlines() if line.strip()]
-        yield f"{unit.rule} {unit.name}: {(lines or ['ended without a word'])[-1]} ({unit.log})"
+    left = {unit.file("logs", ".log"): unit for unit in units.values() if not unit.finished}
+    ran = [log for log in left if log.is_file()]
+    for log in ran:
+        last = log.read_text(errors="replace").strip().rpartition("\n")[2]
+        yield f"{left[log].rule} {left[log].name}: {last or 'ended without a word'} ({log})"
     if waiting := len(left) - len(ran):
         yield f"{waiting} jobs did not start"
 
@@ -241,23 +225,17 @@ def unfinished(units: dict[str, Unit]) -> Iterator[str]:
 def status(groups: list[list[Job]], args) -> Iterator[str]:
     """The lines of `--dry-run`: finished runs of all by data set (order, source) and seed, and an estimate by what
     finished runs of a script and CFG took."""
-    from dassl.report.table import Table
-
-    runs = units_of(groups, "run")
-    jobs = {name: run.jobs[0] for name, run in runs.items()}
+    runs, cells = units_of(groups, "run"), defaultdict(list)
     done = {name: run.finished for name, run in runs.items()}
-    waiting = sum(not done[name] and not all(done[other] for other in run.needs) for name, run in runs.items())
-    board = defaultdict(Counter)
+    jobs = {name: run.jobs[0] for name, run in runs.items()}
     for name, job in jobs.items():
-        board[job.arguments.get("SOURCE") or job.subject, job.arguments["SEED"]].update(done=done[name], all=1)
-    seeds, subjects = (dict.fromkeys(key[place] for key in board) for place in (1, 0))
-    cells = {key: f"{counts['done']}/{counts['all']}" for key, counts in board.items()}
-    shown = [(name, *(cells.get((name, seed), "") for seed in seeds)) for name in subjects]
-    yield Table("Finished runs of all", ("", *(f"seed {seed}" for seed in seeds)), shown).text()
-    yield ""
+        cells[f"{job.arguments.get('SOURCE') or job.subject} seed {job.arguments['SEED']}"].append(done[name])
+    yield from (f"{cell}: {sum(finished)}/{len(finished)}" for cell, finished in cells.items())
+    ready = sum(not done[name] and all(done[other] for other in run.needs) for name, run in runs.items())
+    left = len(runs) - sum(done.values())
     yield (
         f"{len(runs)} runs in {len(units_of(groups, args.by))} jobs: {sum(done.values())} finished, "
-        f"{len(runs) - sum(done.values()) - waiting} to do, {waiting} waiting"
+        f"{ready} to do, {left - ready} waiting"
     )
     if not args.check:  # which does so too
         yield from estimate([*jobs.values()], [job for name, job in jobs.items() if done[name]], args.workers)
@@ -295,7 +273,7 @@ def main(words: list[str]) -> int:
     args = read(words)
     if args.job:
         return run_unit(args.job)
-    args.dry_run = args.dry_run or args.check or os.environ.get("DRY_RUN") == "1"
+    args.dry_run = args.dry_run or args.check
     if not (args.dry_run or has_workflow()):
         raise UserError("the workflow needs snakemake 9 or later: pip install snakemake; bash train.sh runs without it")
     return run_job(args, run_workflow, status, lock=RunLock(home()))

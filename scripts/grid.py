@@ -8,15 +8,15 @@ list or `all`. What a command line names wins.
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from scripts.commands import COMMANDS, SCRIPTS, folder, stage1_command
-from scripts.commands.base2new import TESTS, Scripts
+from scripts.commands import COMMANDS, folder, stage1_command
 from scripts.commands.command import OTHERS_KEY, OVERWRITE, ROOT, Arguments, checked_pairs, names_in, recipe
+from scripts.commands.protocols import TESTS
 from scripts.commands.registered import know, presets_of
-from scripts.jobs import Job, program
+from scripts.jobs import Job
 from scripts.plans import (
     PRESETS,
     PROTOCOLS,
@@ -32,9 +32,12 @@ from scripts.plans import (
     with_keys,
 )
 
-OF_SWEEP = {"command": str, "cfg": str, "datasets": dict, "seeds": list, "grid": dict, "cells": list, "whole": bool}
-OF_STREAMS = {"protocol": str, "methods": list, "orders": dict, "seeds": list}
-OF_TABLE = {"protocol": str, "methods": list, "presets": list, "datasets": dict, "seeds": list}
+KINDS = {  # of the fields of a yaml
+    **dict.fromkeys(("protocol", "command", "cfg"), str),
+    **dict.fromkeys(("methods", "presets", "seeds", "sweeps", "cells"), list),
+    **dict.fromkeys(("datasets", "orders", "grid"), dict),
+    "whole": bool,
+}
 WORLDS = ("toy", "public")
 ZERO_SHOT = "ZEROSHOT_CFG"  # in a sweep's cell: CFG of zero-shot CLIP; as CFG and STAGE1_CFG, no config key
 
@@ -53,27 +56,46 @@ def plan(args) -> list[list[Job]]:
     elif getattr(args, "table", ""):
         groups = table_groups(read_table(args.table), args)
     else:
-        groups = job_groups(args)
+        groups = protocol_groups(main_table(args), args)
     first = {}
-    for run in itertools.chain(*groups):
-        other = first.setdefault(run.folder, run)
-        if other is not run and (ours := program(*run.words)) != (theirs := program(*other.words)):
-            differ = [word for word in theirs if word not in ours], [word for word in ours if word not in theirs]
-            both = " and ".join(" ".join(words) or "nothing" for words in differ)
-            raise UserError(f"{run.folder} would be the folder of two runs: {run} with {both}")
+    for job in itertools.chain(*groups):
+        other = first.setdefault(job.folder, job)
+        if other is not job and (words := job.program) != (before := other.program):
+            differ = [word for word in before if word not in words], [word for word in words if word not in before]
+            both = " and ".join(" ".join(some) or "nothing" for some in differ)
+            raise UserError(f"{job.folder} would be the folder of two runs: {job} with {both}")
     return [[job for job in group if first[job.folder] is job] for group in groups]
 
 
-def chosen(args, names: Sequence[str], seeds: Sequence[int], kind: str = "datasets") -> tuple[list[str], list[int]]:
-    """Data sets (or orders) and seeds of a command line, each known; those given, where it names none."""
+def main_table(args) -> SimpleNamespace:
+    """What --trainer, --protocol and --all stand for, as a table."""
+    from dassl.utils import check_availability
+
+    protocol = args.protocol or (find_pair(args.trainer).protocols[0] if args.trainer else "base2new")
+    check_availability(protocol, list(PROTOCOLS), "--protocol")
+    names = [pair.name for pair in listed_pairs() if protocol in pair.protocols]
+    if not args.all:
+        names = [find_pair(args.trainer, protocol).name if args.trainer else names[0]]
+    fields = {"methods": names, "presets": [], "datasets": {"toy": sources(protocol)}, "seeds": [1, 2, 3]}
+    return SimpleNamespace(protocol=protocol, **fields, name="the main job")
+
+
+def chosen(grid: SimpleNamespace, args, kind: str = "datasets") -> Iterable[tuple[int, str]]:
+    """(seed, data set or order) of all groups: what a command line names, else all of the grid's world. UserError for
+    one that there is not, and where neither has any."""
     from dassl.utils import UserError
 
+    world = WORLDS[bool(args.data)]
     words = [word for word in args.words if not word.isdecimal()]
     for word in words:
         check_subject(kind, word, "DATASET")
-    if args.data and not (words or names):
-        raise UserError(f"--data DIR needs a data set's name, one of {', '.join(names_in('datasets'))}")
-    return words or list(names), [int(word) for word in args.words if word.isdecimal()] or list(seeds)
+    names = words or getattr(grid, kind).get(world, [])
+    if not names:
+        hint = f" of {', '.join(names_in('datasets'))}" if kind == "datasets" else ""
+        hint += "" if args.data else ", or give --data DIR"
+        raise UserError(f"{grid.name} has no {world} {kind}: name some{hint}")
+    seeds = [int(word) for word in args.words if word.isdecimal()]
+    return itertools.product(seeds or grid.seeds, names)
 
 
 def check_subject(kind: str, name: str, what: str) -> None:
@@ -87,94 +109,65 @@ def check_subject(kind: str, name: str, what: str) -> None:
         check_availability(name, names_in("datasets"), what)
 
 
-def job_groups(args) -> list[list[Job]]:
-    """Of the main job: the pairs of one data set and seed are one group, for they share runs."""
-    from dassl.utils import check_availability
-
-    protocol = args.protocol or (find_pair(args.trainer).protocols[0] if args.trainer else "base2new")
-    check_availability(protocol, list(PROTOCOLS), "--protocol")
-    names = [pair.name for pair in listed_pairs() if protocol in pair.protocols]
-    if not args.all:
-        names = [find_pair(args.trainer, protocol).name if args.trainer else names[0]]
-    datasets, seeds = chosen(args, [] if args.data else sources(protocol), [1, 2, 3])
-    return protocol_groups(protocol, names, datasets, seeds, args.set)
-
-
-def protocol_groups(protocol, names, datasets, seeds, pairs, presets=()) -> list[list[Job]]:
+def protocol_groups(table: SimpleNamespace, args) -> list[list[Job]]:
+    """The pairs of one data set and seed are one group, for they share runs."""
+    one = [(name, table.protocol) for name in table.methods]
     return [
-        [job for name in names for job in pair_jobs(name, protocol, dataset, seed, pairs, presets)]
-        for seed in seeds
-        for dataset in datasets
+        [job for words in one for job in pair_jobs(*words, dataset, seed, args.set, table.presets)]
+        for seed, dataset in chosen(table, args)
     ]
 
 
-def read_fields(path: str | Path, fields: Mapping[str, type], optional: Sequence[str] = ()) -> SimpleNamespace:
-    """The fields of a yaml file, and its name. UserError for one that is missing, unknown or of another kind."""
+def read_fields(path: str | Path, needed: Sequence[str], optional: Sequence[str] = ()) -> SimpleNamespace:
+    """The fields of a yaml file, empty where an optional one is missing, and its name. UserError for one that is
+    missing, unknown or of another kind, and for a seed, a data set or an order that there is not."""
     from dassl.config import read_yaml
     from dassl.utils import UserError, check_availability
 
     tree = read_yaml(path)
     for key, value in tree.items():
-        check_availability(key, list(fields), f"{path}: a field")
-        if not isinstance(value, fields[key]):
-            raise UserError(f"{path}: {key} is {value!r}, expected a {fields[key].__name__}")
-    if lacking := [key for key in fields if key not in tree and key not in optional]:
-        raise UserError(f"{path}: {', '.join(lacking)} missing; expected {', '.join(fields)}")
+        check_availability(key, [*needed, *optional], f"{path}: a field")
+        if not isinstance(value, KINDS[key]):
+            raise UserError(f"{path}: {key} is {value!r}, expected a {KINDS[key].__name__}")
+    if lacking := [key for key in needed if key not in tree]:
+        raise UserError(f"{path}: {', '.join(lacking)} missing; expected {', '.join(needed)}")
     for seed in tree.get("seeds", []):
         if not isinstance(seed, int) or seed < 1:
             raise UserError(f"{path}: seed {seed!r}, expected a positive whole number")
-    return SimpleNamespace(**tree, name=Path(path).stem)
+    for kind in [kind for kind in ("datasets", "orders") if kind in tree]:
+        tree[kind] = {world: subjects(path, kind, world, names) for world, names in tree[kind].items()}
+    return SimpleNamespace(**{key: KINDS[key]() for key in optional} | tree, name=Path(path).name)
 
 
-def subjects(path: str | Path, worlds: Mapping[str, object], kind: str = "datasets") -> dict[str, list[str]]:
-    """The data sets or orders of each world, each known; `all` becomes their names."""
+def subjects(path: str | Path, kind: str, world: str, names: object) -> list[str]:
+    """The data sets or orders of one world, each known; `all` becomes their names."""
     from dassl.utils import UserError, check_availability
 
-    subjects, may = {}, " or all" if kind == "datasets" else ""
-    for world, names in worlds.items():
-        check_availability(world, list(WORLDS), f"{path}: {kind} of")
-        if names == "all" and may:
-            names = toy_sets() if world == "toy" else PUBLIC
-        if isinstance(names, str):
-            raise UserError(f"{path}: {world} is {names!r}, expected a list{may}")
-        subjects[world] = list(map(str, names))
-        for name in subjects[world]:
-            check_subject(kind, name, f"{path}: a data set")
-    return subjects
-
-
-def chosen_of(grid: SimpleNamespace, args, kind: str = "datasets") -> tuple[list[str], list[int]]:
-    """What a command line chooses of a sweep or a table: by default all of its world. UserError if it has none."""
-    from dassl.utils import UserError
-
-    world = WORLDS[bool(args.data)]
-    names = getattr(grid, kind).get(world, [])
-    if not names and all(word.isdecimal() for word in args.words):
-        hint = "name some, or give --data DIR" if world == "toy" else "name some"
-        raise UserError(f"{grid.name}.yaml has no {world} form: {hint}")
-    return chosen(args, names, grid.seeds, kind)
-
-
-def scripts_with(script: str) -> Scripts:
-    """A method's scripts, by that of its training."""
-    return next(scripts for scripts in SCRIPTS.values() if scripts.script("base2new_train") == script)
+    check_availability(world, list(WORLDS), f"{path}: {kind} of")
+    if names == "all" and kind == "datasets":
+        names = toy_sets() if world == "toy" else PUBLIC
+    if not isinstance(names, Sequence) or isinstance(names, str):
+        raise UserError(f"{path}: {world} is {names!r}, expected a list{' or all' * (kind == 'datasets')}")
+    for name in names:
+        check_subject(kind, str(name), f"{path}: a data set")
+    return [*map(str, names)]
 
 
 def read_sweep(path: str | Path) -> SimpleNamespace:
     """The fields of a sweep. cells: {KEY or argument: value} each; whole: they change zero-shot and stage 1 too."""
     from dassl.utils import UserError, check_availability
 
-    sweep = read_fields(path, OF_SWEEP, ("grid", "cells", "whole"))
-    if hasattr(sweep, "grid") == hasattr(sweep, "cells"):
+    sweep = read_fields(path, ("command", "cfg", "datasets", "seeds"), ("grid", "cells", "whole"))
+    if bool(sweep.grid) == bool(sweep.cells):
         raise UserError(f"{path}: expected command, cfg, datasets, seeds, and either grid or cells")
     know([sweep.command])
-    check_availability(sweep.command, [own.script("base2new_train") for own in SCRIPTS.values() if own.train.stage1])
-    if hasattr(sweep, "grid"):
+    known = [name for name, command in COMMANDS.items() if command.stage1 and name == command.named("base2new_train")]
+    check_availability(sweep.command, known)
+    if sweep.grid:
         sweep.cells = [dict(zip(sweep.grid, values, strict=True)) for values in itertools.product(*sweep.grid.values())]
     sweep.cells = [{key: str(value) for key, value in cell.items()} for cell in sweep.cells]
     for cell in sweep.cells:
         checked_pairs(pairs_of(cell))  # refuses what a script says itself
-    sweep.whole, sweep.datasets = getattr(sweep, "whole", False), subjects(path, sweep.datasets)
     return sweep
 
 
@@ -190,48 +183,46 @@ def label(cell: dict[str, str]) -> str:
 
 
 def sweep_groups(sweep: SimpleNamespace, args) -> list[list[Job]]:
-    datasets, seeds = chosen_of(sweep, args)
-    return [sweep_jobs(sweep, dataset, seed, args.set) for seed in seeds for dataset in datasets]
+    return [sweep_jobs(sweep, dataset, seed, args.set) for seed, dataset in chosen(sweep, args)]
 
 
-def sweep_jobs(sweep: SimpleNamespace, dataset: str, seed: int, pairs=()) -> list[Job]:
+def sweep_jobs(sweep: SimpleNamespace, dataset: str, seed: int, pairs: Sequence[str] = ()) -> list[Job]:
     """All runs of a data set and seed: zero-shot CLIP, stage 1, and the command in every cell.
 
     pairs: KEY VALUE words for every run. UserError: one that the cells differ in.
     """
     from dassl.utils import UserError
 
-    own, pairs = {"DATASET": dataset, "SEED": str(seed)}, tuple(checked_pairs(pairs))
+    where, pairs = {"DATASET": dataset, "SEED": str(seed)}, tuple(checked_pairs(pairs))
     if shared := {key for cell in sweep.cells for key in cell}.intersection(pairs[::2]):
         raise UserError(f"{', '.join(sorted(shared))}: the cells of {sweep.name} differ in it; change the yaml")
-    scripts = scripts_with(sweep.command)
-    jobs = [] if sweep.whole else with_keys(references(scripts, own, {}), pairs)
+    jobs = [] if sweep.whole else with_keys(references(sweep.command, where, {}), pairs)
     for cell in sweep.cells:
-        arguments = {"COOP_LMC": "True"} | recipe(COMMANDS[sweep.command], cell.get("CFG", sweep.cfg)) | own
-        place = f"sweeps/{sweep.name}/{label(cell)}"
+        arguments = {"COOP_LMC": "True"} | recipe(COMMANDS[sweep.command], cell.get("CFG", sweep.cfg)) | where
+        place = f"sweeps/{Path(sweep.name).stem}/{label(cell)}"
         if not sweep.whole:  # a cell's keys are in the name of its folder
             keys = (*pairs_of(cell), "TRAINER.MODAL", "sweep")
-            jobs += with_keys(halves(scripts, arguments | {"SWEEP": place}, keys), pairs)
+            jobs += with_keys(halves(sweep.command, arguments | {"SWEEP": place}, keys), pairs)
             continue
-        first = dict(own)
+        first = dict(where)
         if cell:
             first |= {"OUTPUT": str(Path(folder("OUTPUT", "output"), place))}
             arguments |= first | {key: value for key, value in cell.items() if key == "STAGE1_CFG"}
-        jobs += with_keys(references(scripts, first, cell) + halves(scripts, arguments), pairs_of(cell) + pairs)
+        every = references(sweep.command, first, cell) + halves(sweep.command, arguments)
+        jobs += with_keys(every, pairs_of(cell) + pairs)
     return jobs
 
 
-def halves(scripts: Scripts, arguments: Arguments, pairs: tuple[str, ...] = ()) -> list[Job]:
-    """Training and both tests."""
-    return [Job(scripts.script(what), arguments, pairs=pairs) for what in ("base2new_train", *TESTS)]
+def halves(name: str, arguments: Arguments, pairs: tuple[str, ...] = ()) -> list[Job]:
+    """A training and both its tests."""
+    return [Job(COMMANDS[name].named(what), arguments, pairs) for what in ("base2new_train", *TESTS)]
 
 
-def references(scripts: Scripts, own: Arguments, cell: dict[str, str]) -> list[Job]:
-    """Zero-shot CLIP and the stage 1 of a method."""
-    zero_shot = own | ({"CFG": cell[ZERO_SHOT]} if ZERO_SHOT in cell else {})
-    first = own | ({"CFG": cell["STAGE1_CFG"]} if "STAGE1_CFG" in cell else {})
-    stage1 = scripts_with(stage1_command(scripts.train))
-    return [Job(f"zsclip/{what}", zero_shot) for what in TESTS] + halves(stage1, first)
+def references(name: str, where: Arguments, cell: dict[str, str]) -> list[Job]:
+    """Zero-shot CLIP and the stage 1 of a command."""
+    zero_shot = where | ({"CFG": cell[ZERO_SHOT]} if ZERO_SHOT in cell else {})
+    first = where | ({"CFG": cell["STAGE1_CFG"]} if "STAGE1_CFG" in cell else {})
+    return [Job(f"zsclip/{what}", zero_shot) for what in TESTS] + halves(stage1_command(COMMANDS[name]), first)
 
 
 def table_methods(protocol: str) -> list[str]:
@@ -250,23 +241,19 @@ def read_table(path: str | Path) -> SimpleNamespace:
         raise UserError(f"{path}: no such table; configs/tables has {', '.join(names_in('tables'))}")
     tree = read_yaml(path)
     if "sweeps" in tree:
-        table = read_fields(path, {"sweeps": list})
-        for name in table.sweeps:
-            check_availability(name, names_in("sweeps"), f"{path}: a sweep")
-        return table
-    check_availability(tree.get("protocol"), [*PROTOCOLS, *STREAMS], f"{path}: protocol")
-    table = read_fields(path, OF_STREAMS if tree["protocol"] in STREAMS else OF_TABLE, ("presets",))
-    table.presets = getattr(table, "presets", [])
-    if table.protocol in STREAMS:
-        for name in table.methods:
-            check_availability(name, list(TUNINGS), f"{path}: methods")
-        table.orders = subjects(path, table.orders, "orders")
-        return table
-    pairs = [find_pair(name, table.protocol) for name in table.methods]
-    presets = {*PRESETS, *(name for pair in pairs for name in presets_of(pair.stage2, False))}
-    for name in table.presets:
-        check_availability(name, sorted(presets), f"{path}: presets")
-    table.datasets = subjects(path, table.datasets)
+        table, known = read_fields(path, ("sweeps",)), {"sweeps": names_in("sweeps")}
+    else:
+        check_availability(tree.get("protocol"), [*PROTOCOLS, *STREAMS], f"{path}: protocol")
+        kind = "orders" if tree["protocol"] in STREAMS else "datasets"
+        table = read_fields(path, ("protocol", "methods", kind, "seeds"), ("presets",))
+        known = {"methods": TUNINGS, "presets": []}
+        if kind == "datasets":
+            pairs = [find_pair(name, table.protocol) for name in table.methods]
+            presets = {*PRESETS, *(name for pair in pairs for name in presets_of(pair.stage2, False))}
+            known = {"presets": sorted(presets)}
+    for field, names in known.items():
+        for name in getattr(table, field):
+            check_availability(name, list(names), f"{path}: {field}")
     return table
 
 
@@ -276,9 +263,7 @@ def table_groups(table: SimpleNamespace, args) -> list[list[Job]]:
         sweeps = [read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml") for name in table.sweeps]
         return [group for sweep in sweeps for group in sweep_groups(sweep, args)]
     if table.protocol not in STREAMS:
-        datasets, seeds = chosen_of(table, args)
-        return protocol_groups(table.protocol, table.methods, datasets, seeds, args.set, table.presets)
-    orders, seeds = chosen_of(table, args, "orders")
-    every = itertools.product(seeds, orders, table.methods)
+        return protocol_groups(table, args)
     flags = OVERWRITE * args.overwrite  # a stream does again itself what was run otherwise
-    return [stream(table.protocol, name, order, seed, args.set, flags) for seed, order, name in every]
+    every = itertools.product(chosen(table, args, "orders"), table.methods)
+    return [stream(table.protocol, name, order, seed, args.set, flags) for (seed, order), name in every]

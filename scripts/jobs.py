@@ -2,44 +2,93 @@
 
 import contextlib
 import importlib
+import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from scripts.commands import COMMANDS, folder, run_folder, stage1_command
-from scripts.commands.command import OTHERS_KEY, ROOT, Arguments, first_arguments, of_source, of_stage1, others
+from scripts.commands import COMMANDS, Command, folder, run_folder, stage1_command
+from scripts.commands.command import (
+    OTHERS_KEY,
+    ROOT,
+    STAGE1,
+    Arguments,
+    first_arguments,
+    of_source,
+    of_stage1,
+    others,
+)
 
 STREAM = "trained stream"
 CARD = "path.json"
 FIELDS = {"results.json": "metrics", "sweep.json": "test", CARD: "barrier"}  # what a whole one has
+PLACES = ("OUTPUT", "SWEEP")  # arguments of every command: where its folder lies
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a command. card: draw its path afterwards."""
+    """One run of a command. pairs: KEY VALUE words; card: draw its path afterwards."""
 
     command: str
-    arguments: Mapping[str, str]
+    arguments: Arguments
     pairs: tuple[str, ...] = ()
     card: bool = False
 
     @property
-    def folder(self):
-        return run_folder(COMMANDS[self.command], dict(self.arguments))
+    def declared(self) -> Command:
+        return COMMANDS[self.command]
 
     @property
-    def marks(self):
+    def folder(self) -> Path:
+        return run_folder(self.declared, self.arguments)
+
+    @property
+    def marks(self) -> list[Path]:
         """The files that a finished run has left."""
-        return COMMANDS[self.command].marks(dict(self.arguments))
+        return self.declared.marks(self.arguments)
 
     @property
-    def done(self) -> bool:
-        """Has its run left results that can be read?"""
-        from dassl.engine.checkpoint import finished
-        from dassl.engine.others import lacks
+    def is_merge(self) -> bool:
+        """Or an ensemble."""
+        return bool(self.declared.module) and not self.declared.skips_itself
 
-        results = [mark.is_file() and finished(mark.parent, mark.name, FIELDS[mark.name]) for mark in self.marks]
-        return bool(results) and all(results) and (self.card or not lacks(results[-1], self.others))
+    @property
+    def module(self) -> str:
+        """What runs it."""
+        return self.declared.module or "train"
+
+    @property
+    def argv(self) -> list[str]:
+        """What the module's `main` is given."""
+        return module_argv(self) if self.declared.module else train_argv(self)
+
+    @property
+    def program(self) -> list[str]:
+        """What Python is given."""
+        return ["train.py", *self.argv] if self.module == "train" else ["-m", self.module, *self.argv]
+
+    @property
+    def needs(self) -> dict[str, "tuple[str, Job]"]:
+        """What has to be there before it runs: {what: (folder, the job that makes it)}."""
+        command, arguments, places = self.declared, self.arguments, {}
+        for what, name, key in (
+            ("stage-1 checkpoint", stage1_command(command), "STUDENT_DIR"),
+            ("teacher", command.teacher, "TEACHER_DIR"),
+        ):
+            if name:
+                job = Job(name, first_arguments(COMMANDS[name], arguments))
+                places[what] = arguments.get(key) or str(job.folder), job
+        if command.evaluates:
+            trained = command.evaluates.format(**arguments)
+            shared = of_source(arguments) | (of_stage1(arguments) if command.module else {})
+            job = Job(trained, COMMANDS[trained].complete(shared))
+            places["trained model"] = str(job.folder), job
+        if command.follows:
+            job = Job(command.follows(arguments), arguments)
+            places[STREAM] = str(job.folder), job
+        return places
 
     @property
     def others(self) -> list[str]:
@@ -49,14 +98,23 @@ class Job:
         from dassl.engine.others import names_of
         from dassl.utils import split_pairs
 
-        command = COMMANDS[self.command]
+        command = self.declared
         if not (command.scores_new or self.card):
             return []
         on_card = "auto" if self.card and self.subject.startswith("toy_") else ""
-        usual = others(command, dict(self.arguments)) or on_card
         words = [*self.pairs, *([] if command.module else split_pairs(extra_opts()))]
-        value = dict(zip(words[::2], words[1::2], strict=False)).get(OTHERS_KEY, usual)
+        pairs = dict(zip(words[::2], words[1::2], strict=False))
+        value = pairs.get(OTHERS_KEY, others(command, self.arguments) or on_card)
         return names_of(KEYS[OTHERS_KEY].parse(value)) if value else []
+
+    @property
+    def done(self) -> bool:
+        """Has its run left results that can be read?"""
+        from dassl.engine.checkpoint import finished
+        from dassl.engine.others import lacks
+
+        results = [finished(mark.parent, mark.name, FIELDS[mark.name]) for mark in self.marks]
+        return bool(results) and all(results) and (self.card or not lacks(results[-1], self.others))
 
     @property
     def finished(self) -> bool:
@@ -68,16 +126,11 @@ class Job:
         return self.done and not (self.card and (not card or lacks(card, self.others)))
 
     @property
-    def words(self) -> tuple[str, dict[str, str], list[str]]:
-        return self.command, dict(self.arguments), list(self.pairs)
-
-    @property
     def begins_from(self) -> list[str]:
         """KEY, VALUE, ... of where its data, stage 1 and teacher lie, which may have moved since it ran."""
-        passed = COMMANDS[self.command].passed
+        passed = self.declared.passed
         places = {key: self.arguments[name] for key, name in passed.items() if key.endswith("_DIR")}
-        stage1 = {what: run for what, run, *_ in needs(self.command, self.arguments)}["stage-1 checkpoint"]
-        places |= {"RESUME_COOP": stage1, "DATASET.ROOT": folder("DATA", "data")}
+        places |= {"RESUME_COOP": self.needs["stage-1 checkpoint"][0], "DATASET.ROOT": folder("DATA", "data")}
         return [word for place in places.items() for word in place]
 
     @property
@@ -88,24 +141,33 @@ class Job:
     def __str__(self) -> str:
         return f"{self.subject} seed {self.arguments['SEED']}: {self.command}"
 
+    def line(self, python: str = "python") -> str:
+        """The shell line of its script: arguments by place, then by name those that differ from the default."""
+        placed = {key: self.arguments[key] for key in self.declared.arguments}
+        usual = self.declared.complete(placed)
+        known = [key for key in known_arguments(self.declared, self.arguments) if key in self.arguments]
+        named = [f"{key}={self.arguments[key]}" for key in known if usual.get(key) != self.arguments[key]]
+        tail = ["--", *self.pairs] if self.pairs else []
+        script = f"scripts/{self.command}.sh"
+        program = f"bash {script}" if (ROOT / script).is_file() else f"{python} scripts/run.py {self.command}"
+        return " ".join([program, *map(shlex.quote, [*placed.values(), *named, *tail])])
 
-def program(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
-    """What Python is given to run a command."""
-    module, argv = command_line(name, arguments, pairs)
-    return ["train.py", *argv] if module == "train" else ["-m", module, *argv]
+    def lines(self, python: str = "python") -> Iterator[str]:
+        """The line of its script, and that of its path card where one belongs to it."""
+        yield self.line(python)
+        if self.card:
+            others = ["--others", *self.others] if self.others else []
+            yield f"{python} -m mergetune.path_card {shlex.join([str(self.folder), *others])}"
+
+    def start(self) -> None:
+        """Run it in this process: train.py, or a module's command line."""
+        importlib.import_module(self.module).main(self.argv)
 
 
-def command_line(name: str, arguments: Arguments, pairs: list[str]) -> tuple[str, list[str]]:
-    """The module that runs a command, train.py's or another, and what its `main` is given."""
-    module = COMMANDS[name].module
-    return module or "train", (module_argv if module else train_argv)(name, arguments, pairs)
-
-
-def module_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
+def module_argv(job: Job) -> list[str]:
     """Arguments of a command that is no train.py line."""
-    command = COMMANDS[name]
-    out = str(run_folder(command, arguments))
-    where, words = ["--root", folder("DATA", "data"), "--out", out], command.words(arguments)
+    command, pairs = job.declared, job.pairs
+    where, words = ["--root", folder("DATA", "data"), "--out", str(job.folder)], command.words(job.arguments)
     if command.evaluates:  # flags of its own, or keys of the run that it opens
         keys = zip(pairs[::2], pairs[1::2], strict=True)
         pairs = [word for key, value in keys for word in (*(("--set",) * (key[0] != "-")), key, value)]
@@ -114,14 +176,14 @@ def module_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
     return [*words, *where, *pairs]
 
 
-def train_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
+def train_argv(job: Job) -> list[str]:
     """Arguments of train.py."""
-    command = COMMANDS[name]
+    command, arguments = job.declared, job.arguments
+    places = {what: place for what, (place, _) in job.needs.items()}
     argv = ["--root", folder("DATA", "data"), "--seed", arguments["SEED"], "--trainer", command.trainer]
     argv += ["--dataset-config-file", f"configs/datasets/{arguments['DATASET']}.yaml"]
     argv += ["--config-file", f"configs/trainers/{command.config.format(**arguments)}.yaml"]
-    argv += ["--output-dir", str(run_folder(command, arguments))]
-    places = {what: run for what, run, _, _ in needs(name, arguments)}
+    argv += ["--output-dir", str(job.folder)]
     if command.evaluates:
         argv += ["--model-dir", places["trained model"], "--eval-only"]
     if command.evaluates and arguments.get("LOADEP"):
@@ -135,35 +197,23 @@ def train_argv(name: str, arguments: Arguments, pairs: list[str]) -> list[str]:
         argv += [OTHERS_KEY, names]
     if command.protocol != "base2novel":
         argv += ["TRAINER.MODAL", command.protocol]
-    return argv + [word.format(**arguments) for word in command.pairs] + pairs
+    return [*argv, *(word.format(**arguments) for word in command.pairs), *job.pairs]
 
 
-def needs(name: str, arguments: Arguments) -> list[tuple[str, str, str, Arguments]]:
-    """What has to be there before a command runs: (what, folder, the command that makes it, its arguments)."""
-    command, needed = COMMANDS[name], []
-
-    def need(what: str, other: str, own: Arguments, run: str = "") -> None:
-        needed.append((what, run or str(run_folder(COMMANDS[other], own)), other, own))
-
-    if first := stage1_command(command):
-        own = first_arguments(COMMANDS[first], arguments)
-        need("stage-1 checkpoint", first, own, arguments.get("STUDENT_DIR", ""))
-    if command.teacher:
-        own = first_arguments(COMMANDS[command.teacher], arguments)
-        need("teacher", command.teacher, own, arguments["TEACHER_DIR"])
-    if command.evaluates:
-        trained = command.evaluates.format(**arguments)
-        own = of_source(arguments) | (of_stage1(arguments) if command.module else {})
-        need("trained model", trained, COMMANDS[trained].complete(own))
-    if command.follows:
-        need(STREAM, command.follows(arguments), arguments)
-    return needed
+def builds_on(command: Command, arguments: Arguments) -> list[Command]:
+    """The commands whose runs it continues, learns from or merges."""
+    merged = command.evaluates.format_map(defaultdict(str, arguments)) if command.module else ""
+    return [COMMANDS[name] for name in (stage1_command(command), command.teacher, merged) if name in COMMANDS]
 
 
-def start(name: str, arguments: Arguments, pairs: list[str]) -> None:
-    """One run of a command, in this process: of train.py, or of a module's command line."""
-    module, argv = command_line(name, arguments, pairs)
-    importlib.import_module(module).main(argv)
+def known_arguments(command: Command, arguments: Arguments) -> list[str]:
+    """The arguments of a command by name: of all its forms, with a default or from the environment; STAGE1_X: X of
+    the stage 1 that it continues."""
+    every = [*command.arguments, *sum(command.forms, ()), *command.defaults, *command.environment, *PLACES]
+    every += ["LOADEP"] if command.evaluates and not command.module else []  # an epoch, or last, to evaluate
+    every += ["OTHERS"] * command.scores_new
+    every += [STAGE1 + key for before in builds_on(command, arguments) for key in before.defaults]
+    return [*dict.fromkeys(["SEED", *every])]
 
 
 # Is what lies there what is asked for?
@@ -176,9 +226,8 @@ def differences(job: Job, memo: dict) -> list[str]:
     """
     from dassl.utils import MissingFile
 
-    module, argv = command_line(*job.words)
     with contextlib.suppress(MissingFile):
-        return importlib.import_module(module).differences(argv, memo)
+        return importlib.import_module(job.module).differences(job.argv, memo)
     return []
 
 
@@ -209,8 +258,8 @@ def compare(jobs: Sequence[Job]) -> tuple[str, list[Job]]:
         there = any(place.is_dir() for place in (job.folder, *(mark.parent for mark in job.marks)))
         if there and (other := differences(job, memo)):
             lines[job.folder] = other
-        came_of = any(run in again for _, run, _, _ in needs(*job.words[:2]))
-        half = is_merge(job) and not job.marks[-1].is_file()
+        came_of = any(run in again for run, _ in job.needs.values())
+        half = job.is_merge and not job.marks[-1].is_file()
         if came_of or job.folder in lines or not job.done:
             again.add(str(job.folder))
         if there and (came_of or half or job.folder in lines):
@@ -221,11 +270,6 @@ def compare(jobs: Sequence[Job]) -> tuple[str, list[Job]]:
         "them and what came of them again, another OUTPUT keeps both"
     )
     return problem if lines else "", stale
-
-
-def is_merge(job: Job) -> bool:
-    """Or an ensemble."""
-    return bool(COMMANDS[job.command].module and COMMANDS[job.command].marker)
 
 
 def check_others(jobs: Sequence[Job]) -> None:
@@ -250,5 +294,5 @@ def forget(job: Job) -> None:
     with RunLock(str(place)):
         for mark in [*job.marks[-1:], job.folder / CARD, job.folder / "resume.pt"]:
             mark.unlink(missing_ok=True)
-    if is_merge(job):
+    if job.is_merge:
         shutil.rmtree(job.folder)

@@ -27,7 +27,6 @@ from scripts.commands import folder  # noqa: E402
 from scripts.grid import plan, table_methods  # noqa: E402
 from scripts.jobs import Job, settle  # noqa: E402
 from scripts.plans import PROTOCOLS  # noqa: E402
-from scripts.run import job_lines  # noqa: E402
 from scripts.stopping import stoppable  # noqa: E402
 from scripts.workers import run_groups  # noqa: E402
 
@@ -80,6 +79,17 @@ def has_workflow() -> bool:
         return False
 
 
+def complete(args: argparse.Namespace, workers: int = 0) -> None:
+    """What was typed, with the environment and the usual number of processes. UserError for one below 0."""
+    from dassl.utils import UserError
+
+    for name in ("workers", "gpus", "retries", "threads"):
+        if getattr(args, name, 0) < 0:
+            raise UserError(f"--{name} is {getattr(args, name)}, expected 0 or more")
+    args.workers = args.workers or workers or (1 if args.data else 2)
+    args.dry_run = getattr(args, "dry_run", False) or os.environ.get("DRY_RUN") == "1"
+
+
 def main() -> int:
     parser = build_parser()
     args, _ = parser.parse_known_intermixed_args()  # --all takes the words of the workflow too
@@ -87,17 +97,6 @@ def main() -> int:
         print("snakemake is installed: all pairs run as its workflow, as by scripts/flow.py", flush=True)
         os.execv(sys.executable, [sys.executable, str(ROOT / "scripts" / "flow.py"), *sys.argv[1:]])
     return run_job(parser.parse_intermixed_args())
-
-
-def read(args: argparse.Namespace) -> None:
-    """Complete what was typed by the environment and the data. UserError for a number out of range."""
-    from dassl.utils import UserError
-
-    if args.workers < 0:
-        raise UserError(f"--workers is {args.workers}, expected at least 1")
-    args.workers = args.workers or (1 if args.data else 2)
-    args.dry_run = os.environ.get("DRY_RUN") == "1"
-    args.check = args.check and not args.dry_run
 
 
 def run_here(groups: list[list[Job]], args) -> tuple[str, bool]:
@@ -110,7 +109,7 @@ def plan_lines(groups: list[list[Job]], args) -> Iterator[str]:
     """The command lines that do the same, as a shell takes them."""
     yield from (f"export {name}={shlex.quote(folder(name, ''))}" for name in ("DATA", "OUTPUT") if os.environ.get(name))
     for job in (job for group in groups for job in group):
-        for line in job_lines(job, "python"):
+        for line in job.lines():
             yield f"# finished: {line}" if job.finished else line
 
 
@@ -119,8 +118,7 @@ def run_job(args, execute: Callable = run_here, lines: Callable = plan_lines, af
 
     execute: runs groups of jobs; lines: what a dry run prints; after: makes the tables; lock: held while it runs.
     """
-    if execute is run_here:  # the workflow has other flags, and has read them
-        read(args)
+    complete(args)
     if args.data:
         os.environ["DATA"] = os.path.abspath(args.data)
     os.chdir(ROOT)

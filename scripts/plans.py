@@ -1,35 +1,30 @@
-"""Which commands make up a job: for a method pair, a protocol, a data set and a seed, in order."""
+"""Which jobs make up a method pair, a protocol, a data set and a seed, in order."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from datasets import PUBLIC
-from scripts.commands import COMMANDS, SCRIPTS, scripts_of
-from scripts.commands.base2new import TESTS, Scripts
+from scripts.commands import COMMANDS, TRAININGS, scripts_of
 from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
 from scripts.commands.condu import TRAINING
+from scripts.commands.protocols import TESTS, TRANSFER
 from scripts.commands.registered import add_pair, presets_of
 from scripts.commands.robust import shifts
-from scripts.jobs import Job
-from scripts.run import builds_on
+from scripts.jobs import Job, builds_on
 
 if TYPE_CHECKING:
     from mergetune.stage2 import MethodPair
 
 SHOTS = ("1", "2", "4", "8", "16")
-
-
 PRESETS = ("released", "paper", "continued")  # of MERGETUNE's own pairs
-_ANCHOR, _WORDS = "vit_b16_dataset", "vit_b16_photo"  # zero-shot CLIP with another template than the usual one
+ANCHOR, WORDS = "vit_b16_dataset", "vit_b16_photo"  # zero-shot CLIP with another template than the usual one
 STREAMS = {"mtil": "MTIL", "fewshot_mtil": "fewshot_MTIL"}  # ConDU's protocols -> how their training scripts begin
 TUNINGS = ("FT", "LoRA")  # how these end
-PROTOCOLS = ("base2new", "cross", "dg", "fewshot", "robust")
-TRANSFER = {"cross": "xd_test", "dg": "dg_test"}
 
 
 def listed_pairs() -> list[MethodPair]:
@@ -52,23 +47,22 @@ def find_pair(name: str, protocol: str = "") -> MethodPair:
     return known[name]
 
 
-def stages(pair: MethodPair, what: str, where: Arguments, presets: Iterable[str]) -> Iterator[tuple[str, Arguments]]:
-    """Stage 1 and each preset of stage 2, all if none is named: the method, and the arguments that repeat its yaml."""
-    yield pair.stage1, {}
-    for cfg in cfgs_of(pair, where, presets):
-        yield pair.stage2, {"COOP_LMC": "True"} | recipe(COMMANDS[SCRIPTS[pair.stage2].script(what)], cfg)
-
-
 def cfgs_of(pair: MethodPair, where: Arguments, presets: Iterable[str]) -> list[str]:
     """CFG of each of these presets of stage 2, of all if none is named."""
     known = presets_of(pair.stage2, is_toy(where))
     return [cfg for preset, cfg in known.items() if not presets or preset in presets]
 
 
-def templates_of(pair: MethodPair) -> list[str]:
-    """CFGs of ZeroshotCLIP: zero-shot CLIP of stage 2, where it may have other templates."""
-    anchor = [_ANCHOR] if pair.template_family != "coop" else []
-    return [*anchor, _WORDS] if pair.has_zero_shot else []
+def stages(pair: MethodPair, what: str, where: Arguments, presets: Iterable[str]) -> Iterator[tuple[str, Arguments]]:
+    """Stage 1 and each preset of stage 2: the trainer, and the data set with the arguments that repeat its yaml."""
+    yield pair.stage1, where
+    for cfg in cfgs_of(pair, where, presets):
+        yield pair.stage2, where | {"COOP_LMC": "True"} | recipe(COMMANDS[TRAININGS[pair.stage2].named(what)], cfg)
+
+
+def ends_of(pair: MethodPair) -> list[str]:
+    """CFG of ZeroshotCLIP, where stage 2 may begin at zero-shot CLIP with another template than the usual one."""
+    return [ANCHOR] if pair.has_zero_shot and pair.template_family != "coop" else []
 
 
 def zero_shot(test: str, where: Arguments, ends: Iterable[str]) -> Iterator[Job]:
@@ -98,28 +92,29 @@ def templates(dataset: str) -> dict[str, str]:
     return {"coop": anchor if prompts else usual.get("coop", anchor), "dataset": anchor}
 
 
-def base2new(pair: MethodPair, where: Arguments, presets: Iterable[str]) -> Iterator[Job]:
+def base2new(pair: MethodPair, where: Arguments, presets: Iterable[str], protocol: str) -> Iterator[Job]:
     """Zero-shot, what teaches stage 1, stage 1, its average with CLIP, and each preset of stage 2: both halves."""
     for what in TESTS:
-        yield from zero_shot(what, where, templates_of(pair))
-    before = [(name, {}) for name in [pair.taught_by] if name]
-    average = f"{scripts_of(pair.stage1)}_average"  # of class vectors; that of weights is WiSE-FT at alpha 0.5
-    averages = [f"{average}/{what}" for what in TESTS if f"{average}/{what}" in COMMANDS]
+        yield from zero_shot(what, where, [*ends_of(pair), WORDS] if pair.has_zero_shot else [])
+    first = scripts_of(pair.stage1)
+    averages = [name for what in TESTS if (name := f"{first}_average/{what}") in COMMANDS]
+    # an average is of class vectors; that of weights is WiSE-FT at alpha 0.5
     merges = (*([] if averages else ["average"]), "ties", "dare") if pair.has_zero_shot else ()
-    for name, arguments in (*before, *stages(pair, "base2new_train", where, presets)):
-        yield Job(SCRIPTS[name].script("base2new_train"), where | arguments, card=name == pair.stage2)
-        yield from (Job(SCRIPTS[name].script(what), where | arguments) for what in TESTS)
-        if name == pair.stage1:
+    teacher = [(pair.taught_by, where)] if pair.taught_by else []
+    for trainer, arguments in (*teacher, *stages(pair, "base2new_train", where, presets)):
+        named = TRAININGS[trainer].named
+        yield Job(named("base2new_train"), arguments, card=trainer == pair.stage2)
+        yield from (Job(named(what), arguments) for what in TESTS)
+        if trainer == pair.stage1:
             yield from (Job(name, where) for name in averages)
-            for merge in merges:
-                yield Job("merge/base2new", where | {"METHOD": merge, "STAGE1": scripts_of(pair.stage1)})
-        elif is_chosen_as_released(SCRIPTS[name], arguments):
-            yield from (Job(SCRIPTS[name].script(what), where | arguments | {"LOADEP": "last"}) for what in TESTS)
+            yield from (Job("merge/base2new", where | {"METHOD": merge, "STAGE1": first}) for merge in merges)
+        elif trainer == pair.stage2 and is_chosen_as_released(trainer, arguments):
+            yield from (Job(named(what), arguments | {"LOADEP": "last"}) for what in TESTS)
 
 
-def is_chosen_as_released(scripts: Scripts, arguments: Arguments) -> bool:
+def is_chosen_as_released(trainer: str, arguments: Arguments) -> bool:
     """Is it the preset `released`, with the weights that are best on validation?"""
-    values = yaml_values(scripts.train.config.format(**arguments)) if "CFG" in arguments else {}
+    values = yaml_values(TRAININGS[trainer].config.format(**arguments))
     return (values.get("PRESET"), values.get("TEST.FINAL_MODEL")) == ("released", "best_val")
 
 
@@ -127,34 +122,38 @@ def transfer(pair: MethodPair, where: Arguments, presets: Iterable[str], protoco
     """A model of the data set, the source, on it and on each target."""
     test, places = TRANSFER[protocol], on_targets(where, protocol)
     for place in places:
-        yield from zero_shot(test, place, templates_of(pair)[:-1])  # no weights are merged here
-    for name, arguments in stages(pair, "xd_train", where, presets):
-        yield Job(SCRIPTS[name].script("xd_train"), where | arguments)
-        yield from (Job(SCRIPTS[name].script(test), place | arguments) for place in places)
+        yield from zero_shot(test, place, ends_of(pair))
+    for trainer, arguments in stages(pair, "xd_train", where, presets):
+        yield Job(TRAININGS[trainer].named("xd_train"), arguments)
+        yield from (Job(TRAININGS[trainer].named(test), arguments | place) for place in places)
     if (average := f"{scripts_of(pair.stage1)}_average/{test}") in COMMANDS:
         yield from (Job(average, place) for place in places)
 
 
-def fewshot(pair: MethodPair, where: Arguments, presets: Iterable[str]) -> Iterator[Job]:
+def fewshot(pair: MethodPair, where: Arguments, presets: Iterable[str], protocol: str) -> Iterator[Job]:
     """The few-shot curve."""
-    yield from zero_shot("fewshot_test", where, templates_of(pair)[:-1])
-    for name, arguments in stages(pair, "fewshot_train", where, presets):
+    yield from zero_shot("fewshot_test", where, ends_of(pair))
+    for trainer, arguments in stages(pair, "fewshot_train", where, presets):
         for shots, what in itertools.product(SHOTS, ("fewshot_train", "fewshot_test")):
-            yield Job(SCRIPTS[name].script(what), where | arguments | {"SHOTS": shots})
+            yield Job(TRAININGS[trainer].named(what), arguments | {"SHOTS": shots})
 
 
-def robust(pair: MethodPair, where: Arguments, presets: Iterable[str]) -> Iterator[Job]:
+def robust(pair: MethodPair, where: Arguments, presets: Iterable[str], protocol: str) -> Iterator[Job]:
     """Robust fine-tuning: the source's own test and its shifted ones."""
-    places = on_targets(where, "robust")
+    places = on_targets(where, protocol)
     for place in places:
-        yield from zero_shot("robust_test", place, [_ANCHOR if is_toy(where) else "vit_b16_imagenet"])
+        yield from zero_shot("robust_test", place, [ANCHOR if is_toy(where) else "vit_b16_imagenet"])
     cfgs = [{"CFG": cfg} for cfg in cfgs_of(pair, where, presets)]
-    for script, sets in ((scripts_of(pair.stage1), [{}]), (scripts_of(pair.stage2), cfgs)):
-        for arguments in sets:
-            yield Job(f"robust/{script}_train", where | arguments)
-            yield from (Job(f"robust/{script}_test", place | arguments) for place in places)
-            for kind in ("weight", "output") if not arguments else ("weight",):  # output ensembles: of stage 1 alone
-                yield Job(f"robust/{kind}_ensemble", where | arguments | {"METHOD": script})
+    for trainer, arguments in [(pair.stage1, {}), *((pair.stage2, cfg) for cfg in cfgs)]:
+        named = TRAININGS[trainer].named
+        yield Job(named("train"), where | arguments)
+        yield from (Job(named("test"), place | arguments) for place in places)
+        for kind in ("weight", "output") if trainer == pair.stage1 else ("weight",):
+            yield Job(f"robust/{kind}_ensemble", where | arguments | {"METHOD": scripts_of(trainer)})
+
+
+PLANS = {"base2new": base2new, "cross": transfer, "dg": transfer, "fewshot": fewshot, "robust": robust}
+PROTOCOLS = tuple(PLANS)
 
 
 def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[str] = (), flags: str = "") -> list[Job]:
@@ -163,18 +162,12 @@ def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[st
     pairs: KEY VALUE of each.
     """
     script = f"{STREAMS[protocol]}_{tuning}"
-    given = {"CFG": f"toy_{tuning.lower()}" if order.startswith("toy") else TRAINING[script]}
-    given |= {"ORDER": order, "SEED": str(seed), "FLAGS": flags}
+    arguments = {"CFG": f"toy_{tuning.lower()}" if order.startswith("toy") else TRAINING[script]}
+    arguments |= {"ORDER": order, "SEED": str(seed), "FLAGS": flags}
     names = [f"condu/{name}" for name in (script, f"eval_MTIL_{tuning}", f"eval_agnostic_MTIL_{tuning}")]
     pairs = tuple(checked_pairs(list(pairs)))
     commands = {name: COMMANDS[name] for name in names}
-    return [Job(name, own.complete(own.from_environment() | given), pairs) for name, own in commands.items()]
-
-
-def on_targets(where: Arguments, protocol: str) -> list[Arguments]:
-    """The cell's own data set as SOURCE, tested on itself and on each target."""
-    source = where["DATASET"]
-    return [where | {"SOURCE": source, "DATASET": name} for name in (source, *targets(protocol, source))]
+    return [Job(name, c.complete(c.from_environment() | arguments), pairs) for name, c in commands.items()]
 
 
 def is_toy(where: Arguments) -> bool:
@@ -195,10 +188,15 @@ def sources(protocol: str) -> list[str]:
 
 def targets(protocol: str, source: str) -> list[str]:
     """What a model of the source is tested on, beside the source."""
-    toy = source.startswith("toy_")
     if protocol == "cross":
-        return [name for name in (toy_sets() if toy else PUBLIC) if name != source]
+        return [name for name in (toy_sets() if source.startswith("toy_") else PUBLIC) if name != source]
     return [name for name in shifts(source) if protocol == "robust" or name != "objectnet"]
+
+
+def on_targets(where: Arguments, protocol: str) -> list[Arguments]:
+    """The cell's own data set as SOURCE, tested on itself and on each target."""
+    source = where["DATASET"]
+    return [where | {"SOURCE": source, "DATASET": name} for name in (source, *targets(protocol, source))]
 
 
 def pair_jobs(
@@ -210,11 +208,9 @@ def pair_jobs(
     """
     pair = find_pair(name, protocol)
     add_pair(pair)
-    where = {"DATASET": dataset, "SEED": str(seed)}
-    alone = {"base2new": base2new, "fewshot": fewshot, "robust": robust}
-    make = alone.get(protocol) or partial(transfer, protocol=protocol)
-    whole = with_keys(make(pair, where, presets), pairs)
-    return [s for s in whole if "last_step" not in s.pairs or "LOADEP" not in s.arguments]  # which tests it anyway
+    jobs = with_keys(PLANS[protocol](pair, {"DATASET": dataset, "SEED": str(seed)}, presets, protocol), pairs)
+    # the last epoch is tested anyway where it is the model
+    return [job for job in jobs if "last_step" not in job.pairs or "LOADEP" not in job.arguments]
 
 
 def with_keys(jobs: Iterable[Job], words: Iterable[str]) -> list[Job]:
@@ -226,10 +222,10 @@ def with_keys(jobs: Iterable[Job], words: Iterable[str]) -> list[Job]:
 
     pairs, whole = checked_pairs(list(words)), []
     for job in jobs:
-        command = COMMANDS[job.command]
-        given, rest = follow(command, dict(job.arguments), pairs, builds_on(command, dict(job.arguments)))
-        own = job.pairs + tuple(rest) * (not command.module)
-        whole.append(replace(job, arguments=command.complete(given), pairs=own))
+        command = job.declared
+        arguments, rest = follow(command, job.arguments, pairs, builds_on(command, job.arguments))
+        more = () if command.module else tuple(rest)
+        whole.append(replace(job, arguments=command.complete(arguments), pairs=job.pairs + more))
     if len({job.folder for job in whole}) < len(whole):
         keys = ", ".join(pairs[::2])
         raise UserError(f"{keys}: the runs of this protocol differ in it; leave it out, or choose another protocol")

@@ -16,7 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from scripts.commands.registered import know
-from scripts.jobs import Job, start
+from scripts.jobs import Job
 from scripts.stopping import PATIENCE, STOPPED, end_with, stoppable
 
 GONE = "a process of the job was killed, most often for its memory: fewer --workers; the same command goes on"
@@ -114,7 +114,7 @@ def run_one_job(job: Job) -> None:
     from mergetune.path_card import path_card
 
     if not job.done:
-        start(*job.words)
+        job.start()
     if job.card and not job.finished:
         path_card(job.folder, pairs=job.begins_from, others=job.others)
 

@@ -4,23 +4,33 @@ Declarations only; `run.py` executes one of them, `main_job.py` and `sweep.py` m
 OUTPUT; where the released training and test scripts disagreed, the test reads what the training writes.
 """
 
-from .base2new import OURS as BASE2NEW
-from .base2new import SCRIPTS
+from dataclasses import replace
+
+from . import base2new, condu, protocols, robust
 from .command import COMMANDS, Command, folder, run_folder
-from .condu import COMMANDS as CONDU
-from .merge import OURS as MERGE
-from .protocols import OURS as PROTOCOLS
-from .robust import OURS as ROBUST_COMMANDS
-from .robust import ROBUST
+from .merge import MERGE
 
-COMMANDS.update(BASE2NEW | PROTOCOLS | ROBUST_COMMANDS | MERGE | CONDU)
+__all__ = ["COMMANDS", "TRAININGS", "Command", "folder", "run_folder", "scripts_of", "stage1_command"]
 
-__all__ = ["COMMANDS", "SCRIPTS", "Command", "folder", "run_folder", "scripts_of", "stage1_command"]
+TRAININGS = {train.trainer: train for train in (*base2new.METHODS, *robust.METHODS)}  # trainer -> its first command
+for _train in (*base2new.METHODS, base2new.SIGLIP, base2new.SIGLIP_LMC):
+    COMMANDS.update(protocols.base2new(_train))
+for _test in protocols.TESTS:  # as the authors' script
+    _mma = COMMANDS[f"mma/{_test}"]
+    COMMANDS[f"mma/{_test}"] = replace(_mma, forms=(*_mma.forms, (*_mma.arguments, "LOADEP")))
+for _train in base2new.METHODS[:6]:  # those that train on labelled shots, and their stage 2
+    COMMANDS.update(protocols.other_protocols(_train))
+COMMANDS.update(protocols.zero_shot_commands())
+for _train in robust.METHODS:
+    COMMANDS.update(robust.commands_of(_train))
+COMMANDS.update({f"robust/{kind}_ensemble": robust.ensemble(kind) for kind in ("weight", "output")})
+COMMANDS.update({"merge/base2new": MERGE} | condu.COMMANDS)
 
 
 def scripts_of(trainer: str) -> str:
-    """The folder of a trainer's scripts, or what those of robust fine-tuning are called."""
-    return SCRIPTS[trainer].folder if trainer in SCRIPTS else ROBUST.get(trainer, trainer)
+    """What a trainer's scripts are called by: their folder, or of robust fine-tuning the first part of their names."""
+    script = TRAININGS[trainer].script if trainer in TRAININGS else trainer
+    return script.removeprefix("robust/").split("/")[0].removesuffix("_{}")
 
 
 def stage1_command(command: Command) -> str:
@@ -30,4 +40,4 @@ def stage1_command(command: Command) -> str:
     from dassl.engine import TRAINER_REGISTRY
     from mergetune.stage2 import stage1_of
 
-    return command.stage1.format(STAGE1=scripts_of(stage1_of(TRAINER_REGISTRY.get(command.trainer))))
+    return TRAININGS[stage1_of(TRAINER_REGISTRY.get(command.trainer))].script.format(command.stage1)

@@ -16,13 +16,13 @@ OTHERS_KEY = "TEST.OTHERS"  # of an evaluation on new classes: its argument OTHE
 OVERWRITE = "--overwrite"  # for every script: does again what was run otherwise, and what came of it
 # What a script itself tells train.py -> what says it; behind `--` it would contradict the folder.
 SAID_BY = {
-    ("SEED", "--seed"): "the argument or variable SEED",
-    ("DATASET.NAME", "--dataset-config-file"): "the argument DATASET",
-    ("TRAINER.NAME", "--trainer"): "the script",
-    ("--config-file",): "the argument CFG",
-    ("DATASET.SUBSAMPLE_CLASSES", "TRAINER.MODAL"): "the script (and --protocol of train.sh)",
-    ("DATASET.ROOT", "--root"): "the variable DATA",
-    ("OUTPUT_DIR", "--output-dir"): "the variable OUTPUT",
+    **dict.fromkeys(("SEED", "--seed"), "the argument or variable SEED"),
+    **dict.fromkeys(("DATASET.NAME", "--dataset-config-file"), "the argument DATASET"),
+    **dict.fromkeys(("TRAINER.NAME", "--trainer"), "the script"),
+    "--config-file": "the argument CFG",
+    **dict.fromkeys(("DATASET.SUBSAMPLE_CLASSES", "TRAINER.MODAL"), "the script (and --protocol of train.sh)"),
+    **dict.fromkeys(("DATASET.ROOT", "--root"), "the variable DATA"),
+    **dict.fromkeys(("OUTPUT_DIR", "--output-dir"), "the variable OUTPUT"),
 }
 
 Arguments = dict[str, str]
@@ -35,16 +35,16 @@ class Command:
     arguments: tuple[str, ...]  # in order
     output: str  # below OUTPUT
     trainer: str = ""
+    script: str = ""  # what the scripts of its method are called, e.g. "coop_LMC/{}_coop"
     recipes: str = ""  # folder of configs/trainers; default: the trainer's
     subset: str = "all"  # base, new or all
     protocol: str = "base2novel"  # cfg.TRAINER.MODAL
     evaluates: str = ""  # name of the command whose run this one evaluates
-    stage1: str = ""  # name of the command whose run this one continues; {STAGE1}: the scripts of its trainer's stage 1
+    stage1: str = ""  # what this one continues, among the scripts of its trainer's stage 1
     teacher: str = ""  # name of the command whose run teaches this one
     pairs: tuple[str, ...] = ()
     forms: tuple[tuple[str, ...], ...] = ()  # other lists of arguments that are taken, told apart by their number
     defaults: Mapping[str, str | Callable[[Arguments], str]] = field(default_factory=dict)  # of arguments left out
-    folders: tuple[str, ...] = ()  # arguments that are paths, relative to where the script was called
     seeds: tuple[str, ...] = ()  # looped over where SEED is no argument
     environment: Mapping[str, str] = field(default_factory=dict)  # arguments from variables, SEEDS too; their defaults
     flags: tuple[str, ...] = ()  # words that may stand anywhere before --: the argument FLAGS
@@ -53,8 +53,8 @@ class Command:
     module: str = ""  # run this instead of train.py,
     words: Callable[[Arguments], list[str]] | None = None  # with these arguments before --root and --out
     lines: Callable[[list[str]], list[list[str]]] | None = None  # what the module, given these words, runs itself
-    marker: str = "results.json"  # what a finished run has left in its folder; "": the module skips what is finished
-    left: Callable[[Arguments], list[Path]] | None = None  # in the marker's place, where that is ""
+    # what a finished run has left: in its folder, or anywhere, where the module itself skips what is finished
+    marker: str | Callable[[Arguments], list[Path]] = "results.json"
     follows: Callable[[Arguments], str] | None = None  # name of the command whose stream this one evaluates
 
     @property
@@ -72,11 +72,18 @@ class Command:
             return self.seeds
         return tuple((os.environ.get("SEEDS") or os.environ.get("SEED") or "1").split())
 
+    def named(self, what: str) -> str:
+        """Name of a script of its method, e.g. of "base2new_test"."""
+        return self.script.format(what)
+
+    @property
+    def skips_itself(self) -> bool:
+        """Does its module compare, and skip, what is there?"""
+        return callable(self.marker)
+
     def marks(self, arguments: Arguments) -> list[Path]:
         """The files that a finished run has left."""
-        if self.left:
-            return self.left(arguments)
-        return [run_folder(self, arguments) / self.marker] if self.marker else []
+        return self.marker(arguments) if callable(self.marker) else [run_folder(self, arguments) / self.marker]
 
     @property
     def scores_new(self) -> bool:
@@ -107,9 +114,9 @@ def checked_pairs(words: Sequence[str], free: Sequence[str] = ()) -> list[str]:
 
     pairs = split_pairs(words)
     for key in pairs[::2]:
-        for names, where in SAID_BY.items():
-            if key.partition("=")[0] in names and key not in free:
-                raise UserError(f"{key}: {where} says it")
+        where = SAID_BY.get(key.partition("=")[0])
+        if where and key not in free:
+            raise UserError(f"{key}: {where} says it")
     if len(pairs) % 2:
         raise UserError(f"{pairs[-1]} has no value")
     return pairs
@@ -125,7 +132,7 @@ def folder_keys(command: Command) -> dict[str, str]:
 
 def canonical(command: Command, key: str) -> str:
     """A config key by the name that the command's trainer has for it now."""
-    if command.module or not key.startswith(("TRAINER.COOP.", "TRAINER.PROMPTKD.")):
+    if command.module:
         return key
     from dassl.engine import TRAINER_REGISTRY
 

@@ -17,67 +17,56 @@ EVALUATION = {
     for prefix, protocol in (("eval_", "mtil"), ("eval_agnostic_", "agnostic"))
     for kind in ("FT", "LoRA")
 }
-_STREAM = Command(
-    arguments=("ORDER",),
-    forms=((),),
-    defaults={"ORDER": "I", "LABEL": lambda arguments: arguments["ORDER"].replace(",", "-"), "FLAGS": ""},
-    trainer="ConDU",
-    output="mtil/{CFG}/order_{LABEL}/seed{SEED}",
-    protocol="mtil",
-    module="scripts.condu.stream",
-    marker="",
-)
 
 
-def _common(arguments: Arguments) -> list[str]:
-    return ["--order", arguments["ORDER"], "--cfg", arguments["CFG"], "--seed", arguments["SEED"]]
+def _words(action: str, arguments: Arguments, *more: str) -> list[str]:
+    where = ("--order", arguments["ORDER"], "--cfg", arguments["CFG"], "--seed", arguments["SEED"])
+    return [action, *where, *more, *arguments["FLAGS"].split()]
 
 
 def _trained(arguments: Arguments) -> list[Path]:
     """The results of every session."""
     from condu.orders import tasks_of
 
-    home = run_folder(_STREAM, arguments) / "sessions"
+    home = run_folder(STREAM, arguments) / "sessions"
     return [home / f"{index}_{task}" / "results.json" for index, task in enumerate(tasks_of(arguments["ORDER"]))]
 
 
-def training(cfg: str) -> Command:
-    return replace(
-        _STREAM,
-        flags=("--keep-experts", OVERWRITE),
-        environment={"CFG": cfg, "GPUS": "1"},
-        words=lambda arguments: [
-            *("train", *_common(arguments), "--gpus", arguments["GPUS"]),
-            *arguments["FLAGS"].split(),
-        ],
-        lines=lambda argv: importlib.import_module(_STREAM.module).session_lines(argv),
-        left=_trained,
-    )
+STREAM = Command(
+    arguments=("ORDER",),
+    forms=((),),
+    defaults={"ORDER": "I", "LABEL": lambda arguments: arguments["ORDER"].replace(",", "-"), "FLAGS": ""},
+    flags=("--keep-experts", OVERWRITE),
+    trainer="ConDU",
+    output="mtil/{CFG}/order_{LABEL}/seed{SEED}",
+    protocol="mtil",
+    module="scripts.condu.stream",
+    words=lambda arguments: _words("train", arguments, "--gpus", arguments["GPUS"]),
+    lines=lambda argv: importlib.import_module("scripts.condu.stream").session_lines(argv),
+    marker=_trained,
+)
 
 
 def evaluation(cfg: str, protocol: str) -> Command:
     trains = {trained: script for script, trained in TRAINING.items()}
-
-    def words(arguments: Arguments) -> list[str]:
-        trained = str(run_folder(_STREAM, arguments))
-        return [f"eval-{protocol}", *_common(arguments), "--run", trained, *arguments["FLAGS"].split()]
 
     def evaluated(arguments: Arguments) -> list[Path]:
         """The results of every vote, and of every label space where the task is unknown."""
         from condu.evaluation import LABELS
         from condu.voting import PRESETS
 
-        out = run_folder(_STREAM, arguments)
+        out = run_folder(STREAM, arguments)
         middles = [f"_{labels}" for labels in LABELS] if protocol == "agnostic" else [""]
         return [out / f"{protocol}{middle}_{vote}" / "results.json" for middle in middles for vote in PRESETS]
 
     return replace(
-        _STREAM,
+        STREAM,
         flags=(OVERWRITE,),
         environment={"CFG": cfg},
-        output=f"{_STREAM.output}/{protocol}",
-        words=words,
-        left=evaluated,
+        output=f"{STREAM.output}/{protocol}",
+        words=lambda arguments: _words(f"eval-{protocol}", arguments, "--run", str(run_folder(STREAM, arguments))),
+        lines=None,
+        marker=evaluated,
         follows=lambda arguments: f"condu/{trains.get(arguments['CFG'], 'MTIL_FT')}",
     )
 
@@ -91,12 +80,12 @@ def toy(name: str, arguments: str, output: str) -> Command:
         protocol="mtil",
         module=f"scripts.condu.{name}",
         words=lambda arguments: ["--seed", arguments["SEED"], *shlex.split(arguments["WORDS"])],
-        marker="",
+        marker=lambda arguments: [],
     )
 
 
 COMMANDS = {
-    **{f"condu/{name}": training(cfg) for name, cfg in TRAINING.items()},
+    **{f"condu/{name}": replace(STREAM, environment={"CFG": cfg, "GPUS": "1"}) for name, cfg in TRAINING.items()},
     **{f"condu/{name}": evaluation(*facts) for name, facts in EVALUATION.items()},
     "condu/toy_stream": toy("toy_stream", "[--orders N] [--tasks a,b,c] [--lora] [--seeds K ...]", "mtil"),
     "condu/toy_rates": toy("toy_rates", "[--choose] [--lora] [--tasks a,b,c] [--rates R ...]", "mtil_rates"),

@@ -1,40 +1,55 @@
-"""Cross-data-set, domain generalisation and the few-shot curve, for the methods that train on labelled shots.
+"""The protocols of a method that learns from labelled shots: base-to-new, cross-data-set, domain generalisation and the
+few-shot curve.
 
-All classes each time. Cross-data-set and domain generalisation share one model, trained on the source; a test names
-the target first, and the source last where it is not the usual one.
+All classes each time, but in base-to-new. Cross-data-set and domain generalisation share one model, trained on the
+source; a test names the target first, and the source last where it is not the usual one.
 """
 
 from dataclasses import replace
 
-from .base2new import SCRIPTS, Scripts, zero_shot
 from .command import Command, source_of
 
-NAMES = ("CoOp", "CoOp_LMC", "KgCoOp", "KgCoOp_LMC", "MultiModalAdapter", "MMA_LMC")
-TRANSFER = {"xd_test": "cross", "dg_test": "dg"}  # script -> protocol
+TESTS = {"base2base_test": "base", "base2new_test": "new"}
+TRANSFER = {"cross": "xd_test", "dg": "dg_test"}  # protocol -> script
 
 
-def source_training(own: Command) -> Command:
+def base2new(train: Command) -> dict[str, Command]:
+    """Training, and the tests of both halves."""
+    commands = {train.named("base2new_train"): train}
+    for what, subset in TESTS.items():
+        output = train.output.replace("train_base", f"evaluate/test_{subset}")
+        commands[train.named(what)] = test_of(train, "base2new_train", output=output, subset=subset)
+    return commands
+
+
+def test_of(train: Command, what: str, **fields) -> Command:
+    """What evaluates a training, `what` among its method's scripts."""
+    return replace(train, evaluates=train.named(what), stage1="", **fields)
+
+
+def source_training(train: Command) -> Command:
     """Training on all classes of the source. With nothing but a SEED it is ImageNet, as in CoOp's scripts."""
-    short = set(own.arguments) - set(own.defaults) == {"DATASET", "SEED"}
+    short = set(train.arguments) - set(train.defaults) == {"DATASET", "SEED"}
     return replace(
-        own,
+        train,
         subset="all",
         protocol="cross",
-        forms=(*own.forms, ("SEED",)) if short else own.forms,
-        defaults={"DATASET": "imagenet"} | own.defaults if short else own.defaults,
-        output=own.output.replace("base2new/", "").replace("train_base", "cross/train"),
-        stage1=own.stage1.replace("base2new", "xd"),
+        forms=(*train.forms, ("SEED",)) if short else train.forms,
+        defaults={"DATASET": "imagenet"} | train.defaults if short else train.defaults,
+        output=train.output.replace("base2new/", "").replace("train_base", "cross/train"),
+        stage1=train.stage1.replace("base2new", "xd"),
     )
 
 
-def transfer(train: Command, script: str, protocol: str) -> Command:
-    """The test of a source model on another data set."""
+def transfer(train: Command, what: str, protocol: str) -> Command:
+    """The test of a source model, whose script is `what`, on another data set."""
     forms = (train.arguments, *train.forms)
     with_source = tuple((*form, "SOURCE") for form in forms if "DATASET" in form)
     taken = {len(form) for form in forms}
     output = train.output.replace("train/{DATASET}", "test/{SOURCE}_to_{DATASET}")
-    return replace(
+    return test_of(
         train,
+        what,
         protocol=protocol,
         forms=(
             *(form for form in train.forms if "DATASET" in form),
@@ -42,55 +57,63 @@ def transfer(train: Command, script: str, protocol: str) -> Command:
         ),
         defaults={key: value for key, value in train.defaults.items() if key != "DATASET"} | {"SOURCE": source_of},
         output=output.replace("/cross/", f"/{protocol}/"),
-        evaluates=script,
-        stage1="",
     )
 
 
-def fewshot_training(own: Command) -> Command:
+def fewshot_training(train: Command) -> Command:
     """Training on SHOTS images of every class."""
-    arguments, *others = (("DATASET", "SHOTS", *form[1:]) for form in (own.arguments, *own.forms))
+    arguments, *others = (("DATASET", "SHOTS", *form[1:]) for form in (train.arguments, *train.forms))
     return replace(
-        own,
+        train,
         arguments=arguments,
         forms=tuple(others),
-        defaults={key: value for key, value in own.defaults.items() if key != "SHOTS"},
+        defaults={key: value for key, value in train.defaults.items() if key != "SHOTS"},
         subset="all",
         protocol="fewshot",
-        output=own.output.replace("base2new/", "").replace("train_base", "fewshot/train"),
-        stage1=own.stage1.replace("base2new", "fewshot"),
+        output=train.output.replace("base2new/", "").replace("train_base", "fewshot/train"),
+        stage1=train.stage1.replace("base2new", "fewshot"),
     )
 
 
-def commands_of(scripts: Scripts) -> dict[str, Command]:
+def other_protocols(train: Command) -> dict[str, Command]:
     """Training on the source and its tests on other data sets, and the few-shot curve."""
-    source = scripts.script("xd_train")
-    commands = {source: source_training(scripts.train)}
-    for what, protocol in TRANSFER.items():
-        commands[scripts.script(what)] = transfer(commands[source], source, protocol)
-    name = scripts.script("fewshot_train")
-    commands[name] = train = fewshot_training(scripts.train)
-    output = train.output.replace("fewshot/train", "fewshot/test")
-    commands[scripts.script("fewshot_test")] = replace(train, output=output, evaluates=name, stage1="")
-    return commands
+    source, shots = source_training(train), fewshot_training(train)
+    tests = {script: transfer(source, "xd_train", protocol) for protocol, script in TRANSFER.items()}
+    output = shots.output.replace("fewshot/train", "fewshot/test")
+    tests |= {"fewshot_test": test_of(shots, "fewshot_train", output=output)}
+    every = {"xd_train": source, "fewshot_train": shots, **tests}
+    return {train.named(what): command for what, command in every.items()}
 
 
-def _commands() -> dict[str, Command]:
-    commands = {name: command for trainer in NAMES for name, command in commands_of(SCRIPTS[trainer]).items()}
-    for what, protocol in TRANSFER.items():
+def zero_shot(trainer: str, output: str, **fields) -> Command:
+    """CLIP as it is, or averaged with what stage 1 has trained. output: its beginning, with its data set."""
+    usual = {"forms": (("DATASET", "SEED", "CFG"),), "defaults": {"CFG": "vit_b16", "SHOTS": "16"}}
+    output = f"{output}/{trainer}/{{CFG}}/seed{{SEED}}"
+    return Command(("DATASET", "SEED"), output, trainer, **usual | fields, eval_only=True)
+
+
+def zero_shot_commands() -> dict[str, Command]:
+    """Of zero-shot CLIP, and of its average with CoOp's class vectors."""
+    commands = {}
+    for what, subset in TESTS.items():
+        half = f"evaluate/test_{subset}/{{DATASET}}/shots_{{SHOTS}}"
+        commands[f"zsclip/{what}"] = zero_shot("ZeroshotCLIP", f"output_zsclip/{half}", subset=subset)
+        for folder, trainer, place, stage1 in (
+            ("zsclip2", "ZeroshotCLIP2", "zsclip2", ""),
+            ("coop_average", "CoOp_Average", "average/CoOp", "base2new_train"),
+        ):
+            fields = {"subset": subset, "forms": (), "stage1": stage1}
+            commands[f"{folder}/{what}"] = zero_shot(trainer, f"output_{place}/{half}", **fields)
+    for protocol, what in TRANSFER.items():
         commands[f"coop_average/{what}"] = zero_shot(
             "CoOp_Average",
-            "average/CoOp",
-            f"{protocol}/test/{{SOURCE}}_to_{{DATASET}}",
+            f"output_average/CoOp/{protocol}/test/{{SOURCE}}_to_{{DATASET}}",
             forms=(("DATASET", "SEED", "SOURCE"),),
             defaults={"CFG": "vit_b16", "SHOTS": "16", "SOURCE": source_of},
             protocol=protocol,
-            stage1="{STAGE1}/xd_train",
+            stage1="xd_train",
         )
-    for what, protocol in {**TRANSFER, "fewshot_test": "fewshot", "robust_test": "robust"}.items():
-        where = f"{protocol}/test/{{DATASET}}"
-        commands[f"zsclip/{what}"] = zero_shot("ZeroshotCLIP", "zsclip", where, protocol=protocol)
+    for protocol, what in {**TRANSFER, "fewshot": "fewshot_test", "robust": "robust_test"}.items():
+        output = f"output_zsclip/{protocol}/test/{{DATASET}}"
+        commands[f"zsclip/{what}"] = zero_shot("ZeroshotCLIP", output, protocol=protocol)
     return commands
-
-
-OURS = _commands()

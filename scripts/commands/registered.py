@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from scripts.commands import COMMANDS, SCRIPTS, scripts_of
+from scripts.commands import COMMANDS, TRAININGS
 
-from . import base2new, protocols, robust
-from .base2new import FIRST, Scripts
+from . import protocols, robust
 from .command import Command, names_in
 
 if TYPE_CHECKING:
@@ -60,32 +59,34 @@ def add_commands(trainer: str, runs: Sequence[str]) -> None:
     from dassl.engine import TRAINER_REGISTRY
     from mergetune.stage2 import stage1_of
 
+    if trainer in TRAININGS:
+        return
     bases = TRAINER_REGISTRY.get(trainer).__mro__
     if first := stage1_of(bases[0]):
         add_commands(first, runs)
-    if scripts_of(trainer) != trainer or trainer in SCRIPTS:
-        return
     recipes, names = recipes_of(trainer)
     cfg = names[0] if recipes is bases[0] else ""  # else that of the scripts of the class it derives from
     fields = {"recipes": recipes.__name__}
     if "robust" in runs:
-        COMMANDS.update(robust.commands_of(trainer, trainer, bool(first), cfg, **fields))
+        TRAININGS[trainer] = robust.training(trainer, trainer, bool(first), cfg, **fields)
+        COMMANDS.update(robust.commands_of(TRAININGS[trainer]))
         return
-    like = next((SCRIPTS[base.__name__].train for base in bases if base.__name__ in SCRIPTS), SCRIPTS["CoOp"].train)
+    known = [TRAININGS[base.__name__] for base in bases if base.__name__ in TRAININGS]
+    like = next((train for train in known if train.protocol != "robust"), TRAININGS["CoOp"])
     kept = {key: value for key, value in like.defaults.items() if key in ("SHOTS", "TEACHER_DIR")}
     if like.teacher:
         fields |= {"teacher": like.teacher, "pairs": like.pairs[:2]}  # TEACHER_DIR
-    train = Command(
+    TRAININGS[trainer] = Command(
+        script=f"{trainer}/{{}}",
         arguments=("DATASET", "SEED"),
         forms=(("DATASET", "SEED", "CFG"),),
         defaults={"CFG": cfg or like.defaults.get("CFG", names[0])} | kept,
         trainer=trainer,
         output=f"output_{trainer}/base2new/train_base/{{DATASET}}/shots_{{SHOTS}}/{trainer}/{{CFG}}/seed{{SEED}}",
         subset=like.subset,
-        stage1=FIRST if first else "",
+        stage1="base2new_train" if first else "",
         **fields,
     )
-    SCRIPTS[trainer] = Scripts(trainer, "", train)
-    COMMANDS.update(base2new.commands_of(SCRIPTS[trainer]))
+    COMMANDS.update(protocols.base2new(TRAININGS[trainer]))
     if {"cross", "dg", "fewshot"} & {*runs}:
-        COMMANDS.update(protocols.commands_of(SCRIPTS[trainer]))
+        COMMANDS.update(protocols.other_protocols(TRAININGS[trainer]))

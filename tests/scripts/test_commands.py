@@ -8,13 +8,13 @@ import pytest
 import train
 from condu.orders import tasks_of
 from dassl.utils import UserError
-from scripts.commands import COMMANDS, SCRIPTS, stage1_command
+from scripts.commands import COMMANDS, stage1_command
 from scripts.commands.base2new import kd_weight
 from scripts.commands.command import first_arguments, of_source, recipe, source_of
 from scripts.condu import toy_stream
-from scripts.jobs import train_argv
+from scripts.jobs import Job
 from scripts.main_job import build_parser
-from scripts.run import Usage, main, parse
+from scripts.run import main, parse
 from tests.conftest import ROOT
 
 LMC = ["10.0", "cosine", "True", "1.0", "1", "vit_b16_ep100_ctxv1"]
@@ -157,19 +157,18 @@ def test_what_a_test_reads_is_what_its_training_wrote(dry, name, dataset):
     words = sample(name, command.arguments)
     words[command.arguments.index("DATASET")] = dataset
     arguments = command.complete(dict(zip(command.arguments, words, strict=True)) | {"SEED": "1"})
-    own = train_argv(name, arguments, [])
+    argv = Job(name, arguments).argv
     if command.evaluates:
-        trained = of_source(arguments)
-        theirs = train_argv(command.evaluates, COMMANDS[command.evaluates].complete(trained), [])
-        assert value_of("--model-dir", own) == value_of("--output-dir", theirs)
-        assert "--eval-only" in own and value_of("--trainer", own) == value_of("--trainer", theirs)
+        trained = Job(command.evaluates, COMMANDS[command.evaluates].complete(of_source(arguments))).argv
+        assert value_of("--model-dir", argv) == value_of("--output-dir", trained)
+        assert "--eval-only" in argv and value_of("--trainer", argv) == value_of("--trainer", trained)
     if command.stage1 and "STUDENT_DIR" not in command.arguments:
         stage1 = stage1_command(command)
-        first = train_argv(stage1, first_arguments(COMMANDS[stage1], arguments), [])
-        assert value_of("--resume-coop", own) == value_of("--output-dir", first)
+        first = Job(stage1, first_arguments(COMMANDS[stage1], arguments)).argv
+        assert value_of("--resume-coop", argv) == value_of("--output-dir", first)
     if command.teacher:
-        first = train_argv(command.teacher, first_arguments(COMMANDS[command.teacher], arguments), [])
-        assert pairs_of(own)["TRAINER.PROMPTKD.TEACHER_DIR"] == value_of("--output-dir", first)
+        first = Job(command.teacher, first_arguments(COMMANDS[command.teacher], arguments)).argv
+        assert pairs_of(argv)["TRAINER.PROMPTKD.TEACHER_DIR"] == value_of("--output-dir", first)
 
 
 def test_no_two_commands_share_a_folder(tmp_path):
@@ -221,23 +220,20 @@ def config_of(argv):
 
 
 @pytest.mark.parametrize("dataset", ["toy_shapes", "caltech101", "dtd"])
-@pytest.mark.parametrize("method", [name for name, own in SCRIPTS.items() if own.train.stage1])
-def test_the_recipe_of_a_preset_changes_nothing_of_it(method, dataset):
-    name = SCRIPTS[method].script("base2new_train")
+@pytest.mark.parametrize("name", [name for name, c in COMMANDS.items() if c.stage1 == "base2new_train" and c.pairs])
+def test_the_recipe_of_a_preset_changes_nothing_of_it(name, dataset):
     siglip = {"released": "siglip2_b16_ep100_ctxv1", "paper": "siglip2_b16_paper"}
-    presets = siglip if "SigLIP" in method else {preset: preset for preset in ("released", "paper", "continued")}
+    presets = siglip if "siglip" in name else {preset: preset for preset in ("released", "paper", "continued")}
     for preset, cfg in presets.items():
         given = {"COOP_LMC": "True", "DATASET": dataset, "SEED": "1"} | recipe(COMMANDS[name], cfg)
-        argv = train_argv(name, COMMANDS[name].complete(given), ["TRAINER.MODAL", "sweep"])
-        found = config_of(argv).PRESET
-        assert found == preset
+        argv = Job(name, COMMANDS[name].complete(given), ("TRAINER.MODAL", "sweep")).argv
+        assert preset == config_of(argv).PRESET
 
 
 def test_a_changed_key_makes_another_row():
-    given = {"COOP_LMC": "True", "DATASET": "toy_shapes", "SEED": "1"} | recipe(
-        COMMANDS["mma_LMC/base2new_train_mma"], "paper"
-    )
-    argv = train_argv("mma_LMC/base2new_train_mma", COMMANDS["mma_LMC/base2new_train_mma"].complete(given), [])
+    name = "mma_LMC/base2new_train_mma"
+    given = {"DATASET": "toy_shapes", "SEED": "1"} | recipe(COMMANDS[name], "paper")
+    argv = Job(name, COMMANDS[name].complete(given)).argv
     assert config_of([*argv, "TRAINER.LMC.TAU", "0.5"]).PRESET == "paper, changed: TRAINER.LMC.TAU"
 
 
@@ -294,11 +290,11 @@ def test_pairs_may_be_joined_and_folders_of_the_environment_begin_with_a_tilde(m
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("DATA", "~/data")
     monkeypatch.setenv("OUTPUT", "~/runs")
-    runs, pairs = parse("coop/base2new_train", ["toy_shapes", "1", "--", "OPTIM.LR=-1e-3", "PRESET", "a"])
-    assert pairs == ["OPTIM.LR", "-1e-3", "PRESET", "a"]
-    words = train_argv("coop/base2new_train", runs[0], pairs)
+    (job,) = parse("coop/base2new_train", ["toy_shapes", "1", "--", "OPTIM.LR=-1e-3", "PRESET", "a"])
+    assert job.pairs == ("OPTIM.LR", "-1e-3", "PRESET", "a")
+    words = job.argv
     assert words[words.index("--root") + 1] == "/home/me/data"
     assert words[words.index("--output-dir") + 1].startswith("/home/me/runs/")
     assert build_parser().parse_intermixed_args(["--set", "OPTIM.LR", "-.5", "--data=~/d"]).data == "/home/me/d"
-    with pytest.raises(Usage, match="OPTIM.LR has no value"):
+    with pytest.raises(UserError, match="OPTIM.LR has no value"):
         parse("coop/base2new_train", ["toy_shapes", "1", "--", "PRESET=a", "OPTIM.LR"])

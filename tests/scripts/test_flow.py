@@ -18,7 +18,6 @@ from scripts import flow
 from scripts.commands import COMMANDS
 from scripts.flow import home, unit_line, units_of
 from scripts.grid import names_in, plan, read_table
-from scripts.jobs import program
 from scripts.run import parse
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python
@@ -145,7 +144,7 @@ def test_what_is_finished_is_judged_by_its_results_not_by_times_or_flags(killed,
 def test_a_dry_run_counts_and_writes_nothing(table, place, capsys):
     assert flow.main([str(table), "--dry-run"]) == 0
     printed = capsys.readouterr().out
-    assert f"toy_shapes  0/{RUNS}    0/{RUNS}" in printed
+    assert f"toy_shapes seed 1: 0/{RUNS}\ntoy_shapes seed 2: 0/{RUNS}\n" in printed
     assert f"{2 * RUNS} runs in 2 jobs: 0 finished, 10 to do, 18 waiting" in printed  # zero-shot and CoOp need nothing
     assert not place.exists()
 
@@ -191,8 +190,8 @@ def test_every_run_of_every_table_is_a_line_of_its_bash_script(name, world, plac
         line = unit_line(unit).split("(", 1)[1].split(" && ")[0].split(") >> ")[0]
         bash, script, *words = shlex.split(line)
         assert (bash, ROOT / script) == ("bash", ROOT / f"scripts/{step.command}.sh") and (ROOT / script).is_file()
-        ((arguments,), pairs) = parse(step.command, words)
-        assert program(step.command, arguments, pairs) == program(step.command, dict(step.arguments), list(step.pairs))
+        (job,) = parse(step.command, words)
+        assert job.program == step.program
         assert known.issuperset(unit.needs)
         if COMMANDS[step.command].evaluates or COMMANDS[step.command].follows:
             assert unit.needs
@@ -252,8 +251,8 @@ def test_a_wrong_command_line_is_refused(table, place):
         ([table, "--trainer", "MMA"], "leave out --trainer"),
         ([table, "--workers", "-1"], "--workers is -1"),
         ([table, "toy_shape"], "toy_shapes"),
-        ([ROOT / "configs/tables/backbones.yaml"], "no toy form"),
-        ([ROOT / "configs/tables/fewshot_mtil.yaml"], "no toy form"),
+        ([ROOT / "configs/tables/backbones.yaml"], "no toy datasets"),
+        ([ROOT / "configs/tables/fewshot_mtil.yaml"], "no toy orders"),
     ):
         with pytest.raises(UserError, match=told):
             flow.main([str(word) for word in words])

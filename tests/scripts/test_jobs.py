@@ -8,13 +8,12 @@ import pytest
 import train
 from dassl.utils import UserError
 from scripts.check_job import kind_of
-from scripts.commands import COMMANDS, run_folder
+from scripts.commands import COMMANDS
 from scripts.grid import plan
-from scripts.jobs import module_argv, needs, train_argv
 from scripts.main_job import build_parser, run_job
 from scripts.plans import SHOTS, listed_pairs, pair_jobs, sources, targets, toy_sets
 from scripts.run import main as run_script
-from scripts.run import parse, script_line
+from scripts.run import parse
 from tests.conftest import ROOT
 
 JOBS = [(pair.name, protocol) for pair in listed_pairs() for protocol in pair.protocols]
@@ -30,7 +29,7 @@ def source(protocol, world):
 def test_every_step_finds_what_it_needs(name, protocol, world):
     made = set()
     for step in pair_jobs(name, protocol, source(protocol, world), 1):
-        for what, folder, _, _ in needs(step.command, dict(step.arguments)):
+        for what, (folder, _) in step.needs.items():
             assert folder in made, f"{step} needs a {what}"
         assert str(step.folder) not in made
         made.add(str(step.folder))
@@ -43,8 +42,7 @@ def test_every_step_builds_its_config(name, protocol, world):
     kinds = {(step.command, step.arguments.get("CFG")): step for step in reversed(steps)}  # not for each target
     for step in kinds.values():
         if step.arguments["DATASET"] not in NO_READER and not COMMANDS[step.command].module:
-            argv = train_argv(step.command, dict(step.arguments), list(step.pairs))
-            cfg = train.setup_cfg(train.build_parser().parse_intermixed_args(argv))
+            cfg = train.setup_cfg(train.build_parser().parse_intermixed_args(step.argv))
             assert "changed" not in cfg.PRESET
             assert cfg.TRAIN.PRINT_FREQ == 7
             assert (cfg.MODEL.BACKBONE.NAME == "tiny") == (world == "toy")
@@ -106,14 +104,14 @@ def test_shots_that_are_set_are_in_every_folder_and_each_run_finds_what_it_needs
     for step in pair_jobs(name, protocol, source(protocol, "toy"), 1, ["DATASET.NUM_SHOTS", "8"]):
         assert "shots_8" in str(step.folder) and "NUM_SHOTS" not in " ".join(step.pairs)
         assert kind_of(step).endswith("8 shots") and "16" not in kind_of(step).split("vit_b16")[-1]
-        for what, folder, _, _ in needs(step.command, dict(step.arguments)):
+        for what, (folder, _) in step.needs.items():
             assert folder in made, f"{step} needs a {what}"
         made.add(str(step.folder))
         if not COMMANDS[step.command].module:
-            argv = train_argv(step.command, dict(step.arguments), list(step.pairs))
+            argv = step.argv
             assert argv[argv.index("DATASET.NUM_SHOTS") + 1] == "8"
-            (line,) = parse(step.command, shlex.split(script_line(step.command, dict(step.arguments)))[2:])[0]
-            assert run_folder(COMMANDS[step.command], line) == step.folder  # as a job of the workflow runs it
+            (job,) = parse(step.command, shlex.split(step.line())[2:])
+            assert job.folder == step.folder  # as a job of the workflow runs it
 
 
 @pytest.mark.parametrize(
@@ -133,7 +131,7 @@ def test_a_key_that_a_folder_names_is_followed_by_it(name, keys, part):
     assert len(moved) >= 9 and all(part in folder for folder in moved)
     made = set()
     for step in pair_jobs(name, "base2new", "toy_shapes", 1, keys):
-        assert all(folder in made for _, folder, _, _ in needs(step.command, dict(step.arguments)))
+        assert all(folder in made for folder, _ in step.needs.values())
         made.add(str(step.folder))
 
 
@@ -161,14 +159,13 @@ def test_what_released_chooses_on_validation_is_evaluated_at_its_last_epoch_too(
     last = [step for step in steps if step.arguments.get("LOADEP")]
     plain = [replace(s, arguments={k: v for k, v in s.arguments.items() if k != "LOADEP"}) for s in last]
     assert all(step in steps for step in plain) and {step.folder.name for step in last} == {"last_epoch"}
-    lines = [train_argv(step.command, dict(step.arguments), list(step.pairs)) for step in last]
-    cfgs = [train.setup_cfg(train.build_parser().parse_intermixed_args(line)) for line in lines]
+    cfgs = [train.setup_cfg(train.build_parser().parse_intermixed_args(step.argv)) for step in last]
     told = [(cfg.PRESET, cfg.TEST.FINAL_MODEL, cfg.DATASET.SUBSAMPLE_CLASSES) for cfg in cfgs]
     assert told == [("released", "best_val", "base"), ("released", "best_val", "new")]
     for step in last:
-        assert {run for _, run, _, _ in needs(*step.words[:2])} == {run for _, run, _, _ in needs(*plain[0].words[:2])}
-        (line,) = parse(step.command, shlex.split(script_line(step.command, dict(step.arguments)))[2:])[0]
-        assert run_folder(COMMANDS[step.command], line) == step.folder  # as a job of the workflow runs it
+        assert {run for run, _ in step.needs.values()} == {run for run, _ in plain[0].needs.values()}
+        (job,) = parse(step.command, shlex.split(step.line())[2:])
+        assert job.folder == step.folder  # as a job of the workflow runs it
 
 
 def test_no_last_epoch_is_evaluated_beside_what_is_that_already():
@@ -189,14 +186,10 @@ def other_names(words):
     steps = [step for cell in plan(build_parser().parse_intermixed_args(words)) for step in cell]
     found = {}
     for step in [step for step in steps if step.others and COMMANDS[step.command].scores_new]:
-        argv = step_words(step)
+        argv = step.argv
         assert argv[1 + argv.index("--others" if COMMANDS[step.command].module else "TEST.OTHERS")]
         found[step.command, step.arguments.get("CFG", step.arguments.get("METHOD"))] = step.others
     return found
-
-
-def step_words(step):
-    return (module_argv if COMMANDS[step.command].module else train_argv)(*step.words)
 
 
 def test_the_built_in_benchmark_scores_others_and_public_data_where_it_is_asked_for():

@@ -8,7 +8,6 @@ import train
 from dassl.utils import UserError
 from scripts.grid import label, plan, read_sweep
 from scripts.grid import sweep_jobs as steps
-from scripts.jobs import train_argv
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python
 
@@ -30,8 +29,7 @@ def small(tmp_path):
 
 
 def config_of(step):
-    argv = train_argv(step.command, dict(step.arguments), list(step.pairs))
-    return train.setup_cfg(train.build_parser().parse_intermixed_args(argv))
+    return train.setup_cfg(train.build_parser().parse_intermixed_args(step.argv))
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
@@ -70,7 +68,7 @@ def test_cells_that_would_share_a_folder_are_refused(small):
 
 def test_a_tests_model_is_its_own_cells(small):
     for run in steps(read_sweep(small), "toy_digits", 1, ()):
-        argv = train_argv(run.command, dict(run.arguments), [])
+        argv = run.argv
         if "--model-dir" in argv and run.arguments.get("SWEEP"):
             assert f"/{run.arguments['SWEEP']}/" in argv[argv.index("--model-dir") + 1]
         if "--resume-coop" in argv:
@@ -80,7 +78,7 @@ def test_a_tests_model_is_its_own_cells(small):
 def test_keys_for_every_run_are_followed_by_folders_and_do_not_contradict_a_cell(small):
     for run in steps(read_sweep(small), "toy_digits", 1, ("DATASET.NUM_SHOTS", "8")):
         assert "shots_8" in str(run.folder) and config_of(run).DATASET.NUM_SHOTS == 8
-    with pytest.raises(UserError, match="TRAINER.LMC.TAU: the cells of small differ in it"):
+    with pytest.raises(UserError, match="TRAINER.LMC.TAU: the cells of small.yaml differ in it"):
         steps(read_sweep(small), "toy_digits", 1, ("TRAINER.LMC.TAU", "0.1"))
 
 
@@ -94,7 +92,7 @@ def test_cells_have_readable_folders():
     [
         ("seeds", "seed", "seeds"),
         ("coop_LMC/base2new_train_coop", "coop/base2new_train", "coop_LMC/base2new_train_coop"),
-        ("grid:", "cells: []\ngrid:", "either grid or cells"),
+        ("grid:", "cells: [{}]\ngrid:", "either grid or cells"),
         ("seeds: [1]", "seeds: 1", "list"),
         ("TRAINER.LMC.TAU", "DATASET.SUBSAMPLE_CLASSES", "the script"),
     ],

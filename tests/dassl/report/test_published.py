@@ -14,7 +14,7 @@ from mergetune.models.templates import IMAGENET, described
 from mergetune.report import METHODS
 from scripts.commands import COMMANDS
 from scripts.commands.command import recipe
-from scripts.jobs import train_argv
+from scripts.jobs import Job
 
 CLIP = "ViT-B/16"
 
@@ -118,7 +118,7 @@ def config(script, cfg_name):
     command = COMMANDS[script]
     given = {"COOP_LMC": "True"} | (recipe(command, cfg_name) if cfg_name else {})
     arguments = command.complete(given | {"DATASET": "imagenet", "SEED": "1"})
-    return train.setup_cfg(train.build_parser().parse_intermixed_args(train_argv(script, arguments, [])))
+    return train.setup_cfg(train.build_parser().parse_intermixed_args(Job(script, arguments).argv))
 
 
 def recorded(script, cfg_name, dataset, merge):
