@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import warnings
 from collections.abc import Callable
 from operator import attrgetter
 
@@ -121,7 +120,8 @@ def build_data_loader(
 ):
     """DataLoader over a list of Datum; batches as DatasetWrapper's items, stacked.
 
-    The last short batch is dropped in training only, and only if there is a full one. With
+    The last short batch is dropped in training only, and only if there is a full one. Of DATALOADER.NUM_WORKERS no more
+    start than there are cores, where that changes nothing. With
     cfg.INPUT.VIEW_SEEDS a training sampler is wrapped in ViewSampler, which changes neither order nor draws.
     """
     complete(cfg)
@@ -134,21 +134,21 @@ def build_data_loader(
     )
     if is_train and cfg.INPUT.VIEW_SEEDS:
         sampler = ViewSampler(sampler)
-    workers = worker_count(cfg, dataset_wrapper)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    if cfg.INPUT.VIEW_SEEDS and dataset_wrapper is None:  # then their number cannot change what is drawn
+        workers = min(workers, cores())
     wrapped = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "This DataLoader will create")  # said by DataManager
-            loader = Loader(
-                wrapped,
-                batch_size=batch_size,
-                sampler=sampler,
-                num_workers=workers,
-                drop_last=is_train and len(data_source) >= batch_size,
-                pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
-                worker_init_fn=own_group,
-                persistent_workers=cfg.DATALOADER.PERSISTENT and workers > 0,
-            )
+        loader = Loader(
+            wrapped,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            drop_last=is_train and len(data_source) >= batch_size,
+            pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+            worker_init_fn=own_group,
+            persistent_workers=cfg.DATALOADER.PERSISTENT and workers > 0,
+        )
     except ValueError as error:  # a batch size or a number of workers that is none
         raise UserError(f"DATALOADER: {error}") from error
     if not len(loader):
@@ -167,13 +167,7 @@ def own_group(worker):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGALRM))  # see `Loader`
 
 
-def worker_count(cfg, dataset_wrapper=None):
-    """DATALOADER.NUM_WORKERS, but no more than there are cores where their number cannot change what is drawn."""
-    asked, usable = cfg.DATALOADER.NUM_WORKERS, cores()
-    return min(asked, usable) if cfg.INPUT.VIEW_SEEDS and dataset_wrapper is None else asked
-
-
-def cores():
+def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -199,10 +193,7 @@ class DataManager:
                 dataset_wrapper=dataset_wrapper,
             )
 
-        nodes, used = cfg.DATALOADER, worker_count(cfg, dataset_wrapper)
-        if cores() < nodes.NUM_WORKERS:
-            doing = f"{used} are used" if used < nodes.NUM_WORKERS else "fewer may be faster"
-            get_logger().info(f"DATALOADER.NUM_WORKERS is {nodes.NUM_WORKERS}, there are {cores()} cores: {doing}")
+        nodes = cfg.DATALOADER
         node_u = nodes.TRAIN_X if nodes.TRAIN_U.SAME_AS_X else nodes.TRAIN_U
         self.dataset = dataset
         self.train_loader_x = loader(nodes.TRAIN_X, dataset.train_x, is_train=True)

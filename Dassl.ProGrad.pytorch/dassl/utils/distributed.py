@@ -24,7 +24,6 @@ from .errors import UserError
 from .logger import quiet
 from .torchrun import launched, one_process  # noqa: F401  imported from here by commands
 
-BUCKET = 1 << 25  # bytes of gradients sent at once: beyond 32 MB no faster, and this much memory is needed again
 TIMEOUT = timedelta(hours=12)  # one process may write or evaluate for long while the others wait
 _FAILURE = "failure"  # key in the store of the first failure
 _groups = itertools.count()
@@ -255,24 +254,11 @@ def average_gradients(optimizers: Iterable[torch.optim.Optimizer]) -> None:
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     params = list(dict.fromkeys(p for group in groups for p in group["params"] if p.requires_grad))
     somewhere = all_reduce(torch.tensor([p.grad is not None for p in params], dtype=torch.uint8), "max")
-    used = [p for p, there in zip(params, somewhere.tolist(), strict=True) if there]
-    for bucket in _buckets(used):
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
-        # divided first: a sum of halves can overflow where their mean does not
-        flat = all_reduce(torch.cat([grad.reshape(-1) for grad in grads]).div_(world_size()))
-        for p, grad, mean in zip(bucket, grads, flat.split([grad.numel() for grad in grads]), strict=True):
-            p.grad = grad.copy_(mean.view(grad.shape))
-
-
-def _buckets(params):
-    """Lists of parameters of one type and device, each of about BUCKET bytes."""
-    kinds = {}
-    for p in params:
-        kinds.setdefault((p.dtype, p.device), []).append(p)
-    for members in kinds.values():
-        begins = itertools.accumulate((p.nbytes for p in members), initial=0)
-        for _, bucket in itertools.groupby(zip(members, begins), lambda pair: pair[1] // BUCKET):  # noqa: B905
-            yield [p for p, _ in bucket]
+    for p, there in zip(params, somewhere.tolist(), strict=True):
+        if there:
+            grad = torch.zeros_like(p) if p.grad is None else p.grad
+            grad.div_(world_size())  # before the sum: that of halves can overflow where their mean does not
+            p.grad = grad.copy_(all_reduce(grad.contiguous()))
 
 
 __getattr__ = old_names(__name__)

@@ -1,6 +1,7 @@
 """Names to classes, and messages that help when a name is misspelt."""
 
 import difflib
+import functools
 import pkgutil
 import re
 import sys
@@ -134,28 +135,20 @@ class Registry:
     def __iter__(self):
         return iter(self.registered_names())
 
-    def _add(self, obj, force):
+    def register(self, obj=None, force=False):
+        """Register `obj`, and return it; give a decorator if there is none. `force` replaces an earlier entry.
+
+        Raises:
+            KeyError: the name is taken.
+        """
+        if obj is None:
+            return functools.partial(self.register, force=force)
         self._load()
         name = obj.__name__
         if name in self._obj_map and not force:
             raise KeyError(f'An object named "{name}" was already registered in "{self._name}" registry')
         self._obj_map[name] = obj
-
-    def register(self, obj=None, force=False):
-        """Register `obj`, or give a decorator if there is none. `force` replaces an earlier entry.
-
-        Raises:
-            KeyError: the name is taken.
-        """
-        if obj is not None:
-            self._add(obj, force)
-            return None
-
-        def decorator(target):
-            self._add(target, force)
-            return target
-
-        return decorator
+        return obj
 
     def get(self, name):
         """The object of that name. Raises UnknownName (a KeyError) with the nearest names."""

@@ -35,7 +35,7 @@ def test_registry_and_nearest_names():
         pass
 
     assert registry.get("CoOp") is CoOp
-    assert registry.register(Registry) is None
+    assert registry.register(Registry) is Registry  # so that it decorates without parentheses too
     assert registry.registered_names() == ["CoOp", "Registry"]
     assert "CoOp" in registry
     with pytest.raises(KeyError, match='"CoOp" was already registered in "TRAINER" registry'):
