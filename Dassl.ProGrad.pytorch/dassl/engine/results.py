@@ -238,12 +238,10 @@ def write_classes(folder: str, trainer) -> dict | None:
 
 def versions() -> dict[str, str | None]:
     """Of Python and the packages; None for one that runs straight from its folder."""
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()} | dict.fromkeys(_PACKAGES)
     for name in _PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
     return versions
 
 
@@ -257,15 +255,10 @@ def _choice(trainer, cfg, kind, load_epoch):
     training = dict(leaves(cfg if kind == "train" else read_yaml(file) if file else {}))
     usual = training.get("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL)
     named = kind == "eval" and load_epoch is not None and {chosen, usual} != {"last_step"}
-    facts = {"chosen_on": chosen, "epochs": epochs, "warmup": _in_warmup(training, scored)}
-    return facts | ({"instead_of": usual} if named else {})
-
-
-def _in_warmup(config, epochs):
-    """Were weights of so many epochs trained at the rate of a constant warm-up alone? None where nobody knows."""
-    if not isinstance(epochs, int) or "OPTIM.WARMUP_EPOCH" not in config:
-        return None
-    return config["OPTIM.WARMUP_TYPE"] == "constant" and 0 < epochs <= config["OPTIM.WARMUP_EPOCH"]
+    known = isinstance(scored, int) and "OPTIM.WARMUP_EPOCH" in training
+    constant = training.get("OPTIM.WARMUP_TYPE") == "constant"  # then those of its epochs have one rate, a tiny one
+    warmup = constant and 0 < scored <= training["OPTIM.WARMUP_EPOCH"] if known else None
+    return {"chosen_on": chosen, "epochs": epochs, "warmup": warmup} | ({"instead_of": usual} if named else {})
 
 
 def _chosen_on(trainer, cfg, kind, load_epoch):

@@ -21,7 +21,7 @@ from dassl.utils.distributed import average_gradients, barrier, world_size
 from dassl.utils.late import forwarding
 
 from .base import TrainerBase, dataset_of
-from .build import config_nodes, source_of
+from .build import config_nodes
 from .checkpoint import BEST, check_best
 from .distributed import batch_share, of_all, start_epoch_together, start_together
 from .evaluation import evaluate, keep_if_best, write_outputs
@@ -240,10 +240,6 @@ class EpochTrainer(SimpleTrainer):
         elif self.cfg.TRAIN.ACCUMULATE != 1 or world_size() > 1:
             name, what = type(self).__name__, "TRAIN.ACCUMULATE" if world_size() == 1 else "torchrun"
             raise UserError(f"{what} needs a trainer with losses(); {name} steps by itself")
-        if own_step and self.max_epoch:
-            groups = [group for optim in self.optimizers() for group in optim.param_groups]
-            if not any(param.requires_grad for group in groups for param in group["params"]):
-                raise UserError(f"{source_of(type(self))} has nothing to train: no optimizer has a trainable parameter")
         super().before_train()
 
     def start_progress(self):

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, StepLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
 from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, WrongType, check_availability, get_logger
@@ -111,11 +111,6 @@ class CosineSteps(LRScheduler):
         return [base_lr * factor for base_lr in self.base_lrs]
 
 
-def _unchanged(epoch):
-    """Factor of the constant schedule; a named function, so that the scheduler can be pickled."""
-    return 1.0
-
-
 def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, steps_per_epoch: int | None = None) -> LRScheduler:
     """Schedule OPTIM.LR_SCHEDULER, behind a warm-up if OPTIM.WARMUP_EPOCH > 0.
 
@@ -159,7 +154,7 @@ def _main_schedule(optimizer, optim_cfg):
         return MultiStepLR(optimizer, milestones=list(stepsize), gamma=gamma)
     if name == "cosine":
         return CosineAnnealingLR(optimizer, float(max_epoch))
-    return LambdaLR(optimizer, _unchanged)
+    return ConstantLR(optimizer, factor=1.0)
 
 
 def go_on(optimizer: Optimizer | None, scheduler: LRScheduler | None, state: Mapping | None, steps: int) -> None:

@@ -1,9 +1,11 @@
 """`cfg.OPTIM` to optimiser."""
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 from torch import nn
+from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, WrongType, check_availability
 
@@ -12,27 +14,22 @@ from .radam import RAdam
 AVAI_OPTIMS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
 
 
-def build_optimizer(model, optim_cfg, param_groups=None):
+def build_optimizer(model, optim_cfg: CN, param_groups: Iterable | None = None) -> torch.optim.Optimizer:
     """Optimiser OPTIM.NAME for all parameters of `model`, frozen ones included.
 
     Args:
         model: module, or iterable of parameters or of parameter groups.
         optim_cfg: the OPTIM node.
-        param_groups: used as they are instead of `model`.
+        param_groups: used as they are instead of `model`, without STAGED_LR.
 
     Raises:
         UserError: unknown name, or values that the optimiser refuses.
         WrongType: STAGED_LR asks for layers, but `model` is not a module.
     """
     check_availability(optim_cfg.NAME, AVAI_OPTIMS, "OPTIM.NAME")
-    if param_groups is not None:
-        if optim_cfg.STAGED_LR:
-            warnings.warn("STAGED_LR is ignored, because param_groups is given", stacklevel=2)
-    elif optim_cfg.STAGED_LR:
-        param_groups = staged_groups(
-            model, lr=optim_cfg.LR, base_mult=optim_cfg.BASE_LR_MULT, new_layers=optim_cfg.NEW_LAYERS
-        )
-    else:
+    if param_groups is None and optim_cfg.STAGED_LR:
+        param_groups = staged_groups(model, optim_cfg)
+    elif param_groups is None:
         param_groups = model.parameters() if isinstance(model, nn.Module) else model
     kind, options = _kind_and_options(optim_cfg)
     try:
@@ -42,27 +39,20 @@ def build_optimizer(model, optim_cfg, param_groups=None):
 
 
 def _kind_and_options(optim_cfg):
-    betas = (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)
-    momentum = optim_cfg.MOMENTUM
+    betas, momentum = {"betas": (optim_cfg.ADAM_BETA1, optim_cfg.ADAM_BETA2)}, {"momentum": optim_cfg.MOMENTUM}
+    sgd = {"dampening": optim_cfg.SGD_DAMPNING, "nesterov": optim_cfg.SGD_NESTEROV}
     return {
-        "adam": (torch.optim.Adam, {"betas": betas}),
-        "amsgrad": (torch.optim.Adam, {"betas": betas, "amsgrad": True}),
-        "adamw": (torch.optim.AdamW, {"betas": betas}),
-        "radam": (RAdam, {"betas": betas}),
-        "rmsprop": (torch.optim.RMSprop, {"momentum": momentum, "alpha": optim_cfg.RMSPROP_ALPHA}),
-        "sgd": (
-            torch.optim.SGD,
-            {
-                "momentum": momentum,
-                "dampening": optim_cfg.SGD_DAMPNING,
-                "nesterov": optim_cfg.SGD_NESTEROV,
-            },
-        ),
+        "adam": (torch.optim.Adam, betas),
+        "amsgrad": (torch.optim.Adam, betas | {"amsgrad": True}),
+        "adamw": (torch.optim.AdamW, betas),
+        "radam": (RAdam, betas),
+        "rmsprop": (torch.optim.RMSprop, momentum | {"alpha": optim_cfg.RMSPROP_ALPHA}),
+        "sgd": (torch.optim.SGD, momentum | sgd),
     }[optim_cfg.NAME]
 
 
-def staged_groups(model, *, lr, base_mult, new_layers):
-    """Two groups: all else at `lr * base_mult`, then the children and parameters in `new_layers` at `lr`.
+def staged_groups(model: nn.Module, optim_cfg: CN) -> list[dict]:
+    """Two groups: all else at LR * BASE_LR_MULT, then the children and parameters in NEW_LAYERS at LR.
 
     Raises:
         WrongType: `model` is not a module.
@@ -70,7 +60,7 @@ def staged_groups(model, *, lr, base_mult, new_layers):
     if not isinstance(model, nn.Module):
         raise WrongType(f"STAGED_LR needs a module with named layers, but got a {type(model).__name__}")
     model = model.module if isinstance(model, nn.DataParallel) else model
-    names = {new_layers} if isinstance(new_layers, str) else set(new_layers)
+    names = {optim_cfg.NEW_LAYERS} if isinstance(optim_cfg.NEW_LAYERS, str) else set(optim_cfg.NEW_LAYERS)
     members = [(name, list(child.parameters())) for name, child in model.named_children()]
     members += [(name, [param]) for name, param in model.named_parameters(recurse=False)]
     unknown = names - {name for name, _ in members}
@@ -78,4 +68,4 @@ def staged_groups(model, *, lr, base_mult, new_layers):
         warnings.warn(f"NEW_LAYERS names no layer of the model: {sorted(unknown)}", stacklevel=3)
     base = [param for name, params in members if name not in names for param in params]
     new = [param for name, params in members if name in names for param in params]
-    return [{"params": base, "lr": lr * base_mult}, {"params": new}]
+    return [{"params": base, "lr": optim_cfg.LR * optim_cfg.BASE_LR_MULT}, {"params": new}]
