@@ -153,16 +153,9 @@ def dataset_name(word: str) -> str:
 
 
 def request(
-    run: str | Path,
-    *,
-    alphas: Sequence[float],
-    kind: str = "weight",
-    outputs: str = "probabilities",
-    tests: Sequence[str] = (),
-    root: str = "",
-    pairs: Sequence[str] = (),
-    out: str | Path = "",
-) -> tuple[Path, dict, dict]:
+    run: str | Path, *, alphas: Sequence[float], kind: str = "weight", outputs: str = "probabilities",
+    tests: Sequence[str] = (), root: str = "", pairs: Sequence[str] = (), out: str | Path = ""
+) -> tuple[Path, dict, dict]:  # fmt: skip
     """The folder of an ensemble, {registered name: config} of its data sets, and what a finished one is compared by.
 
     root: where the data sets lie, if they have moved; pairs: KEY, VALUE, ... of what else has.
@@ -171,9 +164,9 @@ def request(
     cfg = load_config(run, {"RESUME_COOP": ""}, root, pairs)
     names = dict.fromkeys([cfg.DATASET.NAME, *map(dataset_name, tests)])
     cfgs = {name: load_config(run, {"RESUME_COOP": "", "DATASET.NAME": name}, root, pairs) for name in names}
-    digest = checkpoint_digest(find_model(str(run), trainer_class(cfg.TRAINER.NAME).model_name))
     asked = {"kind": kind, "outputs": outputs if kind == "output" else None, "alphas": list(alphas)}
-    asked |= {"tests": list(cfgs), "weights": digest}
+    asked["tests"] = list(cfgs)
+    asked["weights"] = checkpoint_digest(find_model(str(run), trainer_class(cfg.TRAINER.NAME).model_name))
     data = [data_digest(build_lists(cfg), name) for name, cfg in cfgs.items()]
     return Path(out or Path(run, f"ensemble_{kind}")), cfgs, asked | ({"data": data} if all(data) else {})
 

@@ -67,7 +67,7 @@ from dassl.engine.launch import run
 from dassl.engine.results import write_classes
 from dassl.utils.torchtools import is_plain_tensor, load_weights, save_checkpoint
 from mergetune import stage1
-from mergetune.checkpoint_formats import FORMATS, Format, Recognised, recognise, shortened, to_text
+from mergetune.checkpoint_formats import FORMATS, Format, Recognised, recognise, to_text
 from mergetune.stage1 import run_fact
 from mergetune.stage2 import method_pairs
 
@@ -75,6 +75,7 @@ log = get_logger()
 
 KEPT = ("token_prefix", "token_suffix")  # no weights, but stage 2 holds its class names against them
 FACTS = "import.json"
+USUAL = {"KgCoOp": "KgCoOp", "MERGETUNE": "CoOp_LMC"}  # trainer of a method, where that is not its format's first
 # what check_fit holds true of a file; another fact of the run, its teacher or its LMC values, a file does not tell
 CHECKED = ("classes", "backbone", "source", "source_subset")
 
@@ -146,11 +147,11 @@ def score(cfg: CfgNode, subsets: Sequence[str], out: Path, command: str) -> dict
     scores, trained = {}, cfg.TRAINER.NAME
     for subset in subsets:
         for trainer, model in ((trained, str(out)), ("ZeroshotCLIP", "")):
-            values = {"TRAINER.NAME": trainer, "DATASET.SUBSAMPLE_CLASSES": subset}
-            values["OUTPUT_DIR"] = str(out / "evaluate" / f"test_{subset}" / trainer)
+            place = str(out / "evaluate" / f"test_{subset}" / trainer)
+            values = {"TRAINER.NAME": trainer, "DATASET.SUBSAMPLE_CLASSES": subset, "OUTPUT_DIR": place}
             with contextlib.redirect_stdout(io.StringIO()):  # it is in the evaluation's own log.txt
-                cfg = with_values(cfg, values)
-                results = run(cfg, eval_only=True, model_dir=model, overwrite=True, command=command)
+                test = with_values(cfg, values)
+                results = run(test, eval_only=True, model_dir=model, overwrite=True, command=command)
             scores.setdefault(subset, {})[trainer] = results["metrics"]["accuracy"]
         log.info(f"{subset:4}  " + "  ".join(f"{name} {value:.1f} %" for name, value in scores[subset].items()))
     return scores
@@ -174,23 +175,25 @@ def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
     checkpoint, epoch = read(path, folder)
     log.info(f"file      {path}\n{to_text(checkpoint)}")
     models = runnable(checkpoint.format)
-    if args.trainer and args.trainer not in models:
-        raise UserError(f"--trainer {args.trainer} cannot run a {checkpoint.name} file, {', '.join(models)} can")
-    usual = {"KgCoOp": "KgCoOp", "MERGETUNE": "CoOp_LMC"}.get(checkpoint.name) or next(iter(models))
-    trainer, unknown = args.trainer or usual, shortened(checkpoint.keys("unknown"))
-    facts = {
-        "format": 1,
-        "source": str(path.resolve()),
-        "sha256": sha256_file(path),
-        "method": checkpoint.name,
-        "trainer": trainer,
-        "config": checkpoint.config,
-        "doubts": [f"unknown keys are left out: {unknown}"] if unknown else [],
-        "keys": checkpoint.rows,
-    }
+    trainer = args.trainer or USUAL.get(checkpoint.name) or next(iter(models))
+    if trainer not in models:
+        raise UserError(f"--trainer {trainer} cannot run a {checkpoint.name} file, {', '.join(models)} can")
+    facts = {"format": 1, "source": str(path.resolve()), "sha256": sha256_file(path), "method": checkpoint.name}
+    facts |= {"trainer": trainer, "config": checkpoint.config, "keys": checkpoint.rows}
+    results = {"format": 1, "kind": "import", "trainer": trainer, "preset": "", "dataset": "", "protocol": "",
+               "subset": "", "seed": -1, "metrics": {}, "command": command,
+               "data_seen": f"imported from {path.name}: {args.data_seen or 'unknown'}"}  # fmt: skip
+    state = checkpoint.weights | {key: checkpoint.state[key] for key in KEPT if key in checkpoint.state}
+    content = {"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None, "val_result": None}
     with RunLock(args.out):
         cfg = build_cfg(args, trainer, checkpoint) if args.config_file else None
-        write_run(args, path, checkpoint, epoch, trainer, cfg, command)
+        if args.root:
+            results |= checked(path, checkpoint, cfg, args.out)
+        save_checkpoint(content, str(out / models[trainer]), model_name=f"model.pth.tar-{epoch or 0}")
+        if cfg is not None:
+            with atomic_write(str(out / "config.yaml"), "w") as file:
+                file.write(cfg.dump())
+        write_json(results, str(out / RESULTS))
         if args.root:
             one = "DATASET.SUBSAMPLE_CLASSES" in args.opts or checkpoint.class_specific
             subsets = (cfg.DATASET.SUBSAMPLE_CLASSES,) if one else ("base", "new")
@@ -203,34 +206,13 @@ def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
     return facts
 
 
-def write_run(
-    args: argparse.Namespace,
-    path: Path,
-    checkpoint: Recognised,
-    epoch: int | None,
-    trainer: str,
-    cfg: CfgNode | None,
-    command: str,
-) -> None:
-    """The folder: checkpoint, config, results.json. The checkpoint has the trained weights, and the class names'
-    embeddings to check against."""
-    results = {"format": 1, "kind": "import", "trainer": trainer, "preset": "", "dataset": "", "protocol": "",
-               "subset": "", "seed": -1, "metrics": {}, "command": command}  # fmt: skip
-    if args.root:
-        built = build_trainer(cfg)
-        check_fit(path, checkpoint, built)
-        write_classes(args.out, built)
-        results |= {"dataset": cfg.DATASET.NAME, "subset": cfg.DATASET.SUBSAMPLE_CLASSES, "seed": cfg.SEED}
-        results |= {name: value for name, value in built.metadata().items() if name in CHECKED}
-    state = checkpoint.weights | {key: checkpoint.state[key] for key in KEPT if key in checkpoint.state}
-    content = {"state_dict": state, "epoch": epoch, "optimizer": None, "scheduler": None, "val_result": None}
-    model = os.path.join(args.out, runnable(checkpoint.format)[trainer])
-    save_checkpoint(content, model, model_name=f"model.pth.tar-{epoch or 0}")
-    if cfg is not None:
-        with atomic_write(os.path.join(args.out, "config.yaml"), "w") as file:
-            file.write(cfg.dump())
-    seen = f"imported from {path.name}: {args.data_seen or 'unknown'}"
-    write_json(results | {"data_seen": seen}, os.path.join(args.out, RESULTS))
+def checked(path: Path, checkpoint: Recognised, cfg: CfgNode, out: str) -> dict:
+    """What results.json says of the run that a file is held against, see `check_fit`; and its classes.json."""
+    trainer = build_trainer(cfg)
+    check_fit(path, checkpoint, trainer)
+    write_classes(out, trainer)
+    facts = {"dataset": cfg.DATASET.NAME, "subset": cfg.DATASET.SUBSAMPLE_CLASSES, "seed": cfg.SEED}
+    return facts | {name: value for name, value in trainer.metadata().items() if name in CHECKED}
 
 
 def build_cfg(args: argparse.Namespace, trainer: str, checkpoint: Recognised) -> CfgNode:

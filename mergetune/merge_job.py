@@ -35,7 +35,7 @@ class MergeJob:
     """Sources of a merge, read. UserError for what does not fit together.
 
     method, parents, values: of METHODS; a list of several values is a search on the validation images of the first run
-    (of `weights`, a list of lists). base: where task vectors start. keep: names that are no weights and come from the
+    (of `weights`, one value). base: where task vectors start. keep: names that are no weights and come from the
     first parent. merge_space: of LoRA, factors or product (see dassl.merging.lora); rank: of the factors made of a
     product, default the first parent's, 0 leaves the product. moved: `root`, where the data sets lie, if they have
     moved, and `pairs`: KEY, VALUE, ... of what else has, such as a teacher.
@@ -45,18 +45,9 @@ class MergeJob:
     """
 
     def __init__(
-        self,
-        method: str,
-        parents: Sequence[str | Path],
-        *,
-        base: str | Path = ZERO_SHOT,
-        keep: Sequence[str] = (),
-        merge_space: str = "factors",
-        rank: int | None = None,
-        root: str = "",
-        pairs: Sequence[str] = (),
-        **values,
-    ):
+        self, method: str, parents: Sequence[str | Path], *, base: str | Path = ZERO_SHOT, keep: Sequence[str] = (),
+        merge_space: str = "factors", rank: int | None = None, root: str = "", pairs: Sequence[str] = (), **values
+    ):  # fmt: skip
         how = check_method(method, len(parents), values)
         if merge_space not in SPACES:
             raise UserError(f"merge_space is {merge_space!r}, expected one of {', '.join(SPACES)}")
@@ -157,17 +148,16 @@ class MergeJob:
                     with atomic_write(str(out / file)) as target:
                         target.write((run / file).read_bytes())
         else:
-            is_peft = self.first.peft and self.rank != 0
-            if is_peft:
-                peft = self.first.peft
-                if self.space == "product":  # its factors have the scaling 1
-                    ranks = self.ranks if self.rank is None else {}
-                    top = self.rank or max(ranks.values())
-                    modules = {name.removeprefix("base_model.model."): r for name, r in ranks.items() if r != top}
-                    peft = peft | {"r": top, "lora_alpha": top, "use_rslora": False}
-                    peft |= {"rank_pattern": modules, "alpha_pattern": modules}
+            peft = self.first.peft if self.rank != 0 else {}
+            if peft and self.space == "product":  # its factors have the scaling 1
+                ranks = {module.removeprefix("base_model.model."): r for module, r in lora.ranks(state).items()}
+                top = max(ranks.values())
+                others = {module: r for module, r in ranks.items() if r != top}
+                peft = peft | {"r": top, "lora_alpha": top, "use_rslora": False}
+                peft |= {"rank_pattern": others, "alpha_pattern": others}
+            if peft:
                 write_json(peft, str(out / PEFT_CONFIG))
-            with atomic_write(str(out / (PEFT_FILES[0] if is_peft else "merged.safetensors"))) as target:
+            with atomic_write(str(out / (PEFT_FILES[0] if peft else "merged.safetensors"))) as target:
                 target.write(save(state))
         files = [file for file in out.rglob("*") if file.is_file()]
         return {file.relative_to(out).as_posix(): checkpoint_digest(file) for file in files}
@@ -197,13 +187,9 @@ class MergeJob:
 
 
 def candidates(values: dict) -> list[dict]:
-    """Every choice of values; what is no list stays, and so does one list of weights."""
-
-    def several(name: str, value: object) -> bool:
-        is_list = isinstance(value, list | tuple)
-        return is_list and (name != "weights" or any(isinstance(entry, list | tuple) for entry in value))
-
-    lists = {name: list(value) if several(name, value) else [value] for name, value in values.items()}
+    """Every choice of values; what is no list stays, and so does the list of weights."""
+    lists = {name: [value] if name == "weights" or not isinstance(value, list | tuple) else value
+             for name, value in values.items()}  # fmt: skip
     return [dict(zip(lists, choice, strict=True)) for choice in itertools.product(*lists.values())]
 
 

@@ -113,16 +113,14 @@ def read_classes(run: Path, classes: Sequence[str]) -> SimpleNamespace:
     path, trained = run / CLASSES, run_classes(run)  # which refuses those of another run
     names = list(classes) or trained
     if not names:
-        why = f"no class names in {path}" if path.is_file() else f"no {CLASSES}, which a run writes when it is finished"
-        where = "Name them with --classes, in the order of their labels"
-        raise MissingFile(f"{run} does not say what its classes are called: {why}. {where}")
+        why = f"no {CLASSES} with class names, which a run writes when it is finished"
+        raise MissingFile(f"{run} has {why}: name them with --classes, in the order of their labels")
     if not all(map(str.strip, names)):
         raise UserError(f"class names are {brief(names)}, expected a list of names")
     twice = sorted({name for name in names if names.count(name) > 1})
     if classes and twice:
         raise UserError(f"--classes names {', '.join(twice)} more than once")
-    facts, kinds = read_json(str(path)) if path.is_file() else {}, {"template": str, "templates": dict}
-    facts = facts if isinstance(facts, dict) else {}
+    facts, kinds = read_json(path) if trained else {}, {"template": str, "templates": dict}
     facts = {key: facts[key] for key, kind in kinds.items() if isinstance(facts.get(key), kind)}
     return SimpleNamespace(classnames=names, trained=trained, **facts)
 
@@ -161,13 +159,9 @@ class Predictor:
         self, images: Sequence[str | Path], top: int = 5, broken: dict[str, str] | None = None
     ) -> list[list[tuple[str, float]]]:
         """The `top` likeliest (label, probability) of each image, best first. broken: see `logits`."""
-        if top < 1:
-            raise UserError(f"the number of labels to show is {top}, expected at least 1")
         ranked = self.logits(images, broken).softmax(1).sort(dim=1, descending=True, stable=True)
-        return [
-            [(self.classnames[i], p) for i, p in zip(labels[:top], values[:top], strict=True)]
-            for labels, values in zip(ranked.indices.tolist(), ranked.values.tolist(), strict=True)
-        ]
+        rows = zip(ranked.indices[:, :top].tolist(), ranked.values[:, :top].tolist(), strict=True)
+        return [[(self.classnames[i], p) for i, p in zip(*row, strict=True)] for row in rows]
 
     def logits(self, images: Sequence[str | Path], broken: dict[str, str] | None = None) -> Tensor:
         """(B, C) fp32 on the CPU. MissingFile or UserError names an image that cannot be read.

@@ -31,23 +31,21 @@ def check_alike(states: Sequence[State], labels: Sequence[str] = (), keep: Colle
     if not states:
         raise ValueError("Nothing to merge: no parent was given")
     labels = labels or [f"parent {i}" for i in range(1, len(states) + 1)]
-    first, weights = states[0], []
+    first = states[0]
     for other, label in zip(states[1:], labels[1:], strict=True):
-        for name in sorted(first.keys() ^ other.keys()):
-            has, lacks = (labels[0], label) if name in first else (label, labels[0])
-            raise ValueError(f"{name} is in {has}, but not in {lacks}")
-    for name in sorted(first):
-        for other, label in zip(states[1:], labels[1:], strict=True):
+        for name in sorted(first.keys() | other.keys()):
+            if name not in first or name not in other:
+                has, lacks = (labels[0], label) if name in first else (label, labels[0])
+                raise ValueError(f"{name} is in {has}, but not in {lacks}")
             if _kind(first[name]) != _kind(other[name]):
                 raise ValueError(f"{name} is {_kind(first[name])} in {labels[0]} and {_kind(other[name])} in {label}")
-            if not is_weight(name, first[name]) and not _kept(name, keep) and not first[name].equal(other[name]):
+            kept = {name, name.rpartition(".")[2]} & {*keep}
+            if not is_weight(name, first[name]) and not kept and not first[name].equal(other[name]):
                 raise ValueError(
                     f"{name} is no weight to merge, and it differs between {labels[0]} and {label}: "
                     f"name it in `keep` to take that of {labels[0]}"
                 )
-        if is_weight(name, first[name]):
-            weights.append(name)
-    return weights
+    return [name for name in sorted(first) if is_weight(name, first[name])]
 
 
 def _kind(value: Tensor) -> str:
@@ -59,10 +57,6 @@ def is_weight(name: str, value: Tensor) -> bool:
     return value.is_floating_point() and name.rpartition(".")[2] not in STATISTICS
 
 
-def _kept(name: str, keep: Collection[str]) -> bool:
-    return name in keep or name.rpartition(".")[2] in keep
-
-
 def _in_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}, expected {low:g} to {high:g}")
@@ -70,13 +64,9 @@ def _in_range(name: str, value: float, low: float, high: float) -> None:
 
 def _combine(states: Sequence[State], rule: Callable[[str, list[Tensor]], Tensor], keep: Collection[str]) -> dict:
     """`rule` of every merged tensor, in double precision; all else from the first state."""
-    merged = set(check_alike(states, keep=keep))
-    out = {}
-    for name, value in states[0].items():
-        if name in merged:
-            out[name] = rule(name, [state[name].double() for state in states]).to(value.dtype)
-        else:
-            out[name] = value.clone()
+    out = {name: value.clone() for name, value in states[0].items()}
+    for name in check_alike(states, keep=keep):
+        out[name] = rule(name, [state[name].double() for state in states]).to(out[name].dtype)
     return out
 
 
@@ -260,12 +250,4 @@ def merge(
     return FUNCTIONS[method](*([base] if record.needs_base else []), *weights, keep=keep, **values)
 
 
-FUNCTIONS = {  # by their names in METHODS
-    "average": average,
-    "wise_ft": wise_ft,
-    "task_arithmetic": task_arithmetic,
-    "ties": ties,
-    "dare": dare,
-    "slerp": slerp,
-    "emr": emr,
-}
+FUNCTIONS = {rule.__name__: rule for rule in (average, wise_ft, task_arithmetic, ties, dare, slerp, emr)}
