@@ -1,7 +1,7 @@
 """What a delta is a delta of: all weights of CLIP, the factors of LoRA, or what the factors add to the weights.
 
 Fusing needs vectors of one length and meaning for all tasks (ConDU, arXiv 2503.10705); where those live is a
-choice. A `Space` trains an expert, gives its delta, and writes the CLIP of a delta into the weights of a copy.
+choice. A `Tuning` trains an expert, gives its delta, and writes the CLIP of a delta into the weights of a copy.
 Every delta is taken from the pretrained weights, whatever training started from.
 
 kind           delta                                            trained
@@ -31,16 +31,20 @@ State = Mapping[str, Tensor]
 
 
 class Tuning:
-    """Base class; here the delta's names are names of weights.
+    """Both towers whole; the delta's names are names of weights.
 
-    Attributes: kind; trained (the module whose parameters with requires_grad train); pretrained {name: weight}.
+    Attributes: kind; trained (the module whose parameters with requires_grad train); pretrained {name: weight}; shapes
+    {name: shape} of a delta.
     """
 
-    kind = ""
-    trained: nn.Module
+    kind = "full"
 
-    def __init__(self, pretrained: State):
+    def __init__(self, clip: ClipBackbone, pretrained: State):
         self.pretrained = {name: value.detach() for name, value in pretrained.items()}
+        self.shapes = {name: value.shape for name, value in self.pretrained.items() if name not in UNTRAINED}
+        self.trained: nn.Module = clip.module
+        for name, parameter in clip.module.named_parameters():
+            parameter.requires_grad_(name not in UNTRAINED)
 
     def metadata(self) -> dict:
         """What two deltas must have in common to be fused, JSON-ready."""
@@ -48,14 +52,19 @@ class Tuning:
 
     def delta(self) -> dict[str, Tensor]:
         """The expert minus the pretrained weights, in fp32, on the expert's device."""
-        raise NotImplementedError
+        trained = {name: p.detach() for name, p in self.trained.named_parameters() if name not in UNTRAINED}
+        return {name: value.float() - self.pretrained[name].float() for name, value in trained.items()}
 
     def start_from(self, delta: State) -> None:
         """Let training start from this expert instead of the pretrained weights."""
-        raise NotImplementedError
+        self.fill(delta, dict(self.trained.named_parameters()))
 
     def release(self) -> None:
         """Give the CLIP that trained back as a plain one, to be filled."""
+
+    def added(self, delta: State) -> State:
+        """What a delta adds to the pretrained weights."""
+        return delta
 
     @torch.no_grad()
     def fill(self, delta: State | None, parameters: Mapping[str, Tensor]) -> None:
@@ -63,71 +72,44 @@ class Tuning:
 
         parameters: all of them, by their names in the CLIP. UserError if the delta has other names or shapes.
         """
-        delta = delta or {}
         if delta:
             self.check(delta)
-        self._pretrain(parameters, delta)
-        for name, value in delta.items():
-            torch.add(self.pretrained[name], value.to(parameters[name].device), out=parameters[name].data)
+        added = self.added(delta) if delta else {}
+        for name, value in self.pretrained.items():
+            if name in added:
+                torch.add(value, added[name].to(parameters[name].device), out=parameters[name].data)
+            else:
+                parameters[name].data.copy_(value)
 
     @torch.no_grad()
     def fill_task(self, fusion: Fusion, task: str, parameters: Mapping[str, Tensor]) -> None:
         """`fill` with a task's decoupled delta, without building it."""
-        self._pretrain(parameters, fusion.shapes)
+        for name in self.pretrained.keys() - fusion.shapes.keys():
+            parameters[name].data.copy_(self.pretrained[name])
         fusion.add_to(task, self.pretrained, parameters)
-
-    def _pretrain(self, parameters: Mapping[str, Tensor], leave: Mapping) -> None:
-        """Pretrained values, but for the names in `leave`: those are overwritten anyway."""
-        for name, value in self.pretrained.items():
-            if name not in leave:
-                parameters[name].data.copy_(value)
-
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        """{name: shape} of a delta."""
-        return {name: value.shape for name, value in self.pretrained.items() if name not in UNTRAINED}
 
     def check(self, delta: State) -> None:
         """UserError unless the names and shapes of a delta are of this space."""
-        shapes = self.shapes
-        strange = sorted(delta.keys() ^ shapes.keys())
-        wrong = [name for name in delta if name in shapes and delta[name].shape != shapes[name]]
-        if strange or wrong:
-            named = ", ".join([*strange, *wrong][:3])
+        shapes = {name: value.shape for name, value in delta.items()}
+        if wrong := [n for n in sorted(shapes.keys() | self.shapes.keys()) if shapes.get(n) != self.shapes.get(n)]:
             raise UserError(
-                f"this delta is none of the space {self.kind} on this CLIP: {len(strange)} names and {len(wrong)} "
-                f"shapes do not fit ({named})"
+                f"this delta is none of the space {self.kind} on this CLIP: {len(wrong)} names or shapes do not fit "
+                f"({', '.join(wrong[:3])})"
             )
 
 
-class FullSpace(Tuning):
-    """Both towers whole."""
+class LoraProduct(Tuning):
+    """LoRA; the delta is what the factors add to the layers' weights, so it takes as much room as these weights."""
 
-    kind = "full"
-
-    def __init__(self, clip: ClipBackbone, pretrained: State):
-        super().__init__(pretrained)
-        self.trained = clip.module
-        for name, parameter in clip.module.named_parameters():
-            parameter.requires_grad_(name not in UNTRAINED)
-
-    def delta(self) -> dict[str, Tensor]:
-        trained = {name: p.detach() for name, p in self.trained.named_parameters() if name not in UNTRAINED}
-        return {name: value.float() - self.pretrained[name].float() for name, value in trained.items()}
-
-    def start_from(self, delta: State) -> None:
-        self.fill(delta, dict(self.trained.named_parameters()))
-
-
-class LoraSpace(Tuning):
-    """Base class of both spaces of LoRA."""
+    kind = "lora_product"
+    _before: State = {}  # the delta that the weights below the factors hold
 
     def __init__(self, clip: ClipBackbone, pretrained: State, rank: int):
-        super().__init__(pretrained)
+        super().__init__(clip, pretrained)
         clip.freeze()
         self.clip, self.rank = clip, rank
-        self.trained = Lora(mlp_layers(clip), rank)
-        self.start = {name: value.detach().clone() for name, value in self.trained.factors().items()}
+        self.trained: Lora = Lora(mlp_layers(clip), rank)
+        self.shapes = {f"{name}.weight": self.pretrained[f"{name}.weight"].shape for name in self.trained.layers}
 
     def metadata(self) -> dict:
         return super().metadata() | {"rank": self.rank, "layers": len(self.trained.layers)}
@@ -135,11 +117,30 @@ class LoraSpace(Tuning):
     def release(self) -> None:
         self.trained.release()
 
+    def product(self, factors: State) -> dict[str, Tensor]:
+        """What factors add to the weights of their layers."""
+        return {f"{layer}.weight": update(factors[layer + A], factors[layer + B]) for layer in self.trained.layers}
 
-class LoraFactors(LoraSpace):
-    """The delta is that of the factors, each by itself."""
+    @torch.no_grad()
+    def delta(self) -> dict[str, Tensor]:
+        product = self.product(self.trained.factors())
+        return {name: value + self._before[name] if self._before else value for name, value in product.items()}
+
+    def start_from(self, delta: State) -> None:
+        """The delta goes into the frozen weights, and the factors start anew: a product has no factors of its own."""
+        self.fill(delta, dict(self.clip.module.named_parameters()))
+        self._before = {name: value.to(self.clip.device) for name, value in delta.items()}
+
+
+class LoraFactors(LoraProduct):
+    """LoRA; the delta is that of the factors, each by itself."""
 
     kind = "lora_factors"
+
+    def __init__(self, clip: ClipBackbone, pretrained: State, rank: int):
+        super().__init__(clip, pretrained, rank)
+        self.start = {name: value.detach().clone() for name, value in self.trained.factors().items()}
+        self.shapes = {name: value.shape for name, value in self.start.items()}
 
     def delta(self) -> dict[str, Tensor]:
         now = self.trained.factors()
@@ -151,45 +152,11 @@ class LoraFactors(LoraSpace):
         for name, factor in self.trained.factors().items():
             factor.copy_(self.start[name] + delta[name].to(factor))
 
-    @torch.no_grad()
-    def fill(self, delta: State | None, parameters: Mapping[str, Tensor]) -> None:
-        weights = [f"{layer}.weight" for layer in self.trained.layers]
-        self._pretrain(parameters, weights if delta else ())
-        if not delta:
-            return
-        self.check(delta)
-        for layer, weight in zip(self.trained.layers, weights, strict=True):
-            a, b = (self.start[layer + end] + delta[layer + end].to(self.start[layer + end]) for end in (A, B))
-            torch.add(self.pretrained[weight], update(a, b), out=parameters[weight].data)
+    def added(self, delta: State) -> State:
+        return self.product({name: start + delta[name].to(start) for name, start in self.start.items()})
 
     def fill_task(self, fusion: Fusion, task: str, parameters: Mapping[str, Tensor]) -> None:
         self.fill(fusion.decouple(task), parameters)
-
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        return {name: value.shape for name, value in self.start.items()}
-
-
-class LoraProduct(LoraSpace):
-    """The delta is what the factors add to the layers' weights, so it takes as much room as these weights."""
-
-    kind = "lora_product"
-    _before: State = {}  # the delta that the weights below the factors hold
-
-    @torch.no_grad()
-    def delta(self) -> dict[str, Tensor]:
-        now = self.trained.factors()
-        added = {f"{layer}.weight": update(now[layer + A], now[layer + B]) for layer in self.trained.layers}
-        return {name: value + self._before[name] if self._before else value for name, value in added.items()}
-
-    def start_from(self, delta: State) -> None:
-        """The delta goes into the frozen weights, and the factors start anew: a product has no factors of its node."""
-        self.fill(delta, dict(self.clip.module.named_parameters()))
-        self._before = {name: value.to(self.clip.device) for name, value in delta.items()}
-
-    @property
-    def shapes(self) -> dict[str, torch.Size]:
-        return {f"{layer}.weight": self.pretrained[f"{layer}.weight"].shape for layer in self.trained.layers}
 
 
 def build_space(cfg: CN, clip: ClipBackbone, pretrained: State) -> Tuning:
@@ -199,9 +166,8 @@ def build_space(cfg: CN, clip: ClipBackbone, pretrained: State) -> Tuning:
     """
     node = cfg.TRAINER.CONDU
     if node.SPACE == "full":
-        return FullSpace(clip, pretrained)
-    kind = {"factors": LoraFactors, "product": LoraProduct}[node.MERGE_SPACE]
-    return kind(clip, pretrained, node.RANK)
+        return Tuning(clip, pretrained)
+    return {"factors": LoraFactors, "product": LoraProduct}[node.MERGE_SPACE](clip, pretrained, node.RANK)
 
 
 __getattr__ = old_names(__name__)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from condu.fusion import Fusion
 from condu.lora import Lora, first_factor, mlp_layers, update
-from condu.tuning import FullSpace, LoraFactors, LoraProduct, build_space
+from condu.tuning import LoraFactors, LoraProduct, Tuning, build_space
 from dassl.clip import Preprocess, build_clip
 from dassl.clip.openai import OpenAIClip, clip_package
 from dassl.clip.tiny import random_tiny
@@ -59,10 +59,10 @@ def moved(module, seed=1, size=0.1):
 def space_of(kind, rank=4):
     clip = tiny()
     pretrained = weights(clip)
-    return FullSpace(clip, pretrained) if kind is FullSpace else kind(clip, pretrained, rank)
+    return Tuning(clip, pretrained) if kind is Tuning else kind(clip, pretrained, rank)
 
 
-KINDS = [FullSpace, LoraFactors, LoraProduct]
+KINDS = [Tuning, LoraFactors, LoraProduct]
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -171,7 +171,7 @@ def test_on_vit_b16_it_trains_9830400_numbers_at_rank_64():
 @kinds
 def test_a_filled_copy_answers_as_the_trained_one(kind):
     space = space_of(kind)
-    trained = space.trained if kind is FullSpace else space.clip.module
+    trained = space.trained if kind is Tuning else space.clip.module
     moved(space.trained, size=0.05)
     clip = tiny()
     clip.module = trained
@@ -213,7 +213,7 @@ def test_training_goes_on_from_another_expert_and_counts_from_the_pretrained_wei
         torch.testing.assert_close(value, delta[name], rtol=1e-5, atol=1e-6)
     moved(second.trained, seed=9, size=0.05)
     clip = tiny()
-    clip.module = second.trained if kind is FullSpace else second.clip.module
+    clip.module = second.trained if kind is Tuning else second.clip.module
     torch.testing.assert_close(outputs(filled(second, second.delta())), outputs(clip), rtol=1e-4, atol=1e-5)
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from condu.evaluation import ExpertCache
 from condu.snapshot import LabelSpace, TestSet, prototypes_of, snapshot_of
 from condu.state import Stream, Task
-from condu.tuning import FullSpace
+from condu.tuning import Tuning
 from dassl.clip import text_classifier
 from dassl.utils import UserError
 from tests.fixtures.condu_world import World, loader_of
@@ -32,7 +32,7 @@ def learn(world, stream, number):
 @pytest.fixture
 def space(world):
     pretrained = {name: p.detach().clone() for name, p in world.clip.module.named_parameters()}
-    return FullSpace(copy.deepcopy(world.clip), pretrained)
+    return Tuning(copy.deepcopy(world.clip), pretrained)
 
 
 @pytest.fixture

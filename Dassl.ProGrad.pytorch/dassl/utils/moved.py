@@ -37,7 +37,7 @@ MOVED = {
 }
 CLASSES = {
     "condu.evaluation": {"Slots": "ExpertCache"},
-    "condu.tuning": {"Space": "Tuning"},
+    "condu.tuning": {"Space": "Tuning", "FullSpace": "Tuning"},
     "dassl.report.table": {"Sheet": "Report"},
     "dassl.utils.distributed": {
         "Elsewhere": "PeerFailure",

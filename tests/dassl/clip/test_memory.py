@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import train
 from condu.lora import Lora
-from condu.tuning import FullSpace, LoraFactors
+from condu.tuning import LoraFactors, Tuning
 from dassl.clip import build_clip, build_clip_from_cfg
 from dassl.clip.tiny import random_tiny
 from dassl.config import get_cfg_default
@@ -106,12 +106,12 @@ def lora(clip):
 
 
 def full(clip):
-    return FullSpace(clip, dict(clip.module.named_parameters())).trained.train(), lambda: both_towers(clip)
+    return Tuning(clip, dict(clip.module.named_parameters())).trained.train(), lambda: both_towers(clip)
 
 
 def full_path(clip):
     """Two points of a path between towers, each run again as a whole, and its blocks again in that."""
-    model = FullSpace(clip, dict(clip.module.named_parameters())).trained
+    model = Tuning(clip, dict(clip.module.named_parameters())).trained
     others = {name: value.detach() * 1.1 for name, value in trainable(model).items()}
 
     def point(t):
