@@ -47,11 +47,10 @@ def stream_of(folder: str | Path, order: Sequence[str], classes: Mapping, clip: 
     """
     folder = Path(folder)
     count = count_tasks(folder)
-    prototypes = {str(name): value for name, value in load_checkpoint(folder / PROTOTYPES).items()}
+    prototypes = _by_name(load_checkpoint(folder / PROTOTYPES))
     names = tasks_of(folder, order, count, prototypes)
-    vectors = {_fold(name): value for name, value in prototypes.items()}
-    rows = [_rows(folder / PROTOTYPES, name, vectors[_fold(name)]) for name in names]
-    tasks = [_task(folder, name, len(task_rows), classes) for name, task_rows in zip(names, rows, strict=True)]
+    rows = [_rows(folder / PROTOTYPES, name, prototypes[_fold(name)]) for name in names]
+    tasks = [_task(name, len(task_rows), classes) for name, task_rows in zip(names, rows, strict=True)]
     unified = _tensors(folder / UNIFIED, load_checkpoint(folder / UNIFIED), torch.float32)
     unified, space = trained(folder / UNIFIED, unified, clip)
     fusion = fused(folder, names, unified)
@@ -73,42 +72,32 @@ def count_tasks(folder: Path) -> int:
 
 def tasks_of(folder: Path, order: Sequence[str], count: int, prototypes: Mapping) -> list[str]:
     """The first `count` tasks of the order, as the files call them. UserError names what is missing or surplus."""
-    files = {path.stem for path in folder.glob("*.pth") if path.name not in NO_TASKS}
-    expected = list(order[:count])
-    wrong = []
-    if len(expected) < count:
-        wrong.append(f"the order has {len(expected)} tasks, expected {count}")
-    for what, names in (("file", files), (f"entry of {PROTOTYPES}", set(prototypes))):
-        by_fold = {_fold(name): name for name in names}
-        missing = [name for name in expected if _fold(name) not in by_fold]
-        surplus = sorted(names - {by_fold.get(_fold(name)) for name in expected})
-        wrong += [
-            f"{kind} {what}: {', '.join(them)}" for kind, them in (("missing", missing), ("surplus", surplus)) if them
-        ]
+    files = _by_name({path.stem: path.stem for path in folder.glob("*.pth") if path.name not in NO_TASKS})
+    expected = {_fold(name): name for name in order[:count]}
+    wrong = [f"the order has {len(order)} tasks, expected {count}"] if len(order) < count else []
+    for what, names in (("file", files), (f"entry of {PROTOTYPES}", prototypes)):
+        if missing := [expected[name] for name in expected if name not in names]:
+            wrong.append(f"missing {what}: {', '.join(missing)}")
+        if surplus := sorted(files.get(name, name) for name in names.keys() - expected.keys()):
+            wrong.append(f"surplus {what}: {', '.join(surplus)}")
     if wrong:
         raise UserError(
             f'"{folder}" does not hold the first {count} tasks of the order {", ".join(order)}: {"; ".join(wrong)}'
         )
-    stems = {_fold(name): name for name in files}
-    return [stems[_fold(name)] for name in expected]
+    return [files[name] for name in expected]
 
 
 def trained(path: Path, unified: Mapping[str, Tensor], clip: ClipBackbone) -> tuple[dict[str, Tensor], dict]:
     """(what was trained of a unified delta, the facts of its space). Parameters that the model does not have are
     the released LoRA's. UserError if names or shapes are not the model's."""
-    parameters = dict(clip.module.named_parameters())
-    adapters = [name for name in unified if name not in parameters]
-    missing = [name for name in parameters if name not in unified]
-    wrong = [name for name in parameters if name in unified and unified[name].shape != parameters[name].shape]
-    strange = [name for name in adapters if unified[name].ndim != 2]
-    if missing or wrong or strange:
-        raise UserError(
-            f'"{path}" is not of {clip.name}: {len(missing)} names missing, {len(wrong)} other shapes, '
-            f"{len(strange)} unknown ({_few([*missing, *wrong, *strange])})"
-        )
-    fixed = [name for name in parameters if adapters or name in UNTRAINED]
-    moved = [name for name in fixed if unified[name].any()]
-    if moved:
+    shapes = {name: value.shape for name, value in clip.module.named_parameters()}
+    adapters = [name for name in unified if name not in shapes]
+    wrong = [name for name, shape in shapes.items() if name not in unified or unified[name].shape != shape]
+    wrong += [name for name in adapters if unified[name].ndim != 2]
+    if wrong:
+        raise UserError(f'"{path}" is not of {clip.name}: {len(wrong)} names or shapes do not fit ({_few(wrong)})')
+    fixed = [name for name in shapes if adapters or name in UNTRAINED]
+    if moved := [name for name in fixed if unified[name].any()]:
         what = "which LoRA leaves as they are" if adapters else "which this code does not train"
         raise UserError(f'"{path}" changes {_few(moved)}, {what}')
     if fixed:
@@ -140,31 +129,28 @@ def fused(folder: Path, names: Sequence[str], unified: dict[str, Tensor]) -> Fus
 
 def _trigger(path: Path, unified: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], float]:
     content = load_checkpoint(path)
-    if not isinstance(content.get("masks"), dict) or not isinstance(content.get("rescalers"), Tensor):
+    masks, rescaler = content.get("masks"), content.get("rescalers")
+    if not isinstance(masks, dict) or not isinstance(rescaler, Tensor):
         raise UserError(f'"{path}" holds {", ".join(map(str, content))}, expected masks and rescalers')
-    masks = _tensors(path, content["masks"], torch.bool)
-    wrong = [name for name in unified if name not in masks or masks[name].shape != unified[name].shape]
-    if wrong:
+    masks = _tensors(path, masks, torch.bool)
+    if wrong := [name for name in unified if name not in masks or masks[name].shape != unified[name].shape]:
         raise UserError(f'"{path}" has no mask that fits {len(wrong)} tensors of {UNIFIED} ({_few(wrong)})')
-    rescalers = content["rescalers"]
-    whole = is_plain_tensor(rescalers) and rescalers.numel() == 1 and not rescalers.is_complex()
-    scale = rescalers.item() if whole else math.nan
-    if not 0 < scale < math.inf:
-        raise UserError(f'"{path}" has the rescaler {rescalers}, expected one positive number')
-    return masks, scale
+    whole = is_plain_tensor(rescaler) and rescaler.numel() == 1 and rescaler.is_floating_point()
+    if not whole or not 0 < rescaler.item() < math.inf:
+        raise UserError(f'"{path}" has the rescaler {rescaler}, expected one positive number')
+    return masks, rescaler.item()
 
 
-def _task(folder: Path, name: str, count: int, classes: Mapping) -> Task:
-    known = {_fold(key): value for key, value in classes.items()}
-    if _fold(name) not in known:
+def _task(name: str, count: int, classes: Mapping) -> Task:
+    entry = _by_name(classes).get(_fold(name))
+    if entry is None:
         raise UserError(f"No class names of {name} were given; given: {', '.join(classes) or 'none'}")
-    entry = known[_fold(name)]
-    entry = entry if isinstance(entry, dict) else {"classnames": entry}
-    names, prompts = entry.get("classnames"), entry.get("prompts", PROMPTS)
+    entry = {"prompts": PROMPTS} | (entry if isinstance(entry, dict) else {"classnames": entry})
+    names, prompts = entry.get("classnames"), entry["prompts"]
     if not isinstance(names, list) or not isinstance(prompts, list) or not prompts:
         raise UserError(f"{name}: class names and prompts must be lists of texts, but got {entry!r}")
     if len(names) != count:
-        raise UserError(f'{name} has {len(names)} class names, but {count} prototypes in "{folder / PROTOTYPES}"')
+        raise UserError(f"{name} has {len(names)} class names, but {count} prototypes in {PROTOTYPES}")
     return Task(name, names, prompts, {"imported": "released ConDU"})
 
 
@@ -174,17 +160,16 @@ def _rows(path: Path, name: str, rows: Sequence) -> Tensor:
         if not all(map(is_plain_tensor, rows)):
             raise TypeError("they are no plain tensors")
         return torch.stack([row.detach().float().reshape(-1) for row in rows])
-    except (AttributeError, RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f'"{path}": the prototypes of {name} are not vectors of one length: {error}') from error
 
 
 def _tensors(path: Path, content: Mapping, dtype: torch.dtype) -> dict[str, Tensor]:
     content = strip_module({str(name): value for name, value in content.items()})
     for name, value in content.items():
-        if not isinstance(value, Tensor) or value.dtype != dtype:
-            raise UserError(f'"{path}": {name} is {getattr(value, "dtype", type(value).__name__)}, expected {dtype}')
-        if not is_plain_tensor(value):
-            raise UserError(f'"{path}": {name} is no plain tensor')
+        if not is_plain_tensor(value) or value.dtype != dtype:
+            kind = getattr(value, "dtype", type(value).__name__)
+            raise UserError(f'"{path}": {name} is no plain tensor of {dtype}, but {kind}')
     return {name: value.detach().contiguous() for name, value in content.items()}
 
 
@@ -192,8 +177,13 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
-def _fold(name: str) -> str:
-    return name.replace("_", "").lower()
+def _fold(name: object) -> str:
+    return str(name).replace("_", "").lower()
+
+
+def _by_name(content: Mapping) -> dict:
+    """Case and "_" do not matter in the names of tasks."""
+    return {_fold(name): value for name, value in content.items()}
 
 
 def import_released(
