@@ -177,7 +177,11 @@ BROKEN = {
     ),
     "names": (lambda f: change(f / "unified.pth", x=3), {}, "x is no plain tensor .* but int"),
     "no trigger": (lambda f: torch.save({"w": torch.ones(2)}, f / "DTD.pth"), {}, "DTD.pth.*expected masks and resc"),
-    "float": (lambda f: change(f / "DTD.pth", masks={"visual": torch.ones(2)}), {}, "visual is no plain tensor .*float32"),
+    "float": (
+        lambda f: change(f / "DTD.pth", masks={"visual": torch.ones(2)}),
+        {},
+        "visual is no plain tensor .*float32",
+    ),
     "cut": (lambda f: (f / "unified.pth").write_bytes((f / "unified.pth").read_bytes()[:999]), {}, "unified.pth"),
     "module": (
         lambda f: (f / "MNIST.pth").write_bytes(pickle.dumps(Path("x"))),
