@@ -1,5 +1,5 @@
 """Evaluation of a trained stream: what a process shares for it (the pretrained CLIP, test sets, an evaluator, records),
-all sessions in one pass over the test images, and their tables. Letters: T tasks of the order.
+and all sessions in one pass over the test images. Letters: T tasks of the order.
 """
 
 import copy
@@ -22,9 +22,11 @@ from dassl.clip import build_clip_from_cfg, check_input
 from dassl.data.data_manager import build_dataset
 from dassl.engine.precision import Precision
 from dassl.engine.recipe import changed, finished, input_digests, recipe, role
-from dassl.report.table import MISSING, Table
+from dassl.report.protocols.mtil import AGNOSTIC, MTIL, mtil_report
+from dassl.report.records import load_results
 from dassl.utils import MissingFile, UserError
 from dassl.utils.distributed import broadcast, is_main
+from mergetune.report import METHODS
 from scripts.condu.sessions import Run
 
 OWN = "own"  # name of a vote that is none of the presets
@@ -212,17 +214,14 @@ def evaluate_stream(bench: StreamEvaluation, out: str, agnostic: bool) -> Matric
 
     matrices = bench.results(rows, measure)
     if is_main():
-        named = {f"vote {rule}" + (f", labels {labels}" if labels else ""): (rule, labels) for rule, labels in matrices}
-        tables = [matrix_table(matrices[key], f"{name}: {rows[key][0]}") for name, key in named.items()]
-        title = f"{bench.run.cfg}, order {bench.run.label}, seed {bench.run.seed}"
-        tables.append(summary_table({name: matrices[key] for name, key in named.items()}, title))
-        print(*(f"\n{table.text()}" for table in tables), sep="\n")
+        records = load_results(*(folder for folder, _ in rows.values()))
+        print(mtil_report(records, AGNOSTIC if agnostic else MTIL, METHODS).text())
     return matrices
 
 
 def rows_of(rules: Mapping[str, Vote], out: str, agnostic: bool) -> dict[tuple[str, str | None], tuple[Path, dict]]:
     """What an evaluation of a stream leaves, by (vote, label space)."""
-    protocol = "mtil_agnostic" if agnostic else "mtil"
+    protocol = AGNOSTIC if agnostic else MTIL
     keys = [(rule, labels) for labels in (LABELS if agnostic else (None,)) for rule in rules]
     return {
         (rule, labels): (
@@ -231,19 +230,3 @@ def rows_of(rules: Mapping[str, Vote], out: str, agnostic: bool) -> dict[tuple[s
         )
         for rule, labels in keys
     }
-
-
-def number(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.2f}"
-
-
-def summary_table(matrices: Mapping[str, AccuracyMatrix], title: str) -> Table:
-    """Transfer, Average and Last of each."""
-    rows = [[name, *map(number, matrix.summary().values())] for name, matrix in matrices.items()]
-    return Table(title, ["", "Transfer", "Average", "Last"], rows)
-
-
-def matrix_table(matrix: AccuracyMatrix, title: str) -> Table:
-    """A row after each task, a column for each test set."""
-    rows = [[name, *map(number, cells)] for name, cells in zip(matrix.tasks, matrix.accuracy.tolist(), strict=True)]
-    return Table(title, ["after", *matrix.tasks], rows)

@@ -1,4 +1,4 @@
-"""The kept experts of a stream looked at in other ways: baselines, ablations, other orders, and figures.
+"""The kept experts of a stream looked at in other ways: baselines, ablations, other orders, features for a t-SNE.
 
 All are counted on the same test images by the same evaluator. Whatever its place, an expert starts from the pretrained
 weights, so no other order needs training; but a continual learner keeps no experts: an analysis, outside the protocol.
@@ -32,6 +32,7 @@ from condu.state import ExpertStore, Stream, Task
 from condu.voting import PRESETS, Vote
 from dassl.clip import tensor_digest
 from dassl.merging.methods import average, wise_ft
+from dassl.report.figures.tsne import SCATTER_FILE, write_scatter
 from dassl.utils.progress import progress
 from scripts.condu.evaluate import Rows, StreamEvaluation, load_experts, vote_facts
 from scripts.condu.sessions import Run, in_order, keys, train_stream
@@ -215,25 +216,17 @@ def features_of(bench: StreamEvaluation, model: Member, test: TestSet) -> tuple[
     return torch.nn.functional.normalize(features.float(), dim=-1).cpu(), labels[rows].cpu()
 
 
-def draw_figures(bench: StreamEvaluation) -> list[str]:
-    """Accuracy matrices, the spread over orders, and every task's images through its own expert and through that of the
-    last session (tsne.json) -> the image files, anew each time: they are made of the results alone."""
-    from dassl.report.figures.all import all_figures
-    from dassl.report.figures.tsne import SCATTER_FILE, write_scatter
-    from dassl.report.records import load_results
-    from mergetune.report import METHODS
-
-    out = bench.run.out
-    if bench.run.overwrite or not (out / SCATTER_FILE).is_file():
-        last = bench.snapshots()[-1]
-        points, about = [], []
-        for test in bench.tests:
-            expert = member(bench, bench.experts[test.name][0])
-            for kind, model in (("expert", expert), ("reconstructed", last.members[last.place(test.name)])):
-                features, labels = features_of(bench, model, test)
-                points.append(features)
-                about += [(test.name, kind, test.classnames[label]) for label in labels.tolist()]
-        title = f"Experts and their reconstructions after {len(bench.tests)} tasks"
-        write_scatter(out / SCATTER_FILE, torch.cat(points).numpy(), about, title)
-    drawn = all_figures([out], load_results(out), Path(out, "figures"), METHODS)
-    return [str(path) for path in drawn if path.suffix == ".png"]
+def write_features(bench: StreamEvaluation) -> None:
+    """Every task's images through its own expert and through that of the last session, for a t-SNE (tsne.json)."""
+    file = bench.run.out / SCATTER_FILE
+    if file.is_file() and not bench.run.overwrite:
+        return
+    last, points, about = bench.snapshots()[-1], [], []
+    for test in bench.tests:
+        expert = member(bench, bench.experts[test.name][0])
+        for kind, model in (("expert", expert), ("reconstructed", last.members[last.place(test.name)])):
+            features, labels = features_of(bench, model, test)
+            points.append(features)
+            about += [(test.name, kind, test.classnames[label]) for label in labels.tolist()]
+    title = f"Experts and their reconstructions after {len(bench.tests)} tasks"
+    write_scatter(file, torch.cat(points).numpy(), about, title)

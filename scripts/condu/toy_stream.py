@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, wait
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from operator import attrgetter
 from pathlib import Path
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from condu.orders import label_of, random_orders, tasks_of  # noqa: E402
-from dassl.utils import ArgumentParser, UserError, atomic_write, errors_in_one_line  # noqa: E402
+from dassl.utils import ArgumentParser, UserError, errors_in_one_line  # noqa: E402
 from dassl.utils.progress import progress  # noqa: E402
 from scripts.condu.sessions import Run, program  # noqa: E402
 from scripts.workers import GONE, pool, quietly  # noqa: E402
@@ -73,15 +73,10 @@ def together(workers: tuple, what: str, *jobs: tuple) -> list:
     print(f"{what} ...", flush=True)
     started, failures = time.time(), set()
     futures = [executor.submit(_job, *job) for job in jobs]
-    with progress(what=what, total=len(jobs)) as bar:
-        waiting = set(futures)
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            for error in filter(None, (future.exception() for future in done)):
-                if str(error) not in failures:
-                    _say_failure(what, error)
-                failures.add(str(error))
-            bar.update(len(done))
+    for future in progress(as_completed(futures), what, total=len(jobs)):
+        if (error := future.exception()) and str(error) not in failures:
+            _say_failure(what, error)
+            failures.add(str(error))
     if failures:
         sys.exit(1)
     print(f"{what}: {time.time() - started:.0f} s", flush=True)
@@ -111,10 +106,10 @@ def _job(run: Run, function: Callable, *arguments):
     return quietly(lambda: function(bench_of(run), *arguments))
 
 
-def run_all(workers: tuple, run: Run, count: int) -> str:
-    """Everything, in stages; what is finished is skipped -> all tables."""
+def run_all(workers: tuple, run: Run, count: int) -> None:
+    """Everything, in stages; what is finished is skipped."""
     from scripts.condu import experiments
-    from scripts.condu.evaluate import evaluate_stream, matrix_table, summary_table
+    from scripts.condu.evaluate import evaluate_stream
 
     def stage(what: str, *jobs: tuple) -> list:
         return together(workers, what, *((run, *job) for job in jobs))
@@ -122,39 +117,14 @@ def run_all(workers: tuple, run: Run, count: int) -> str:
     names, _ = stage("Drawing the images", *[(attrgetter("names"),)] * WORKERS)
     training = (experiments.train_experts,), (experiments.train_sequential,)
     stage("Training experts, and one model in sequence", *training)
-    known, main = stage(
-        "Evaluating the stream and the baselines",
-        (evaluate_stream, str(run.out / "mtil"), False),
-        (experiments.evaluate_baselines,),
-    )
-    agnostic, ablations = stage(
-        "Evaluating without task names, and the ablations",
-        (evaluate_stream, str(run.out / "agnostic"), True),
-        (experiments.evaluate_ablations,),
-    )
-    numbered = list(enumerate(random_orders(names, count, run.seed)))
-    shares = [(experiments.evaluate_orders, dict(numbered[k::WORKERS])) for k in range(WORKERS)]
-    orders = {key: m for share in stage(f"Fusing {len(numbered)} random orders", *shares) for key, m in share.items()}
-    (figures,) = stage("Drawing the figures", (experiments.draw_figures,))
-    for (rule, labels), matrix in (known | agnostic).items():
-        main[f"ConDU, {rule} vote" + (f", task unknown, {labels} labels" if labels else "")] = matrix
-    tables = [matrix_table(known["paper", None], "ConDU, paper vote"), summary_table(main, "Accuracy in %")]
-    tables += [orders_table(rule, [orders[key] for key in orders if key[0] == rule]) for rule, _ in known]
-    head = f"{run.cfg}, {len(run.tasks)} tasks, order {run.label}, seed {run.seed}: {run.out}"
-    last = f"{len(figures)} figures: {run.out / 'figures'}"
-    return "\n\n".join([head, *(t.text() for t in [*tables, summary_table(ablations, "Ablations")]), last])
-
-
-def orders_table(rule: str, matrices: list):
-    """Means and deviations of Transfer, Average and Last over orders."""
-    from dassl.report.stats import summarise
-    from dassl.report.table import Table, show
-
-    columns = zip(*(matrix.summary().values() for matrix in matrices), strict=True)
-    known = [{i: value for i, value in enumerate(values) if value is not None} for values in columns]
-    cells = ["mean ± population deviation", *(show(summarise(values)) for values in known)]
-    title = f"{len(matrices)} random orders, {rule} vote"
-    return Table(title, ["", "Transfer", "Average", "Last"], [cells] if matrices else [])
+    known = (evaluate_stream, str(run.out / "mtil"), False)
+    stage("Evaluating the stream and the baselines", known, (experiments.evaluate_baselines,))
+    unknown = (evaluate_stream, str(run.out / "agnostic"), True)
+    stage("Evaluating without task names, and the ablations", unknown, (experiments.evaluate_ablations,))
+    orders = list(enumerate(random_orders(names, count, run.seed)))
+    shares = [(experiments.evaluate_orders, dict(orders[k::WORKERS])) for k in range(WORKERS)]
+    stage(f"Fusing {len(orders)} random orders", *shares)
+    stage("Encoding the images of the t-SNE", (experiments.write_features,))
 
 
 def plan(run: Run, count: int) -> Iterator[str]:
@@ -172,14 +142,14 @@ def main(argv: list[str] | None = None) -> None:
     started = time.time()
     with pool(WORKERS, threads=1) as workers:
         for run in runs:
-            text = run_all(workers, run, args.orders)
-            with atomic_write(str(run.out / "tables.txt"), "w") as file:
-                file.write(text + "\n")
-            print(f"\n{text}\n{time.time() - started:.0f} s", flush=True)
-    if args.seeds:
-        from mergetune.report import main as report_over_seeds
+            run_all(workers, run, args.orders)
+    from mergetune.report import main as report
 
-        report_over_seeds([*(str(run.out) for run in runs), "--out", str(runs[0].out.parent)])
+    for run in runs:
+        report([str(run.out), "--figures"])
+    if args.seeds:
+        report([*(str(run.out) for run in runs), "--out", str(runs[0].out.parent)])
+    print(f"{time.time() - started:.0f} s")
 
 
 if __name__ == "__main__":
