@@ -82,13 +82,11 @@ def _idx(folder: str, name: str, magic: int) -> tuple[str, np.ndarray]:
     try:
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise OSError(f"more than {MOST_BYTES} bytes")
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    head, body = content[: 4 + 4 * dims], content[4 + 4 * dims :]
-    numbers = np.frombuffer(head[: len(head) // 4 * 4], dtype=">u4").tolist()
-    if len(numbers) != 1 + dims or numbers[0] != magic or np.prod(numbers[1:], dtype=object) != len(body):
+        numbers = np.frombuffer(content, ">u4", 1 + dims).tolist()
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise UserError(f"{path} is damaged or no idx file of {dims} dimensions: {error}") from error
+    body = content[4 + 4 * dims :]
+    if len(content) > MOST_BYTES or numbers[0] != magic or np.prod(numbers[1:], dtype=object) != len(body):
         raise UserError(f"{path} is damaged or no idx file of {dims} dimensions")
     return path, np.frombuffer(body, dtype=np.uint8).reshape(numbers[1:])
 

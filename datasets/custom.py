@@ -11,7 +11,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 from dassl.data import group_indices
@@ -36,13 +36,15 @@ SPELLINGS = {"train": "train", "training": "train", "val": "val", "valid": "val"
 COLUMNS = ("path", "label", "split")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?|nan|[+-]?inf", re.IGNORECASE)  # as spreadsheets write them
 MOST_COMPARED = 20_000  # images of a data set up to which copies are looked for
-Row = tuple[str, str, str]  # path, class, part or ""
+Row = tuple[str, str, str]  # relative path, class, part of the split or ""
 
 
 class CustomDataset(MtilDataset):
     """A data set that DATASET.CUSTOM describes. A subclass gives `rows` and `find`."""
 
     images = ("",)
+    find: Callable[[str], str]  # the folder that the paths of `rows` start from; what its argument names exists
+    rows: Callable[[], Iterable[Row]]  # all images
 
     def __init__(self, cfg):
         self.custom = custom = cfg.DATASET.CUSTOM
@@ -69,14 +71,6 @@ class CustomDataset(MtilDataset):
             near = ", ".join(closest(os.path.basename(path), os.listdir(parent) if os.path.isdir(parent) else []))
             raise MissingFile(f"{type(self).__name__}: no {path} (DATASET.CUSTOM.PATH; there: {near or 'nothing'})")
         return self.find(path)
-
-    def find(self, path: str) -> str:
-        """The folder that the paths of `rows` start from; `path` exists."""
-        raise NotImplementedError
-
-    def rows(self) -> Iterable[Row]:
-        """All images: (relative path, class, part of the split, "" if it has none)."""
-        raise NotImplementedError
 
     def place(self, kind: str) -> str:
         """Where a class is first named, for an error."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Container, Iterable
 
 from dassl.data.datasets import Datum
-from dassl.utils import MissingFile, UserError, brief, read_json, read_text
+from dassl.utils import MissingFile, UserError, brief, listdir_nohidden, read_json, read_text
 from dassl.utils.images import IMAGE_SUFFIXES
 
 PARTS = ("train", "val", "test")
@@ -144,19 +144,15 @@ def folder_images(root: str, folders: list[str], names: dict[str, str], others: 
     items = []
     for label, folder in enumerate(folders):
         path = f"{root}/{folder}"
-        there = sorted(name for name in os.listdir(path) if not name.startswith("."))
-        images = list(filter(_is_image, there))
-        beside = [f"{folder}/{name}" for name in there if not _is_image(name)]
+        there = listdir_nohidden(path, sort=True)
+        images = [name for name in there if name.lower().endswith(IMAGE_SUFFIXES)]
+        beside = [f"{folder}/{name}" for name in sorted(set(there).difference(images))]
         if not images:
             raise UserError(f"{path} holds no images" + (f", but {len(beside)} others: {beside[0]}" if beside else ""))
         items += [_datum(path, name, label, names[folder]) for name in images]
         if others is not None:
             others += beside
     return items
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
 
 
 def read_lines(path: str, *, once: bool = False) -> list[str]:

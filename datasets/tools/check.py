@@ -69,7 +69,9 @@ def check(name: str, root: str, decode: str = "sample", jobs: int = 4) -> Row:
     except UserError as error:
         row.status, row.problems = ABSENT, [str(error), *mistakes(kind, root, "")]
         return row
-    row.folder, row.notes = os.path.relpath(folder, root), old_pickles(folder)
+    row.folder = os.path.relpath(folder, root)
+    if old := glob.glob(os.path.join(glob.escape(folder), "split_fewshot", "*.pkl")):
+        row.notes = [f"split_fewshot has {len(old)} pickles, which are never read; import-subset makes a subset of one"]
     try:
         data = kind(settings(root, name))
     except UserError as error:
@@ -127,13 +129,6 @@ def mistakes(kind: type, root: str, folder: str) -> Iterator[str]:
         for file in filter(None, (kind.split_file, "variants.txt", "classnames.txt", "ClassName.txt")):
             if os.path.isfile(os.path.join(folder, name, file)) and not os.path.isfile(os.path.join(folder, file)):
                 yield f"{file} lies in {name}/: move the content of that folder up"
-
-
-def old_pickles(folder: str) -> list[str]:
-    """A note on few-shot files of other programs."""
-    pickles = glob.glob(os.path.join(glob.escape(folder), "split_fewshot", "*.pkl"))
-    note = f"split_fewshot has {len(pickles)} pickles, which are never read; import-subset makes a subset of one"
-    return [note] if pickles else []
 
 
 def plain(name: str) -> str:

@@ -8,7 +8,7 @@ content, than the published file, and every result says so.
 import itertools
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dassl.data import group_indices
 from dassl.data.datasets import DATASET_REGISTRY, Datum
@@ -19,7 +19,7 @@ from ..mtil import car_lists, pet_lists
 from ..readers import class_folders, folder_images, listed, read_lines, read_listing
 
 TRAIN, VAL = 0.5, 0.2
-Parts = tuple[list[Datum], list[Datum] | None]  # all images and None, or training and test lists
+Parts = Sequence[list[Datum]]  # all images, or those of training and of the test
 
 CALTECH = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
 EUROSAT = {
@@ -41,7 +41,7 @@ def folders(names: dict[str, str], skip: tuple[str, ...] = ()) -> Callable[[str,
 
     def read(folder: str, images: str) -> Parts:
         kinds = [name for name in class_folders(images) if name not in skip]
-        return folder_images(images, kinds, {name: names.get(name, name) for name in kinds}), None
+        return [folder_images(images, kinds, {name: names.get(name, name) for name in kinds})]
 
     return read
 
@@ -50,7 +50,7 @@ def flowers(folder: str, images: str) -> Parts:
     names = read_json(os.path.join(folder, "cat_to_name.json"))
     labels = mat_variable(os.path.join(folder, "imagelabels.mat"), "labels")
     items = [(f"image_{i:05d}.jpg", int(k) - 1, names[str(int(k))]) for i, k in enumerate(labels, start=1)]
-    return listed(images, items, "imagelabels.mat"), None
+    return [listed(images, items, "imagelabels.mat")]
 
 
 def pets(folder: str, images: str) -> Parts:
@@ -121,12 +121,12 @@ def make_split(name: str, root: str, seed: int = 1) -> str:
     for file in (kind.split_file, kind.local_split()):
         if os.path.isfile(os.path.join(folder, file)):
             raise UserError(f"{name}: {os.path.join(folder, file)} is there already; nothing was made")
-    first, test = READERS[name](folder, images)
+    first, *official = READERS[name](folder, images)
     rng = random.Random(seed)
-    if test is None:
-        train, val, test = _cut(first, (TRAIN, VAL), rng)
+    if official:
+        (val, train), (test,) = _cut(first, (VAL,), rng), official
     else:
-        val, train = _cut(first, (VAL,), rng)
+        train, val, test = _cut(first, (TRAIN, VAL), rng)
     content = {
         part: [[item.impath[len(images) + 1 :], item.label, item.classname] for item in items]
         for part, items in (("train", train), ("val", val), ("test", test))

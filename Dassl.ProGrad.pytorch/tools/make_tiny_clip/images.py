@@ -82,8 +82,7 @@ def _counted(rng):
     name = plural(number, shape)
     word, rest = name.split(" ", 1)
     phrases = [name, name, f"{word} {colour} {rest}", f"{word} {colour} {rest}", f"{number} {rest}"]
-    arguments = {"number": number, "shape": shape, "colour": colour}
-    return "counted", arguments, phrases, pick(rng, ("group", "object"))
+    return "counted", {"number": number, "shape": shape, "colour": colour}, phrases, pick(rng, ("group", "object"))
 
 
 def _paired(rng):
@@ -107,8 +106,7 @@ def _placed(rng):
     word = place if place != "center" else pick(rng, ("center", "centre", "middle"))
     phrases = [f"{shape} at the {word}", f"{colour} {shape} at the {word}", f"shape at the {word}",
                f"object in the {word}", f"{word}", f"{shape} {word}"]  # fmt: skip
-    arguments = {"place": place, "shape": shape, "colour": colour}
-    return "placed", arguments, phrases, pick(rng, ("position", "shape"))
+    return "placed", {"place": place, "shape": shape, "colour": colour}, phrases, pick(rng, ("position", "shape"))
 
 
 def _sized(rng):

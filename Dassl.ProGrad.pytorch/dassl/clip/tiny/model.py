@@ -60,6 +60,15 @@ class Transformer(nn.Module):
             x = block(x)
         return x
 
+    def init_weights(self):
+        """CLIP's initialisation: layers that write into the residual are scaled down by the depth."""
+        std, depth = self.width**-0.5, (2 * self.layers) ** -0.5
+        for block in self.resblocks:
+            for linear, scale in ((block.attn.qkv, std), (block.attn.out_proj, std * depth),
+                                  (block.mlp[0], std * 2**-0.5), (block.mlp[2], std * depth)):  # fmt: skip
+                nn.init.normal_(linear.weight, std=scale)
+                nn.init.zeros_(linear.bias)
+
 
 class VisionTransformer(nn.Module):
     """(B, 3, S, S) -> (B, D). The stem makes one token of 8 x 8 pixels."""
@@ -106,17 +115,7 @@ class TinyCLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(LOGIT_SCALE))
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         for tower in (self.visual.transformer, self.transformer):
-            self._init_blocks(tower)
-
-    @staticmethod
-    def _init_blocks(transformer):
-        """CLIP's initialisation: layers that write into the residual are scaled down by the depth."""
-        std, depth = transformer.width**-0.5, (2 * transformer.layers) ** -0.5
-        for block in transformer.resblocks:
-            for linear, scale in ((block.attn.qkv, std), (block.attn.out_proj, std * depth),
-                                  (block.mlp[0], std * 2**-0.5), (block.mlp[2], std * depth)):  # fmt: skip
-                nn.init.normal_(linear.weight, std=scale)
-                nn.init.zeros_(linear.bias)
+            tower.init_weights()
 
     @property
     def dtype(self):

@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 
 PAD, START, OPEN, CLOSE, UNKNOWN = range(5)
-_FIRST = 5
 SIGNS = "abcdefghijklmnopqrstuvwxyz0123456789"
 _PIECES = re.compile(r"[a-z0-9]+|[^\sa-z0-9]")
 
@@ -21,7 +20,7 @@ class Tokenizer:
     def __init__(self, words):
         """words: known words, without single letters and digits, which are always known."""
         self.pieces = ["", "<start>", "<", ">", "?", *SIGNS, *words]
-        self.ids = {piece: i for i, piece in enumerate(self.pieces) if i >= _FIRST}
+        self.ids = {piece: i for i, piece in enumerate(self.pieces) if i > UNKNOWN}
         self.end = len(self.pieces)
         self.size = self.end + 1
 
