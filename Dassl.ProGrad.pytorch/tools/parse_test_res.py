@@ -23,44 +23,33 @@ TRAINED = re.compile(r"Finish training|Finished training( in .*)?")  # the whole
 RESULT = re.compile("=> result")
 
 
-class NothingFound(Exception):
-    """There is no result where one was asked for."""
-
-
-def read_result(lines, keyword, signal):
-    """Last number of `* KEYWORD: NUMBER%` behind a line that is the signal; None if there is none."""
+def read_run(folder: Path, keyword: str, signal: re.Pattern) -> float | None:
+    """Result of one run: in its last log that has one, the last `* KEYWORD: NUMBER%` behind a line that is the signal.
+    log-DATE.txt is before log.txt, log.txt-DATE after it."""
     pattern = re.compile(rf"\* {re.escape(keyword)}: ([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)%", re.ASCII)
-    armed, found = False, None
-    for line in map(str.strip, lines):
-        armed = armed or signal.fullmatch(line)
-        match = pattern.search(line)
-        if armed and match and abs(number := float(match.group(1))) < LARGEST:
-            found = number
-    return found
-
-
-def read_run(folder, keyword, signal):
-    """Result of one run: of its last log that has one. log-DATE.txt is before log.txt, log.txt-DATE after it."""
-    log = folder / "log.txt"
+    log, result = folder / "log.txt", None
     if not log.is_file():
-        raise NothingFound(f'No file found at "{log}"')
-    found = None
+        sys.exit(f'error: No file found at "{log}"')
     for path in filter(Path.is_file, [*sorted(folder.glob("log-*.txt")), log, *sorted(folder.glob("log.txt-*"))]):
         if path.stat().st_size > MOST_BYTES:
-            raise NothingFound(f'"{path}" has {path.stat().st_size} bytes, expected a log of at most {MOST_BYTES}')
-        later = read_result(path.read_text(errors="replace").splitlines(), keyword, signal)
-        found = found if later is None else later
-    return found
+            sys.exit(f'error: "{path}" has {path.stat().st_size} bytes, expected a log of at most {MOST_BYTES}')
+        armed = False
+        for line in map(str.strip, path.read_text(errors="replace").splitlines()):
+            armed = armed or bool(signal.fullmatch(line))
+            match = pattern.search(line)
+            if armed and match and abs(number := float(match.group(1))) < LARGEST:
+                result = number
+    return result
 
 
-def subfolders(directory):
+def subfolders(directory: Path) -> list[Path]:
     """Sub-folders by name, hidden ones left out."""
     if not directory.is_dir():
-        raise NothingFound(f'"{directory}" is not a folder')
+        sys.exit(f'error: "{directory}" is not a folder')
     return sorted(path for path in directory.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def summarise(directory, keyword, signal, ci95):
+def summarise(directory: Path, keyword: str, signal: re.Pattern, ci95: bool) -> float:
     """Print one line a run and the summary of `directory`: the mean with the population standard deviation, or with
     half the width of its 95 % interval; returns the mean."""
     print(f"Parsing files in {directory}")
@@ -73,15 +62,15 @@ def summarise(directory, keyword, signal, ci95):
         print(f"file: {folder / 'log.txt'}. {keyword}: {value:.2f}%. ")
         values.append(value)
     if not values:
-        raise NothingFound(f"Nothing found in {directory}")
+        sys.exit(f"error: Nothing found in {directory}")
     mean, deviation = statistics.fmean(values), statistics.pstdev(values)
     spread = 1.96 * deviation / math.sqrt(len(values)) if ci95 else deviation
     print(f"===\nSummary of directory: {directory}\n* {keyword}: {mean:.2f}% +- {spread:.2f}%\n===")
     return mean
 
 
-def main(argv=None):
-    """Run one command line. Raises NothingFound."""
+def main(argv: list[str] | None = None) -> None:
+    """Run one command line; what is not there ends it with one line and exit code 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=Path, help="folder that holds one sub-folder a run")
     parser.add_argument("--ci95", action="store_true", help="95 %% confidence interval instead of the deviation")
@@ -92,13 +81,10 @@ def main(argv=None):
     folders = subfolders(args.directory) if args.multi_exp else [args.directory]
     means = [summarise(f, args.keyword, RESULT if args.test_log else TRAINED, args.ci95) for f in folders]
     if not means:
-        raise NothingFound(f"Nothing found in {args.directory}")
+        sys.exit(f"error: Nothing found in {args.directory}")
     if args.multi_exp:
         print(f"Average performance\n* {args.keyword}: {statistics.fmean(means):.2f}%")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except NothingFound as error:
-        sys.exit(f"error: {error}")
+    main()

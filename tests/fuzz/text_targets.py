@@ -314,5 +314,5 @@ TEXTS = [
     Target("manifest", make_manifest, read_manifest, (relative(custom), relative(readers), TOOLS), prepare=images),
     LISTED,
     Target("results", make_results, read_results, (relative(records),)),
-    Target("logs", make_logs, read_logs, (PARSER,), errors=(parser().NothingFound, OSError)),
+    Target("logs", make_logs, read_logs, (PARSER,), errors=(SystemExit, OSError)),
 ]
