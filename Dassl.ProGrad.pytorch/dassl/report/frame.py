@@ -75,16 +75,6 @@ def with_accuracy(records: list[dict], **wanted: Any) -> list[dict]:
     return [r for r in select(records, **wanted) if "accuracy" in r["metrics"]]
 
 
-def without_repeats(records: list[dict], lent: list[dict], key: Callable) -> list[dict]:
-    """Records, and of the lent evaluation runs the newest for each `key(record)` that none of their evaluations has."""
-    taken, kept = {key(r) for r in select(records, kind="eval")}, list(records)
-    for record in sorted(select(lent, kind="eval"), key=lambda r: r["written"], reverse=True):
-        if key(record) not in taken:
-            taken.add(key(record))
-            kept.append(record)
-    return kept
-
-
 def fill(runs: Iterable[dict], cells_of: Callable, methods: Methods) -> Grid:
     """Runs, one for each cell and seed -> Grid. cells_of: run -> {(row, column): value}."""
     scores, behind = {}, {}

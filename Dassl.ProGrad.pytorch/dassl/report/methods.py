@@ -5,12 +5,12 @@ table that the caller passes in, so that this package knows no method. Runs of o
 backbone or shots become rows of their own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import NamedTuple
 
-from dassl.report.records import is_number
+from dassl.report.records import is_number, without_repeats
 
 CONTROL = "continued"  # the preset of stage 2 without the method: a control, which papers do not have
 USUAL = "coop"  # the family of templates of a zero-shot row that names none
@@ -34,16 +34,12 @@ class Methods:
     datasets: tuple = ()  # names; others follow by alphabet
     published: tuple = ()  # JSON files of accuracies that papers print: see protocols/against.py
 
-    def trainer(self, record):
+    def trainer(self, record: dict) -> str:
         """A record's trainer, by its current name."""
         return self.aliases.get(record["trainer"], record["trainer"])
 
-    def label(self, trainer, preset="", chosen=""):
-        """The method's printed name; a pair that the table lacks, or a changed preset, becomes "Trainer (preset)".
-        chosen: of a Row."""
-        if chosen:
-            name = self.label(trainer, preset)
-            return f"{name[:-1]}, {chosen})" if name.endswith(")") else f"{name}, {chosen}"
+    def label(self, trainer: str, preset: str = "") -> str:
+        """The method's printed name; a pair that the table lacks, or a changed preset, becomes "Trainer (preset)"."""
         trainer = self.aliases.get(trainer, trainer)
         if (trainer, preset) in self.labels:
             return self.labels[trainer, preset]
@@ -52,17 +48,16 @@ class Methods:
             return any_preset
         return f"{any_preset or name} ({preset})" if preset else name
 
-    def rank(self, row):
+    def rank(self, row: "Row") -> tuple:
         """Sort key of a Row: the table's order, a changed preset behind its own, merges behind all of these."""
-        pairs = list(self.labels)
-        preset, _ = split_changes(row.preset)
-        places = [k for k, pair in enumerate(pairs) if pair in ((row.trainer, preset), (row.trainer, None))]
-        kin = [k for k, (trainer, _) in enumerate(pairs) if trainer == row.trainer]
-        place = places[0] if places else kin[-1] if kin else len(pairs)
+        places = {pair: k for k, pair in enumerate(self.labels)}
+        last = max((k for (trainer, _), k in places.items() if trainer == row.trainer), default=len(places))
+        any_preset = places.get((row.trainer, None), last)
+        place = places.get((row.trainer, split_changes(row.preset)[0]), any_preset)
         rest = row.preset, row.backbone, row.shots or 0, row.unfinished, str(row.setting)
         return place, bool(row.merge), row.label, *rest
 
-    def dataset_rank(self, name):
+    def dataset_rank(self, name: str) -> tuple[int, str]:
         """Sort key of a data set's name."""
         known = name in self.datasets
         return self.datasets.index(name) if known else len(self.datasets), name
@@ -71,18 +66,18 @@ class Methods:
 NONE = Methods()  # every method by the names in its record
 
 
-def split_changes(preset):
-    """A record's preset -> (the preset itself or "", what was changed: list of str)."""
+def split_changes(preset: str) -> tuple[str, list[str]]:
+    """A record's preset -> (the preset itself or "", what was changed)."""
     plain, mark, changes = preset.partition(CHANGED)
     return plain.removesuffix(", "), changes.split(", ") if mark else []
 
 
-def is_control(preset):
+def is_control(preset: str) -> bool:
     """Training on without the method, whatever else was changed."""
     return split_changes(preset)[0] == CONTROL
 
 
-def split_by_template(records, methods):
+def split_by_template(records: list[dict], methods: Methods) -> list[dict]:
     """Zero-shot runs on other templates than the usual ones as rows of their own, by the template as their preset.
 
     `template_family` of such a run: what it was asked for, then all other names of the same prompt. Where a data
@@ -90,16 +85,12 @@ def split_by_template(records, methods):
     """
     runs = [r for r in records if methods.trainer(r) == methods.zero_shot and r.get("template_family")]
     others = [r for r in runs if USUAL not in r["template_family"]]
-    left = set(map(id, others))
-    split = [r for r in records if id(r) not in left]
-
-    def cell(record):
-        return *(record[name] for name in ("dataset", "protocol", "subset", "seed", "kind")), backbone_of(record)
-
+    fields = "dataset", "protocol", "subset", "seed"
+    split = [r for r in records if not any(r is other for other in others)]
     for family in dict.fromkeys(r["template_family"][0] for r in others):
         asked = [r for r in runs if r["template_family"][0] == family]
-        taken = set(map(cell, asked))
-        asked += [r for r in runs if family in r["template_family"] and cell(r) not in taken]
+        lent = [r for r in runs if family in r["template_family"]]
+        asked = without_repeats(asked, lent, lambda r: (*map(r.get, fields), backbone_of(r)))
         words = {str(r.get("templates")) for r in asked}
         split += [{**r, "preset": words.copy().pop() if len(words) == 1 else EACH_TEMPLATE} for r in asked]
     return split
@@ -119,85 +110,76 @@ class Row(NamedTuple):
     chosen: str = ""  # the weights that a line named, where training chooses others: "last epoch", "epoch 3"
 
 
-def row_of(record, methods, shots=True):
-    """The row that a record belongs to; shots False: whatever its number of shots."""
-    trainer = methods.trainer(record)
-    merge = merge_name(record, methods)
+def row_of(record: dict, methods: Methods) -> Row:
+    """The row that a record belongs to."""
+    trainer, merge, chosen = methods.trainer(record), merge_name(record, methods), named_weights(record)
     preset = str(record["merge"].get("of") or record["merge"].get("preset") or "") if merge else record["preset"]
-    chosen = named_weights(record)
-    label = methods.label(trainer, preset, chosen) + (f" + {merge}" if merge else "")
-    seen = record.get("shots") if shots and not sees_no_data(record) else None
-    left = record.get("unfinished") or ""
-    return Row(label, trainer, preset, backbone_of(record), seen, merge, unfinished=left, chosen=chosen)
+    label = methods.label(trainer, preset)
+    if chosen:
+        label = f"{label[:-1]}, {chosen})" if label.endswith(")") else f"{label}, {chosen}"
+    shots, left = None if sees_no_data(record) else record.get("shots"), record.get("unfinished") or ""
+    label += f" + {merge}" if merge else ""
+    return Row(label, trainer, preset, backbone_of(record), shots, merge, unfinished=left, chosen=chosen)
 
 
-def plain_row(record, methods):
+def plain_row(record: dict, methods: Methods) -> Row:
     """The row of a record's method with its preset's changes taken off, and the epoch that a line named by number."""
     named = record.get("instead_of") if record.get("chosen_on") == "last_step" else ""
     return row_of({**record, "preset": split_changes(record["preset"])[0], "instead_of": named}, methods)
 
 
-def named_weights(record):
+def named_weights(record: dict) -> str:
     """The weights that were scored in place of those that training chooses: "last epoch", "epoch 3", or ""."""
     chosen = record.get("chosen_on") or ""
     return ("last epoch" if chosen == "last_step" else chosen) if record.get("instead_of") else ""
 
 
-def merge_name(record, methods):
-    """What a merged model was made by, with its values -> str such as "TIES (density 0.2, scale 1)", or "".
+def merge_name(record: dict, methods: Methods) -> str:
+    """What a merged model was made by, with its values, such as "TIES (density 0.2, scale 1)", or "".
 
     Numbers that were chosen on validation are a result of the run, not part of the method, and are left out.
     """
-    merge = record.get("merge")
-    if not isinstance(merge, dict) or not merge.get("method"):
+    merge = record.get("merge") or {}
+    if not merge.get("method"):
         return ""
-    title = str(merge.get("title") or merge["method"])
-    name = methods.merges.get(merge["method"], title.replace("_", " "))
-    values, chosen = merge_values(record), chosen_alpha(record)
-    if not chosen and record["preset"].startswith(f"{title} ("):  # the maker's own words, with the other parents
-        return name + record["preset"].removeprefix(title)
+    title, values = str(merge.get("title") or merge["method"]), merge_values(record)
+    name, chosen = methods.merges.get(merge["method"], title.replace("_", " ")), record.get("alpha_chosen_on")
     numbers = {k: v for k, v in values.items() if is_number(v) and k != "seed"}
-    if chosen:
+    if chosen and chosen not in ("given", "none"):
         words = [f"{'alpha' if set(numbers) == {'alpha'} else 'values'} by {chosen}"]
+    elif record["preset"].startswith(f"{title} ("):  # the maker's own words, with the other parents
+        return name + record["preset"].removeprefix(title)
     else:
         words = [f"{key} {value:g}" for key, value in numbers.items()]
     words += [f"{key} {value}" for key, value in values.items() if isinstance(value, str)]
     return f"{name} ({', '.join(words)})" if words else name
 
 
-def merge_values(record):
-    """The values that a merge was made with -> dict, empty for a run that is none."""
-    merge = record.get("merge")
-    if not isinstance(merge, dict):
-        return {}
+def merge_values(record: dict) -> dict:
+    """The values that a merge was made with, empty for a run that is none."""
+    merge = record.get("merge") or {}
     values = merge.get("values")
     return values if isinstance(values, dict) else {k: v for k, v in merge.items() if k not in _ABOUT}
 
 
-def chosen_alpha(record):
-    """What the blending weight of a merged model was chosen on; None if it was given."""
-    chosen = record.get("alpha_chosen_on")
-    return chosen if chosen and chosen not in ("given", "none") else None
-
-
-def sees_no_data(record):
+def sees_no_data(record: dict) -> bool:
     """True for zero-shot runs: nothing was trained, so shots and source mean nothing."""
     return record.get("data_seen") == "none"
 
 
-def backbone_of(record):
+def backbone_of(record: dict) -> str:
     """Name of the record's backbone, or ""."""
     backbone = record.get("backbone") or {}
     return str(backbone.get("name", "") if isinstance(backbone, dict) else backbone)
 
 
-def sort_rows(rows, methods):
-    """Distinct rows in printed order -> list."""
+def sort_rows(rows: Iterable[Row], methods: Methods) -> list[Row]:
+    """Distinct rows in printed order."""
     return sorted(set(rows), key=methods.rank)
 
 
-def row_names(rows):
-    """Printed names -> dict row -> str. Rows that share a label get what tells them apart behind it, and each how far
+def row_names(rows: Iterable[Row]) -> dict[Row, str]:
+    """Printed names. Rows that share a label get what tells them apart behind it, and each how far
     its training is if that has not ended."""
     words = {r: (r.preset or "no preset", r.backbone or "unknown backbone", _shots(r.shots)) for r in rows}
     names = {}
@@ -208,8 +190,8 @@ def row_names(rows):
     return names
 
 
-def shared_settings(rows):
-    """What all rows agree on beside the method, behind a heading -> str such as " (tiny, 16 shots)", or ""."""
+def shared_settings(rows: Iterable[Row]) -> str:
+    """What all rows agree on beside the method, behind a heading, such as " (tiny, 16 shots)", or ""."""
     backbones = {row.backbone for row in rows}
     shots = {row.shots for row in rows} - {None}
     words = [*backbones - {""}] if len(backbones) == 1 else []

@@ -7,6 +7,7 @@ added: `file` (Path), `written` (modification time in seconds) and `kind` ("trai
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,16 @@ def select(records, **wanted):
     """Records whose fields have the wanted values; a tuple, list or set admits each of its members."""
     allowed = {name: v if isinstance(v, tuple | list | set) else (v,) for name, v in wanted.items()}
     return [r for r in records if all(r.get(name) in values for name, values in allowed.items())]
+
+
+def without_repeats(records: list[dict], lent: list[dict], key: Callable) -> list[dict]:
+    """Records, and of the lent evaluation runs the newest for each `key(record)` that none of their evaluations has."""
+    taken, kept = {key(r) for r in select(records, kind="eval")}, list(records)
+    for record in sorted(select(lent, kind="eval"), key=lambda r: r["written"], reverse=True):
+        if key(record) not in taken:
+            taken.add(key(record))
+            kept.append(record)
+    return kept
 
 
 def require_evaluations(following, records, table, protocol, classes):

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from dassl.report import table
 from dassl.report.disclosures import STAMP_COLUMNS, names_on, stamp_cells, stamp_notes
-from dassl.report.frame import Grid, build, with_accuracy, without_repeats
+from dassl.report.frame import Grid, build, with_accuracy
 from dassl.report.methods import NONE, Methods, Row, row_of, sees_no_data, shared_settings, split_by_template
-from dassl.report.records import require_evaluations, select
+from dassl.report.records import require_evaluations, select, without_repeats
 from dassl.report.stats import Summary
 
 PROTOCOL = "fewshot"
@@ -39,7 +39,7 @@ def fewshot(records: list[dict], methods: Methods = NONE) -> FewShot:
     lent = [{**r, "shots": k} for r in runs if sees_no_data(r) and r["dataset"] in datasets for k in shots]
 
     def row(record):
-        return row_of(record, methods, shots=False)
+        return row_of(record, methods)._replace(shots=None)
 
     runs = without_repeats(trained, lent, lambda r: (row(r), r["dataset"], r["shots"], r["seed"]))
     for k, r in enumerate(runs):

@@ -21,9 +21,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dassl.report import table
-from dassl.report.frame import Grid, fill, without_repeats
+from dassl.report.frame import Grid, fill
 from dassl.report.methods import NONE, row_of, shared_settings, sort_rows
-from dassl.report.records import NoRuns, group_by, leave_out, newest_each, numbers, select
+from dassl.report.records import NoRuns, group_by, leave_out, newest_each, numbers, select, without_repeats
 from dassl.report.table import BELOW, MISSING, Cell, Table
 
 MTIL, AGNOSTIC = "mtil", "mtil_agnostic"

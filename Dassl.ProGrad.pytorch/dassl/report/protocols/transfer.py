@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from dassl.report import table
 from dassl.report.disclosures import STAMP_COLUMNS, stamp_cells, stamp_notes
-from dassl.report.frame import Grid, build, with_accuracy, without_repeats
+from dassl.report.frame import Grid, build, with_accuracy
 from dassl.report.methods import NONE, Methods, merge_values, row_of, sees_no_data, shared_settings, split_by_template
-from dassl.report.records import group_by, is_number, require_evaluations, select
+from dassl.report.records import group_by, is_number, require_evaluations, select, without_repeats
 
 SUBSET = "all"
 
