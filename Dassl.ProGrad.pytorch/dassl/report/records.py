@@ -186,12 +186,9 @@ def select(records, **wanted):
 
 def without_repeats(records: list[dict], lent: list[dict], key: Callable) -> list[dict]:
     """Records, and of the lent evaluation runs the newest for each `key(record)` that none of their evaluations has."""
-    taken, kept = {key(r) for r in select(records, kind="eval")}, list(records)
-    for record in sorted(select(lent, kind="eval"), key=lambda r: r["written"], reverse=True):
-        if key(record) not in taken:
-            taken.add(key(record))
-            kept.append(record)
-    return kept
+    taken = {key(r) for r in select(records, kind="eval")}
+    newest = {key(r): r for r in sorted(select(lent, kind="eval"), key=lambda r: r["written"])}
+    return records + [record for place, record in newest.items() if place not in taken]
 
 
 def require_evaluations(following, records, table, protocol, classes):

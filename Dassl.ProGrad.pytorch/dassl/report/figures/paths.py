@@ -1,7 +1,5 @@
 """Figures of the path zero-shot -> ours -> fine-tuned of stage-2 runs, from their path.json."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from dassl.report.figures import drawing
@@ -44,7 +42,7 @@ def change_figures(folders, _, methods):
             key: {d: {seed: curve - curve[0] for seed, curve in by_seed.items()} for d, by_seed in by_dataset.items()}
             for key, by_dataset in curves.runs.items()
         }
-        less = replace(curves, runs=runs, direct={})
+        less = curves._replace(runs=runs, direct={})
         figure = drawing.new_figure(
             4.8, 3.7, "", f"{_averaged(less) or less.datasets[0]}\n{less.ends[0]}\n{less.others}"
         )

@@ -22,7 +22,7 @@ Letters: P points.
 """
 
 import itertools
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,33 +46,22 @@ LINES = {"Z-O": "zero-shot to ours", "O-F": "ours to fine-tuned", "Z-F": "zero-s
 DIGITS = {"loss": 4, "accuracy": 2}
 
 
-@dataclass
-class PathCurves:
+class PathCurves(NamedTuple):
     """The runs of one method and space on one grid."""
 
     name: str  # printed, of the middle solution
     space: str
     t: np.ndarray  # (P,)
+    subsets: tuple[str, ...]  # in printed order
     runs: dict  # {(subset, quantity): {data set: {seed: (P,)}}}
+    ends: list[str]  # printed names of the solutions on the path, in order
     note: str  # of the first run that has one
-    template: str  # of zero-shot CLIP at the start, where the runs say
-    others: str  # of `_others_note`
-    direct_t: np.ndarray | None = None
-    direct: dict = field(default_factory=dict)  # as `runs` on `direct_t`, empty where a run lacks it
+    others: str  # on how many other data sets the cards are, and from which words
+    direct_t: np.ndarray
+    direct: dict  # as `runs` on `direct_t`, empty where a run lacks it
 
     @property
-    def ends(self):
-        """Printed names of the solutions on the path, in order."""
-        zero_shot = f"zero-shot ({self.template})" if self.template else "zero-shot"
-        return [zero_shot, self.name, "fine-tuned"][int(self.t[0]) :]
-
-    @property
-    def subsets(self):
-        """In printed order."""
-        return list(dict.fromkeys(subset for subset, _ in self.runs))
-
-    @property
-    def datasets(self):
+    def datasets(self) -> list[str]:
         """Sorted names."""
         return sorted(self.runs[self.subsets[0], "loss"])
 
@@ -158,34 +147,29 @@ def _path_curves(records, name, space, subsets):
     kept = newest_each(alike, key=lambda r: (r["dataset"], r["seed"]), what="paths")
     paths = [r["path"] for r in kept]
     templates = {path["template"] for path in paths}
+    template = templates.pop() if len(templates) == 1 else EACH_TEMPLATE
+    ends = [f"zero-shot ({template})" if template else "zero-shot", name, "fine-tuned"][int(t[0]) :]
     counts = sorted({len(path["sets"]) for path in paths})
-    if counts[0]:  # on how many other data sets the cards are, and from which words
+    others = "no curve of others: not all cards have it" if counts[-1] else ""
+    if counts[0]:
         subsets += (OTHERS,)
         words = {path["words"] for path in paths}
-        ends = f"; zero-shot ({words.pop()})" if len(words) == 1 and all(words) else ""
-        many = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-        others = f"others: mean over {many} other data sets{ends}"
-    else:
-        others = "no curve of others: not all cards have it" if counts[-1] else ""
+        start = f"; zero-shot ({words.pop()})" if len(words) == 1 and all(words) else ""
+        others = f"others: mean over {' to '.join(map(str, counts[:: len(counts) - 1 or 1]))} other data sets{start}"
 
-    def runs(curves):
-        averaged = {(s, q): {} for s in subsets for q in QUANTITIES}
-        for (subset, quantity), by_dataset in averaged.items():
-            for record in kept:
-                by_seed = by_dataset.setdefault(record["dataset"], {})
-                by_seed[record["seed"]] = curves(record["path"])[subset][quantity]
+    def runs(curves_of):
+        averaged = {}
+        for subset, quantity, record in itertools.product(subsets, QUANTITIES, kept):
+            by_seed = averaged.setdefault((subset, quantity), {}).setdefault(record["dataset"], {})
+            by_seed[record["seed"]] = curves_of(record["path"])[subset][quantity]
         return averaged
 
-    lines = {tuple(path["direct"]["t"]) if "direct" in path else None for path in paths}
-    straight = len(lines) == 1 and None not in lines
-    return PathCurves(
-        name, space, np.array(t), runs(lambda path: path),
-        note=next((path["note"] for path in paths if path["note"]), ""),
-        template=templates.pop() if len(templates) == 1 else EACH_TEMPLATE,
-        others=others,
-        direct_t=np.array(lines.pop()) if straight else None,
-        direct=runs(lambda path: path["direct"]) if straight else {},
-    )  # fmt: skip
+    lines = {tuple(path["direct"]["t"]) if "direct" in path else () for path in paths}
+    straight = lines.pop() if len(lines) == 1 else ()
+    direct = runs(lambda path: path["direct"]) if straight else {}
+    note = next((path["note"] for path in paths if path["note"]), "")
+    curves = runs(lambda path: path)
+    return PathCurves(name, space, np.array(t), subsets, curves, ends, note, others, np.array(straight), direct)
 
 
 def run_barriers(path):
