@@ -157,14 +157,9 @@ def _weights_file(package, source):
 
 def _wrap(package, module, tokenizer, *, name, digest):
     facts = package.model.get_model_preprocess_cfg(module)
-    size = facts["size"]
-    preprocess = Preprocess(
-        size if isinstance(size, int) else size[0],
-        tuple(facts["mean"]),
-        tuple(facts["std"]),
-        facts["interpolation"],
-        facts["resize_mode"],
-    )
+    size = facts["size"] if isinstance(facts["size"], int) else facts["size"][0]
+    pixels = tuple(facts["mean"]), tuple(facts["std"]), facts["interpolation"], facts["resize_mode"]
+    preprocess = Preprocess(size, *pixels)
     quick = any(isinstance(part, package.transformer.QuickGELU) for part in module.modules())
     kind = OpenClip if hasattr(getattr(module, "text", module), "token_embedding") else OpenClipForeignText
     return kind(

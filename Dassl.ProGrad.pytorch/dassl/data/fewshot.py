@@ -24,33 +24,25 @@ def group_indices(keys: Iterable) -> dict:
     return groups
 
 
-def few_shot_indices(labels: Iterable[int], k: int, rng=random, short: str = "all") -> list[int]:
-    """Indices of k items of each class, class after class, in the order drawn.
+def few_shot(items: Sequence, k: int, rng=random, short: str = "all") -> list:
+    """k items of each class, class after class, in the order drawn; all items if k < 1.
 
-    rng: the module random or a random.Random. short: what to do with a class of fewer than k items:
-    "all" takes them all without a draw, "repeat" draws k with replacement.
+    rng: the module random or a random.Random. short: what to do with a class of fewer than k items: "all" takes them
+    all without a draw, "repeat" draws k with replacement, "refuse" raises UserError that names such classes.
     """
+    if k < 1:
+        return list(items)
+    if short == "refuse":
+        _refuse_short(items, k)
     picked = []
-    for indices in group_indices(labels).values():
+    for indices in group_indices(item.label for item in items).values():
         if len(indices) >= k:
             picked += rng.sample(indices, k)
         elif short == "repeat":
             picked += rng.choices(indices, k=k)
         else:
             picked += indices
-    return picked
-
-
-def few_shot(items: Sequence, k: int, rng=random, short: str = "all") -> list:
-    """k items of each class; all items if k < 1.
-
-    short: as in few_shot_indices, or "refuse": UserError that names the classes with fewer than k items.
-    """
-    if k < 1:
-        return list(items)
-    if short == "refuse":
-        _refuse_short(items, k)
-    return [items[i] for i in few_shot_indices([item.label for item in items], k, rng, short)]
+    return [items[i] for i in picked]
 
 
 def _refuse_short(items: Sequence, k: int) -> None:

@@ -208,21 +208,13 @@ class _Archive(zipfile.ZipFile):
 
     def _storage(self, key, dtype, count):
         if key not in self.octets:
-            self.octets[key] = self._octets(self.getinfo(f"{self.root}data/{key}"))
+            entry = self.getinfo(f"{self.root}data/{key}")
+            self.octets[key] = torch.empty(entry.file_size, dtype=torch.uint8)
+            memoryview(self.octets[key].numpy())[:] = self.read(entry)
         octets = self.octets[key]
         if len(octets) != count * dtype.itemsize:
             raise ValueError(f"{len(octets)} bytes for {count} values of {dtype} in data/{key}")
         return octets.view(dtype)
-
-    def _octets(self, entry):
-        """A record's bytes, held against their CRC-32."""
-        octets, place = torch.empty(entry.file_size, dtype=torch.uint8), 0
-        view = memoryview(octets.numpy())
-        with self.open(entry) as file:
-            while piece := file.read(1 << 22):
-                view[place : place + len(piece)] = piece
-                place += len(piece)
-        return octets
 
 
 def check_records(path: str | os.PathLike) -> None:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from dassl.data import few_shot, few_shot_indices, subsample_classes
+from dassl.data import few_shot, subsample_classes
 from dassl.data.datasets import DatasetBase, Datum
 from dassl.utils import UserError
 
@@ -149,8 +149,9 @@ def test_published_draws(vector):
 
 def test_food101_begins_as_published():
     rng = random.Random(1)
-    assert few_shot_indices([i // 500 for i in range(50500)], 16, rng)[:4] == [68, 291, 433, 410]
-    assert few_shot_indices([i // 200 for i in range(20200)], 4, rng)[:4] == [110, 5, 151, 94]
+    train, val = ([Datum.listed(str(i), i // each) for i in range(101 * each)] for each in (500, 200))
+    assert [item.impath for item in few_shot(train, 16, rng)[:4]] == ["68", "291", "433", "410"]
+    assert [item.impath for item in few_shot(val, 4, rng)[:4]] == ["110", "5", "151", "94"]
 
 
 @pytest.mark.parametrize(
