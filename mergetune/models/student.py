@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dassl.clip import ClipBackbone, cosine_logits, tensor_digest, text_classifier
-from dassl.clip.feature_bank import FeatureBank, bank_folder
+from dassl.clip.feature_bank import FeatureBank
 from dassl.data.data_manager import Loader
 from dassl.data.views import ViewIndex
 from dassl.engine.base import load_exactly
@@ -159,16 +159,7 @@ def distil_loader(
         raise UserError(f"Distillation takes one view an image: DATALOADER.K_TRANSFORMS is {pixels.k_tfm}, expected 1")
     views = cfg.FEATURES.VIEWS or cfg.OPTIM.MAX_EPOCH
     banks = {
-        name: FeatureBank(
-            bank_folder(cfg),
-            pixels,
-            tower,
-            rounds=views,
-            batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
-            workers=loader.num_workers,
-            autocast=autocast,
-            strict=cfg.FEATURES.STRICT,
-        )
+        name: FeatureBank(cfg, pixels, tower, rounds=views, workers=loader.num_workers, autocast=autocast)
         for name, tower in towers.items()
     }
     return Loader(

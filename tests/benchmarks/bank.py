@@ -55,7 +55,7 @@ def measure(world, repeats: int, threads: int, least: dict[str, float]) -> tuple
     """(rows of table.py, faults): medians of `repeats` calls of the plain way and of both uses of the bank."""
     import torch
 
-    from dassl.clip.feature_bank import feature_loader
+    from dassl.clip.feature_bank import build_feature_loader
     from tests.benchmarks.table import Row
     from tests.benchmarks.worker import quiet
 
@@ -69,7 +69,9 @@ def measure(world, repeats: int, threads: int, least: dict[str, float]) -> tuple
             return torch.cat([clip.encode_image(batch["img"]) for batch in loader])
 
         def banked(name: int) -> torch.Tensor:
-            stored = feature_loader(loader, clip, folder=world.folder / f"bank_{name}", is_train=False)
+            cfg = trainer.cfg.clone()
+            cfg.merge_from_list(["FEATURES.TEST", True, "FEATURES.DIR", str(world.folder / f"bank_{name}")])
+            stored = build_feature_loader(cfg, loader, clip, is_train=False)
             return torch.cat([batch["feature"] for batch in stored])
 
         for turn in range(repeats):

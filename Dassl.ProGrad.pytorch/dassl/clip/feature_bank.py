@@ -16,20 +16,20 @@ import contextlib
 import functools
 import itertools
 import os
-import stat
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
 from torch.utils.data import DataLoader, Dataset
+from yacs.config import CfgNode as CN
 
 from dassl.data import ViewIndex, relative_key
 from dassl.data.data_manager import Loader, own_group
 from dassl.data.transforms import describe_transform
 from dassl.utils import (
-    MissingFile,
     UserError,
     atomic_write,
+    check_file,
     digest,
     get_logger,
     is_deep_image,
@@ -42,50 +42,35 @@ from dassl.utils.distributed import barrier, broadcast, gather_to_main, is_colle
 from dassl.utils.progress import progress
 from dassl.utils.tensorfile import read_safetensors
 
+from .backbone import ClipBackbone
 from .banks import default_folder
 
 FORMAT = 1
 WORKERS_FROM = 512  # images to encode below which starting worker processes costs more than it saves
 
 
-def build_feature_loader(cfg, loader, backbone, *, is_train: bool, autocast=contextlib.nullcontext) -> DataLoader:
-    """`feature_loader` as FEATURES in cfg has it; `loader` itself where the config wants pixels.
-
-    autocast: the context in which the run from pixels would encode (Precision.autocast).
-    """
-    if not (cfg.FEATURES.VIEWS > 0 if is_train else cfg.FEATURES.TEST):
-        return loader
-    return feature_loader(
-        loader,
-        backbone,
-        folder=bank_folder(cfg),
-        views=cfg.FEATURES.VIEWS,
-        is_train=is_train,
-        batch_size=cfg.DATALOADER.TEST.BATCH_SIZE,
-        strict=cfg.FEATURES.STRICT,
-        autocast=autocast,
-    )
-
-
-def bank_folder(cfg) -> str:
+def bank_folder(cfg: CN) -> str:
     """Where banks lie: FEATURES.DIR, else below the environment's OUTPUT."""
     return cfg.FEATURES.DIR or default_folder()
 
 
-def feature_loader(
-    loader, backbone, *, folder: str | os.PathLike, is_train: bool, views: int = 1, **options
+def build_feature_loader(
+    cfg: CN, loader: DataLoader, backbone: ClipBackbone, *, is_train: bool, autocast=contextlib.nullcontext
 ) -> DataLoader:
-    """A loader of features with the batches, order and random draws of the pixel `loader`.
+    """A loader of features with the batches, order and random draws of the pixel `loader`; `loader` itself where
+    FEATURES in cfg wants pixels.
 
     Its batches have `feature` (B, D), raw, in the precision it was computed in, in place of `img`
     (`feature2` for `img2`, a list of K for a list of K), and label, domain, impath and index as they were.
-    `dataset.bank` is the FeatureBank. views: per image, in training; epoch e sees view e modulo views. options:
-    batch_size, autocast and strict of FeatureBank.
+    `dataset.bank` is the FeatureBank. In training, epoch e sees view e modulo FEATURES.VIEWS. autocast: the context in
+    which the run from pixels would encode (Precision.autocast).
 
     Raises:
         UserError: the pixels are needed after all (no transform, RETURN_IMG0) or views have no streams of
         their own.
     """
+    if not (cfg.FEATURES.VIEWS > 0 if is_train else cfg.FEATURES.TEST):
+        return loader
     pixels = loader.dataset
     if loader.batch_size is None:
         raise UserError("feature bank: the loader has a batch sampler, expected a sampler and a size")
@@ -93,8 +78,8 @@ def feature_loader(
         raise UserError("feature bank: DATALOADER.RETURN_IMG0 asks for pixels, set FEATURES.VIEWS to 0")
     if is_train and (getattr(pixels, "seed", None) is None or not hasattr(loader.sampler, "set_epoch")):
         raise UserError("feature bank: training views need INPUT.VIEW_SEEDS True")
-    rounds = max(1, -(-views // pixels.k_tfm)) if is_train else 1
-    bank = FeatureBank(folder, pixels, backbone, rounds=rounds, workers=loader.num_workers, **options)
+    rounds = -(-cfg.FEATURES.VIEWS // pixels.k_tfm) if is_train else 1
+    bank = FeatureBank(cfg, pixels, backbone, rounds=rounds, workers=loader.num_workers, autocast=autocast)
     return DataLoader(
         BankDataset(bank, pixels.data_source),
         batch_size=loader.batch_size,
@@ -105,34 +90,23 @@ def feature_loader(
 
 
 class FeatureBank:
-    """Features of the images of `pixels` (a DatasetWrapper) in `folder`/<key>, built where missing.
+    """Features of the images of `pixels` (a DatasetWrapper) in FEATURES.DIR/<key>, built where missing.
 
     Two runs may ask for the same bank: one builds, the other waits. The processes of one run build it together,
-    in whole batches, and the main one writes. A damaged file is built again, with a warning. `autocast` and
-    `batch_size` are those in which the tower runs; `strict` keys by the files' contents.
+    in whole batches, and the main one writes. A damaged file is built again, with a warning. cfg: FEATURES, and the
+    batch size of tests, in which the tower runs.
     """
 
-    def __init__(
-        self,
-        folder,
-        pixels,
-        backbone,
-        *,
-        rounds=1,
-        batch_size=100,
-        workers=0,
-        autocast=contextlib.nullcontext,
-        strict=False,
-    ):
+    def __init__(self, cfg, pixels, backbone, *, rounds=1, workers=0, autocast=contextlib.nullcontext):
         if pixels.transform is None:
             raise UserError("feature bank: images without a transform cannot be encoded")
         if backbone.module.training:
             raise UserError(f"feature bank: {backbone.name} is in training mode, expected a frozen tower")
         self.pixels, self.backbone, self.autocast = pixels, backbone, autocast
-        self.batch_size, self.workers = batch_size, workers
-        self.header = self._describe(strict)
+        self.batch_size, self.workers = cfg.DATALOADER.TEST.BATCH_SIZE, workers
+        self.header = self._describe(cfg.FEATURES.STRICT)
         self.key = digest(self.header)
-        self.folder = Path(folder).expanduser() / self.key
+        self.folder = Path(bank_folder(cfg)).expanduser() / self.key
         self._rounds = {}
         self._ensure(range(rounds))
 
@@ -295,12 +269,8 @@ def _tower_facts(backbone, autocast):
 
 
 def _describe_file(path, strict):
-    try:
-        facts = os.stat(path)
-    except OSError as error:
-        raise MissingFile(f'feature bank: image "{path}" cannot be read ({error.strerror})') from error
-    if not stat.S_ISREG(facts.st_mode):  # a pipe would be waited for
-        raise UserError(f'feature bank: image "{path}" is no plain file')
+    check_file(path)
+    facts = os.stat(path)
     content = [sha256_file(path)] if strict else [facts.st_size, facts.st_mtime_ns]
     deep = _is_deep(path, facts.st_size, facts.st_mtime_ns)
     return [*content, "scaled"] if deep else content  # earlier versions clipped such an image

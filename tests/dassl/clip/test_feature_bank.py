@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dassl.clip import feature_bank
 from dassl.clip.banks import main as list_banks
-from dassl.clip.feature_bank import FeatureBank, _turn, build_feature_loader, feature_loader
+from dassl.clip.feature_bank import FeatureBank, _turn, build_feature_loader
 from dassl.data import build_data_loader
 from dassl.data.transforms import build_transform
 from dassl.utils import UserError
@@ -86,7 +86,7 @@ def test_several_transforms_and_copies_keep_their_shape(cfg, backbone):
     cfg.DATALOADER.K_TRANSFORMS = 2
     both = [build_transform(cfg, is_train=True), build_transform(cfg, is_train=False)]
     pixels = pixel_loader(cfg, True, transform=both)
-    loader = feature_loader(pixels, backbone, folder=cfg.FEATURES.DIR, is_train=True, views=4)
+    loader = bank_loader(cfg, backbone, views=4, pixels=pixels)
     assert len(loader.dataset.bank) == 2  # two rounds of two views
     for one, other in zip(epochs(pixels, 2), epochs(loader, 2), strict=True):
         for image, feature in (("img", "feature"), ("img2", "feature2")):
@@ -146,7 +146,7 @@ def test_what_a_bank_cannot_stand_for_is_refused(cfg, backbone):
             bank_loader(other, backbone)
     raw = build_data_loader(cfg, data_source=images(cfg), tfm=None, is_train=False)
     with pytest.raises(UserError, match="without a transform"):
-        FeatureBank(cfg.FEATURES.DIR, raw.dataset, backbone)
+        FeatureBank(cfg, raw.dataset, backbone)
     with pytest.raises(UserError, match="random is in training mode"):
         learning = openai_backbone()
         learning.module.train()
@@ -159,11 +159,11 @@ def test_a_lost_image_is_named(cfg, backbone):
     lost = Path(images(cfg)[3].impath)
     lost.unlink()
     with pytest.raises(UserError, match=str(lost)):
-        feature_loader(loader, backbone, folder=cfg.FEATURES.DIR, is_train=False)
+        build_feature_loader(cfg, loader, backbone, is_train=False)
     os.mkfifo(lost.with_suffix(".pipe"))  # a pipe would be waited for
     lost.symlink_to(lost.with_suffix(".pipe"))
     with pytest.raises(UserError, match=f'{lost}" is no plain file'):
-        feature_loader(loader, backbone, folder=cfg.FEATURES.DIR, is_train=False)
+        build_feature_loader(cfg, loader, backbone, is_train=False)
 
 
 def test_the_config_decides(cfg, backbone, monkeypatch, tmp_path):

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from dassl.clip import feature_bank
-from dassl.clip.feature_bank import feature_loader
 from tests.fixtures import banks
 from tests.fixtures.banks import CLASSES, EACH, bank_loader, images, key, pixel_loader
 from tests.fixtures.clip_files import openai_backbone
@@ -41,8 +40,7 @@ def test_other_weights_transform_or_images_are_another_bank(cfg, backbone):
     source = images(cfg)
     for part in (source[:-1], source[::-1]):
         pixels = pixel_loader(cfg, True, source=part)
-        loader = feature_loader(pixels, backbone, folder=cfg.FEATURES.DIR, is_train=True)
-        keys.append(loader.dataset.bank.key)
+        keys.append(key(cfg, backbone, pixels=pixels))
     assert len(set(keys)) == len(keys)
 
 

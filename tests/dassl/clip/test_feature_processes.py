@@ -14,7 +14,6 @@ cfg, backbone, counted = banks.cfg, banks.backbone, banks.counted  # fixtures
 
 SCRIPT = """
 import json, sys
-from dassl.clip.feature_bank import feature_loader
 from tests.fixtures.clip_files import openai_backbone
 from tests.fixtures.banks import bank_loader
 from tests.fixtures.image_folders import config
