@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dassl.clip import ClipBackbone, cosine_logits, tensor_digest, text_classifier
 from dassl.clip.feature_bank import FeatureBank
-from dassl.data.data_manager import Loader
+from dassl.data.shards import loader_like
 from dassl.data.views import ViewIndex
 from dassl.engine.base import load_exactly
 from dassl.modeling.ops import BatchNorm2d
@@ -162,13 +162,4 @@ def distil_loader(
         name: FeatureBank(cfg, pixels, tower, rounds=views, workers=loader.num_workers, autocast=autocast)
         for name, tower in towers.items()
     }
-    return Loader(
-        PixelsAndFeatures(pixels, banks, views),
-        batch_size=loader.batch_size,
-        sampler=loader.sampler,
-        num_workers=loader.num_workers,
-        worker_init_fn=loader.worker_init_fn,
-        drop_last=loader.drop_last,
-        pin_memory=loader.pin_memory,
-        persistent_workers=loader.persistent_workers,
-    )
+    return loader_like(loader, persistent=loader.persistent_workers, dataset=PixelsAndFeatures(pixels, banks, views))

@@ -66,11 +66,15 @@ def share_of_batches(loader, together=1):
     return loader_like(loader, [batch for group in groups[shard(len(groups))] for batch in group])
 
 
-def loader_like(loader, batches, persistent=False):
-    """A loader of the same data set in the same way, whose batches are the lists of indices `batches`."""
+def loader_like(loader, batches=None, persistent=False, dataset=None):
+    """A loader of the same data set in the same way, whose batches are the lists of indices `batches`; of another data
+    set in the same order, where that is given."""
+    order = {"batch_sampler": batches}
+    if batches is None:
+        order = {"batch_size": loader.batch_size, "sampler": loader.sampler, "drop_last": loader.drop_last}
     return Loader(
-        loader.dataset,
-        batch_sampler=batches,
+        loader.dataset if dataset is None else dataset,
+        **order,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

@@ -22,6 +22,7 @@ from dassl.utils.distributed import main_process_first
 from .build import trainer_class
 from .recipe import metadata_of
 from .state import rng_state, set_rng_state, stop_workers
+from .trainer import SimpleTrainer
 
 AUTO, WORDS = "auto", "a photo of a {}."
 log = get_logger()
@@ -101,15 +102,15 @@ def other_data(cfg: CN) -> DataManager:
     return _DATA[key]
 
 
-def build_other(cfg: CN):
-    """The trainer of a config of `other_sets`, untrained, with its data -> SimpleTrainer."""
+def build_other(cfg: CN) -> SimpleTrainer:
+    """The trainer of a config of `other_sets`, untrained, with its data."""
     cls, data = trainer_class(cfg.TRAINER.NAME), other_data(cfg)
     members = {"build_data_manager": lambda self: data, "__module__": cls.__module__}
     return type(cls.__name__, (cls,), members)(cfg)
 
 
 def score_others(
-    trainer, sets: dict[str, CN], folder: str = "", epoch: int | None = None, results: dict | None = None
+    trainer: SimpleTrainer, sets: dict[str, CN], folder: str = "", epoch: int | None = None, results: dict | None = None
 ) -> dict:
     """The entry `others`: correct, total, words and split of each set, by the model in `folder` (none: untrained).
 

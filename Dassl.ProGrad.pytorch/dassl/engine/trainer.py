@@ -58,7 +58,7 @@ class SimpleTrainer(TrainerBase):
     held_keys = ()  # config keys that a trained model is made with, and that none of its tensors shows
     kept_keys = ()  # config keys that may not change where a run is resumed under another config
     unnamed_keys = ()  # config keys that change where a run stands, not what it learns: no preset's name tells them
-    trained = {}  # what its own folder says of the model that is evaluated; see trained_facts
+    trained: dict = {}  # what its own folder says of the model that is evaluated; see trained_facts
 
     def __init__(self, cfg):
         super().__init__()
@@ -90,7 +90,7 @@ class SimpleTrainer(TrainerBase):
     def check_cfg(self, cfg):
         """Hook: refuse values that do not go together; `self.cfg` is not set yet."""
 
-    def precision_mode(self):
+    def precision_mode(self) -> str:
         """Hook: fp32, fp16, amp or bf16; by default the key PREC of the trainer's node, or of its base classes'."""
         nodes = (self.cfg.TRAINER.get(node, {}) for node, _ in reversed(config_nodes(type(self))))
         return next((node.PREC for node in nodes if "PREC" in node), "fp32")
