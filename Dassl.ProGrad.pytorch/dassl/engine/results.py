@@ -71,7 +71,7 @@ def write_results(
     if world_size() > 1:
         results["processes"] = world_size()
     if is_main():
-        if not os.path.isfile(os.path.join(folder, CONFIG)):
+        if folder == cfg.OUTPUT_DIR and not os.path.isfile(os.path.join(folder, CONFIG)):
             raise UserError(f'"{folder}" was removed or emptied while the run was in it: run it again')
         about = write_classes(folder, trainer)
         if about and isinstance(results["classes"], dict):  # others' trainers keep there what they like
