@@ -72,13 +72,12 @@ def learning_rates(pairs: Sequence[str]) -> dict[str, float]:
     """["Aircraft=5e-5", ...] -> {"Aircraft": 5e-5, ...}. UserError names an entry that is none, or is there twice."""
     rates = {}
     for pair in pairs:
-        task, equals, number = str(pair).partition("=")
-        task = task.strip()
+        task, _, number = map(str.strip, str(pair).partition("="))
         try:
             rate = float(number)
         except ValueError:
             rate = math.nan
-        if not (task and equals and 0 < rate < math.inf):
+        if not (task and 0 < rate < math.inf):
             raise UserError(f'TRAINER.CONDU.LR_OF: "{pair}" is no "Task=rate", such as "Aircraft=5e-5"')
         if task in rates:
             raise UserError(f"TRAINER.CONDU.LR_OF: {task} has two rates, {rates[task]:g} and {rate:g}")
@@ -172,9 +171,6 @@ class ConDU_Expert(TrainerX):
             self.space.start_from(start[0])
             self._start_digest = tensor_digest(start[0])
         names = [name.replace("_", " ") for name in self.classnames]
-        broken = [prompt for prompt in self.prompts if "{}" not in prompt]
-        if broken:
-            raise UserError(f'{self.task}: the prompt "{broken[0]}" has no {{}} where the class name goes')
         tokens = [self.clip.tokenize([prompt.format(name) for name in names]) for prompt in self.prompts]
         self.tokens = self.clip.shorten(tokens[0])  # (C, L), once: it waits for the GPU
         optim = self.cfg.OPTIM.clone()

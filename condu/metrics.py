@@ -27,12 +27,10 @@ class AccuracyMatrix:
     """
 
     def __init__(self, tasks: Sequence[str], correct, total):
-        self.tasks = _names(tasks)
-        self.correct, self.total = _integers("correct", correct), _integers("total", total)
-        size = len(self.tasks)
-        if self.correct.shape != (size, size) or self.total.shape != (size,):
-            found = f"{tuple(self.correct.shape)} and {tuple(self.total.shape)}"
-            raise ValueError(f"{size} tasks: expected correct ({size}, {size}) and total ({size},), found {found}")
+        self.tasks, size = list(tasks), len(tasks)
+        if not size or len(set(self.tasks)) < size:
+            raise ValueError(f"tasks: expected one name or more, all different; found {self.tasks}")
+        self.correct, self.total = _integers("correct", correct, (size, size)), _integers("total", total, (size,))
         if (self.total < 1).any():
             raise ValueError(f"total: expected an image or more of each task, found {self.total.tolist()}")
         for i, j in ((self.correct > self.total) | (self.correct < MISSING)).nonzero().tolist():
@@ -74,30 +72,21 @@ class AccuracyMatrix:
     @classmethod
     def from_json(cls, content: dict) -> "AccuracyMatrix":
         """What `to_json` wrote -> AccuracyMatrix."""
-        if not isinstance(content, dict) or not {"tasks", "correct", "total"} <= content.keys():
-            raise ValueError("expected an object with tasks, correct and total")
         try:
             correct = [[MISSING if x is None else x for x in row] for row in content["correct"]]
-        except TypeError as error:
-            raise ValueError(f"correct: expected rows of counts, {error}") from error
-        return cls(content["tasks"], correct, content["total"])
+            return cls(content["tasks"], correct, content["total"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected tasks, total and correct, rows of counts: {error!r}") from error
 
 
-def _names(tasks: Sequence[str]) -> list[str]:
-    names = list(tasks)
-    if not names or len(set(names)) < len(names) or not all(isinstance(x, str) and x for x in names):
-        raise ValueError(f"tasks: expected one name or more, all different; found {names}")
-    return names
-
-
-def _integers(name: str, values) -> Tensor:
+def _integers(name: str, values, shape: tuple) -> Tensor:
     try:
         numbers = torch.as_tensor(values).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: expected counts, {error}") from error
-    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
-        raise ValueError(f"{name}: expected whole numbers, found {numbers.dtype}")
-    return numbers.to(torch.int64)
+    if numbers.dtype != torch.int64 or numbers.shape != shape:
+        raise ValueError(f"{name}: expected whole numbers {shape}, found {numbers.dtype} {tuple(numbers.shape)}")
+    return numbers
 
 
 def _mean(values: Tensor) -> float | None:

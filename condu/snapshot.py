@@ -3,9 +3,11 @@
 Letters: B images, C classes, C_i classes of task i, D joint width, T tasks.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 import torch
@@ -74,25 +76,16 @@ class Snapshot:
 
 
 def snapshot_of(stream: Stream, space: Tuning) -> Snapshot:
-    """The Snapshot of a Stream as it is now. Its members refuse to be filled once the stream has gone on."""
-    fusion, names = stream.fusion, [task.name for task in stream.tasks]
+    """The Snapshot of a Stream as it is now, whatever it learns later."""
+    fusion = copy.copy(stream.fusion)  # `absorb` replaces what a fusion holds and writes to nothing
     tensors, facts = fusion.state()
     content = digest(tensor_digest(tensors), facts, stream.backbone, stream.space)
-
-    def member(name: str) -> Member:
-        def fill(parameters: dict) -> None:
-            if list(fusion.tasks) != names:
-                raise UserError(f"the stream has {len(fusion.tasks)} tasks, this snapshot of it {len(names)}")
-            space.fill_task(fusion, name, parameters)
-
-        return Member(digest(content, name), fill)
-
     return Snapshot(
-        tasks=names,
-        classnames=[list(task.classnames) for task in stream.tasks],
-        prompts=[list(task.prompts) for task in stream.tasks],
+        tasks=stream.names(),
+        classnames=[task.classnames for task in stream.tasks],
+        prompts=[task.prompts for task in stream.tasks],
         prototypes=list(stream.prototypes),
-        members=[member(name) for name in names],
+        members=[Member(digest(content, name), partial(space.fill_task, fusion, name)) for name in fusion.tasks],
     )
 
 

@@ -6,13 +6,12 @@ the released code takes the plain mean of the pretrained model and four experts.
 so a `Vote` names them all and `PRESETS` holds both.
 
 Shapes: B images, C classes of the label space, C_i classes of task i, D joint width, N training images, T tasks.
-Nothing here keeps a gradient. ValueError for what does not fit.
+Nothing here keeps a gradient.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,8 +32,6 @@ def prototypes(features: Tensor, labels: Tensor, text: Tensor) -> Tensor:
     over its prompts. A row is the mean of the class's unit image features plus its text row, normalised;
     a class without images has its text alone (N may be 0).
     """
-    if not (features.isfinite().all() and text.isfinite().all()):
-        raise ValueError("expected finite features and text, found inf or nan")
     sums = torch.zeros(text.shape, dtype=torch.float64, device=features.device)
     for rows, owners in zip(features.split(ROWS), labels.to(features.device).split(ROWS), strict=True):
         sums.index_add_(0, owners, normalize(rows.double(), dim=-1))
@@ -76,18 +73,6 @@ class Vote:
     space: Space = "logits"
     temp: float = 1.0
 
-    def __post_init__(self):
-        if not isinstance(self.include_pretrained, bool):
-            raise ValueError(f"include_pretrained: expected True or False, found {self.include_pretrained!r}")
-        if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
-            raise ValueError(f"k: expected the number of experts that vote, 1 or more; found {self.k!r}")
-        for name, available in (("weighting", get_args(Weighting)), ("space", get_args(Space))):
-            if (value := getattr(self, name)) not in available:
-                raise ValueError(f"{name}: expected one of {', '.join(available)}; found {value!r}")
-        number = isinstance(self.temp, int | float) and not isinstance(self.temp, bool)
-        if not number or not MIN_TEMP <= self.temp < math.inf:
-            raise ValueError(f"temp: expected a finite number of {MIN_TEMP} or more, found {self.temp!r}")
-
     @torch.no_grad()
     def chosen(self, similarity: Tensor) -> Tensor:
         """The experts that vote -> (B, T) bool. similarity: (B, T); of equal ones the earlier task is taken."""
@@ -120,12 +105,7 @@ def vote(logits: Tensor, similarity: Tensor, rule: Vote) -> Tensor:
     an image says of it may be anything finite. similarity: (B, T).
     """
     weights = rule.weights(similarity).to(logits.device)
-    if logits.ndim != 3 or logits.shape[:2] != weights.T.shape:
-        expected, shapes = f"({weights.shape[1]}, {len(weights)}, C)", [tuple(x.shape) for x in (similarity, logits)]
-        raise ValueError(f"expected logits {expected} for similarities {shapes[0]}, found {shapes[1]}")
-    said = logits.float()
-    if rule.space == "probabilities":
-        said = said.softmax(-1)
+    said = logits.float().softmax(-1) if rule.space == "probabilities" else logits.float()
     return torch.einsum("bm,mbc->bc", weights, said)
 
 

@@ -14,7 +14,6 @@ says so, the scale is that of the CFG, prototypes come from the pretrained CLIP,
 Letters: T tasks of the stream, D joint width, C classes, N images of a task.
 """
 
-import copy
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -132,7 +131,7 @@ def fuse(bench: StreamEvaluation, order: Sequence[str], scale: str = "") -> list
     tests, snapshots = {test.name: test for test in bench.tests}, []
     for name in order:
         stream.add(Task(name, tests[name].classnames, tests[name].prompts), *bench.experts[name])
-        snapshots.append(snapshot_of(copy.deepcopy(stream), bench.space))
+        snapshots.append(snapshot_of(stream, bench.space))
     return snapshots
 
 

@@ -188,37 +188,6 @@ def test_no_gradient_is_kept():
     assert not own.requires_grad
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"weighting": "softmax"}, "weighting: expected one of uniform, similarity, minmax; found 'softmax'"),
-        ({"space": "log"}, "space: expected one of logits, probabilities; found 'log'"),
-        ({"k": 0}, "k: .* 1 or more; found 0"),
-        ({"k": 1.5}, "found 1.5"),
-        ({"k": True}, "found True"),
-        ({"include_pretrained": 1}, "include_pretrained: expected True or False, found 1"),
-        ({"temp": 0.0}, "temp: .* 0.02 or more, found 0.0"),
-        ({"temp": math.nan}, "temp"),
-        ({"temp": math.inf}, "temp"),
-    ],
-)
-def test_a_bad_rule_is_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        replace(PRESETS["paper"], **change)
-
-
 def test_the_lowest_temperature_stays_finite():
     found = vote(torch.full((3, 1, 2), 1e4), torch.tensor([[0.1, 0.9]]), Vote(True, 2, "minmax", temp=0.02))
     assert found.isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: prototypes(rand(2, 8) * math.nan, torch.tensor([0, 1]), rand(3, 8)), "finite"),
-        (lambda: vote(rand(3, 2, 5), rand(2, 3), PRESETS["paper"]), r"logits \(4, 2, C\)"),
-    ],
-)
-def test_what_does_not_fit_is_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
