@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from condu.bitpack import Codes, pack_bytes, packed_size
+from condu.bitpack import Codes, byte_words, pack_bytes, packed_size
 from condu.delta import State, check_scale, check_shapes, check_size, scale_of, weight_of
 
 CHUNK = 1 << 17  # values: 512 KB a buffer, so that a core's cache holds them
@@ -121,27 +121,22 @@ class Fusion:
         scale, masks = self.scales[index], self.masks[index]
         for label, state in (("The pretrained weights", pretrained), ("The weights to write", out)):
             check_shapes({key: state[key] for key in self.shapes if key in state}, self.shapes, label)
-        base = {key: pretrained[key].detach().reshape(-1) for key in self.shapes}
-        target = {key: out[key].detach().reshape(-1) for key in self.shapes}  # a copy where it is not contiguous
         device = next(iter(self.unified.values())).device
+        words, chunk = byte_words(device), CHUNK if device.type == "cpu" else DEVICE_CHUNK
 
         def write(keys: Sequence[str]) -> None:
-            chunk = chunk_size(device, max((self.unified[key].numel() for key in keys), default=0))
-            codes = Codes(chunk, device)
-            buffer = torch.empty(chunk, dtype=torch.int32, device=device)
             for key in keys:
-                tau = self.unified[key].view(-1)
+                tau, base = self.unified[key].view(-1), pretrained[key].detach().reshape(-1)
+                target = out[key].detach().reshape(-1)  # a copy where it is not contiguous
                 for start in range(0, len(tau), chunk):
-                    piece = slice(start, start + chunk)
-                    values = tau[piece].view(torch.int32)
-                    bits = codes.of([masks[key][start // 8 : (start + chunk) // 8]])[: len(values)].neg_()
-                    torch.bitwise_and(values, bits, out=buffer[: len(values)])
-                    _add(base[key][piece], buffer[: len(values)].view(torch.float32).mul_(scale), target[key][piece])
+                    piece, packed = slice(start, start + chunk), slice(start // 8, (start + chunk) // 8)
+                    ones = words.index_select(0, masks[key][packed].int()).view(torch.int8)
+                    part = (tau[piece] * ones[: len(tau[piece])]).mul_(scale)
+                    target[piece] = base[piece] + part.to(base.device)
+                if not out[key].is_contiguous():
+                    out[key].detach().copy_(target.view(self.shapes[key]))
 
         _in_threads(write, self.shapes, device)
-        for key, shape in self.shapes.items():
-            if not out[key].is_contiguous():
-                out[key].copy_(target[key].view(shape))
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """(tensors, facts that JSON can hold): all there is. A task's masks are one tensor, in the names' order."""
@@ -152,9 +147,8 @@ class Fusion:
 
     @classmethod
     def from_state(cls, tensors: State, facts: Mapping) -> "Fusion":
-        """The fusion that `state` was taken of; unified values may have been rounded. ValueError for what is none."""
-        if missing := {"tasks", "scales", "norms", "scale", "shapes"} - facts.keys():
-            raise ValueError(f"The fusion's facts lack {', '.join(sorted(missing))}")
+        """The fusion that `state` was taken of; unified values may have been rounded. KeyError and ValueError
+        for what is none."""
         fusion = cls(facts["scale"])
         fusion.shapes = {key: tuple(shape) for key, *shape in facts["shapes"]}
         fusion.tasks = list(facts["tasks"])
@@ -207,7 +201,8 @@ class _Merge:
     """One session on some of the tensors: the tables of the old tasks' scales, and the buffers of a chunk."""
 
     def __init__(self, scales: Sequence[float], longest: int, device: torch.device):
-        self.chunk = chunk_size(device, longest)
+        chunk = CHUNK if device.type == "cpu" else DEVICE_CHUNK
+        self.chunk = min(chunk, 8 * max(packed_size(longest), 1))
         count = -(-len(scales) // GROUP)
         bounds = [i * len(scales) // count for i in range(count + 1)] if count else []
         self.groups = [_Group(slice(a, b), scales, device) for a, b in zip(bounds, bounds[1:], strict=False)]
@@ -279,20 +274,6 @@ class _Merge:
 
     def _sum(self, values: Tensor) -> Tensor:
         return self.doubles[: len(values)].copy_(values).sum()
-
-
-def chunk_size(device: torch.device, longest: int) -> int:
-    """Values to work on at once, of tensors of at most `longest`."""
-    return min(CHUNK if device.type == "cpu" else DEVICE_CHUNK, 8 * max(packed_size(longest), 1))
-
-
-def _add(base: Tensor, part: Tensor, out: Tensor) -> None:
-    """out = base + part (fp32), summed in single precision."""
-    part = part.to(base.device)
-    if base.dtype == out.dtype == torch.float32 and base.device == out.device:
-        torch.add(base, part, out=out)
-    else:
-        out.copy_(base + part)
 
 
 def _even(values: Tensor) -> Tensor:

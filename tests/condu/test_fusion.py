@@ -285,7 +285,6 @@ def test_the_state_comes_back(count):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda tensors, facts: facts.pop("norms"), "lack norms"),
         (lambda tensors, facts: facts.update(scale="l3"), "'l3'"),
         (lambda tensors, facts: facts["tasks"].append("task9"), "3 scales"),
         (lambda tensors, facts: facts["tasks"].__setitem__(0, "task1"), "'task1', 'task1'"),
