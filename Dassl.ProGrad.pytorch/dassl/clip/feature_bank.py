@@ -119,12 +119,18 @@ class FeatureBank:
 
     def _describe(self, strict):
         """All that the features depend on, as JSON."""
-        pixels = self.pixels
+        pixels, backbone, kind = self.pixels, self.backbone, self.backbone.device.type
+        with self.autocast():
+            mixed = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
         facts = functools.cache(functools.partial(_describe_file, strict=strict))  # many images may share a file
         files = [[relative_key(item.impath, pixels.root), *facts(item.file)] for item in pixels.data_source]
         return {
             "format": FORMAT,
-            **_tower_facts(self.backbone, self.autocast),
+            "weights": backbone.digest,
+            "activation": backbone.activation,
+            "dtype": str(backbone.dtype),
+            "autocast": mixed,
+            "device": kind,
             "transform": describe_transform(pixels.transform),
             "transforms": pixels.k_tfm,
             "seed": pixels.seed if pixels.is_train else None,
@@ -257,15 +263,6 @@ class _Images(Dataset):
         number, index = place
         item = self.pixels[ViewIndex(index, number)]
         return {name: value for name, value in item.items() if name.startswith("img")}
-
-
-def _tower_facts(backbone, autocast):
-    """What of an image tower its features depend on."""
-    kind = backbone.device.type
-    with autocast():
-        mixed = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
-    facts = {"weights": backbone.digest, "activation": backbone.activation, "dtype": str(backbone.dtype)}
-    return facts | {"autocast": mixed, "device": kind}
 
 
 def _describe_file(path, strict):

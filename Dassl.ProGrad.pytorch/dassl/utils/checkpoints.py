@@ -123,13 +123,9 @@ class _Reader(Unpickler):
 
     def persistent_load(self, claim):
         kind, dtype, key, _, count, *view = claim
-        if kind != "storage" or count < 0:
+        if kind != "storage" or count < 0 or any(view):  # which the earliest torch had: a part of a storage
             raise ValueError(f"names {brief(claim)} where a storage is expected")
-        values = self.storage(key, dtype, count)
-        if view and view[0] is not None:  # of early files: a part of a storage
-            _, offset, size = view[0]
-            values = values[offset:][:size]
-        return values
+        return self.storage(key, dtype, count)
 
     def tensor(self, values, offset, shape, stride, grad=False, hooks=None, dtype=None, metadata=None):
         values = values if dtype is None else values.view(dtype)
