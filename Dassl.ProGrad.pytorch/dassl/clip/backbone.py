@@ -219,8 +219,6 @@ class ClipBackbone(OldMethods):
         makes their activations again chunk by chunk; 0: all. checkpoint_blocks: each block of either tower keeps
         its input alone, and is run again in the backward pass. Features and gradients are the same.
         """
-        if text_chunk < 0:
-            raise UserError(f"MODEL.TEXT_CHUNK is {text_chunk}, expected a number of classes, or 0 for all at once")
         if (text_chunk, checkpoint_blocks) == (self.text_chunk, self.checkpoint_blocks):
             return self
         twin = copy.copy(self)

@@ -121,8 +121,8 @@ def build_data_loader(
     """DataLoader over a list of Datum; batches as DatasetWrapper's items, stacked.
 
     The last short batch is dropped in training only, and only if there is a full one. Of DATALOADER.NUM_WORKERS no more
-    start than there are cores, where that changes nothing. With
-    cfg.INPUT.VIEW_SEEDS a training sampler is wrapped in ViewSampler, which changes neither order nor draws.
+    start than there are cores, where that changes nothing. With cfg.INPUT.VIEW_SEEDS a training sampler is wrapped in
+    ViewSampler, which changes neither order nor draws.
     """
     complete(cfg)
     if not data_source:
@@ -138,19 +138,16 @@ def build_data_loader(
     if cfg.INPUT.VIEW_SEEDS and dataset_wrapper is None:  # then their number cannot change what is drawn
         workers = min(workers, cores())
     wrapped = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
-    try:
-        loader = Loader(
-            wrapped,
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=workers,
-            drop_last=is_train and len(data_source) >= batch_size,
-            pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
-            worker_init_fn=own_group,
-            persistent_workers=cfg.DATALOADER.PERSISTENT and workers > 0,
-        )
-    except ValueError as error:  # a batch size or a number of workers that is none
-        raise UserError(f"DATALOADER: {error}") from error
+    loader = Loader(
+        wrapped,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=workers,
+        drop_last=is_train and len(data_source) >= batch_size,
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        worker_init_fn=own_group,
+        persistent_workers=cfg.DATALOADER.PERSISTENT and workers > 0,
+    )
     if not len(loader):
         raise UserError(f"data set {cfg.DATASET.NAME}: {sampler_type} makes no batch of {batch_size}")
     return loader

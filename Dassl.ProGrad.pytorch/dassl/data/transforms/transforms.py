@@ -16,7 +16,7 @@ import torchvision.transforms.functional as F
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 
 from dassl.config import complete
-from dassl.utils import UserError, check_availability, get_logger
+from dassl.utils import check_availability, get_logger
 
 from .randaugment import RandAugment, RandAugment2, RandAugmentFixMatch
 
@@ -138,8 +138,6 @@ def build_transform(cfg, is_train: bool = True, choices=None) -> T.Compose | Non
         check_availability(name, TRANSFORMS, "Each of INPUT.TRANSFORMS")
     check_availability(cfg.INPUT.INTERPOLATION, list(INTERPOLATION_MODES), "INPUT.INTERPOLATION")
     check_availability(cfg.INPUT.RESIZE, RESIZE_MODES, "INPUT.RESIZE")
-    if len(cfg.INPUT.SIZE) != 2:
-        raise UserError(f"INPUT.SIZE is (height, width), but got {cfg.INPUT.SIZE}")
     mode = INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
     steps = (_train_steps if is_train else _test_steps)(cfg.INPUT, choices, mode)
     get_logger().debug("\n".join([f"Building transform_{'train' if is_train else 'test'}", *(f"+ {s}" for s in steps)]))
