@@ -71,8 +71,6 @@ def open_clip(model: str, *, path: str, device, precision: str) -> OpenClip:
             digest = sha256_file(_weights_file(package, source))
     except Exception as error:  # many kinds: no network, a damaged file, another architecture, no tokeniser
         reason, advice = unreachable or str(error), ""
-        if isinstance(error, ImportError) and "transformers" in str(error):
-            reason += ": pip install transformers"
         if lacking:
             repos = " ".join(dict.fromkeys(name.rpartition("/")[0] for name in lacking))
             advice = (

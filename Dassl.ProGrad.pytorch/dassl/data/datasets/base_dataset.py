@@ -263,13 +263,12 @@ class DatasetBase:
 
     def download_data(self, url, dst, from_gdrive=True):
         """Fetch an archive (.zip, .tar, .tar.gz) to `dst` and unpack it beside itself."""
-        kinds = (".zip", ".tar", ".tar.gz")
-        if not str(dst).endswith(kinds):
-            raise NotImplementedError(f"an archive is one of {', '.join(kinds)}, but got {dst}")
         folder = os.path.dirname(os.path.abspath(dst))
         os.makedirs(folder, exist_ok=True)
         if from_gdrive:
-            _fetch_from_drive(url, dst)
+            import gdown  # pip install gdown
+
+            gdown.download(url, str(dst), quiet=False)
         else:
             download_url(url, dst)
         get_logger().info("Extracting file ...")
@@ -279,11 +278,3 @@ class DatasetBase:
 
 def _split(items, keys):
     return {key: [items[i] for i in indices] for key, indices in group_indices(keys).items()}
-
-
-def _fetch_from_drive(url, dst):
-    try:
-        import gdown
-    except ImportError as error:
-        raise UserError(f"fetching {url} from Google Drive needs the package gdown (pip install gdown)") from error
-    gdown.download(url, str(dst), quiet=False)
