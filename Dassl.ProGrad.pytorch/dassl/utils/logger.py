@@ -11,7 +11,7 @@ import traceback
 import warnings
 
 from .errors import LastingStream, printable
-from .progress import bars_aside
+from .progress import tqdm
 
 
 class _StdoutHandler(logging.StreamHandler):
@@ -33,7 +33,7 @@ class _StdoutHandler(logging.StreamHandler):
         if record.levelno < logging.INFO and isinstance(sys.stdout, Logger):
             sys.stdout.record(self.format(record) + self.terminator)
             return
-        with bars_aside():
+        with tqdm.external_write_mode():  # a bar on the terminal steps aside
             super().emit(record)
 
 

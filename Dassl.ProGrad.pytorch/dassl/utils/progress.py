@@ -1,19 +1,15 @@
 """One bar with an ETA for all work that may take long, on standard error."""
 
-import contextlib
 import multiprocessing
 import os
 import sys
 import threading
-import time
-import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from tqdm import tqdm
 
 SHORT = 10.0  # seconds of work that need no bar
 EVERY = 30.0  # seconds between the lines that stand for a bar where standard error is no terminal
-_shown: weakref.WeakSet = weakref.WeakSet()  # bars on the terminal
 tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system's, left behind if the process is killed
 
 
@@ -38,19 +34,5 @@ def progress(items: Iterable | None = None, what: str = "", **more) -> tqdm:
     works_for_another = os.environ.get("RANK", "0") != "0" or multiprocessing.parent_process() is not None
     usual |= {"disable": works_for_another} | more
     if not sys.stderr.isatty():
-        lines = {"file": _Lines(), "delay": EVERY, "mininterval": EVERY, "maxinterval": EVERY, "dynamic_ncols": False}
-        return tqdm(items, **usual | lines)
-    bar = tqdm(items, **usual)
-    _shown.add(bar)
-    return bar
-
-
-@contextlib.contextmanager
-def bars_aside() -> Iterator[None]:
-    """In the block the terminal shows no bar, so that lines can be written."""
-    shown = [bar for bar in _shown if not bar.disable and time.time() > bar.start_t + bar.delay]
-    for bar in shown:
-        bar.clear()
-    yield
-    for bar in shown:
-        bar.refresh()
+        usual |= {"file": _Lines(), "delay": EVERY, "mininterval": EVERY, "maxinterval": EVERY, "dynamic_ncols": False}
+    return tqdm(items, **usual)
