@@ -205,20 +205,22 @@ class FeatureBank:
                 self._open(number)
 
     def loader(self, numbers, batches):
-        """The transformed images of these batches of indices, in each of these rounds."""
+        """The transformed images of these batches of indices, in each of these rounds, as a run from pixels sees them
+        in those epochs."""
         return Loader(
-            _Images(self.pixels),
-            batch_sampler=[[(number, index) for index in batch.tolist()] for number in numbers for batch in batches],
+            self.pixels,
+            batch_sampler=[[ViewIndex(i, number) for i in batch.tolist()] for number in numbers for batch in batches],
             generator=torch.Generator(),
             num_workers=self.workers if len(self.pixels) * len(numbers) >= WORKERS_FROM else 0,
             worker_init_fn=own_group,
         )
 
     @torch.inference_mode()
-    def _encode(self, images):
-        """{"img": (B, 3, H, W), or a list of K such} -> {"feature": (B, D) or (B, K, D)} on the CPU."""
+    def _encode(self, batch):
+        """{"img": (B, 3, H, W), or a list of K such, ...} -> {"feature": (B, D) or (B, K, D)} on the CPU."""
         device, features = self.backbone.device, {}
-        for name, value in images.items():
+        for name in (name for name in batch if name.startswith("img")):
+            value = batch[name]
             views = value if isinstance(value, list) else [value]
             with self.autocast():
                 rows = [self.backbone.encode_image(view.to(device)).cpu() for view in views]
@@ -250,19 +252,6 @@ class BankDataset(Dataset):
             "index": rows,
             "impath": [self.data_source[row].impath for row in rows.tolist()],
         }
-
-
-class _Images(Dataset):
-    """(round, index) -> the transformed images of one image, as a run from pixels sees them in that
-    epoch."""
-
-    def __init__(self, pixels):
-        self.pixels = pixels
-
-    def __getitem__(self, place):
-        number, index = place
-        item = self.pixels[ViewIndex(index, number)]
-        return {name: value for name, value in item.items() if name.startswith("img")}
 
 
 def _describe_file(path, strict):
