@@ -4,7 +4,6 @@ Layout: `<folder>/<model>/model.pth.tar-<N>` (N epochs done), `<folder>/<model>/
 results.json, with the digest of each.
 """
 
-import math
 import os
 import re
 from collections import OrderedDict
@@ -17,18 +16,15 @@ from torch import nn
 from dassl.utils import (
     MissingFile,
     UserError,
-    atomic_save,
     check_weights,
     checkpoint_digest,
     digest,
     drop_token_buffers,
     listdir_nohidden,
-    load_checkpoint,
     read_json,
     strip_module,
     upgrade_keys,
 )
-from dassl.utils.distributed import is_main
 
 RESULTS, CONFIG, RESUME = "results.json", "config.yaml", "resume.pt"
 MERGE = "merge.json"  # in the place of results.json where weights were merged
@@ -171,37 +167,3 @@ def check_written(path: str | Path) -> list[str]:
                 raise UserError(f"{path} is not of the run of {file}: {ways}")
             return [os.path.basename(other) for other in digests if os.path.dirname(other) == path.parent.name]
     return []
-
-
-# The best model so far of a run
-
-
-def best_digests(trainer) -> dict[str, str]:
-    """{model: digest of its best weights}, of those that are there; in the main process."""
-    files = {name: os.path.join(trainer.output_dir, name, BEST) for name in trainer._models if is_main()}
-    return {name: checkpoint_digest(file) for name, file in files.items() if os.path.isfile(file)}
-
-
-def check_best(trainer, written: dict[str, str], epochs: int | None = None) -> None:
-    """UserError where the best weights are not those with these digests, that the run has written.
-
-    epochs: of resume.pt. Those of the next one were written after it, right before the run was killed: they are found
-    again, and nothing is the best until then.
-    """
-    now = best_digests(trainer)
-    for name in [name for name in written if is_main() and now.get(name) != written[name]]:
-        file = os.path.join(trainer.output_dir, name, BEST)
-        if name not in now or epochs is None or load_checkpoint(file).get("epoch") != epochs + 1:
-            what = "is not the one that this run wrote" if name in now else "is gone"
-            raise UserError(f"{file}, the best model so far, {what}: put it back, or --overwrite starts the run afresh")
-        trainer.best_result = -math.inf
-
-
-def take_best(trainer) -> None:
-    """The best model so far is the other run's: a copy of it, or its result is forgotten where it is gone."""
-    files = {name: os.path.join(trainer.cfg.RESUME, name, BEST) for name in trainer._models}
-    if not all(map(os.path.isfile, files.values())):
-        trainer.best_result = -math.inf
-    elif trainer.best_result > -math.inf and is_main():
-        for name, file in files.items():
-            atomic_save(load_checkpoint(file), os.path.join(trainer.output_dir, name, BEST))

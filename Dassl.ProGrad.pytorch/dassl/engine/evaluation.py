@@ -10,7 +10,7 @@ from dassl.utils import check_availability, get_logger, write_json
 from dassl.utils.distributed import gather, is_main
 from dassl.utils.progress import progress
 
-from .checkpoint import BEST, best_digests
+from .checkpoint import BEST
 from .distributed import evaluation_share
 from .losses import recorded
 
@@ -71,6 +71,6 @@ def keep_if_best(trainer) -> None:
         takes = inspect.signature(trainer.save_model).parameters.keys()
         more = {"val_result": result} if takes & {"val_result", "kwargs"} else {}  # the fork's takes neither
         trainer.save_model(trainer.epoch, trainer.output_dir, **more, model_name=BEST)
-        trainer._progress.best = best_digests(trainer)
+        trainer._progress.record_best()
     trainer.evaluator.reset()  # the run's results are those of the final test
     trainer.evaluator.results = None

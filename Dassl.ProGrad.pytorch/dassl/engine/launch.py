@@ -173,7 +173,7 @@ def check_folder(cfg: CN, kind: str, overwrite: bool = False, **scores) -> list[
     there = [name for name in (CONFIG, RESUME, MERGE) if os.path.isfile(os.path.join(folder, name))]
     if kind == "train" and MERGE in there:
         raise UserError(f'"{folder}" holds merged weights: choose another --output-dir')
-    if kind == "eval" or there != [CONFIG]:
+    if kind == "eval" or there != [CONFIG] or not left:
         return []
     log.info(f'What is left in "{folder}" of a run without {RESUME} goes: this run starts afresh')
     return left

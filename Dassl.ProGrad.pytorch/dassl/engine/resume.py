@@ -11,18 +11,28 @@ others are those before the epoch, whose batches are drawn again and passed over
 """
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
 
 from dassl.config import leaves, read_yaml
 from dassl.optim.lr_scheduler import go_on
-from dassl.utils import MetricMeter, UserError, atomic_save, brief, get_logger, load_checkpoint, upgrade_keys
+from dassl.utils import (
+    MetricMeter,
+    UserError,
+    atomic_save,
+    brief,
+    checkpoint_digest,
+    get_logger,
+    load_checkpoint,
+    upgrade_keys,
+)
 from dassl.utils.distributed import gather, is_main, rank, world_size
 from dassl.utils.torchtools import pointed_at
 
 from .base import TrainerBase
-from .checkpoint import best_digests, check_best, take_best
+from .checkpoint import BEST
 from .distributed import batch_share
 from .recipe import GO_ON, differing, recipe
 from .state import Attributes, plain, rng_state, running_loaders, saved, set_rng_state, stop_workers
@@ -59,10 +69,10 @@ class ResumeState:
     def resume(self) -> int:
         """Restore from the output folder, or else from cfg.RESUME -> epoch to go on with.
 
-        resume.pt counts most; a folder without one is resumed by Dassl's pointer files, which hold neither
-        random states nor the best result. From cfg.RESUME under another config, the schedules are this run's own at
-        the epochs that are done; nothing to resume there means from scratch. UserError if it is no folder, or of
-        another trainer or other data.
+        resume.pt counts most; a folder without one is resumed by Dassl's pointer files, which hold no random states.
+        From cfg.RESUME under another config, the schedules are this run's own at the epochs that are done; nothing to
+        resume there means from scratch. Its best model is not this run's. UserError if it is no folder, or of another
+        trainer or other data.
         """
         trainer, folder = self.trainer, self.trainer.cfg.RESUME
         if os.path.isfile(self.path):
@@ -76,10 +86,7 @@ class ResumeState:
         if not os.path.isdir(folder):
             raise UserError(f'Nothing to resume in "{folder}": no such folder')
         path = os.path.join(folder, FILE)
-        epoch = self.load(path) if os.path.isfile(path) else follow_pointers(trainer)
-        take_best(trainer)
-        self.best = best_digests(trainer)
-        return epoch
+        return self.load(path) if os.path.isfile(path) else follow_pointers(trainer)
 
     def begin(self) -> None:
         """Right before the first epoch: note what can change, and take up the random states."""
@@ -157,6 +164,28 @@ class ResumeState:
     def _generators(self):
         return {"rng": rng_state(), "loaders": list(running_loaders(self.trainer))}
 
+    def record_best(self) -> None:
+        """The best weights so far have just been written: by these digests a resumed run knows them again."""
+        files = {name: os.path.join(self.trainer.output_dir, name, BEST) for name in self.trainer._models if is_main()}
+        self.best = {name: checkpoint_digest(file) for name, file in files.items() if os.path.isfile(file)}
+
+    def _check_best(self, epochs):
+        """UserError where the best weights are not those that the run has written.
+
+        Those of the epoch after `epochs` were written right before the run was killed: they are found again, and
+        nothing is the best until then.
+        """
+        for name, digest in self.best.items() if is_main() else ():
+            file = os.path.join(self.trainer.output_dir, name, BEST)
+            there = os.path.isfile(file)
+            if there and digest == checkpoint_digest(file):
+                continue
+            if not there or load_checkpoint(file).get("epoch") != epochs + 1:
+                what = "is not the one that this run wrote" if there else "is gone"
+                ways = "put it back, or --overwrite starts the run afresh"
+                raise UserError(f"{file}, the best model so far, {what}: {ways}")
+            self.trainer.best_result = -math.inf
+
     def last_checkpoint(self) -> str:
         """Path of the newest file that training can go on from, or "none" -> str."""
         folders = [os.path.join(self.trainer.output_dir, name) for name in self.trainer._models]
@@ -214,14 +243,13 @@ class ResumeState:
                 if part is not None and of_part is not None:
                     part.load_state_dict(of_part)
         self.attributes.restore(state["attributes"], state.get("values", {}))
-        trainer.best_result = float(state["best_result"])
         trainer._history = state.get("history", [])  # older files have none
         trainer.epoch = state["epoch"] - 1  # for what runs before the first epoch, or if none is left
         self.seconds = float(state["seconds"])
-        if own:
-            self.best = state.get("best", {})  # older files have neither
+        if own:  # older files have neither digests nor inputs
+            trainer.best_result, self.best = float(state["best_result"]), state.get("best", {})
             self.inputs = state.get("inputs", {}) | self.inputs
-            check_best(trainer, self.best, state["epoch"])
+            self._check_best(state["epoch"])
         self._rng, self._iterated = state["rng"], state["loaders"]
         for states in [*(self._within or {"rng": []})["rng"], self._rng]:
             set_rng_state(states)  # what cannot be set is damaged

@@ -22,7 +22,7 @@ from dassl.utils.late import forwarding
 
 from .base import TrainerBase, dataset_of
 from .build import config_nodes
-from .checkpoint import BEST, check_best
+from .checkpoint import BEST
 from .distributed import batch_share, of_all, start_epoch_together, start_together
 from .evaluation import evaluate, keep_if_best, write_outputs
 from .losses import EpochLog, total_loss
@@ -184,7 +184,6 @@ class SimpleTrainer(TrainerBase):
             if self.chooses_best():
                 log.info("Deploy the model with the best val performance")
                 barrier()  # the main process has written it
-                check_best(self, self._progress.best)
                 self.load_model(self.output_dir)
             else:
                 log.info("Deploy the last-epoch model")
