@@ -7,16 +7,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode as CN
 
-from dassl.config import (
-    KEYS,
-    Keys,
-    add_missing,
-    build_node,
-    check_values,
-    complete,
-    declare,
-    leaves,
-)
+from dassl.config import KEYS, Keys, add_missing, build_node, check_values, complete, declare, leaves
 from dassl.utils import Registry, check_availability, get_logger
 
 TRAINER_REGISTRY = Registry(

@@ -9,8 +9,8 @@ import torch
 
 from dassl.data.shards import next_share, sharded_loader, share_of_batches
 from dassl.evaluation import can_gather
-from dassl.modeling.ops.batch_norm import set_share, takes_own_part
-from dassl.utils import UserError, get_logger
+from dassl.modeling.ops.batch_norm import set_share
+from dassl.utils import UserError
 from dassl.utils.distributed import all_reduce, broadcast, broadcast_tensors, is_collective, is_main, rank, world_size
 
 from .state import plain, rng_state, set_rng_state
@@ -47,8 +47,6 @@ def start_epoch_together(trainer):
         set_rng_state(state | {"cuda": []})
         if state["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"][0])  # the main process's GPU is the first
-    if trainer.epoch == trainer.start_epoch:
-        _warn_of_batch_norms(trainer)
 
 
 def batch_share(trainer):
@@ -83,13 +81,3 @@ def of_all(values, share):
         return values
     mine = [torch.as_tensor(value).detach().to("cpu", torch.float64).reshape(()) * share for value in values.values()]
     return dict(zip(values, all_reduce(torch.stack(mine)).unbind(), strict=True))
-
-
-def _warn_of_batch_norms(trainer):
-    for name, model in trainer._models.items():
-        if any(module.training for module in model.modules() if takes_own_part(module)):
-            get_logger().warning(
-                f"{name} has batch norms in training mode: each of the {world_size()} processes normalises by its "
-                "own part of a batch, so the result is not that of one process; BatchNorm1d and BatchNorm2d of "
-                "dassl.modeling.ops take the whole batch"
-            )

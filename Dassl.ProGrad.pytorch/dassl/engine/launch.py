@@ -31,16 +31,7 @@ from dassl.utils import (
     set_random_seed,
     write_json,
 )
-from dassl.utils.distributed import (
-    PeerFailure,
-    barrier,
-    broadcast,
-    is_main,
-    main_process_first,
-    own_device,
-    process_group,
-    world_size,
-)
+from dassl.utils import distributed as dist
 from dassl.utils.memory import reset_peak
 
 from .base import dataset_of
@@ -90,8 +81,8 @@ def run(
     started = time.monotonic()  # a clock may be set back
     kind, folder = "eval" if evaluates(cfg, eval_only, model_dir) else "train", cfg.OUTPUT_DIR
     check = functools.partial(check_folder, cfg, kind, overwrite, model_dir=model_dir, load_epoch=load_epoch)
-    with process_group(), own_device(cfg.USE_CUDA), sigterm_ends(), backend(cfg), _owned(folder, check) as stale:
-        before = broadcast(finished(folder) if stale is None else {})  # which gets what it lacks of others alone
+    with dist.process_group(), dist.own_device(cfg.USE_CUDA), sigterm_ends(), backend(cfg), _own(folder, check) as left:
+        before = dist.broadcast(finished(folder) if left is None else {})  # which gets what it lacks of others alone
         log.debug(f"***************\n** Arguments **\n***************\n{command}")
         trainer = _begin(cfg, kind, recipe)
         if no_train:
@@ -101,13 +92,13 @@ def run(
         with memory_errors(last), _released(trainer), memory_errors(last):
             if eval_only:
                 load_epoch = load_trained(trainer, model_dir, load_epoch, row)
-            for path in stale or ():  # not before: what is refused until here leaves the folder as it was
+            for path in left or ():  # not before: what is refused until here leaves the folder as it was
                 path.unlink(missing_ok=True)
-            barrier()
+            dist.barrier()
             what = _evaluate(trainer, model_dir, load_epoch, before) if eval_only else _train(trainer)
         if before:
             results = before | {"others": what[1]}
-            if is_main():
+            if dist.is_main():
                 write_json(results, os.path.join(folder, RESULTS))
             return results
         wall_s = time.monotonic() - started + trainer._progress.seconds
@@ -180,16 +171,16 @@ def check_folder(cfg: CN, kind: str, overwrite: bool = False, **scores) -> list[
 
 
 @contextlib.contextmanager
-def _owned(folder, check):
+def _own(folder, check):
     """The main process locks the folder, checks it and logs into it; the others wait for that -> what `check` gives."""
     stale = []
     with contextlib.ExitStack() as held:
-        if is_main():
+        if dist.is_main():
             held.enter_context(_locked(folder))
             stale = check()
             file = os.path.join(folder, "log.txt")  # where only others are missing, it stays that of the evaluation
             held.enter_context(contextlib.redirect_stdout(Logger()) if stale is None else logging_to(file))
-        barrier()
+        dist.barrier()
         yield stale
 
 
@@ -214,20 +205,20 @@ def _locked(folder):
 
 def build_run(cfg: CN, recipe: CN | None = None):
     """Seed, build the trainer, keep the config and the images it drew; a few lines of it are for the screen."""
-    if is_main():
+    if dist.is_main():
         log.debug(f"************\n** Config **\n************\n{cfg}")
         log.debug(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
         log.info(opening(cfg, recipe))
     if cfg.SEED >= 0:
         log.debug(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
-    elif world_size() > 1:
-        set_random_seed(broadcast(int.from_bytes(os.urandom(4), "big")))  # any, but one for all
-    with main_process_first():  # a data set may keep on disk what it draws
+    elif dist.world_size() > 1:
+        set_random_seed(dist.broadcast(int.from_bytes(os.urandom(4), "big")))  # any, but one for all
+    with dist.main_process_first():  # a data set may keep on disk what it draws
         trainer = build_trainer(cfg)
     dataset = dataset_of(trainer)
     drawn = getattr(dataset, "drawn", None)
-    if is_main():
+    if dist.is_main():
         log.info(counts(dataset))
         with atomic_write(os.path.join(cfg.OUTPUT_DIR, CONFIG), "w") as file:
             file.write(cfg.dump())
@@ -268,7 +259,7 @@ def _train(trainer):
     except WriteFailed as error:
         raise WriteFailed(f"{error} (last good checkpoint: {trainer.last_checkpoint()})") from error
     except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, PeerFailure):
+        if isinstance(error, dist.PeerFailure):
             log.info(f"Failed in {error.reason}")
         log.info(f"Interrupted (last good checkpoint: {trainer.last_checkpoint()}); the same command goes on")
         raise

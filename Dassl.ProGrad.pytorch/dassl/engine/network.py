@@ -24,26 +24,21 @@ class SimpleNet(nn.Module):
         self.backbone = build_backbone(
             model_cfg.BACKBONE.NAME, verbose=cfg.VERBOSE, pretrained=model_cfg.BACKBONE.PRETRAINED, **kwargs
         )
-        self._fdim = self.backbone.out_features
+        self.fdim = self.backbone.out_features  # F, as the classifier sees it
         self.head = None
         head = model_cfg.HEAD
         if head.NAME and head.HIDDEN_LAYERS:
             self.head = build_head(
                 head.NAME,
                 verbose=cfg.VERBOSE,
-                in_features=self._fdim,
+                in_features=self.fdim,
                 hidden_layers=head.HIDDEN_LAYERS,
                 activation=head.ACTIVATION,
                 bn=head.BN,
                 dropout=head.DROPOUT,
             )
-            self._fdim = self.head.out_features
-        self.classifier = nn.Linear(self._fdim, num_classes) if num_classes > 0 else None
-
-    @property
-    def fdim(self):
-        """F, as the classifier sees it."""
-        return self._fdim
+            self.fdim = self.head.out_features
+        self.classifier = nn.Linear(self.fdim, num_classes) if num_classes > 0 else None
 
     def forward(self, x, return_feature=False):
         """Images (B, 3, H, W) -> logits (B, C), or (logits, features (B, F)); features if no classifier."""

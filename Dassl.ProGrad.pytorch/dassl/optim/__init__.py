@@ -4,10 +4,4 @@ from .lr_scheduler import ConstantWarmupScheduler, LinearWarmupScheduler, build_
 from .optimizer import build_optimizer
 from .radam import RAdam
 
-__all__ = [
-    "ConstantWarmupScheduler",
-    "LinearWarmupScheduler",
-    "RAdam",
-    "build_lr_scheduler",
-    "build_optimizer",
-]
+__all__ = ["ConstantWarmupScheduler", "LinearWarmupScheduler", "RAdam", "build_lr_scheduler", "build_optimizer"]

@@ -7,7 +7,6 @@ have the keys of torch's own layers and are them, to the last bit, in one proces
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dassl.utils.distributed import all_reduce, world_size
 
@@ -77,8 +76,3 @@ def set_share(model: nn.Module, share: float) -> None:
     for module in model.modules():
         if isinstance(module, _OverAll):
             module.share = share
-
-
-def takes_own_part(module: nn.Module) -> bool:
-    """Is it a batch norm that, in training, knows the part of this process alone?"""
-    return isinstance(module, _BatchNorm) and not isinstance(module, _OverAll)
