@@ -14,17 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dassl.utils import (
-    ArgumentParser,
-    RunLock,
-    UserError,
-    atomic_files,
-    check_availability,
-    checkpoint_digest,
-    command_parser,
-    get_logger,
-    write_json,
-)
+from dassl.utils import ArgumentParser, RunLock, UserError, check_availability, command_parser, get_logger
+from dassl.utils.files import atomic_files, write_json
 from dassl.utils.progress import progress
 from dassl.utils.torchrun import run_command
 
@@ -70,6 +61,7 @@ from dassl.engine.launch import AlreadyFinished, load_trained
 from dassl.engine.recipe import build_lists, data_digest
 from dassl.engine.results import write_results
 from dassl.merging.methods import wise_ft
+from dassl.utils.plain_pickle import checkpoint_digest
 from mergetune.merge_job import SWEEP, already, compared
 from mergetune.stage2 import swapped_parameters, trainable
 

@@ -9,16 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dassl.utils import (
-    ArgumentParser,
-    RunLock,
-    UserError,
-    atomic_write,
-    command_parser,
-    get_logger,
-    sha256_file,
-    write_json,
-)
+from dassl.utils import ArgumentParser, RunLock, UserError, command_parser, get_logger, sha256_file
+from dassl.utils.files import atomic_write, write_json
 from dassl.utils.torchrun import run_command
 
 EPILOG = """\

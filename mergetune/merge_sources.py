@@ -17,19 +17,9 @@ from dassl.engine.results import run_classes, run_facts, run_file
 from dassl.engine.state import rng_state, set_rng_state
 from dassl.merging.lora import ranks
 from dassl.merging.records import ZERO_SHOT, ZEROS
-from dassl.utils import (
-    MissingFile,
-    UserError,
-    brief,
-    check_weights,
-    drop_token_buffers,
-    get_logger,
-    load_weights,
-    read_json,
-    set_random_seed,
-    sha256_file,
-)
+from dassl.utils import MissingFile, UserError, brief, get_logger, read_json, set_random_seed, sha256_file
 from dassl.utils.moved import old_names
+from dassl.utils.torchtools import check_weights, drop_token_buffers, load_weights
 from mergetune.stage1 import check_backbone, used_keys
 
 log = get_logger()
@@ -193,26 +183,23 @@ def bound_to_classes(source: Source) -> list[str]:
 
 def check_origin(sources: Sequence[Source]) -> None:
     """Refuse sources of another backbone, activation, preprocessing, or class list where weights hold classes."""
-    for fact in ("digest", "name", "activation", "preprocess"):
-        known = []
-        for source in sources:
-            backbone = source.facts.get("backbone", {})
-            value = backbone.get(fact)
-            if value is None or fact == "name" and backbone.get("digest"):
-                continue
-            shown = f"{backbone.get('name')} ({value[:12]})" if fact == "digest" else value
-            known.append((value, f"{source.spec} has {shown}"))
-            if value != known[0][0]:
-                what = "backbone" if fact in ("digest", "name") else fact
-                raise UserError(f"Parents of another {what} cannot be merged: {known[0][1]} and {known[-1][1]}")
-    named = [(s, classes) for s in sources if (classes := s.facts.get("classes", {})).get("digest")]
-    for source, classes in named[1:]:
-        bound = bound_to_classes(source)
-        if bound and classes["digest"] != named[0][1]["digest"]:
-            both = (named[0], (source, classes))
-            both = [f"{s.spec} has {c['count']} ({c['first']} .. {c['last']})" for s, c in both]
-            what = f"Parents of other classes cannot be merged, for {bound[0]} holds one entry a class"
-            raise UserError(f"{what}: {' and '.join(both)}")
+
+    def check(what: str, said: list[tuple[str, object, object]]) -> None:
+        """said: source, what is to be equal, and what is shown of it, of each that says."""
+        for spec, value, shown in said:
+            if value != said[0][1]:
+                raise UserError(f"Parents of other {what}: {said[0][0]} has {said[0][2]} and {spec} has {shown}")
+
+    backbones = [(source.spec, source.facts.get("backbone", {})) for source in sources]
+    known = [(spec, b, b["digest"]) for spec, b in backbones if b.get("digest")]
+    check("backbones", [(spec, digest, f"{b.get('name')} ({digest[:12]})") for spec, b, digest in known])
+    check("backbones", [(spec, b.get("name"), b.get("name")) for spec, b in backbones if not b.get("digest") and b])
+    for fact in ("activation", "preprocess"):
+        check(fact, [(spec, b[fact], b[fact]) for spec, b in backbones if b.get(fact) is not None])
+    if bound := [name for source in sources for name in bound_to_classes(source)]:
+        classes = [(s.spec, c) for s in sources if (c := s.facts.get("classes", {})).get("digest")]
+        shown = [(spec, c["digest"], f"{c['count']} ({c['first']} .. {c['last']})") for spec, c in classes]
+        check(f"classes cannot be merged, for {bound[0]} holds one entry a class", shown)
 
 
 # Weights that were merged elsewhere, as files the released MERGETUNE evaluates: PREFIX_ties_lambda_VALUE.pth
@@ -229,17 +216,16 @@ def find_merged(folder: str, method: str, *, value: float | None = None, prefix:
     if name and (place / name).is_dir():
         place, name = place / name, ""
     there = sorted(path.name for path in place.iterdir()) if place.is_dir() else []
-    if name:
-        wanted, files = name, [file for file in there if file in [name + suffix for suffix in ("", *SUFFIXES)]][:1]
-    else:
-        number = "VALUE" if value is None else f"{value:g}"
-        wanted = f"{prefix or 'PREFIX'}_ties_lambda_{number}.pth" if method == "ties" else f"{prefix}*dare*.pth"
-        files = [file for file in there if file.startswith(prefix) and file.endswith(SUFFIXES)]
-        files = [file for file in files if (method == "dare") == ("dare" in file.lower())]
-        files = [file for file in files if method == "dare" and value is None or _lambda(file) is not None]
-        files = [file for file in files if value in (None, _lambda(file))]
+    number = "VALUE" if value is None else f"{value:g}"
+    pattern = f"{prefix or 'PREFIX'}_ties_lambda_{number}.pth" if method == "ties" else f"{prefix}*dare*.pth"
+
+    def fits(file: str) -> bool:
+        of_method = ("dare" in file.lower()) == (method == "dare") and (method == "dare" or _lambda(file) is not None)
+        return of_method and file.startswith(prefix) and file.endswith(SUFFIXES) and value in (None, _lambda(file))
+
+    files = [file for file in there if (file.removeprefix(name) in ("", *SUFFIXES) if name else fits(file))]
     if not files:
-        raise MissingFile(f"No merged weights {wanted} in {place} (there: {', '.join(there) or 'nothing'})")
+        raise MissingFile(f"No merged weights {name or pattern} in {place} (there: {', '.join(there) or 'nothing'})")
     if len(files) > 1:
         ways = "choose with --lambda-val, --model-prefix or --model-name"
         raise UserError(f"{place} holds several merged weights ({', '.join(files)}): {ways}")

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from dassl.report.protocols.paths import FORMAT, OTHERS, QUANTITIES, SOLUTIONS, SPACES, SUBSETS
+from dassl.report.protocols.paths import FORMAT, LINES, OTHERS, QUANTITIES, SOLUTIONS, SPACES, SUBSETS, run_barriers
 from dassl.report.protocols.paths import PATH_FILE as FILE
-from dassl.report.stats import barrier, harmonic_mean
+from dassl.report.stats import harmonic_mean
 from dassl.report.table import Table
 from dassl.utils import ArgumentParser, UserError, command_parser, get_logger, quiet, read_json, write_json
 from dassl.utils.progress import progress
@@ -50,6 +50,7 @@ def build_parser() -> ArgumentParser:
 if __name__ == "__main__":  # --help and a wrong line need no PyTorch
     run_command(build_parser().parse_args)
 
+import numpy as np
 import torch
 
 from dassl.config import with_values
@@ -70,37 +71,24 @@ HALVES, WHOLE = SUBSETS[:2], SUBSETS[2:3]
 
 def walk(trainer, space: str, solutions: dict, batches: Batches) -> dict:
     """Every straight line of one subset -> {"t", "loss", "accuracy", "direct": {...}}."""
-
-    def line(a: str, b: str) -> dict[str, list[float]]:
-        return score(trainer, space, solutions[a], solutions[b], points, batches)
-
     points = torch.linspace(0, 1, LEG_POINTS, device=trainer.device)
     ts, names = [round(t, 6) for t in points.tolist()], list(solutions)
-    first = SOLUTIONS.index(names[0])  # where the path starts on the axis of t
-    legs = [line(a, b) for a, b in itertools.pairwise(names)]  # which share a point
-    path: dict = {"t": [round(first + i + t, 6) for i in range(len(legs)) for t in ts[bool(i) :]]}
-    path |= {q: [value for i, leg in enumerate(legs) for value in leg[q][bool(i) :]] for q in QUANTITIES}
-    return path | ({"direct": {"t": ts, **line(names[0], names[-1])}} if len(names) == len(SOLUTIONS) else {})
+    path: dict = {"t": [], **{q: [] for q in QUANTITIES}}
+    for i, (a, b) in enumerate(itertools.pairwise(names), start=SOLUTIONS.index(names[0])):
+        leg = {"t": [round(i + t, 6) for t in ts]}
+        leg |= score(trainer, space, solutions[a], solutions[b], points, batches)
+        path = {name: values + leg[name][bool(values) :] for name, values in path.items()}  # legs share a point
+    if len(names) == len(SOLUTIONS):
+        ends = solutions[names[0]], solutions[names[-1]]
+        path["direct"] = {"t": ts, **score(trainer, space, *ends, points, batches)}
+    return path
 
 
 def mean_of(parts: Sequence):
-    """The mean of numbers, lists of them, or dicts of either."""
-    import numpy as np
-
+    """The mean of lists of numbers, or of dicts of them, as arrays."""
     if isinstance(parts[0], dict):
         return {name: mean_of([part[name] for part in parts]) for name in parts[0]}
-    return np.mean(parts, axis=0).tolist()
-
-
-def barriers(path: dict, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """{line: {quantity: height}} of a path of `walk` through these solutions."""
-    lines = {pair: {q: path[q][i * (LEG_POINTS - 1) :][:LEG_POINTS] for q in QUANTITIES}
-             for i, pair in enumerate(itertools.pairwise(names))}  # fmt: skip
-    lines |= {(names[0], names[-1]): path["direct"]} if "direct" in path else {}
-    return {
-        "_to_".join(pair): {q: barrier(range(LEG_POINTS), line[q], q == "loss") for q in QUANTITIES}
-        for pair, line in lines.items()
-    }
+    return np.mean(parts, axis=0)
 
 
 def batches_of(trainer, images: int | None = None, chunk: int = CHUNK["features"]) -> Batches:
@@ -222,14 +210,16 @@ def _score(card: dict, subset: str, run: Path, cfgs: Iterable, images, plane: di
                 add_plane(plane, subset, trainer, solutions, batches)
             vars(trainer).pop("image_features", None)  # and the images with them
         card["images"][subset] += sum(len(labels) for _, labels in batches)
-    path = mean_of(paths)
     card["solutions"], card["t"] = list(solutions), paths[0]["t"]
-    card[subset] = card.get(subset, {}) | {q: path[q] for q in QUANTITIES}
-    for line, heights in barriers(path, card["solutions"]).items():
-        card["barrier"].setdefault(line, {})[subset] = heights
-    if "direct" in path:
-        direct = card.setdefault("direct", {"t": paths[0]["direct"]["t"]})
-        direct[subset] = {q: path["direct"][q] for q in QUANTITIES}
+    path, curves = {"t": np.array(card["t"])}, mean_of(paths)
+    path[subset], direct = {q: curves[q] for q in QUANTITIES}, curves.get("direct")
+    card[subset] = card.get(subset, {}) | {q: values.tolist() for q, values in path[subset].items()}
+    if direct:
+        path["direct"] = {"t": direct.pop("t"), subset: direct}
+        card.setdefault("direct", {"t": paths[0]["direct"]["t"]})[subset] = {q: v.tolist() for q, v in direct.items()}
+    for (line, _, quantity), height in run_barriers(path).items():
+        name = LINES[line].replace(" ", "_").replace("-", "_")
+        card["barrier"].setdefault(name, {}).setdefault(subset, {})[quantity] = height
     card["seconds"] = round(card["seconds"] + time.perf_counter() - began, 3)
     return trainer
 

@@ -16,18 +16,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
-from dassl.utils import (
-    ArgumentParser,
-    MissingFile,
-    UserError,
-    atomic_write,
-    brief,
-    command_parser,
-    get_logger,
-    one_line,
-    quiet,
-    read_json,
-)
+from dassl.utils import ArgumentParser, MissingFile, UserError, brief, command_parser, get_logger, one_line, quiet
+from dassl.utils.files import atomic_write, read_json
 from dassl.utils.images import IMAGE_SUFFIXES
 from dassl.utils.progress import progress
 from dassl.utils.torchrun import run_command
@@ -84,20 +74,6 @@ from mergetune.stage1 import check_begun_from
 log = get_logger()
 
 
-class WithoutData:
-    """Mixin in front of a trainer: class names and templates in the place of a data set with images."""
-
-    classes: SimpleNamespace  # classnames, and template and templates where they are known
-    steps_per_epoch = 1  # nothing is trained; schedules want a number
-
-    def build_data_loader(self) -> None:
-        names = self.classes.classnames
-        self.train_loader_x = self.train_loader_u = self.val_loader = self.test_loader = None
-        self.num_classes, self.num_source_domains = len(names), 0
-        self.lab2cname = dict(enumerate(names))
-        self.dm = SimpleNamespace(dataset=self.classes, num_classes=len(names), lab2cname=self.lab2cname)
-
-
 def read_cfg(run: Path, pairs: Sequence[str] = ()):
     """The config of a run folder, ready for a trainer that only predicts. pairs: KEY, VALUE, ... of what has moved."""
     cfg = load_config(run, {"VERBOSE": False, "OUTPUT_DIR": str(run)}, pairs=pairs)
@@ -139,8 +115,13 @@ class Predictor:
         run = (run_file(weights, "config.yaml") or weights / "config.yaml").parent
         cfg, cls = read_cfg(run, pairs)
         data = read_classes(run, classes)
+        loaders = dict.fromkeys(("train_loader_x", "train_loader_u", "val_loader", "test_loader"))
+        sizes = {"num_classes": len(data.classnames), "num_source_domains": 0}
+        manager = SimpleNamespace(dataset=data, lab2cname=dict(enumerate(data.classnames)), **sizes, **loaders)
+        # nothing is trained; schedules want a number of steps
+        members = {"build_data_manager": lambda self: manager, "steps_per_epoch": 1}
         with torch.random.fork_rng():  # initial weights are drawn, and then loaded
-            self.trainer = type(cls.__name__, (WithoutData, cls), {"classes": data})(cfg)
+            self.trainer = type(cls.__name__, (cls,), members)(cfg)
         outputs = "" if hasattr(cls, "class_vectors") else "its classifier has one output a class"
         reason = getattr(self.trainer, "bound_to_classes", outputs)
         if reason and data.trained and data.classnames != data.trained:

@@ -206,10 +206,10 @@ def changed(run, tmp_path, **facts):
     [
         (
             {"digest": "5" * 64},
-            r"another backbone .*CoOp has tiny \(a7281c8da7ee\) and .*copy has tiny \(555555555555\)",
+            r"other backbones: .*CoOp has tiny \(a7281c8da7ee\) and .*copy has tiny \(555555555555\)",
         ),
-        ({"activation": "quickgelu"}, "another activation .*has gelu and .*copy has quickgelu"),
-        ({"preprocess": {"size": 224}}, r"another preprocess .*has \{'size': 32.* and .*copy has \{'size': 224\}"),
+        ({"activation": "quickgelu"}, "other activation: .*has gelu and .*copy has quickgelu"),
+        ({"preprocess": {"size": 224}}, r"other preprocess: .*has \{'size': 32.* and .*copy has \{'size': 224\}"),
     ],
 )
 def test_parents_of_another_clip_are_refused_naming_both(runs, out, tmp_path, fact, match):
