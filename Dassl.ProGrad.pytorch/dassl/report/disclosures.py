@@ -43,7 +43,7 @@ def stamp(record: dict, name: str) -> str | None:
 
 def stamps_of(grid, row: Row, name: str) -> dict[str, str]:
     """What a field says of a row's runs -> {data set: words}."""
-    words = {}
+    words: dict = {}
     for run in (run for (other, _), runs in grid.runs.items() if other == row for run in runs):
         if text := stamp(run, name):
             words.setdefault(run["dataset"], set()).add(_FEWER.sub("", text))
@@ -54,8 +54,8 @@ def names_on(dataset: str | None, grid) -> dict[Row, str]:
     """A Grid's names for a table of one data set: its template where a row has each data set's own."""
     names = grid.names
     for row in (row for row in grid.rows if row.preset == EACH_TEMPLATE):
-        template = stamps_of(grid, row, "templates").get(dataset, EACH_TEMPLATE)
-        names[row] = names[row].replace(EACH_TEMPLATE, template.strip("'"))
+        templates: dict = stamps_of(grid, row, "templates")
+        names[row] = names[row].replace(EACH_TEMPLATE, templates.get(dataset, EACH_TEMPLATE).strip("'"))
     return names
 
 
@@ -72,7 +72,7 @@ def stamp_notes(grid, names: dict[Row, str]) -> list[str]:
                 words = _words(values, reference)
                 reference = values if reference is None and words == EACH else reference
                 many = values is most[0] and len(rows) >= MANY
-                shown.append(f"{words}: {most_rows if many else ', '.join(map(names.get, rows))}")
+                shown.append(f"{words}: {most_rows if many else ', '.join(names[row] for row in rows)}")
             notes.append(f"{head} {'; '.join(shown)}.")
     seen = [(run["dataset"], stamp(run, "data_seen") or "") for runs in grid.runs.values() for run in runs]
     if fewer := {f"{dataset}: {text}" for dataset, words in seen for text in _FEWER.findall(words)}:

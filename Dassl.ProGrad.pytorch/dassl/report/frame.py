@@ -43,12 +43,6 @@ class Grid:
         """{seed: average over columns}, of the seeds that all columns have."""
         return mean_by_seed({column: self.by_seed(row, column) for column in columns})
 
-    def missing(self, row: Row, columns: Iterable, words: Callable = str) -> list[str]:
-        """The columns without a number: what `words` says of each, and whether a run was trained there."""
-        hint = "; trained, not evaluated"
-        gaps = [column for column in columns if not self.by_seed(row, column)]
-        return [words(column) + hint * ((row, column) in self.trained) for column in gaps]
-
     def uneven(self, row: Row, columns: Iterable) -> bool:
         """True if the columns that a row has do not all have the same seeds."""
         return len({frozenset(scores) for column in columns if (scores := self.by_seed(row, column))}) > 1
@@ -77,7 +71,8 @@ def with_accuracy(records: list[dict], **wanted: Any) -> list[dict]:
 
 def fill(runs: Iterable[dict], cells_of: Callable, methods: Methods) -> Grid:
     """Runs, one for each cell and seed -> Grid. cells_of: run -> {(row, column): value}."""
-    scores, behind = {}, {}
+    scores: dict = {}
+    behind: dict = {}
     for run in runs:
         for cell, value in cells_of(run).items():
             scores.setdefault(cell, {})[run["seed"]] = value
@@ -101,4 +96,6 @@ def build(records: list[dict], row_of: Callable, column_of: Callable, methods: M
 
 def is_below(summary: Summary | None, reference: Summary | None) -> bool:
     """True if a mean, as it is printed, is below the reference's; False where either is missing."""
-    return bool(summary and reference) and round(float(summary.mean), 2) < round(float(reference.mean), 2)
+    if summary and reference:
+        return round(float(summary.mean), 2) < round(float(reference.mean), 2)
+    return False

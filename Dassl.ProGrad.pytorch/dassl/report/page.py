@@ -56,10 +56,6 @@ class _Page:
         self.datasets = [name for name in dict.fromkeys([*shown, *sorted(names)]) if name in names]
         self.stamps = self.stamps_of([cell for table in tables for line in table.rows for cell in line])
 
-    def anchor(self, report):
-        """The name of a report's part of the page."""
-        return "sheet-" + re.sub(r"\W+", "-", report.name)
-
     def method_of_title(self, title):
         """The method that a table is of, such as an accuracy matrix, or ""."""
         return max((m for m in self.methods if title.startswith(f"{m}, ")), key=len, default="")

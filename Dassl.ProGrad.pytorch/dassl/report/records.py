@@ -166,7 +166,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= HIGHEST
 
 
-def numbers(values: list, name: str, *shape: int, percent: bool = False, missing: bool = False) -> np.ndarray:
+def numbers(values: Any, name: str, *shape: int, percent: bool = False, missing: bool = False) -> np.ndarray:
     """A list from a file, or one of lists, as an array of this shape (none: of any length). ValueError if it holds
     anything but finite numbers, in percent if so; missing: or null, which becomes NaN."""
     array = np.array(values, dtype=float)

@@ -4,13 +4,14 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from dataclasses import dataclass, field
-from itertools import chain, compress, zip_longest
+from itertools import compress, zip_longest
 from pathlib import Path
 
 from dassl.report.frame import is_below
 from dassl.report.methods import Row
+from dassl.report.stats import Summary
 from dassl.utils import atomic_write, one_line
 from dassl.utils.moved import old_names
 
@@ -20,14 +21,11 @@ MULTIPLY = "\N{MULTIPLICATION SIGN}"
 WIDTH = 120  # letters, of a terminal
 
 # What LaTeX reads as a command, or lacks in its default fonts.
-_LATEX = {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    **{sign: "\\" + sign for sign in "&%$#_{}"},
-    "±": r"$\pm$", MISSING: "---", BELOW: r"$\downarrow$", MULTIPLY: r"$\times$",
-    ">": "$>$", "<": "$<$",
+_LATEX = {sign: "\\" + sign for sign in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    MISSING: "---", BELOW: r"$\downarrow$", MULTIPLY: r"$\times$", ">": "$>$", "<": "$<$",
 }  # fmt: skip
 _FORMULA = re.compile(r"\s*([=@\uff1d\uff20\uff0b\uff0d]|[+-](?![\d. ±to+-]*$))")  # +0.10 to +0.90 is none
-_LATEX_SIGNS = re.compile("|".join(map(re.escape, _LATEX)))
 
 
 class Cell(str):
@@ -54,9 +52,15 @@ class Table:
     spare: tuple = ()
 
     def text(self) -> str:
-        """Aligned columns below the title, without a final newline."""
+        """Aligned columns below the title, without a final newline; beside columns that a terminal has no room for, a
+        name that makes lines longer than WIDTH stands in several."""
         lines = [[*map(one_line, line)] for line in self._without(self.wide + self.spare)]
-        lines = _folded(lines) if self.wide + self.spare else lines
+        if self.wide + self.spare:
+            _, *columns = zip(*lines, strict=True)
+            room = max(24, WIDTH - sum(2 + max(map(len, column)) for column in columns))
+            names = ([textwrap.wrap(name, room, subsequent_indent="  ") or [""], *rest] for name, *rest in lines)
+            folded = (zip_longest(name, *([cell] for cell in rest), fillvalue="") for name, *rest in names)
+            lines = [[*line] for part in folded for line in part]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         aligned = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
@@ -76,8 +80,8 @@ class Table:
         """A table environment with booktabs' rules, the title as caption, without a final newline."""
         narrow = self._without(self.wide)
         columns = "l" + "r" * (len(narrow[0]) - 1)
-        lines = (" & ".join(map(latex_text, line)) + r" \\" for line in narrow)
-        head, *body = ("{}" * line.startswith(("[", "*")) + line for line in lines)  # no argument of the rule above
+        cells = (" & ".join(map(latex_text, line)) + r" \\" for line in narrow)
+        head, *body = ("{}" * line.startswith(("[", "*")) + line for line in cells)  # no argument of the rule above
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{latex_text(self.title)}}}"]
         lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule"]
         lines += [r"\end{tabular}", *(rf"\par\footnotesize {latex_text(note)}" for note in self.notes)]
@@ -89,33 +93,25 @@ class Table:
         return [[*compress(line, kept)] for line in (self.columns, *self.rows)]
 
 
-def _folded(lines):
-    """Lines of cells at most WIDTH wide, where names in several lines make them so."""
-    _, *columns = zip(*lines, strict=True)
-    room = max(24, WIDTH - sum(2 + max(map(len, column)) for column in columns))
-    cells = ([textwrap.wrap(name, room, subsequent_indent="  ") or [""], *([c] for c in rest)] for name, *rest in lines)
-    return [*chain.from_iterable(zip_longest(*line, fillvalue="") for line in cells)]
-
-
-def markdown_text(text):
-    """Text in one line without signs that end a cell or begin HTML or a link -> str."""
+def markdown_text(text: str) -> str:
+    """Text in one line without signs that end a cell or begin HTML or a link."""
     return one_line(text).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
 
 
-def latex_text(text):
-    """Text in one line with LaTeX's own signs escaped -> str."""
-    return _LATEX_SIGNS.sub(lambda match: _LATEX[match.group()], one_line(text))
+def latex_text(text: str) -> str:
+    """Text in one line with LaTeX's own signs escaped."""
+    return one_line(text).translate(str.maketrans(_LATEX))
 
 
-def show(summary, below=False, digits=2):
-    """A Summary in decimals: "71.20 ± 0.52", "71.20" for one seed, a dash for none; an arrow if `below` -> Cell."""
+def show(summary: Summary, below: bool = False, digits: int = 2) -> Cell:
+    """A Summary in decimals: "71.20 ± 0.52", "71.20" for one seed, a dash for none; an arrow if `below`."""
     if not summary:
         return Cell(MISSING, summary.files)
     deviation = "" if summary.std is None else f" ± {summary.std:.{digits}f}"
     return Cell(f"{summary.mean:.{digits}f}{deviation}{' ' + BELOW if below else ''}", summary.files)
 
 
-def show_n(summaries):
+def show_n(summaries: Iterable[Summary]) -> str:
     """The number of seeds behind a line; where its columns differ, one number for each."""
     counts = [summary.n for summary in summaries]
     if not any(counts):
@@ -123,13 +119,13 @@ def show_n(summaries):
     return str(counts[0]) if len(set(counts)) == 1 else "/".join(map(str, counts))
 
 
-def csv_numbers(summary, digits=2):
+def csv_numbers(summary: Summary, digits: int = 2) -> list[str]:
     """mean, std, n of a Summary as CSV cells; empty where there is no number."""
     mean, std = ("" if x is None else f"{x:.{digits}f}" for x in summary[:2])
     return [Cell(mean, summary.files), std, str(summary.n)]
 
 
-def to_csv(columns, rows):
+def to_csv(columns: list, rows: list[list]) -> str:
     """Header and rows -> CSV text with unix line ends; a text that a spreadsheet would run has a ' in front."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -155,26 +151,24 @@ class Report:
     columns: list
     lines: list
 
-    def text(self):
-        """For the terminal: the table to read first stands last -> str."""
+    def text(self) -> str:
+        """For the terminal: the table to read first stands last."""
         tables = [*self.tables[1:], self.tables[0]]
         legend = "\n".join(map(one_line, self.legend))
         return "\n\n".join([one_line(self.heading), *(table.text() for table in tables), legend])
 
-    def markdown(self):
-        """-> str."""
+    def markdown(self) -> str:
         legend = "\n".join(f"- {markdown_text(line)}" for line in self.legend)
         tables = [table.markdown() for table in self.tables]
         return "\n\n".join([f"## {markdown_text(self.heading)}", *tables, legend]) + "\n"
 
-    def latex(self):
-        """Table environments; they need the package booktabs -> str."""
+    def latex(self) -> str:
+        """Table environments; they need the package booktabs."""
         legend = "\n".join(rf"\par\footnotesize {latex_text(line)}" for line in self.legend)
         head = f"% {one_line(self.heading)}. Needs \\usepackage{{booktabs}}."
         return "\n\n".join([head, *(table.latex() for table in self.tables), legend]) + "\n"
 
-    def csv(self):
-        """-> str."""
+    def csv(self) -> str:
         return to_csv(self.columns, self.lines)
 
     def write(self, folder, latex=False):
@@ -226,19 +220,20 @@ def column_notes(grid, columns, averaged, lacks, uneven, words=str):
     below zero-shot CLIP -> list of str. lacks, uneven: what is said of it; words: function of a column."""
     notes = []
     for row, name in grid.names.items():
-        gaps = ", ".join(grid.missing(row, averaged, words))
+        missing = [column for column in averaged if not grid.by_seed(row, column)]
+        gaps = ", ".join(words(c) + "; trained, not evaluated" * ((row, c) in grid.trained) for c in missing)
         below = ", ".join(map(words, grid.below(row, columns)))
         texts = gaps and f"{lacks}: {gaps}", grid.uneven(row, columns) and uneven
         notes += row_notes(name, *texts, below and f"below zero-shot on: {below}")
     return notes
 
 
-def row_notes(name, *texts):
-    """What a reader must know of a row; empty texts say nothing -> list of str."""
+def row_notes(name: str, *texts: str | bool) -> list[str]:
+    """What a reader must know of a row; empty texts say nothing."""
     return [f"{name}: {text}." for text in texts if text]
 
 
-def data_sets(names):
+def data_sets(names: Sized) -> str:
     """ "1 data set", "2 data sets"."""
     return f"{len(names)} data set{'s' if len(names) > 1 else ''}"
 

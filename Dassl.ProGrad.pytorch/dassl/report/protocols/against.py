@@ -37,18 +37,11 @@ class Published:
     sets: frozenset = frozenset()  # that an average is over
     derived: bool = False  # computed from published numbers
 
-    def band(self, dataset):
+    def band(self, dataset: str) -> float:
         """Half width in points."""
         if self.deviation is not None:
             return 2 * self.deviation
         return AVERAGE if dataset in AVERAGES else ONE
-
-    def compare(self, mean, dataset, judged):
-        """Our mean beside it -> its value, the difference, the band, "in" or "out" of it or "" if not judged."""
-        band, difference = self.band(dataset), round(mean - self.value, 2)
-        verdict = "in" if abs(difference) <= band + 1e-9 else "out"
-        shown = f"{self.value:.2f}" + " (derived)" * self.derived
-        return [shown, f"{difference:+.2f}", f"{band:.2f}", verdict if judged else ""]
 
 
 def load_published(files: Iterable[Path]) -> dict[tuple, list[Published]]:
@@ -56,7 +49,7 @@ def load_published(files: Iterable[Path]) -> dict[tuple, list[Published]]:
 
     The quantity of a few-shot number is its shots, e.g. "16 shots".
     """
-    numbers = {}
+    numbers: dict = {}
     for file in files:
         content = json.loads(file.read_text(encoding="utf-8"))
         for block in content["blocks"]:
@@ -97,7 +90,9 @@ def against_report(report, records, methods, published=None):
             number = sources.setdefault(partner.source, len(sources) + 1)
             shown = f"{float(cell['mean']):.2f}" + (f" ± {cell['std']}" if cell["std"] else "")
             head = [cell["method"], *key[4:], Cell(shown, behind)]
-            *compared, verdict = partner.compare(float(cell["mean"]), key[4], not differing)
+            band, difference = partner.band(key[4]), round(float(cell["mean"]) - partner.value, 2)
+            verdict = "" if differing else "in" if abs(difference) <= band + 1e-9 else "out"
+            compared = [f"{partner.value:.2f}{' (derived)' * partner.derived}", f"{difference:+.2f}", f"{band:.2f}"]
             said = verdict or f"{MISSING} ({', '.join(differing)})"
             rows.append([*head, cell["n"], *compared, said, f"[{number}]"])
             lines.append([*head, *compared, verdict, ", ".join(differing), partner.source, cell["n"]])

@@ -39,7 +39,7 @@ class Base2New(Grid):
     """Accuracies in percent by columns (data set, quantity), H among them. datasets: in printed order; shared: {data
     set: names of the others that every row has}; lacking: {other set: rows that lack it}."""
 
-    datasets: list = ()
+    datasets: list[str] = field(default_factory=list)
     shared: dict = field(default_factory=dict)
     lacking: dict = field(default_factory=dict)
 

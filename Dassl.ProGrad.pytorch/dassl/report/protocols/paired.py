@@ -34,16 +34,13 @@ class Paired(NamedTuple):
     needed: int | None
 
 
-def paired_difference(ours, theirs):
+def paired_difference(ours: dict, theirs: dict) -> Paired | None:
     """{seed: value} twice -> Paired over the seeds that both have, or None without one."""
-    seeds = sorted(ours.keys() & theirs.keys())
-    if not seeds:
-        return None
-    differences = np.array([ours[seed] - theirs[seed] for seed in seeds], dtype=float)
-    mean, n = float(differences.mean()), len(seeds)
-    if n == 1:
-        return Paired(mean, None, None, 1, None)
-    deviation = float(differences.std(ddof=1))
+    differences = np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())], dtype=float)
+    n = len(differences)
+    if n < 2:
+        return Paired(float(differences[0]), None, None, 1, None) if n else None
+    mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
     half = float(student((1 + LEVEL) / 2)[n - 1]) * deviation / math.sqrt(n)
     return Paired(mean, mean - half, mean + half, n, seeds_needed(mean, deviation))
 

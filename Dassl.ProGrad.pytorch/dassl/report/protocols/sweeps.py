@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dassl.report import table
 from dassl.report.frame import with_accuracy
-from dassl.report.methods import CHANGED, NONE, backbone_of, merge_name, plain_row, row_names
+from dassl.report.methods import CHANGED, NONE, Methods, backbone_of, merge_name, plain_row, row_names
 from dassl.report.protocols.base2new import AVERAGES, OTHERS, SUBSETS, Base2New, base2new
 from dassl.report.protocols.base2new import PROTOCOL as BASE2NEW
 from dassl.report.records import NoRuns, group_by, newest_each, select, without_repeats
@@ -41,13 +41,17 @@ class Sweep:
         return tuple(dict(row.setting).get(key) for key in self.keys)
 
 
-def sweeps(records, methods=NONE):
-    """Records of `load_results` -> list of Sweep, of each method one for each set of keys that is not part of a larger
-    one. NoRuns if nothing varies."""
+def sweeps(records: list[dict], methods: Methods = NONE) -> list[Sweep]:
+    """From records of `load_results`, of each method one for each set of keys that is not part of a larger one. NoRuns
+    if nothing varies."""
     runs = [r for r in records if _setting(r) and r["protocol"] in (PROTOCOL, BASE2NEW) and not merge_name(r, methods)]
     result, order = [], [*methods.settings]
     for family, group in group_by(runs, key=lambda r: plain_row(r, methods)).items():
-        evaluations = _with_base2new(with_accuracy(group, kind="eval", subset=SUBSETS))
+        evaluations = with_accuracy(group, kind="eval", subset=SUBSETS)
+        if swept := select(evaluations, protocol=PROTOCOL):  # beside it base-to-new runs at its own data sets and seeds
+            cells = {(r["dataset"], r["seed"]) for r in swept}
+            lent = [r for r in select(evaluations, protocol=BASE2NEW) if (r["dataset"], r["seed"]) in cells]
+            evaluations = without_repeats(swept, lent, lambda r: (_setting(r), r["dataset"], r["subset"], r["seed"]))
         if len({_setting(r) for r in evaluations}) < 2:
             continue
         protocols = PROTOCOL, BASE2NEW
@@ -80,23 +84,13 @@ def _setting(record):
     return tuple(sorted(values.items())) + ((EPOCHS, epochs_asked(record)),)
 
 
-def epochs_asked(record):
+def epochs_asked(record: dict) -> float | None:
     """Epochs that were asked for: the epoch that validation chose is no setting. None if the file does not say."""
     chosen = str(record.get("chosen_on") or "")
     if record["kind"] == "eval" and chosen.startswith("epoch "):
         return record.get("epochs")
     asked = record.get("max_epoch")
     return record.get("epochs") if asked is None and chosen == "last_step" else asked
-
-
-def _with_base2new(evaluations):
-    """Base-to-new runs beside those of a sweep: at the sweep's own data sets and seeds, where it has no run itself."""
-    swept = select(evaluations, protocol=PROTOCOL)
-    if not swept:
-        return evaluations
-    cells = {(r["dataset"], r["seed"]) for r in swept}
-    lent = [r for r in select(evaluations, protocol=BASE2NEW) if (r["dataset"], r["seed"]) in cells]
-    return without_repeats(swept, lent, lambda r: (_setting(r), r["dataset"], r["subset"], r["seed"]))
 
 
 def _order(value):
@@ -109,11 +103,9 @@ def _centre(evaluations):
     plain = {_setting(r) for r in evaluations if CHANGED not in r["preset"]}
     if len(plain) == 1:
         return dict(plain.pop())
-    counts = {}
-    for setting in {_setting(r) for r in evaluations}:
-        for key, value in setting:
-            counts.setdefault(key, Counter())[value] += 1
-    return {key: max(counter, key=lambda v: (counter[v], str(v))) for key, counter in counts.items()}
+    pairs = [pair for setting in {_setting(r) for r in evaluations} for pair in setting]
+    counts = Counter(pairs).items()  # of one key the most common stands last
+    return dict(pair for pair, _ in sorted(counts, key=lambda item: (item[1], str(item[0][1]))))
 
 
 def _costs(family, training, records, methods):
@@ -183,8 +175,8 @@ def _matrix(sweep, quantity, names, where, more):
     return table.Table(title, [names[0], *(f"{names[1]} {_value(b)}" for b in across)], rows, notes + more)
 
 
-def sweeps_report(records, methods=NONE):
-    """Records -> Report with a table for each set of keys that varies together."""
+def sweeps_report(records: list[dict], methods: Methods = NONE) -> table.Report:
+    """A table for each set of keys that varies together. NoRuns if nothing varies."""
     found, lines = sweeps(records, methods), []
     keys = list(dict.fromkeys(key for sweep in found for key in sweep.keys))
     for sweep in found:
