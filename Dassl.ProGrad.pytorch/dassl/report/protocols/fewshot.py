@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 
 from dassl.report import table
 from dassl.report.disclosures import STAMP_COLUMNS, names_on, stamp_cells, stamp_notes
-from dassl.report.frame import Grid, build, with_accuracy
-from dassl.report.methods import NONE, Methods, Row, row_of, sees_no_data, shared_settings, split_by_template
+from dassl.report.frame import Grid, Row, Summary, build, with_accuracy
+from dassl.report.methods import NONE, Methods, row_of, sees_no_data, shared_settings, split_by_template
 from dassl.report.records import require_evaluations, select, without_repeats
-from dassl.report.stats import Summary
 
 PROTOCOL = "fewshot"
 SUBSET = "all"

@@ -5,12 +5,12 @@ cross-data-set protocol, Avg-D over shifted test sets). Zero-shot CLIP has no so
 classes of a column count in every table, whatever protocol they were made for.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from dassl.report import table
 from dassl.report.disclosures import STAMP_COLUMNS, stamp_cells, stamp_notes
-from dassl.report.frame import Grid, build, with_accuracy
+from dassl.report.frame import Grid, Row, Summary, build, with_accuracy
 from dassl.report.methods import NONE, Methods, merge_values, row_of, sees_no_data, shared_settings, split_by_template
 from dassl.report.records import group_by, is_number, require_evaluations, select, without_repeats
 
@@ -38,55 +38,51 @@ class Transfer(Grid):
 
     source: str = ""
     average: str = ""  # name of the mean over targets
-    alphas: dict = field(default_factory=dict)  # {row: {(alpha, what it was chosen on)}}
 
     @property
-    def targets(self):
+    def targets(self) -> list[str]:
         """All data sets but the source."""
         return [name for name in self.columns if name != self.source]
 
-    def on(self, row):
-        """{data set or name of the average: Summary}."""
+    def on(self, row: Row) -> dict[str, Summary]:
+        """By data set and name of the average."""
         return {name: self.cell(row, name) for name in self.columns} | {self.average: self.cell(row, *self.targets)}
 
-    def alpha(self, row, missing=""):
+    def alpha(self, row: Row, missing: str = "") -> list[str]:
         """Alpha and what it was chosen on, two words; a range where seeds chose differently."""
-        if row not in self.alphas:
+        runs = [run for column in self.columns for run in self.runs.get((row, column), ())]
+        merged = [run for run in runs if is_number(merge_values(run).get("alpha"))]
+        if not merged:
             return [missing] * 2
-        values = sorted({alpha for alpha, _ in self.alphas[row]})
+        values = sorted({merge_values(run)["alpha"] for run in merged})
         shown = f"{values[0]:g}" + (f" to {values[-1]:g}" if len(values) > 1 else "")
-        return [shown, ", ".join(sorted({chosen for _, chosen in self.alphas[row]}))]
+        chosen = {run.get("alpha_chosen_on") or "none" for run in merged}
+        return [shown, ", ".join(sorted(word.replace("none", "given") for word in chosen))]
 
 
-def transfer(records, protocol, methods=NONE):
-    """Records of `load_results` -> list of Transfer, one per source. NoRuns if there is no evaluation.
+def transfer(records: list[dict], protocol: str, methods: Methods = NONE) -> list[Transfer]:
+    """From records of `load_results`, one per source. NoRuns if there is no evaluation.
 
     protocol: a key of PROTOCOLS.
     """
     runs = split_by_template(with_accuracy(records, subset=SUBSET), methods)
-    following = select(runs, protocol=protocol)
+    following, known = select(runs, protocol=protocol), PROTOCOLS[protocol]
     trained = [r for r in following if not sees_no_data(r)]
-    zero_shot = [r for r in select(runs, kind="eval") if sees_no_data(r)]
     require_evaluations(following, records, protocol, protocol, "all")
     grids = []
     for source, group in group_by(trained, source_of).items() or [("", following)]:
         names = {r["dataset"] for r in group if r["kind"] == "eval"} | ({source} - {""})
-        lent = select(runs, protocol=PROTOCOLS[protocol].also, dataset=source, kind="eval")
-        lent = [r for r in lent if source_of(r) == source] + [r for r in zero_shot if r["dataset"] in names]
+        lent = select(runs, protocol=known.also, dataset=source, kind="eval")
+        lent = [r for r in lent if source_of(r) == source]
+        lent += [r for r in runs if sees_no_data(r) and r["dataset"] in names]
         group = without_repeats(group, lent, lambda r: (row_of(r, methods), r["dataset"], r["seed"]))
         grid = build(group, lambda r: row_of(r, methods), lambda r: r["dataset"], methods)
         grid.columns.sort(key=lambda name, source=source: (name != source, methods.dataset_rank(name)))
-        alphas = {}
-        for record in group:
-            if is_number(alpha := merge_values(record).get("alpha")):
-                chosen = record.get("alpha_chosen_on") or "none"
-                chosen = "given" if chosen == "none" else chosen
-                alphas.setdefault(row_of(record, methods), set()).add((alpha, chosen))
-        grids.append(Transfer(**vars(grid), source=source, average=PROTOCOLS[protocol].average, alphas=alphas))
+        grids.append(Transfer(**vars(grid), source=source, average=known.average))
     return grids
 
 
-def source_of(record):
+def source_of(record: dict) -> str:
     """The data set that a record's weights were trained on; its own where the file does not say."""
     return record.get("source") or record["dataset"]
 
@@ -98,13 +94,14 @@ def _table(grid):
         "targets share"
     )
     notes = table.column_notes(grid, grid.columns, grid.targets, f"no {grid.average}, a target is missing", uneven)
+    merged = any(grid.alpha(row)[0] for row in grid.rows)
     return table.method_table(
         f"Trained on {grid.source}" if grid.source else "Zero-shot",
         grid,
         grid.names,
-        [*(["alpha", "chosen on"] if grid.alphas else []), *grid.columns, grid.average],
+        [*["alpha", "chosen on"][: 2 * merged], *grid.columns, grid.average],
         grid.on,
-        extra=lambda row: grid.alpha(row, table.MISSING) if grid.alphas else [],
+        extra=lambda row: grid.alpha(row, table.MISSING)[: 2 * merged],
         notes=notes + stamp_notes(grid, grid.names),
     )
 
@@ -123,7 +120,7 @@ def transfer_report(records: list[dict], protocol: str, methods: Methods = NONE)
         [
             f"{known.average}: mean over the targets, all columns but the first data set, which is the source",
             f"{table.BELOW}: below zero-shot CLIP on the same backbone",
-            *(["alpha: weight of the fine-tuned model in the merge"] if any(grid.alphas for grid in grids) else []),
+            *(["alpha: weight of the fine-tuned model in the merge"] if any(line[5] for line in lines) else []),
         ],
         ["alpha", "alpha_chosen_on", "source", "dataset"],
         lines,
