@@ -295,7 +295,7 @@ class FewLabels:
         self._parts = labelled, (labelled + rest if cfg.DATASET.ALL_AS_UNLABELED else rest)
         return labelled, val
 
-    def labelled_per_class(self, train, cfg):
+    def labelled_per_class(self, train: list[Datum], cfg) -> int:
         """Labelled images a class; below 1: all. UserError if the keys contradict each other."""
         total, shots = cfg.DATASET.NUM_LABELED, cfg.DATASET.NUM_SHOTS
         if total < 1:
@@ -308,7 +308,7 @@ class FewLabels:
             )
         return total // classes
 
-    def metadata(self):
+    def metadata(self) -> dict:
         """What results.json records of it."""
         seen = f"{len(self.train_x)} labelled images, {len(self.train_u)} without labels"
         return super().metadata() | {"data_seen": seen}

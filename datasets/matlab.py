@@ -30,7 +30,7 @@ def mat_variable(path: str, key: str, fields: tuple[str, ...] = ()) -> list:
     return elements
 
 
-def main(path, key, *fields):
+def main(path: str, key: str, *fields: str) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -44,7 +44,7 @@ def main(path, key, *fields):
     sys.stdout.write(json.dumps(rows))
 
 
-def plain(value):
+def plain(value: object) -> int | float | str:
     """A NumPy scalar or text as JSON has it."""
     value = value.item() if hasattr(value, "item") else value
     return value if isinstance(value, int | float) else str(value)

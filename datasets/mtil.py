@@ -10,6 +10,7 @@ sets expect. Each gives training and test images; names have blanks for undersco
 """
 
 import os
+from collections.abc import Callable, Sequence
 
 from dassl.data.datasets import Datum
 from dassl.utils import MissingFile, UserError, read_json
@@ -29,7 +30,7 @@ class MtilDataset(FewShotDataset):
     """
 
     task = ""
-    lists = None
+    lists: Callable[[str, str], Sequence[list[Datum]]] | None = None
     prompts: tuple[str, ...] | list[str] = ("a photo of a {}.",)
 
     def __init__(self, cfg):

@@ -27,17 +27,17 @@ class ToyData(FewShotDataset):
     counts = COUNTS
     peers = tuple(toy.folder for toy in WORLD.values() if toy.base_to_new)
 
-    def metadata(self):
+    def metadata(self) -> dict:
         """What results.json records of it: which toy world this is."""
         return super().metadata() | {"world_digest": world_digest()}
 
-    def locate(self, root):
+    def locate(self, root: str) -> str:
         if root:
             write_toy(os.path.expanduser(root), self.toy, self.counts)
         return super().locate(root)
 
 
-def declare(toy, base=ToyData, name="", **attributes):
+def declare(toy: ToySet, base: type = ToyData, name: str = "", **attributes) -> type:
     """The data set class of a `ToySet`, `name` or named like it."""
     templates = {"coop": toy.coop_template, "kgcoop": toy.template}
     declared = {"__module__": __name__, "toy": toy, "folders": (toy.folder,), "templates": templates,
@@ -119,7 +119,7 @@ class ToyDG(ToyData):
         self.source, self.target = list(cfg.DATASET.SOURCE_DOMAINS), list(cfg.DATASET.TARGET_DOMAINS)
         super().__init__(cfg)
 
-    def locate(self, root):
+    def locate(self, root: str) -> str:
         if root:
             folder = os.path.join(os.path.expanduser(root), self.folders[0])
             for name in {*self.source, *self.target}:
@@ -142,7 +142,7 @@ class ToyDG(ToyData):
         number = self.domains.index(name)
         return tuple([Datum.listed(i.impath, i.label, number, i.classname) for i in items] for items in lists)
 
-    def metadata(self):
+    def metadata(self) -> dict:
         """What results.json records of it."""
         where = {"source_domains": self.source, "target_domains": self.target}
         return super().metadata() | where | {"data_seen": f"the domains {', '.join(self.source)}"}
@@ -156,7 +156,7 @@ class ToyDA(ToyDG):
         super().__init__(cfg)
         self._train_u = subsample_classes(self.target_train, subset=cfg.DATASET.SUBSAMPLE_CLASSES)
 
-    def metadata(self):
+    def metadata(self) -> dict:
         """What results.json records of it."""
         facts = super().metadata()
         return facts | {"data_seen": f"{facts['data_seen']}; without labels {', '.join(self.target)}"}

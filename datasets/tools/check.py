@@ -16,9 +16,9 @@ from yacs.config import CfgNode
 
 from dassl.config import get_cfg_default
 from dassl.data import few_shot
-from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, unreadable
+from dassl.data.datasets import DATASET_REGISTRY, unreadable
 from dassl.utils import UserError, listdir_nohidden
-from datasets.base import MAX_VAL_SHOTS
+from datasets.base import MAX_VAL_SHOTS, FewShotDataset
 
 from .known import KNOWN
 
@@ -95,7 +95,7 @@ def check(name: str, root: str, decode: str = "sample", jobs: int = 4) -> Row:
     return row
 
 
-def draws_digest(data: DatasetBase) -> str:
+def draws_digest(data: FewShotDataset) -> str:
     """SHA-256 (16 digits) of the draws of seeds 1, 2 and 3: of the digests, with blanks between, of the relative paths
     of 16 training and then of 4 validation images a class, joined by line feeds."""
     digests = []
@@ -110,7 +110,7 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def mistakes(kind: type, root: str, folder: str) -> Iterator[str]:
+def mistakes(kind: type[FewShotDataset], root: str, folder: str) -> Iterator[str]:
     """What may have gone wrong with a data set that cannot be read; `folder` is "" if it was not found."""
     stems = [plain(os.path.basename(name)) for name in (*kind.folders, *kind.images) if name]
     for place in filter(os.path.isdir, (root, folder)):

@@ -58,7 +58,7 @@ def pets(folder: str, images: str) -> Parts:
 
 
 def cars(folder: str, images: str) -> Parts:
-    def year_first(item):
+    def year_first(item: Datum) -> str:
         name, _, year = item.classname.rpartition(" ")
         return f"{year} {name}"
 
@@ -73,7 +73,7 @@ def places(folder: str, images: str) -> Parts:
     """SUN397: ClassName.txt, Training_01.txt and Testing_01.txt, whose lines begin with a slash."""
     label_of = {line.strip(): label for label, line in enumerate(read_lines(os.path.join(folder, "ClassName.txt")))}
 
-    def item(line):
+    def item(line: str) -> tuple[str, int, str]:
         place = os.path.dirname(line)
         return line[1:], label_of[place], " ".join(reversed(place.split("/")[2:]))
 
@@ -86,7 +86,7 @@ def actions(folder: str, images: str) -> Parts:
     lists = os.path.join(folder, "ucfTrainTestlist")
     label_of = {line.split()[-1]: label for label, line in enumerate(read_lines(os.path.join(lists, "classInd.txt")))}
 
-    def item(line):
+    def item(line: str) -> tuple[str, int, str]:
         action, video = line.split()[0].split("/")
         name = "".join(f"_{c}" if c.isupper() else c for c in action).lstrip("_")
         return f"{name}/{video.removesuffix('.avi')}.jpg", label_of[action], name

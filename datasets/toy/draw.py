@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFont
 
 from dassl.utils import import_matplotlib
@@ -34,19 +35,19 @@ COLOURS = {
 }
 
 
-def generator(*names):
+def generator(*names: object) -> Generator:
     """A numpy generator seeded by the BLAKE2 of the names, the same on every machine and in every process."""
     key = "/".join(str(name) for name in names).encode()
     return np.random.default_rng(int.from_bytes(blake2b(key, digest_size=16).digest(), "big"))
 
 
-def jittered(rng, name, spread=14):
+def jittered(rng: Generator, name: str, spread: float = 14) -> np.ndarray:
     """RGB (3,) float32 near a named colour."""
     rgb = np.array(COLOURS[name], np.float32) + rng.uniform(-spread, spread, 3)
     return np.clip(rgb, 0, 255).astype(np.float32)
 
 
-def second_tone(colour):
+def second_tone(colour: np.ndarray) -> np.ndarray:
     """A clearly darker or lighter version of an RGB colour, for two-tone textures of one named colour."""
     return colour * 0.45 if colour.mean() > 95 else colour * 0.35 + 165
 
@@ -105,7 +106,7 @@ SHAPES = {
 }  # fmt: skip
 
 
-def shape_mask(shape, x, y, radius, angle=0.0):
+def shape_mask(shape: str, x: float, y: float, radius: float, angle: float = 0.0) -> np.ndarray:
     """Boolean mask (BIG, BIG) of a shape centred at (x, y), turned clockwise by `angle` degrees."""
     a = np.deg2rad(angle)
     turn = np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])
@@ -184,7 +185,7 @@ TEXTURES = {function.__name__[1:]: function for function in _ALL}
 _UPRIGHT = ("brick", "grid", "checkered", "wavy", "zigzag")  # turned only a little, as people know them
 
 
-def texture(rng, name, first, second, centre=(16, 16)):
+def texture(rng: Generator, name: str, first: np.ndarray, second: np.ndarray, centre: tuple = (16, 16)) -> np.ndarray:
     """(BIG, BIG, 3) float32: a texture in the RGB colours `first` and `second`."""
     limit = 15 if name in _UPRIGHT else 180
     a = np.deg2rad(rng.uniform(-limit, limit))
@@ -205,7 +206,7 @@ def _font(name, size):
     return ImageFont.truetype(str(folder / f"{name}.ttf"), size, layout_engine=ImageFont.Layout.BASIC)
 
 
-def glyph_mask(text, font, x, y, height, angle=0.0):
+def glyph_mask(text: str, font: str, x: float, y: float, height: float, angle: float = 0.0) -> np.ndarray:
     """Boolean mask (BIG, BIG) of a text in a font of matplotlib's, about `height` pixels high, at (x, y)."""
     face = _font(font, round(height * SCALE * 1.35))
     left, top, right, bottom = face.getbbox(text)
@@ -217,11 +218,11 @@ def glyph_mask(text, font, x, y, height, angle=0.0):
     return np.asarray(mask) > 127
 
 
-def paint(mask, top, ground):
+def paint(mask: np.ndarray, top: np.ndarray, ground: np.ndarray) -> np.ndarray:
     """(BIG, BIG, 3): `top` where `mask` (BIG, BIG) is true, `ground` elsewhere; each an RGB colour or an image."""
     return np.where(mask[..., None], top, ground)
 
 
-def shrink(pixels):
+def shrink(pixels: np.ndarray) -> np.ndarray:
     """The image (SIDE, SIDE, 3) float32 in 0..255 of an enlarged one."""
     return pixels.reshape(SIDE, SCALE, SIDE, SCALE, 3).mean((1, 3), dtype=np.float32)

@@ -7,7 +7,11 @@ strength) -> image`; 0 leaves the image almost as it is. The pretraining images 
 them), the data sets use them strongly.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
+from numpy.random import Generator
+from numpy.typing import ArrayLike
 from PIL import Image, ImageFilter
 
 from datasets.toy.draw import (
@@ -26,6 +30,8 @@ from datasets.toy.draw import (
 )
 from datasets.toy.scenes import scene
 
+Name = str | None
+
 
 def _image(image):
     return Image.fromarray(np.clip(image, 0, 255).astype(np.uint8))
@@ -35,18 +41,18 @@ def _array(image):
     return np.asarray(image, np.float32)
 
 
-def noise(rng, image, strength):
+def noise(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     """Gaussian noise, up to a deviation of 110 grey levels."""
     return image + rng.normal(0, 110 * strength, image.shape).astype(np.float32)
 
 
-def speckle(rng, image, strength):
+def speckle(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     """A share of the pixels replaced by random colours."""
     hit = rng.random((*image.shape[:2], 1)) < 0.6 * strength
     return np.where(hit, rng.uniform(0, 255, image.shape).astype(np.float32), image)
 
 
-def sketch(rng, image, strength):
+def sketch(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     """Towards dark outlines on paper; at 1 no colour is left."""
     smooth = _array(_image(image).filter(ImageFilter.GaussianBlur(0.5)))
     dx = np.abs(np.diff(smooth, axis=1, append=smooth[:, -1:])).max(-1)
@@ -57,7 +63,7 @@ def sketch(rng, image, strength):
     return (image + (lines - image) * min(1.0, 1.25 * strength)).astype(np.float32)
 
 
-def rotation(rng, image, strength):
+def rotation(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     """Turned by up to 75 degrees either way; the corners take the border's mean colour."""
     border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).mean(0)
     angle = rng.uniform(-75, 75) * strength
@@ -65,7 +71,7 @@ def rotation(rng, image, strength):
     return _array(_image(image).rotate(angle, Image.Resampling.BILINEAR, fillcolor=fill))
 
 
-def clutter(rng, image, strength):
+def clutter(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     """Up to ten small coloured scraps over the image."""
     image = image.copy()
     names = sorted(SHAPES)
@@ -77,41 +83,41 @@ def clutter(rng, image, strength):
     return image
 
 
-def fade(rng, image, strength):
+def fade(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     """Low contrast: pulled towards one random grey, up to 92 %."""
     grey = rng.uniform(70, 190)
     return grey + (image - grey) * (1 - 0.92 * strength)
 
 
-def blur(rng, image, strength):
+def blur(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     """Gaussian blur, up to a radius of 3 pixels."""
     return _array(_image(image).filter(ImageFilter.GaussianBlur(3.0 * strength)))
 
 
-def tint(rng, image, strength):
+def tint(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     """A coloured light over everything."""
     light = rng.uniform(0, 255, 3).astype(np.float32)
     return image * (1 - 0.75 * strength) + light * 0.75 * strength
 
 
-def invert(rng, image, strength):
+def invert(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     """Towards the negative; from about 0.5 on, contrast comes back inverted."""
     return image + (255 - 2 * image) * strength
 
 
-def dark(rng, image, strength):
+def dark(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     """Dim light, as at night."""
     return image * (1 - 0.9 * strength)
 
 
-def pixelate(rng, image, strength):
+def pixelate(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     """Coarse blocks, up to 4 pixels wide (8 x 8 blocks)."""
     side = round(SIDE / (1 + 3 * strength))
     small = _image(image).resize((side, side), Image.Resampling.BOX)
     return _array(small.resize((SIDE, SIDE), Image.Resampling.NEAREST))
 
 
-def occlude(rng, image, strength):
+def occlude(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     """A bar in one colour over the image, up to 14 pixels wide."""
     image = image.copy()
     width = round(14 * strength)
@@ -128,7 +134,7 @@ _ALL = (noise, speckle, sketch, rotation, clutter, fade, blur, tint, invert, dar
 STYLES = {function.__name__: function for function in _ALL}
 
 
-def finish(image):
+def finish(image: np.ndarray) -> np.ndarray:
     """uint8 image."""
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
@@ -157,18 +163,18 @@ OTHER_FONTS = ("DejaVuSans-Oblique", "DejaVuSerif-BoldItalic", "DejaVuSansMono-B
 _CELLS = [(6.0 + 10 * i, 6.0 + 10 * j) for i in range(3) for j in range(3)]
 
 
-def pick(rng, names):
+def pick(rng: Generator, names: Iterable[str]) -> str:
     """One of the names, in sorted order for a dict, so that the draw does not depend on how they are held."""
     names = sorted(names) if isinstance(names, dict) else list(names)
     return names[int(rng.integers(len(names)))]
 
 
-def far(a, b, least=150):
+def far(a: ArrayLike, b: ArrayLike, least: float = 150) -> bool:
     """Whether two RGB colours differ enough (sum of absolute differences) to be told apart."""
     return float(np.abs(np.asarray(a) - np.asarray(b)).sum()) >= least
 
 
-def ground_for(rng, colour, ground=None):
+def ground_for(rng: Generator, colour: np.ndarray, ground: str | None = None) -> np.ndarray:
     """RGB of a background that differs from `colour`: the named `ground` if given, else mostly neutral."""
     if ground is not None:
         return jittered(rng, ground)
@@ -187,7 +193,10 @@ def _put(rng, ground, shape, colour, pattern, x, y, radius, angle):
     return paint(shape_mask(shape, x, y, radius, angle), top, ground)
 
 
-def thing(rng, shape=None, colour=None, pattern="plain", ground=None, radius=(9.0, 13.0), at=None, angle=None):
+def thing(
+    rng: Generator, shape: Name = None, colour: Name = None, pattern: Name = "plain", ground: Name = None,
+    radius: tuple[float, float] = (9.0, 13.0), at: np.ndarray | None = None, angle: float | None = None,
+) -> np.ndarray:  # fmt: skip
     """One object; `angle` in degrees clockwise, `at` its centre, `pattern` a texture's name."""
     shape, colour = shape or pick(rng, SHAPES), jittered(rng, colour or pick(rng, COLOURS))
     pattern = pattern or pick(rng, TEXTURES)
@@ -198,7 +207,7 @@ def thing(rng, shape=None, colour=None, pattern="plain", ground=None, radius=(9.
     return shrink(_put(rng, ground_for(rng, colour, ground), shape, colour, pattern, x, y, r, angle))
 
 
-def counted(rng, number, shape=None, colour=None):
+def counted(rng: Generator, number: int, shape: Name = None, colour: Name = None) -> np.ndarray:
     """`number` (an int) equal objects on loose grid places."""
     shape, tone = shape or pick(rng, SHAPES), jittered(rng, colour or pick(rng, COLOURS))
     pixels = ground_for(rng, tone)
@@ -208,7 +217,7 @@ def counted(rng, number, shape=None, colour=None):
     return shrink(pixels)
 
 
-def paired(rng, first, relation, second):
+def paired(rng: Generator, first: str, relation: str, second: str) -> np.ndarray:
     """Two objects; relation: above, left of, inside."""
     one = jittered(rng, pick(rng, COLOURS))
     two = jittered(rng, pick(rng, COLOURS))
@@ -231,38 +240,38 @@ def paired(rng, first, relation, second):
     return shrink(pixels)
 
 
-def placed(rng, place, shape=None, colour=None):
+def placed(rng: Generator, place: str, shape: Name = None, colour: Name = None) -> np.ndarray:
     """A small object at one of nine places."""
     at = np.array(PLACES[place]) + rng.uniform(-1.6, 1.6, 2)
     return thing(rng, shape, colour, radius=(4.2, 5.6), at=at)
 
 
-def sized(rng, size, shape=None, colour=None):
+def sized(rng: Generator, size: str, shape: Name = None, colour: Name = None) -> np.ndarray:
     """A small, medium or large object."""
     return thing(rng, shape, colour, radius=SIZES[size])
 
 
-def arrow(rng, direction, colour=None):
+def arrow(rng: Generator, direction: str, colour: Name = None) -> np.ndarray:
     """An arrow that points in one of eight directions."""
     return thing(rng, "arrow", colour, radius=(10, 13), angle=DIRECTIONS[direction])
 
 
-def glyph(rng, text, fonts=LETTER_FONTS, colour=None, height=(17, 23), tilt=8):
+def glyph(rng: Generator, text: str, fonts=LETTER_FONTS, colour: Name = None, tilt: float = 8) -> np.ndarray:
     """A letter or digit in one of `fonts`."""
     tone = jittered(rng, colour or pick(rng, COLOURS))
     ground = ground_for(rng, tone)
     x, y = 16 + rng.uniform(-3, 3, 2)
-    mask = glyph_mask(text, pick(rng, fonts), x, y, rng.uniform(*height), rng.uniform(-tilt, tilt))
+    mask = glyph_mask(text, pick(rng, fonts), x, y, rng.uniform(17, 23), rng.uniform(-tilt, tilt))
     return shrink(paint(mask, tone, ground))
 
 
-def surface(rng, pattern, colour=None, other=None):
+def surface(rng: Generator, pattern: str, colour: Name = None, other: Name = None) -> np.ndarray:
     """A whole image of one texture, in two colours, or two tones of one."""
     first = jittered(rng, colour or pick(rng, COLOURS))
     second = jittered(rng, other) if other else second_tone(first)
     return shrink(texture(rng, pattern, first, second))
 
 
-def place(rng, name):
+def place(rng: Generator, name: str) -> np.ndarray:
     """A scene."""
     return shrink(scene(rng, name))

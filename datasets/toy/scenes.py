@@ -1,6 +1,7 @@
 """Sixteen scenes of the toy world: a few flat areas with jitter, painted on a `Brush`."""
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from datasets.toy.draw import BIG, SCALE
@@ -9,12 +10,12 @@ from datasets.toy.draw import BIG, SCALE
 class Brush:
     """Paints in final-pixel coordinates on an enlarged image; colours and places vary a little by `rng`."""
 
-    def __init__(self, rng):
+    def __init__(self, rng: Generator):
         self.rng = rng
         self.image = Image.new("RGB", (BIG, BIG))
         self.pen = ImageDraw.Draw(self.image)
 
-    def u(self, low, high):
+    def u(self, low: float, high: float) -> float:
         return float(self.rng.uniform(low, high))
 
     def tone(self, rgb, spread=14):
@@ -37,7 +38,7 @@ class Brush:
         self.box(0, 0, 33, horizon, rgb)
 
 
-def beach(b):
+def beach(b: Brush) -> None:
     h = b.u(10, 13)
     b.sky()
     b.disc(b.u(5, 27), b.u(4, 6), 3, 3, (255, 225, 80))
@@ -48,7 +49,7 @@ def beach(b):
     b.area([(x - 5, 21), (x, 16), (x + 5, 21)], (225, 50, 60))
 
 
-def bridge(b):
+def bridge(b: Brush) -> None:
     y = b.u(16, 19)
     b.sky()
     b.box(0, y + 6, 33, 33, (50, 120, 200))
@@ -58,7 +59,7 @@ def bridge(b):
     b.box(0, y, 33, y + 2.5, (150, 50, 40))
 
 
-def city(b):
+def city(b: Brush) -> None:
     b.sky(33, (175, 200, 225))
     x = -b.u(0, 3)
     while x < 32:
@@ -72,7 +73,7 @@ def city(b):
     b.box(0, 30, 33, 33, (60, 60, 65))
 
 
-def desert(b):
+def desert(b: Brush) -> None:
     h = b.u(13, 17)
     b.sky(33, (245, 215, 165))
     b.disc(b.u(5, 27), b.u(4, 7), 3.5, 3.5, (255, 250, 210))
@@ -83,7 +84,7 @@ def desert(b):
     b.box(x - 4, y - 6, x + 4, y - 4.5, (45, 125, 60))
 
 
-def forest(b):
+def forest(b: Brush) -> None:
     b.sky(33, (185, 220, 235))
     b.box(0, 24, 33, 33, (60, 110, 45))
     for x in np.sort(b.rng.permutation(np.arange(2, 34, 5.5))):
@@ -92,7 +93,7 @@ def forest(b):
         b.area([(x - 4, y), (x, y - b.u(15, 20)), (x + 4, y)], (20, 95, 45), 22)
 
 
-def garden(b):
+def garden(b: Brush) -> None:
     b.box(0, 0, 33, 33, (95, 175, 75))
     kinds = [(235, 50, 60), (250, 215, 50), (240, 120, 190), (250, 250, 250), (150, 70, 200)]
     for x in (4, 12, 20, 28):
@@ -103,7 +104,7 @@ def garden(b):
             b.disc(u, v, 1, 1, (250, 190, 40))
 
 
-def island(b):
+def island(b: Brush) -> None:
     h = b.u(9, 12)
     b.sky(h)
     b.box(0, h, 33, 33, (35, 125, 205))
@@ -114,7 +115,7 @@ def island(b):
         b.line([(x + 1.5, y - 12), (x + 1.5 + dx, y - 12 + dy)], (30, 140, 60), 1.8)
 
 
-def lake(b):
+def lake(b: Brush) -> None:
     h = b.u(8, 11)
     b.sky(h)
     b.box(0, h, 33, 33, (105, 165, 75))
@@ -125,7 +126,7 @@ def lake(b):
         b.area([(x - 2, 17), (x, 9), (x + 2, 17)], (30, 95, 45))
 
 
-def mountain(b):
+def mountain(b: Brush) -> None:
     b.sky()
     b.box(0, 27, 33, 33, (95, 145, 75))
     for x, top in ((b.u(4, 10), b.u(8, 12)), (b.u(22, 28), b.u(8, 12)), (b.u(14, 18), b.u(3, 6))):
@@ -133,7 +134,7 @@ def mountain(b):
         b.area([(x - 3.4, top + 6.5), (x, top), (x + 3.4, top + 6.5), (x, top + 5)], (250, 250, 250), 5)
 
 
-def night(b):
+def night(b: Brush) -> None:
     b.sky(33, (15, 20, 60))
     for _ in range(14):
         b.disc(b.u(1, 31), b.u(1, 24), 0.6, 0.6, (255, 250, 210))
@@ -143,7 +144,7 @@ def night(b):
     b.area([(0, 28), (10, 25), (22, 28), (33, 25), (33, 33), (0, 33)], (8, 15, 25), 6)
 
 
-def ocean(b):
+def ocean(b: Brush) -> None:
     h = b.u(8, 11)
     b.sky(h)
     b.box(0, h, 33, 33, (25, 95, 185))
@@ -155,7 +156,7 @@ def ocean(b):
     b.area([(x, h - 8), (x + 6, h + 2), (x, h + 2)], (250, 250, 250), 5)
 
 
-def rainbow(b):
+def rainbow(b: Brush) -> None:
     b.sky(33, (165, 205, 240))
     x, y = b.u(13, 19), b.u(25, 28)
     bands = [(225, 45, 45), (245, 145, 35), (250, 225, 60), (60, 170, 70), (50, 90, 210), (130, 60, 180)]
@@ -165,7 +166,7 @@ def rainbow(b):
     b.box(0, y, 33, 33, (95, 165, 75))
 
 
-def road(b):
+def road(b: Brush) -> None:
     h, x = b.u(9, 12), b.u(13, 19)
     b.sky(h)
     b.box(0, h, 33, 33, (110, 165, 80))
@@ -175,7 +176,7 @@ def road(b):
         b.area([(x - w, y), (x + w, y), (x + w * 1.2, y + 2 + k), (x - w * 1.2, y + 2 + k)], (250, 240, 180), 5)
 
 
-def sunset(b):
+def sunset(b: Brush) -> None:
     h, x = b.u(19, 22), b.u(10, 22)
     for k, tone in enumerate([(120, 50, 110), (190, 70, 95), (235, 110, 70), (250, 160, 65)]):
         b.box(0, k * h / 4, 33, h, tone)
@@ -185,7 +186,7 @@ def sunset(b):
         b.line([(x - 4, y), (x + 4, y)], (250, 170, 80), 0.8)
 
 
-def village(b):
+def village(b: Brush) -> None:
     b.sky()
     b.box(0, 17, 33, 33, (115, 170, 85))
     for x, y in ((b.u(4, 8), b.u(16, 19)), (b.u(24, 28), b.u(16, 19)), (b.u(14, 18), b.u(25, 28))):
@@ -194,7 +195,7 @@ def village(b):
         b.box(x - 1, y - 1, x + 1, y + 3, (105, 65, 40))
 
 
-def volcano(b):
+def volcano(b: Brush) -> None:
     x, top = b.u(13, 19), b.u(10, 13)
     b.sky(33, (185, 185, 200))
     for k in range(4):
@@ -209,7 +210,7 @@ _ALL = (beach, bridge, city, desert, forest, garden, island, lake,
 SCENES = {function.__name__: function for function in _ALL}
 
 
-def scene(rng, name):
+def scene(rng: Generator, name: str) -> np.ndarray:
     """The enlarged image (BIG, BIG, 3) float32 of a scene, mirrored half of the time."""
     brush = Brush(rng)
     SCENES[name](brush)

@@ -50,10 +50,10 @@ class ToySet:
     extra: dict = field(default_factory=dict)
 
     @property
-    def classnames(self):
+    def classnames(self) -> list[str]:
         return list(self.draws)
 
-    def image(self, classname, split, number):
+    def image(self, classname: str, split: str, number: int) -> np.ndarray:
         """uint8 (32, 32, 3), a function of the declaration, its arguments and VERSION alone."""
         rng = generator(VERSION, self.name, classname, split, number)
         function, arguments = self.draws[classname]
@@ -69,7 +69,7 @@ def _halves(pairs):
     return {name: draw for name, _, draw in chosen}
 
 
-def plural(number, shape):
+def plural(number: int, shape: str) -> str:
     """ "one star", "two stars", "three crosses"."""
     if number == 1:
         return f"one {shape}"
@@ -129,7 +129,7 @@ class RealDigits(ToySet):
 
     _first = {"test": 0, "train": 50, "val": 100}
 
-    def image(self, classname, split, number):
+    def image(self, classname: str, split: str, number: int) -> np.ndarray:
         digits = _handwritten()
         places = np.flatnonzero(digits.target == self.draws[classname])
         order = generator(VERSION, self.name, classname).permutation(places)
@@ -167,7 +167,7 @@ WORLD = {
 }  # fmt: skip
 
 
-def write_toy(root, toy, counts=COUNTS):
+def write_toy(root: str | Path, toy: ToySet, counts: tuple[int, int, int] = COUNTS) -> Path:
     """Write `toy` below `root` unless it is there; returns its folder.
 
     counts: images a class for train, val and test; the k-th image of a class does not depend on them.
@@ -230,7 +230,7 @@ def _is(folder, stamp):
 
 
 @lru_cache(maxsize=1)
-def world_digest():
+def world_digest() -> str:
     """BLAKE2 (16 hexadecimal digits) of the pixels of 20 test images that go round the data sets: which world this
     is."""
     toys = sorted(WORLD.values(), key=lambda toy: toy.name)

@@ -176,7 +176,7 @@ def _captions(rng, phrases, noun, style):
 
 
 @cache
-def held_out():
+def held_out() -> set[frozenset]:
     """What no image may show together: a set of frozensets of (argument, value) pairs.
 
     Of counts it leaves out whole shapes, and the data set counts others: "stars" would be a word it never met.
@@ -188,7 +188,7 @@ def held_out():
 
 
 @cache
-def example(seed, index):
+def example(seed: int, index: int) -> tuple[np.ndarray, list[str]]:
     """(image uint8 (32, 32, 3), captions)."""
     rng = generator("pretrain", VERSION, seed, index)
     while True:

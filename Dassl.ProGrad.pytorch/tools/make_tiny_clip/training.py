@@ -18,6 +18,7 @@ sys.path[:0] = [str(ENGINE.parent), str(ENGINE)]
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from torch import Tensor  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from dassl.clip.tiny.load import WEIGHTS  # noqa: E402
@@ -42,19 +43,19 @@ PLAN = SimpleNamespace(  # what decides the weights
 )
 
 
-def to_pixels(images):
+def to_pixels(images: np.ndarray) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), normalised."""
     x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-def to_tokens(captions, spell=None):
+def to_tokens(captions: list[str], spell=None) -> Tensor:
     """Captions -> (B, L) int64, L the longest of them. spell: as of Tokenizer.encode."""
     rows = [torch.tensor(tokenizer().encode(caption, spell)) for caption in captions]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
 
 
-def batch(step):
+def batch(step: int) -> tuple[Tensor, Tensor, list[str]]:
     """(pixels, tokens, captions) of a step: chunk by chunk, shuffled inside."""
     turn, place = divmod(step, PLAN.chunk // PLAN.batch)
     order = np.random.default_rng([PLAN.seed, 1, turn]).permutation(PLAN.chunk)
@@ -66,7 +67,7 @@ def batch(step):
     return pixels, to_tokens(words, lambda word: rng.random() < PLAN.spell), [text.rstrip(".") for text in words]
 
 
-def augment(pixels, rng):
+def augment(pixels: Tensor, rng: np.random.Generator) -> Tensor:
     """(B, 3, H, W): moved by up to PLAN.shift pixels, contrast and brightness changed a little."""
     size, batch = pixels.shape[-1], len(pixels)
     padded = F.pad(pixels, (PLAN.shift,) * 4, mode="replicate")
@@ -76,7 +77,7 @@ def augment(pixels, rng):
     return pixels * torch.from_numpy(gain).float() + torch.from_numpy(bias).float()
 
 
-def contrastive_loss(image, text, scale, captions):
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, captions: list[str]) -> tuple[Tensor, Tensor]:
     """(B, D), (B, D), scalar, B strings -> (loss, share of images whose nearest caption is right).
 
     Equal captions share the target, so none of them is taken for a negative.
@@ -89,7 +90,7 @@ def contrastive_loss(image, text, scale, captions):
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2, hit
 
 
-def build():
+def build() -> tuple[TinyCLIP, torch.optim.AdamW]:
     """(model, AdamW). Norms, biases, the scale and embeddings are not decayed."""
     torch.manual_seed(PLAN.seed)
     model = TinyCLIP(tokenizer().size)
@@ -101,22 +102,22 @@ def build():
     return model, torch.optim.AdamW(groups, lr=PLAN.lr, betas=(0.9, 0.98), eps=1e-6)
 
 
-def learning_rate(step):
+def learning_rate(step: int) -> float:
     """Linear warm-up, then half a cosine to zero."""
     if step < PLAN.warmup:
         return PLAN.lr * (step + 1) / PLAN.warmup
     return PLAN.lr * (1 + math.cos(math.pi * (step - PLAN.warmup) / (PLAN.steps - PLAN.warmup))) / 2
 
 
-def encode_by_length(model, tokens, groups=4):
-    """(B, L) -> (B, D): text features, in groups of similar length, so that short texts cost little."""
+def encode_by_length(model: TinyCLIP, tokens: Tensor) -> Tensor:
+    """(B, L) -> (B, D): text features, in four groups of similar length, so that short texts cost little."""
     lengths = tokens.argmax(1) + 1
     order = lengths.argsort(stable=True)
-    parts = [model.encode_text(tokens[part, : lengths[part].max()]) for part in order.chunk(groups)]
+    parts = [model.encode_text(tokens[part, : lengths[part].max()]) for part in order.chunk(4)]
     return torch.cat(parts)[order.argsort()]
 
 
-def train_step(model, optimizer, step):
+def train_step(model: TinyCLIP, optimizer: torch.optim.Optimizer, step: int) -> tuple[float, float]:
     """One update -> (loss, hit)."""
     pixels, tokens, captions = batch(step)
     for group in optimizer.param_groups:
@@ -133,7 +134,7 @@ def train_step(model, optimizer, step):
     return loss.item(), hit.item()
 
 
-def train(stop=PLAN.steps):
+def train(stop: int = PLAN.steps) -> tuple[TinyCLIP, dict]:
     """Train `stop` steps -> (model, log).
 
     log["steps"]: [step, loss, hit] of the first SHOW steps, then means over each SHOW.

@@ -1,5 +1,6 @@
 """The built-in CLIP: the shipped weights behind the one interface, and random ones for tests."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,14 +18,14 @@ class TinyBackbone(ClipBackbone):
     """A `TinyCLIP`. Its blocks see (N, L, W)."""
 
     @property
-    def image_blocks(self):
+    def image_blocks(self) -> list[Block]:
         return _blocks(self.module.visual.transformer)
 
     @property
-    def text_blocks(self):
+    def text_blocks(self) -> list[Block]:
         return _blocks(self.module.transformer)
 
-    def tokenize(self, texts):
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         tokens = torch.full((len(texts), self.context_length), PAD)
         for row, text in zip(tokens, texts, strict=True):
             ids = tokenizer().encode(text)
@@ -44,7 +45,7 @@ def _backbone(module, name, digest, device, precision):
     return TinyBackbone(module.to(device), name=name, digest=digest, preprocess=preprocess, activation="gelu")
 
 
-def load_tiny(device="cpu", precision="fp32"):
+def load_tiny(device: str | torch.device = "cpu", precision: str = "fp32") -> TinyBackbone:
     """The CLIP with the shipped weights -> TinyBackbone. Draws no random number.
 
     precision: "fp16" keeps the weights in half, every other mode computes in fp32.
@@ -63,7 +64,7 @@ def tiny(model: str, *, path: str, device, precision: str) -> TinyBackbone:
     return load_tiny(device, precision)
 
 
-def random_tiny(seed=0, *, device="cpu", precision="fp32", **dims):
+def random_tiny(seed: int = 0, **dims: int) -> TinyBackbone:
     """A CLIP with random weights of `seed`, not frozen, for tests; `dims` are those of TinyCLIP.
 
     The global random stream stays as it is.
@@ -71,4 +72,4 @@ def random_tiny(seed=0, *, device="cpu", precision="fp32", **dims):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         module = TinyCLIP(tokenizer().size, **dims).eval()
-    return _backbone(module, "tiny-random", tensor_digest(module.state_dict()), device, precision)
+    return _backbone(module, "tiny-random", tensor_digest(module.state_dict()), "cpu", "fp32")

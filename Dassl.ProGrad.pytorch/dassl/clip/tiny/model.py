@@ -23,7 +23,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=-1))
         if q.dtype == torch.bfloat16 and q.device.type == "cpu":  # its backward is 30 times slower than fp32's there
             q, k, v = q.float(), k.float(), v.float()
@@ -42,7 +42,7 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 
@@ -55,12 +55,12 @@ class Transformer(nn.Module):
         self.width, self.layers = width, layers
         self.resblocks = nn.ModuleList(Block(width, heads, causal) for _ in range(layers))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.resblocks:
             x = block(x)
         return x
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """CLIP's initialisation: layers that write into the residual are scaled down by the depth."""
         std, depth = self.width**-0.5, (2 * self.layers) ** -0.5
         for block in self.resblocks:
@@ -88,7 +88,7 @@ class VisionTransformer(nn.Module):
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(width**-0.5 * torch.randn(width, dim))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv3(F.gelu(self.conv2(F.gelu(self.conv1(x)))))  # (B, W, S / 8, S / 8)
         x = x.flatten(2).transpose(1, 2)
         first = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
@@ -118,14 +118,14 @@ class TinyCLIP(nn.Module):
             tower.init_weights()
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         return self.visual.conv1.weight.dtype
 
-    def encode_image(self, images):
+    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, S, S), normalised pixels -> (B, D)."""
         return self.visual(images.to(self.dtype))
 
-    def encode_text(self, tokens):
+    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """(C, L) with the end token (the highest id) in each row -> (C, D)."""
         x = self.token_embedding(tokens).to(self.dtype)
         x = x + self.positional_embedding[: tokens.shape[1]].to(self.dtype)

@@ -6,6 +6,7 @@ the lines of words.txt, last the end token: the highest id, so that `argmax` fin
 
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,14 +18,14 @@ _PIECES = re.compile(r"[a-z0-9]+|[^\sa-z0-9]")
 class Tokenizer:
     """Text to ids."""
 
-    def __init__(self, words):
+    def __init__(self, words: Iterable[str]):
         """words: known words, without single letters and digits, which are always known."""
         self.pieces = ["", "<start>", "<", ">", "?", *SIGNS, *words]
         self.ids = {piece: i for i, piece in enumerate(self.pieces) if i > UNKNOWN}
         self.end = len(self.pieces)
         self.size = self.end + 1
 
-    def encode(self, text, spell=None):
+    def encode(self, text: str, spell: Callable[[str], bool] | None = None) -> list[int]:
         """Ids of a text, start and end included. `spell(word) -> bool`: is this known word to be spelled?"""
         plain = unicodedata.normalize("NFKD", text.lower().replace("_", " "))
         plain = "".join(sign for sign in plain if not unicodedata.combining(sign))
@@ -40,6 +41,6 @@ class Tokenizer:
 
 
 @lru_cache(maxsize=1)
-def tokenizer():
+def tokenizer() -> Tokenizer:
     """The tokeniser of the shipped weights."""
     return Tokenizer((Path(__file__).parent / "words.txt").read_text().split())
