@@ -207,14 +207,10 @@ class FirstBatches:
             self.times.append(last - before)
 
     @property
-    def pace(self) -> float:
-        """Seconds of a batch, after the first ones."""
-        return mean(self.times[1 + self.loader.num_workers :] or self.times or [0.0])
-
-    @property
     def left_out(self) -> float:
-        """Seconds of the batches that were left out of a pass, if there was one."""
-        return (len(self.loader) - len(self.times)) * self.pace
+        """Seconds of the batches that were left out of a pass, if there was one, at the pace after the first ones."""
+        pace = mean(self.times[1 + self.loader.num_workers :] or self.times or [0.0])
+        return max(0, len(self.loader) - len(self.times)) * pace
 
 
 def first_batches(trainer: SimpleTrainer, names: Iterable[str], count: int) -> list[FirstBatches]:
@@ -226,14 +222,14 @@ def first_batches(trainer: SimpleTrainer, names: Iterable[str], count: int) -> l
 
 
 def timed(loaders: Iterable[FirstBatches], *functions: Callable) -> float:
-    """Seconds of calls that go through these loaders, the second time."""
+    """Seconds of calls that go through these loaders, the second time, with the batches that are left out."""
     for _ in range(2):
         for loader in loaders:
             loader.times.clear()
         started = time.perf_counter()
         for function in functions:
             function()
-    return time.perf_counter() - started
+    return time.perf_counter() - started + sum(loader.left_out for loader in loaders)
 
 
 def time_run(trainer: SimpleTrainer, evaluates: tuple | None) -> tuple[dict[str, float], int]:
@@ -251,30 +247,27 @@ def time_run(trainer: SimpleTrainer, evaluates: tuple | None) -> tuple[dict[str,
     epochs = range(trainer.start_epoch, 0 if evaluates else trainer.max_epoch)
     if epochs:
         trainer.epoch = epochs[0]
-        epoch_s = timed(training, trainer.before_epoch, trainer.run_epoch)
+        batch_s = timed(training[:1], trainer.before_epoch, trainer.run_epoch) / len(training[0].loader)
         end_s = timed(evaluation, trainer.after_epoch, trainer.save_progress)
-        end_s += sum(loader.left_out for loader in evaluation)
-        batches = count_batches(trainer, training, epochs)
-        steps = sum(batches)
-        epoch_s += max(0, batches[0] - len(training[0].times)) * training[0].pace
-        phases |= {"steps": steps * epoch_s / batches[0], "ends of epochs": len(epochs) * end_s}
+        steps = count_batches(trainer, training, epochs)
+        phases |= {"steps": steps * batch_s, "ends of epochs": len(epochs) * end_s}
     if evaluates or not trainer.cfg.TEST.NO_TEST:
-        phases["test"] = timed(evaluation, trainer.test) + sum(loader.left_out for loader in evaluation)
+        phases["test"] = timed(evaluation, trainer.test)
     if evaluates and asked(trainer.cfg):  # at the pace of its own test
         images = sum(len(other_data(cfg).dataset.test) for cfg in other_sets(trainer.cfg).values())
         phases["others"] = phases["test"] * images / len(dataset_of(trainer).test)
     return phases, steps
 
 
-def count_batches(trainer: SimpleTrainer, training: Sequence[FirstBatches], epochs: Iterable[int]) -> list[int]:
-    """How many each epoch has, with nothing left out."""
-    batches = []
+def count_batches(trainer: SimpleTrainer, training: Sequence[FirstBatches], epochs: Iterable[int]) -> int:
+    """How many these epochs have, with nothing left out."""
+    batches = 0
     for loader in training:
         loader.count = sys.maxsize
     for trainer.epoch in epochs:
         if isinstance(trainer, EpochTrainer):
             trainer.epoch_batches()  # which sets num_batches
-        batches.append(getattr(trainer, "num_batches", None) or len(training[0]))
+        batches += getattr(trainer, "num_batches", None) or len(training[0])
     return batches
 
 

@@ -244,4 +244,4 @@ def test_of_a_few_batches_the_length_is_theirs_and_each_is_timed():
     few = FirstBatches(loader, 4)
     assert len(list(few)) == len(few) == len(few.times) == 4 and few.batch_size == 1
     few.times = [9.0, 1.0, 2.0, 6.0]
-    assert few.pace == 3.0 and few.left_out == 96 * 3.0  # the first warms up
+    assert few.left_out == 96 * 3.0  # the first warms up
