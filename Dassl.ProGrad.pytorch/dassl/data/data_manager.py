@@ -67,33 +67,28 @@ class DatasetWrapper(Dataset):
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx)}
         image = item.load_image(**self.reading)
         view = getattr(idx, "view", None) if self.seed is not None else None
-        key = None if view is None else relative_key(item.impath, self.root)
-        if self.transform is None:
-            output["img"] = image
-        elif isinstance(self.transform, (list, tuple)):
-            for i, transform in enumerate(self.transform):
-                # further views are independent of the first: their own streams
-                name = key if i == 0 or key is None else f"{key}#{i + 1}"
-                output[f"img{i + 1}" if i else "img"] = self._transform_image(transform, image, view, name)
-        else:
-            output["img"] = self._transform_image(self.transform, image, view, key)
+        several = isinstance(self.transform, (list, tuple))
+        for i, transform in enumerate(self.transform if several else [self.transform]):
+            # further views are independent of the first: their own streams
+            key = relative_key(item.impath, self.root) + (f"#{i + 1}" if i else "")
+            output[f"img{i + 1}" if i else "img"] = self._transform_image(transform, image, view, key)
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
 
-    def _transform_image(self, transform, image, view=None, key=None):
+    def _transform_image(self, transform, image, view=None, key=""):
         """`transform` of `image`, K times; (3, H, W), or a list if K > 1. view None: the global streams."""
+        if transform is None:
+            return image
         images = []
         for k in range(self.k_tfm):
-            with self._stream(transform, view, k, key):
+            stream = contextlib.nullcontext()
+            if view is not None:
+                seed = view_seed(self.seed, view * self.k_tfm + k, key)
+                stream = seeded_view(seed, torch_only=draws_from_torch_only(transform))
+            with stream:
                 images.append(transform(image))
         return images if self.k_tfm > 1 else images[0]
-
-    def _stream(self, transform, view, k, key):
-        if view is None:
-            return contextlib.nullcontext()
-        seed = view_seed(self.seed, view * self.k_tfm + k, key)
-        return seeded_view(seed, torch_only=draws_from_torch_only(transform))
 
 
 GRACE = 4.0  # seconds

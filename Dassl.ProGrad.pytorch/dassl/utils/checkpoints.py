@@ -32,9 +32,6 @@ class Inert:
 
     origin = ""
 
-    def __new__(cls, *args, **kwargs):
-        return super().__new__(cls)
-
     def __init__(self, *args, **kwargs):
         pass
 

@@ -137,11 +137,8 @@ def load_plain_pickle(path, classes=None):
     """
     path, what = os.fspath(path), "pickle of plain data"
     check_file(path)
-    with one_error(path, what), open(path, "rb") as file:
-        if not os.path.getsize(path):  # cannot be mapped
-            raise EOFError("it is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return Unpickler(content, path, _ARRAYS | (classes or {}), what).load()
+    with one_error(path, what), open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
+        return Unpickler(content, path, _ARRAYS | (classes or {}), what).load()
 
 
 def has_sums(archive: zipfile.ZipFile) -> bool:

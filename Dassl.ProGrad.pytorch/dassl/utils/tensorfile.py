@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from .errors import UserError, WriteFailed
-from .files import atomic_path, check_file
+from .errors import UserError
+from .files import atomic_write, check_file
 
 _blake2b = functools.partial(hashlib.blake2b, digest_size=16)
 
@@ -23,21 +23,14 @@ _blake2b = functools.partial(hashlib.blake2b, digest_size=16)
 def save_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], facts: dict | None = None) -> str:
     """Write {name: tensor} and `facts` (JSON) to `path`, whole or not at all; returns their checksum.
 
-    A contiguous tensor on the CPU is written from where it lies, without a copy.
-
     Raises:
         WriteFailed: the file cannot be written; the old one, if any, is untouched.
     """
     plain = {name: _plain(tensor) for name, tensor in tensors.items()}
     crc = tensor_checksum(plain, facts)
     about = json.dumps({"crc32": crc, "facts": facts or {}})  # one entry, for the format does not order them
-    with atomic_path(path) as temporary:
-        mode = os.stat(temporary).st_mode
-        try:
-            save_file(plain, temporary, metadata={"about": about})
-            os.chmod(temporary, mode)  # the library's own is 0600, whatever the umask
-        except SafetensorError as error:  # the library's own class, also for what the system refused
-            raise WriteFailed(f'Cannot write "{path}": {error}') from error
+    with atomic_write(path) as file:  # the library itself writes with mode 0600, whatever the umask
+        file.write(save(plain, metadata={"about": about}))
     return crc
 
 
