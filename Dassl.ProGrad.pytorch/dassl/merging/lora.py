@@ -41,10 +41,10 @@ def products(state: Mapping[str, Tensor], scaling: float | Mapping[str, float] =
     for name, value in state.items():
         if OTHER.fullmatch(name):
             raise ValueError(f"{name} is no plain LoRA factor: it has no product to merge")
-        if not is_factor(name):
+        match = PART.fullmatch(name)
+        if match is None or match["part"] == "delta":
             out[name] = value
             continue
-        match = PART.fullmatch(name)
         partner = _name(match, "B" if match["part"] == "A" else "A")
         if partner not in state:
             raise ValueError(f"{name} has no partner {partner}")

@@ -89,7 +89,12 @@ def average(
     total = math.fsum(shares)
     if not math.isfinite(total) or abs(total) < 1e-12:
         raise ValueError(f"The weights {shares} have the sum {total:g}, expected another than 0")
-    return _combine(parents, lambda _, values: sum(w / total * v for w, v in zip(shares, values, strict=True)), keep)
+    zero = torch.zeros((), dtype=torch.float64)
+
+    def rule(_: str, values: list[Tensor]) -> Tensor:
+        return sum((share / total * value for share, value in zip(shares, values, strict=True)), zero)
+
+    return _combine(parents, rule, keep)
 
 
 def wise_ft(zero_shot: State, fine_tuned: State, alpha: float = 0.5, *, keep: Collection[str] = ()) -> dict:
@@ -129,12 +134,10 @@ def _size(task: Tensor) -> Tensor:
 def _trim_floor(base: State, parent: State, names: Sequence[str], density: float) -> float:
     """The smallest magnitude among the `density` * d largest of a task vector."""
     _in_range("density", density, 0, 1)
-    sizes = [_size(parent[name].double() - base[name].double()).flatten() for name in names]
-    sizes = torch.cat(sizes) if sizes else torch.zeros(1)
+    parts = [_size(parent[name].double() - base[name].double()).flatten() for name in names]
+    sizes = torch.cat(parts or [torch.zeros(1)])
     count = round(density * sizes.numel())
-    if count == 0:
-        return math.inf
-    return sizes.kthvalue(sizes.numel() - count + 1).values.item()
+    return sizes.kthvalue(sizes.numel() - count + 1).values.item() if count else math.inf
 
 
 def _elected_mean(tasks: Tensor) -> Tensor:
@@ -250,4 +253,5 @@ def merge(
     return FUNCTIONS[method](*([base] if record.needs_base else []), *weights, keep=keep, **values)
 
 
-FUNCTIONS = {rule.__name__: rule for rule in (average, wise_ft, task_arithmetic, ties, dare, slerp, emr)}
+RULES: tuple[Callable[..., dict], ...] = (average, wise_ft, task_arithmetic, ties, dare, slerp, emr)
+FUNCTIONS = {rule.__name__: rule for rule in RULES}
