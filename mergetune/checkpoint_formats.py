@@ -83,11 +83,10 @@ def _deep_prompts(weights: State) -> dict[str, object]:
 
 FORMATS = (
     Format(
-        "ATPrompt",
-        r"(^|\.)(ctx_att\d+|token_middle\d*|anchor_ctx_\d+|token_of)$",
-        refused="its prompts have another form, with words of attributes or anchors among the context vectors",
+        "CoCoOp, TCP or ATPrompt",
+        rf"(^|\.)(ctx_att\d+|token_middle\d*|anchor_ctx_\d+|token_of)$|{META_NET}",
+        refused="a meta_net, or words of attributes or anchors, make its class vectors beside the context",
     ),
-    Format("CoCoOp or TCP", META_NET, refused="half of what makes its class vectors is its meta_net, and no context"),
     Format("MMA", r"^(shared|text|visual)_adapter\.", r"^(shared|text|visual)_adapter\.\d{1,3}\.", "MultiModalAdapter",
            _adapters),
     Format("MaPLe", "compound_prompt", r"^prompt_learner\.(ctx$|proj\.|compound_prompt)", "PromptSRC", _deep_prompts),
@@ -100,14 +99,9 @@ FORMATS = (
 
 # What is in the files beside the trained weights: pattern -> why it is left out
 IGNORED = {
-    r"(^|\.)token_(prefix|suffix|midfix)2?$": "made of the class names",
-    r"(^|\.)tokenized_prompts$|^token_embedding$": "made of the class names",
-    r"(^|\.)bias_vectors$": "never used",
-    META_NET: "KgCoOp's meta_net, never used",
-    r"^prompt_learner\.ZS_image_encoder\.": "frozen CLIP, a second image tower",
-    r"^image_encoder\.(?!.*VPT)": "frozen CLIP, image tower",
-    r"^text_encoder\.(?!.*VPT)": "frozen CLIP, text tower",
-    r"^(clip_model\.)?logit_scale$": "frozen CLIP",
+    r"(^|\.)(token_(prefix|suffix|midfix)2?|tokenized_prompts)$|^token_embedding$": "made of the class names",
+    rf"(^|\.)bias_vectors$|{META_NET}": "KgCoOp's, never used",
+    r"^((prompt_learner\.ZS_)?image|text)_encoder\.(?!.*VPT)|^(clip_model\.)?logit_scale$": "frozen CLIP",
 }
 
 

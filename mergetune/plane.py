@@ -80,13 +80,10 @@ def add_plane(card: dict, subset: str, trainer, solutions: dict, batches: Batche
     Class vectors depend on the subset's names, so each subset of the space of features has a plane of its own.
     """
     space = card["space"]
-    if len(solutions) < 3:
-        card["missing"] = "a plane needs three solutions, and this method has no zero-shot one"
-        return
     order = ("zero_shot", "fine_tuned", "ours")  # x runs along the direct line
-    directions = basis(*(solutions[name] for name in order))
+    directions = basis(*(solutions[name] for name in order)) if len(solutions) == 3 else None
     if directions is None:
-        card["missing"] = "the three solutions are on one line"
+        card["missing"] = f"a plane needs three solutions that are not on one line, of {', '.join(solutions)}"
         return
     u, v, places = directions
     xs, ys = axes(places)
