@@ -9,6 +9,7 @@ A draw is kept in a run's subset.json, and another run can be given it (--subset
 list "all", and for val "test" or "none", where nothing was drawn.
 """
 
+import contextlib
 import hashlib
 import os
 import random
@@ -99,8 +100,9 @@ class FewShotDataset(OldMethods, DatasetBase):
     test_only = False  # nothing is drawn; train_x carries the class names
 
     def __init__(self, cfg):
-        self.dataset_dir, self.image_dir = self.places(cfg.DATASET.ROOT)
-        train, val, test = self._read()
+        with self.naming():
+            self.dataset_dir, self.image_dir = self.places(cfg.DATASET.ROOT)
+            train, val, test = self.read()
         self.has_val = bool(val) and val is not test
         where = f"{type(self).__name__}: {self.table or self.dataset_dir}"
         check_items(where, train, (), val, test)
@@ -116,7 +118,8 @@ class FewShotDataset(OldMethods, DatasetBase):
         }
         if cfg.VERBOSE and not self.is_local and (lines := self.unpublished()):
             get_logger().warning(f"{type(self).__name__}: not the published lists: {'; '.join(lines)}")
-        train, val = self._draw(train, val, cfg)
+        with self.naming():
+            train, val = self._draw(train, val, cfg)
         subset = cfg.DATASET.SUBSAMPLE_CLASSES
         if self.has_val:
             train, val, test = subsample_classes(train, val, test, subset=subset)
@@ -138,13 +141,12 @@ class FewShotDataset(OldMethods, DatasetBase):
         return self.templates["kgcoop"]
 
     def locate(self, root: str) -> str:
-        """The data set's folder below `root`. UserError: what was looked for, where, where to get it."""
-        name = type(self).__name__
+        """The data set's folder below `root`. UserError: what was looked for, where."""
         if not root:
-            raise UserError(f"{name}: no data root given (--root, DATASET.ROOT)")
+            raise UserError("no data root given (--root, DATASET.ROOT)")
         root = os.path.abspath(os.path.expanduser(root))
         if not os.path.isdir(root):
-            raise MissingFile(f"{name}: the data root {root} is no folder{self._sources()}")
+            raise MissingFile(f"the data root {root} is no folder")
         return self._first_folder(root, self.folders, "folder")
 
     def places(self, root: str) -> tuple[str, str]:
@@ -162,9 +164,8 @@ class FewShotDataset(OldMethods, DatasetBase):
                 self.split_used, self.table = name, path
                 return split_json(path, self.image_dir)
         raise MissingFile(
-            f"{type(self).__name__}: no split file {os.path.join(self.dataset_dir, self.split_file)}. It decides "
-            f"which images are tested on, so none is made up{self._sources()}. One of your own, of another name: "
-            f"python -m datasets make-split {type(self).__name__}"
+            f"no split file {os.path.join(self.dataset_dir, self.split_file)}. It decides which images are tested on, "
+            f"so none is made up. One of your own, of another name: python -m datasets make-split {type(self).__name__}"
         )
 
     @classmethod
@@ -191,29 +192,25 @@ class FewShotDataset(OldMethods, DatasetBase):
         digest = "" if self.is_local else self.split_digest
         return not_published(type(self).__name__, self.sizes, digest, self.split_file)
 
-    def _read(self) -> Lists:
-        """`read`, whose errors name the data set and, for what is missing, where to get it."""
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """Errors inside it name the data set and, for what is missing, where to get it."""
         try:
-            return self.read()
+            yield
         except UserError as error:
             name = type(self).__name__
             if str(error).startswith(name):
                 raise
             links = self._sources() if isinstance(error, MissingFile) else ""
-            kind = MissingFile if isinstance(error, MissingFile) else UserError
-            raise kind(f"{name}: {error}{links}") from error
+            raise type(error)(f"{name}: {error}{links}") from error
 
     def _first_folder(self, parent: str, candidates: tuple[str, ...], what: str) -> str:
         for candidate in candidates:
             path = os.path.join(parent, candidate) if candidate else parent
             if os.path.isdir(path):
                 return path
-        there = sorted(name for name in os.listdir(parent) if not name.startswith("."))
-        near = ", ".join(closest(candidates[0], there)) or "nothing"
-        raise MissingFile(
-            f"{type(self).__name__}: no {what} {' or '.join(candidates)} below {parent} (there: {near})"
-            f"{self._sources()}"
-        )
+        near = ", ".join(closest(candidates[0], sorted(os.listdir(parent)))) or "nothing"
+        raise MissingFile(f"no {what} {' or '.join(candidates)} below {parent} (there: {near})")
 
     def _sources(self) -> str:
         link = self.link or source_of(type(self).__name__)
@@ -226,8 +223,7 @@ class FewShotDataset(OldMethods, DatasetBase):
         """NUM_SHOTS training and min(NUM_SHOTS, 4) validation images a class, from one stream, training first.
 
         A class short of training images is refused, or gives all it has (DATASET.FEWER_SHOTS take); one short of
-        validation images gives all it has. A subset
-        that was drawn before (DATASET.SUBSET) takes the place of the draw.
+        validation images gives all it has. A subset that was drawn before (DATASET.SUBSET) takes the place of the draw.
         """
         name, shots = type(self).__name__, 0 if self.test_only else cfg.DATASET.NUM_SHOTS
         if cfg.DATASET.SUBSET and not self.test_only:
@@ -246,10 +242,7 @@ class FewShotDataset(OldMethods, DatasetBase):
         drawn["val"] = "all" if self.has_val else "test" if val else "none"
         if shots >= 1:
             short = "all" if cfg.DATASET.FEWER_SHOTS == "take" else "refuse"
-            try:
-                train, val = self._few(train, val, shots, cfg.SEED, short)
-            except UserError as error:
-                raise UserError(f"{name}: {error}") from None
+            train, val = self._few(train, val, shots, cfg.SEED, short)
             drawn["train"] = [self.relative(item) for item in train]
             if self.has_val:
                 drawn["val"] = [self.relative(item) for item in val]
@@ -303,7 +296,7 @@ class FewLabels:
         classes = self.get_num_classes(train)
         if total % classes or shots >= 1 and total != shots * classes:
             raise UserError(
-                f"{type(self).__name__}: DATASET.NUM_LABELED is {total}, expected a multiple of its {classes} classes"
+                f"DATASET.NUM_LABELED is {total}, expected a multiple of its {classes} classes"
                 + (f", with DATASET.NUM_SHOTS {shots}" if shots >= 1 else "")
             )
         return total // classes

@@ -69,7 +69,7 @@ class CustomDataset(MtilDataset):
         if not os.path.exists(path):
             parent = os.path.dirname(path.rstrip("/"))
             near = ", ".join(closest(os.path.basename(path), os.listdir(parent) if os.path.isdir(parent) else []))
-            raise MissingFile(f"{type(self).__name__}: no {path} (DATASET.CUSTOM.PATH; there: {near or 'nothing'})")
+            raise MissingFile(f"no {path} (DATASET.CUSTOM.PATH; there: {near or 'nothing'})")
         return self.find(path)
 
     def place(self, kind: str) -> str:
@@ -93,12 +93,8 @@ class CustomDataset(MtilDataset):
         names = self.names(kinds - set(self.custom.LEAVE_OUT))
         self.check_names(names)
         label_of = {kind: label for label, kind in enumerate(names)}
-        try:
-            rows = with_parts(rows, self.custom.SPLIT)
-        except UserError as error:
-            raise UserError(f"{self.custom.PATH}: {error}") from None
-        items = {part: [] for part in PARTS}
-        for path, kind, part in rows:
+        items: dict[str, list] = {part: [] for part in PARTS}
+        for path, kind, part in with_parts(rows, self.custom.SPLIT, self.custom.PATH):
             items[part].append((path, label_of[kind], names[kind]))
         train, val, test = (listed(self.image_dir, items[part], self.custom.PATH) for part in PARTS)
         return (train + val, [], test) if self.stream else (train, val, test)
@@ -141,7 +137,7 @@ class ImageFolder(CustomDataset):
 
     def find(self, path: str) -> str:
         if not os.path.isdir(path):
-            raise UserError(f"ImageFolder: {path} is no folder; a table of paths is DATASET.NAME Manifest")
+            raise UserError(f"{path} is no folder; a table of paths is DATASET.NAME Manifest")
         return os.path.normpath(path)
 
     def rows(self) -> Iterable[Row]:
@@ -159,9 +155,9 @@ class ImageFolder(CustomDataset):
         root = os.path.join(self.image_dir, inner) if inner else self.image_dir
         folders = class_folders(root)
         others = sorted(set(listdir_nohidden(root)) - set(folders))
-        left_out = [name for name in folders if name in self.custom.LEAVE_OUT]  # may be without images
-        folders = [name for name in folders if name not in left_out]
-        items = folder_images(root, folders, {name: name for name in folders}, others)
+        left_out = set(folders) & set(self.custom.LEAVE_OUT)  # may be without images
+        kept = [name for name in folders if name not in left_out]
+        items = folder_images(root, kept, {name: name for name in kept}, others)
         if others:
             inside = sum(os.path.isdir(os.path.join(root, name)) for name in others)
             get_logger().warning(
@@ -180,11 +176,11 @@ class Manifest(CustomDataset):
 
     def find(self, path: str) -> str:
         if os.path.isdir(path):
-            raise UserError(f"Manifest: {path} is a folder; class folders are DATASET.NAME ImageFolder")
+            raise UserError(f"{path} is a folder; class folders are DATASET.NAME ImageFolder")
         self.table = path
         folder = os.path.normpath(os.path.join(os.path.dirname(path), os.path.expanduser(self.custom.IMAGES)))
         if not os.path.isdir(folder):
-            raise MissingFile(f"Manifest: no folder {folder} (DATASET.CUSTOM.IMAGES)")
+            raise MissingFile(f"no folder {folder} (DATASET.CUSTOM.IMAGES)")
         return folder
 
     def rows(self) -> Iterable[Row]:
@@ -252,17 +248,13 @@ def table_records(path: str) -> Iterable[tuple[str, dict]]:
         records = [(f"line {reader.line_num}", record) for record in reader]
     except csv.Error as error:
         raise UserError(f"{path} is no CSV file: {error}") from error
-    missing = [key for key in COLUMNS[:2] if key not in columns]
-    if missing:
-        raise UserError(
-            f"{path}: its first line names the columns path, label and split; found {', '.join(columns) or 'nothing'}"
-        )
-    if len(set(columns)) < len(columns):
-        raise UserError(f"{path}: its first line names a column twice: {', '.join(columns)}")
+    if not set(columns).issuperset(COLUMNS[:2]) or len(set(columns)) < len(columns):
+        named = ", ".join(columns) or "nothing"
+        raise UserError(f"{path}: its first line names the columns path, label and split, each once; found {named}")
     return records
 
 
-def with_parts(rows: list[Row], split: Iterable[float]) -> list[Row]:
+def with_parts(rows: list[Row], split: Iterable[float], source: str) -> list[Row]:
     """Rows with a part each. Those without one are split class by class, whatever the run's seed.
 
     A class gives at least one image to train and one to test. UserError: a class of one image, or rows of
@@ -272,13 +264,13 @@ def with_parts(rows: list[Row], split: Iterable[float]) -> list[Row]:
     if not without:
         return rows
     if without < len(rows):
-        raise UserError(f"{without} of {len(rows)} images have no part of the split; expected all or none")
+        raise UserError(f"{source}: {without} of {len(rows)} images have no part of the split; expected all or none")
     train, val, _ = split
     done = []
     for kind, indices in group_indices(kind for _, kind, _ in rows).items():
         n = len(indices)
         if n < 2:
-            raise UserError(f"class {kind} has {n} image, expected at least 2: one to train, one to test")
+            raise UserError(f"{source}: class {kind} has {n} image, expected at least 2: one to train, one to test")
         n_train = min(max(1, round(train * n)), n - 1)
         n_val = min(round(val * n), n - 1 - n_train)
         order = random.Random(json.dumps([kind, n])).sample(indices, n)

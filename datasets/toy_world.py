@@ -92,17 +92,10 @@ SHIFTS = {
 
 _SHAPES = ("circle", "cross", "diamond", "heart", "moon", "square", "star", "triangle")
 DOMAINS = {
-    style: ToySet(
-        f"ToyDG{style.capitalize()}",
-        style,
-        {shape: ("thing", {"shape": shape}) for shape in _SHAPES},
-        () if style == "clean" else (style,),
-        strength,
-        "a photo of a {}.",
-        base_to_new=False,
-    )
+    style: ToySet(f"ToyDG{style.capitalize()}", style, {shape: ("thing", {"shape": shape}) for shape in _SHAPES},
+                  (style,) if strength else (), strength, "a photo of a {}.", base_to_new=False)
     for style, strength in (("clean", 0.0), ("noise", 0.5), ("pixelate", 0.9), ("sketch", 0.9))
-}
+}  # fmt: skip
 
 
 @DATASET_REGISTRY.register()

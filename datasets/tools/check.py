@@ -64,8 +64,10 @@ def check_public(cfg: CfgNode) -> list[str]:
 def check(name: str, root: str, decode: str = "sample", jobs: int = 4) -> Row:
     """The row of one data set. decode: which images are opened, "none", "sample" or "all"."""
     row, kind = Row(name), DATASET_REGISTRY.get(name)
+    data = kind.__new__(kind)
     try:
-        folder = kind.locate(kind.__new__(kind), root)
+        with data.naming():
+            folder = data.locate(root)
     except UserError as error:
         row.status, row.problems = ABSENT, [str(error), *mistakes(kind, root, "")]
         return row

@@ -117,7 +117,8 @@ def make_split(name: str, root: str, seed: int = 1) -> str:
         raise UserError(f"{name} has no split file to make; those with one are {', '.join(READERS)}")
     kind = DATASET_REGISTRY.get(name)
     data = kind.__new__(kind)
-    folder, images = data.places(root)
+    with data.naming():
+        folder, images = data.places(root)
     for file in (kind.split_file, kind.local_split()):
         if os.path.isfile(os.path.join(folder, file)):
             raise UserError(f"{name}: {os.path.join(folder, file)} is there already; nothing was made")

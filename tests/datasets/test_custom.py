@@ -195,7 +195,7 @@ GOOD = ("tools/hand_saw/00.jpg", "saw", "train")
         ("path,label\ntools/hand_saw/00.jpg,saw\n", ["class saw has 1 image"]),
         ("path,label\na.png,kite, bird\n", ["tools.csv, line 2", "3 cells for 2 columns"]),
         (csv_of([GOOD, (*GOOD, "more", "more")]), ["tools.csv, line 3", "5 cells for 3 columns"]),
-        ("path,label,path\na.png,kite,b.png\n", ["names a column twice: path, label, path"]),
+        ("path,label,path\na.png,kite,b.png\n", ["each once; found path, label, path"]),
         (csv_of([GOOD, ("tools/hand_saw/01.jpg", "0.0", "test")]), ["line 3", "classes are numbers (0.0", "NAMES"]),
         (csv_of([GOOD, ("tools/hand_saw/01.jpg", "-1", "test")]), ["line 3", "classes are numbers (-1"]),
         (csv_of([GOOD, ("tools/hand_saw/01.jpg", "nan", "test")]), ["line 3", "classes are numbers (nan"]),
