@@ -10,6 +10,7 @@ from condu.state import Stream
 from condu.trainer import ConDU
 from dassl.clip import tensor_digest
 from dassl.engine import launch
+from dassl.engine.resume import ResumeState
 from dassl.utils import UserError, load_checkpoint
 from tests.fixtures.condu_runs import Killed, Runs, runs, steps_counted, toy_root  # noqa: F401  fixtures
 
@@ -23,7 +24,7 @@ PLACES = {
     "before the stream": (Stream, "save", "before", 1),
     "after the stream": (Stream, "save", "after", 1),
     "in the test": (ConDU, "model_inference", "before", 1),
-    "after resume.pt": (ConDU, "end_progress", "after", 1),
+    "after resume.pt": (ResumeState, "end", "after", 1),
     "before results.json": (launch, "write_results", "before", 1),
 }
 

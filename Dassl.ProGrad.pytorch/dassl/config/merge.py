@@ -135,12 +135,13 @@ def leaves(tree: Mapping, prefix: str = "") -> Iterable[tuple[str, object]]:
 
 def aliased(pairs: Iterable[tuple[str, object]], aliases: Aliases, where: str) -> list[tuple[str, object]]:
     """Old key names replaced by new ones; one layer that sets both to different values is refused."""
-    given, out = {}, {}
+    names: dict[str, str] = {}
+    out: dict[str, object] = {}
     for key, value in pairs:
         new = aliases.get(key, key)
-        if new in out and given[new] != key and out[new] != value:
-            raise UserError(f"{where}: {given[new]} = {out[new]} and {key} = {value} set the same thing; give one")
-        given[new], out[new] = key, value
+        if new in out and names[new] != key and out[new] != value:
+            raise UserError(f"{where}: {names[new]} = {out[new]} and {key} = {value} set the same thing; give one")
+        names[new], out[new] = key, value
     return list(out.items())
 
 
@@ -168,8 +169,8 @@ def merge_pairs(cfg: CN, pairs: list[str], aliases: Aliases | None = None) -> No
     if len(pairs) % 2:
         raise UserError(f"KEY VALUE pairs: {pairs[-1]} has no value (got: {' '.join(map(str, pairs))})")
     read = [(value, literal(value)) for value in pairs[1::2]]  # a quoted text is that text
-    given = zip(pairs[::2], (text if isinstance(text, str) else value for value, text in read), strict=True)
-    for key, value in aliased(given, aliases or {}, "KEY VALUE pairs"):
+    values = (text if isinstance(text, str) else value for value, text in read)
+    for key, value in aliased(zip(pairs[::2], values, strict=True), aliases or {}, "KEY VALUE pairs"):
         _set(cfg, key, value, "KEY VALUE pairs")
 
 

@@ -53,21 +53,18 @@ class TrainerBase(OldMethods):
         self._optims = OrderedDict()
         self._scheds = OrderedDict()
         self._writer = None
+        self._progress = None  # of a SimpleTrainer: by what it resumes
         self._loaded = None  # (file name, checkpoint's epoch, its validation result) of the last load_model
         self._files = []  # that it read
 
-    @property
-    def epoch(self):
-        """Index of the epoch. Whoever sets it: the samplers learn which augmented views are its own."""
-        return self._epoch
+    epoch = 0  # its index
 
-    @epoch.setter
-    def epoch(self, epoch):
-        self._epoch = epoch
+    def tell_samplers(self) -> None:
+        """Which augmented views are those of this epoch."""
         for loader in [part for part in vars(self).values() if isinstance(part, DataLoader)]:
             sampler = getattr(loader if loader.batch_sampler is None else loader.batch_sampler, "sampler", None)
             if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(epoch)
+                sampler.set_epoch(self.epoch)
 
     # Registered models
 
@@ -205,25 +202,28 @@ class TrainerBase(OldMethods):
         self.start_epoch = start_epoch
         self.max_epoch = max_epoch
         self.before_train()
-        self.start_progress()
+        if self._progress:
+            self._progress.begin()
         left = self.max_epoch - self.start_epoch
         with progress(what="training", total=left, bar_format=EPOCHS) as self._bar:
             for epoch in range(self.start_epoch, self.max_epoch):
                 self.epoch = epoch
+                self.tell_samplers()
                 self.before_epoch()
                 self.run_epoch()
                 with defer_sigterm():
                     self.after_epoch()
-                    self.save_progress()
+                    if self._progress:
+                        self._progress.save()
                 self._bar.update(epoch + 1 - self.start_epoch - self._bar.n)
         self.after_train()
-        self.end_progress()
+        if self._progress:
+            self._progress.end()
 
     def before_train(self):
         """Hook, as those below: nothing by default."""
 
     after_train = before_epoch = after_epoch = before_train
-    start_progress = save_progress = end_progress = before_train
 
     def run_epoch(self, *batch):
         """Hook, as those below, which a subclass that calls them defines."""
@@ -321,8 +321,7 @@ class TrainerBase(OldMethods):
                     self._anomaly(f"Weight {key} of {name} is infinite or NaN!")
 
     def _anomaly(self, what, place=""):
-        epoch = getattr(self, "epoch", 0) + 1
-        raise NotFinite(f"{what} (epoch {epoch}{place}; last good checkpoint: {self.last_checkpoint()})")
+        raise NotFinite(f"{what} (epoch {self.epoch + 1}{place}; last good checkpoint: {self.last_checkpoint()})")
 
     def last_checkpoint(self):
         """Path of the newest file that training can go on from, or "none" -> str."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from yacs.config import CfgNode as CN
 
-from dassl.config import KEYS, Keys, add_missing, build_node, check_values, complete, declare, leaves
+from dassl.config import KEYS, Key, Keys, add_missing, build_node, check_values, complete, declare, leaves
 from dassl.utils import Registry, check_availability, get_logger
 
 TRAINER_REGISTRY = Registry(
@@ -63,7 +63,7 @@ def config_nodes(cls: type) -> list[tuple[str, type]]:
 
 def trainer_keys(cls: type) -> Keys:
     """{"TRAINER.NODE.KEY": Key} of what a class and its base classes declare and give a default."""
-    keys = {}
+    keys: dict[str, Key] = {}
     for node, base in config_nodes(cls):
         defaults = dict(leaves(_defaults(base)))
         declared = {name: key for name, key in getattr(base, "KEYS", {}).items() if defaults.get(name) == key.default}

@@ -41,7 +41,8 @@ def build_config(
     VALUE, ... as typed), those of EXTRA_OPTS. Old names of a trainer's keys are known where a flag names the trainer.
     UserError for an unknown key, trainer or data set, or a value that its key does not take.
     """
-    cfg, flags, aliases, final = full_config(), flags or {}, {}, {}
+    cfg, flags, final = full_config(), flags or {}, {}
+    aliases: Mapping[str, str] = {}
     if trainer := flags.get("TRAINER.NAME"):
         check_availability(trainer, TRAINER_REGISTRY, "--trainer")
         aliases = getattr(TRAINER_REGISTRY.get(trainer), "ALIASES", {})

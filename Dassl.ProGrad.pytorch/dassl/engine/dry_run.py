@@ -240,7 +240,7 @@ def time_run(trainer: SimpleTrainer, evaluates: tuple | None) -> tuple[dict[str,
         load_trained(trainer, *evaluates)
     else:
         trainer.before_train()
-        trainer.start_progress()
+        trainer._progress.begin()
     phases["start"] = time.perf_counter() - started
     training = first_batches(trainer, TRAINING, max(STEPS, trainer.cfg.TRAIN.ACCUMULATE))
     evaluation = first_batches(trainer, EVALUATION, EVALUATED)
@@ -248,7 +248,7 @@ def time_run(trainer: SimpleTrainer, evaluates: tuple | None) -> tuple[dict[str,
     if epochs:
         trainer.epoch = epochs[0]
         batch_s = timed(training[:1], trainer.before_epoch, trainer.run_epoch) / len(training[0].loader)
-        end_s = timed(evaluation, trainer.after_epoch, trainer.save_progress)
+        end_s = timed(evaluation, trainer.after_epoch, trainer._progress.save)
         steps = count_batches(trainer, training, epochs)
         phases |= {"steps": steps * batch_s, "ends of epochs": len(epochs) * end_s}
     if evaluates or not trainer.cfg.TEST.NO_TEST:

@@ -50,11 +50,11 @@ def write_outputs(trainer, split: str | None = None) -> float:
     """`evaluate`, and OUTPUT_DIR/output.json: {image path: {"predict": logits, "gt": label}}."""
     rows = {}
 
-    def keep(batch, output, label):
+    def record(batch, output, label):
         for path, logits, truth in zip(batch["impath"], output.tolist(), label.tolist(), strict=True):
             rows[path] = {"predict": logits, "gt": truth}
 
-    result = evaluate(trainer, split, keep)
+    result = evaluate(trainer, split, record)
     rows = {path: row for part in gather(rows) for path, row in part.items()}
     if is_main():
         write_json(rows, os.path.join(trainer.output_dir, "output.json"))

@@ -31,9 +31,8 @@ from dassl.utils import (
 from dassl.utils.distributed import gather, is_main, rank, world_size
 from dassl.utils.torchtools import pointed_at
 
-from .base import TrainerBase
 from .checkpoint import BEST
-from .distributed import batch_share
+from .distributed import batch_share, start_together
 from .recipe import GO_ON, differing, recipe
 from .state import Attributes, plain, rng_state, running_loaders, saved, set_rng_state, stop_workers
 
@@ -52,7 +51,7 @@ _UNFIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexEr
 class ResumeState:
     """Saves and restores one trainer's run."""
 
-    def __init__(self, trainer: TrainerBase):
+    def __init__(self, trainer):
         self.trainer = trainer
         self.path = os.path.join(trainer.output_dir, FILE)
         self.seconds = 0.0  # that earlier sessions of this run took
@@ -90,6 +89,7 @@ class ResumeState:
 
     def begin(self) -> None:
         """Right before the first epoch: note what can change, and take up the random states."""
+        start_together(self.trainer)
         self.attributes.begin()
         for name in self._iterated:
             # persistent workers draw a seed when they start; the uninterrupted run has done so long ago

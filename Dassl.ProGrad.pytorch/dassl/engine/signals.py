@@ -14,8 +14,8 @@ import torch
 from dassl.utils.distributed import all_reduce, world_size
 
 PATIENCE = 5.0  # seconds: who sends the signal again after them does not want to wait; torchrun repeats it sooner
-_asked = []  # time of the signal that is yet to be heard
-_listening = []  # not empty in `defer_sigterm`
+_asked: list[float] = []  # time of the signal that is yet to be heard
+_listening: list[bool] = []  # not empty in `defer_sigterm`
 
 
 @contextlib.contextmanager

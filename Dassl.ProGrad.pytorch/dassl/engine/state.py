@@ -4,15 +4,15 @@ import random
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import DataLoader
 
 
-def stateful(trainer) -> Iterator[tuple[str, object]]:
+def stateful(trainer) -> Iterator[tuple[str, Any]]:
     """(name, part) for each attribute, or member of a list, tuple or dict, that can save and load itself.
 
     Registered models, optimizers and schedulers are not among them.
@@ -32,7 +32,7 @@ def stateful(trainer) -> Iterator[tuple[str, object]]:
                 yield label, part
 
 
-def running_loaders(trainer) -> dict[str, DataLoader]:
+def running_loaders(trainer) -> dict[str, Any]:
     """{name: loader} of the loaders whose persistent workers have started."""
     names = ("train_loader_x", "train_loader_u", "val_loader", "test_loader")
     loaders = {name: getattr(trainer, name, None) for name in names}
@@ -59,7 +59,7 @@ def memory(tensor: torch.Tensor) -> tuple:
     return (*where, tuple(tensor.shape), tensor.stride(), tensor.device)
 
 
-def fingerprint(tensor: torch.Tensor) -> tuple[int, int, int]:
+def fingerprint(tensor: torch.Tensor) -> tuple:
     """Differs once a tensor has changed -> (its memory, torch's count of writes to it, the sum of its bits).
 
     Writes through `.data` are not counted, so the bits are needed; 40 ms for 600 MB.
@@ -85,7 +85,7 @@ def trace(value: object) -> list:
     return [(m.shape, fingerprint(m)[-1]) if isinstance(m, torch.Tensor) else repr(m) for m in members]
 
 
-def plain(value: object) -> object:
+def plain(value: Any) -> Any:
     """`value` rebuilt of what `torch.load(weights_only=True)` reads. Raises TypeError for anything else."""
     if isinstance(value, torch.Tensor):
         return value.detach()
@@ -94,7 +94,7 @@ def plain(value: object) -> object:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, OrderedDict):
-        copy = OrderedDict((plain(key), plain(member)) for key, member in value.items())
+        copy: Any = OrderedDict((plain(key), plain(member)) for key, member in value.items())
         if hasattr(value, "_metadata"):  # versions of a module's parts
             copy._metadata = plain(value._metadata)
         return copy
@@ -107,7 +107,7 @@ def plain(value: object) -> object:
     raise TypeError(f"a {type(value).__name__} is no plain value")
 
 
-def saved(name: str, state: object) -> object:
+def saved(name: str, state: Any) -> Any:
     """`plain`; None, with a warning, of what holds other values."""
     try:
         return plain(state)
@@ -122,7 +122,7 @@ def rng_state() -> dict:
     The 600 words of a Mersenne twister go into tensors: as single numbers they would cost most of a save.
     """
     version, words, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": (version, torch.tensor(words), gauss),
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
@@ -143,7 +143,7 @@ def set_rng_state(state: Mapping) -> None:
 
 
 # What the engine itself moves, or restores by other means
-_RESTORED = {"_epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start",
+_RESTORED = {"epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start",
              "step_metrics", "_share", "_history"}  # fmt: skip
 
 
@@ -202,7 +202,7 @@ class Attributes:
         tensors = filter(tensor_like, tree_leaves(value))
         return not any(memory(tensor) in seen or tensor.requires_grad and tensor is not value for tensor in tensors)
 
-    def restore(self, parts: Mapping[str, Mapping], values: Mapping[str, object]) -> None:
+    def restore(self, parts: Mapping[str, Mapping], values: Mapping[str, Any]) -> None:
         """Put back what `state` gave; tensors of plain attributes lie on the trainer's device."""
         for name, part in stateful(self.trainer):
             if name in parts:

@@ -23,7 +23,7 @@ from dassl.utils.late import forwarding
 from .base import TrainerBase, dataset_of
 from .build import config_nodes
 from .checkpoint import BEST
-from .distributed import batch_share, of_all, start_epoch_together, start_together
+from .distributed import batch_share, of_all, start_epoch_together
 from .evaluation import evaluate, keep_if_best, write_outputs
 from .losses import EpochLog, total_loss
 from .network import SimpleNet
@@ -199,15 +199,6 @@ class SimpleTrainer(TrainerBase):
         """Are there validation images, apart from the test images?"""
         return self.val_loader is not None and getattr(dataset_of(self), "has_val", True)
 
-    def start_progress(self):
-        self._progress.begin()
-
-    def save_progress(self):
-        self._progress.save()
-
-    def end_progress(self):
-        self._progress.end()
-
     def last_checkpoint(self):
         """Path of the newest file that training can go on from, or "none" -> str."""
         return self._progress.last_checkpoint()
@@ -241,15 +232,11 @@ class EpochTrainer(SimpleTrainer):
             raise UserError(f"{what} needs a trainer with losses(); {name} steps by itself")
         super().before_train()
 
-    def start_progress(self):
-        start_together(self)
-        super().start_progress()
-
     def run_epoch(self):
         self.set_model_mode("train")
         start_epoch_together(self)
         epoch_log = EpochLog(self)
-        self.epoch = self.epoch  # the samplers may be others since it was set
+        self.tell_samplers()  # they may be others than before the epoch
         batches = enumerate(self.epoch_batches())
         self._progress.pass_over(batches, epoch_log.losses)
         epoch_log.waiting()

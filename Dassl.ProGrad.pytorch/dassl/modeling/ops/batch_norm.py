@@ -7,6 +7,7 @@ have the keys of torch's own layers and are them, to the last bit, in one proces
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dassl.utils.distributed import all_reduce, world_size
 
@@ -24,7 +25,7 @@ class _SumOverAll(torch.autograd.Function):
         return all_reduce(grad.clone())
 
 
-class _OverAll:
+class _OverAll(_BatchNorm):
     """Mixin in front of a batch norm of torch."""
 
     share = 1.0  # of the batch that this process has a part of; at 0 it holds a copy, which must not count
