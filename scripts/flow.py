@@ -36,7 +36,7 @@ from scripts.jobs import Job  # noqa: E402
 from scripts.main_job import build_parser, complete, has_workflow, run_job  # noqa: E402
 from scripts.plans import is_toy  # noqa: E402
 from scripts.stopping import PATIENCE, WORKFLOW, end_with_parent, end_with_workflow  # noqa: E402
-from scripts.workers import run_group  # noqa: E402
+from scripts.workers import attempt  # noqa: E402
 
 UNITS = ("run", "cell")
 PLAN = "plan.json"  # of the workflow's folder: what the Snakefile and its jobs read
@@ -255,15 +255,12 @@ def run_unit(name: str) -> int:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
     jobs = [Job(**fields | {"pairs": tuple(fields["pairs"])}) for fields in row["jobs"]]
     know(job.command for job in jobs)
-    if failure := run_group([job for job in jobs if not job.finished], say_start):
-        print(f"error: {failure}", file=sys.stderr)
-        return 1
+    for job in (job for job in jobs if not job.finished):
+        print(time.strftime("%H:%M:%S"), job, flush=True)
+        if failure := attempt(job):
+            print(f"error: {failure}", file=sys.stderr)
+            return 1
     return 0
-
-
-def say_start(what: str, text: str) -> None:
-    if what == "start":
-        print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
 def main(words: list[str]) -> int:

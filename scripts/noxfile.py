@@ -9,7 +9,6 @@ ROOT = Path(__file__).resolve().parents[1]
 ENGINE = ROOT / "Dassl.ProGrad.pytorch"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13")
 PACKAGES = ("dassl", "mergetune", "condu", "datasets")
-LEFT_OUT = {"__pycache__", "build", ".git", ".venv"}
 RUN = (
     *("train.py", "--root", "data", "--seed", "1", "--trainer", "CoOp"),
     *("--dataset-config-file", "configs/datasets/toy_shapes.yaml"),
@@ -53,10 +52,10 @@ def smoke(session: nox.Session, folder: Path, home: Path, *packages: str, **envi
 
 def copied(source: Path, target: Path) -> Path:
     """A copy without what runs and builds leave, so that a build writes nothing here."""
+    built = shutil.ignore_patterns("__pycache__", "build", ".git", ".venv", "*.egg-info")
 
     def left_out(folder: str, names: list[str]) -> set[str]:
-        runs = {"data", "output"} if Path(folder) == ROOT else set()
-        return {name for name in names if name in LEFT_OUT | runs or name.endswith(".egg-info")}
+        return built(folder, names) | ({"data", "output"} if Path(folder) == ROOT else set())
 
     shutil.rmtree(target, ignore_errors=True)
     return Path(shutil.copytree(source, target, ignore=left_out)).resolve()

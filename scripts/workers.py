@@ -1,15 +1,15 @@
 """Jobs in a few long-lived processes under one progress bar.
 
-A group is a list of jobs that need each other; it runs in one process, so that start-up and CLIP are paid once. Of a
-table it is a cell: a data set and a seed.
+A group is a list of jobs of which one needs what stands before it; of a table it is a cell: a data set and a seed.
+Start-up and CLIP are paid once a process.
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -33,25 +33,22 @@ class Pool(ProcessPoolExecutor):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def start_worker(threads: int, queue) -> None:
-    """Once a worker process: its share of the cores, and the way back to the progress bar. It ends with its parent."""
+def start_worker(threads: int) -> None:
+    """Once a worker process: its share of the cores. It ends with its parent."""
     end_with(multiprocessing.parent_process().sentinel)
     import torch
 
     multiprocessing.set_start_method(None, force=True)  # loaders' workers start as in train.py: fast where they fork
     torch.set_num_threads(threads)
-    start_worker.queue = queue
 
 
 @contextlib.contextmanager
-def pool(workers: int, threads: int) -> Iterator[tuple]:
-    """(executor, queue to this process) of worker processes, which end with what ends this block."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.SimpleQueue()
-    executor = Pool(workers, context, start_worker, (threads, queue))
+def pool(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
+    """Worker processes, which end with what ends this block."""
+    executor = Pool(workers, multiprocessing.get_context("spawn"), start_worker, (threads,))
     with stoppable():
         try:
-            yield executor, queue
+            yield executor
         except SystemExit:
             executor.shutdown(wait=False, cancel_futures=True)
             _end_workers()
@@ -63,12 +60,11 @@ def pool(workers: int, threads: int) -> Iterator[tuple]:
 def _end_workers() -> None:
     """SIGTERM; what has not ended by then, or at a second Ctrl-C, is killed."""
     workers = multiprocessing.active_children()
-    deadline = time.monotonic() + PATIENCE
     try:
         for worker in workers:
             worker.terminate()
         for worker in workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
+            worker.join(PATIENCE)
     finally:
         for worker in workers:
             worker.kill()
@@ -87,25 +83,17 @@ def quietly(function: Callable, *arguments):
         raise
 
 
-def tell_bar(what: str, value) -> None:
-    """To the progress bar: a job starts (its name) or is done."""
-    start_worker.queue.put((what, value))
-
-
-def run_group(jobs: list[Job], tell=tell_bar) -> str:
-    """Run what is missing of one group; returns the line of the job that failed, with a traceback if it is a bug."""
+def attempt(job: Job) -> str:
+    """Run what is missing of a job -> the line of a failure, with a traceback if it is a bug."""
     from dassl.utils import UserError
 
-    know(job.command for job in jobs)
-    for job in jobs:
-        tell("start", str(job))
-        try:
-            quietly(run_one_job, job)
-        except (UserError, OSError, SystemExit) as error:  # a module's command line ends with its one line
-            return f"{job}: {' '.join(str(error).split()).removeprefix('error: ')}"
-        except Exception:
-            return f"{job}\n{traceback.format_exc()}"
-        tell("done", "")
+    know([job.command])
+    try:
+        quietly(run_one_job, job)
+    except (UserError, OSError, SystemExit) as error:  # a module's command line ends with its one line
+        return f"{job}: {' '.join(str(error).split()).removeprefix('error: ')}"
+    except Exception:
+        return f"{job}\n{traceback.format_exc()}"
     return ""
 
 
@@ -120,32 +108,36 @@ def run_one_job(job: Job) -> None:
 
 
 def run_groups(groups: list[list[Job]], workers: int) -> list[str]:
-    """All groups in `workers` processes; returns what failed, each said at once."""
+    """All groups in `workers` processes; returns what failed, each said at once. What stands behind a job in its group
+    waits for it, and is left out if it fails."""
     from dassl.utils.progress import progress
 
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    failures: list[str] = []
     due = [group for group in groups if not all(job.finished for job in group)]
-    if not due:
-        return []
+    waiting, running, failures = iter(due), {}, []
     with (
-        pool(workers, threads) as (executor, queue),
-        progress(total=sum(map(len, due)), unit="run", smoothing=0.05, delay=0, leave=True) as bar,
+        progress(total=sum(map(len, due)), unit="run", smoothing=0.05, delay=0, leave=True, disable=not due) as bar,
+        pool(workers, max(1, (os.cpu_count() or 1) // workers)) as executor,
     ):
-        waiting = {executor.submit(run_group, group) for group in due}
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            for future in done:
-                try:
-                    failure = future.result()
-                except BrokenProcessPool:
-                    failure = GONE
-                if failure and failure not in failures:
-                    bar.write(f"failed: {failure}", file=sys.stderr)
-                    failures.append(failure)
-            while not queue.empty():
-                what, value = queue.get()
-                bar.update(what == "done")
-                if what == "start":
-                    bar.set_description_str(value, refresh=not bar.delay)
+
+        def start(jobs: list[Job]) -> None:
+            bar.set_description_str(str(jobs[0]))
+            running[executor.submit(attempt, jobs[0])] = jobs[1:]
+
+        def say(failure: str) -> None:
+            bar.write(f"failed: {failure}", file=sys.stderr)
+            failures.append(failure)
+
+        try:
+            for group in itertools.islice(waiting, workers):
+                start(group)
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    jobs = running.pop(future)
+                    if failure := future.result():
+                        say(failure)
+                    bar.update(not failure)
+                    if jobs := (not failure and jobs) or next(waiting, []):
+                        start(jobs)
+        except BrokenProcessPool:
+            say(GONE)
     return failures

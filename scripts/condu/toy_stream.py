@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import as_completed
+from concurrent.futures import Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from operator import attrgetter
 from pathlib import Path
@@ -63,13 +63,12 @@ def read(argv: list[str]) -> tuple[argparse.Namespace, list[Run]]:
     return args, [Run(o, args.tasks, cfg, k, root, e, pairs, args.overwrite, command) for k, (o, e) in places.items()]
 
 
-def together(workers: tuple, what: str, *jobs: tuple) -> list:
+def together(executor: Executor, what: str, *jobs: tuple) -> list:
     """Run jobs (run, function of its `StreamEvaluation` and of these arguments, *arguments) at the same time under one
     bar, and say how long it took -> their results.
 
-    workers: what `scripts.workers.pool` gives. Each failure is said when it happens, once; SystemExit after all.
+    Each failure is said when it happens, once; SystemExit after all.
     """
-    executor, _ = workers
     print(f"{what} ...", flush=True)
     started, failures = time.time(), set()
     futures = [executor.submit(_job, *job) for job in jobs]
@@ -106,7 +105,7 @@ def _job(run: Run, function: Callable, *arguments):
     return quietly(lambda: function(bench_of(run), *arguments))
 
 
-def run_all(workers: tuple, run: Run, count: int) -> None:
+def run_all(workers: Executor, run: Run, count: int) -> None:
     """Everything, in stages; what is finished is skipped."""
     from scripts.condu import experiments
     from scripts.condu.evaluate import evaluate_stream

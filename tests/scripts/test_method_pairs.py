@@ -40,9 +40,9 @@ sys.path[:0] = [".", "Dassl.ProGrad.pytorch"]
 from mergetune import import_checkpoint, report
 from scripts import run
 from scripts.jobs import Job
-from scripts.workers import run_group
+from scripts.workers import attempt
 where = {"DATASET": "caltech101", "SEED": "1", "CFG": "mine", "SHOTS": "16"}
-print("job:", run_group([Job("A_Mine/base2new_train", where)], lambda *_: None))
+print("job:", attempt(Job("A_Mine/base2new_train", where)))
 report.main([sys.argv[1], "--html", sys.argv[1] + "/page.html"])
 import_checkpoint.main([sys.argv[2], "--out", sys.argv[1] + "/imported"])
 sys.exit(run.main(["A_Mine/base2new_train", "toy_shapes", "1", "--", "OPTIM.MAX_EPOCH", "3"]))
