@@ -22,7 +22,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,10 +31,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 from scripts.check_job import estimate  # noqa: E402
 from scripts.commands import folder  # noqa: E402
 from scripts.commands.registered import know  # noqa: E402
-from scripts.grid import read_table  # noqa: E402
 from scripts.jobs import Job  # noqa: E402
 from scripts.main_job import build_parser, complete, has_workflow, run_job  # noqa: E402
-from scripts.plans import is_toy  # noqa: E402
 from scripts.stopping import PATIENCE, WORKFLOW, end_with_parent, end_with_workflow  # noqa: E402
 from scripts.workers import attempt  # noqa: E402
 
@@ -69,8 +67,6 @@ def read(words: list[str]) -> argparse.Namespace:
     tables = [word for word in args.words if word.endswith((".yaml", ".yml"))]
     args.words = [word for word in args.words if word not in tables]
     args.table, args.more = os.path.abspath(tables[0]) if tables else "", words[cut + 1 :]
-    if tables:
-        read_table(tables[0])  # whose errors name it as it was typed
     if args.table and (args.trainer or args.protocol or args.all):
         raise UserError(f"{tables[0]} says which methods and protocol: leave out --trainer, --protocol and --all")
     complete(args, 100 if args.slurm else args.gpus)
@@ -83,79 +79,61 @@ def read(words: list[str]) -> argparse.Namespace:
 # failed, never touches a result.
 
 
-@dataclass(frozen=True)
-class Unit:
-    """rule: of the workflow; name: unique in the grid; needs: names of units that come before it."""
-
-    rule: str
-    name: str
-    jobs: tuple[Job, ...]
-    needs: tuple[str, ...]
-
-    @property
-    def finished(self) -> bool:
-        return all(job.finished for job in self.jobs)
-
-    def file(self, kind: str, ending: str = "") -> Path:
-        """Its flag (`done`) or its log (`logs`, .log)."""
-        return home() / kind / self.rule / f"{self.name}{ending}"
-
-
 def home() -> Path:
     """The workflow's folder: its flags, logs and lock."""
     return Path(folder("OUTPUT", "output"), "flow")
 
 
-def units_of(groups: list[list[Job]], by: str = "") -> dict[str, Unit]:
-    """Units by name, each after those that it needs.
+def units_of(groups: list[list[Job]], by: str = "") -> dict[str, list[Job]]:
+    """The jobs of each unit by its name, which is its flag's below done/ and its log's below logs/.
 
     by: run or cell; "": a toy run takes about as long as starting Python and PyTorch (6 s), so the cells of the
     built-in benchmark; a public one takes minutes to hours, so runs, that many machines may share a cell.
     """
-    toy = all(is_toy({"DATASET": job.subject}) or job.subject == "toy" for group in groups for job in group)
-    by_cell = by == "cell" or not by and toy
-    units, makers = {}, {}  # makers: folder -> the unit that makes it
-    for jobs in filter(None, groups if by_cell else [[job] for group in groups for job in group]):
-        folders = [str(job.folder) for job in jobs]
-        tag = hashlib.sha256("\n".join(folders).encode()).hexdigest()[:8]
-        name = f"{jobs[0].subject}-seed{jobs[0].arguments['SEED']}-{tag}"
-        before = [run for job in jobs for run, _ in job.needs.values()]
-        needed = dict.fromkeys(makers[run] for run in before if run in makers)
-        makers = dict.fromkeys(folders, name) | makers
-        rule = "cell" if by_cell else jobs[0].command.replace("/", "_")
-        units[name] = Unit(rule, name, tuple(jobs), tuple(needed))
+    toy = all(job.subject.startswith("toy") for group in groups for job in group)
+    units = {}
+    for jobs in groups if by == "cell" or not by and toy else [[job] for group in groups for job in group]:
+        if jobs:
+            tag = hashlib.sha256("\n".join(str(job.folder) for job in jobs).encode()).hexdigest()[:8]
+            kind = jobs[0].command.replace("/", "_") if len(jobs) == 1 else "cell"
+            units[f"{kind}/{jobs[0].subject}-seed{jobs[0].arguments['SEED']}-{tag}"] = jobs
     return units
 
 
-def unit_line(unit: Unit, gpus: int = 0) -> str:
+def needs_of(units: dict[str, list[Job]]) -> dict[str, list[str]]:
+    """The units that each of them waits for, which come before it."""
+    needs, makers = {}, {}  # makers: folder -> the unit that makes it
+    for name, jobs in units.items():
+        runs = [run for job in jobs for run, _ in job.needs.values()]
+        needs[name] = [*dict.fromkeys(makers[run] for run in runs if run in makers)]
+        makers = {str(job.folder): name for job in jobs} | makers
+    return needs
+
+
+def unit_line(name: str, jobs: list[Job], gpus: int = 0) -> str:
     """The shell line of a unit, from the clone: the bash script's, or a whole cell in one process. gpus: that units
     of this machine share."""
-    python = shlex.quote(sys.executable)
+    python, log = shlex.quote(sys.executable), shlex.quote(str(home() / "logs" / f"{name}.log"))
     slot = f"{python} scripts/gpu.py {gpus} {shlex.quote(str(home()))} " if gpus else ""
-    if unit.rule == "cell":
-        lines = [f"{slot}{python} scripts/flow.py --job {shlex.quote(unit.name)}"]
-    else:
-        lines = [slot + line for line in unit.jobs[0].lines(python)]
-    log = shlex.quote(str(unit.file("logs", ".log")))
+    cell = [f"{python} scripts/flow.py --job {shlex.quote(name)}"]
+    lines = [slot + line for line in (cell if len(jobs) > 1 else jobs[0].lines(python))]
     return f"cd {shlex.quote(str(ROOT))} && ({' && '.join(lines)}) >> {log} 2>&1"
 
 
-def write_plan(units: dict[str, Unit], args) -> None:
+def write_plan(units: dict[str, list[Job]], args) -> None:
     """What the Snakefile and its jobs read; and flags that say what is finished: a result that was removed is made
     again."""
     from dassl.utils import write_json
 
-    rows = {}
-    for name, unit in units.items():
-        flag = unit.file("done")
+    rows, needs = {}, needs_of(units)
+    for name, jobs in units.items():
+        flag = home() / "done" / name
         flag.parent.mkdir(parents=True, exist_ok=True)
-        flag.touch() if unit.finished else flag.unlink(missing_ok=True)
-        needs = [str(units[other].file("done")) for other in unit.needs]
-        line = unit_line(unit, 0 if args.slurm else args.gpus)
-        rows[name] = {"rule": unit.rule, "needs": needs, "line": line, "jobs": [asdict(job) for job in unit.jobs]}
+        flag.touch() if all(job.finished for job in jobs) else flag.unlink(missing_ok=True)
+        line = unit_line(name, jobs, 0 if args.slurm else args.gpus)
+        rows[name] = {"needs": needs[name], "line": line, "jobs": [asdict(job) for job in jobs]}
     gpus = args.gpus if args.slurm else min(1, args.gpus)
-    plan = {"home": str(home()), "threads": args.threads, "gpus": gpus, "retries": args.retries, "units": rows}
-    write_json(plan, str(home() / PLAN))
+    write_json({"threads": args.threads, "gpus": gpus, "retries": args.retries, "units": rows}, str(home() / PLAN))
 
 
 def snakemake_argv(args) -> list[str]:
@@ -211,13 +189,13 @@ def end(snakemake: subprocess.Popen) -> None:
         snakemake.kill()
 
 
-def unfinished(units: dict[str, Unit]) -> Iterator[str]:
+def unfinished(units: dict[str, list[Job]]) -> Iterator[str]:
     """A line for each unit that has run and is not finished: the last of its log; one more for those that wait."""
-    left = {unit.file("logs", ".log"): unit for unit in units.values() if not unit.finished}
-    ran = [log for log in left if log.is_file()]
-    for log in ran:
+    left = {name: home() / "logs" / f"{name}.log" for name, jobs in units.items() if not all(j.finished for j in jobs)}
+    ran = {name: log for name, log in left.items() if log.is_file()}
+    for name, log in ran.items():
         last = log.read_text(errors="replace").strip().rpartition("\n")[2]
-        yield f"{left[log].rule} {left[log].name}: {last or 'ended without a word'} ({log})"
+        yield f"{name}: {last or 'ended without a word'} ({log})"
     if waiting := len(left) - len(ran):
         yield f"{waiting} jobs did not start"
 
@@ -225,20 +203,18 @@ def unfinished(units: dict[str, Unit]) -> Iterator[str]:
 def status(groups: list[list[Job]], args) -> Iterator[str]:
     """The lines of `--dry-run`: finished runs of all by data set (order, source) and seed, and an estimate by what
     finished runs of a script and CFG took."""
-    runs, cells = units_of(groups, "run"), defaultdict(list)
-    done = {name: run.finished for name, run in runs.items()}
-    jobs = {name: run.jobs[0] for name, run in runs.items()}
+    units, cells = units_of(groups, "run"), defaultdict(list)
+    needs, jobs = needs_of(units), {name: job for name, (job,) in units.items()}
+    done = {name: job for name, job in jobs.items() if job.finished}
     for name, job in jobs.items():
-        cells[f"{job.arguments.get('SOURCE') or job.subject} seed {job.arguments['SEED']}"].append(done[name])
+        cells[f"{job.arguments.get('SOURCE') or job.subject} seed {job.arguments['SEED']}"].append(name in done)
     yield from (f"{cell}: {sum(finished)}/{len(finished)}" for cell, finished in cells.items())
-    ready = sum(not done[name] and all(done[other] for other in run.needs) for name, run in runs.items())
-    left = len(runs) - sum(done.values())
-    yield (
-        f"{len(runs)} runs in {len(units_of(groups, args.by))} jobs: {sum(done.values())} finished, "
-        f"{ready} to do, {left - ready} waiting"
-    )
+    ready = sum(name not in done and done.keys() >= {*needs[name]} for name in jobs)
+    waiting = len(jobs) - len(done) - ready
+    count = f"{len(jobs)} runs in {len(units_of(groups, args.by))} jobs"
+    yield f"{count}: {len(done)} finished, {ready} to do, {waiting} waiting"
     if not args.check:  # which does so too
-        yield from estimate([*jobs.values()], [job for name, job in jobs.items() if done[name]], args.workers)
+        yield from estimate([*jobs.values()], [*done.values()], args.workers)
 
 
 def run_unit(name: str) -> int:

@@ -12,25 +12,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+from scripts import plans
 from scripts.commands import COMMANDS, folder, stage1_command
 from scripts.commands.command import OTHERS_KEY, OVERWRITE, ROOT, Arguments, checked_pairs, names_in, recipe
 from scripts.commands.protocols import TESTS
 from scripts.commands.registered import know, presets_of
 from scripts.jobs import Job
-from scripts.plans import (
-    PRESETS,
-    PROTOCOLS,
-    PUBLIC,
-    STREAMS,
-    TUNINGS,
-    find_pair,
-    listed_pairs,
-    pair_jobs,
-    sources,
-    stream,
-    toy_sets,
-    with_keys,
-)
 
 KINDS = {  # of the fields of a yaml
     **dict.fromkeys(("protocol", "command", "cfg"), str),
@@ -71,12 +58,12 @@ def main_table(args) -> SimpleNamespace:
     """What --trainer, --protocol and --all stand for, as a table."""
     from dassl.utils import check_availability
 
-    protocol = args.protocol or (find_pair(args.trainer).protocols[0] if args.trainer else "base2new")
-    check_availability(protocol, list(PROTOCOLS), "--protocol")
-    names = [pair.name for pair in listed_pairs() if protocol in pair.protocols]
+    protocol = args.protocol or (plans.find_pair(args.trainer).protocols[0] if args.trainer else "base2new")
+    check_availability(protocol, list(plans.PROTOCOLS), "--protocol")
+    names = [pair.name for pair in plans.listed_pairs() if protocol in pair.protocols]
     if not args.all:
-        names = [find_pair(args.trainer, protocol).name if args.trainer else names[0]]
-    fields = {"methods": names, "presets": [], "datasets": {"toy": sources(protocol)}, "seeds": [1, 2, 3]}
+        names = [plans.find_pair(args.trainer, protocol).name if args.trainer else names[0]]
+    fields = {"methods": names, "presets": [], "datasets": {"toy": plans.sources(protocol)}, "seeds": [1, 2, 3]}
     return SimpleNamespace(protocol=protocol, **fields, name="the main job")
 
 
@@ -113,7 +100,7 @@ def protocol_groups(table: SimpleNamespace, args) -> list[list[Job]]:
     """The pairs of one data set and seed are one group, for they share runs."""
     one = [(name, table.protocol) for name in table.methods]
     return [
-        [job for words in one for job in pair_jobs(*words, dataset, seed, args.set, table.presets)]
+        [job for words in one for job in plans.pair_jobs(*words, dataset, seed, args.set, table.presets)]
         for seed, dataset in chosen(table, args)
     ]
 
@@ -145,7 +132,7 @@ def subjects(path: str | Path, kind: str, world: str, names: object) -> list[str
 
     check_availability(world, list(WORLDS), f"{path}: {kind} of")
     if names == "all" and kind == "datasets":
-        names = toy_sets() if world == "toy" else PUBLIC
+        names = plans.toy_sets() if world == "toy" else plans.PUBLIC
     if not isinstance(names, Sequence) or isinstance(names, str):
         raise UserError(f"{path}: {world} is {names!r}, expected a list{' or all' * (kind == 'datasets')}")
     for name in names:
@@ -196,20 +183,20 @@ def sweep_jobs(sweep: SimpleNamespace, dataset: str, seed: int, pairs: Sequence[
     where, pairs = {"DATASET": dataset, "SEED": str(seed)}, tuple(checked_pairs(pairs))
     if shared := {key for cell in sweep.cells for key in cell}.intersection(pairs[::2]):
         raise UserError(f"{', '.join(sorted(shared))}: the cells of {sweep.name} differ in it; change the yaml")
-    jobs = [] if sweep.whole else with_keys(references(sweep.command, where, {}), pairs)
+    jobs = [] if sweep.whole else plans.with_keys(references(sweep.command, where, {}), pairs)
     for cell in sweep.cells:
         arguments = {"COOP_LMC": "True"} | recipe(COMMANDS[sweep.command], cell.get("CFG", sweep.cfg)) | where
         place = f"sweeps/{Path(sweep.name).stem}/{label(cell)}"
         if not sweep.whole:  # a cell's keys are in the name of its folder
             keys = (*pairs_of(cell), "TRAINER.MODAL", "sweep")
-            jobs += with_keys(halves(sweep.command, arguments | {"SWEEP": place}, keys), pairs)
+            jobs += plans.with_keys(halves(sweep.command, arguments | {"SWEEP": place}, keys), pairs)
             continue
         first = dict(where)
         if cell:
             first |= {"OUTPUT": str(Path(folder("OUTPUT", "output"), place))}
             arguments |= first | {key: value for key, value in cell.items() if key == "STAGE1_CFG"}
         every = references(sweep.command, first, cell) + halves(sweep.command, arguments)
-        jobs += with_keys(every, pairs_of(cell) + pairs)
+        jobs += plans.with_keys(every, pairs_of(cell) + pairs)
     return jobs
 
 
@@ -243,13 +230,13 @@ def read_table(path: str | Path) -> SimpleNamespace:
     if "sweeps" in tree:
         table, known = read_fields(path, ("sweeps",)), {"sweeps": names_in("sweeps")}
     else:
-        check_availability(tree.get("protocol"), [*PROTOCOLS, *STREAMS], f"{path}: protocol")
-        kind = "orders" if tree["protocol"] in STREAMS else "datasets"
+        check_availability(tree.get("protocol"), [*plans.PROTOCOLS, *plans.STREAMS], f"{path}: protocol")
+        kind = "orders" if tree["protocol"] in plans.STREAMS else "datasets"
         table = read_fields(path, ("protocol", "methods", kind, "seeds"), ("presets",))
-        known = {"methods": TUNINGS, "presets": []}
+        known = {"methods": plans.TUNINGS, "presets": []}
         if kind == "datasets":
-            pairs = [find_pair(name, table.protocol) for name in table.methods]
-            presets = {*PRESETS, *(name for pair in pairs for name in presets_of(pair.stage2, False))}
+            pairs = [plans.find_pair(name, table.protocol) for name in table.methods]
+            presets = {*plans.PRESETS, *(name for pair in pairs for name in presets_of(pair.stage2, False))}
             known = {"presets": sorted(presets)}
     for field, names in known.items():
         for name in getattr(table, field):
@@ -262,8 +249,8 @@ def table_groups(table: SimpleNamespace, args) -> list[list[Job]]:
     if hasattr(table, "sweeps"):
         sweeps = [read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml") for name in table.sweeps]
         return [group for sweep in sweeps for group in sweep_groups(sweep, args)]
-    if table.protocol not in STREAMS:
+    if table.protocol not in plans.STREAMS:
         return protocol_groups(table, args)
     flags = OVERWRITE * args.overwrite  # a stream does again itself what was run otherwise
     every = itertools.product(chosen(table, args, "orders"), table.methods)
-    return [stream(table.protocol, name, order, seed, args.set, flags) for (seed, order), name in every]
+    return [plans.stream(table.protocol, name, order, seed, args.set, flags) for (seed, order), name in every]

@@ -10,16 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts.commands import COMMANDS, Command, folder, run_folder, stage1_command
-from scripts.commands.command import (
-    OTHERS_KEY,
-    ROOT,
-    STAGE1,
-    Arguments,
-    first_arguments,
-    of_source,
-    of_stage1,
-    others,
-)
+from scripts.commands.command import OTHERS_KEY, ROOT, STAGE1, Arguments, first_arguments, of_source, of_stage1, others
 
 STREAM = "trained stream"
 CARD = "path.json"
@@ -128,8 +119,8 @@ class Job:
     @property
     def begins_from(self) -> list[str]:
         """KEY, VALUE, ... of where its data, stage 1 and teacher lie, which may have moved since it ran."""
-        passed = self.declared.passed
-        places = {key: self.arguments[name] for key, name in passed.items() if key.endswith("_DIR")}
+        pairs = self.declared.pairs
+        places = {key: self.arguments[name] for key, name in pairs.items() if key.endswith("_DIR")}
         places |= {"RESUME_COOP": self.needs["stage-1 checkpoint"][0], "DATASET.ROOT": folder("DATA", "data")}
         return [word for place in places.items() for word in place]
 
@@ -197,7 +188,7 @@ def train_argv(job: Job) -> list[str]:
         argv += [OTHERS_KEY, names]
     if command.protocol != "base2novel":
         argv += ["TRAINER.MODAL", command.protocol]
-    return [*argv, *(word.format(**arguments) for word in command.pairs), *job.pairs]
+    return [*argv, *(word for key, name in command.pairs.items() for word in (key, arguments[name])), *job.pairs]
 
 
 def builds_on(command: Command, arguments: Arguments) -> list[Command]:
@@ -207,9 +198,9 @@ def builds_on(command: Command, arguments: Arguments) -> list[Command]:
 
 
 def known_arguments(command: Command, arguments: Arguments) -> list[str]:
-    """The arguments of a command by name: of all its forms, with a default or from the environment; STAGE1_X: X of
-    the stage 1 that it continues."""
-    every = [*command.arguments, *sum(command.forms, ()), *command.defaults, *command.environment, *PLACES]
+    """The arguments of a command by name: of all its forms, or with a default; STAGE1_X: X of the stage 1 that it
+    continues."""
+    every = [*command.arguments, *sum(command.forms, ()), *command.defaults, *PLACES]
     every += ["LOADEP"] if command.evaluates and not command.module else []  # an epoch, or last, to evaluate
     every += ["OTHERS"] * command.scores_new
     every += [STAGE1 + key for before in builds_on(command, arguments) for key in before.defaults]
@@ -255,21 +246,22 @@ def compare(jobs: Sequence[Job]) -> tuple[str, list[Job]]:
     check_others(jobs)
     memo, again, stale, lines = {}, set(), [], {}
     for job in progress(jobs, "comparing what is there"):
-        there = any(place.is_dir() for place in (job.folder, *(mark.parent for mark in job.marks)))
-        if there and (other := differences(job, memo)):
-            lines[job.folder] = other
+        begun = any(place.is_dir() for place in (job.folder, *(mark.parent for mark in job.marks)))
+        other = differences(job, memo) if begun else []
         came_of = any(run in again for run, _ in job.needs.values())
-        half = job.is_merge and not job.marks[-1].is_file()
-        if came_of or job.folder in lines or not job.done:
+        if other:
+            lines[job.folder] = other
+        if other or came_of or not job.done:
             again.add(str(job.folder))
-        if there and (came_of or half or job.folder in lines):
+        if begun and (other or came_of or job.is_merge and not job.marks[-1].is_file()):
             stale.append(job)
+    if not lines:
+        return "", stale
     what = "; ".join(dict.fromkeys(line for other in lines.values() for line in other))
-    problem = (
-        f"{len(lines)} of {len(jobs)} were run otherwise, {next(iter(lines), '')} first: {what}. --overwrite does "
-        "them and what came of them again, another OUTPUT keeps both"
-    )
-    return problem if lines else "", stale
+    return (
+        f"{len(lines)} of {len(jobs)} were run otherwise, {next(iter(lines))} first: {what}. --overwrite does them and "
+        "what came of them again, another OUTPUT keeps both"
+    ), stale
 
 
 def check_others(jobs: Sequence[Job]) -> None:

@@ -167,7 +167,7 @@ def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[st
     names = [f"condu/{name}" for name in (script, f"eval_MTIL_{tuning}", f"eval_agnostic_MTIL_{tuning}")]
     pairs = tuple(checked_pairs(list(pairs)))
     commands = {name: COMMANDS[name] for name in names}
-    return [Job(name, c.complete(c.from_environment() | arguments), pairs) for name, c in commands.items()]
+    return [Job(name, c.complete(arguments), pairs) for name, c in commands.items()]
 
 
 def is_toy(where: Arguments) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
+from condu.orders import tasks_of  # noqa: E402
 from dassl.utils import UserError, check_availability, expand_user  # noqa: E402
 from scripts.commands import COMMANDS, folder  # noqa: E402
 from scripts.commands.command import OVERWRITE, checked_pairs, follow, names_in  # noqa: E402
@@ -60,11 +61,10 @@ def parse(name: str, words: list[str]) -> list[Job]:
     pairs = checked_pairs(pairs, ("TRAINER.MODAL",) if in_sweep else ())
     if not in_sweep:
         arguments, pairs = follow(command, arguments, pairs, builds_on(command, arguments), typed=True)
-    arguments = command.from_environment() | arguments
     if flags := [word for word in words if word in command.flags]:
         arguments["FLAGS"] = " ".join(flags)
     arguments |= {key: os.path.abspath(expand_user(path)) for key, path in arguments.items() if key.endswith("_DIR")}
-    seeds = [arguments["SEED"]] if "SEED" in arguments else command.seeds_to_run()
+    seeds = [arguments["SEED"]] if "SEED" in arguments else command.seeds()
     jobs = [Job(name, command.complete(arguments | {"SEED": seed}), tuple(pairs)) for seed in seeds]
     for job in jobs:
         check(job)
@@ -78,15 +78,13 @@ def check(job: Job) -> None:
         word, last = arguments.get(key, ""), key == "LOADEP"
         if word and not word.isdecimal() and not (last and word == "last"):
             raise UserError(f"{key} is {word!r}, expected a whole number{' or last' * last}")
+    if "ORDER" in arguments:
+        tasks_of(arguments["ORDER"])
     known = dict.fromkeys(("DATASET", "SOURCE"), names_in("datasets"))
     if command.trainer:
         known["CFG"] = names_in(f"trainers/{command.recipes or command.trainer}")
     for key, names in known.items():
         check_availability(arguments.get(key, names[0]), names, key)
-    if "ORDER" in arguments:
-        from condu.orders import tasks_of  # late: imports torch
-
-        tasks_of(arguments["ORDER"])
     if "{" in command.evaluates:
         scripts = fnmatch.filter(COMMANDS, re.sub(r"{\w+}", "*", command.evaluates))
         check_availability(command.evaluates.format(**arguments), scripts, "the script of its run")

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from . import base2new, condu, protocols, robust
 from .command import COMMANDS, Command, folder, run_folder
-from .merge import MERGE
 
 __all__ = ["COMMANDS", "TRAININGS", "Command", "folder", "run_folder", "scripts_of", "stage1_command"]
 
@@ -24,7 +23,7 @@ COMMANDS.update(protocols.zero_shot_commands())
 for _train in robust.METHODS:
     COMMANDS.update(robust.commands_of(_train))
 COMMANDS.update({f"robust/{kind}_ensemble": robust.ensemble(kind) for kind in ("weight", "output")})
-COMMANDS.update({"merge/base2new": MERGE} | condu.COMMANDS)
+COMMANDS.update({"merge/base2new": protocols.MERGE} | condu.COMMANDS)
 
 
 def scripts_of(trainer: str) -> str:

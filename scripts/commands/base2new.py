@@ -5,13 +5,8 @@ from dataclasses import replace
 from .command import COMMANDS, Arguments, Command, first_arguments, run_folder, yaml_values
 
 LMC_ARGUMENTS = ("DATASET", "CLIP_WEIGHT", "LOSS_TYPE", "COOP_LMC", "W_LMC", "SEED", "CFG")
-LMC_PAIRS = (
-    *("TRAINER.LMC.LAMBDA", "{CLIP_WEIGHT}", "TRAINER.LMC.DISTANCE", "{LOSS_TYPE}"),
-    *("TRAINER.LMC.ENABLED", "{COOP_LMC}", "TRAINER.LMC.BETA", "{W_LMC}"),
-)
 PROMPTKD_ARGUMENTS = ("DATASET", "SEED", "STUDENT_DIR", "KD_WEIGHT", "BETA", "N")
 WEAKER_KD = ("fgvc_aircraft", "oxford_flowers", "dtd")  # PromptKD distils with 200 there, elsewhere with 1000
-SEEDS = ("1", "2", "3")  # of the SigLIP 2 scripts
 
 
 def of_toy(toy: str, other: str):
@@ -26,11 +21,6 @@ def kd_weight(arguments: Arguments) -> str:
 def of_run(name: str):
     """A default: the folder of the run that another command makes on this data set and seed."""
     return lambda arguments: str(run_folder(COMMANDS[name], first_arguments(COMMANDS[name], arguments)))
-
-
-def siglip_stage1(arguments: Arguments) -> str:
-    """The stage 1 on the backbone of a stage-2 CFG such as siglip2_l16_paper."""
-    return "_".join([*arguments["CFG"].split("_")[:2], "ep100_ctxv1"])
 
 
 COOP = Command(
@@ -50,7 +40,12 @@ COOP_LMC = Command(
     "/KgCoOp_COOP_LMC/{CFG}/seed{SEED}",
     subset="base",
     stage1="base2new_train",
-    pairs=LMC_PAIRS,
+    pairs={
+        "TRAINER.LMC.LAMBDA": "CLIP_WEIGHT",
+        "TRAINER.LMC.DISTANCE": "LOSS_TYPE",
+        "TRAINER.LMC.ENABLED": "COOP_LMC",
+        "TRAINER.LMC.BETA": "W_LMC",
+    },
 )
 KGCOOP = Command(
     script="kgcoop/{}",
@@ -60,7 +55,7 @@ KGCOOP = Command(
     trainer="KgCoOp",
     output="output_KgCoOp/base2new/train_base/{DATASET}/shots_{SHOTS}_{W}/KgCoOp/{CFG}/seed{SEED}",
     subset="base",
-    pairs=("TRAINER.COOP.W", "{W}"),
+    pairs={"TRAINER.COOP.W": "W"},
 )
 KGCOOP_LMC = replace(
     COOP_LMC,
@@ -87,7 +82,7 @@ MMA_LMC = Command(
     output="output_MMA_LMC/base2new/train_base/{DATASET}/shots_{SHOTS}_{W_LMC}/MMA_LMC/{CFG}/seed{SEED}",
     subset="base",
     stage1="base2new_train",
-    pairs=("TRAINER.LMC.BETA", "{W_LMC}"),
+    pairs={"TRAINER.LMC.BETA": "W_LMC"},
 )
 PROMPTSRC = Command(
     script="promptsrc/{}",
@@ -109,7 +104,7 @@ PROMPTKD = Command(
     trainer="PromptKD",
     output="output_PromptKD/base2new/train_base/{DATASET}/shots_{SHOTS}/PromptKD/{CFG}/seed_{SEED}",
     teacher="promptsrc/base2new_train",
-    pairs=("TRAINER.PROMPTKD.TEACHER_DIR", "{TEACHER_DIR}", "TRAINER.PROMPTKD.KD_WEIGHT", "{KD_WEIGHT}"),
+    pairs={"TRAINER.PROMPTKD.TEACHER_DIR": "TEACHER_DIR", "TRAINER.PROMPTKD.KD_WEIGHT": "KD_WEIGHT"},
 )
 PROMPTKD_LMC = replace(
     PROMPTKD,
@@ -127,15 +122,17 @@ PROMPTKD_LMC = replace(
     output="output_PromptKD_LMC/base2new/train_base/{DATASET}/shots_{SHOTS}/PromptKD_LMC"
     "/{LAMBDA}_{BETA}_{N}_{KD_WEIGHT}/{CFG}/seed_{SEED}",
     stage1="base2new_train",
-    pairs=(
-        *PROMPTKD.pairs,
-        *("TRAINER.LMC.LAMBDA", "{LAMBDA}", "TRAINER.LMC.BETA", "{BETA}", "TRAINER.LMC.NUM_SAMPLES", "{N}"),
-    ),
+    pairs={
+        **PROMPTKD.pairs,
+        "TRAINER.LMC.LAMBDA": "LAMBDA",
+        "TRAINER.LMC.BETA": "BETA",
+        "TRAINER.LMC.NUM_SAMPLES": "N",
+    },
 )
 SIGLIP = replace(
     COOP,
     script="coop/{}_siglip2",
-    seeds=SEEDS,
+    seeds=lambda: ("1", "2", "3"),
     arguments=("DATASET",),
     forms=(("DATASET", "CFG"),),
     defaults={"CFG": "siglip2_b16_ep100_ctxv1", "SHOTS": "16"},
@@ -143,9 +140,10 @@ SIGLIP = replace(
 SIGLIP_LMC = replace(
     COOP_LMC,
     script="coop_LMC/{}_coop_siglip2",
-    seeds=SEEDS,
+    seeds=lambda: ("1", "2", "3"),
     arguments=tuple(name for name in LMC_ARGUMENTS if name != "SEED"),
-    defaults={"SHOTS": "16", "STAGE1_CFG": siglip_stage1},
+    # stage 1 on the backbone of a stage-2 CFG such as siglip2_l16_paper
+    defaults={"SHOTS": "16", "STAGE1_CFG": lambda a: "_".join([*a["CFG"].split("_")[:2], "ep100_ctxv1"])},
     stage1="base2new_train_siglip2",
 )
 METHODS = (COOP, COOP_LMC, KGCOOP, KGCOOP_LMC, MMA, MMA_LMC, PROMPTSRC, PROMPTKD, PROMPTKD_LMC)

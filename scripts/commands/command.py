@@ -42,11 +42,10 @@ class Command:
     evaluates: str = ""  # name of the command whose run this one evaluates
     stage1: str = ""  # what this one continues, among the scripts of its trainer's stage 1
     teacher: str = ""  # name of the command whose run teaches this one
-    pairs: tuple[str, ...] = ()
+    pairs: Mapping[str, str] = field(default_factory=dict)  # config keys -> the argument that is the value of each
     forms: tuple[tuple[str, ...], ...] = ()  # other lists of arguments that are taken, told apart by their number
     defaults: Mapping[str, str | Callable[[Arguments], str]] = field(default_factory=dict)  # of arguments left out
-    seeds: tuple[str, ...] = ()  # looped over where SEED is no argument
-    environment: Mapping[str, str] = field(default_factory=dict)  # arguments from variables, SEEDS too; their defaults
+    seeds: Callable[[], Sequence[str]] = tuple  # looped over where SEED is no argument
     flags: tuple[str, ...] = ()  # words that may stand anywhere before --: the argument FLAGS
     free: bool = False  # all words before -- are the module's own: the argument WORDS
     eval_only: bool = False  # evaluates without a checkpoint of its own
@@ -61,16 +60,6 @@ class Command:
     def config(self) -> str:
         """The method's yaml, below configs/trainers."""
         return f"{self.recipes or self.trainer}/{{CFG}}" if self.trainer else ""
-
-    def from_environment(self) -> Arguments:
-        """Arguments that the environment gives."""
-        return {name: os.environ.get(name) or value for name, value in self.environment.items()}
-
-    def seeds_to_run(self) -> tuple[str, ...]:
-        """The seeds to loop over: the declared ones, or SEEDS (or SEED) of the environment."""
-        if not self.environment:
-            return self.seeds
-        return tuple((os.environ.get("SEEDS") or os.environ.get("SEED") or "1").split())
 
     def named(self, what: str) -> str:
         """Name of a script of its method, e.g. of "base2new_test"."""
@@ -90,14 +79,9 @@ class Command:
         """Does it evaluate on new classes?"""
         return self.subset == "new" and bool(self.evaluates or self.eval_only)
 
-    @property
-    def passed(self) -> dict[str, str]:
-        """Config keys whose value is an argument -> its name."""
-        return dict(zip(self.pairs[::2], (word.strip("{}") for word in self.pairs[1::2]), strict=True))
-
-    def complete(self, given: Arguments) -> Arguments:
-        """All arguments: the given ones, and the defaults of the rest."""
-        arguments = dict(given)
+    def complete(self, arguments: Arguments) -> Arguments:
+        """These arguments, and the defaults of the rest."""
+        arguments = dict(arguments)
         for name, value in self.defaults.items():
             if name not in arguments:
                 arguments[name] = value(arguments) if callable(value) else value
@@ -124,7 +108,7 @@ def checked_pairs(words: Sequence[str], free: Sequence[str] = ()) -> list[str]:
 
 def folder_keys(command: Command) -> dict[str, str]:
     """Config keys whose value a command's folder names -> its argument."""
-    keys = {key: name for key, name in command.passed.items() if f"{{{name}}}" in command.output}
+    keys = {key: name for key, name in command.pairs.items() if f"{{{name}}}" in command.output}
     if "SHOTS" in (*command.defaults, *command.arguments):
         keys[SHOTS_KEY] = "SHOTS"
     return keys
@@ -140,7 +124,7 @@ def canonical(command: Command, key: str) -> str:
 
 
 def follow(
-    command: Command, given: Arguments, pairs: Sequence[str], others: Sequence[Command], typed: bool = False
+    command: Command, said: Arguments, pairs: Sequence[str], others: Sequence[Command], typed: bool = False
 ) -> tuple[Arguments, list[str]]:
     """Arguments and KEY VALUE words, with the keys that the folder names as arguments, so that it says what is run.
     others: commands whose runs this one builds on; their folders follow too.
@@ -149,7 +133,7 @@ def follow(
     """
     from dassl.utils import UserError
 
-    arguments, rest = dict(given), []
+    arguments, rest = dict(said), []
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         for other in others:
             if name := folder_keys(other).get(canonical(other, key)):
@@ -160,8 +144,8 @@ def follow(
             continue
         if name is None:
             rest += [key, value]
-        elif typed and given.get(name, value) != value:
-            raise UserError(f"{key} {value}: the argument {name} says {given[name]}, give it there")
+        elif typed and said.get(name, value) != value:
+            raise UserError(f"{key} {value}: the argument {name} says {said[name]}, give it there")
         else:
             arguments[name] = value
     return arguments, rest
@@ -188,8 +172,8 @@ def of_stage1(arguments: Arguments) -> Arguments:
 def first_arguments(first: Command, arguments: Arguments) -> Arguments:
     """The arguments of the command whose run one with these arguments continues or learns from."""
     arguments = of_source(arguments)
-    own = {key: arguments[key] for key in CARRIED if key in arguments and (key != "SHOTS" or key in first.arguments)}
-    return first.complete(own | of_stage1(arguments))
+    carried = [key for key in CARRIED if key in arguments and (key != "SHOTS" or key in first.arguments)]
+    return first.complete({key: arguments[key] for key in carried} | of_stage1(arguments))
 
 
 def of_source(arguments: Arguments) -> Arguments:
@@ -211,8 +195,8 @@ def run_folder(command: Command, arguments: Arguments) -> Path:
     if usual and "{SHOTS}" not in output and arguments.get("SHOTS", usual) != usual:
         output = output.replace("/seed", "/shots_{SHOTS}/seed")
     epoch = arguments.get("LOADEP", "") if command.evaluates else ""
-    own = f"epoch{epoch}" if epoch.isdecimal() else epoch and f"{epoch}_epoch"  # epoch3, last_epoch
-    return Path(root, arguments.get("SWEEP", "")) / output.format(**arguments) / own
+    epoch = f"epoch{epoch}" if epoch.isdecimal() else epoch and f"{epoch}_epoch"  # epoch3, last_epoch
+    return Path(root, arguments.get("SWEEP", "")) / output.format(**arguments) / epoch
 
 
 def source_of(arguments: Arguments) -> str:
@@ -240,5 +224,5 @@ def recipe(command: Command, cfg: str) -> Arguments:
     Those with a default of their own for each data set are left to it.
     """
     values = yaml_values(command.config.format(CFG=cfg))
-    named = {name: values[key] for key, name in command.passed.items() if key in values}
+    named = {name: values[key] for key, name in command.pairs.items() if key in values}
     return {"CFG": cfg} | {name: value for name, value in named.items() if not callable(command.defaults.get(name))}

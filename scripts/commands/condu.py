@@ -4,7 +4,9 @@ Each seed is one process that runs what its folder has not finished. CFG chooses
 """
 
 import importlib
+import os
 import shlex
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,16 @@ EVALUATION = {
     for prefix, protocol in (("eval_", "mtil"), ("eval_agnostic_", "agnostic"))
     for kind in ("FT", "LoRA")
 }
+
+
+def variable(name: str, usual: str) -> Callable[[Arguments], str]:
+    """A default: the environment's."""
+    return lambda arguments: os.environ.get(name) or usual
+
+
+def seeds() -> list[str]:
+    """SEEDS of the environment, or SEED."""
+    return (os.environ.get("SEEDS") or os.environ.get("SEED") or "1").split()
 
 
 def _words(action: str, arguments: Arguments, *more: str) -> list[str]:
@@ -32,10 +44,11 @@ def _trained(arguments: Arguments) -> list[Path]:
     return [home / f"{index}_{task}" / "results.json" for index, task in enumerate(tasks_of(arguments["ORDER"]))]
 
 
+DEFAULTS = {"ORDER": "I", "LABEL": lambda arguments: arguments["ORDER"].replace(",", "-"), "FLAGS": ""}
 STREAM = Command(
     arguments=("ORDER",),
     forms=((),),
-    defaults={"ORDER": "I", "LABEL": lambda arguments: arguments["ORDER"].replace(",", "-"), "FLAGS": ""},
+    seeds=seeds,
     flags=("--keep-experts", OVERWRITE),
     trainer="ConDU",
     output="mtil/{CFG}/order_{LABEL}/seed{SEED}",
@@ -45,6 +58,10 @@ STREAM = Command(
     lines=lambda argv: importlib.import_module("scripts.condu.stream").session_lines(argv),
     marker=_trained,
 )
+
+
+def training(cfg: str) -> Command:
+    return replace(STREAM, defaults=DEFAULTS | {"CFG": variable("CFG", cfg), "GPUS": variable("GPUS", "1")})
 
 
 def evaluation(cfg: str, protocol: str) -> Command:
@@ -62,7 +79,7 @@ def evaluation(cfg: str, protocol: str) -> Command:
     return replace(
         STREAM,
         flags=(OVERWRITE,),
-        environment={"CFG": cfg},
+        defaults=DEFAULTS | {"CFG": variable("CFG", cfg)},
         output=f"{STREAM.output}/{protocol}",
         words=lambda arguments: _words(f"eval-{protocol}", arguments, "--run", str(run_folder(STREAM, arguments))),
         lines=None,
@@ -75,7 +92,7 @@ def toy(name: str, arguments: str, output: str) -> Command:
     return Command(
         arguments=(arguments,),
         free=True,
-        environment={"SEED": "1"},
+        seeds=seeds,
         output=output,
         protocol="mtil",
         module=f"scripts.condu.{name}",
@@ -85,7 +102,7 @@ def toy(name: str, arguments: str, output: str) -> Command:
 
 
 COMMANDS = {
-    **{f"condu/{name}": replace(STREAM, environment={"CFG": cfg, "GPUS": "1"}) for name, cfg in TRAINING.items()},
+    **{f"condu/{name}": training(cfg) for name, cfg in TRAINING.items()},
     **{f"condu/{name}": evaluation(*facts) for name, facts in EVALUATION.items()},
     "condu/toy_stream": toy("toy_stream", "[--orders N] [--tasks a,b,c] [--lora] [--seeds K ...]", "mtil"),
     "condu/toy_rates": toy("toy_rates", "[--choose] [--lora] [--tasks a,b,c] [--rates R ...]", "mtil_rates"),

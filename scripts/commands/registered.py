@@ -75,7 +75,7 @@ def add_commands(trainer: str, runs: Sequence[str]) -> None:
     like = next((train for train in known if train.protocol != "robust"), TRAININGS["CoOp"])
     kept = {key: value for key, value in like.defaults.items() if key in ("SHOTS", "TEACHER_DIR")}
     if like.teacher:
-        fields |= {"teacher": like.teacher, "pairs": like.pairs[:2]}  # TEACHER_DIR
+        fields |= {"teacher": like.teacher, "pairs": {key: name for key, name in like.pairs.items() if name in kept}}
     TRAININGS[trainer] = Command(
         script=f"{trainer}/{{}}",
         arguments=("DATASET", "SEED"),

@@ -16,7 +16,7 @@ import pytest
 from dassl.utils import RunLock, UserError
 from scripts import flow
 from scripts.commands import COMMANDS
-from scripts.flow import home, unit_line, units_of
+from scripts.flow import home, needs_of, unit_line, units_of
 from scripts.grid import names_in, plan, read_table
 from scripts.run import parse
 from tests.conftest import ROOT
@@ -128,7 +128,7 @@ def test_what_is_finished_is_judged_by_its_results_not_by_times_or_flags(killed,
     os.utime(stage1)  # newer than all that was made of it
     before = finished(output)
     monkeypatch.setenv("OUTPUT", str(output))
-    assert [job.finished for job in units_from([table, *ONE_EPOCH]).values()] == [True, False]
+    assert [all(job.finished for job in jobs) for jobs in units_from([table, *ONE_EPOCH]).values()] == [True, False]
     again = start(table, toy_data, output, "--by", "run")
     printed, _ = again.communicate()
     assert again.returncode == 0, printed
@@ -153,7 +153,7 @@ def test_a_dry_run_estimates_by_what_finished_runs_of_a_kind_took(table, place, 
     """Two kinds have taken 10 and 4 s: what is left of them, on two workers."""
     units = units_from([table, "--by", "run"])
     for command, seconds in (("coop/base2new_train", 10), ("coop/base2base_test", 4)):
-        step = next(unit.jobs[0] for unit in units.values() if unit.jobs[0].command == command)
+        step = next(job for (job,) in units.values() if job.command == command)
         step.folder.mkdir(parents=True)
         (step.folder / "results.json").write_text(f'{{"wall_s": {seconds}, "metrics": {{}}}}')
     assert flow.main([str(table), "--dry-run", "--workers", "2"]) == 0
@@ -184,18 +184,18 @@ def test_every_run_of_every_table_is_a_line_of_its_bash_script(name, world, plac
     path = ROOT / "configs" / "tables" / f"{name}.yaml"
     subject = [] if hasattr(read_table(path), "orders") else ["toy_objects" if world == "toy" else "imagenet"]
     args = flow.read([str(path), *subject, "1", *(["--data", "/data"] if world == "public" else [])])
-    known = set()
-    for unit in units_of(plan(args), "run").values():
-        (step,) = unit.jobs
-        line = unit_line(unit).split("(", 1)[1].split(" && ")[0].split(") >> ")[0]
+    known, units = set(), units_of(plan(args), "run")
+    needs = needs_of(units)
+    for name, (step,) in units.items():
+        line = unit_line(name, [step]).split("(", 1)[1].split(" && ")[0].split(") >> ")[0]
         bash, script, *words = shlex.split(line)
         assert (bash, ROOT / script) == ("bash", ROOT / f"scripts/{step.command}.sh") and (ROOT / script).is_file()
         (job,) = parse(step.command, words)
         assert job.program == step.program
-        assert known.issuperset(unit.needs)
+        assert known.issuperset(needs[name])
         if COMMANDS[step.command].evaluates or COMMANDS[step.command].follows:
-            assert unit.needs
-        known.add(unit.name)
+            assert needs[name]
+        known.add(name)
 
 
 def test_each_job_gets_one_free_gpu(tmp_path):

@@ -93,9 +93,9 @@ def test_wrong_arguments_print_the_usage(clone, name, words):
     [
         ("coop/base2new_train imagenette 1", ["imagenette", "caltech101"]),
         ("coop/base2new_train caltech101 one", ["SEED is 'one'"]),
+        ("coop/base2new_train caltech101 ²", ["SEED is '²'"]),
         ("mma/base2new_train caltech101 1 vit_b16_ep6", ["vit_b16_ep6", "vit_b16_ep5"]),
         ("merge/base2new ties copp caltech101 1", ["copp", "kgcoop"]),
-        ("coop/base2new_train caltech101 ²", ["SEED is '²'"]),
         ("coop/base2new_train caltech101 1 SWEEP=../../x", ["does not lie below OUTPUT"]),
         ("kgcoop/base2new_train caltech101 ../../../../../../../x 1", ["does not lie below OUTPUT"]),
     ],
