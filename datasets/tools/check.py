@@ -9,8 +9,7 @@ import glob
 import hashlib
 import os
 import random
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 from yacs.config import CfgNode
 
@@ -25,25 +24,7 @@ from .known import KNOWN
 SAMPLE = 64  # images a set that --decode sample opens
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2")
 OK, PROBLEM, ABSENT = "ok", "problem", "not found"
-Count = int | None
-
-
-@dataclass
-class Row:
-    """What is said of one data set. None: not reached, or nothing to count."""
-
-    dataset: str
-    folder: str = ""
-    split: str = ""  # published, local, official lists or other
-    classes: Count = None
-    train: Count = None
-    val: Count = None
-    test: Count = None
-    missing: Count = None
-    unreadable: Count = None
-    status: str = OK
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+COLUMNS = ("dataset", "folder", "split", "classes", "train", "val", "test", "missing", "unreadable", "status")
 
 
 def settings(root: str, name: str) -> CfgNode:
@@ -58,43 +39,46 @@ def check_public(cfg: CfgNode) -> list[str]:
     if cfg.DATASET.NAME not in KNOWN:
         return []
     row = check(cfg.DATASET.NAME, cfg.DATASET.ROOT, decode="none")  # opened by who asks
-    return [f"not as published: {line}" for line in row.problems] + row.notes
+    return [f"not as published: {line}" for line in row["problems"]] + row["notes"]
 
 
-def check(name: str, root: str, decode: str = "sample", jobs: int = 4) -> Row:
-    """The row of one data set. decode: which images are opened, "none", "sample" or "all"."""
-    row, kind = Row(name), DATASET_REGISTRY.get(name)
+def check(name: str, root: str, decode: str = "sample", jobs: int = 4) -> dict:
+    """What is said of one data set: COLUMNS (None: not reached, or nothing to count), lists `problems` and `notes`.
+
+    decode: which images are opened, "none", "sample" or "all".
+    """
+    row = dict.fromkeys(COLUMNS) | {"dataset": name, "folder": "", "split": "", "problems": [], "notes": []}
+    kind = DATASET_REGISTRY.get(name)
     data = kind.__new__(kind)
     try:
         with data.naming():
             folder = data.locate(root)
     except UserError as error:
-        row.status, row.problems = ABSENT, [str(error), *mistakes(kind, root, "")]
-        return row
-    row.folder = os.path.relpath(folder, root)
+        return row | {"status": ABSENT, "problems": [str(error), *mistakes(kind, root, "")]}
+    row["folder"] = os.path.relpath(folder, root)
     if old := glob.glob(os.path.join(glob.escape(folder), "split_fewshot", "*.pkl")):
-        row.notes = [f"split_fewshot has {len(old)} pickles, which are never read; import-subset makes a subset of one"]
+        row["notes"] = [f"split_fewshot has {len(old)} pickles that nothing reads; import-subset makes a subset of one"]
     try:
         data = kind(settings(root, name))
     except UserError as error:
-        row.missing, row.status = getattr(error.__cause__, "count", None), PROBLEM
-        row.problems = [str(error), *mistakes(kind, root, folder)]
-        return row
-    vars(row).update(data.sizes, missing=0, split="local" if data.is_local else "lists", problems=data.unpublished())
+        problems = [str(error), *mistakes(kind, root, folder)]
+        return row | {"missing": getattr(error.__cause__, "count", None), "status": PROBLEM, "problems": problems}
+    problems, split = data.unpublished(), "lists"
     if data.is_local:
-        row.problems.append(f"{data.split_used} is a split made here: its numbers do not compare with published ones")
+        split = "local"
+        problems.append(f"{data.split_used} is a split made here: its numbers do not compare with published ones")
     elif data.split_file:
-        row.split = "published" if KNOWN[name].split == data.split_digest else "as found"
-    if not row.problems and (draws := KNOWN[name].draws) and draws != draws_digest(data):
-        row.problems.append("the draws of seeds 1, 2 and 3 are not the published ones: lists of other content or order")
+        split = "published" if KNOWN[name].split == data.split_digest else "as found"
+    if not problems and (draws := KNOWN[name].draws) and draws != draws_digest(data):
+        problems.append("the draws of seeds 1, 2 and 3 are not the published ones: lists of other content or order")
     if decode != "none":
         images = list({i.impath: i for items in (data.train_x, data.val or [], data.test) for i in items}.values())
         broken = unreadable(images[:: 1 if decode == "all" else max(1, len(images) // SAMPLE)], jobs)
-        row.unreadable = len(broken)
+        row["unreadable"] = len(broken)
         if broken:
-            row.problems.append(f"{len(broken)} images cannot be read: {broken[0]}{', ...' * (len(broken) > 1)}")
-    row.status = PROBLEM if row.problems else OK
-    return row
+            problems.append(f"{len(broken)} images cannot be read: {broken[0]}{', ...' * (len(broken) > 1)}")
+    status = PROBLEM if problems else OK
+    return row | data.sizes | {"missing": 0, "split": split, "status": status, "problems": problems}
 
 
 def draws_digest(data: FewShotDataset) -> str:
@@ -138,19 +122,16 @@ def plain(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
 
 
-COLUMNS = ("dataset", "folder", "split", "classes", "train", "val", "test", "missing", "unreadable", "status")
-
-
-def table(rows: Iterable[Row]) -> list[str]:
+def table(rows: list[dict]) -> list[str]:
     """The lines of the table, and below it what is wrong with whom."""
-    rows = list(rows)
-    cells = [COLUMNS] + [tuple(_cell(getattr(row, key)) for key in COLUMNS) for row in rows]
+    cells = [COLUMNS] + [tuple(_cell(row[key]) for key in COLUMNS) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     sides = [str.ljust if key in ("dataset", "folder", "split", "status") else str.rjust for key in COLUMNS]
     lines = ["  ".join(side(*cell) for side, *cell in zip(sides, line, widths, strict=True)).rstrip() for line in cells]
     for row in rows:
-        said = row.problems + row.notes if row.status != ABSENT else row.problems[1:]
-        lines += [f"{row.dataset}: {text.removeprefix(f'{row.dataset}: ')}" for text in said]
+        name, problems = row["dataset"], row["problems"]
+        said = problems + row["notes"] if row["status"] != ABSENT else problems[1:]
+        lines += [f"{name}: {text.removeprefix(f'{name}: ')}" for text in said]
     return lines
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
@@ -77,11 +76,11 @@ def run_check(args: argparse.Namespace) -> int:
     rows = [check(name, root, args.decode, args.jobs) for name in public(args.names, args.protocol)]
     say(table(rows))
     if args.json:
-        write_json([asdict(row) for row in rows], args.json)
-    if all(row.status == ABSENT for row in rows):
+        write_json(rows, args.json)
+    if all(row["status"] == ABSENT for row in rows):
         say([f"nothing found below {root} (--root); where to get it: python -m datasets links NAME"])
         return NOTHING
-    wrong = [row for row in rows if row.status != OK and (args.names or row.status != ABSENT)]
+    wrong = [row for row in rows if row["status"] != OK and (args.names or row["status"] != ABSENT)]
     return PROBLEMS if wrong else WELL
 
 
