@@ -142,17 +142,14 @@ def odd_items(train_x: Sequence, val: Sequence = (), test: Sequence = ()) -> Ite
     if alike:
         named = "; ".join("labels {} and {}, {!r}".format(*some) for some in alike[:3])
         yield f"no prompt tells apart classes of one name: {named}{'; ...' if len(alike) > 3 else ''}"
-    val = None if val is test else val
-    for part, items, others in (
-        ("test", test, {"training": train_x, "validation": val}),
-        ("validation", val, {"training": train_x}),
-    ):
-        paths = set(map(attrgetter("impath"), items or ()))
-        if len(paths) < len(items or ()):
-            yield f"{len(items) - len(paths)} of {len(items):,} {part} images stand in the list more than once"
-        for other, theirs in others.items():
-            shared = paths.intersection(map(attrgetter("impath"), theirs or ()))
-            if shared and theirs is not items:
+    lists = {"training": train_x, "validation": () if val is test else val or (), "test": test or ()}
+    paths = {part: {item.impath for item in items} for part, items in lists.items()}
+    for part, others in (("test", ("training", "validation")), ("validation", ("training",))):
+        items = lists[part]
+        if len(paths[part]) < len(items):
+            yield f"{len(items) - len(paths[part])} of {len(items):,} {part} images stand in the list more than once"
+        for other in others:
+            if (shared := paths[part] & paths[other]) and lists[other] is not items:
                 yield f"{len(shared):,} images are in both the {other} and the {part} list: {min(shared)}"
 
 
