@@ -164,11 +164,12 @@ def _announce(error):
     return "" if said == mine else said
 
 
-@contextlib.contextmanager
-def _peers():
-    """Around each exchange: a process that does not answer has failed, and most leave word why."""
+def _exchange(function, *args):
+    """`function(*args)` of several processes. One that does not answer has failed, and most leave word why."""
+    if world_size() == 1:
+        return
     try:
-        yield
+        function(*args)
     except RuntimeError as error:
         lost = UserError(f"Another process of this run was lost: {_line(error)}")
         if said := _announce(lost):
@@ -186,9 +187,7 @@ def _line(error):
 
 def all_reduce(tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
     """Combine a contiguous `tensor` over all processes, in place -> it. op: sum, max or min."""
-    if world_size() > 1:
-        with _peers():
-            dist.all_reduce(tensor, op=getattr(dist.ReduceOp, op.upper()))
+    _exchange(dist.all_reduce, tensor, getattr(dist.ReduceOp, op.upper()))
     return tensor
 
 
@@ -197,21 +196,17 @@ def barrier() -> None:
     all_reduce(torch.zeros(1))
 
 
-def broadcast(value, source: int = 0):
-    """The `value` of process `source`, as pickle takes it; tensors come back on the CPU if they were there."""
+def broadcast(value):
+    """The main process's `value`, as pickle takes it; tensors come back on the CPU if they were there."""
     values = [value]
-    if world_size() > 1:
-        with _peers():
-            dist.broadcast_object_list(values, source)
+    _exchange(dist.broadcast_object_list, values, 0)
     return values[0]
 
 
 def gather(value) -> list:
     """Every process's `value`, each as `broadcast` takes it -> a list by rank, the same everywhere."""
     values = [value] * world_size()
-    if world_size() > 1:
-        with _peers():
-            dist.all_gather_object(values, value)
+    _exchange(dist.all_gather_object, values, value)
     return values
 
 
@@ -224,23 +219,17 @@ def gather_batches(batches: list[torch.Tensor]) -> list[torch.Tensor]:
 def gather_to_main(value) -> list | None:
     """Every process's `value`, each as `broadcast` takes it -> a list by rank in the main process, None in others."""
     values = [value] * world_size() if is_main() else None
-    if world_size() > 1:
-        with _peers():
-            dist.gather_object(value, values)
+    _exchange(dist.gather_object, value, values)
     return values
 
 
 @torch.no_grad()
 def broadcast_tensors(tensors: Iterable[torch.Tensor]) -> None:
     """Overwrite `tensors`, in place, with those of the main process."""
-    if world_size() == 1:
-        return
     for tensor in tensors:
         sent = tensor.detach().contiguous()
-        with _peers():
-            dist.broadcast(sent, 0)
-        if sent.data_ptr() != tensor.data_ptr():
-            tensor.copy_(sent)
+        _exchange(dist.broadcast, sent, 0)
+        tensor.copy_(sent)
 
 
 @torch.no_grad()
