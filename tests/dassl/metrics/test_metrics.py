@@ -21,11 +21,6 @@ def test_accuracy_in_percent_for_several_k():
     assert compute_accuracy((logits, "features"), labels)[0].item() == 50.0
 
 
-def test_accuracy_refuses_k_beyond_the_classes():
-    with pytest.raises(UserError, match="Top-5.*3 classes"):
-        compute_accuracy(torch.zeros(2, 3), torch.zeros(2), topk=(1, 5))
-
-
 def test_distances_agree_with_their_definitions():
     a, b = torch.randn(4, 6), torch.randn(3, 6)
     squared = (a[:, None] - b[None]).square().sum(-1)
@@ -36,7 +31,6 @@ def test_distances_agree_with_their_definitions():
     assert torch.allclose(compute_distance_matrix(a, b, metric="cosine"), 1 - cosine, atol=1e-6)
 
 
-@pytest.mark.parametrize(("shape", "metric"), [((3, 5), "euclidean"), ((6,), "euclidean"), ((3, 6), "manhattan")])
-def test_distances_refuse_what_does_not_fit(shape, metric):
-    with pytest.raises(UserError):
-        compute_distance_matrix(torch.zeros(2, 6), torch.zeros(shape), metric=metric)
+def test_an_unknown_distance_is_refused():
+    with pytest.raises(UserError, match="euclidean.*cosine.*manhattan"):
+        compute_distance_matrix(torch.zeros(2, 6), torch.zeros(3, 6), metric="manhattan")
