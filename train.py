@@ -120,10 +120,9 @@ def check(cfg, recipe, eval_only: bool, model_dir: str, load_epoch: int | str | 
     from dassl.engine.launch import evaluates
     from dassl.engine.lint import lint
     from dassl.utils import UserError
-    from datasets.tools.check import check_public
 
     alone = (model_dir, load_epoch) if evaluates(cfg, eval_only, model_dir) else None
-    findings = dry_run(cfg, evaluates=alone, recipe=lint(recipe, cfg), data_check=check_public)
+    findings = dry_run(cfg, evaluates=alone, recipe=lint(recipe, cfg))
     if findings.problems:
         raise UserError(f"--check found: {'; '.join(findings.problems)}")
     return findings.values

@@ -34,14 +34,6 @@ def settings(root: str, name: str) -> CfgNode:
     return cfg
 
 
-def check_public(cfg: CfgNode) -> list[str]:
-    """Lines on a data set that tables are made of: is it the one that others have?"""
-    if cfg.DATASET.NAME not in KNOWN:
-        return []
-    row = check(cfg.DATASET.NAME, cfg.DATASET.ROOT, decode="none")  # opened by who asks
-    return [f"not as published: {line}" for line in row["problems"]] + row["notes"]
-
-
 def check(name: str, root: str, decode: str = "sample", jobs: int = 4) -> dict:
     """What is said of one data set: COLUMNS (None: not reached, or nothing to count), lists `problems` and `notes`.
 
@@ -63,11 +55,8 @@ def check(name: str, root: str, decode: str = "sample", jobs: int = 4) -> dict:
     except UserError as error:
         problems = [str(error), *mistakes(kind, root, folder)]
         return row | {"missing": getattr(error.__cause__, "count", None), "status": PROBLEM, "problems": problems}
-    problems, split = data.unpublished(), "lists"
-    if data.is_local:
-        split = "local"
-        problems.append(f"{data.split_used} is a split made here: its numbers do not compare with published ones")
-    elif data.split_file:
+    problems, split = data.unpublished(), "local" if data.is_local else "lists"
+    if data.split_file and not data.is_local:
         split = "published" if KNOWN[name].split == data.split_digest else "as found"
     if not problems and (draws := KNOWN[name].draws) and draws != draws_digest(data):
         problems.append("the draws of seeds 1, 2 and 3 are not the published ones: lists of other content or order")

@@ -60,17 +60,10 @@ class Findings:
         self.say(f"PROBLEM: {line}")
 
 
-def dry_run(
-    cfg: CN,
-    *,
-    evaluates: tuple[str, int | str | None] | None = None,
-    recipe: Iterable[str] = (),
-    data_check: Callable[[CN], Iterable[str]] | None = None,
-) -> Findings:
+def dry_run(cfg: CN, *, evaluates: tuple[str, int | str | None] | None = None, recipe: Iterable[str] = ()) -> Findings:
     """Check the run of a config, in this process.
 
-    evaluates: (model folder, epoch or None) instead of a training. recipe: lines on what differs from it. data_check: a
-    function of cfg that looks at the data set -> lines.
+    evaluates: (model folder, epoch or None) instead of a training. recipe: lines on what differs from it.
 
     Raises:
         UserError: what the run itself would stop with: no data, no weights, no stage 1, bad config.
@@ -84,7 +77,7 @@ def dry_run(
             trainer = build_run(with_values(cfg, {"OUTPUT_DIR": folder, "RESUME": "", "VERBOSE": False}))
         built_s = time.perf_counter() - started
         try:
-            check_data(trainer, findings, data_check)
+            check_data(trainer, findings)
             if not findings.problems:
                 estimate(trainer, evaluates, built_s, findings)
         finally:
@@ -98,7 +91,7 @@ def dry_run(
 # the images
 
 
-def check_data(trainer: SimpleTrainer, findings: Findings, data_check: Callable | None) -> None:
+def check_data(trainer: SimpleTrainer, findings: Findings) -> None:
     """The sizes of the data set, what is wrong with its images, and the zero-shot accuracy."""
     cfg, dataset = trainer.cfg, dataset_of(trainer)
     if dataset is None:
@@ -114,8 +107,8 @@ def check_data(trainer: SimpleTrainer, findings: Findings, data_check: Callable 
     opened = items[:: max(1, len(items) // OPENED)]
     if broken := unreadable(opened, **image_reading(cfg)):
         findings.problem(f"{len(broken)} of the {len(opened)} images opened cannot be read; the first: {broken[0]}")
-    for line in data_check(cfg) if data_check else ():
-        findings.say(f"data: {line}")
+    for line in getattr(dataset, "unpublished", list)():
+        findings.say(f"data: not as published: {line}")
     if not findings.problems:
         anchor(trainer, findings)
 
