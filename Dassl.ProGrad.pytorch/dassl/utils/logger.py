@@ -10,8 +10,9 @@ import time
 import traceback
 import warnings
 
+from tqdm import tqdm
+
 from .errors import LastingStream, printable
-from .progress import tqdm
 
 
 class _StdoutHandler(logging.StreamHandler):
@@ -33,7 +34,7 @@ class _StdoutHandler(logging.StreamHandler):
         if record.levelno < logging.INFO and isinstance(sys.stdout, Logger):
             sys.stdout.record(self.format(record) + self.terminator)
             return
-        with tqdm.external_write_mode():  # a bar on the terminal steps aside
+        with tqdm.external_write_mode(nolock=True):  # a bar on the terminal steps aside
             super().emit(record)
 
 
