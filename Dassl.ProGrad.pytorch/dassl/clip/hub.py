@@ -204,13 +204,8 @@ def resolve(package, model, path=""):
 def text_config(package, source):
     """open_clip's `text_cfg` of a source; {} where it is not on this machine or cannot be read."""
     try:
-        if source.repo:
-            config = read_json(cached(source.repo, CONFIG))
-        elif source.name.startswith(LOCAL):
-            config = read_json(source.folder / CONFIG)
-        else:
-            config = package.get_model_config(source.name)
-        return config.get("model_cfg", config).get("text_cfg", {})
+        with offline():
+            return package.get_model_config(source.name).get("text_cfg", {})
     except (OSError, ValueError, AttributeError):  # open_clip reads it again and says what is wrong
         return {}
 
