@@ -44,7 +44,7 @@ def test_the_report_reads_it_as_any_other_run(tmp_path, matrix):
     assert (mtil["protocol"], mtil["order"], mtil["dataset"]) == ("mtil", "A,B", "stream A,B")
     for record in (agnostic, mtil):
         (stream,) = streams([record], record["protocol"])
-        assert stream.tasks == ("A", "B") and stream.labels == record["labels"]
+        assert stream.tasks == ("A", "B") and stream.labels == (record["labels"] or "")
     assert agnostic["known"] == facts["known"] and agnostic["device"].startswith("cpu") and agnostic["peak_mb"] > 0
 
 

@@ -7,7 +7,7 @@ added: `file` (Path), `written` (modification time in seconds) and `kind` ("trai
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ _CHOICES = {"kind": ("train", "eval", "import"), "subset": ("base", "new", "all"
 PERCENT = ("accuracy", "error_rate", "macro_f1", "transfer", "average", "last")  # metrics
 
 
-def load_results(*folders, left_out=None):
+def load_results(*folders: str | Path, left_out: list | None = None) -> list[dict]:
     """All readable results below `folders`, sorted by path -> list of records (dicts, see the module's head).
 
     A file that is damaged, contradicts itself, is not ours or of another format costs one warning that names it, is
@@ -51,7 +51,7 @@ def load_results(*folders, left_out=None):
     return read_all(RESULTS_FILE, folders, read_result, left_out=left_out)
 
 
-def read_all(name, folders, read, what="", left_out=None):
+def read_all(name: str, folders: Iterable, read: Callable, what: str = "", left_out: list | None = None) -> list:
     """`read(file)` of every file called `name` below `folders`, without those that are None -> list.
 
     A file that cannot be read costs one warning, `what` before its name, and is added to the list `left_out`.
@@ -67,14 +67,14 @@ def read_all(name, folders, read, what="", left_out=None):
     return [content for content in contents if content is not None]
 
 
-def leave_out(what, error):
+def leave_out(what: object, error: object) -> None:
     """The one line on a file, folder or record that does not count."""
     get_logger().warning(one_line(f"Warning: {what} is left out: {error}"))
 
 
-def find_files(name, *folders):
+def find_files(name: str, *folders: str | Path) -> list[Path]:
     """Files called `name` anywhere below `folders`, each once, sorted -> list of Paths."""
-    files = {}
+    files: dict = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise MissingFile(f"No folder of runs at {folder}")
@@ -85,16 +85,16 @@ def find_files(name, *folders):
     return sorted(files.values())
 
 
-def read_result(file):
+def read_result(file: str | Path) -> dict:
     """One results.json -> record. ValueError says what is wrong with it."""
     file = Path(file)
     record = read_object(file, FORMAT)
-    for field, kind in (_REQUIRED | _OPTIONAL).items():
+    for field, wanted in (_REQUIRED | _OPTIONAL).items():
         value, optional = record.get(field), field in _OPTIONAL
-        fine = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        large = optional and is_number(value) and abs(value) > LARGEST
+        fine = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+        large = optional and isinstance(value, int | float) and abs(value) > LARGEST
         if (value is not None or not optional) and (large or not fine):
-            raise ValueError(f"field {field!r}: expected {getattr(kind, '__name__', kind)}, found {brief(value)}")
+            raise ValueError(f"field {field!r}: expected {getattr(wanted, '__name__', wanted)}, found {brief(value)}")
     if record.get("merge") and not isinstance(record["merge"].get("method", ""), str):
         raise ValueError(f"field 'merge': expected a method's name, found {brief(record['merge'])}")
     for field in ("tasks", "template_family"):
@@ -148,7 +148,7 @@ def _clean(value):
     return value if is_number(value) or isinstance(value, bool) else None
 
 
-def read_object(file, format):
+def read_object(file: str | Path, format: int) -> dict:
     """A JSON file that holds an object of this `format` -> dict. ValueError says what it holds instead."""
     try:
         content = json.loads(read_text(file))
@@ -178,7 +178,7 @@ def numbers(values: Any, name: str, *shape: int, percent: bool = False, missing:
     return array
 
 
-def select(records, **wanted):
+def select(records: Iterable[dict], **wanted: Any) -> list[dict]:
     """Records whose fields have the wanted values; a tuple, list or set admits each of its members."""
     allowed = {name: v if isinstance(v, tuple | list | set) else (v,) for name, v in wanted.items()}
     return [r for r in records if all(r.get(name) in values for name, values in allowed.items())]
@@ -191,7 +191,7 @@ def without_repeats(records: list[dict], lent: list[dict], key: Callable) -> lis
     return records + [record for place, record in newest.items() if place not in taken]
 
 
-def require_evaluations(following, records, table, protocol, classes):
+def require_evaluations(following: list, records: list, table: str, protocol: str | tuple, classes: str) -> None:
     """NoRuns if of the records that follow a protocol on these classes none is an evaluation run."""
     if not select(following, kind="eval"):
         raise NoRuns(
@@ -200,22 +200,22 @@ def require_evaluations(following, records, table, protocol, classes):
         )
 
 
-def group_by(records, key):
+def group_by(records: Iterable, key: Callable) -> dict[Any, list]:
     """Records by `key(record)`, groups in order of first appearance -> dict key -> list."""
-    groups = {}
+    groups: dict = {}
     for record in records:
         groups.setdefault(key(record), []).append(record)
     return groups
 
 
-def most_alike(records, key):
+def most_alike(records: list[dict], key: Callable) -> tuple[Any, list[dict], list[str]]:
     """What most records agree in -> (their `key`, these records, the files of the others)."""
     groups = group_by(records, key)
     most = max(groups, key=lambda k: len(groups[k]))
     return most, groups.pop(most), [str(r["file"]) for group in groups.values() for r in group]
 
 
-def newest_each(records, key, what="runs"):
+def newest_each(records: Iterable[dict], key: Callable, what: str = "runs") -> list[dict]:
     """One record per key: the one written last. All that give way share one warning.
 
     records: dicts with `file` and `written`; key: function of a record; what: names the records in the

@@ -171,7 +171,7 @@ class Report:
     def csv(self) -> str:
         return to_csv(self.columns, self.lines)
 
-    def write(self, folder, latex=False):
+    def write(self, folder: str | Path, latex: bool = False) -> list[Path]:
         """NAME.md, NAME.csv and, if asked, NAME.tex into `folder` -> their Paths."""
         texts = {"md": self.markdown(), "csv": self.csv()} | ({"tex": self.latex()} if latex else {})
         paths = []

@@ -71,8 +71,7 @@ def fewshot_figure(_, records, methods):
         axes.set_xscale("log", base=2)
     axes.set_xticks(grid.shots, [str(k) for k in grid.shots])
     axes.minorticks_off()
-    axes.set_xlabel("shots a class")
-    drawing.plain_axes(axes, "accuracy (%)")
+    drawing.plain_axes(axes, "accuracy (%)", xlabel="shots a class")
     drawing.legend(figure)
     yield figure, "fewshot", ["method", "shots", "mean", "std", "n"], lines
 
@@ -93,8 +92,7 @@ def sweep_figures(_, records, methods):
             _line(axes, points, quantity, drawing.style(k))
             lines += [[quantity, f"{values[place]:g}", *csv_numbers(s)] for place, s in points]
         axes.set_xticks(range(len(values)), [f"{x:g}" for x in values])  # even where they lie close
-        axes.set_xlabel(name)
-        drawing.plain_axes(axes, "accuracy (%)")
+        drawing.plain_axes(axes, "accuracy (%)", xlabel=name)
         drawing.legend(figure)
         columns = ["quantity", name, "mean", "std", "n"]
         yield figure, f"sweep_{sweep.name}_{name}", columns, lines
@@ -125,8 +123,7 @@ def others_figure(_, records, methods):
         if row.trainer == methods.zero_shot:
             axes.axhline(others.mean, color="0.4", lw=1.2, ls=":")
         lines.append([names[row], *csv_numbers(base)[:2], *csv_numbers(others)])
-    axes.set_xlabel("base: accuracy (%)")
-    drawing.plain_axes(axes, "others: accuracy (%)")
+    drawing.plain_axes(axes, "others: accuracy (%)", xlabel="base: accuracy (%)")
     drawing.legend(figure)
     columns = ["method", "base", "base_std", OTHERS, f"{OTHERS}_std", "n"]
     yield figure, "base_others", columns, lines

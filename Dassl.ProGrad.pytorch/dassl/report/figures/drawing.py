@@ -49,10 +49,10 @@ def new_figure(width, height, title="", caption=""):
     return figure
 
 
-def plain_axes(axes, ylabel, title=""):
-    """Horizontal grid lines only, open at the top and on the right."""
+def plain_axes(axes, ylabel, title="", xlabel=""):
+    """Labels, horizontal grid lines only, open at the top and on the right."""
     axes.set_title(title, loc="left", fontsize=11)
-    axes.set_ylabel(ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.grid(axis="y", color="0.92", lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -81,11 +81,12 @@ def mean_over(datasets):
 def save(folder, figure, title, columns, lines):
     """Write a PNG, called by its title, into `folder` and its numbers beside it as CSV -> [both Paths].
 
-    Names with dollar signs are no formulas.
+    Names with dollar signs are no formulas. A digest ends a name beyond 100 characters (disks take 255).
     """
     from matplotlib.text import Text
 
-    name = file_name(title)
+    name = re.sub(r"[^A-Za-z0-9.]+", "_", title).strip("_")
+    name = name if len(name) <= 100 else f"{name[:90]}_{digest(title)[:8]}"
     image, table = Path(folder, f"{name}.png"), Path(folder, f"{name}.csv")
     for text in figure.findobj(Text):
         text.set_parse_math(False)
@@ -101,12 +102,6 @@ def curve_lines(head, xs, summary):
     mean, std, n, _ = summary
     values = zip(xs, mean, [None] * len(xs) if std is None else std, strict=True)
     return [[*head, f"{x:g}", *("" if y is None or y != y else f"{y:.6f}" for y in pair), n] for x, *pair in values]
-
-
-def file_name(title):
-    """A title as a file name without ending; beyond 100 characters (disks take 255) a digest ends it."""
-    name = re.sub(r"[^A-Za-z0-9.]+", "_", title).strip("_")
-    return name if len(name) <= 100 else f"{name[:90]}_{digest(title)[:8]}"
 
 
 def wrapped(text, width, lines):

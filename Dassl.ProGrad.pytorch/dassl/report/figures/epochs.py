@@ -124,8 +124,7 @@ def _epoch_figure(one):
             for dataset, numbers in {"average": summary, **{d: summarise(runs[d]) for d in sorted(runs)}}.items():
                 lines += drawing.curve_lines([names[row], dataset, quantity], epochs, numbers)
         title, ylabel = QUANTITIES[quantity]
-        drawing.plain_axes(axes, ylabel, title)
-        axes.set_xlabel("epoch")
+        drawing.plain_axes(axes, ylabel, title, "epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
     drawing.legend(figure)
     columns = ["method", "dataset", "quantity", "epoch", "mean", "std", "n"]

@@ -55,8 +55,7 @@ def matrix_figure(stream, row, protocol):
     heatmap(figure, axes, values)
     axes.set_xticks(range(size), tasks, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(size), tasks)
-    axes.set_xlabel("tested on")
-    axes.set_ylabel("after learning")
+    axes.set(xlabel="tested on", ylabel="after learning")
     lines = [[after, task, *csv_numbers(cells[after, task])] for after in tasks for task in tasks]
     called = "_".join(filter(None, ["matrix", protocol, name, stream.labels, stream.order]))
     return figure, called, ["after", "task", "mean", "std", "n"], lines
@@ -95,9 +94,8 @@ def orders_figure(protocol, title, grid):
                 offsets = 0.22 * np.cos(2.4 * np.arange(len(values)))  # 2.4: no two neighbours alike
                 axes.plot(values, y + offsets, look["marker"], color=look["color"], ms=4.5, alpha=0.55, mew=0)
                 axes.errorbar(summary.mean, y, xerr=summary.std or 0, fmt="|", color="black", ms=16, mew=2, capsize=4)
-        drawing.plain_axes(axes, "", words)
+        drawing.plain_axes(axes, "", words, "accuracy (%)")
         axes.grid(axis="x", color="0.92", lw=0.8)
-        axes.set_xlabel("accuracy (%)")
         axes.margins(x=0.12)
     panels[0].set_yticks(list(places), [drawing.wrapped(names[row], 26, 3) for row in grid.rows])
     panels[0].set_ylim(0.4, count + 0.6)
@@ -122,8 +120,7 @@ def scatter_figure(content, title):
             places = [(p["x"], p["y"]) for p in points if (p["task"], p["kind"]) == (task, kind)]
             axes.scatter(*np.reshape(places, (-1, 2)).T, marker=marker, **looks[kind])
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, markerscale=1.6)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.margins(0.05)
     lines = [[p["task"], p["kind"], p["label"], f"{p['x']:.6g}", f"{p['y']:.6g}"] for p in points]
     return figure, title, ["task", "kind", "label", "x", "y"], lines

@@ -43,9 +43,8 @@ def change_figures(folders, _, methods):
             for key, by_dataset in curves.runs.items()
         }
         less = curves._replace(runs=runs, direct={})
-        figure = drawing.new_figure(
-            4.8, 3.7, "", f"{_averaged(less) or less.datasets[0]}\n{less.ends[0]}\n{less.others}"
-        )
+        caption = f"{_averaged(less) or less.datasets[0]}\n{less.ends[0]}\n{less.others}"
+        figure = drawing.new_figure(4.8, 3.7, "", caption)
         axes = figure.subplots()
         _path_panel(axes, less, "accuracy", CHANGES)
         drawing.plain_axes(axes, "", "accuracy less zero-shot CLIP's, in points")
@@ -114,26 +113,20 @@ def _direct_labels(axes, x, labels, gap):
 
 def _caption(curves):
     """What is averaged, and what the card notes."""
-    datasets, n = curves.datasets, _seeds(curves)
-    parts = [f"bold: {averaged}"] if (averaged := _averaged(curves)) else []
-    if n > 1:
-        parts.append("band: one standard deviation over seeds")
-    if len(datasets) > 1:
-        parts.append("faint: each data set")
-    if curves.direct:
-        parts.append("dotted: straight from zero-shot to fine-tuned")
-    subject = f"{datasets[0]}, interpolated" if len(datasets) == 1 else "Interpolated"
-    lines = ["; ".join([f"{subject}: {curves.space}", *parts]), curves.others, curves.note]
-    return "\n".join(filter(None, lines))
-
-
-def _seeds(curves):
-    return summarise_average(curves.runs[curves.subsets[0], "loss"]).n
+    datasets, averaged = curves.datasets, _averaged(curves)
+    parts = [
+        f"{datasets[0]}, interpolated: {curves.space}" if len(datasets) == 1 else f"Interpolated: {curves.space}",
+        averaged and f"bold: {averaged}",
+        curves.seeds > 1 and "band: one standard deviation over seeds",
+        len(datasets) > 1 and "faint: each data set",
+        curves.direct and "dotted: straight from zero-shot to fine-tuned",
+    ]
+    return "\n".join(filter(None, ["; ".join(filter(None, parts)), curves.others, curves.note]))
 
 
 def _averaged(curves):
     """ "mean over 10 data sets and 3 seeds"; "" of a single run."""
-    counts = {"data sets": len(curves.datasets), "seeds": _seeds(curves)}
+    counts = {"data sets": len(curves.datasets), "seeds": curves.seeds}
     over = " and ".join(f"{n} {what}" for what, n in counts.items() if n > 1)
     return over and f"mean over {over}"
 

@@ -36,9 +36,6 @@ def write_scatter(file, features, about, title=""):
 
     about: N tuples (task, kind, label); tasks are listed as they come.
     """
-    about = list(about)
-    if len(about) != len(features):
-        raise ValueError(f"t-SNE: {len(features)} feature vectors, but {len(about)} descriptions of them")
     points = [
         {"task": task, "kind": kind, "label": label, "x": float(x), "y": float(y)}
         for (task, kind, label), (x, y) in zip(about, tsne(features), strict=True)

@@ -11,6 +11,7 @@ Others: the accuracy over all classes of data sets that a model was not trained 
 row without an entry, and zero-shot CLIP on a further template, has none.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from dassl.report import table
 from dassl.report.disclosures import STAMP_COLUMNS, names_on, stamp_cells, stamp_notes
-from dassl.report.frame import Grid, build, with_accuracy
+from dassl.report.frame import Grid, Row, build, with_accuracy
 from dassl.report.methods import NONE, Methods, backbone_of, row_names, row_of, shared_settings, split_by_template
 from dassl.report.records import NoRuns, group_by, require_evaluations, select
 from dassl.report.stats import Summary, harmonic_mean, summarise
@@ -44,29 +45,29 @@ class Base2New(Grid):
     lacking: dict = field(default_factory=dict)
 
     @cached_property
-    def more(self):
+    def more(self) -> dict[str, dict[str, bool]]:
         """{"others", "others/SET", "forgotten", "epoch", "stage 1 itself": data sets on which any row has it}."""
-        more = {}
+        more: dict = {}
         for (_, (dataset, q)), scores in self.scores.items():
             if scores and q not in QUANTITIES:
                 more.setdefault(q, {})[dataset] = True
         return more
 
     @property
-    def of_others(self):
+    def of_others(self) -> list[str]:
         """Which of "others" and "forgotten" there are."""
         return [q for q in (OTHERS, FORGOTTEN) if q in self.more]
 
-    def each(self, quantity):
+    def each(self, quantity: str) -> list[tuple[str, str]]:
         """The columns of one quantity."""
         return [(dataset, quantity) for dataset in self.datasets]
 
-    def on(self, row, dataset):
+    def on(self, row: Row, dataset: str) -> dict[str, Summary]:
         """{"base", "new", "H", what there is of `more`: Summary} over the seeds of one data set."""
         more = (q for q, datasets in self.more.items() if dataset in datasets)
         return {q: self.cell(row, (dataset, q)) for q in (*QUANTITIES, *more)}
 
-    def average(self, row):
+    def average(self, row: Row) -> dict[str, Summary]:
         """{"base", "new", "H of averages", "mean of H", what there is of `more`: Summary}, without a number if any data
         set is missing."""
         base, new, mean_of_h = (self.cell(row, *self.each(q)) for q in QUANTITIES)
@@ -77,12 +78,12 @@ class Base2New(Grid):
         over = {q: datasets if q.startswith(EACH) else self.datasets for q, datasets in self.more.items()}
         return plain | {q: self.cell(row, *((d, q) for d in datasets)) for q, datasets in over.items()}
 
-    def h_by_seed(self, row):
+    def h_by_seed(self, row: Row) -> dict:
         """{seed: H of the averaged base and new accuracy}, of the seeds that all data sets have on both."""
         return _h_by_seed(*(self.average_by_seed(row, self.each(subset)) for subset in SUBSETS))
 
-    def gaps(self, row):
-        """What a row lacks, in words -> str such as "toy_digits (new), toy_shapes (base and new)"."""
+    def gaps(self, row: Row) -> str:
+        """What a row lacks, in words such as "toy_digits (new), toy_shapes (base and new)"."""
         gaps = []
         for dataset in self.datasets:
             if lacking := [subset for subset in SUBSETS if not self.by_seed(row, (dataset, subset))]:
@@ -90,8 +91,8 @@ class Base2New(Grid):
                 gaps.append(f"{dataset} ({' and '.join(lacking)}{'; trained, not evaluated' if trained else ''})")
         return ", ".join(gaps)
 
-    def others_notes(self, names):
-        """What the columns of others mean, and which sets are in no mean -> list of str. names: {row: printed}."""
+    def others_notes(self, names: dict[Row, str]) -> list[str]:
+        """What the columns of others mean, and which sets are in no mean. names: {row: printed}."""
         shared = {dataset: ", ".join(others) for dataset, others in self.shared.items() if others}
         unions = {", ".join(sorted({dataset, *self.shared[dataset]})) for dataset in shared}
         over = [f"{union}, without the data set of training" for union in unions]
@@ -99,7 +100,7 @@ class Base2New(Grid):
         words = "by the row's own prompt, where words are needed by 'a photo of a {}.', zero-shot CLIP's included"
         notes = [f"others: mean accuracy over all classes of {'; '.join(over)}; {words}."] if over else []
         for name, rows in sorted(self.lacking.items()):
-            lack = ", ".join(dict.fromkeys(map(names.get, rows)))
+            lack = ", ".join(dict.fromkeys([names[row] for row in rows]))
             why = f"a row lacks it: {lack}" if lack else "rows have several splits"
             notes.append(f"{name} is left out of others where {why}.")
         return notes
@@ -109,14 +110,16 @@ def _h_by_seed(base, new):
     return {seed: harmonic_mean(base[seed], new[seed]) for seed in base if seed in new}
 
 
-def base2new(records, methods=NONE, protocol=PROTOCOL, row=None):
-    """Records of `load_results` -> Base2New. NoRuns if none is a base-to-new evaluation.
+def base2new(
+    records: list[dict], methods: Methods = NONE, protocol: str | tuple = PROTOCOL, row_for: Callable | None = None
+) -> Base2New:
+    """From records of `load_results`. NoRuns if none is a base-to-new evaluation.
 
-    protocol: one name or several; row: function of a record, if rows are something else than methods.
+    protocol: one name or several; row_for: function of a record, if rows are something else than methods.
     """
     runs = split_by_template(with_accuracy(records, protocol=protocol, subset=SUBSETS), methods)
     require_evaluations(runs, records, "base-to-new", protocol, "the base or new")
-    grid = build(runs, row or (lambda r: row_of(r, methods)), lambda r: (r["dataset"], r["subset"]), methods)
+    grid = build(runs, row_for or (lambda r: row_of(r, methods)), lambda r: (r["dataset"], r["subset"]), methods)
     datasets = sorted({dataset for dataset, _ in grid.columns}, key=methods.dataset_rank)
     grid = Base2New(**vars(grid), datasets=datasets)
     for dataset in datasets:
@@ -240,17 +243,17 @@ def base2new_report(records: list[dict], methods: Methods = NONE) -> table.Repor
     )
 
 
-def backbones_report(records, methods=NONE):
-    """Records -> Report with one grid, a line for each method and backbone. NoRuns if there is but one backbone."""
+def backbones_report(records: list[dict], methods: Methods = NONE) -> table.Report:
+    """One table, a line for each method and backbone. NoRuns if there is but one backbone."""
     runs = with_accuracy(records, protocol=PROTOCOL, subset=SUBSETS)
     groups = group_by(select(runs, kind="eval"), backbone_of)
     if len(groups) < 2:
         raise NoRuns(f"No backbones table: base-to-new evaluations on {len(groups)} backbones, expected 2 or more")
     grids = [base2new(group, methods) for group in groups.values()]
-    grids = sorted(((row, grid) for grid in grids for row in grid.rows), key=lambda pair: methods.rank(pair[0]))
-    names = row_names([row._replace(backbone="") for row, _ in grids])
+    pairs = sorted(((row, grid) for grid in grids for row in grid.rows), key=lambda pair: methods.rank(pair[0]))
+    names = row_names([row._replace(backbone="") for row, _ in pairs])
     rows, lines, notes = [], [], []
-    for row, grid in grids:
+    for row, grid in pairs:
         name, averages, gain = names[row._replace(backbone="")], grid.average(row), _gain(grid, row)
         sign, gaps = "+" if gain and gain.mean >= 0 else "", grid.gaps(row)
         risen = sign + table.show(gain) if row.trainer in methods.stage1 else ""

@@ -41,9 +41,8 @@ def fewshot(records: list[dict], methods: Methods = NONE) -> FewShot:
         return row_of(record, methods)._replace(shots=None)
 
     runs = without_repeats(trained, lent, lambda r: (row(r), r["dataset"], r["shots"], r["seed"]))
-    for k, r in enumerate(runs):
-        if isinstance(seen := r.get("data_seen"), str):  # the number of shots is the column
-            runs[k] = {**r, "data_seen": seen.replace(f"{r['shots']} shots", "the shots")}
+    # the number of shots is the column
+    runs = [{**r, "data_seen": (r.get("data_seen") or "").replace(f"{r['shots']} shots", "the shots")} for r in runs]
     grid = build(runs, row, lambda r: (r["dataset"], r["shots"]), methods)
     return FewShot(**vars(grid), datasets=sorted(datasets, key=methods.dataset_rank), shots=shots)
 

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dassl.report import table
-from dassl.report.frame import Grid, fill
-from dassl.report.methods import NONE, row_of, shared_settings, sort_rows
+from dassl.report.frame import Grid, Row, fill
+from dassl.report.methods import NONE, Methods, row_of, shared_settings, sort_rows
 from dassl.report.records import NoRuns, group_by, leave_out, newest_each, numbers, select, without_repeats
 from dassl.report.table import BELOW, MISSING, Cell, Table
 
@@ -50,19 +50,19 @@ class Column(NamedTuple):
 class Stream(Grid):
     """The runs of one order and label space, by Columns."""
 
-    labels: str | None = None
+    labels: str = ""
     tasks: tuple = ()  # in that order
     named: bool = False  # whether the order has a name
     ablation: bool = False  # whether the rows are ablations of a method, not methods
     order: str = ""  # its name, else its tasks
 
     @property
-    def title(self):
+    def title(self) -> str:
         """Such as "order II, all learned classes and the tested task's own"."""
         return ", ".join(filter(None, [f"order {self.order}", LABEL_SPACES.get(self.labels, self.labels)]))
 
     @property
-    def changing(self):
+    def changing(self) -> list[Row]:
         """The methods whose matrix says something: all but zero-shot CLIP, whose rows are equal."""
         return [row for row in self.rows if row.trainer != self.methods.zero_shot]
 
@@ -79,8 +79,8 @@ class Stream(Grid):
         return [f"n: {', '.join(f'{self.names[row]} {count}' for row, count in counts.items())}."]
 
 
-def streams(records, protocol, methods=NONE):
-    """Records of `load_results` -> list of Stream, label spaces and orders as they come. NoRuns if there is none.
+def streams(records: list[dict], protocol: str, methods: Methods = NONE) -> list[Stream]:
+    """From records of `load_results`, label spaces and orders as they come. NoRuns if there is none.
 
     protocol: a key of PROTOCOLS. A run whose matrix is damaged costs one warning and is left out.
     """
@@ -109,14 +109,15 @@ def streams(records, protocol, methods=NONE):
 
     def key(r):
         named = r.get("order") not in (None, ",".join(r["tasks"]))  # random orders are called by their tasks alone
-        return r.get("labels"), tuple(r["tasks"]), named, bool(r.get("ablation"))
+        return r.get("labels") or "", tuple(r["tasks"]), named, bool(r.get("ablation"))
 
-    found = [_stream(*key, group, methods) for key, group in group_by(readable, key).items()]
-    return sorted(found, key=lambda one: (one.ablation, one.labels or "", len(one.order), one.order))
+    found = [_stream(place, group, methods) for place, group in group_by(readable, key).items()]
+    return sorted(found, key=lambda one: (one.ablation, one.labels, len(one.order), one.order))
 
 
-def _stream(labels, tasks, named, ablation, runs, methods):
+def _stream(place, runs, methods):
     """A group of readable runs -> Stream."""
+    labels, tasks, named, ablation = place
     kept = newest_each(runs, key=lambda r: (r["row"], r["seed"]), what="evaluated streams")
     grid = fill(kept, lambda r: {(r["row"], cell): value for cell, value in r["cells"].items()}, methods)
     if ablation:  # k = 2 before k = 10
@@ -165,7 +166,7 @@ def _cells(record):
     return {column: float(value) for column, value in cells.items() if not np.isnan(value)}
 
 
-def method_of(record, methods):
+def method_of(record: dict, methods: Methods) -> Row:
     """The Row of a record: its method with what is fused, how experts vote and how deltas are scaled.
 
     "ConDU (LoRA, paper vote)"; a scale is named unless it is the paper's l1, a vote without a name by its parts. An
@@ -190,15 +191,16 @@ def method_of(record, methods):
     return row._replace(label=f"{label} ({', '.join(words)})" if words else label)
 
 
-def orders(found):
-    """Streams -> list of (title, Grid of METRICS by order, each the mean over seeds), one for each label space and set
+def orders(found: list[Stream]) -> list[tuple[str, Grid]]:
+    """(title, Grid of METRICS by order, each the mean over seeds), one for each label space and set
     of tasks with two unnamed orders or more."""
     spreads = []
     for (labels, tasks), group in _by_tasks(one for one in found if not one.named).items():
-        scores, methods = {}, group[0].methods
+        scores: dict = {}
         for one, metric in itertools.product(group, METRICS):
             for row in (row for row in one.rows if one.by_seed(row, Column(metric))):
                 scores.setdefault((row, metric), {})[one.tasks] = float(one.cell(row, Column(metric)).mean)
+        methods = group[0].methods
         if rows := sort_rows((row for (row, _), by_order in scores.items() if len(by_order) >= MANY), methods):
             title = ", ".join(filter(None, [f"{len(group)} orders of {len(tasks)} tasks", LABEL_SPACES.get(labels)]))
             spreads.append((title, Grid(rows, [*METRICS], scores, {}, methods)))
@@ -210,12 +212,12 @@ def _by_tasks(found):
     return group_by([one for one in found if not one.ablation], lambda one: (one.labels, frozenset(one.tasks)))
 
 
-def shown_streams(found):
+def shown_streams(found: list[Stream]) -> list[Stream]:
     """The Streams with tables and figures of their own: those with a name, and the others if they are few.
 
     Of many without a name, and none with one, it is the one with the most methods.
     """
-    kept = []
+    kept: list[Stream] = []
     for group in _by_tasks(found).values():
         named = [one for one in group if one.named]
         most = max(group, key=lambda one: len(one.rows))
@@ -227,15 +229,13 @@ def _summary_table(stream):
     """-> Table with columns method, Transfer, Average, Last, [Last with the task known], n."""
     quantities, notes = METRICS | ({KNOWN: "Last, task known"} if Column(KNOWN) in stream.columns else {}), []
 
-    def cells(row):
-        return {q: stream.cell(row, Column(q)) for q in quantities}
-
+    cells = {row: {q: stream.cell(row, Column(q)) for q in quantities} for row in stream.rows}
     for row, name in stream.names.items():
-        gaps = " and no ".join(title for q, title in METRICS.items() if not cells(row)[q])
+        gaps = " and no ".join(title for q, title in METRICS.items() if not cells[row][q])
         notes += table.row_notes(name, gaps and f"no {gaps}, the matrix lacks cells that count")
     title = f"{'Ablations' if stream.ablation else 'Transfer, Average, Last'}: {stream.title}"
     columns = quantities.values()
-    return table.method_table(title, stream, stream.names, columns, cells, uncounted=[KNOWN], notes=notes)
+    return table.method_table(title, stream, stream.names, columns, cells.get, uncounted=[KNOWN], notes=notes)
 
 
 def _task_table(stream, metric):
@@ -276,8 +276,8 @@ def _orders_table(title, grid):
     return Table(title, ["method", "mean", "deviation", "min", "max", "orders"], lines)
 
 
-def mtil_report(records, protocol, methods=NONE):
-    """Records -> Report: the three numbers of each stream, many orders, tasks, matrices."""
+def mtil_report(records: list[dict], protocol: str, methods: Methods = NONE) -> table.Report:
+    """The three numbers of each stream, many orders, tasks, matrices."""
     found = streams(records, protocol, methods)
     shown, spreads, lines = shown_streams(found), orders(found), []
     tables = [_summary_table(one) for one in shown] + [_orders_table(*spread) for spread in spreads]
@@ -285,9 +285,9 @@ def mtil_report(records, protocol, methods=NONE):
     tables += [_task_table(one, metric) for one in shown for metric in METRICS]
     tables += [_matrix_table(one, row) for one in shown for row in one.changing]
     for stream in found:
-        head = stream.order, stream.labels or ""
         for row, name in stream.names.items():
-            cells = {(*head, c.quantity, c.after, c.task): stream.cell(row, c) for c in stream.columns}
+            keys = {c: (stream.order, stream.labels, c.quantity, c.after, c.task) for c in stream.columns}
+            cells = {key: stream.cell(row, c) for c, key in keys.items()}
             lines += table.csv_lines(name, row, cells)
     return table.method_report(
         protocol,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dassl.report.frame import is_below
-from dassl.report.methods import NONE, is_control
+from dassl.report.methods import NONE, Methods, is_control
 from dassl.report.protocols.base2new import OTHERS, base2new
 from dassl.report.records import NoRuns
 from dassl.report.table import MISSING, Cell, Report, Table, data_sets, row_notes
@@ -45,7 +45,7 @@ def paired_difference(ours: dict, theirs: dict) -> Paired | None:
     return Paired(mean, mean - half, mean + half, n, seeds_needed(mean, deviation))
 
 
-def seeds_needed(difference, deviation):
+def seeds_needed(difference: float, deviation: float) -> int | None:
     """Fewest seeds at which a test at 5 % finds such a difference in 80 % of cases; None beyond MOST.
 
     n >= ((t(0.975) + t(0.8)) deviation / difference)^2 with n - 1 degrees of freedom (the usual sample size of a
@@ -60,14 +60,14 @@ def seeds_needed(difference, deviation):
 
 
 @functools.cache
-def student(probability):
+def student(probability: float) -> np.ndarray:
     """Quantiles of Student's t distributions with 0 (none, so NaN) to MOST - 1 degrees of freedom -> (MOST,)."""
     from scipy.stats import t  # a second of start-up, so not at import
 
     return t.ppf(probability, np.arange(MOST))
 
 
-def paired_report(records, methods=NONE):
+def paired_report(records: list[dict], methods: Methods = NONE) -> Report:
     """Records -> Report. NoRuns if no stage-2 row has its stage-1 row beside it."""
     grid = base2new(records, methods)
     tables = [_table(grid, "H of averages", "H", grid.h_by_seed)]

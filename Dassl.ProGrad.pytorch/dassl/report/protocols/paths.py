@@ -29,7 +29,7 @@ import numpy as np
 from dassl.report import records as runs_of
 from dassl.report import table
 from dassl.report.frame import fill
-from dassl.report.methods import EACH_TEMPLATE, NONE, row_names, row_of, sort_rows
+from dassl.report.methods import EACH_TEMPLATE, NONE, Methods, row_names, row_of, sort_rows
 from dassl.report.records import RESULTS_FILE, NoRuns, group_by, most_alike, newest_each, numbers
 from dassl.report.stats import barrier
 from dassl.utils import get_logger
@@ -59,14 +59,11 @@ class PathCurves(NamedTuple):
     others: str  # on how many other data sets the cards are, and from which words
     direct_t: np.ndarray
     direct: dict  # as `runs` on `direct_t`, empty where a run lacks it
-
-    @property
-    def datasets(self) -> list[str]:
-        """Sorted names."""
-        return sorted(self.runs[self.subsets[0], "loss"])
+    datasets: list[str]  # sorted names
+    seeds: int  # that all data sets have
 
 
-def load_paths(*folders):
+def load_paths(*folders) -> list[dict]:
     """All readable path.json of finished runs -> list of records, one for each space: the run's own, with `path`
     ({"t": (P,), SUBSET: {"loss": (P,), "accuracy": (P,)}, ...}) and `space`.
 
@@ -82,7 +79,7 @@ def load_paths(*folders):
     return [record for records in runs_of.read_all(PATH_FILE, folders, read) for record in records]
 
 
-def read_card(file):
+def read_card(file) -> tuple[dict, dict]:
     """One path.json -> (what it holds, the record of its run). ValueError for one of other weights than the run's."""
     card, record = runs_of.read_object(file, FORMAT), runs_of.read_result(file.with_name(RESULTS_FILE))
     digest = (record.get("weights") or {}).get("digest")
@@ -126,7 +123,7 @@ def curves(raw: dict, subset: str, *shape: int) -> dict[str, np.ndarray]:
     return {q: numbers(raw.get(q), f"{subset} {q}", *shape, percent=q == "accuracy") for q in QUANTITIES}
 
 
-def families(records, methods):
+def families(records: list[dict], methods: Methods) -> list[PathCurves]:
     """Records of `load_paths` -> list of PathCurves, one per printed method and space, in printed order."""
     names = row_names(sort_rows((row_of(r, methods) for r in records), methods))
     order = list(names.values())
@@ -168,11 +165,13 @@ def _path_curves(records, name, space, subsets):
     straight = lines.pop() if len(lines) == 1 else ()
     direct = runs(lambda path: path["direct"]) if straight else {}
     note = next((path["note"] for path in paths if path["note"]), "")
-    curves = runs(lambda path: path)
-    return PathCurves(name, space, np.array(t), subsets, curves, ends, note, others, np.array(straight), direct)
+    through, by_dataset = runs(lambda path: path), group_by(kept, lambda r: r["dataset"])
+    seeds = set.intersection(*({r["seed"] for r in group} for group in by_dataset.values()))
+    curves = name, space, np.array(t), subsets, through, ends, note, others, np.array(straight), direct
+    return PathCurves(*curves, datasets=sorted(by_dataset), seeds=len(seeds))
 
 
-def run_barriers(path):
+def run_barriers(path: dict) -> dict[tuple[str, str, str], float]:
     """A path of `load_paths` -> {(key of LINES, subset, quantity): height}, of the lines that it has."""
     heights = {}
     for line, curves, start in (("Z-O", path, 0), ("O-F", path, 1), ("Z-F", path.get("direct"), 0)):
@@ -185,7 +184,7 @@ def run_barriers(path):
     return heights
 
 
-def barriers_report(folders, methods=NONE):
+def barriers_report(folders: list, methods: Methods = NONE) -> table.Report:
     """Run folders -> Report of how far each straight line rises over the line between its ends' losses (see `barrier`),
     with a table for each space. NoRuns if there is no path.json.
 

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from dassl.report import table
-from dassl.report.frame import with_accuracy
+from dassl.report.frame import Row, with_accuracy
 from dassl.report.methods import CHANGED, NONE, Methods, backbone_of, merge_name, plain_row, row_names
 from dassl.report.protocols.base2new import AVERAGES, OTHERS, SUBSETS, Base2New, base2new
 from dassl.report.protocols.base2new import PROTOCOL as BASE2NEW
@@ -36,7 +36,7 @@ class Sweep:
     grid: Base2New
     costs: dict
 
-    def values(self, row):
+    def values(self, row: Row) -> tuple:
         """A row's values of the keys."""
         return tuple(dict(row.setting).get(key) for key in self.keys)
 
@@ -141,8 +141,8 @@ def _cost(cost, missing=MISSING):
     return [missing if seconds is None else f"{seconds:.1f}", *shown]
 
 
-def sweep_tables(sweep, methods):
-    """-> Tables: where two keys vary a matrix of H of averages, with others one of base and of these too; else one with
+def sweep_tables(sweep: Sweep, methods: Methods) -> list[table.Table]:
+    """Where two keys vary a matrix of H of averages, with others one of base and of these too; else one with
     a line a setting and its cost."""
     grid, where = sweep.grid, f"average over {table.data_sets(sweep.grid.datasets)}"
     names = [methods.settings.get(key, key.lower()) for key in sweep.keys]
@@ -156,8 +156,7 @@ def sweep_tables(sweep, methods):
     head = ["train s", f"{MULTIPLY} stage 1", f"{MULTIPLY} stage 1 an epoch"] if any(costs) else []
     quantities, rows, notes = [*AVERAGES, *grid.of_others], [], []
     for row, cost in zip(sweep.rows, costs, strict=True):
-        averages, gaps = grid.average(row), grid.gaps(row)
-        averages = [averages[q] for q in quantities]
+        averages, gaps = [grid.average(row)[q] for q in quantities], grid.gaps(row)
         notes += table.row_notes(words[row], gaps and f"not averaged where a data set is missing: {gaps}")
         rows.append([*values[row], *map(show, averages), *(_cost(cost) if head else []), table.show_n(averages)])
     title = f"{sweep.name}: {', '.join(names)} ({where})"

@@ -77,7 +77,8 @@ def transfer(records: list[dict], protocol: str, methods: Methods = NONE) -> lis
         lent += [r for r in runs if sees_no_data(r) and r["dataset"] in names]
         group = without_repeats(group, lent, lambda r: (row_of(r, methods), r["dataset"], r["seed"]))
         grid = build(group, lambda r: row_of(r, methods), lambda r: r["dataset"], methods)
-        grid.columns.sort(key=lambda name, source=source: (name != source, methods.dataset_rank(name)))
+        grid.columns.sort(key=methods.dataset_rank)
+        grid.columns.sort(key=source.__ne__)  # it stands first
         grids.append(Transfer(**vars(grid), source=source, average=known.average))
     return grids
 
