@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import warnings
 from collections.abc import Callable
 from operator import attrgetter
 
@@ -129,20 +130,20 @@ def build_data_loader(
     )
     if is_train and cfg.INPUT.VIEW_SEEDS:
         sampler = ViewSampler(sampler)
-    workers = cfg.DATALOADER.NUM_WORKERS
-    if cfg.INPUT.VIEW_SEEDS and dataset_wrapper is None:  # then their number cannot change what is drawn
-        workers = min(workers, cores())
+    workers = worker_count(cfg, dataset_wrapper)
     wrapped = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
-    loader = Loader(
-        wrapped,
-        batch_size=batch_size,
-        sampler=sampler,
-        num_workers=workers,
-        drop_last=is_train and len(data_source) >= batch_size,
-        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
-        worker_init_fn=own_group,
-        persistent_workers=cfg.DATALOADER.PERSISTENT and workers > 0,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # said by DataManager
+        loader = Loader(
+            wrapped,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=workers,
+            drop_last=is_train and len(data_source) >= batch_size,
+            pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+            worker_init_fn=own_group,
+            persistent_workers=cfg.DATALOADER.PERSISTENT and workers > 0,
+        )
     if not len(loader):
         raise UserError(f"data set {cfg.DATASET.NAME}: {sampler_type} makes no batch of {batch_size}")
     return loader
@@ -159,7 +160,13 @@ def own_group(worker):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGALRM))  # see `Loader`
 
 
-def cores() -> int:
+def worker_count(cfg, dataset_wrapper=None):
+    """DATALOADER.NUM_WORKERS, but no more than there are cores where their number cannot change what is drawn."""
+    asked, usable = cfg.DATALOADER.NUM_WORKERS, cores()
+    return min(asked, usable) if cfg.INPUT.VIEW_SEEDS and dataset_wrapper is None else asked
+
+
+def cores():
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -185,7 +192,10 @@ class DataManager:
                 dataset_wrapper=dataset_wrapper,
             )
 
-        nodes = cfg.DATALOADER
+        nodes, used = cfg.DATALOADER, worker_count(cfg, dataset_wrapper)
+        if cores() < nodes.NUM_WORKERS:
+            doing = f"{used} are used" if used < nodes.NUM_WORKERS else "fewer may be faster"
+            get_logger().info(f"DATALOADER.NUM_WORKERS is {nodes.NUM_WORKERS}, there are {cores()} cores: {doing}")
         node_u = nodes.TRAIN_X if nodes.TRAIN_U.SAME_AS_X else nodes.TRAIN_U
         self.dataset = dataset
         self.train_loader_x = loader(nodes.TRAIN_X, dataset.train_x, is_train=True)

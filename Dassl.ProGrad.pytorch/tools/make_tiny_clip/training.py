@@ -6,6 +6,7 @@ Symmetric contrastive loss, bf16 autocast, one thread. Every batch is a function
 dassl/clip/tiny.
 """
 
+import argparse
 import math
 import sys
 import time
@@ -14,6 +15,9 @@ from types import SimpleNamespace
 
 ENGINE = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ENGINE.parent), str(ENGINE)]
+
+if __name__ == "__main__":  # --help trains nothing, and needs no PyTorch
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

@@ -3,6 +3,7 @@
 import os
 import pickle
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -336,10 +337,14 @@ def test_an_unreadable_image_is_named(cfg, workers, keep):
     getattr(batches, "_shutdown_workers", int)()  # which the exception would keep
 
 
-def test_fewer_workers_than_asked_for_start_where_that_changes_nothing(cfg, monkeypatch):
+def test_more_workers_than_cores_are_said_and_fewer_start_where_that_changes_nothing(cfg, monkeypatch, capsys):
     monkeypatch.setattr("dassl.data.data_manager.cores", lambda: 2)
     cfg.DATALOADER.NUM_WORKERS = 5
-    for seeds, wrapper, used in ((True, None, 2), (True, DatasetWrapper, 5), (False, None, 5)):
-        cfg.INPUT.VIEW_SEEDS = seeds
-        manager = DataManager(cfg, dataset_wrapper=wrapper)
-        assert manager.train_loader_x.num_workers == manager.test_loader.num_workers == used
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch's own complaint
+        for seeds, wrapper, used in ((True, None, 2), (True, DatasetWrapper, 5), (False, None, 5)):
+            cfg.INPUT.VIEW_SEEDS = seeds
+            manager = DataManager(cfg, dataset_wrapper=wrapper)
+            assert manager.train_loader_x.num_workers == manager.test_loader.num_workers == used
+            said = [line for line in capsys.readouterr().out.splitlines() if "NUM_WORKERS is 5, there are 2" in line]
+            assert len(said) == 1
