@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import mean
+from typing import Any
 
 import torch
 from yacs.config import CfgNode as CN
@@ -26,18 +27,21 @@ from dassl.data.data_manager import DatasetWrapper, image_reading
 from dassl.data.datasets import unreadable
 from dassl.data.shards import loader_like
 from dassl.report.protocols.against import Published, load_published
-from dassl.utils import get_logger
+from dassl.utils import UserError, get_logger
 from dassl.utils.logger import quiet
 from dassl.utils.memory import available_mb, peak_mb
 
 from .base import dataset_of
 from .build import published_files
 from .launch import backend, build_run, load_trained
+from .lint import lint
 from .others import asked, other_data, other_sets
 from .results import FILE as RESULTS
 from .signals import sigterm_ends
 from .state import stop_workers
 from .trainer import EpochTrainer, SimpleTrainer
+
+log = get_logger()
 
 OPENED = 200  # images decoded to see whether they can be
 SECONDS = 40.0  # that zero-shot CLIP is evaluated at most
@@ -45,84 +49,76 @@ STEPS, EVALUATED = 8, 3  # batches of an epoch and of an evaluation that are tri
 TRAINING, EVALUATION = ("train_loader_x", "train_loader_u"), ("val_loader", "test_loader")
 
 
-class Findings:
-    """What a check found, logged as it comes. problems: why the run should not start; values: numbers by name."""
+def dry_run(
+    cfg: CN, recipe: CN | None = None, *, evaluates: tuple[str, int | str | None] | None = None
+) -> dict[str, Any]:
+    """Check the run of a config, in this process -> what was measured, by name.
 
-    def __init__(self):
-        self.problems, self.values = [], {}
-
-    def say(self, line: str, **values) -> None:
-        self.values |= values
-        get_logger().info(line)
-
-    def problem(self, line: str) -> None:
-        self.problems.append(line)
-        self.say(f"PROBLEM: {line}")
-
-
-def dry_run(cfg: CN, *, evaluates: tuple[str, int | str | None] | None = None, recipe: Iterable[str] = ()) -> Findings:
-    """Check the run of a config, in this process.
-
-    evaluates: (model folder, epoch or None) instead of a training. recipe: lines on what differs from it.
+    recipe: the config of the yaml files alone, whose differences are listed. evaluates: (model folder, epoch or None)
+    instead of a training.
 
     Raises:
-        UserError: what the run itself would stop with: no data, no weights, no stage 1, bad config.
+        UserError: what the run should not start with; or what it would stop with itself: no data, no weights, no
+            stage 1, bad config.
     """
-    findings = Findings()
     if os.path.isfile(os.path.join(cfg.OUTPUT_DIR, RESULTS)):
-        findings.say(f'note: "{cfg.OUTPUT_DIR}" holds a finished run, which is only started again by --overwrite')
+        log.info(f'note: "{cfg.OUTPUT_DIR}" holds a finished run, which is only started again by --overwrite')
+    for line in (lint(recipe, cfg) if recipe else []) or ["nothing changed"]:
+        log.info(f"recipe: {line}")
     with sigterm_ends(), tempfile.TemporaryDirectory(prefix="preflight-") as folder, backend(cfg):
         started = time.perf_counter()
         with quiet(logging.WARNING):
             trainer = build_run(with_values(cfg, {"OUTPUT_DIR": folder, "RESUME": "", "VERBOSE": False}))
         built_s = time.perf_counter() - started
         try:
-            check_data(trainer, findings)
-            if not findings.problems:
-                estimate(trainer, evaluates, built_s, findings)
+            check_data(trainer)
+            values = {} if dataset_of(trainer) is None else anchor(trainer)
+            return values | estimate(trainer, evaluates, built_s, values.get("image_s", 0.0))
         finally:
             trainer.close_writer()
             stop_workers(trainer)
-    for line in recipe or ["nothing changed"]:
-        findings.say(f"recipe: {line}")
-    return findings
+
+
+def problem(line: str) -> UserError:
+    """Why the run should not start, to be raised."""
+    log.info(f"PROBLEM: {line}")
+    return UserError(f"--check found: {line}")
 
 
 # the images
 
 
-def check_data(trainer: SimpleTrainer, findings: Findings) -> None:
-    """The sizes of the data set, what is wrong with its images, and the zero-shot accuracy."""
+def check_data(trainer: SimpleTrainer) -> None:
+    """The sizes of the data set, and what is wrong with its images."""
     cfg, dataset = trainer.cfg, dataset_of(trainer)
     if dataset is None:
-        findings.say("data: the trainer's own, not looked at")
+        log.info("data: the trainer's own, not looked at")
         return
     lists = {"train": dataset.train_x, "val": dataset.val or [], "test": dataset.test}
     counts = ", ".join(f"{len(items):,} {name}" for name, items in lists.items())
     tested = {item.label for item in dataset.test}
     without = [name for label, name in sorted(dataset.lab2cname.items()) if label not in tested]
     note = f"; no test image of {len(without)} classes ({without[0]}, ...)" if without else ""
-    findings.say(f"data: {cfg.DATASET.NAME}, {dataset.num_classes:,} classes, {counts} images{note}")
+    log.info(f"data: {cfg.DATASET.NAME}, {dataset.num_classes:,} classes, {counts} images{note}")
+    for line in getattr(dataset, "unpublished", list)():
+        log.info(f"data: not as published: {line}")
     items = list({item.impath: item for items in lists.values() for item in items}.values())
     opened = items[:: max(1, len(items) // OPENED)]
     if broken := unreadable(opened, **image_reading(cfg)):
-        findings.problem(f"{len(broken)} of the {len(opened)} images opened cannot be read; the first: {broken[0]}")
-    for line in getattr(dataset, "unpublished", list)():
-        findings.say(f"data: not as published: {line}")
-    if not findings.problems:
-        anchor(trainer, findings)
+        raise problem(f"{len(broken)} of the {len(opened)} images opened cannot be read; the first: {broken[0]}")
 
 
 # zero-shot accuracy beside the published one: are weights, templates, class names and transform as they should be?
 
 
 @torch.no_grad()
-def anchor(trainer: SimpleTrainer, findings: Findings) -> None:
-    """Zero-shot accuracy on as many test images as SECONDS suffice for. They are drawn evenly, the same ones first."""
+def anchor(trainer: SimpleTrainer) -> dict[str, float]:
+    """Zero-shot accuracy on as many test images as SECONDS suffice for, drawn evenly, the same ones first -> anchor (in
+    percent), anchor_seen (images), image_s (seconds of one)."""
     cfg, dataset, precision, loader = trainer.cfg, dataset_of(trainer), trainer.precision, trainer.test_loader
     if not is_clip(cfg.MODEL.BACKBONE.NAME):
-        findings.say(f"anchor: none, {cfg.MODEL.BACKBONE.NAME or 'no backbone'} is no CLIP")
-        return
+        log.info(f"anchor: none, {cfg.MODEL.BACKBONE.NAME or 'no backbone'} is no CLIP")
+        return {}
     half = "fp16" if precision.dtype == torch.float16 else "fp32"
     clip = build_clip_from_cfg(cfg, half, device=precision.device, cached=True)
     template = getattr(dataset, "templates", {}).get("coop") or getattr(dataset, "template", "a photo of a {}.")
@@ -138,11 +134,12 @@ def anchor(trainer: SimpleTrainer, findings: Findings) -> None:
         seen += len(logits)
         if time.perf_counter() - started > SECONDS:
             break
-    findings.values["image_s"] = (time.perf_counter() - started) / seen
-    compare_anchor(cfg, right, seen, len(dataset.test), findings)
+    image_s = (time.perf_counter() - started) / seen
+    compare_anchor(cfg, right, seen, len(dataset.test))
+    return {"anchor": 100 * right / seen, "anchor_seen": seen, "image_s": image_s}
 
 
-def compare_anchor(cfg: CN, right: int, seen: int, count: int, findings: Findings) -> None:
+def compare_anchor(cfg: CN, right: int, seen: int, count: int) -> None:
     """Say the accuracy; a problem where the published one is out of the band around its interval."""
     low = high = accuracy = 100 * right / seen
     words = f"anchor: zero-shot {accuracy:.2f} on all {count:,} test images"
@@ -156,10 +153,10 @@ def compare_anchor(cfg: CN, right: int, seen: int, count: int, findings: Finding
     beside = "nothing published for this data set, classes and backbone"
     if published:
         beside = f"published {published.value:.2f} ({published.source})"
-    findings.say(f"{words}; {beside}", anchor=accuracy, anchor_seen=seen)
+    log.info(f"{words}; {beside}")
     band = published.band(cfg.DATASET.NAME) if published else 0.0
     if published and not low - band <= published.value <= high + band:
-        findings.problem(
+        raise problem(
             f"the zero-shot anchor is {accuracy:.2f}, published is {published.value:.2f}: look at weights, templates, "
             "class names and the images' transform before training"
         )
@@ -275,8 +272,11 @@ def sample_bank(banks: dict[str, tuple[int, float]], bank: FeatureBank, numbers:
     banks[str(bank.folder)] = count * len(numbers), size * len(numbers)
 
 
-def estimate(trainer: SimpleTrainer, evaluates: tuple | None, built_s: float, findings: Findings) -> None:
-    """What the run will take, from its beginning. built_s: seconds until now."""
+def estimate(trainer: SimpleTrainer, evaluates: tuple | None, built_s: float, image_s: float) -> dict[str, Any]:
+    """What the run will take, from its beginning -> seconds, steps, peak_mb, phases.
+
+    built_s: seconds until now; image_s: that encoding an image takes.
+    """
     banks: dict[str, tuple[int, float]] = {}
     for data in (getattr(getattr(trainer, name, None), "dataset", None) for name in TRAINING + EVALUATION):
         if isinstance(data, DatasetWrapper):
@@ -285,22 +285,21 @@ def estimate(trainer: SimpleTrainer, evaluates: tuple | None, built_s: float, fi
         with quiet(logging.WARNING):
             phases, steps = time_run(trainer, evaluates)
     except torch.OutOfMemoryError as error:
-        findings.problem(f"the GPU's memory is too small for this batch size and model ({str(error).splitlines()[0]})")
-        findings.say(less_memory(trainer.cfg))
-        return
+        what = f"the GPU's memory is too small for this batch size and model ({str(error).splitlines()[0]})"
+        raise problem(f"{what}. {less_memory(trainer.cfg)}") from error
     phases["start"] += built_s
     images, size = (sum(numbers) for numbers in zip(*banks.values(), strict=True)) if banks else (0, 0.0)
     if images:
-        phases["features"] = images * findings.values.get("image_s", 0.0)
+        phases["features"] = images * image_s
     seconds, peak = sum(phases.values()), peak_mb(trainer.device)
     parts = [f"{name} {clock(value)}" for name, value in phases.items() if value >= 0.05]
     words = f"{steps:,} steps of {1000 * phases['steps'] / steps:.0f} ms; " if steps else ""
-    line = f"estimate: {clock(seconds)} ({', '.join(parts)}); {words}peak memory {peak:,.0f} MiB"
-    findings.say(line, seconds=seconds, steps=steps, peak_mb=peak, phases=phases)
+    log.info(f"estimate: {clock(seconds)} ({', '.join(parts)}); {words}peak memory {peak:,.0f} MiB")
     if peak > (there := available_mb(trainer.device)):
-        findings.say(f"note: {there:,.0f} MiB are there. {less_memory(trainer.cfg)}")
+        log.info(f"note: {there:,.0f} MiB are there. {less_memory(trainer.cfg)}")
     if images:
-        findings.say(f"feature bank: {images:,} images to encode, {size:,.1f} MiB on disk")
+        log.info(f"feature bank: {images:,} images to encode, {size:,.1f} MiB on disk")
+    return {"seconds": seconds, "steps": steps, "peak_mb": peak, "phases": phases}
 
 
 def less_memory(cfg: CN) -> str:
