@@ -7,11 +7,10 @@ whole batch if they are those of dassl.modeling.ops.batch_norm; torch's own take
 
 import torch
 
-from dassl.data.shards import next_share, sharded_loader, share_of_batches
-from dassl.evaluation import can_gather
+from dassl.data.shards import next_share, sharded_loader
 from dassl.modeling.ops.batch_norm import set_share
 from dassl.utils import UserError
-from dassl.utils.distributed import all_reduce, broadcast, broadcast_tensors, is_collective, is_main, rank, world_size
+from dassl.utils.distributed import all_reduce, broadcast, broadcast_tensors, is_main, rank, world_size
 
 from .state import plain, rng_state, set_rng_state
 
@@ -65,14 +64,6 @@ def batch_share(trainer):
     for model in trainer._models.values():
         set_share(model, share)
     return share
-
-
-def evaluation_share(trainer, loader):
-    """A loader of the batches that this process evaluates; None for all of `loader`, as in a single process.
-
-    All of it too where the evaluator cannot gather or the loader has an order of its own.
-    """
-    return share_of_batches(loader) if is_collective() and can_gather(trainer.evaluator) else None
 
 
 def of_all(values, share):

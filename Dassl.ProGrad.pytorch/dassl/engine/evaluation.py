@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import torch
 
+from dassl.data.shards import share_of_batches
+from dassl.evaluation import can_gather
 from dassl.utils import check_availability, get_logger, write_json
-from dassl.utils.distributed import gather, is_main
+from dassl.utils.distributed import gather, is_collective, is_main
 from dassl.utils.progress import progress
 
 from .checkpoint import BEST
-from .distributed import evaluation_share
 from .losses import recorded
 
 
@@ -29,7 +30,8 @@ def evaluate(trainer, split: str | None = None, observe: Callable | None = None)
         split = "test"
     get_logger().info(f"Evaluate on the *{split}* set")
     loader = trainer.val_loader if split == "val" else trainer.test_loader
-    share = evaluation_share(trainer, loader)
+    # of the batches, that this process evaluates; None for all of them, also where the loader has an order of its own
+    share = share_of_batches(loader) if is_collective() and can_gather(trainer.evaluator) else None
     batches = loader if share is None else share
     for batch in progress(batches, f"evaluating on {split}"):
         input, label = trainer.parse_batch_test(batch)

@@ -248,10 +248,22 @@ def versions() -> dict[str, str | None]:
 def _choice(trainer, cfg, kind, load_epoch):
     """Which weights of a training were scored: chosen_on, epochs, warmup, and instead_of where a line named others than
     that training, of the config.yaml beside them, would choose."""
-    chosen, epochs = _chosen_on(trainer, cfg, kind, load_epoch), _epochs(trainer, cfg, kind, load_epoch)
-    scored = trainer._loaded[1] if chosen == "validation" and trainer._loaded is not None else epochs
+    loaded = trainer._loaded  # (file, epochs, validation result)
+    validated = trainer.chooses_best() and trainer.has_validation()
+    if kind == "train":
+        validated &= trainer.best_result > -math.inf  # not where nothing was left to train
+        nothing_left = trainer.start_epoch >= trainer.max_epoch and (cfg.RESUME or not cfg.OPTIM.MAX_EPOCH)
+        epochs = trainer.start_epoch if nothing_left else cfg.OPTIM.MAX_EPOCH
+    else:
+        epochs = load_epoch if loaded is None else loaded[1]
+    if loaded is not None and (kind == "eval" or validated):
+        validated = loaded[0] == BEST and loaded[2] is not None  # a best one without result is the last
+    chosen, scored = ("validation", epochs if loaded is None else loaded[1]) if validated else ("last_step", epochs)
+    if kind == "eval" and load_epoch is not None:
+        scored, last = epochs, load_epoch == trainer.trained.get("max_epoch", cfg.OPTIM.MAX_EPOCH)
+        chosen = "last_step" if last else f"epoch {load_epoch}"
     known = kind == "eval" and trainer._files and not trainer.trained.get("merge")
-    file = run_file(trainer._files[0], "config.yaml") if known else None
+    file = run_file(trainer._files[0], CONFIG) if known else None
     training = dict(leaves(cfg if kind == "train" else read_yaml(file) if file else {}))
     usual = training.get("TEST.FINAL_MODEL", cfg.TEST.FINAL_MODEL)
     named = kind == "eval" and load_epoch is not None and {chosen, usual} != {"last_step"}
@@ -259,27 +271,6 @@ def _choice(trainer, cfg, kind, load_epoch):
     constant = training.get("OPTIM.WARMUP_TYPE") == "constant"  # then those of its epochs have one rate, a tiny one
     warmup = constant and 0 < scored <= training["OPTIM.WARMUP_EPOCH"] if known else None
     return {"chosen_on": chosen, "epochs": epochs, "warmup": warmup} | ({"instead_of": usual} if named else {})
-
-
-def _chosen_on(trainer, cfg, kind, load_epoch):
-    """What chose the scored weights."""
-    if kind == "eval" and load_epoch is not None:
-        last = load_epoch == trainer.trained.get("max_epoch", cfg.OPTIM.MAX_EPOCH)
-        return "last_step" if last else f"epoch {load_epoch}"
-    tried = kind == "eval" or trainer.best_result > -math.inf  # not where nothing was left to train
-    validated = trainer.chooses_best() and trainer.has_validation() and tried
-    if (kind == "eval" or validated) and trainer._loaded is not None:
-        file, _, result = trainer._loaded
-        validated = file == BEST and result is not None  # a best one without result is the last
-    return "validation" if validated else "last_step"
-
-
-def _epochs(trainer, cfg, kind, load_epoch):
-    """Epochs that the evaluated weights were trained for; None if unknown."""
-    if kind == "train":
-        done = trainer.start_epoch >= trainer.max_epoch  # nothing was left to train
-        return trainer.start_epoch if done and (cfg.RESUME or not cfg.OPTIM.MAX_EPOCH) else cfg.OPTIM.MAX_EPOCH
-    return trainer._loaded[1] if trainer._loaded is not None else load_epoch
 
 
 def _precision(trainer, cfg):

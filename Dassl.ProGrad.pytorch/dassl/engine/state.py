@@ -20,13 +20,9 @@ def stateful(trainer) -> Iterator[tuple[str, Any]]:
     groups = trainer._models, trainer._optims, trainer._scheds
     registered = {id(part) for group in groups for part in group.values()}
     for name, value in vars(trainer).items():
-        if isinstance(value, Mapping):
-            members = [(f"{name}.{key}", member) for key, member in value.items()]
-        elif isinstance(value, list | tuple):
-            members = [(f"{name}.{i}", member) for i, member in enumerate(value)]
-        else:
-            members = [(name, value)]
-        for label, part in members:
+        members = dict(enumerate(value)) if isinstance(value, list | tuple) else value
+        parts = {f"{name}.{key}": m for key, m in members.items()} if isinstance(members, Mapping) else {name: value}
+        for label, part in parts.items():
             able = all(callable(getattr(part, verb, None)) for verb in ("state_dict", "load_state_dict"))
             if able and id(part) not in registered and not isinstance(part, type):
                 yield label, part

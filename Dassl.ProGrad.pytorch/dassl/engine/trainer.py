@@ -159,11 +159,6 @@ class SimpleTrainer(TrainerBase):
             if self.chooses_best() and self.best_result == -np.inf:
                 self.save_model(done - 1, self.output_dir, model_name=BEST)
             self.save_model(done - 1, self.output_dir)
-        if self.chooses_best() and not self.has_validation():
-            log.warning(
-                "Warning: TEST.FINAL_MODEL is best_val, but this data set has no validation images. "
-                "The test set must not choose: the last epoch's model counts as the best"
-            )
         self.init_writer(osp.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
 

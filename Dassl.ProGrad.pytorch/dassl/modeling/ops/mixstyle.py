@@ -30,9 +30,6 @@ class MixStyle(nn.Module):
         self._activated = True
         self.update_mix_method(mix)
 
-    def extra_repr(self):
-        return f"p={self.p}, alpha={self.alpha}, eps={self.eps}, mix={self.mix}"
-
     def set_activation_status(self, status=True):
         """Switch the mixing on or off, apart from train() and eval()."""
         self._activated = status
