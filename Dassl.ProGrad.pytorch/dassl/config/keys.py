@@ -172,12 +172,18 @@ def add_missing(node: CN, defaults: CN) -> None:
 
 def check_values(cfg: CN, keys: Keys, *, choices: bool = True) -> None:
     """UserError for the first value in cfg that its key does not take; what cfg lacks is passed over."""
-    for name, key in keys.items():
-        node, (*parents, leaf) = cfg, name.split(".")
-        for parent in parents:
-            node = node.get(parent) if isinstance(node, CN) else None
-        if isinstance(node, CN) and leaf in node:
-            key.check(name, node[leaf], choices=choices)
+    for name, value in leaves(cfg):
+        if name in keys:
+            keys[name].check(name, value, choices=choices)
+
+
+def leaves(tree: Mapping, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """("A.B.C", value) for every leaf of a nested dictionary."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def plain(tree: object) -> object:

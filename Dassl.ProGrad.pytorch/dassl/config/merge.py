@@ -17,7 +17,7 @@ from yacs.config import CfgNode as CN
 from dassl.utils import MissingFile, UserError, brief, closest, read_text, split_pairs
 
 from .defaults import RULES
-from .keys import Key, Typed, literal, plain
+from .keys import Key, Typed, leaves, literal, plain
 
 FLEXIBLE_KEYS = ("CTX_INIT",)  # a bool or any text, whoever declares them
 
@@ -122,15 +122,6 @@ def _update(tree: dict, new: dict) -> dict:
         else:
             tree[key] = value
     return tree
-
-
-def leaves(tree: Mapping, prefix: str = "") -> Iterable[tuple[str, object]]:
-    """("A.B.C", value) for every leaf of a nested dictionary."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def aliased(pairs: Iterable[tuple[str, object]], aliases: Aliases, where: str) -> list[tuple[str, object]]:

@@ -323,9 +323,9 @@ class TrainerBase(OldMethods):
     def _anomaly(self, what, place=""):
         raise NotFinite(f"{what} (epoch {self.epoch + 1}{place}; last good checkpoint: {self.last_checkpoint()})")
 
-    def last_checkpoint(self):
-        """Path of the newest file that training can go on from, or "none" -> str."""
-        return "none"
+    def last_checkpoint(self) -> str:
+        """Path of the newest file that training can go on from, or "none"."""
+        return self._progress.last_checkpoint() if self._progress else "none"
 
 
 def project_conflicting(grad_a, grad_b, lambda_=1.0):

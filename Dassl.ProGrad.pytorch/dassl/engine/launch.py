@@ -153,12 +153,12 @@ def check_folder(cfg: CN, kind: str, overwrite: bool = False, **scores) -> list[
         return left
     lines = differences(folder, cfg, eval_only=kind == "eval", **scores)
     if results := finished(folder):
-        if not lines and kind == "eval" and lacks(results, asked(cfg)):
+        if lines:
+            ways = "--overwrite starts it again, another --output-dir keeps both"
+            raise AlreadyFinished(f'"{folder}" holds a finished run of another recipe: {"; ".join(lines)}. {ways}')
+        if kind == "eval" and lacks(results, asked(cfg)):
             return None
-        if not lines:
-            raise AlreadyFinished(f'"{folder}" holds a finished run; --overwrite starts it again')
-        ways = "--overwrite starts it again, another --output-dir keeps both"
-        raise AlreadyFinished(f'"{folder}" holds a finished run of another recipe: {"; ".join(lines)}. {ways}')
+        raise AlreadyFinished(f'"{folder}" holds a finished run; --overwrite starts it again')
     if lines and not cfg.RESUME:
         raise UserError(f'"{folder}" holds half a run of another recipe: {"; ".join(lines)}. {GO_ON}')
     there = [name for name in (CONFIG, RESUME, MERGE) if os.path.isfile(os.path.join(folder, name))]

@@ -36,7 +36,6 @@ class EpochLog:
     def __init__(self, trainer):
         self.trainer = trainer
         self.losses, self._batch_time, self._data_time = MetricMeter(), AverageMeter(), AverageMeter()
-        self.waiting()
 
     def waiting(self) -> None:
         """From now on, for a batch."""
@@ -58,6 +57,7 @@ class EpochLog:
         for name, meter in self.losses.meters.items():
             trainer.write_scalar(f"train/{name}", meter.avg, step)
         trainer.write_scalar("train/lr", trainer.get_current_lr(), step)
+        self.waiting()
 
     def _line(self, batch: int) -> str:
         trainer, clock, data = self.trainer, self._batch_time, self._data_time

@@ -45,7 +45,6 @@ _KEPT = (
     "TRAINER.NAME", "DATASET.NAME", "DATASET.SUBSAMPLE_CLASSES", "DATASET.NUM_SHOTS", "DATASET.SOURCE_DOMAINS",
     "DATASET.TARGET_DOMAINS", "MODEL.BACKBONE.NAME",
 )  # fmt: skip
-_UNFIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 
 class ResumeState:
@@ -215,13 +214,11 @@ class ResumeState:
         try:
             self._take_up(path, state, own)
             more = f" and {self._within['batches']} batches of the next" if self._within else ""
-        except _UNFIT as error:
-            if isinstance(error, UserError):
-                raise
+        except UserError:
+            raise
+        except Exception as error:
             raise UserError(f"{path} does not fit this run, or is damaged: {error}") from error
         log.info(f"Resuming from {path}: {state['epoch']} epochs are done{more}")
-        if self.trainer.cfg.SEED < 0:
-            log.info("This run has no seed, so its data may be drawn anew: the result can differ")
         return state["epoch"]
 
     def _take_up(self, path, state, own):

@@ -194,10 +194,6 @@ class SimpleTrainer(TrainerBase):
         """Are there validation images, apart from the test images?"""
         return self.val_loader is not None and getattr(dataset_of(self), "has_val", True)
 
-    def last_checkpoint(self):
-        """Path of the newest file that training can go on from, or "none" -> str."""
-        return self._progress.last_checkpoint()
-
     # Evaluation
 
     def test(self, split: str | None = None) -> float:
@@ -219,8 +215,7 @@ class EpochTrainer(SimpleTrainer):
         raise NotImplementedError
 
     def before_train(self):
-        own_step = type(self).forward_backward is EpochTrainer.forward_backward
-        if own_step:
+        if type(self).forward_backward is EpochTrainer.forward_backward:
             self.precision.check_training()
         elif self.cfg.TRAIN.ACCUMULATE != 1 or world_size() > 1:
             name, what = type(self).__name__, "TRAIN.ACCUMULATE" if world_size() == 1 else "torchrun"
@@ -252,7 +247,6 @@ class EpochTrainer(SimpleTrainer):
                     if cls.run_epoch is EpochTrainer.run_epoch and cls.before_epoch is TrainerBase.before_epoch:
                         self._progress.save_within(epoch_log.losses)
                     stop()
-                epoch_log.waiting()
         epoch_log.end()
 
     def losses(self, batch):
