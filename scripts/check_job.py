@@ -3,13 +3,13 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+from dassl.utils import UserError, read_json
 from scripts.jobs import Job, compare
 
 
 def check_job(jobs: Sequence[Job], args) -> int:
     """`train.py --check` of a run of each data set, then the sums; the exit status."""
     import train
-    from dassl.utils import UserError
 
     problem, stale = compare(jobs)
     problems, tried = [problem] * bool(problem and not args.overwrite), []
@@ -65,7 +65,5 @@ def kind_of(job: Job) -> str:
 
 def wall_s(job: Job) -> float | None:
     """What a finished run took, as its results say. A stream: all sessions; one pass evaluates all of them."""
-    from dassl.utils import read_json
-
     walls = [read_json(mark).get("wall_s") for mark in job.marks]
     return None if None in walls else (max if job.declared.follows else sum)(walls)

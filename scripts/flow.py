@@ -28,6 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
+from dassl.utils import RunLock, UserError, errors_in_one_line, read_json, write_json  # noqa: E402
 from scripts.check_job import estimate  # noqa: E402
 from scripts.commands import folder  # noqa: E402
 from scripts.commands.registered import know  # noqa: E402
@@ -60,8 +61,6 @@ def parser() -> argparse.ArgumentParser:
 def read(words: list[str]) -> argparse.Namespace:
     """A command line. table: a yaml, taken from its words; more: those behind `--`. UserError for what a table decides
     itself."""
-    from dassl.utils import UserError
-
     cut = words.index("--") if "--" in words else len(words)
     args = parser().parse_intermixed_args(words[:cut])
     tables = [word for word in args.words if word.endswith((".yaml", ".yml"))]
@@ -123,8 +122,6 @@ def unit_line(name: str, jobs: list[Job], gpus: int = 0) -> str:
 def write_plan(units: dict[str, list[Job]], args) -> None:
     """What the Snakefile and its jobs read; and flags that say what is finished: a result that was removed is made
     again."""
-    from dassl.utils import write_json
-
     rows, needs = {}, needs_of(units)
     for name, jobs in units.items():
         flag = home() / "done" / name
@@ -220,8 +217,6 @@ def status(groups: list[list[Job]], args) -> Iterator[str]:
 def run_unit(name: str) -> int:
     """One unit in this process: Python, PyTorch and CLIP are paid for once. Exit status 1 if a run failed; its error is
     the last line."""
-    from dassl.utils import UserError, read_json
-
     end_with_workflow()
     import torch
 
@@ -241,8 +236,6 @@ def run_unit(name: str) -> int:
 
 def main(words: list[str]) -> int:
     """Exit status: 1 if a job is not finished. UserError for a wrong command line, before anything runs."""
-    from dassl.utils import RunLock, UserError
-
     args = read(words)
     if args.job:
         return run_unit(args.job)
@@ -253,7 +246,5 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from dassl.utils import errors_in_one_line
-
     with errors_in_one_line():
         sys.exit(main(sys.argv[1:]))

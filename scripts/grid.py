@@ -12,6 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+from condu.orders import tasks_of
+from dassl.config import read_yaml
+from dassl.utils import UserError, check_availability
 from scripts import plans
 from scripts.commands import COMMANDS, folder, stage1_command
 from scripts.commands.command import OTHERS_KEY, OVERWRITE, ROOT, Arguments, checked_pairs, names_in, recipe
@@ -34,12 +37,10 @@ def plan(args) -> list[list[Job]]:
 
     UserError for two runs of one folder that differ.
     """
-    from dassl.utils import UserError
-
     if getattr(args, "others", False) and OTHERS_KEY not in args.set:
         args.set = [OTHERS_KEY, "auto", *args.set]
     if getattr(args, "sweep", ""):
-        groups = sweep_groups(read_sweep(args.sweep), args)
+        groups = table_groups(SimpleNamespace(sweeps=[args.sweep]), args)
     elif getattr(args, "table", ""):
         groups = table_groups(read_table(args.table), args)
     else:
@@ -56,8 +57,6 @@ def plan(args) -> list[list[Job]]:
 
 def main_table(args) -> SimpleNamespace:
     """What --trainer, --protocol and --all stand for, as a table."""
-    from dassl.utils import check_availability
-
     protocol = args.protocol or (plans.find_pair(args.trainer).protocols[0] if args.trainer else "base2new")
     check_availability(protocol, list(plans.PROTOCOLS), "--protocol")
     names = [pair.name for pair in plans.listed_pairs() if protocol in pair.protocols]
@@ -70,30 +69,19 @@ def main_table(args) -> SimpleNamespace:
 def chosen(grid: SimpleNamespace, args, kind: str = "datasets") -> Iterable[tuple[int, str]]:
     """(seed, data set or order) of all groups: what a command line names, else all of the grid's world. UserError for
     one that there is not, and where neither has any."""
-    from dassl.utils import UserError
-
     world = WORLDS[bool(args.data)]
-    words = [word for word in args.words if not word.isdecimal()]
-    for word in words:
-        check_subject(kind, word, "DATASET")
-    names = words or getattr(grid, kind).get(world, [])
+    names = [word for word in args.words if not word.isdecimal()] or getattr(grid, kind).get(world, [])
     if not names:
         hint = f" of {', '.join(names_in('datasets'))}" if kind == "datasets" else ""
         hint += "" if args.data else ", or give --data DIR"
         raise UserError(f"{grid.name} has no {world} {kind}: name some{hint}")
+    for name in names:
+        if kind == "orders":
+            tasks_of(name)
+        else:
+            check_availability(name, names_in("datasets"), "DATASET")
     seeds = [int(word) for word in args.words if word.isdecimal()]
     return itertools.product(seeds or grid.seeds, names)
-
-
-def check_subject(kind: str, name: str, what: str) -> None:
-    """UserError for a data set or an order that there is not."""
-    from condu.orders import tasks_of
-    from dassl.utils import check_availability
-
-    if kind == "orders":
-        tasks_of(name)
-    else:
-        check_availability(name, names_in("datasets"), what)
 
 
 def protocol_groups(table: SimpleNamespace, args) -> list[list[Job]]:
@@ -106,11 +94,8 @@ def protocol_groups(table: SimpleNamespace, args) -> list[list[Job]]:
 
 
 def read_fields(path: str | Path, needed: Sequence[str], optional: Sequence[str] = ()) -> SimpleNamespace:
-    """The fields of a yaml file, empty where an optional one is missing, and its name. UserError for one that is
-    missing, unknown or of another kind, and for a seed, a data set or an order that there is not."""
-    from dassl.config import read_yaml
-    from dassl.utils import UserError, check_availability
-
+    """The fields of a yaml file, empty where an optional one is missing, and its name; `all` data sets by their names.
+    UserError for a field that is missing, unknown or of another kind."""
     tree = read_yaml(path)
     for key, value in tree.items():
         check_availability(key, [*needed, *optional], f"{path}: a field")
@@ -121,29 +106,17 @@ def read_fields(path: str | Path, needed: Sequence[str], optional: Sequence[str]
     for seed in tree.get("seeds", []):
         if not isinstance(seed, int) or seed < 1:
             raise UserError(f"{path}: seed {seed!r}, expected a positive whole number")
-    for kind in [kind for kind in ("datasets", "orders") if kind in tree]:
-        tree[kind] = {world: subjects(path, kind, world, names) for world, names in tree[kind].items()}
+    for world, names in (tree.get("datasets") or tree.get("orders") or {}).items():
+        check_availability(world, list(WORLDS), f"{path}: one of")
+        if names == "all" and "datasets" in tree:
+            tree["datasets"][world] = plans.toy_sets() if world == "toy" else plans.PUBLIC
+        elif not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path}: {world} is {names!r}, expected a list{' or all' * ('datasets' in tree)} of names")
     return SimpleNamespace(**{key: KINDS[key]() for key in optional} | tree, name=Path(path).name)
-
-
-def subjects(path: str | Path, kind: str, world: str, names: object) -> list[str]:
-    """The data sets or orders of one world, each known; `all` becomes their names."""
-    from dassl.utils import UserError, check_availability
-
-    check_availability(world, list(WORLDS), f"{path}: {kind} of")
-    if names == "all" and kind == "datasets":
-        names = plans.toy_sets() if world == "toy" else plans.PUBLIC
-    if not isinstance(names, Sequence) or isinstance(names, str):
-        raise UserError(f"{path}: {world} is {names!r}, expected a list{' or all' * (kind == 'datasets')}")
-    for name in names:
-        check_subject(kind, str(name), f"{path}: a data set")
-    return [*map(str, names)]
 
 
 def read_sweep(path: str | Path) -> SimpleNamespace:
     """The fields of a sweep. cells: {KEY or argument: value} each; whole: they change zero-shot and stage 1 too."""
-    from dassl.utils import UserError, check_availability
-
     sweep = read_fields(path, ("command", "cfg", "datasets", "seeds"), ("grid", "cells", "whole"))
     if bool(sweep.grid) == bool(sweep.cells):
         raise UserError(f"{path}: expected command, cfg, datasets, seeds, and either grid or cells")
@@ -169,17 +142,11 @@ def label(cell: dict[str, str]) -> str:
     return re.sub(r"[^\w.+-]+", "-", "_".join(words))
 
 
-def sweep_groups(sweep: SimpleNamespace, args) -> list[list[Job]]:
-    return [sweep_jobs(sweep, dataset, seed, args.set) for seed, dataset in chosen(sweep, args)]
-
-
 def sweep_jobs(sweep: SimpleNamespace, dataset: str, seed: int, pairs: Sequence[str] = ()) -> list[Job]:
     """All runs of a data set and seed: zero-shot CLIP, stage 1, and the command in every cell.
 
     pairs: KEY VALUE words for every run. UserError: one that the cells differ in.
     """
-    from dassl.utils import UserError
-
     where, pairs = {"DATASET": dataset, "SEED": str(seed)}, tuple(checked_pairs(pairs))
     if shared := {key for cell in sweep.cells for key in cell}.intersection(pairs[::2]):
         raise UserError(f"{', '.join(sorted(shared))}: the cells of {sweep.name} differ in it; change the yaml")
@@ -214,21 +181,19 @@ def references(name: str, where: Arguments, cell: dict[str, str]) -> list[Job]:
 
 def table_methods(protocol: str) -> list[str]:
     """The pairs of the paper's table of a protocol; needs no PyTorch."""
-    from dassl.config import read_yaml
-
     return read_yaml(ROOT / "configs" / "tables" / f"{protocol}.yaml")["methods"]
 
 
 def read_table(path: str | Path) -> SimpleNamespace:
     """The fields of a table, or `sweeps` alone. UserError for a name that there is not."""
-    from dassl.config import read_yaml
-    from dassl.utils import UserError, check_availability
-
     if not Path(path).is_file():
         raise UserError(f"{path}: no such table; configs/tables has {', '.join(names_in('tables'))}")
     tree = read_yaml(path)
     if "sweeps" in tree:
-        table, known = read_fields(path, ("sweeps",)), {"sweeps": names_in("sweeps")}
+        table, known = read_fields(path, ("sweeps",)), {}
+        for name in table.sweeps:
+            check_availability(name, names_in("sweeps"), f"{path}: a sweep")
+        table.sweeps = [ROOT / "configs" / "sweeps" / f"{name}.yaml" for name in table.sweeps]
     else:
         check_availability(tree.get("protocol"), [*plans.PROTOCOLS, *plans.STREAMS], f"{path}: protocol")
         kind = "orders" if tree["protocol"] in plans.STREAMS else "datasets"
@@ -247,8 +212,8 @@ def read_table(path: str | Path) -> SimpleNamespace:
 def table_groups(table: SimpleNamespace, args) -> list[list[Job]]:
     """Of streams, each tuning, order and seed is a group: they share nothing."""
     if hasattr(table, "sweeps"):
-        sweeps = [read_sweep(ROOT / "configs" / "sweeps" / f"{name}.yaml") for name in table.sweeps]
-        return [group for sweep in sweeps for group in sweep_groups(sweep, args)]
+        sweeps = map(read_sweep, table.sweeps)
+        return [sweep_jobs(sweep, name, seed, args.set) for sweep in sweeps for seed, name in chosen(sweep, args)]
     if table.protocol not in plans.STREAMS:
         return protocol_groups(table, args)
     flags = OVERWRITE * args.overwrite  # a stream does again itself what was run otherwise

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dassl.config import KEYS, get_cfg_default, merge_tree, merge_yaml
+from dassl.utils import MissingFile, RunLock, UserError, split_pairs
 from scripts.commands import COMMANDS, Command, folder, run_folder, stage1_command
 from scripts.commands.command import OTHERS_KEY, ROOT, STAGE1, Arguments, first_arguments, of_source, of_stage1, others
 
@@ -84,10 +86,8 @@ class Job:
     @property
     def others(self) -> list[str]:
         """The names that TEST.OTHERS has for it or for its card; none where neither is about new classes."""
-        from dassl.config import KEYS
         from dassl.engine.config import extra_opts
         from dassl.engine.others import names_of
-        from dassl.utils import split_pairs
 
         command = self.declared
         if not (command.scores_new or self.card):
@@ -215,8 +215,6 @@ def differences(job: Job, memo: dict) -> list[str]:
 
     memo: of `train.differences`.
     """
-    from dassl.utils import MissingFile
-
     with contextlib.suppress(MissingFile):
         return importlib.import_module(job.module).differences(job.argv, memo)
     return []
@@ -228,8 +226,6 @@ def settle(jobs: Sequence[Job], overwrite: bool = False) -> list[Job]:
     UserError for what is not; with `overwrite` that goes, and what came of it. Returns what is there though what it
     came of is not: to be settled again once that is made anew.
     """
-    from dassl.utils import UserError
-
     problem, stale = compare(jobs)
     if problem and not overwrite:
         raise UserError(problem)
@@ -266,7 +262,6 @@ def compare(jobs: Sequence[Job]) -> tuple[str, list[Job]]:
 
 def check_others(jobs: Sequence[Job]) -> None:
     """UserError where a data set that TEST.OTHERS names is unknown, or not below DATA."""
-    from dassl.config import get_cfg_default, merge_tree, merge_yaml
     from dassl.engine.others import AUTO, other_sets
 
     asks = {job.arguments["DATASET"]: named for job in jobs if (named := set(job.others) - {AUTO})}
@@ -280,8 +275,6 @@ def check_others(jobs: Sequence[Job]) -> None:
 
 def forget(job: Job) -> None:
     """Take away what says that a job is finished, or half; its next run begins anew. A stream does so itself."""
-    from dassl.utils import RunLock
-
     place = job.folder if job.folder.is_dir() else job.marks[-1].parent  # of a stream's evaluation
     with RunLock(str(place)):
         for mark in [*job.marks[-1:], job.folder / CARD, job.folder / "resume.pt"]:

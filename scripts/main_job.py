@@ -21,7 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
-from dassl.utils import ArgumentParser  # noqa: E402
+from dassl.config import merge_pairs  # noqa: E402
+from dassl.utils import ArgumentParser, UserError, errors_in_one_line  # noqa: E402
 from scripts.check_job import check_job  # noqa: E402
 from scripts.commands import folder  # noqa: E402
 from scripts.grid import plan, table_methods  # noqa: E402
@@ -63,7 +64,6 @@ def build_parser(description: str = __doc__) -> argparse.ArgumentParser:
 
 def check_keys(jobs: list[Job], pairs: Sequence[str]) -> None:
     """Refuse a config key that there is not, or a value that it cannot have, before anything runs."""
-    from dassl.config import merge_pairs
     from dassl.engine import full_config
 
     seeds = [("SEED", job.arguments["SEED"]) for job in jobs]
@@ -81,8 +81,6 @@ def has_workflow() -> bool:
 
 def complete(args: argparse.Namespace, workers: int = 0) -> None:
     """What was typed, with the environment and the usual number of processes. UserError for one below 0."""
-    from dassl.utils import UserError
-
     for name in ("workers", "gpus", "retries", "threads"):
         if getattr(args, name, 0) < 0:
             raise UserError(f"--{name} is {getattr(args, name)}, expected 0 or more")
@@ -158,7 +156,5 @@ def report_if_any(groups: list[list[Job]], after: Callable[[], None]) -> bool:
 
 
 if __name__ == "__main__":
-    from dassl.utils import errors_in_one_line
-
     with errors_in_one_line():
         sys.exit(main())

@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from dassl.config import read_yaml
+from dassl.utils import UserError, check_availability
 from datasets import PUBLIC
 from scripts.commands import COMMANDS, TRAININGS, scripts_of
 from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
@@ -37,8 +39,6 @@ def listed_pairs() -> list[MethodPair]:
 def find_pair(name: str, protocol: str = "") -> MethodPair:
     """The pair that `--trainer`, or a table, calls by its name, its stage 1 or its stage 2. UserError: there is none
     that has the protocol."""
-    from dassl.utils import check_availability
-
     pairs = [pair for pair in listed_pairs() if not protocol or protocol in pair.protocols]
     known = {key: pair for pair in pairs[::-1] for key in (pair.stage2, pair.stage1, pair.name)}
     names = dict.fromkeys([pair.name for pair in pairs] + [pair.stage2 for pair in pairs])
@@ -80,9 +80,7 @@ def zero_shot(test: str, where: Arguments, ends: Iterable[str]) -> Iterator[Job]
 @lru_cache
 def templates(dataset: str) -> dict[str, str]:
     """ZeroshotCLIP's templates `coop` and `dataset` on a data set of configs/datasets. UserError: it has no reader."""
-    from dassl.config import read_yaml
     from dassl.data.datasets import DATASET_REGISTRY
-    from dassl.utils import check_availability
 
     node = read_yaml(ROOT / "configs" / "datasets" / f"{dataset}.yaml")["DATASET"]
     check_availability(node["NAME"], DATASET_REGISTRY, "DATASET.NAME")
@@ -218,8 +216,6 @@ def with_keys(jobs: Iterable[Job], words: Iterable[str]) -> list[Job]:
 
     UserError: a key that a script or the protocol says itself.
     """
-    from dassl.utils import UserError
-
     pairs, whole = checked_pairs(list(words)), []
     for job in jobs:
         command = job.declared

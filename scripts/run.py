@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
 from condu.orders import tasks_of  # noqa: E402
-from dassl.utils import UserError, check_availability, expand_user  # noqa: E402
+from dassl.utils import UserError, check_availability, errors_in_one_line, expand_user  # noqa: E402
 from scripts.commands import COMMANDS, folder  # noqa: E402
 from scripts.commands.command import OVERWRITE, checked_pairs, follow, names_in  # noqa: E402
 from scripts.commands.registered import know  # noqa: E402
@@ -152,8 +152,6 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from dassl.utils import errors_in_one_line
-
     end_with_workflow()
     with errors_in_one_line():
         sys.exit(main(sys.argv[1:]))

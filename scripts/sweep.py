@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
-from dassl.utils import ArgumentParser  # noqa: E402
+from dassl.utils import ArgumentParser, errors_in_one_line  # noqa: E402
 from scripts.grid import read_sweep  # noqa: E402
 from scripts.main_job import add_grid_flags, report, run_job  # noqa: E402
 
@@ -33,7 +33,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from dassl.utils import errors_in_one_line
-
     with errors_in_one_line():
         sys.exit(main())

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
+from dassl.utils import UserError, memory_errors
 from scripts.commands.registered import know
 from scripts.jobs import Job
 from scripts.stopping import PATIENCE, STOPPED, end_with, stoppable
@@ -72,8 +73,6 @@ def _end_workers() -> None:
 
 def quietly(function: Callable, *arguments):
     """A worker's job: each run keeps its own log. A process that SIGTERM ended takes no other job."""
-    from dassl.utils import memory_errors
-
     try:
         with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), memory_errors():
             return function(*arguments)
@@ -85,8 +84,6 @@ def quietly(function: Callable, *arguments):
 
 def attempt(job: Job) -> str:
     """Run what is missing of a job -> the line of a failure, with a traceback if it is a bug."""
-    from dassl.utils import UserError
-
     know([job.command])
     try:
         quietly(run_one_job, job)

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from dassl.config import leaves, read_yaml
+from dassl.utils import UserError, expand_user, split_pairs
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 # Arguments that a run shares with the stage 1 it continues; all others are each stage's own.
 CARRIED = ("DATASET", "SEED", "SHOTS", "SOURCE", "OUTPUT")
@@ -94,8 +97,6 @@ COMMANDS: dict[str, Command] = {}  # by the script's name; filled in __init__.py
 def checked_pairs(words: Sequence[str], free: Sequence[str] = ()) -> list[str]:
     """KEY VALUE words of those that are KEY VALUE or KEY=VALUE. UserError for a key without a value, and for one that
     the script says itself, if it is not `free`."""
-    from dassl.utils import UserError, split_pairs
-
     pairs = split_pairs(words)
     for key in pairs[::2]:
         where = SAID_BY.get(key.partition("=")[0])
@@ -131,8 +132,6 @@ def follow(
 
     UserError: an argument that was `typed` has another value.
     """
-    from dassl.utils import UserError
-
     arguments, rest = dict(said), []
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         for other in others:
@@ -183,8 +182,6 @@ def of_source(arguments: Arguments) -> Arguments:
 
 def folder(variable: str, default: str) -> str:
     """DATA or OUTPUT: as the environment gives it, else in the clone."""
-    from dassl.utils import expand_user
-
     return os.path.abspath(expand_user(os.environ[variable])) if os.environ.get(variable) else str(ROOT / default)
 
 
@@ -212,8 +209,6 @@ def names_in(kind: str) -> list[str]:
 @lru_cache
 def yaml_values(config: str) -> dict[str, str]:
     """Every key of a method's yaml, e.g. "TRAINER.LMC.LAMBDA", with its value as a command line would say it."""
-    from dassl.config import leaves, read_yaml  # late: most scripts need no value of their yaml
-
     tree = read_yaml(ROOT / "configs" / "trainers" / f"{config}.yaml")
     return {key: str(value) for key, value in leaves(tree)}
 

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from condu.orders import tasks_of
+
 from .command import OVERWRITE, Arguments, Command, run_folder
 
 # Script -> its CFG; eval_MTIL_FT evaluates whatever stream its ORDER, CFG and SEED name.
@@ -38,8 +40,6 @@ def _words(action: str, arguments: Arguments, *more: str) -> list[str]:
 
 def _trained(arguments: Arguments) -> list[Path]:
     """The results of every session."""
-    from condu.orders import tasks_of
-
     home = run_folder(STREAM, arguments) / "sessions"
     return [home / f"{index}_{task}" / "results.json" for index, task in enumerate(tasks_of(arguments["ORDER"]))]
 

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from dassl.utils import UserError
 from scripts.commands import COMMANDS, TRAININGS
 
 from . import protocols, robust
@@ -19,7 +20,6 @@ def recipes_of(trainer: str) -> tuple[type, list[str]]:
     """The class whose folder of configs/trainers has a trainer's yamls, its own or one of the same stage that it
     derives from; and the yamls, without those that others are based on. UserError: there are none."""
     from dassl.engine import TRAINER_REGISTRY
-    from dassl.utils import UserError
     from mergetune.stage2 import stage1_of
 
     cls = TRAINER_REGISTRY.get(trainer)
@@ -40,7 +40,6 @@ def know(names: Iterable[str]) -> None:
     job has planned none."""
     if COMMANDS.keys() >= {*names}:
         return
-    from dassl.utils import UserError
     from mergetune.stage2 import method_pairs
 
     for pair in method_pairs().values():

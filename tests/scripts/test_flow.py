@@ -242,7 +242,7 @@ def test_a_second_workflow_in_a_folder_is_refused(table, place):
 def test_a_table_names_what_is_wrong_with_it(table, old, new, told):
     table.write_text(SMALL.replace(old, new))
     with pytest.raises(UserError, match=told):
-        read_table(table)
+        units_from([table])
 
 
 def test_a_wrong_command_line_is_refused(table, place):
