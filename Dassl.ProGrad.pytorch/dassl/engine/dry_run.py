@@ -65,7 +65,7 @@ def dry_run(
         log.info(f'note: "{cfg.OUTPUT_DIR}" holds a finished run, which is only started again by --overwrite')
     for line in (lint(recipe, cfg) if recipe else []) or ["nothing changed"]:
         log.info(f"recipe: {line}")
-    with sigterm_ends(), tempfile.TemporaryDirectory(prefix="preflight-") as folder, backend(cfg):
+    with sigterm_ends(), tempfile.TemporaryDirectory(prefix="dry-run-") as folder, backend(cfg):
         started = time.perf_counter()
         with quiet(logging.WARNING):
             trainer = build_run(with_values(cfg, {"OUTPUT_DIR": folder, "RESUME": "", "VERBOSE": False}))
@@ -211,7 +211,7 @@ def first_batches(trainer: SimpleTrainer, names: Iterable[str], count: int) -> l
     return [getattr(trainer, name) for name in names]
 
 
-def timed(loaders: Iterable[FirstBatches], *functions: Callable) -> float:
+def timed(loaders: Sequence[FirstBatches], *functions: Callable) -> float:
     """Seconds of calls that go through these loaders, the second time, with the batches that are left out."""
     for _ in range(2):
         for loader in loaders:
