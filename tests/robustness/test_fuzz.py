@@ -236,11 +236,12 @@ def test_a_program_in_an_archive_of_weights_does_not_run(tmp_path, monkeypatch):
 def test_a_key_cannot_ask_for_a_billion_layers(number, tmp_path):
     file, config = tmp_path / "model.pth.tar-1", "configs/trainers/PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx.yaml"
     key = f"image_encoder.transformer.resblocks.{number}.VPT_shallow"
-    torch.save({"state_dict": {"prompt_learner.ctx": torch.zeros(4, 8), key: torch.zeros(2, 8)}, "epoch": 1}, file)
+    state = {"prompt_learner.ctx": torch.zeros(4, 8), "image_encoder.VPT": torch.zeros(2, 8), key: torch.zeros(2, 8)}
+    torch.save({"state_dict": state, "epoch": 1}, file)
     words = ["--trainer", "PromptSRC", "--config-file", config, "MODEL.BACKBONE.NAME", "tiny"]
     facts = import_checkpoint([str(file), "--out", str(tmp_path / "run"), *words])
-    assert facts["config"]["TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION"] == 1
-    with pytest.raises(UserError, match="depth"):
+    assert facts["config"]["TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION"] == 2
+    with pytest.raises(UserError, match="blocks"):
         ImagePrompts(random_tiny(), 4, int(number))
 
 
