@@ -8,19 +8,23 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from yacs.config import CfgNode
 
-from dassl.engine import trainer_class
+from dassl.engine import build_trainer, load_config, trainer_class
 from dassl.engine.checkpoint import BEST, CONFIG, MERGE, RESULTS, finished
 from dassl.engine.launch import AlreadyFinished
 from dassl.engine.recipe import build_lists, changed, data_digest
 from dassl.engine.results import CLASSES
+from dassl.engine.state import rng_state, set_rng_state
 from dassl.merging import lora
 from dassl.merging.methods import check_alike, is_weight, merge
 from dassl.merging.records import METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method
-from dassl.utils import UserError, atomic_write, check_weights, checkpoint_digest, save_checkpoint, write_json
+from dassl.utils import UserError, atomic_write, checkpoint_digest, set_random_seed, write_json
 from dassl.utils.files import begun, drop_begun
 from dassl.utils.progress import progress
+from dassl.utils.torchtools import check_weights, save_checkpoint
 from mergetune.merge_sources import PEFT_CONFIG, PEFT_FILES, check_origin, read_source
+from mergetune.stage1 import check_backbone
 
 State = dict[str, Tensor]
 JOINED = ("source", "source_subset", "data_seen")  # facts of which the merge has all
@@ -60,7 +64,7 @@ class MergeJob:
             raise UserError(f"Nothing to merge: every parent is {ZERO_SHOT}")
         check_origin(self.read)
         self.first = next((source for source in self.read if source.run), self.read[0])
-        self.first.moved = {"root": root, "pairs": pairs}
+        self.moved = {"root": root, "pairs": pairs}
         self.ranks = lora.ranks(self.first.state)
         if merge_space == "product" and not self.ranks:
             raise UserError(f"merge_space product is for LoRA, and {self.first.spec} has no lora_A and lora_B")
@@ -70,6 +74,31 @@ class MergeJob:
                     f"{self.first.spec} and {other.spec} scale their LoRA updates differently "
                     "(lora_alpha / r), so their factors cannot be merged: use merge_space product"
                 )
+
+    @cached_property
+    def cfg(self) -> CfgNode:
+        """The config of the first run. UserError if there is none."""
+        if self.first.run is None:
+            what = f"{ZERO_SHOT} and validation images are those of a run, and no parent is a run folder"
+            raise UserError(f"{what}: add one, or give a file or {ZEROS} as the base")
+        changes = {"RESUME_COOP": "", "TEST.COMPUTE_CMAT": False, "VERBOSE": False}
+        return load_config(self.first.run, changes, **self.moved)
+
+    def build(self):
+        """The trainer of the first run, with the weights that the run's seed draws."""
+        before = rng_state()
+        set_random_seed(max(self.cfg.SEED, 0))
+        trainer = build_trainer(self.cfg)
+        set_rng_state(before)
+        check_backbone(self.first.file, trainer.metadata())
+        return trainer
+
+    @cached_property
+    def trainer(self):
+        """The trainer of the first run, with its weights."""
+        trainer = self.build()
+        trainer._load_weights(trainer.model_name, str(self.first.file), self.first.state)
+        return trainer
 
     @cached_property
     def states(self) -> tuple[list[State], State | None]:
@@ -89,14 +118,14 @@ class MergeJob:
         if word == ZEROS or word == ZERO_SHOT and run is None and all(map(lora.is_factor, state)):
             return {name: torch.zeros_like(v) if is_weight(name, v) else v.clone() for name, v in state.items()}
         if word == START:
-            trainer = self.first.build()
-            if trainer.cfg.SEED < 0:
+            trainer = self.build()
+            if self.cfg.SEED < 0:
                 raise UserError(f"{run} trained without a seed, so nobody knows where it started")
             weights = trainer.drop_keys(dict(trainer.model.state_dict()))
             weights = {name: value for name, value in weights.items() if is_weight(name, value)}
         else:
             try:
-                weights = self.first.trainer.zero_shot_weights()
+                weights = self.trainer.zero_shot_weights()
             except UserError as error:
                 raise UserError(f"{error}. Task vectors can also start where the training did: base {START}") from error
         return state | {name: value.detach().cpu().to(state[name].dtype) for name, value in weights.items()}
@@ -114,7 +143,7 @@ class MergeJob:
         }
         asked |= {"peft": [source.peft for source in self.read]} if self.first.peft else {}
         if len(self.choices) > 1:
-            asked["data"] = data_digest(build_lists(self.first.cfg), self.first.cfg.DATASET.NAME)
+            asked["data"] = data_digest(build_lists(self.cfg), self.cfg.DATASET.NAME)
         return asked
 
     def search(self) -> tuple[State, dict, list[dict]]:
@@ -122,11 +151,14 @@ class MergeJob:
 
         Each entry of what was tried is a choice with its accuracy in percent as `val`; a single choice is not tried.
         """
-        tried, best = [], None
+        tried, best, several = [], None, len(self.choices) > 1
+        if several and not self.trainer.has_validation():
+            raise UserError(f"{self.first.run} has no validation images, so its data cannot choose between values")
         for choice in progress(self.choices, "trying merges"):
             state = merge(self.method, *self.states, keep=self.keep, **choice)
-            if len(self.choices) > 1:
-                tried.append({**choice, "val": self.first.validate(self.thin(state, None))})
+            if several:
+                self.trainer._load_weights(self.trainer.model_name, str(self.first.file), self.thin(state, None))
+                tried.append({**choice, "val": self.trainer.test("val")})
             if best is None or tried[-1]["val"] > max(entry["val"] for entry in tried[:-1]):
                 best = state, choice
         return *best, tried
@@ -140,7 +172,7 @@ class MergeJob:
         state = {name: value.contiguous() for name, value in self.thin(state, self.rank).items()}
         check_weights("The merge", state)
         if run := self.first.run:
-            name = trainer_class(self.first.cfg.TRAINER.NAME).model_name
+            name = trainer_class(self.cfg.TRAINER.NAME).model_name
             checkpoint = {"epoch": self.first.epoch, "optimizer": None, "scheduler": None, "val_result": score}
             save_checkpoint({"state_dict": state, **checkpoint}, str(out / name), model_name=BEST)
             for file in ("config.yaml", CLASSES):

@@ -4,23 +4,20 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
-from yacs.config import CfgNode
 
-from dassl.engine import TRAINER_REGISTRY, build_trainer, load_config, read_run_cfg, trainer_class
+from dassl.engine import TRAINER_REGISTRY, read_run_cfg, trainer_class
 from dassl.engine.checkpoint import find_model
 from dassl.engine.recipe import check_written, unfinished
 from dassl.engine.results import run_classes, run_facts, run_file
-from dassl.engine.state import rng_state, set_rng_state
 from dassl.merging.lora import ranks
-from dassl.merging.records import ZERO_SHOT, ZEROS
-from dassl.utils import MissingFile, UserError, brief, get_logger, read_json, set_random_seed, sha256_file
+from dassl.merging.records import ZERO_SHOT
+from dassl.utils import MissingFile, UserError, brief, get_logger, read_json, sha256_file
 from dassl.utils.moved import old_names
 from dassl.utils.torchtools import check_weights, drop_token_buffers, load_weights
-from mergetune.stage1 import check_backbone, used_keys
+from mergetune.stage1 import used_keys
 
 log = get_logger()
 
@@ -38,7 +35,7 @@ PEFT_CONFIG, PEFT_FILES = "adapter_config.json", ("adapter_model.safetensors", "
 @dataclass
 class Source:
     """Weights to merge, or a word that stands for some, which has no file. run: the run folder that they come from, if
-    it has a config; moved: `root` and `pairs` of `merge_job.MergeJob`."""
+    it has a config."""
 
     spec: str
     file: Path | None = None
@@ -49,7 +46,6 @@ class Source:
     facts: dict = field(default_factory=dict)
     epoch: int | None = None
     unfinished: str = ""  # how far its training is, if that has not ended
-    moved: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sha256 = sha256_file(str(self.file)) if self.file else self.spec  # a word is itself
@@ -61,38 +57,6 @@ class Source:
         record = {"path": str(self.file.resolve()), "sha256": self.sha256, "epoch": self.epoch}
         record |= {"unfinished": self.unfinished} if self.unfinished else {}
         return record | {name: self.facts[name] for name in SHOWN if name in self.facts}
-
-    @cached_property
-    def cfg(self) -> CfgNode:
-        """The config of its run. UserError if it comes from none."""
-        if self.run is None:
-            what = f"{ZERO_SHOT} and validation images are those of a run, and no parent is a run folder"
-            raise UserError(f"{what}: add one, or give a file or {ZEROS} as the base")
-        changes = {"RESUME_COOP": "", "TEST.COMPUTE_CMAT": False, "VERBOSE": False}
-        return load_config(self.run, changes, **self.moved)
-
-    def build(self):
-        """The trainer of its run, with the weights that the run's seed draws."""
-        before = rng_state()
-        set_random_seed(max(self.cfg.SEED, 0))
-        trainer = build_trainer(self.cfg)
-        set_rng_state(before)
-        check_backbone(self.file, trainer.metadata())
-        return trainer
-
-    @cached_property
-    def trainer(self):
-        """The trainer of its run, with these weights."""
-        trainer = self.build()
-        trainer._load_weights(trainer.model_name, str(self.file), self.state)
-        return trainer
-
-    def validate(self, state: dict[str, Tensor]) -> float:
-        """Accuracy in percent of other weights on the validation images of its run."""
-        if not self.trainer.has_validation():
-            raise UserError(f"{self.run} has no validation images, so its data cannot choose between values")
-        self.trainer._load_weights(self.trainer.model_name, str(self.file), state)
-        return self.trainer.test("val")
 
 
 def read_source(spec: str | Path, words: Sequence[str] = ()) -> Source:

@@ -12,7 +12,7 @@ import torch
 
 from dassl.engine.launch import AlreadyFinished
 from dassl.utils import UserError, WriteFailed
-from mergetune import ensemble, merge, merge_sources, predict
+from mergetune import ensemble, merge, merge_job, predict
 from mergetune.merge import evaluate, merge_run
 from tests.faults.traces import differences, left_over, place
 from tests.fixtures import coop_runs
@@ -134,7 +134,7 @@ def test_what_a_finished_one_has_otherwise_is_said_without_a_model(stage1, tmp_p
     for module, line in ((merge, merged), (ensemble, blended)):
         assert module.differences(line) == []  # none has begun
         module.main([*line, *(["--alphas", "0.5"] if module is ensemble else [])])
-    monkeypatch.setattr(merge_sources, "build_trainer", None)
+    monkeypatch.setattr(merge_job, "build_trainer", None)
     monkeypatch.setattr(ensemble, "build_trainer", None)
     assert merge.differences(merged) == ensemble.differences([*blended, "--alphas", "0.50"]) == []
     assert merge.main(merged) == tmp_path / "a"
