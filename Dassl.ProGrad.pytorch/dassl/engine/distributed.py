@@ -8,8 +8,8 @@ whole batch if they are those of dassl.modeling.ops.batch_norm; torch's own take
 import torch
 
 from dassl.data.shards import next_share, sharded_loader
-from dassl.modeling.ops.batch_norm import set_share
-from dassl.utils import UserError
+from dassl.modeling.ops.batch_norm import set_share, takes_own_part
+from dassl.utils import UserError, get_logger
 from dassl.utils.distributed import all_reduce, broadcast, broadcast_tensors, is_main, rank, world_size
 
 from .state import plain, rng_state, set_rng_state
@@ -46,6 +46,13 @@ def start_epoch_together(trainer):
         set_rng_state(state | {"cuda": []})
         if state["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda"][0])  # the main process's GPU is the first
+    for name, model in trainer._models.items() if trainer.epoch == trainer.start_epoch else ():
+        if any(module.training for module in model.modules() if takes_own_part(module)):
+            get_logger().warning(
+                f"{name} has batch norms in training mode: each of the {world_size()} processes normalises by its "
+                "own part of a batch, so the result is not that of one process; BatchNorm1d and BatchNorm2d of "
+                "dassl.modeling.ops take the whole batch"
+            )
 
 
 def batch_share(trainer):

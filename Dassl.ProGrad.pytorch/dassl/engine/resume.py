@@ -69,8 +69,7 @@ class ResumeState:
 
         resume.pt counts most; a folder without one is resumed by Dassl's pointer files, which hold no random states.
         From cfg.RESUME under another config, the schedules are this run's own at the epochs that are done; nothing to
-        resume there means from scratch. Its best model is not this run's. UserError if it is no folder, or of another
-        trainer or other data.
+        resume there means from scratch. UserError if it is no folder, or of another trainer or other data.
         """
         trainer, folder = self.trainer, self.trainer.cfg.RESUME
         if os.path.isfile(self.path):
@@ -84,7 +83,9 @@ class ResumeState:
         if not os.path.isdir(folder):
             raise UserError(f'Nothing to resume in "{folder}": no such folder')
         path = os.path.join(folder, FILE)
-        return self.load(path) if os.path.isfile(path) else follow_pointers(trainer)
+        epoch = self.load(path) if os.path.isfile(path) else follow_pointers(trainer)
+        self._take_best(folder)
+        return epoch
 
     def begin(self) -> None:
         """Right before the first epoch: note what can change, and take up the random states."""
@@ -168,6 +169,17 @@ class ResumeState:
         files = {name: os.path.join(self.trainer.output_dir, name, BEST) for name in self.trainer._models if is_main()}
         self.best = {name: checkpoint_digest(file) for name, file in files.items() if os.path.isfile(file)}
 
+    def _take_best(self, folder):
+        """The best model so far is that of the run in `folder`: a copy of it, or nothing where it is gone."""
+        trainer = self.trainer
+        files = {name: os.path.join(folder, name, BEST) for name in trainer._models}
+        if not all(map(os.path.isfile, files.values())):
+            trainer.best_result = -math.inf
+        elif trainer.best_result > -math.inf and is_main():
+            for name, file in files.items():
+                atomic_save(load_checkpoint(file), os.path.join(trainer.output_dir, name, BEST))
+            self.record_best()
+
     def _check_best(self, epochs):
         """UserError where the best weights are not those that the run has written.
 
@@ -243,8 +255,9 @@ class ResumeState:
         trainer._history = state.get("history", [])  # older files have none
         trainer.epoch = state["epoch"] - 1  # for what runs before the first epoch, or if none is left
         self.seconds = float(state["seconds"])
+        trainer.best_result = float(state["best_result"])
         if own:  # older files have neither digests nor inputs
-            trainer.best_result, self.best = float(state["best_result"]), state.get("best", {})
+            self.best = state.get("best", {})
             self.inputs = state.get("inputs", {}) | self.inputs
             self._check_best(state["epoch"])
         self._rng, self._iterated = state["rng"], state["loaders"]

@@ -10,7 +10,7 @@ import torch
 
 from dassl.data.shards import ShardedBatches, next_share, sharded_loader
 from dassl.engine import build_trainer
-from dassl.engine.distributed import batch_share
+from dassl.engine.distributed import batch_share, start_epoch_together
 from dassl.utils import UserError, distributed
 from dassl.utils.distributed import average_gradients, broadcast, is_main, process_group, rank, shard, world_size
 from tests.fixtures import distributed_jobs
@@ -203,3 +203,17 @@ def test_what_cannot_be_divided_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("dassl.engine.trainer.world_size", lambda: 2)
     with pytest.raises(UserError, match=r"torchrun needs a trainer with losses\(\); StyleContinued steps by itself"):
         trainer.before_train()
+
+
+def test_batch_norms_of_parts_are_warned_of(monkeypatch, capsys):
+    class Trainer:
+        epoch = start_epoch = 0
+        _models = {"still": torch.nn.BatchNorm1d(2).eval(), "moving": torch.nn.BatchNorm1d(2)}
+
+    monkeypatch.setattr("dassl.engine.distributed.world_size", lambda: 2)
+    monkeypatch.setattr("dassl.engine.distributed.broadcast", lambda value: value)
+    start_epoch_together(Trainer)
+    assert "moving has batch norms in training mode: each of the 2 processes" in capsys.readouterr().out
+    Trainer.epoch = 1  # said once
+    start_epoch_together(Trainer)
+    assert capsys.readouterr().out == ""

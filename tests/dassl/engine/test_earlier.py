@@ -149,13 +149,20 @@ def test_a_folder_without_checkpoints_is_begun_from_scratch(root, tmp_path, caps
     assert resumed.start_epoch == 0 and "No checkpoint found, train from scratch" in capsys.readouterr().out
 
 
-def test_the_best_model_is_of_the_epochs_that_the_run_trains_itself(root, tmp_path):
+def test_the_best_model_of_the_other_folder_is_still_the_best(root, tmp_path):
     best = ["TEST.FINAL_MODEL", "best_val"]
     stop_at(build(root, tmp_path / "half", *best), 2)
+    found = load_checkpoint(tmp_path / "half" / "head" / "model-best.pth.tar")
     resumed = build(root, tmp_path / "out", *best, "RESUME", tmp_path / "half", "OPTIM.LR", 1e-12)
     resumed.train()
     kept = load_checkpoint(tmp_path / "out" / "head" / "model-best.pth.tar")
-    assert kept["epoch"] in (3, 4) and kept["val_result"] == resumed.best_result
+    assert kept["val_result"] == resumed.best_result >= found["val_result"]
+    if kept["epoch"] == found["epoch"]:
+        assert same(checkpoints(tmp_path / "half")["head/model-best.pth.tar"], kept)
+    (tmp_path / "half" / "head" / "model-best.pth.tar").unlink()
+    alone = build(root, tmp_path / "alone", *best, "RESUME", tmp_path / "half")
+    alone.train()
+    assert load_checkpoint(tmp_path / "alone" / "head" / "model-best.pth.tar")["epoch"] in (3, 4)
 
 
 @pytest.mark.parametrize("epoch", [1, 2])

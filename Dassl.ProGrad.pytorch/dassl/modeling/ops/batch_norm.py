@@ -77,3 +77,8 @@ def set_share(model: nn.Module, share: float) -> None:
     for module in model.modules():
         if isinstance(module, _OverAll):
             module.share = share
+
+
+def takes_own_part(module: nn.Module) -> bool:
+    """Is it a batch norm that, in training, knows the part of this process alone?"""
+    return isinstance(module, _BatchNorm) and not isinstance(module, _OverAll)
