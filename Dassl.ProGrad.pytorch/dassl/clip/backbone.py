@@ -253,7 +253,8 @@ class ClipBackbone(OldMethods):
             if embeddings is not None:
                 hook = self.text_tower.token_embedding.register_forward_hook(lambda *_: embeddings)
                 within.callback(hook.remove)
-            within.enter_context(self._short_positions(tokens.shape[1]))
+            if tokens.shape[1] < self.context_length:
+                within.enter_context(self._short_positions(tokens.shape[1]))
             within.enter_context(self._blocks_recomputed("text", attached))
             return self.module.encode_text(tokens)
 
@@ -278,39 +279,27 @@ class ClipBackbone(OldMethods):
 
     @contextlib.contextmanager
     def _short_positions(self, length):
-        """Lend the text tower `length` positions for one call; some towers take exactly what they hold."""
-        if length == self.context_length:
-            yield
-            return
-        owners = [self.text_tower, *(block.module for block in self.text_blocks)]
-        names = ("positional_embedding", "attn_mask")
-        lent = [
-            _lend(owner, name, length)
-            for owner in owners
-            for name in names
-            if torch.is_tensor(getattr(owner, name, None))
-        ]
+        """Lend the text tower `length` positions for one call; some towers take exactly what they hold.
+
+        Written past nn.Module's own setter, which takes no tensor with a history for a parameter: so gradients
+        still reach whole positions, and the order of parameters stays.
+        """
+        whole = []
+        for owner in (self.text_tower, *(block.module for block in self.text_blocks)):
+            for table in (owner._parameters, owner._buffers, vars(owner)):
+                names = [name for name in ("positional_embedding", "attn_mask") if torch.is_tensor(table.get(name))]
+                whole += [(table, name, table[name]) for name in names]
         try:
+            for table, name, tensor in whole:
+                table[name] = tensor[:length] if name == "positional_embedding" else tensor[..., :length, :length]
             yield
         finally:
-            for slot, name, whole in lent:
-                slot[name] = whole
+            for table, name, tensor in whole:
+                table[name] = tensor
 
 
 def _modules(attached):
     return [inner for module in attached for inner in module.modules()]
-
-
-def _lend(owner, name, length):
-    """Put a cut tensor where `owner` looks it up; returns (dictionary, name, whole tensor) to undo it.
-
-    Written past nn.Module's own setter, which takes no tensor with a history for a parameter: so gradients
-    still reach whole positions, and the order of parameters stays.
-    """
-    slot = next(d for d in (owner._parameters, owner._buffers, vars(owner)) if name in d)
-    whole = slot[name]
-    slot[name] = whole[:length] if name == "positional_embedding" else whole[..., :length, :length]
-    return slot, name, whole
 
 
 def cosine_logits(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor | float) -> torch.Tensor:
