@@ -39,7 +39,7 @@ class ToyData(FewShotDataset):
 
 def declare(toy: ToySet, base: type = ToyData, name: str = "", **attributes) -> type:
     """The data set class of a `ToySet`, `name` or named like it."""
-    templates = {"coop": toy.coop_template, "kgcoop": toy.template}
+    templates = FewShotDataset.templates | {"kgcoop": toy.template}
     declared = {"__module__": __name__, "toy": toy, "folders": (toy.folder,), "templates": templates,
                 "split_file": f"split_zhou_{toy.name}.json"}  # fmt: skip
     return type(name or toy.name, (base,), declared | attributes)

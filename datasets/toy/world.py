@@ -45,7 +45,6 @@ class ToySet:
     styles: tuple
     strength: float
     template: str
-    coop_template: str = "a photo of a {}."
     base_to_new: bool = True
     extra: dict = field(default_factory=dict)
 
