@@ -157,7 +157,7 @@ def check_origin(sources: Sequence[Source]) -> None:
     backbones = [(source.spec, source.facts.get("backbone", {})) for source in sources]
     known = [(spec, b, b["digest"]) for spec, b in backbones if b.get("digest")]
     check("backbones", [(spec, digest, f"{b.get('name')} ({digest[:12]})") for spec, b, digest in known])
-    check("backbones", [(spec, b.get("name"), b.get("name")) for spec, b in backbones if not b.get("digest") and b])
+    check("backbones", [(spec, b["name"], b["name"]) for spec, b in backbones if b.get("name") and not b.get("digest")])
     for fact in ("activation", "preprocess"):
         check(fact, [(spec, b[fact], b[fact]) for spec, b in backbones if b.get(fact) is not None])
     if bound := [name for source in sources for name in bound_to_classes(source)]:
