@@ -17,7 +17,7 @@ from torch import Tensor
 from yacs.config import CfgNode as CN
 
 from dassl.clip import build_clip_from_cfg, check_input, cosine_logits
-from dassl.config import Key, leaves
+from dassl.config import Key, leaves, with_values
 from dassl.data.samplers import IterationSampler
 from dassl.data.shards import loader_like
 from dassl.engine import TRAINER_REGISTRY, TrainerX
@@ -100,7 +100,7 @@ class ConDU_Expert(TrainerX):
     CONFIG = "CONDU"
     KEYS = KEYS
     unnamed_keys = ("TRAINER.CONDU.ROUND",)
-    _classifier: Tensor | None = None  # class vectors (C, D), held while one evaluation runs
+    class_vectors: Tensor  # (C, D), the mean over all prompts, of what is tested
     _stored = None  # (delta, prototypes) of an expert that was trained before
 
     def check_cfg(self, cfg: CN) -> None:
@@ -165,17 +165,12 @@ class ConDU_Expert(TrainerX):
         self._start_digest = ""
         if self.settings.START:
             path = Path(self.settings.START)
-            start = ExpertStore(path.parent).load(path.name.removesuffix(SUFFIX))
-            if start is None:
-                raise UserError(f'TRAINER.CONDU.START: no expert "{path}"')
-            self.space.start_from(start[0])
-            self._start_digest = tensor_digest(start[0])
-        names = [name.replace("_", " ") for name in self.classnames]
-        tokens = [self.clip.tokenize([prompt.format(name) for name in names]) for prompt in self.prompts]
-        self.tokens = self.clip.shorten(tokens[0])  # (C, L), once: it waits for the GPU
-        optim = self.cfg.OPTIM.clone()
-        optim.defrost()
-        optim.LR, optim.MAX_EPOCH = self.learning_rate, 1
+            start, *_ = ExpertStore(path.parent).load(path.name.removesuffix(SUFFIX))
+            self.space.start_from(start)
+            self._start_digest = tensor_digest(start)
+        tokens = self.clip.tokenize([self.prompts[0].format(name.replace("_", " ")) for name in self.classnames])
+        self.tokens = self.clip.shorten(tokens)  # (C, L), once: it waits for the GPU
+        optim = with_values(self.cfg, {"OPTIM.LR": self.learning_rate, "OPTIM.MAX_EPOCH": 1}).OPTIM
         self.model = self.space.trained
         self.optim = build_optimizer([p for p in self.model.parameters() if p.requires_grad], optim)
         self.sched = build_lr_scheduler(self.optim, optim, self.settings.ITERATIONS)
@@ -199,7 +194,8 @@ class ConDU_Expert(TrainerX):
 
     def load_previous_session(self) -> bool:
         """Take what earlier runs have left -> is there nothing left to train? Refuses what does not fit."""
-        self._stored = self.store.load(self.task, self.recipe()) if self.store else None
+        if self.store and self.store.path(self.task).is_file():
+            self._stored = self.store.load(self.task, self.recipe())
         return self._stored is not None
 
     @property
@@ -252,51 +248,31 @@ class ConDU_Expert(TrainerX):
         if self._stored is None:
             with torch.no_grad():
                 delta = {name: value.cpu() for name, value in self.space.delta().items()}
-            self._stored = delta, self.prototypes()
+            loader = ordered_loader(self.cfg, self.dm.dataset.train_x)  # without augmentation
+            self._stored = delta, prototypes_of(self.pretrained, loader, self.classnames, self.prompts).cpu()
             if self.store and is_main():
                 self.store.save(self.task, *self._stored, self.recipe())
         return self._stored[0], self._stored[1]
 
-    def prototypes(self) -> Tensor:
-        """(C, D) on the CPU: pretrained features of this run's training images without augmentation, and texts."""
-        loader = ordered_loader(self.cfg, self.dm.dataset.train_x)
-        return prototypes_of(self.pretrained, loader, self.classnames, self.prompts).cpu()
-
     # evaluation
 
     def deploy(self, fill: Callable[[dict], None]) -> None:
-        """Make the own copy the plain CLIP that `fill(parameters)` writes."""
+        """Make the own copy the plain CLIP that `fill(parameters)` writes; its text tower runs once."""
         self.space.release()
         fill(dict(self.clip.module.named_parameters()))
+        self.set_model_mode("eval")
+        with torch.no_grad(), self.precision.autocast():
+            self.class_vectors = text_vectors(self.clip, self.classnames, self.prompts)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """The task's expert, from a store of experts."""
-        expert = ExpertStore(directory).load(self.task)
-        if expert is None:
-            names = ", ".join(ExpertStore(directory).names()) or "none"
-            raise UserError(f'"{directory}" has no expert of {self.task}; there: {names}')
-        self.deploy(lambda parameters: self.space.fill(expert[0], parameters))
+        delta, *_ = ExpertStore(directory).load(self.task)
+        self.deploy(lambda parameters: self.space.fill(delta, parameters))
 
     def model_inference(self, images: Tensor) -> Tensor:
         """Logits (B, C)."""
-        text = self.class_vectors() if self._classifier is None else self._classifier
         with self.precision.autocast():
-            return self.logits(self.clip.encode_image(images), text)
-
-    @torch.no_grad()
-    def class_vectors(self) -> Tensor:
-        """(C, D): the mean over all prompts."""
-        with self.precision.autocast():
-            return text_vectors(self.clip, self.classnames, self.prompts)
-
-    def test(self, split: str | None = None) -> float:
-        """Accuracy in percent; the text tower runs once."""
-        self.set_model_mode("eval")
-        self._classifier = self.class_vectors()
-        try:
-            return super().test(split)
-        finally:
-            self._classifier = None
+            return self.logits(self.clip.encode_image(images), self.class_vectors)
 
     def metadata(self) -> dict:
         """What results.json records of the training."""

@@ -290,16 +290,15 @@ class ExpertStore:
         tensors = {DELTA + name: value for name, value in delta.items()} | {"prototypes": prototypes}
         save_tensors(self.path(task), tensors, {"format": EXPERT_FORMAT, "task": task, "facts": dict(facts)})
 
-    def load(self, task: str, facts: Mapping | None = None) -> tuple[dict, Tensor, dict] | None:
-        """(delta, prototypes, facts) of an expert, or None if there is none; a stored expert may say more than
-        the facts asked for.
+    def load(self, task: str, facts: Mapping | None = None) -> tuple[dict, Tensor, dict]:
+        """(delta, prototypes, facts) of an expert; it may say more than the facts asked for.
 
         Raises:
-            UserError: facts that differ, each named with both values; a damaged or foreign file.
+            UserError: no such expert, facts that differ, each named with both values; a damaged or foreign file.
         """
         path = self.path(task)
         if not path.is_file():
-            return None
+            raise UserError(f'"{self.folder}" has no expert of {task}; there: {", ".join(self.names()) or "none"}')
         tensors, header, _ = load_tensors(path)
         stored = header.get("facts")
         known = (header.get("format"), header.get("task")) == (EXPERT_FORMAT, task) and isinstance(stored, dict)

@@ -62,8 +62,7 @@ class ConDU(ConDU_Expert):
         names = self.stream.names()
         self.learned = names[-1:] == [self.task]
         if self.learned:
-            ours, theirs = self.recipe(), self.stream.tasks[-1].recipe
-            if lines := changed({key: theirs.get(key) for key in ours}, ours):
+            if lines := changed(self.stream.tasks[-1].recipe, self.recipe()):
                 raise UserError(
                     f"{self.task} is the last task of the stream in {self.folder}, by another training: "
                     f"{'; '.join(lines)}"

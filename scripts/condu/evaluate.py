@@ -4,7 +4,7 @@ and all sessions in one pass over the test images. Letters: T tasks of the order
 
 import copy
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -122,7 +122,8 @@ class StreamEvaluation:
     @cached_property
     def experts(self) -> dict[str, tuple[dict, Tensor]]:
         """{task: (delta, prototypes (C, D))}, in the order of the run. UserError if one was not kept."""
-        return load_experts(ExpertStore(self.run.experts), self.names)
+        store = ExpertStore(self.run.experts)
+        return {name: store.load(name)[:2] for name in self.names}
 
     def differs(self, rows: Rows) -> list[str]:
         """A line on each finished result that was made otherwise than one with these facts would be."""
@@ -164,14 +165,6 @@ class StreamEvaluation:
         for key, (folder, facts) in rows.items():
             write_matrix(folder, matrices[key], shared | facts, self.clip.device)
         return matrices
-
-
-def load_experts(store: ExpertStore, names: Sequence[str]) -> dict[str, tuple[dict, Tensor]]:
-    """{task: (delta, prototypes)} of these tasks. UserError for one that is not there."""
-    experts = {name: store.load(name) for name in names}
-    if missing := [name for name, expert in experts.items() if expert is None]:
-        raise UserError(f"{store.folder} has no expert of {', '.join(missing)}; train the stream with --keep-experts")
-    return {name: (delta, prototypes) for name, (delta, prototypes, _) in experts.items()}
 
 
 def training_line(run: Run) -> str:

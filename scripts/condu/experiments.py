@@ -33,7 +33,7 @@ from dassl.clip import tensor_digest
 from dassl.merging.methods import average, wise_ft
 from dassl.report.figures.tsne import SCATTER_FILE, write_scatter
 from dassl.utils.progress import progress
-from scripts.condu.evaluate import Rows, StreamEvaluation, load_experts, vote_facts
+from scripts.condu.evaluate import Rows, StreamEvaluation, vote_facts
 from scripts.condu.sessions import Run, in_order, keys, train_stream
 
 Delta = Mapping[str, Tensor]
@@ -103,7 +103,7 @@ def matrix_of(bench: StreamEvaluation, kind: str) -> AccuracyMatrix:
     if kind == "zero_shot":
         return one_model(bench, [None] * size)
     if kind in ("sequential", "wise_ft"):
-        deltas = [delta for delta, _ in load_experts(sequential_store(bench.run), bench.names).values()]
+        deltas = [sequential_store(bench.run).load(name)[0] for name in bench.names]
         if kind == "wise_ft":
             unchanged = {name: torch.zeros_like(value) for name, value in deltas[0].items()}
             deltas = [wise_ft(unchanged, delta, 0.5) for delta in deltas]

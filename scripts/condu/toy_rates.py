@@ -54,7 +54,7 @@ def read(argv: list[str]) -> tuple[str, dict[str, list[Run]]]:
 def measure(bench, learned: str) -> dict[str, float]:
     """Train the tasks `learned` (for zero-shot CLIP none) and test -> {column: percent}; what is finished is read."""
     from condu.state import ExpertStore
-    from scripts.condu.evaluate import load_experts, vote_facts
+    from scripts.condu.evaluate import vote_facts
     from scripts.condu.experiments import by_votes, one_model
 
     run, rules = bench.run, bench.rules() if learned == bench.run.order else {}
@@ -62,8 +62,7 @@ def measure(bench, learned: str) -> dict[str, float]:
     model, deltas = "zero-shot CLIP", dict.fromkeys(bench.names)
     if run.experts:
         train_stream(replace(run, order=learned))
-        experts = load_experts(ExpertStore(run.experts), [bench.names[place] for place in places])
-        deltas |= {name: delta for name, (delta, _) in experts.items()}
+        deltas |= {bench.names[place]: ExpertStore(run.experts).load(bench.names[place])[0] for place in places}
         model = f"rate {bench.cfg.OPTIM.LR:g}"
     facts = {"protocol": "mtil" if rules else "mtil_validation", "ablation": model}
     alone = run.out / "alone", facts | {"ablation": f"{model}, one model for all tasks"}

@@ -152,7 +152,7 @@ def test_sequential_fine_tuning_starts_from_an_expert(runs):  # noqa: F811
     pairs = [torch.cat([value.flatten() for value in delta.values()]) for delta in (first, second)]
     assert F.cosine_similarity(*pairs, dim=0) > 0.5  # it still holds what the first task taught
     assert not same_tensors(second, apart.expert("colours")[0])
-    with pytest.raises(UserError, match="START: no expert"):
+    with pytest.raises(UserError, match="no expert of Nobody; there: ToyColours, ToyDigits"):
         runs.built("colours", "TRAINER.CONDU.START", runs.experts / "Nobody", **EXPERT)
 
 

@@ -35,10 +35,12 @@ def test_round_trip(store):
         assert tensor_digest(found) == tensor_digest(expected)
 
 
-def test_what_is_not_there_is_none(store, tmp_path):
-    assert store.load("Task3") is None
+def test_what_is_not_there_is_said(store, tmp_path):
+    with pytest.raises(UserError, match="experts. has no expert of Task3; there: Task0, Task1, Task2"):
+        store.load("Task3")
     empty = ExpertStore(tmp_path / "nowhere")
-    assert empty.load("Task0", FACTS) is None
+    with pytest.raises(UserError, match="no expert of Task0; there: none"):
+        empty.load("Task0", FACTS)
     assert empty.names() == []
     assert not (tmp_path / "nowhere").exists()
 
@@ -98,7 +100,7 @@ def test_a_damaged_expert_is_named(store):
         path.write_bytes(bad)
         with pytest.raises(UserError, match="Task1.safetensors"):
             store.load("Task1")
-    assert store.load("Task0") is not None
+    store.load("Task0")
 
 
 def test_a_full_disk_leaves_the_earlier_expert(store):
