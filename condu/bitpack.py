@@ -27,21 +27,21 @@ def pack_bytes(ones: Tensor, out: Tensor) -> Tensor:
     return out.copy_(words)
 
 
-def byte_words(device: torch.device | str = "cpu") -> Tensor:
+def byte_words() -> Tensor:
     """The eight coordinates of each byte as bytes 0 or 1 of a word: int64 (256,)."""
-    return (torch.arange(256)[:, None] >> torch.arange(8) & 1).to(torch.uint8).view(torch.int64).view(-1).to(device)
+    return (torch.arange(256)[:, None] >> torch.arange(8) & 1).to(torch.uint8).view(torch.int64).view(-1)
 
 
 class Codes:
     """Reads the codes of chunks of up to n coordinates."""
 
-    def __init__(self, n: int, device: torch.device | str = "cpu"):
+    def __init__(self, n: int):
         n = packed_size(n)
-        bits = torch.arange(8, device=device)[:, None]
-        self.table = byte_words(device) << bits  # (8, 256): row i has byte j of word b at bit i if b has bit j
-        self.index = torch.empty(n, dtype=torch.int32, device=device)
-        self.words = torch.empty(3, n, dtype=torch.int64, device=device)
-        self.codes = torch.empty(8 * n, dtype=torch.int32, device=device)
+        # (8, 256): row i has byte j of word b at bit i if b has bit j
+        self.table = byte_words() << torch.arange(8)[:, None]
+        self.index = torch.empty(n, dtype=torch.int32)
+        self.words = torch.empty(3, n, dtype=torch.int64)
+        self.codes = torch.empty(8 * n, dtype=torch.int32)
 
     def of(self, masks: Sequence[Tensor]) -> Tensor:
         """int32 (8 * bytes,): bit i of a coordinate's code is its bit in mask i; up to 16 packed masks of one length.

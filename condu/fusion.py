@@ -34,10 +34,7 @@ from condu.bitpack import Codes, byte_words, pack_bytes, packed_size
 from condu.delta import State, check_scale, check_shapes, check_size, scale_of, weight_of
 
 CHUNK = 1 << 17  # values: 512 KB a buffer, so that a core's cache holds them
-DEVICE_CHUNK = 1 << 24  # elsewhere few large steps are the fastest
-THREADED = 1 << 20  # values from which threads pay
 GROUP = 12  # tasks a code: tables of up to 4096 values, 32 KB for S and L
-HISTOGRAM = ("cpu",)  # where bincount is deterministic
 SIGN = -(1 << 31)  # the highest bit of an int32
 
 
@@ -46,7 +43,7 @@ class Fusion:
 
     `tasks` names them in order; `unified` {name: fp32}; `masks` each task's {name: uint8 (ceil(n / 8),)}; `scales`
     and `norms` (of the task's own delta) a number a task; `shapes` {name: shape}; `scale` the rule of `unify`. The
-    state lies on the device of the first delta. Its tensors are replaced by `absorb`, never written to.
+    state lies on the CPU. Its tensors are replaced by `absorb`, never written to.
     """
 
     def __init__(self, scale: str = "l1"):
@@ -74,8 +71,7 @@ class Fusion:
         shapes = self.shapes or {key: tuple(value.shape) for key, value in delta.items()}
         check_shapes(delta, shapes, label)
         tasks = [*self.tasks, name]
-        device = next(iter((self.unified or delta).values())).device
-        shares = _in_threads(lambda keys: self._merge(keys, delta, device), shapes, device)
+        shares = _in_threads(lambda keys: self._merge(keys, delta), shapes)
         merged = {key: value for share in shares for key, value in share.items()}
         unified, masks, norm, left = {}, [{} for _ in tasks], 0.0, [0.0] * len(tasks)
         for key, shape in shapes.items():
@@ -92,12 +88,11 @@ class Fusion:
         self.tasks, self.scales, self.norms, self.shapes = tasks, scales, norms, shapes
         self.unified, self.masks = unified, masks
 
-    def _merge(self, keys: Sequence[str], delta: State, device: torch.device) -> dict[str, tuple]:
+    def _merge(self, keys: Sequence[str], delta: State) -> dict[str, tuple]:
         """These tensors after the session, as `_Merge.tensor` gives them."""
-        merge = _Merge(self.scales, max((delta[key].numel() for key in keys), default=0), device)
-        merged = {}
+        merge, merged = _Merge(self.scales), {}
         for key in keys:
-            new = delta[key].detach().to(device, torch.float32).reshape(-1)
+            new = delta[key].detach().to("cpu", torch.float32).reshape(-1)
             old = self.unified[key].view(-1) if self.tasks else torch.zeros_like(new)
             merged[key] = merge.tensor(old, [mask[key] for mask in self.masks], new)
         return merged
@@ -121,22 +116,21 @@ class Fusion:
         scale, masks = self.scales[index], self.masks[index]
         for label, state in (("The pretrained weights", pretrained), ("The weights to write", out)):
             check_shapes({key: state[key] for key in self.shapes if key in state}, self.shapes, label)
-        device = next(iter(self.unified.values())).device
-        words, chunk = byte_words(device), CHUNK if device.type == "cpu" else DEVICE_CHUNK
+        words = byte_words()
 
         def write(keys: Sequence[str]) -> None:
             for key in keys:
                 tau, base = self.unified[key].view(-1), pretrained[key].detach().reshape(-1)
                 target = out[key].detach().reshape(-1)  # a copy where it is not contiguous
-                for start in range(0, len(tau), chunk):
-                    piece, packed = slice(start, start + chunk), slice(start // 8, (start + chunk) // 8)
+                for start in range(0, len(tau), CHUNK):
+                    piece, packed = slice(start, start + CHUNK), slice(start // 8, (start + CHUNK) // 8)
                     ones = words.index_select(0, masks[key][packed].int()).view(torch.int8)
                     part = (tau[piece] * ones[: len(tau[piece])]).mul_(scale)
                     target[piece] = base[piece] + part.to(base.device)
                 if not out[key].is_contiguous():
                     out[key].detach().copy_(target.view(self.shapes[key]))
 
-        _in_threads(write, self.shapes, device)
+        _in_threads(write, self.shapes)
 
     def state(self) -> tuple[dict[str, Tensor], dict]:
         """(tensors, facts that JSON can hold): all there is. A task's masks are one tensor, in the names' order."""
@@ -153,20 +147,21 @@ class Fusion:
         fusion.shapes = {key: tuple(shape) for key, *shape in facts["shapes"]}
         fusion.tasks = list(facts["tasks"])
         fusion.scales, fusion.norms = ([float(v) for v in facts[key]] for key in ("scales", "norms"))
-        counts = [len(values) for values in (fusion.tasks, fusion.scales, fusion.norms)]
-        if len(set(counts)) > 1 or len(set(fusion.tasks)) < counts[0]:
-            raise ValueError(f"The fusion has the tasks {fusion.tasks}, {counts[1]} scales and {counts[2]} norms")
-        if wrong := [value for value in (*fusion.scales, *fusion.norms) if not 0 < value < math.inf]:
-            raise ValueError(f"The fusion has a scale or norm of {wrong[0]}, expected finite numbers above 0")
+        counts = {len(values) for values in (fusion.tasks, set(fusion.tasks), fusion.scales, fusion.norms)}
+        if len(counts) > 1 or not all(0 < value < math.inf for value in fusion.scales + fusion.norms):
+            raise ValueError(
+                f"The fusion has the tasks {fusion.tasks}, scales {fusion.scales} and norms {fusion.norms}, expected a "
+                "finite number above 0 for each"
+            )
         sizes = [packed_size(math.prod(shape)) for shape in fusion.shapes.values()]
-        expected = {f"unified.{key}": shape for key, shape in fusion.shapes.items()} if fusion.tasks else {}
+        expected = {f"unified.{key}": shape for key, shape in fusion.shapes.items()}
         expected |= {f"mask.{i}": (sum(sizes),) for i in range(len(fusion.tasks))}
         present = {key: tuple(value.shape) for key, value in tensors.items()}
         for key in sorted(expected.keys() | present.keys()):
             if expected.get(key) != present.get(key):
                 said = [str(shapes.get(key, "none")) for shapes in (present, expected)]
                 raise ValueError(f"The fusion's tensor {key}: the shape is {said[0]}, expected {said[1]}")
-        fusion.unified = {key: tensors[f"unified.{key}"].float() for key in fusion.shapes if fusion.tasks}
+        fusion.unified = {key: tensors[f"unified.{key}"].float() for key in fusion.shapes}
         for i, task in enumerate(fusion.tasks):
             if tensors[f"mask.{i}"].dtype != torch.uint8:
                 raise ValueError(f"The mask of {task} is {tensors[f'mask.{i}'].dtype}, expected packed bits, uint8")
@@ -177,53 +172,47 @@ class Fusion:
 class _Group:
     """Up to GROUP old tasks, their tables over the 2^k codes, and the histogram of one tensor."""
 
-    def __init__(self, tasks: slice, scales: Sequence[float], device: torch.device):
+    def __init__(self, tasks: slice, scales: Sequence[float]):
         self.tasks = tasks
         of_tasks = torch.tensor(scales[tasks], dtype=torch.float64)
         bits = torch.arange(1 << len(of_tasks))[:, None] >> torch.arange(len(of_tasks)) & 1  # (2^k, k)
         self.bits = bits.double()
-        self.sums = (self.bits * of_tasks).sum(1).float().to(device)
-        self.largest = (self.bits * of_tasks).amax(1).float().to(device)
+        self.sums = (self.bits * of_tasks).sum(1).float()
+        self.largest = (self.bits * of_tasks).amax(1).float()
 
     def clear(self) -> None:
         self.sizes = torch.zeros(self.bits.shape[1], dtype=torch.float64)
 
     def count(self, codes: Tensor, weights: Tensor) -> None:
         """Add the fp64 `weights` (m,) of the coordinates with these codes (m,) to the tasks' sizes."""
-        if codes.device.type in HISTOGRAM:
-            self.sizes += torch.bincount(codes, weights, len(self.bits)) @ self.bits
-        else:
-            tasks = [(weights * (codes >> i & 1)).sum() for i in range(self.bits.shape[1])]
-            self.sizes += torch.stack(tasks).cpu()
+        self.sizes += torch.bincount(codes, weights, len(self.bits)) @ self.bits
 
 
 class _Merge:
     """One session on some of the tensors: the tables of the old tasks' scales, and the buffers of a chunk."""
 
-    def __init__(self, scales: Sequence[float], longest: int, device: torch.device):
-        chunk = CHUNK if device.type == "cpu" else DEVICE_CHUNK
-        self.chunk = min(chunk, 8 * max(packed_size(longest), 1))
+    def __init__(self, scales: Sequence[float]):
         count = -(-len(scales) // GROUP)
         bounds = [i * len(scales) // count for i in range(count + 1)] if count else []
-        self.groups = [_Group(slice(a, b), scales, device) for a, b in zip(bounds, bounds[1:], strict=False)]
-        self.codes = Codes(self.chunk, device)
-        self.kept_codes = torch.empty(count, self.chunk, dtype=torch.int16, device=device)
-        self.floats = torch.empty(6, self.chunk, device=device)
-        self.doubles = torch.empty(self.chunk, dtype=torch.float64, device=device)
-        self.bytes = torch.empty(self.chunk, dtype=torch.int8, device=device)
+        self.groups = [_Group(slice(a, b), scales) for a, b in zip(bounds, bounds[1:], strict=False)]
+        self.codes = Codes(CHUNK)
+        self.kept_codes = torch.empty(count, CHUNK, dtype=torch.int16)
+        self.floats = torch.empty(6, CHUNK)
+        self.doubles = torch.empty(CHUNK, dtype=torch.float64)
+        self.bytes = torch.empty(CHUNK, dtype=torch.int8)
 
     def tensor(self, tau: Tensor, masks: Sequence[Tensor], new: Tensor) -> tuple[Tensor, list[Tensor], float, list]:
         """One tensor after the session -> (unified (n,), packed masks of all T tasks, the new task's L1 norm, the norms
         of `unified` under each mask). tau, new: fp32 (n,); masks: the old tasks' packed bits of this tensor."""
         n = len(new)
         out = torch.empty_like(new)
-        keep, gain = (torch.empty(packed_size(n), dtype=torch.uint8, device=new.device) for _ in range(2))
-        sizes = torch.zeros(2, dtype=torch.float64, device=new.device)  # of the new task: its own, and what is left
+        keep, gain = (torch.empty(packed_size(n), dtype=torch.uint8) for _ in range(2))
+        sizes = torch.zeros(2, dtype=torch.float64)  # of the new task: its own, and what is left
         for group in self.groups:
             group.clear()
-        for start in range(0, n, self.chunk):
-            piece = slice(start, start + self.chunk)
-            packed = slice(start // 8, (start + self.chunk) // 8)
+        for start in range(0, n, CHUNK):
+            piece = slice(start, start + CHUNK)
+            packed = slice(start // 8, (start + CHUNK) // 8)
             old, d = _even(tau[piece]), _even(new[piece])
             self._look_up([mask[packed] for mask in masks], len(d))
             out[piece] = self._elect(old, d, keep[packed], gain[packed], sizes)[: len(out[piece])]
@@ -282,12 +271,11 @@ def _even(values: Tensor) -> Tensor:
     return torch.nn.functional.pad(values, (0, rest)) if rest else values
 
 
-def _in_threads(work: Callable[[list[str]], Any], shapes: Mapping[str, tuple], device: torch.device) -> list:
-    """What `work` makes of the names; on a CPU each thread takes whole tensors, for half of the work is serial."""
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
-    if threads == 1 or sum(map(math.prod, shapes.values())) < THREADED:
+def _in_threads(work: Callable[[list[str]], Any], shapes: Mapping[str, tuple]) -> list:
+    """What `work` makes of the names; each thread takes whole tensors, for half of the work is serial."""
+    threads = torch.get_num_threads()
+    if threads == 1:
         return [work(list(shapes))]
-
     shares, loads = [[] for _ in range(threads)], [0] * threads  # of about as many values each
     for key in sorted(shapes, key=lambda key: -math.prod(shapes[key])):
         least = loads.index(min(loads))

@@ -5,7 +5,7 @@ alpha. A (in, r) is the same for every task, B (r, out) starts at zero, so train
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 
 import torch
@@ -54,17 +54,14 @@ class Lora(nn.Module):
 
     def __init__(self, layers: Mapping[str, nn.Linear], rank: int):
         super().__init__()
-        self.rank, self.scale = rank, 1 / math.sqrt(rank)
-        self.layers = list(layers)
-        self.a, self.b = nn.ParameterList(), nn.ParameterList()
-        self._hooks = []
-        for name, layer in layers.items():
-            weight = layer.weight
-            self.a.append(first_factor(name, layer.in_features, rank).to(weight))
-            self.b.append(torch.zeros(rank, layer.out_features).to(weight))
-            self._hooks.append(layer.register_forward_hook(self._added(self.a[-1], self.b[-1])))
+        self.layers, self.scale = list(layers), 1 / math.sqrt(rank)
+        starts = (first_factor(name, layer.in_features, rank).to(layer.weight) for name, layer in layers.items())
+        self.a = nn.ParameterList(starts)
+        self.b = nn.ParameterList(torch.zeros(rank, layer.out_features).to(layer.weight) for layer in layers.values())
+        factors = zip(layers.values(), self.a, self.b, strict=True)
+        self._hooks = [layer.register_forward_hook(self._added(a, b)) for layer, a, b in factors]
 
-    def _added(self, a: Tensor, b: Tensor):
+    def _added(self, a: Tensor, b: Tensor) -> Callable:
         return lambda layer, inputs, output: output + inputs[0] @ a @ b * self.scale
 
     def release(self) -> None:

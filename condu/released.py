@@ -156,12 +156,10 @@ def _task(name: str, count: int, classes: Mapping) -> Task:
 
 def _rows(path: Path, name: str, rows: Sequence) -> Tensor:
     """A task's prototypes as one (C, D) tensor."""
-    try:
-        if not all(map(is_plain_tensor, rows)):
-            raise TypeError("they are no plain tensors")
-        return torch.stack([row.detach().float().reshape(-1) for row in rows])
-    except (RuntimeError, TypeError) as error:
-        raise UserError(f'"{path}": the prototypes of {name} are not vectors of one length: {error}') from error
+    plain = isinstance(rows, list) and all(map(is_plain_tensor, rows))
+    if not plain or len({row.numel() for row in rows}) != 1:
+        raise UserError(f'"{path}": the prototypes of {name} are no plain tensors, or not vectors of one length')
+    return torch.stack([row.detach().float().reshape(-1) for row in rows])
 
 
 def _tensors(path: Path, content: Mapping, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -31,7 +31,6 @@ FORMAT = 2  # of a session; of 1, several files a session and a pointer to the o
 EARLIER = "stream.json"  # what format 1 left
 SESSION = re.compile(r"session_(0|[1-9][0-9]*)\.safetensors")
 PROTOTYPES = "prototypes."  # before the number of a task
-_KINDS = {"session": int, "backbone": dict, "space": dict, "scale": str, "tasks": list, "fusion": dict}
 EXPERT_FORMAT = 1
 DELTA = "delta."  # before the names of an expert's tensors
 NO_FILE_NAME = re.compile(r"[^\w .+&,()-]|^\.")
@@ -232,17 +231,15 @@ def _check(task: Task, prototypes: Tensor, earlier: list[Tensor]) -> None:
 def _facts(path: Path) -> dict:
     """What a session's file says of itself. Raises MissingFile; UserError for what is no session, or renamed."""
     facts = read_facts(path)
-    try:
-        if facts["format"] > FORMAT:
-            raise UserError(f'"{path}" has format {facts["format"]}, and this version reads up to {FORMAT}')
-        tasks = [Task(**entry) for entry in facts["tasks"]]
-        texts = [facts["backbone"]["digest"], *(text for task in tasks for text in (task.name, task.expert))]
-        fits = all(isinstance(facts[name], kind) for name, kind in _KINDS.items())
-        fits = fits and all(isinstance(text, str) for text in texts)
-    except (KeyError, TypeError):
-        fits = False
-    if not fits:
-        raise UserError(f'"{path}" is damaged or not the state of a stream')
+    match facts:
+        case {"format": int(number)} if number > FORMAT:
+            raise UserError(f'"{path}" has format {number}, and this version reads up to {FORMAT}')
+        case {"session": int(), "backbone": {"digest": str()}, "space": dict(), "scale": str(), "tasks": [*tasks]} if (
+            all(isinstance(task, dict) and {"name", "expert"} <= task.keys() for task in tasks)
+        ):
+            pass
+        case _:
+            raise UserError(f'"{path}" is damaged or not the state of a stream')
     if _file(path.parent, facts["session"]) != path:
         raise UserError(f'"{path}" is of another session, {facts["session"]}')
     return facts
@@ -251,9 +248,9 @@ def _facts(path: Path) -> dict:
 def _check_continues(place, earlier: Mapping, later: Mapping) -> None:
     """UserError unless `earlier`, at `place`, is a session of the stream `later`, or that session itself."""
     _check_same(place, earlier, {key: later[key] for key in ("backbone", "space", "scale")})
-    theirs, ours = ([(task["name"], task["expert"]) for task in facts["tasks"]] for facts in (earlier, later))
-    if ours[: len(theirs)] != theirs:
-        named = [", ".join(f"{name} ({expert[:8]})" for name, expert in tasks) for tasks in (theirs, ours)]
+    before, after = ([(str(t["name"]), str(t["expert"])) for t in facts["tasks"]] for facts in (earlier, later))
+    if after[: len(before)] != before:
+        named = [", ".join(f"{name} ({expert[:8]})" for name, expert in tasks) for tasks in (before, after)]
         raise UserError(
             f'"{place}" holds the stream {named[0]}, which {named[1]} does not continue (in brackets: the experts\' '
             "digests)"

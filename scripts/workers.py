@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 from dassl.utils import UserError, memory_errors
 from scripts.commands.registered import know
@@ -82,16 +83,20 @@ def quietly(function: Callable, *arguments):
         raise
 
 
-def attempt(job: Job) -> str:
-    """Run what is missing of a job -> the line of a failure, with a traceback if it is a bug."""
-    know([job.command])
+def outcome(what: str, function: Callable, *arguments) -> tuple[Any, str]:
+    """(what a worker's job gives, the line of its failure, with a traceback if it is a bug)."""
     try:
-        quietly(run_one_job, job)
+        return quietly(function, *arguments), ""
     except (UserError, OSError, SystemExit) as error:  # a module's command line ends with its one line
-        return f"{job}: {' '.join(str(error).split()).removeprefix('error: ')}"
+        return None, f"{what}: {' '.join(str(error).split()).removeprefix('error: ')}"
     except Exception:
-        return f"{job}\n{traceback.format_exc()}"
-    return ""
+        return None, f"{what}\n{traceback.format_exc()}"
+
+
+def attempt(job: Job) -> str:
+    """Run what is missing of a job -> the line of a failure."""
+    know([job.command])
+    return outcome(str(job), run_one_job, job)[1]
 
 
 def run_one_job(job: Job) -> None:

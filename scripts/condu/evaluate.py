@@ -88,13 +88,12 @@ class StreamEvaluation:
         return {"backbone": backbone, "space": self.space.metadata(), "scale": self.settings.SCALE}
 
     def snapshots(self) -> list[Snapshot]:
-        """After each of the T sessions. UserError if some are not there, or are those of another order, backbone, space
-        or scale."""
-        folder, names, there = self.run.stream, self.names, sessions(self.run.stream)
-        if not there:
-            raise MissingFile(f"no stream in {folder}; make it with:  {training_line(self.run)}")
-        if missing := [f"{index} ({name})" for index, name in enumerate(names) if index not in there]:
-            raise UserError(f"{folder} lacks session {', '.join(missing)}; make it with:  {training_line(self.run)}")
+        """After each of the T sessions. UserError if one is not there, or is of another order, backbone, space or
+        scale."""
+        folder, names = self.run.stream, self.names
+        if missing := sorted(set(range(len(names))) - set(sessions(folder))):
+            lacks = ", ".join(f"session {index} ({names[index]})" for index in missing)
+            raise MissingFile(f"{folder} lacks {lacks}; make it with:  {training_line(self.run)}")
         streams = [Stream.load(folder, session, **self.identity) for session in range(len(names))]
         if streams[-1].names() != names:
             raise UserError(f"{folder} learned {', '.join(streams[-1].names())}; expected {', '.join(names)}")

@@ -11,7 +11,6 @@ import os
 import shlex
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -25,7 +24,7 @@ from condu.orders import label_of, random_orders, tasks_of  # noqa: E402
 from dassl.utils import ArgumentParser, UserError, errors_in_one_line  # noqa: E402
 from dassl.utils.progress import progress  # noqa: E402
 from scripts.condu.sessions import Run, program  # noqa: E402
-from scripts.workers import GONE, pool, quietly  # noqa: E402
+from scripts.workers import GONE, outcome, pool  # noqa: E402
 
 WORKERS = 2
 
@@ -71,25 +70,19 @@ def together(executor: Executor, what: str, *jobs: tuple) -> list:
     """
     print(f"{what} ...", flush=True)
     started, failures = time.time(), set()
-    futures = [executor.submit(_job, *job) for job in jobs]
+    futures = [executor.submit(outcome, what, _job, *job) for job in jobs]
     for future in progress(as_completed(futures), what, total=len(jobs)):
-        if (error := future.exception()) and str(error) not in failures:
-            _say_failure(what, error)
-            failures.add(str(error))
+        try:
+            failure = future.result()[1]
+        except BrokenProcessPool:
+            failure = f"{what}: {GONE}"
+        if failure and failure not in failures:
+            print(f"error: {failure}", file=sys.stderr, flush=True)
+            failures.add(failure)
     if failures:
         sys.exit(1)
     print(f"{what}: {time.time() - started:.0f} s", flush=True)
-    return [future.result() for future in futures]
-
-
-def _say_failure(what: str, error: BaseException) -> None:
-    """One line for bad input and for a lost process, a traceback for a bug."""
-    if isinstance(error, BrokenProcessPool):
-        error = UserError(GONE)
-    if isinstance(error, UserError | OSError | SystemExit):
-        print(f"error: {what}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    else:
-        traceback.print_exception(error)
+    return [future.result()[0] for future in futures]
 
 
 @functools.lru_cache(maxsize=1)
@@ -102,7 +95,7 @@ def bench_of(run: Run):
 
 def _job(run: Run, function: Callable, *arguments):
     """In a worker."""
-    return quietly(lambda: function(bench_of(run), *arguments))
+    return function(bench_of(run), *arguments)
 
 
 def run_all(workers: Executor, run: Run, count: int) -> None:

@@ -301,7 +301,7 @@ def test_an_evaluation_says_what_has_to_be_trained_first(trained, tmp_path):
     longer = ["eval-mtil", "--order", f"{TASKS},toy_colours", "--out", str(tmp_path / "mtil"), *words]
     with pytest.raises(UserError, match=r"lacks session 2 \(ToyColours\); make it with: .*MTIL_.*toy_colours"):
         stream.main([*longer, "--run", str(out)])
-    with pytest.raises(UserError, match="no stream in .*; make it with: "):
+    with pytest.raises(UserError, match=r"lacks session 0 \(ToyDigits\), .*; make it with: "):
         stream.main([*longer, "--run", str(tmp_path)])
     turned = ["eval-mtil", "--order", "toy_shapes,toy_digits", "--run", str(out), "--out", str(tmp_path / "mtil")]
     with pytest.raises(UserError, match="learned ToyDigits, ToyShapes; expected ToyShapes, ToyDigits"):

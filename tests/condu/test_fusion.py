@@ -75,11 +75,10 @@ def test_a_long_stream_equals_decoupling_and_unifying_all(rule, small_chunks):  
     }  # fmt: skip
 
 
-def test_threads_change_nothing(monkeypatch):
+def test_threads_change_nothing():
     deltas = random_deltas(4, 5, shapes=LARGE)
     expected, before = fused(deltas), torch.get_num_threads()
     one = expected.decouple("task2")
-    monkeypatch.setattr(condu.fusion, "THREADED", 0)
     try:
         torch.set_num_threads(3)
         found = fused(deltas)
@@ -286,10 +285,10 @@ def test_the_state_comes_back(count):
     ("change", "said"),
     [
         (lambda tensors, facts: facts.update(scale="l3"), "'l3'"),
-        (lambda tensors, facts: facts["tasks"].append("task9"), "3 scales"),
+        (lambda tensors, facts: facts["tasks"].append("task9"), r"'task9'\], scales"),
         (lambda tensors, facts: facts["tasks"].__setitem__(0, "task1"), "'task1', 'task1'"),
-        (lambda tensors, facts: facts["scales"].__setitem__(0, float("nan")), "scale or norm of nan"),
-        (lambda tensors, facts: facts["norms"].__setitem__(0, 0.0), "scale or norm of 0.0"),
+        (lambda tensors, facts: facts["scales"].__setitem__(0, float("nan")), "scales .nan, .*above 0"),
+        (lambda tensors, facts: facts["norms"].__setitem__(0, 0.0), "norms .0.0, .*above 0"),
         (lambda tensors, facts: tensors.pop("unified.a"), "unified.a: the shape is none"),
         (lambda tensors, facts: tensors.update({"mask.3": tensors["mask.0"]}), "mask.3.*expected none"),
         (lambda tensors, facts: tensors.update({"mask.1": tensors["mask.1"][1:]}), r"mask.1: the shape is \(7,\)"),
@@ -301,10 +300,3 @@ def test_a_state_that_does_not_fit_is_refused(change, said):
     change(tensors, facts)
     with pytest.raises(ValueError, match=said):
         Fusion.from_state(tensors, facts)
-
-
-def test_sizes_are_counted_alike_with_and_without_a_histogram(monkeypatch):
-    deltas = random_deltas(1, 14, shapes=LARGE)
-    scales = fused(deltas).scales
-    monkeypatch.setattr(condu.fusion, "HISTOGRAM", ())
-    assert fused(deltas).scales == pytest.approx(scales, rel=1e-12)

@@ -157,8 +157,8 @@ def test_a_stream_of_other_tasks_does_not_take_a_folder(tmp_path):
     [
         (lambda facts: facts["tasks"][0]["classnames"].append("more"), "Task0: the prototypes are"),
         (lambda facts: facts["tasks"].reverse(), "prototypes|fusion"),
-        (lambda facts: facts["tasks"][0].update(more=1), "not the state of a stream"),
-        (lambda facts: facts["tasks"][1].pop("prompts"), "not the state of a stream"),
+        (lambda facts: facts["tasks"][0].update(more=1), "holds no stream"),
+        (lambda facts: facts["tasks"][1].pop("prompts"), "holds no stream"),
     ],
     ids=["classes", "order", "field", "prompts"],
 )
