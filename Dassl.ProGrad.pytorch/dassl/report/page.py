@@ -43,7 +43,8 @@ def _printable(value):
 
 class _Page:
     """What the template asks of tables and runs. A run has a number as soon as a cell links to it; the others are not
-    on the page. methods: the rows' names; datasets: those of the runs, a stream's tasks among them."""
+    on the page. methods: the rows' names; datasets: those of the runs, a stream's tasks among them; stamps: {head: what
+    it says, sorted} of all tables."""
 
     def __init__(self, reports, records):
         self.records = {str(r["file"]): r for r in records}
@@ -54,7 +55,9 @@ class _Page:
         names = {name for r in records for name in (r.get("tasks") or [r["dataset"]])}
         shown = [name for table in tables for name in (table.title, *table.columns)]
         self.datasets = [name for name in dict.fromkeys([*shown, *sorted(names)]) if name in names]
-        self.stamps = self.stamps_of([cell for table in tables for line in table.rows for cell in line])
+        stamps = self.stamps_of([cell for table in tables for line in table.rows for cell in line])
+        heads = {head: f"{head}: " for head in STAMPS.values()}
+        self.stamps = {h: [s.removeprefix(start) for s in stamps if s.startswith(start)] for h, start in heads.items()}
 
     def method_of_title(self, title):
         """The method that a table is of, such as an accuracy matrix, or ""."""
@@ -78,10 +81,6 @@ class _Page:
         files = dict.fromkeys(file for cell in cells for file in self.files(cell))
         words = {(head, stamp(self.records[file], name)) for file in files for name, head in STAMPS.items()}
         return sorted(f"{head}: {text}" for head, text in words if text)
-
-    def stamps_by_head(self):
-        """{head: what it says, sorted} of all tables."""
-        return {h: [s.removeprefix(f"{h}: ") for s in self.stamps if s.startswith(f"{h}: ")] for h in STAMPS.values()}
 
     def title(self, file):
         """A run in words."""

@@ -142,8 +142,8 @@ def _add_others(grid, dataset):
     """Fills the columns (data set, "others"), (..., "forgotten") and (..., "others/SET"), `shared` and `lacking`."""
     methods = grid.methods
     rows = [row for row in grid.rows if row.trainer != methods.zero_shot or not row.preset]
-    runs = [(row, run, _accuracies(run)) for row in rows for run in grid.runs.get((row, (dataset, "new")), ())]
-    runs = [(row, run, percent) for row, run, percent in runs if percent]
+    runs = [(row, run) for row in rows for run in grid.runs.get((row, (dataset, "new")), ())]
+    runs = [(row, run, percent) for row, run in runs if (percent := _accuracies(run))]
     keys = set.intersection(*(set(percent) for *_, percent in runs)) if runs else ()
     keys = sorted(keys, key=lambda key: methods.dataset_rank(key[0]))
     grid.shared[dataset] = [name for name, _ in keys]
@@ -165,8 +165,8 @@ def _add_others(grid, dataset):
 def _accuracies(record):
     """{(other data set, digest of its split): percent}."""
     sets = (record.get("others") or {}).get("sets") or {}
-    others = {(name, str(n.get("split_digest"))): n for name, n in sets.items() if name != record["dataset"]}
-    return {key: 100 * n["correct"] / n["total"] for key, n in others.items()}
+    percent = {name: 100 * n["correct"] / n["total"] for name, n in sets.items() if name != record["dataset"]}
+    return {(name, str(sets[name].get("split_digest"))): value for name, value in percent.items()}
 
 
 def base2new_table(grid: Base2New, dataset: str | None = None) -> table.Table:

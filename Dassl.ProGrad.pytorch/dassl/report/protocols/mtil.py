@@ -55,11 +55,7 @@ class Stream(Grid):
     named: bool = False  # whether the order has a name
     ablation: bool = False  # whether the rows are ablations of a method, not methods
     order: str = ""  # its name, else its tasks
-
-    @property
-    def title(self) -> str:
-        """Such as "order II, all learned classes and the tested task's own"."""
-        return ", ".join(filter(None, [f"order {self.order}", LABEL_SPACES.get(self.labels, self.labels)]))
+    title: str = ""  # such as "order II, all learned classes and the tested task's own"
 
     @property
     def changing(self) -> list[Row]:
@@ -86,25 +82,21 @@ def streams(records: list[dict], protocol: str, methods: Methods = NONE) -> list
     """
     evaluated = [r for r in select(records, kind="eval") if "matrix" in r]
     runs, lent = select(evaluated, protocol=protocol), []
-    count = len(runs)
     if protocol == AGNOSTIC:  # zero-shot CLIP knows no tasks: over a task's own classes a named task changes nothing
         orders = [r.get("tasks") for r in runs if r.get("labels") == "target"]
         lent = [{**r, "labels": "target"} for r in select(evaluated, protocol=MTIL) if r.get("tasks") in orders]
         lent = [r for r in lent if methods.trainer(r) == methods.zero_shot]
 
-    def run_of(r):
-        return methods.trainer(r), r.get("labels"), str(r.get("tasks")), r["seed"]
-
-    readable = []
-    for record in without_repeats(runs, lent, run_of):
+    fields, readable = ("labels", "tasks", "seed"), []
+    for record in without_repeats(runs, lent, lambda r: (methods.trainer(r), *(str(r.get(f)) for f in fields))):
         try:
             readable.append({**record, "row": method_of(record, methods), "cells": _cells(record)})
         except (ValueError, TypeError) as error:
             leave_out(record["file"], error)
     if not readable:
         raise NoRuns(
-            f"No {protocol} table: of {len(records)} results, {count} are evaluated streams of the protocol "
-            f"{protocol!r} with their accuracy matrix" + (", all damaged" if count else "")
+            f"No {protocol} table: of {len(records)} results, {len(runs)} are evaluated streams of the protocol "
+            f"{protocol!r} with their accuracy matrix" + (", all damaged" if runs else "")
         )
 
     def key(r):
@@ -129,7 +121,8 @@ def _stream(place, runs, methods):
     ]
     grid.columns = [column for column in columns if column in set(grid.columns)]
     order = str(runs[0]["order"]) if named else ", ".join(tasks)
-    return Stream(**vars(grid), labels=labels, tasks=tasks, named=named, ablation=ablation, order=order)
+    title = ", ".join(filter(None, [f"order {order}", LABEL_SPACES.get(labels, labels)]))
+    return Stream(**vars(grid), labels=labels, tasks=tasks, named=named, ablation=ablation, order=order, title=title)
 
 
 def _cells(record):

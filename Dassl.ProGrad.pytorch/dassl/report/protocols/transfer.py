@@ -5,7 +5,7 @@ cross-data-set protocol, Avg-D over shifted test sets). Zero-shot CLIP has no so
 classes of a column count in every table, whatever protocol they were made for.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from dassl.report import table
@@ -38,11 +38,7 @@ class Transfer(Grid):
 
     source: str = ""
     average: str = ""  # name of the mean over targets
-
-    @property
-    def targets(self) -> list[str]:
-        """All data sets but the source."""
-        return [name for name in self.columns if name != self.source]
+    targets: list[str] = field(default_factory=list)  # all data sets but the source
 
     def on(self, row: Row) -> dict[str, Summary]:
         """By data set and name of the average."""
@@ -79,7 +75,8 @@ def transfer(records: list[dict], protocol: str, methods: Methods = NONE) -> lis
         grid = build(group, lambda r: row_of(r, methods), lambda r: r["dataset"], methods)
         grid.columns.sort(key=methods.dataset_rank)
         grid.columns.sort(key=source.__ne__)  # it stands first
-        grids.append(Transfer(**vars(grid), source=source, average=known.average))
+        targets = [name for name in grid.columns if name != source]
+        grids.append(Transfer(**vars(grid), source=source, average=known.average, targets=targets))
     return grids
 
 
