@@ -3,7 +3,7 @@
     python -m mergetune.path_card RUN [--space features|weights|both] [--plane] [--others] [--figure] [--images N]
 
 Beside that path: the straight line zero-shot -> fine-tuned, and the barrier of every straight line, which is the
-largest loss above the line between the losses at its ends (dassl.report.stats.barrier), or accuracy below it. In
+largest loss above the line between the losses at its ends (dassl.report.frame.barrier), or accuracy below it. In
 the space of features class vectors are interpolated and image features come from the bank, so a card costs
 seconds; in the space of weights the model runs anew at every point. t runs from 0 (zero-shot) over 1 (ours) to 2
 (fine-tuned); a method without a zero-shot solution starts at 1.
@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dassl.report.frame import harmonic_mean
 from dassl.report.protocols.paths import FORMAT, LINES, OTHERS, QUANTITIES, SOLUTIONS, SPACES, SUBSETS, run_barriers
 from dassl.report.protocols.paths import PATH_FILE as FILE
-from dassl.report.stats import harmonic_mean
 from dassl.report.table import Table
 from dassl.utils import ArgumentParser, UserError, command_parser, get_logger, quiet, read_json, write_json
 from dassl.utils.progress import progress

@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     with pool(WORKERS, threads=1) as workers:
         jobs = [(run, measure, learned) for several in runs.values() for run in several]
         measured = iter(together(workers, f"Training at {len(runs) - 1} rates", *jobs))
-    from dassl.report.stats import summarise
+    from dassl.report.frame import summarise
     from dassl.report.table import SEEDS_LEGEND, Report, Table, show
 
     parts = {name: [next(measured) for _ in several] for name, several in runs.items()}

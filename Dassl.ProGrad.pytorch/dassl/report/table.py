@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from itertools import compress, zip_longest
 from pathlib import Path
 
-from dassl.report.frame import is_below
+from dassl.report.frame import Summary, is_below
 from dassl.report.methods import Row
-from dassl.report.stats import Summary
 from dassl.utils import atomic_write, one_line
 from dassl.utils.moved import old_names
 

@@ -21,8 +21,8 @@ _IN = {  # package -> its modules that moved, and where to
     "dassl.report": "against protocols.against, base2new protocols.base2new, drawing figures.drawing, "
     "epochs figures.epochs, fewshot protocols.fewshot, grid frame, mtil protocols.mtil, mtil_figures figures.mtil, "
     "others protocols.base2new, paired protocols.paired, path_figures figures.paths, paths protocols.paths, "
-    "results records, stamps disclosures, sweeps protocols.sweeps, tables table, transfer protocols.transfer, "
-    "tsne figures.tsne",
+    "results records, stamps disclosures, stats frame, sweeps protocols.sweeps, tables table, "
+    "transfer protocols.transfer, tsne figures.tsne",
     "mergetune": "adapters models.adapters, continued stage2, deep_prompts models.deep_prompts, "
     "distil models.student, foreign checkpoint_formats, frozen clip_trainer, heads models.heads, "
     "lora dassl.merging.lora, merge_files merge_sources, merge_methods dassl.merging.records, "

@@ -4,9 +4,9 @@ import csv
 
 import pytest
 
+from dassl.report.frame import harmonic_mean, summarise_average
 from dassl.report.protocols.base2new import base2new, base2new_report, base2new_table
 from dassl.report.records import load_results
-from dassl.report.stats import harmonic_mean, summarise_average
 from dassl.utils import UserError
 from mergetune.report import METHODS
 from tests.fixtures.runs import only, read_csv, write_pairs, write_run

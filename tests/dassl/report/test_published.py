@@ -7,8 +7,8 @@ import pytest
 
 import train
 from dassl.data.datasets import DATASET_REGISTRY
+from dassl.report.frame import harmonic_mean
 from dassl.report.protocols.against import against_report, load_published
-from dassl.report.stats import harmonic_mean
 from dassl.report.table import CSV_HEAD, Cell, Report
 from mergetune.models.templates import IMAGENET, described
 from mergetune.report import METHODS

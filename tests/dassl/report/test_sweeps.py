@@ -2,10 +2,10 @@
 
 import pytest
 
+from dassl.report.frame import harmonic_mean
 from dassl.report.protocols.base2new import backbones_report
 from dassl.report.protocols.sweeps import sweeps, sweeps_report
 from dassl.report.records import load_results
-from dassl.report.stats import harmonic_mean
 from dassl.utils import UserError
 from mergetune.report import METHODS
 from tests.fixtures.runs import line_of, write_pairs, write_run

@@ -4,10 +4,9 @@ import re
 
 import pytest
 
-from dassl.report.frame import is_below
+from dassl.report.frame import Summary, barrier, is_below
 from dassl.report.protocols.base2new import base2new, base2new_report
 from dassl.report.records import load_results
-from dassl.report.stats import Summary, barrier
 from dassl.report.table import Report, Table, latex_text, show, to_csv
 from mergetune.report import METHODS
 from tests.fixtures.runs import line_of, write_pairs

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from dassl.report.figures import drawing
+from dassl.report.frame import summarise, summarise_average
 from dassl.report.methods import NONE, plain_row, row_names, row_of, shared_settings, sort_rows, split_changes
 from dassl.report.records import NoRuns, group_by, is_number, leave_out, most_alike, newest_each, select
-from dassl.report.stats import summarise, summarise_average
 from dassl.utils import get_logger
 
 # Names in `history` -> (title, axis) of their panel, in drawn order.

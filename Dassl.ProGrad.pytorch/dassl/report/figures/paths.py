@@ -3,11 +3,11 @@
 import numpy as np
 
 from dassl.report.figures import drawing
+from dassl.report.frame import summarise, summarise_average
 from dassl.report.methods import row_names, row_of
 from dassl.report.protocols import paths
 from dassl.report.protocols.paths import OTHERS, QUANTITIES, SPACES, families, load_paths
 from dassl.report.records import read_all
-from dassl.report.stats import summarise, summarise_average
 
 ARROW = " \N{RIGHTWARDS ARROW} "
 MINUS = "\N{MINUS SIGN}"

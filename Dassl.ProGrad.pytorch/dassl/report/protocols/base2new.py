@@ -19,10 +19,9 @@ import numpy as np
 
 from dassl.report import table
 from dassl.report.disclosures import STAMP_COLUMNS, names_on, stamp_cells, stamp_notes
-from dassl.report.frame import Grid, Row, build, with_accuracy
+from dassl.report.frame import Grid, Row, Summary, build, harmonic_mean, summarise, with_accuracy
 from dassl.report.methods import NONE, Methods, backbone_of, row_names, row_of, shared_settings, split_by_template
 from dassl.report.records import NoRuns, group_by, require_evaluations, select
-from dassl.report.stats import Summary, harmonic_mean, summarise
 
 PROTOCOL = "base2new"
 SUBSETS = ("base", "new")

@@ -28,10 +28,9 @@ import numpy as np
 
 from dassl.report import records as runs_of
 from dassl.report import table
-from dassl.report.frame import fill
+from dassl.report.frame import barrier, fill
 from dassl.report.methods import EACH_TEMPLATE, NONE, Methods, row_names, row_of, sort_rows
 from dassl.report.records import RESULTS_FILE, NoRuns, group_by, most_alike, newest_each, numbers
-from dassl.report.stats import barrier
 from dassl.utils import get_logger
 
 PATH_FILE = "path.json"

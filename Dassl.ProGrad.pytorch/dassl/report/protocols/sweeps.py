@@ -9,12 +9,11 @@ from collections import Counter
 from dataclasses import dataclass
 
 from dassl.report import table
-from dassl.report.frame import Row, with_accuracy
+from dassl.report.frame import Row, Summary, with_accuracy
 from dassl.report.methods import CHANGED, NONE, Methods, backbone_of, merge_name, plain_row, row_names
 from dassl.report.protocols.base2new import AVERAGES, OTHERS, SUBSETS, Base2New, base2new
 from dassl.report.protocols.base2new import PROTOCOL as BASE2NEW
 from dassl.report.records import NoRuns, group_by, newest_each, select, without_repeats
-from dassl.report.stats import Summary
 from dassl.report.table import MISSING, MULTIPLY, show
 
 PROTOCOL = "sweep"
