@@ -21,6 +21,7 @@ from dassl.utils import (
     checkpoints,
     load_checkpoint,
     load_tensors,
+    load_weights,
     read_facts,
     restricted_load,
     save_tensors,
@@ -269,7 +270,7 @@ def make_clip(rng: Random) -> Files:
 
 def read_clip(folder: Path):
     file = next(iter(sorted(folder.iterdir())), folder / "clip.pt")
-    return openai.build_module(openai.read_state_dict(file), file)
+    return openai.build_module(load_weights(file, scripts=True).state_dict, file)
 
 
 WEIGHTS = [

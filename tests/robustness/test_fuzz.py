@@ -1,6 +1,7 @@
 """Hostile and broken input: a short run of the fuzzer over every reader, its oracle, and what it has found so far."""
 
 import contextlib
+import functools
 import json
 import mmap
 import os
@@ -12,11 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dassl.clip.openai import read_state_dict
 from dassl.clip.tiny.load import random_tiny
 from dassl.config import get_cfg_default, merge_pairs, read_yaml
 from dassl.report.records import load_results
-from dassl.utils import UserError, load_checkpoint, load_plain_pickle, read_image, read_json
+from dassl.utils import UserError, load_checkpoint, load_plain_pickle, load_weights, read_image, read_json
 from datasets.readers import split_json
 from mergetune.import_checkpoint import main as import_checkpoint
 from mergetune.models.deep_prompts import ImagePrompts
@@ -27,6 +27,7 @@ from tests.fuzz.oracle import Target
 from tests.fuzz.scripts import Writer
 
 INPUTS = 400
+load_clip = functools.partial(load_weights, scripts=True)
 WITH_LIBFUZZER = pytest.mark.skipif(find_spec("atheris") is None, reason="atheris is built for Linux on x86-64 only")
 
 
@@ -180,7 +181,7 @@ def test_json_that_is_too_deep_or_too_large(tmp_path, content):
         read_json(path)
 
 
-@pytest.mark.parametrize("read", [read_state_dict, load_checkpoint, read_json, load_plain_pickle, read_image])
+@pytest.mark.parametrize("read", [load_clip, load_checkpoint, read_json, load_plain_pickle, read_image])
 def test_a_pipe_is_not_waited_for(tmp_path, read):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="pipe"):
@@ -200,7 +201,7 @@ def test_pickles_that_run_or_grow(tmp_path, monkeypatch, program):
     monkeypatch.chdir(tmp_path)
     for content in (program, hostile.archive_of(program)):
         path = written(tmp_path, "file", content)
-        for read in (load_checkpoint, read_state_dict):
+        for read in (load_checkpoint, load_clip):
             with pytest.raises(UserError, match=str(path)):
                 read(path)
     with contextlib.suppress(UserError):  # some are plain data, only deep
@@ -210,7 +211,7 @@ def test_pickles_that_run_or_grow(tmp_path, monkeypatch, program):
 
 def test_tensors_of_stride_0_are_no_larger_than_their_file(tmp_path):
     torch.save({"state_dict": {"ctx": torch.ones(1).expand(1 << 20, 1 << 20)}}, tmp_path / "bomb")
-    for read in (load_checkpoint, read_state_dict):
+    for read in (load_checkpoint, load_clip):
         with pytest.raises(UserError, match="bomb.* is refused: .* bytes hold tensors of 4398046511104"):
             read(tmp_path / "bomb")
 
@@ -228,7 +229,7 @@ def test_a_program_in_an_archive_of_weights_does_not_run(tmp_path, monkeypatch):
     assert os.path.exists("canary")
     os.unlink("canary")
     with pytest.raises(UserError, match="clip.pt.* holds no weights"):
-        read_state_dict(tmp_path / "clip.pt")
+        load_weights(tmp_path / "clip.pt", scripts=True)
     assert os.listdir(tmp_path) == ["clip.pt"]
 
 

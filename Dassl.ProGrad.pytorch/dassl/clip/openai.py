@@ -92,7 +92,7 @@ def openai(name: str, *, path: str, device, precision: str) -> OpenAIClip:
         UserError: no such file, a wrong hash, a damaged file, or one that holds no CLIP.
     """
     file, digest = find_weights(name, path)
-    state = read_state_dict(file)
+    state = load_weights(file, scripts=True).state_dict
     module = build_module(state, file)
     _warn_if_other_model(name, state, file)
     if precision == "fp16":
@@ -142,18 +142,6 @@ def find_weights(name: str, path: str) -> tuple[Path, str]:
             f"to have it downloaded again, or name it in MODEL.BACKBONE.PATH to use it as it is"
         )
     return file, expected
-
-
-def read_state_dict(file: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """TorchScript archive, torch checkpoint or .safetensors -> {name: tensor}.
-
-    Nothing in the file is run: of an archive only the tensors are taken, a checkpoint is read as any (`load_weights`).
-
-    Raises:
-        MissingFile: no such file.
-        UserError: truncated, hostile, or not one of the three.
-    """
-    return load_weights(file, scripts=True).state_dict
 
 
 def build_module(state: dict[str, torch.Tensor], file: str | os.PathLike = "the state dict") -> Any:
