@@ -158,8 +158,8 @@ class TrainerBase(OldMethods):
             self._loaded = os.path.basename(path), reached, result
         self._files = list(paths.values())
 
-    def _load_weights(self, name, path, given):
-        load_exactly(self._models[name], name, path, given, self.drop_keys)
+    def _load_weights(self, name, path, state_dict):
+        load_exactly(self._models[name], name, path, state_dict, self.drop_keys)
 
     def drop_keys(self, state_dict):
         """Hook: remove from `state_dict`, in place, what is made anew and not loaded; returns it.

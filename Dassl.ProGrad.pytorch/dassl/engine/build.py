@@ -35,8 +35,8 @@ def checked_class(cfg: CN) -> type:
     """
     cls = trainer_class(complete(cfg).TRAINER.NAME)
     add_trainer_nodes(cfg, [cls])
-    mine, theirs = trainer_keys(cls), tuple(f"TRAINER.{node}." for node, _ in config_nodes(cls))
-    engine = {n: key for n, key in KEYS.items() if not re.match(r"TRAINER\.\w+\.", n) or mine and n.startswith(theirs)}
+    mine, nodes = trainer_keys(cls), tuple(f"TRAINER.{node}." for node, _ in config_nodes(cls))
+    engine = {n: key for n, key in KEYS.items() if not re.match(r"TRAINER\.\w+\.", n) or mine and n.startswith(nodes)}
     check_values(cfg, engine | mine, choices=bool(mine))
     if mine:
         cls.check_cfg(cls.__new__(cls), cfg)

@@ -23,7 +23,6 @@ from dassl.utils import (
     listdir_nohidden,
     read_json,
     strip_module,
-    upgrade_keys,
 )
 
 RESULTS, CONFIG, RESUME = "results.json", "config.yaml", "resume.pt"
@@ -96,7 +95,7 @@ def load_exactly(
     UserError names what is missing, surplus, no plain tensor, infinite, or of another shape.
     """
     wanted = set(drop_keys(OrderedDict(model.state_dict())))
-    state = drop_keys(upgrade_keys(strip_module(state), model))
+    state = drop_keys(strip_module(state))
     if wanted != set(state):
         lacks = ", ".join(sorted(wanted - set(state))) or "nothing"
         surplus = ", ".join(sorted(set(state) - wanted)) or "nothing"
@@ -115,8 +114,8 @@ def finished(folder: str | Path, name: str = RESULTS, field: str = "metrics") ->
         results = read_json(Path(folder, name))
     except (UserError, OSError):
         return {}
-    ours = isinstance(results, dict) and field in results
-    return results if ours and all(isinstance(results.get(part, {}), dict) for part in (*_PARTS, field)) else {}
+    known = isinstance(results, dict) and field in results
+    return results if known and all(isinstance(results.get(part, {}), dict) for part in (*_PARTS, field)) else {}
 
 
 def whole(folder: str | Path) -> dict:

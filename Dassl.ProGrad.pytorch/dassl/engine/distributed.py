@@ -61,13 +61,13 @@ def batch_share(trainer):
     Raises:
         UserError: it has unequal shares of a labelled and an unlabelled batch.
     """
-    found = {next_share(getattr(trainer, name, None)) for name in _LOADERS} - {None}
-    if len(found) > 1:
+    shares = {next_share(getattr(trainer, name, None)) for name in _LOADERS} - {None}
+    if len(shares) > 1:
         raise UserError(
             f"{world_size()} processes cannot divide pairs of batches unless both sizes, DATALOADER.TRAIN_X.BATCH_SIZE "
             "and TRAIN_U's, are multiples of their number"
         )
-    share = found.pop() if found else 1 / world_size()
+    share = shares.pop() if shares else 1 / world_size()
     for model in trainer._models.values():
         set_share(model, share)
     return share

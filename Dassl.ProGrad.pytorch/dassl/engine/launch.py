@@ -126,10 +126,9 @@ def _evaluate(trainer, folder: str, epoch: int | None, before: dict) -> tuple[fl
     accuracy = trainer.test()
     now, then = ([facts.get("correct"), facts.get("total")] for facts in (vars(trainer.evaluator), before))
     if before and not before.get("weights", {}).get("digest") and now != then:
-        raise UserError(
-            '"{}" recorded {} of {} correct, the same evaluation now has {} of {}: of other weights, or on another '
-            "machine; --overwrite does it again".format(trainer.cfg.OUTPUT_DIR, *then, *now)
-        )
+        what = '"{}" recorded {} of {} correct, the same evaluation now has {} of {}'
+        reason = "of other weights, or on another machine; --overwrite does it again"
+        raise UserError(f"{what.format(trainer.cfg.OUTPUT_DIR, *then, *now)}: {reason}")
     return accuracy, score_others(trainer, sets, folder, epoch, before) if asked(trainer.cfg) else None
 
 

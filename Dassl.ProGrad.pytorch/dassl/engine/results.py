@@ -132,8 +132,8 @@ def run_file(place: str | Path, name: str) -> Path | None:
 
 def run_facts(place: str | Path) -> dict:
     """What merge.json and results.json of the run at `place` (see `run_file`) say; empty where there is neither."""
-    found = [read_json(file) for name in (MERGE, FILE) if (file := run_file(place, name))]
-    return {name: value for facts in found if isinstance(facts, dict) for name, value in facts.items()}
+    files = [read_json(file) for name in (MERGE, FILE) if (file := run_file(place, name))]
+    return {name: value for facts in files if isinstance(facts, dict) for name, value in facts.items()}
 
 
 def run_classes(place: str | Path) -> list[str] | None:
@@ -157,10 +157,10 @@ def trained_facts(place: str | Path, trainer, by: str = "") -> dict:
     Nothing comes from the command line that evaluates: what nobody knows is None, and said. Behind the preset stands
     another trainer than `by` (default: the one that evaluates), and each of its `held_keys` that is not as it was.
     """
-    facts, file, ours = run_facts(place), run_file(place, "config.yaml"), dict(leaves(trainer.cfg))
+    facts, file, used = run_facts(place), run_file(place, CONFIG), dict(leaves(trainer.cfg))
     config = dict(leaves(read_yaml(file))) if file else {}
     check_config(file, config)
-    changes = [key for key in getattr(trainer, "held_keys", ()) if config.get(key, ours[key]) != ours[key]]
+    changes = [key for key in getattr(trainer, "held_keys", ()) if config.get(key, used[key]) != used[key]]
     if facts:
         names = _OF_MODEL + (("templates",) if getattr(trainer, "learns_prompts", False) else ())
         row = facts.get("row") if isinstance(facts.get("row"), dict) else {}
@@ -189,15 +189,15 @@ def check_classes(place: str | Path, classnames: Iterable[str], reason: str = ""
     reason: why the model knows no others; then it is said where nobody knows.
     """
     names = run_classes(place)
-    theirs, ours = classes_fact(names) if names else run_facts(place).get("classes"), classes_fact(classnames)
-    if not isinstance(theirs, dict) or theirs.keys() < ours.keys():
+    known, tested = classes_fact(names) if names else run_facts(place).get("classes"), classes_fact(classnames)
+    if not isinstance(known, dict) or known.keys() < tested.keys():
         if reason:
-            log = get_logger().info
-            log(f"{place} does not say what its classes are called, only their number is compared: {reason}")
-    elif theirs["digest"] != ours["digest"]:
+            what = f"{place} does not say what its classes are called, only their number is compared"
+            get_logger().info(f"{what}: {reason}")
+    elif known["digest"] != tested["digest"]:
         raise UserError(
-            f"{place} was trained on {theirs['count']} classes ({theirs['first']} .. {theirs['last']}), "
-            f"this run has {ours['count']} ({ours['first']} .. {ours['last']})" + (reason and f": {reason}")
+            f"{place} was trained on {known['count']} classes ({known['first']} .. {known['last']}), "
+            f"this run has {tested['count']} ({tested['first']} .. {tested['last']})" + (reason and f": {reason}")
         )
 
 

@@ -18,16 +18,7 @@ from collections.abc import Iterator, Mapping
 
 from dassl.config import leaves, read_yaml
 from dassl.optim.lr_scheduler import go_on
-from dassl.utils import (
-    MetricMeter,
-    UserError,
-    atomic_save,
-    brief,
-    checkpoint_digest,
-    get_logger,
-    load_checkpoint,
-    upgrade_keys,
-)
+from dassl.utils import MetricMeter, UserError, atomic_save, brief, checkpoint_digest, get_logger, load_checkpoint
 from dassl.utils.distributed import gather, is_main, rank, world_size
 from dassl.utils.torchtools import pointed_at
 
@@ -74,7 +65,7 @@ class ResumeState:
         trainer, folder = self.trainer, self.trainer.cfg.RESUME
         if os.path.isfile(self.path):
             try:
-                return self.load(self.path, own=True)
+                return self.load(self.path, again=True)
             except UserError as error:
                 way = "" if "--overwrite" in str(error) else ". --overwrite starts the run afresh"
                 raise UserError(f"{error}{way}") from error
@@ -214,8 +205,8 @@ class ResumeState:
         if is_main() and os.path.isfile(self.path):
             os.unlink(self.path)
 
-    def load(self, path: str, own: bool = False) -> int:
-        """Restore the trainer from a resume.pt, `own` or of the run that cfg.RESUME names -> epoch to go on with.
+    def load(self, path: str, again: bool = False) -> int:
+        """Restore the trainer from a resume.pt, of this run (again) or of cfg.RESUME's -> epoch to go on with.
 
         Raises:
             UserError: damaged, of another config, or does not fit the models.
@@ -224,7 +215,7 @@ class ResumeState:
         if state.get("format") != FORMAT:
             raise UserError(f"{path}: expected resume format {FORMAT}, found {brief(state.get('format'))}")
         try:
-            self._take_up(path, state, own)
+            self._take_up(path, state, again)
             more = f" and {self._within['batches']} batches of the next" if self._within else ""
         except UserError:
             raise
@@ -233,7 +224,7 @@ class ResumeState:
         log.info(f"Resuming from {path}: {state['epoch']} epochs are done{more}")
         return state["epoch"]
 
-    def _take_up(self, path, state, own):
+    def _take_up(self, path, state, again):
         """All that is to be there before the first epoch; the random states wait for it."""
         trainer, self._within = self.trainer, state.get("within")
         other = differs(path, state["config"], trainer, state.get("inputs", {}))
@@ -244,7 +235,7 @@ class ResumeState:
             raise UserError(f"{path} holds the models {list(state['models'])}, this run has {list(trainer._models)}")
         for name, kept in state["models"].items():
             model, optimizer, scheduler = trainer._models[name], trainer._optims[name], trainer._scheds[name]
-            model.load_state_dict(upgrade_keys(kept["model"], model))
+            model.load_state_dict(kept["model"])
             if other:
                 go_on_at_own_rates(trainer, name, kept["optim"], state["epoch"])
                 continue
@@ -256,7 +247,7 @@ class ResumeState:
         trainer.epoch = state["epoch"] - 1  # for what runs before the first epoch, or if none is left
         self.seconds = float(state["seconds"])
         trainer.best_result = float(state["best_result"])
-        if own:  # older files have neither digests nor inputs
+        if again:  # older files have neither digests nor inputs
             self.best = state.get("best", {})
             self.inputs = state.get("inputs", {}) | self.inputs
             self._check_best(state["epoch"])

@@ -54,8 +54,8 @@ class _WarmupScheduler(LRScheduler):
         Also takes a state that holds the successor itself, as older files do: its counter and last rates are
         copied, the object (which is bound to an optimiser of the past) is dropped. Unknown keys are ignored.
         """
-        own = self.__dict__.keys() - {"optimizer", "successor"}
-        self.__dict__.update({key: value for key, value in state_dict.items() if key in own})
+        names = self.__dict__.keys() - {"optimizer", "successor"}
+        self.__dict__.update({key: value for key, value in state_dict.items() if key in names})
         if "successor_state" in state_dict:
             self.successor.load_state_dict(state_dict["successor_state"])
         elif "successor" in state_dict:

@@ -20,5 +20,5 @@ __getattr__, __dir__, __all__ = late_imports(
     "mkdir_if_missing set_random_seed sha256_file tolist_if_not",
     torchtools="adjust_learning_rate check_weights count_num_param drop_token_buffers init_network_weights "
     "is_plain_tensor load_checkpoint load_pretrained_weights load_weights open_all_layers open_specified_layers "
-    "resume_from_checkpoint save_checkpoint set_bn_to_eval strip_module upgrade_keys",
+    "resume_from_checkpoint save_checkpoint set_bn_to_eval strip_module",
 )

@@ -52,17 +52,6 @@ def strip_module(state_dict: Mapping) -> OrderedDict:
     return stripped
 
 
-def upgrade_keys(state_dict: dict, model: nn.Module) -> dict:
-    """Rename, in place, what modules of `model` were called in earlier versions; returns `state_dict`.
-
-    A module that was says how: `upgrade_keys(state_dict, prefix)`.
-    """
-    for name, module in model.named_modules():
-        if hasattr(module, "upgrade_keys"):
-            module.upgrade_keys(state_dict, f"{name}." if name else "")
-    return state_dict
-
-
 def is_plain_tensor(value) -> bool:
     """Whether it is a tensor with its numbers in memory: dense, on the CPU, not quantized."""
     plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
@@ -197,7 +186,7 @@ def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=
     logger.info(f'Loading checkpoint from "{fpath}"')
     checkpoint = load_checkpoint(fpath)
     try:
-        model.load_state_dict(upgrade_keys(checkpoint["state_dict"], model))
+        model.load_state_dict(checkpoint["state_dict"])
         logger.info("Loaded model weights")
         for name, part in (("optimizer", optimizer), ("scheduler", scheduler)):
             if part is not None and checkpoint.get(name) is not None:
@@ -212,7 +201,7 @@ def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=
 
 def load_pretrained_weights(model: nn.Module, weight_path: str | os.PathLike) -> None:
     """Copy into `model` every tensor of the file whose name and shape fit; warns if none does."""
-    weights = upgrade_keys(load_weights(weight_path).state_dict, model)
+    weights = load_weights(weight_path).state_dict
     wanted = model.state_dict()
     fits = {key: value for key, value in weights.items() if key in wanted and value.shape == wanted[key].shape}
     model.load_state_dict(fits, strict=False)

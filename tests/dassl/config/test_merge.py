@@ -200,7 +200,6 @@ def test_a_tilde_is_expanded_in_paths_alone(cfg, tmp_path, monkeypatch):
         ("SEED: 1\n'SEED': 1", "SEED stands twice, in lines 1 and 2"),
         ("OPTIM: {LR: 1, LR: 2}", "LR stands twice, in lines 1 and 1"),
         ("_FINAL_:\n  SEED: 1\n  SEED: 2", "SEED stands twice, in lines 2 and 3"),
-        ("OPTIM: {LR: 1}\nOPTIM.LR: 2", "OPTIM.LR stands twice"),
     ],
 )
 def test_a_key_or_section_that_stands_twice_is_refused(cfg, tmp_path, text, match):

@@ -25,11 +25,6 @@ class _ResNet(Backbone):
             x = layer(x)
         return x.flatten(1)
 
-    def upgrade_keys(self, state_dict: dict, prefix: str) -> None:
-        """Take "network." out of keys, where this backbone once had it."""
-        for key in [key for key in state_dict if key.startswith(f"{prefix}network.")]:
-            state_dict[prefix + key.removeprefix(f"{prefix}network.")] = state_dict.pop(key)
-
 
 def cached_weights(url):
     """State dict from torch's cache; the file's name ends in the start of its SHA-256. Nothing is fetched.
@@ -42,26 +37,20 @@ def cached_weights(url):
     path = os.path.join(torch.hub.get_dir(), "checkpoints", name)
     if not os.path.isfile(path):
         raise MissingFile(f'No weights at "{path}": put {url} there, or set MODEL.BACKBONE.PRETRAINED to False')
-    expected = os.path.splitext(name)[0].rpartition("-")[2]
-    found = sha256_file(path)
-    if not found.startswith(expected):
-        raise UserError(f'"{path}" is damaged: its SHA-256 should begin with {expected}, but is {found}')
+    if not (digest := sha256_file(path)).startswith(os.path.splitext(name)[0].rpartition("-")[2]):
+        raise UserError(f'"{path}" is damaged: its name says how its SHA-256 begins, which is {digest}')
     return load_checkpoint(path)
-
-
-def _build(name, pretrained):
-    import torchvision
-
-    network = torchvision.models.get_model(name, weights=None)
-    if pretrained:
-        weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
-        network.load_state_dict(cached_weights(weights.url))
-    return _ResNet(network)
 
 
 def _register(name, width):
     def build(pretrained=True, **kwargs):
-        return _build(name, pretrained)
+        import torchvision
+
+        network = torchvision.models.get_model(name, weights=None)
+        if pretrained:
+            weights = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+            network.load_state_dict(cached_weights(weights.url))
+        return _ResNet(network)
 
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"D = {width}. MissingFile if `pretrained` and torch's cache does not hold the ImageNet weights."

@@ -1,7 +1,5 @@
 """Multi-layer perceptron. D: width of the last hidden layer."""
 
-import re
-
 from torch import nn
 
 from dassl.utils import UserError, check_availability
@@ -29,20 +27,10 @@ class MLP(nn.Module):
             if dropout > 0:
                 layers.append(nn.Dropout(dropout))
         self.mlp = nn.Sequential(*layers)
-        self.activation = activation
         self.out_features = widths[-1]
 
     def forward(self, x):
         return self.mlp(x)
-
-    def upgrade_keys(self, state_dict: dict, prefix: str) -> None:
-        """Name "0.weight" and the like, as this head once did, "mlp.0.weight". UserError for its other leaky_relu."""
-        for key in [key for key in state_dict if re.match(rf"{re.escape(prefix)}\d+\.", key)]:
-            if self.activation == "leaky_relu":
-                raise UserError(
-                    f"{key} is of an earlier version, whose leaky_relu had slope 0.1, not 0.01: train again"
-                )
-            state_dict[f"{prefix}mlp.{key.removeprefix(prefix)}"] = state_dict.pop(key)
 
 
 @HEAD_REGISTRY.register()

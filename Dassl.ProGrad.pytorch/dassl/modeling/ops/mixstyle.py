@@ -89,8 +89,7 @@ def mixing_controls(kind):
     def run_with(model, mix=None):
         """Context: mixing inside, by `mix` if given; off afterwards."""
         if mix is not None:
-            check_availability(mix, MIXES, f"{kind.__name__}'s mix")
-            model.apply(mixes[mix])
+            model.apply(on_each(lambda layer: layer.update_mix_method(mix)))
         return switched(model, activate, deactivate)
 
     def run_without(model):
