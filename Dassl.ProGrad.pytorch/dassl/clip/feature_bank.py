@@ -17,6 +17,7 @@ import functools
 import itertools
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -71,7 +72,7 @@ def build_feature_loader(
     """
     if not (cfg.FEATURES.VIEWS > 0 if is_train else cfg.FEATURES.TEST):
         return loader
-    pixels = loader.dataset
+    pixels: Any = loader.dataset  # a DatasetWrapper
     if loader.batch_size is None:
         raise UserError("feature bank: the loader has a batch sampler, expected a sampler and a size")
     if getattr(pixels, "return_img0", False):

@@ -30,7 +30,7 @@ def progress(items: Iterable | None = None, what: str = "", **more) -> tqdm:
     Where standard error is no terminal, it is a line at most every EVERY seconds. Of several processes under torchrun
     the first one shows it, of a pool's none. more: what tqdm takes.
     """
-    usual = {"desc": what or None, "delay": SHORT, "leave": False, "dynamic_ncols": True}
+    usual: dict = {"desc": what or None, "delay": SHORT, "leave": False, "dynamic_ncols": True}
     works_for_another = os.environ.get("RANK", "0") != "0" or multiprocessing.parent_process() is not None
     usual |= {"disable": works_for_another} | more
     if not sys.stderr.isatty():
