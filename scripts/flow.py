@@ -220,9 +220,7 @@ def run_unit(name: str) -> int:
     end_with_workflow()
     import torch
 
-    row = read_json(home() / PLAN)["units"].get(name)
-    if row is None:
-        raise UserError(f"{home() / PLAN} has no job {name}")
+    row = read_json(home() / PLAN)["units"][name]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
     jobs = [Job(**fields | {"pairs": tuple(fields["pairs"])}) for fields in row["jobs"]]
     know(job.command for job in jobs)

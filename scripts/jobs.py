@@ -45,7 +45,7 @@ class Job:
     @property
     def is_merge(self) -> bool:
         """Or an ensemble."""
-        return bool(self.declared.module) and not self.declared.skips_itself
+        return bool(self.declared.module) and not callable(self.declared.marker)
 
     @property
     def module(self) -> str:
@@ -210,16 +210,6 @@ def known_arguments(command: Command, arguments: Arguments) -> list[str]:
 # Is what lies there what is asked for?
 
 
-def differences(job: Job, memo: dict) -> list[str]:
-    """Lines on what the run in a job's folder has otherwise; [] where none has begun, or what it needs is gone.
-
-    memo: of `train.differences`.
-    """
-    with contextlib.suppress(MissingFile):
-        return importlib.import_module(job.module).differences(job.argv, memo)
-    return []
-
-
 def settle(jobs: Sequence[Job], overwrite: bool = False) -> list[Job]:
     """Before any of the jobs begins: is what lies in their folders what they ask for?
 
@@ -243,7 +233,9 @@ def compare(jobs: Sequence[Job]) -> tuple[str, list[Job]]:
     memo, again, stale, lines = {}, set(), [], {}
     for job in progress(jobs, "comparing what is there"):
         begun = any(place.is_dir() for place in (job.folder, *(mark.parent for mark in job.marks)))
-        other = differences(job, memo) if begun else []
+        other = []
+        with contextlib.suppress(MissingFile):  # what it needs is gone
+            other = importlib.import_module(job.module).differences(job.argv, memo) if begun else []
         came_of = any(run in again for run, _ in job.needs.values())
         if other:
             lines[job.folder] = other

@@ -12,6 +12,7 @@ from dassl.config import read_yaml
 from dassl.utils import UserError, check_availability
 from datasets import PUBLIC
 from scripts.commands import COMMANDS, TRAININGS, scripts_of
+from scripts.commands.base2new import of_toy
 from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
 from scripts.commands.condu import TRAINING
 from scripts.commands.protocols import TESTS, TRANSFER
@@ -49,7 +50,7 @@ def find_pair(name: str, protocol: str = "") -> MethodPair:
 
 def cfgs_of(pair: MethodPair, where: Arguments, presets: Iterable[str]) -> list[str]:
     """CFG of each of these presets of stage 2, of all if none is named."""
-    known = presets_of(pair.stage2, is_toy(where))
+    known = presets_of(pair.stage2, where["DATASET"].startswith("toy_"))
     return [cfg for preset, cfg in known.items() if not presets or preset in presets]
 
 
@@ -138,9 +139,9 @@ def fewshot(pair: MethodPair, where: Arguments, presets: Iterable[str], protocol
 
 def robust(pair: MethodPair, where: Arguments, presets: Iterable[str], protocol: str) -> Iterator[Job]:
     """Robust fine-tuning: the source's own test and its shifted ones."""
-    places = on_targets(where, protocol)
+    places, anchor = on_targets(where, protocol), of_toy(ANCHOR, "vit_b16_imagenet")(where)
     for place in places:
-        yield from zero_shot("robust_test", place, [ANCHOR if is_toy(where) else "vit_b16_imagenet"])
+        yield from zero_shot("robust_test", place, [anchor])
     cfgs = [{"CFG": cfg} for cfg in cfgs_of(pair, where, presets)]
     for trainer, arguments in [(pair.stage1, {}), *((pair.stage2, cfg) for cfg in cfgs)]:
         named = TRAININGS[trainer].named
@@ -166,10 +167,6 @@ def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[st
     pairs = tuple(checked_pairs(list(pairs)))
     commands = {name: COMMANDS[name] for name in names}
     return [Job(name, c.complete(arguments), pairs) for name, c in commands.items()]
-
-
-def is_toy(where: Arguments) -> bool:
-    return where["DATASET"].startswith("toy_")
 
 
 def toy_sets() -> list[str]:

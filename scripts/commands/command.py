@@ -68,11 +68,6 @@ class Command:
         """Name of a script of its method, e.g. of "base2new_test"."""
         return self.script.format(what)
 
-    @property
-    def skips_itself(self) -> bool:
-        """Does its module compare, and skip, what is there?"""
-        return callable(self.marker)
-
     def marks(self, arguments: Arguments) -> list[Path]:
         """The files that a finished run has left."""
         return self.marker(arguments) if callable(self.marker) else [run_folder(self, arguments) / self.marker]

@@ -98,14 +98,13 @@ def zero_shot_commands() -> dict[str, Command]:
     """Of zero-shot CLIP, and of its average with CoOp's class vectors."""
     commands = {}
     for what, subset in TESTS.items():
-        half = f"evaluate/test_{subset}/{{DATASET}}/shots_{{SHOTS}}"
-        commands[f"zsclip/{what}"] = zero_shot("ZeroshotCLIP", f"output_zsclip/{half}", subset=subset)
-        for folder, trainer, place, stage1 in (
-            ("zsclip2", "ZeroshotCLIP2", "zsclip2", ""),
-            ("coop_average", "CoOp_Average", "average/CoOp", "base2new_train"),
+        for folder, trainer, place, fields in (
+            ("zsclip", "ZeroshotCLIP", "zsclip", {}),
+            ("zsclip2", "ZeroshotCLIP2", "zsclip2", {"forms": ()}),
+            ("coop_average", "CoOp_Average", "average/CoOp", {"forms": (), "stage1": "base2new_train"}),
         ):
-            fields = {"subset": subset, "forms": (), "stage1": stage1}
-            commands[f"{folder}/{what}"] = zero_shot(trainer, f"output_{place}/{half}", **fields)
+            output = f"output_{place}/evaluate/test_{subset}/{{DATASET}}/shots_{{SHOTS}}"
+            commands[f"{folder}/{what}"] = zero_shot(trainer, output, subset=subset, **fields)
     for protocol, what in TRANSFER.items():
         commands[f"coop_average/{what}"] = zero_shot(
             "CoOp_Average",
