@@ -39,12 +39,12 @@ def sections() -> dict[str, dict]:
     for cls in map(TRAINER_REGISTRY.get, sorted(TRAINER_REGISTRY.registered_names())):
         if cls.__module__.startswith(("condu.", "mergetune.trainers.", "dassl.")):
             keys |= trainer_keys(cls)
-    found: dict[str, dict] = {}
+    headings: dict[str, dict] = {}
     for name, key in keys.items():
         parts = name.split(".")
         heading = ".".join(parts[: 1 + (parts[0] == "TRAINER")][: len(parts) - 1]) or "Top level"
-        found.setdefault(heading, {})[name] = key
-    return found
+        headings.setdefault(heading, {})[name] = key
+    return headings
 
 
 def render() -> str:

@@ -179,11 +179,6 @@ def references(name: str, where: Arguments, cell: dict[str, str]) -> list[Job]:
     return [Job(f"zsclip/{what}", zero_shot) for what in TESTS] + halves(stage1_command(COMMANDS[name]), first)
 
 
-def table_methods(protocol: str) -> list[str]:
-    """The pairs of the paper's table of a protocol; needs no PyTorch."""
-    return read_yaml(ROOT / "configs" / "tables" / f"{protocol}.yaml")["methods"]
-
-
 def read_table(path: str | Path) -> SimpleNamespace:
     """The fields of a table, or `sweeps` alone. UserError for a name that there is not."""
     if not Path(path).is_file():

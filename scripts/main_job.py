@@ -21,11 +21,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
-from dassl.config import merge_pairs  # noqa: E402
+from dassl.config import merge_pairs, read_yaml  # noqa: E402
 from dassl.utils import ArgumentParser, UserError, errors_in_one_line  # noqa: E402
 from scripts.check_job import check_job  # noqa: E402
 from scripts.commands import folder  # noqa: E402
-from scripts.grid import plan, table_methods  # noqa: E402
+from scripts.grid import plan  # noqa: E402
 from scripts.jobs import Job, settle  # noqa: E402
 from scripts.plans import PROTOCOLS  # noqa: E402
 from scripts.stopping import stoppable  # noqa: E402
@@ -54,7 +54,8 @@ def add_grid_flags(parser: argparse.ArgumentParser) -> None:
 def build_parser(description: str = __doc__) -> argparse.ArgumentParser:
     """What names a grid, for the workflow too."""
     parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    pairs = "; ".join(f"{protocol}: {', '.join(table_methods(protocol))}" for protocol in PROTOCOLS)
+    tables = {protocol: read_yaml(ROOT / "configs" / "tables" / f"{protocol}.yaml") for protocol in PROTOCOLS}
+    pairs = "; ".join(f"{protocol}: {', '.join(table['methods'])}" for protocol, table in tables.items())
     parser.add_argument("--trainer", help=f"method pair, by protocol: {pairs}; default the first; or any stage 2")
     parser.add_argument("--protocol", help=f"one of {', '.join(PROTOCOLS)}; default the trainer's first")
     parser.add_argument("--all", action="store_true", help="every pair that has the protocol")

@@ -96,10 +96,8 @@ def check(job: Job) -> None:
 def ready(run: str | Path) -> bool:
     """Is there a trained model: a finished run of ours, or other people's checkpoint files?"""
     run = Path(run)
-    if run.is_file():
-        return True
     files = [*run.glob("model*.pth.tar*"), *run.glob("*/model*.pth.tar*")]
-    return (run / "results.json").is_file() or bool(files) and not (run / "resume.pt").exists()
+    return run.is_file() or (run / "results.json").is_file() or bool(files) and not (run / "resume.pt").exists()
 
 
 def check_needs(job: Job) -> None:

@@ -122,7 +122,7 @@ def run_groups(groups: list[list[Job]], workers: int) -> list[str]:
     ):
 
         def start(jobs: list[Job]) -> None:
-            bar.set_description_str(str(jobs[0]))
+            bar.set_description_str(str(jobs[0]), refresh=not bar.delay)  # lines come by the clock
             running[executor.submit(attempt, jobs[0])] = jobs[1:]
 
         def say(failure: str) -> None:

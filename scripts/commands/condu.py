@@ -44,7 +44,12 @@ def _trained(arguments: Arguments) -> list[Path]:
     return [home / f"{index}_{task}" / "results.json" for index, task in enumerate(tasks_of(arguments["ORDER"]))]
 
 
-DEFAULTS = {"ORDER": "I", "LABEL": lambda arguments: arguments["ORDER"].replace(",", "-"), "FLAGS": ""}
+DEFAULTS = {
+    "ORDER": "I",
+    "LABEL": lambda arguments: arguments["ORDER"].replace(",", "-"),
+    "FLAGS": "",
+    "GPUS": variable("GPUS", "1"),
+}
 STREAM = Command(
     arguments=("ORDER",),
     forms=((),),
@@ -58,10 +63,6 @@ STREAM = Command(
     lines=lambda argv: importlib.import_module("scripts.condu.stream").session_lines(argv),
     marker=_trained,
 )
-
-
-def training(cfg: str) -> Command:
-    return replace(STREAM, defaults=DEFAULTS | {"CFG": variable("CFG", cfg), "GPUS": variable("GPUS", "1")})
 
 
 def evaluation(cfg: str, protocol: str) -> Command:
@@ -102,7 +103,7 @@ def toy(name: str, arguments: str, output: str) -> Command:
 
 
 COMMANDS = {
-    **{f"condu/{name}": training(cfg) for name, cfg in TRAINING.items()},
+    **{f"condu/{n}": replace(STREAM, defaults=DEFAULTS | {"CFG": variable("CFG", c)}) for n, c in TRAINING.items()},
     **{f"condu/{name}": evaluation(*facts) for name, facts in EVALUATION.items()},
     "condu/toy_stream": toy("toy_stream", "[--orders N] [--tasks a,b,c] [--lora] [--seeds K ...]", "mtil"),
     "condu/toy_rates": toy("toy_rates", "[--choose] [--lora] [--tasks a,b,c] [--rates R ...]", "mtil_rates"),
