@@ -142,7 +142,7 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, steps_per_epoch: int
             raise WrongType(f"For multi_step, STEPSIZE is expected to be a list, but got {stepsize!r}")
         scheduler = MultiStepLR(optimizer, list(stepsize), optim_cfg.GAMMA)
     elif name == "cosine":
-        scheduler = CosineAnnealingLR(optimizer, float(optim_cfg.MAX_EPOCH))
+        scheduler = CosineAnnealingLR(optimizer, optim_cfg.MAX_EPOCH)
     else:
         scheduler = ConstantLR(optimizer, factor=1.0)
     if warmup <= 0:
