@@ -284,6 +284,8 @@ def test_what_is_typed_wins_over_what_a_script_adds(dry):
     _, (run,) = toy_stream.read(words[3:])
     assert (run.seed, str(run.out)) == (3, "/x/toy_ft/order_toy_digits/seed3")
     assert run.root == "/data" and run.pairs == ("OPTIM.LR", "0.1")
+    (words,) = dry("condu/toy_stream", "--overwrite")
+    assert all(run.overwrite for run in toy_stream.read(words[3:])[1])
 
 
 def test_pairs_may_be_joined_and_folders_of_the_environment_begin_with_a_tilde(monkeypatch):
