@@ -24,7 +24,7 @@ class FewShot(Grid):
 
     def on(self, row: Row, dataset: str | None = None) -> dict[int, Summary]:
         """{shots: Summary} on one data set, or of the average over all; no number if one is missing."""
-        datasets = [dataset] if dataset else self.datasets
+        datasets = self.datasets if dataset is None else [dataset]
         return {k: self.cell(row, *((d, k) for d in datasets)) for k in self.shots}
 
 
@@ -55,7 +55,7 @@ def _table(grid, dataset=None):
         uneven = "cells have different seeds; deviations and n are of the seeds that data sets share"
         notes = table.column_notes(grid, columns, columns, "no run on", uneven, "{0[0]} at {0[1]}".format)
         notes += stamp_notes(grid, names)
-    title = dataset or f"Average over {table.data_sets(grid.datasets)}"
+    title = f"Average over {table.data_sets(grid.datasets)}" if dataset is None else dataset
     columns = ["all" if k < 1 else "1 shot" if k == 1 else f"{k} shots" for k in grid.shots]
     return table.method_table(title, grid, names, columns, lambda row: grid.on(row, dataset), notes=notes)
 
@@ -65,7 +65,11 @@ def fewshot_report(records: list[dict], methods: Methods = NONE) -> table.Report
     grid, lines = fewshot(records, methods), []
     over = [None, *grid.datasets]
     for row, name in grid.names.items():
-        cells = {(dataset or "average", k): s for dataset in over for k, s in grid.on(row, dataset).items()}
+        cells = {
+            ("average" if dataset is None else dataset, k): s
+            for dataset in over
+            for k, s in grid.on(row, dataset).items()
+        }
         lines += table.csv_lines(name, row, cells, stamp_cells(grid, row))
     report = table.method_report(
         PROTOCOL,
