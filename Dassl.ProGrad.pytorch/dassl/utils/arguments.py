@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 from .errors import UserError
 from .registry import closest
@@ -35,7 +36,7 @@ def _path(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-FLAGS = {  # that several commands have
+FLAGS: dict[str, dict] = {  # that several commands have
     "--root": {"type": "path", "default": "", "help": "folder of all data sets, if it is not where the run found it"},
     "--set": {"dest": "pairs", "nargs": 2, "action": "extend", "default": [], "metavar": ("KEY", "VALUE"),
               "help": "what else has moved: RESUME_COOP, a teacher"},
@@ -56,7 +57,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self.register("type", "path", _path)
         self._negative_number_matcher = re.compile(r"-\.?\d|-(inf|nan)\b")
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         unknown = re.match(r"unrecognized arguments: (--?[\w.-]+)", message)
         if unknown:
             message = f"unknown flag {unknown[1]}; nearest: {', '.join(self._nearest(unknown[1]))}"

@@ -11,6 +11,7 @@ import mmap
 import os
 import re
 import zipfile
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class Inert:
     def __setitem__(self, key, value):
         """What a dictionary of its own kind held is left out."""
 
-    def extend(self, values):
+    def extend(self, values: object) -> None:
         """As is what a list held."""
 
     append = extend
@@ -264,7 +265,7 @@ def _script_tensors(module, path):
     return tensors
 
 
-def restricted_load(path: str | os.PathLike, scripts: bool = False):
+def restricted_load(path: str | os.PathLike, scripts: bool = False) -> Any:
     """The object in a checkpoint (zip or older format), its tensors on the CPU; objects of `torch.optim` classes and
     the like come back `Inert`. scripts: of a TorchScript archive, too, the {name: tensor} of its modules.
 

@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from .errors import UserError
 from .logger import quiet
 from .torchrun import launched, one_process  # noqa: F401  imported from here by commands
 
+T = TypeVar("T")
 TIMEOUT = timedelta(hours=12)  # one process may write or evaluate for long while the others wait
 _FAILURE = "failure"  # key in the store of the first failure
 _groups = itertools.count()
@@ -34,7 +36,7 @@ _turns: list[bool] = []  # not empty while one process after the other does the 
 class PeerFailure(SystemExit):
     """Another process of this run has failed and says why itself: this one ends without a word, status 1."""
 
-    def __init__(self, reason):
+    def __init__(self, reason: str) -> None:
         super().__init__(1)
         self.reason = reason
 
@@ -196,14 +198,14 @@ def barrier() -> None:
     all_reduce(torch.zeros(1))
 
 
-def broadcast(value):
+def broadcast(value: T) -> T:
     """The main process's `value`, as pickle takes it; tensors come back on the CPU if they were there."""
     values = [value]
     _exchange(dist.broadcast_object_list, values, 0)
     return values[0]
 
 
-def gather(value) -> list:
+def gather(value: T) -> list[T]:
     """Every process's `value`, each as `broadcast` takes it -> a list by rank, the same everywhere."""
     values = [value] * world_size()
     _exchange(dist.all_gather_object, values, value)
@@ -216,7 +218,7 @@ def gather_batches(batches: list[torch.Tensor]) -> list[torch.Tensor]:
     return [rows for rows in gather(mine) if rows is not None]
 
 
-def gather_to_main(value) -> list | None:
+def gather_to_main(value: T) -> list[T] | None:
     """Every process's `value`, each as `broadcast` takes it -> a list by rank in the main process, None in others."""
     values = [value] * world_size() if is_main() else None
     _exchange(dist.gather_object, value, values)

@@ -7,6 +7,8 @@ import re
 import reprlib
 import sys
 import traceback
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
@@ -38,7 +40,7 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else "".join(sign if sign.isprintable() else " " for sign in text)
 
 
-def brief(value, most: int = 200) -> str:
+def brief(value: object, most: int = 200) -> str:
     """The repr of what a file brought, for an error: of at most `most` characters, and made without walking all of
     it, since a few bytes can stand for more than any memory holds."""
     text = _SHORT.repr(value)
@@ -93,7 +95,7 @@ class LastingStream:
     """An open text stream that never fails: a closed terminal, `| head` and a full disk behind it cost no result. A
     terminal of few characters shows the others as escapes. name: in the line that says where it ends."""
 
-    def __init__(self, stream, name="standard output"):
+    def __init__(self, stream: Any, name: object = "standard output") -> None:
         self._name = name
         self._stream = stream if stream is not None else open(os.devnull, "w")  # noqa: SIM115  takes its number, too
         with contextlib.suppress(AttributeError, OSError):  # a stream of another kind, a pipe that was read from
@@ -102,14 +104,14 @@ class LastingStream:
     def __getattr__(self, name):
         return getattr(vars(self)["_stream"], name)
 
-    def write(self, text):
+    def write(self, text: str) -> int:
         self._keep(self._stream.write, text)
         return len(text)
 
-    def flush(self):
+    def flush(self) -> None:
         self._keep(self._stream.flush)
 
-    def writelines(self, lines):
+    def writelines(self, lines: Iterable[str]) -> None:
         self.write("".join(lines))
 
     def _keep(self, act, *args):
@@ -124,7 +126,7 @@ class LastingStream:
 
 
 @contextlib.contextmanager
-def memory_errors(more=lambda: ""):
+def memory_errors(more: Callable[[], str] = lambda: "") -> Iterator[None]:
     """What the system or a GPU has no more of (memory, files, room in /dev/shm), in Python's, numpy's or torch's words,
     as UserError. more: makes the end of its line."""
     try:
@@ -136,7 +138,7 @@ def memory_errors(more=lambda: ""):
 
 
 @contextlib.contextmanager
-def errors_in_one_line(status=1):
+def errors_in_one_line(status: int = 1) -> Iterator[None]:
     """Around a command: UserError, OSError, lack of memory end it with one line and `status`, an interrupt with 130."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = LastingStream(sys.stdout), LastingStream(sys.stderr)

@@ -17,6 +17,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import IO, Any
 
 from .errors import MissingFile, UserError, WriteFailed
 
@@ -151,7 +152,7 @@ def begun(folder: StrPath, marker: str) -> bool:
 
 
 @contextlib.contextmanager
-def atomic_write(path: StrPath, mode: str = "wb", **open_kwargs):
+def atomic_write(path: StrPath, mode: str = "wb", **open_kwargs: Any) -> Iterator[IO]:
     """`atomic_path` for one open file: gives the file object. Raises WriteFailed."""
     if "b" not in mode:
         open_kwargs.setdefault("encoding", "utf-8")
@@ -228,13 +229,13 @@ def _sync(path):
             os.close(handle)
 
 
-def write_json(obj, fpath: StrPath) -> None:
+def write_json(obj: object, fpath: StrPath) -> None:
     """Write `obj` as JSON, indent 4. Makes the parent folder. Raises WriteFailed."""
     with atomic_write(fpath, "w") as file:
         json.dump(obj, file, indent=4, separators=(",", ": "))
 
 
-def atomic_save(obj, path: StrPath) -> None:
+def atomic_save(obj: object, path: StrPath) -> None:
     """`torch.save(obj)` into `path`, whole or not at all. Raises WriteFailed.
 
     The file goes to torch as it is, and signals wait until torch is done: an exception of theirs raised inside
@@ -337,7 +338,7 @@ def _each_once(pairs):
     return named
 
 
-def read_json(fpath: StrPath):
+def read_json(fpath: StrPath) -> Any:
     """Parsed JSON file. Raises MissingFile, or UserError if it is not JSON or names a thing twice."""
     text = read_text(fpath)
     try:

@@ -9,6 +9,8 @@ import sys
 import time
 import traceback
 import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from tqdm import tqdm
 
@@ -38,7 +40,7 @@ class _StdoutHandler(logging.StreamHandler):
             super().emit(record)
 
 
-def get_logger(name="dassl"):
+def get_logger(name: str = "dassl") -> logging.Logger:
     """Logger of bare messages on the current standard output; where a run's log file is, `debug` is for that alone."""
     logger = logging.getLogger(name)
     if not any(isinstance(handler, _StdoutHandler) for handler in logger.handlers):
@@ -49,7 +51,7 @@ def get_logger(name="dassl"):
 
 
 @contextlib.contextmanager
-def quiet(level=logging.ERROR):
+def quiet(level: int = logging.ERROR) -> Iterator[None]:
     """Nothing below this level is logged."""
     logger = get_logger()
     before = logger.level
@@ -66,7 +68,7 @@ class Logger:
     Everything it does not define (isatty, fileno, encoding) is the console's, which it never closes.
     """
 
-    def __init__(self, fpath=None, console=None):
+    def __init__(self, fpath: str | os.PathLike | None = None, console: Any = None) -> None:
         self.console = console if console is not None else sys.stdout
         self.file = None
         if fpath is not None:
@@ -84,25 +86,25 @@ class Logger:
     def __exit__(self, *exc_info):
         self.close()
 
-    def write(self, text):
+    def write(self, text: str) -> int:
         self.record(text)
         return self.console.write(text)
 
-    def writelines(self, lines):
+    def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
 
-    def record(self, text):
+    def record(self, text: str) -> None:
         """Write to the file alone."""
         if self.file is not None:
             self.file.write(text)
 
-    def flush(self):
+    def flush(self) -> None:
         self.console.flush()
         if self.file is not None:
             self.file.flush()
 
-    def close(self):
+    def close(self) -> None:
         if self.file is not None:
             file, self.file = self.file, None
             file.flush()
@@ -140,7 +142,7 @@ def _text_of_warning(message, category, filename, lineno, file=None, line=None):
     return warnings.formatwarning(message, category, filename, lineno, line)
 
 
-def setup_logger(output=None):
+def setup_logger(output: str | os.PathLike | None = None) -> Logger | None:
     """From now on copy standard output, warnings and a fatal traceback into a log file.
 
     `output` is a file (.txt, .log) or a folder (log.txt in it); None does nothing. An existing file is kept
@@ -157,7 +159,7 @@ def setup_logger(output=None):
 
 
 @contextlib.contextmanager
-def logging_to(folder):
+def logging_to(folder: str | os.PathLike | None) -> Iterator[Logger | None]:
     """`setup_logger` for one run: afterwards standard output and hooks are as before, the file is closed."""
     before = sys.stdout, warnings.showwarning, sys.excepthook
     logger = setup_logger(folder)

@@ -1,6 +1,7 @@
 """Running averages of what a training loop prints. Values on a GPU stay there until somebody reads them."""
 
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -18,15 +19,15 @@ def _scalar(value):
 class AverageMeter:
     """Last value, sum, count and average; `ema=True` averages exponentially (0.9 old, 0.1 new, from 0)."""
 
-    def __init__(self, ema=False):
+    def __init__(self, ema: bool = False) -> None:
         self.ema = ema
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         self._val = self._sum = self._ema = 0.0
         self.count = 0
 
-    def update(self, val, n=1):
+    def update(self, val: float | torch.Tensor, n: int = 1) -> None:
         """Add `val`, a number or a one-element tensor, with weight `n`."""
         self._val = _scalar(val)
         self._sum = self._sum + self._val * n
@@ -34,15 +35,15 @@ class AverageMeter:
         self.count += n
 
     @property
-    def val(self):
+    def val(self) -> float:
         return float(self._val)
 
     @property
-    def sum(self):
+    def sum(self) -> float:
         return float(self._sum)
 
     @property
-    def avg(self):
+    def avg(self) -> float:
         if self.ema:
             return float(self._ema)
         return float(self._sum) / self.count if self.count else 0.0
@@ -51,11 +52,11 @@ class AverageMeter:
 class MetricMeter:
     """AverageMeters by name; as text `loss 3.0000 (2.0000)`: last (average), in order of first appearance."""
 
-    def __init__(self, delimiter=" "):
-        self.meters = defaultdict(AverageMeter)
+    def __init__(self, delimiter: str = " ") -> None:
+        self.meters: defaultdict[str, AverageMeter] = defaultdict(AverageMeter)
         self.delimiter = delimiter
 
-    def update(self, input_dict):
+    def update(self, input_dict: dict | None) -> None:
         """Add one value per name; None adds nothing. Raises TypeError for anything but a dictionary."""
         if input_dict is None:
             return
@@ -68,11 +69,11 @@ class MetricMeter:
         parts = (f"{name} {meter.val:.4f} ({meter.avg:.4f})" for name, meter in self.meters.items())
         return self.delimiter.join(parts)
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, list]:
         """{name: [last, sum, exponential average, count]}, in order."""
         return {name: [m.val, m.sum, float(m._ema), m.count] for name, m in self.meters.items()}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: Mapping[str, Sequence]) -> None:
         """Go on from what `state_dict` gave."""
         for name, numbers in state.items():
             meter = self.meters[name]

@@ -6,8 +6,11 @@ One release later they are gone. Dassl's own names are none of them: they stay.
 import functools
 import sys
 import warnings
+from collections.abc import Callable
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 _IN = {  # package -> its modules that moved, and where to
     "condu": "expert_cache evaluation, iterations dassl.data.samplers, merge fusion, packing bitpack, "
@@ -64,19 +67,19 @@ METHODS = {
 class MovedModules:
     """Finder and loader of MOVED, to be appended to sys.meta_path."""
 
-    def find_spec(self, name: str, path=None, target=None) -> ModuleSpec | None:
-        return ModuleSpec(name, self) if name in MOVED else None
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name in MOVED else None  # type: ignore[arg-type]  # a loader by its methods
 
     def create_module(self, spec: ModuleSpec) -> None:
         """An empty one, which `exec_module` replaces."""
 
-    def exec_module(self, module) -> None:
+    def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
         warnings.warn(f"{name} is now {MOVED[name]}", FutureWarning, stacklevel=2)
         sys.modules[name] = import_module(MOVED[name])
 
 
-def old_names(module: str):
+def old_names(module: str) -> Callable[[str], Any]:
     """The `__getattr__` of a module that has CLASSES: what had another name in an earlier version."""
 
     def __getattr__(name: str):

@@ -11,6 +11,8 @@ import mmap
 import os
 import pickle
 import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +53,7 @@ class PlainDtype:
         self.order = state[1]
 
 
-def encode(text, encoding="latin1"):
+def encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")  # how Python 3 writes bytes for Python 2
 
 
@@ -82,6 +84,7 @@ class Unpickler(pickle._Unpickler):
     names: {(module, name): what stands for it}; a file may ask for no other global. what: it holds, for errors.
     """
 
+    stack: list  # Python's own, which its stubs do not have
     dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _LEFT_OUT}
     dispatch |= {code[0]: _counted(pickle._Unpickler.dispatch[code[0]]) for code in _TUPLES}
 
@@ -89,28 +92,28 @@ class Unpickler(pickle._Unpickler):
         super().__init__(file, encoding=encoding)
         self.path, self.names, self.what, self.sizes = path, names, what, {}
 
-    def load(self):
+    def load(self) -> Any:
         try:
             return super().load()
         finally:  # it refers to itself, and to all that it has read
             vars(self).clear()
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.names:
             raise UserError(f'"{self.path}" is refused: it asks for "{module}.{name}", which no {self.what} needs')
         return self.names[module, name]
 
-    def load_build(self):
+    def load_build(self) -> None:
         """A file can set attributes of objects, not of what stands for a class or function."""
         if not isinstance(self.stack[-2], tuple(kind for kind in self.names.values() if isinstance(kind, type))):
             raise ValueError(f"sets attributes of a {type(self.stack[-2]).__name__}")
-        super().load_build()
+        super().load_build()  # type: ignore[misc]  # its stubs do not have it
 
-    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]
+    dispatch[pickle.BUILD[0]] = load_build  # type: ignore[assignment]  # they take the unpickler in C alone
 
 
 @contextlib.contextmanager
-def one_error(path, what):
+def one_error(path: str | os.PathLike, what: str) -> Iterator[None]:
     """A damaged file can make a reader fail in any way: as UserError that names it. what: it should have been."""
     try:
         yield
@@ -126,7 +129,7 @@ _ARRAYS = {("numpy", "ndarray"): None, ("numpy", "dtype"): PlainDtype, ("_codecs
 }
 
 
-def load_plain_pickle(path, classes=None):
+def load_plain_pickle(path: str | os.PathLike, classes: dict[tuple[str, str], Callable] | None = None) -> Any:
     """The object in a pickle; strings of Python 2 are read as latin-1.
 
     classes: {(module, name): what is called in place of that class}.

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable
+from typing import Any
 
 from tqdm import tqdm
 
@@ -24,7 +25,7 @@ class _Lines:
         sys.stderr.flush()
 
 
-def progress(items: Iterable | None = None, what: str = "", **more) -> tqdm:
+def progress(items: Iterable | None = None, what: str = "", **more: Any) -> tqdm:
     """A tqdm bar over `items`, or, with `total`, one that is updated by hand; it appears after SHORT seconds of work.
 
     Where standard error is no terminal, it is a line at most every EVERY seconds. Of several processes under torchrun

@@ -6,8 +6,10 @@ import pkgutil
 import re
 import sys
 import warnings
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -15,24 +17,24 @@ from .errors import UnknownName, UserError
 from .logger import get_logger
 
 PLUGINS = "configs/plugins.yaml"  # beside the engine's folder, or in one of sys.path: {kind: [package or module, ...]}
-_broken = {}  # file of a module that could not be imported -> why
+_broken: dict[str, str] = {}  # file of a module that could not be imported -> why
 
 
-def closest(name, available, n=3):
+def closest(name: object, available: Iterable, n: int = 3) -> list:
     """Up to `n` of `available` that look most like `name`, best first; letter case does not count."""
-    by_lower = {}
+    by_lower: dict[str, list] = {}
     for candidate in available:
         by_lower.setdefault(str(candidate).lower(), []).append(candidate)
     nearest = difflib.get_close_matches(str(name).lower(), by_lower, n=n, cutoff=0.0)
     return [candidate for lower in nearest for candidate in by_lower[lower]][:n]
 
 
-def get_most_similar_str_to_a_from_b(a, b):
+def get_most_similar_str_to_a_from_b(a: object, b: Iterable) -> Any:
     """The one of the strings `b` that looks most like `a`; None if `b` is empty."""
     return next(iter(closest(a, b, n=1)), None)
 
 
-def check_availability(requested, available, what="The requested one"):
+def check_availability(requested: object, available: Iterable, what: str = "The requested one") -> None:
     """Raise UserError, with the nearest name, unless `requested` is one of `available`; `what` is it a name of."""
     if requested in available:
         return
@@ -46,7 +48,7 @@ def check_availability(requested, available, what="The requested one"):
     raise UserError(f"{what} is expected to belong to [{names}], but got [{requested}]{suffix}")
 
 
-def import_modules(package, folders):
+def import_modules(package: str, folders: Iterable[str]) -> None:
     """Import every module of a package's folders, so that its classes are registered; folders: its `__path__`.
 
     One that fails is left out with a warning, and `check_availability` tells the reason to whoever asks for a class
@@ -58,7 +60,7 @@ def import_modules(package, folders):
         try:
             import_module(f"{package}.{module.name}")
         except (Exception, SystemExit) as error:
-            file = f"{module.module_finder.path}/{module.name}.py"
+            file = f"{vars(module.module_finder)['path']}/{module.name}.py"
             if file not in _broken:
                 _broken[file] = f"{type(error).__name__}: {error}".splitlines()[0]
                 warnings.warn(f"{file} is left out: {_broken[file]}", stacklevel=3)
@@ -70,7 +72,7 @@ def import_plugins(kind: str) -> None:
     Where there is no such file, as where the engine is installed alone, nothing. UserError for one that names what
     cannot be imported.
     """
-    beside = Path(__file__).resolve().parents[3]
+    beside = str(Path(__file__).resolve().parents[3])
     file = next((file for folder in (beside, *sys.path) if (file := Path(folder, PLUGINS).absolute()).is_file()), None)
     if file is None:
         return
@@ -105,9 +107,9 @@ class Registry:
     registered, or all names are.
     """
 
-    def __init__(self, name, built_in=(), plugins=""):
+    def __init__(self, name: str, built_in: Iterable[str] = (), plugins: str = "") -> None:
         self._name = name
-        self._obj_map = {}
+        self._obj_map: dict[str, Any] = {}
         self._built_in = built_in
         self._plugins = plugins
 
@@ -135,7 +137,7 @@ class Registry:
     def __iter__(self):
         return iter(self.registered_names())
 
-    def register(self, obj=None, force=False):
+    def register(self, obj: Any = None, force: bool = False) -> Any:
         """Register `obj`, and return it; give a decorator if there is none. `force` replaces an earlier entry.
 
         Raises:
@@ -150,7 +152,7 @@ class Registry:
         self._obj_map[name] = obj
         return obj
 
-    def get(self, name):
+    def get(self, name: str) -> Any:
         """The object of that name. Raises UnknownName (a KeyError) with the nearest names."""
         if name not in self:
             message = f'Object name "{name}" does not exist in "{self._name}" registry'
@@ -158,14 +160,14 @@ class Registry:
             raise UnknownName(f"{message} (nearest: {near})" if near else f"{message}, which is empty")
         return self._obj_map[name]
 
-    def build(self, name, what, verbose, *args, **kwargs):
+    def build(self, name: str, what: str, verbose: bool, *args: Any, **kwargs: Any) -> Any:
         """Call the member of that name. Raises UserError, with the nearest name, for one that is none of `what`."""
         check_availability(name, self, what)
         if verbose:
             get_logger().debug(f"{what.removeprefix('A ').capitalize()}: {name}")
         return self.get(name)(*args, **kwargs)
 
-    def registered_names(self):
+    def registered_names(self) -> list[str]:
         """All names, in order of registration."""
         self._load_plugins()
         return list(self._obj_map)

@@ -11,6 +11,8 @@ import sys
 import urllib.request
 import warnings
 from importlib import metadata
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import PIL
@@ -87,7 +89,7 @@ def _pip_list(command):
     return 0, "\n".join(sorted(lines, key=str.lower)), ""
 
 
-def tolist_if_not(x) -> list:
+def tolist_if_not(x: Any) -> list:
     """`x` itself if it is a list, else a list that holds it."""
     return x if isinstance(x, list) else [x]
 
@@ -115,7 +117,7 @@ def download_url(url: str, dst: str | os.PathLike, sha256: str = "") -> None:
         raise UserError(f'Cannot download "{url}": {error}') from error
 
 
-def import_matplotlib():
+def import_matplotlib() -> ModuleType:
     """matplotlib -> the module, imported whatever MPLBACKEND says; nothing here opens a window.
 
     Jupyter and Colab name a backend in it that other environments lack, and matplotlib refuses to be imported. What it

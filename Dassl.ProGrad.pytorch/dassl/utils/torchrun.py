@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Callable, Iterator
 
 from .errors import UserError, errors_in_one_line
 
@@ -9,7 +10,7 @@ _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextlib.contextmanager
-def one_process():
+def one_process() -> Iterator[None]:
     """Around a command that one process does: of several that torchrun started the first does it, the others end."""
     if launched() and os.environ["RANK"] != "0":
         raise SystemExit(0)
@@ -20,7 +21,7 @@ def one_process():
         os.environ.update(hidden)
 
 
-def run_command(main):
+def run_command(main: Callable[[], object]) -> None:
     """Run a command's `main` in one process; bad input ends it with one line on stderr and exit code 1."""
     with errors_in_one_line(), one_process():
         main()

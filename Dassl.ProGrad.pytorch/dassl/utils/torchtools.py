@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import init
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from .checkpoints import check_kind, restricted_load
 from .errors import MissingFile, UserError, brief
@@ -52,13 +54,14 @@ def strip_module(state_dict: Mapping) -> OrderedDict:
     return stripped
 
 
-def is_plain_tensor(value) -> bool:
+def is_plain_tensor(value: object) -> bool:
     """Whether it is a tensor with its numbers in memory: dense, on the CPU, not quantized."""
-    plain = isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu"
-    return plain and not value.is_quantized
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
 
 
-def check_weights(where, state_dict):
+def check_weights(where: object, state_dict: Mapping) -> None:
     """UserError names what cannot be weights of a model: no plain tensor, or infinite. where: begins the message."""
     for key, value in state_dict.items():
         if not is_plain_tensor(value):
@@ -76,7 +79,13 @@ def drop_token_buffers(state_dict: dict) -> dict:
     return state_dict
 
 
-def save_checkpoint(state, save_dir, is_best=False, remove_module_from_keys=True, model_name=""):
+def save_checkpoint(
+    state: dict,
+    save_dir: str | os.PathLike,
+    is_best: bool = False,
+    remove_module_from_keys: bool = True,
+    model_name: str = "",
+) -> None:
     """Write `state` as `model.pth.tar-N` (N = state["epoch"]) or `model_name`, and name it in `checkpoint`.
 
     The pointer changes after the file is whole. `is_best` also copies it to `model-best.pth.tar`.
@@ -174,7 +183,9 @@ def pointed_at(folder: str | os.PathLike) -> str:
     return os.path.join(folder, os.path.basename(read_text(pointer).partition("\n")[0].strip()))
 
 
-def resume_from_checkpoint(fdir: str | os.PathLike, model: nn.Module, optimizer=None, scheduler=None) -> int:
+def resume_from_checkpoint(
+    fdir: str | os.PathLike, model: nn.Module, optimizer: Optimizer | None = None, scheduler: LRScheduler | None = None
+) -> int:
     """Restore what the pointer file in `fdir` names; returns the epoch to go on with (epochs done).
 
     Raises:
@@ -282,8 +293,15 @@ def set_bn_to_eval(m: nn.Module) -> None:
 
 
 def adjust_learning_rate(
-    optimizer, base_lr, epoch, stepsize=20, gamma=0.1, linear_decay=False, final_lr=0, max_epoch=100
-):
+    optimizer: Optimizer,
+    base_lr: float,
+    epoch: int,
+    stepsize: int = 20,
+    gamma: float = 0.1,
+    linear_decay: bool = False,
+    final_lr: float = 0,
+    max_epoch: int = 100,
+) -> None:
     """Set the rate of every parameter group: times gamma each `stepsize` epochs, or in a line to `final_lr`."""
     done = epoch / max_epoch
     lr = done * final_lr + (1 - done) * base_lr if linear_decay else base_lr * gamma ** (epoch // stepsize)
