@@ -44,7 +44,8 @@ def stamp(record: dict, name: str) -> str | None:
 def stamps_of(grid, row: Row, name: str) -> dict[str, str]:
     """What a field says of a row's runs -> {data set: words}."""
     words: dict = {}
-    for run in (run for (other, _), runs in grid.runs.items() if other == row for run in runs):
+    measured = [grid.runs.get((row, column), ()) for column in grid.columns]  # what is worked out has others' runs too
+    for run in (run for runs in measured for run in runs):
         if text := stamp(run, name):
             words.setdefault(run["dataset"], set()).add(_FEWER.sub("", text))
     return {dataset: " or ".join(sorted(texts)) for dataset, texts in words.items()}

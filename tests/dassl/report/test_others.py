@@ -58,6 +58,15 @@ def test_others_and_forgotten_by_hand(tmp_path):
     assert numbers["average", "others/toy_a"]["mean"] == "40.00"  # of what was trained on toy_b alone
 
 
+def test_what_was_forgotten_lends_a_row_none_of_zero_shot_clips_stamps(tmp_path):
+    write_cell(tmp_path, entry(toy_b=100), **ZERO_SHOT, templates="a photo of a {}.")
+    write_cell(tmp_path, entry(toy_b=80), templates="learned prompt")
+    lines = read_csv(report(tmp_path).write(tmp_path / "out")[1])
+    assert {(line["method"], line["stamp_templates"]) for line in lines} == {
+        ("ZeroshotCLIP", "'a photo of a {}.'"), ("CoOp", "learned prompt"),
+    }  # fmt: skip
+
+
 def test_columns_stand_in_this_order_and_none_without_an_entry(tmp_path):
     write_cell(tmp_path / "old", None)
     assert base2new_table(base2new(load_results(tmp_path))).columns == [
