@@ -61,15 +61,12 @@ def _table(grid, dataset=None):
 
 
 def fewshot_report(records: list[dict], methods: Methods = NONE) -> table.Report:
-    """the average over data sets, then each data set."""
+    """The average over data sets, then each data set. NoRuns if there is no evaluation."""
     grid, lines = fewshot(records, methods), []
     over = [None, *grid.datasets]
     for row, name in grid.names.items():
-        cells = {
-            ("average" if dataset is None else dataset, k): s
-            for dataset in over
-            for k, s in grid.on(row, dataset).items()
-        }
+        by_dataset = {"average": grid.on(row)} | {dataset: grid.on(row, dataset) for dataset in grid.datasets}
+        cells = {(dataset, k): summary for dataset, cell in by_dataset.items() for k, summary in cell.items()}
         lines += table.csv_lines(name, row, cells, stamp_cells(grid, row))
     report = table.method_report(
         PROTOCOL,
