@@ -43,8 +43,6 @@ def unify(deltas: Sequence[State], scale: str = "l1") -> tuple[dict[str, Tensor]
     in all of its coordinates.
     """
     check_scale(scale)
-    if not deltas:
-        raise ValueError("Nothing to unify: no delta was given")
     shapes = {name: tuple(value.shape) for name, value in deltas[0].items()}
     for task, delta in enumerate(deltas, start=1):
         check_shapes(delta, shapes, f"Delta {task}")

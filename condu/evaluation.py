@@ -84,7 +84,7 @@ class _Question:
 
 def _alone(member: Member) -> _Question:
     """Of one model that never votes."""
-    return _Question(Snapshot([], [], [], [], [member]), 0)
+    return _Question(Snapshot([], [], [member]), 0)
 
 
 class Evaluator:

@@ -8,6 +8,7 @@ Letters: B images, C classes, L tokens, D joint width.
 import math
 import os
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import get_args
 
@@ -100,7 +101,6 @@ class ConDU_Expert(TrainerX):
     CONFIG = "CONDU"
     KEYS = KEYS
     unnamed_keys = ("TRAINER.CONDU.ROUND",)
-    class_vectors: Tensor  # (C, D), the mean over all prompts, of what is tested
     _stored = None  # (delta, prototypes) of an expert that was trained before
 
     def check_cfg(self, cfg: CN) -> None:
@@ -257,12 +257,16 @@ class ConDU_Expert(TrainerX):
     # evaluation
 
     def deploy(self, fill: Callable[[dict], None]) -> None:
-        """Make the own copy the plain CLIP that `fill(parameters)` writes; its text tower runs once."""
+        """Make the own copy the plain CLIP that `fill(parameters)` writes."""
         self.space.release()
         fill(dict(self.clip.module.named_parameters()))
-        self.set_model_mode("eval")
+        self.__dict__.pop("class_vectors", None)  # of what was there before
+
+    @cached_property
+    def class_vectors(self) -> Tensor:
+        """(C, D) of what is tested: the mean over all prompts."""
         with torch.no_grad(), self.precision.autocast():
-            self.class_vectors = text_vectors(self.clip, self.classnames, self.prompts)
+            return text_vectors(self.clip, self.classnames, self.prompts)
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """The task's expert, from a store of experts."""

@@ -66,8 +66,6 @@ class Fusion:
         if name in self.tasks:
             raise ValueError(f"{name} is absorbed already; the tasks are {', '.join(self.tasks)}")
         label = f"The delta of {name}"
-        if not delta:
-            raise ValueError(f"{label} has no tensors")
         shapes = self.shapes or {key: tuple(value.shape) for key, value in delta.items()}
         check_shapes(delta, shapes, label)
         tasks = [*self.tasks, name]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode as CN
 
-from condu.state import Stream
+from condu.state import Stream, Task
 from condu.tuning import Tuning
 from condu.voting import prototypes
 from dassl.clip import ClipBackbone, tensor_digest, text_classifier
@@ -63,16 +63,14 @@ class Snapshot:
     "pretrained" model's or, an ablation that costs every image T passes, each "expert"'s own.
     """
 
-    tasks: list[str]
-    classnames: list[list[str]]
-    prompts: list[list[str]]
+    tasks: list[Task]
     prototypes: list[Tensor]
     members: list[Member]
     prototype_source: str = "pretrained"
 
     def place(self, task: str) -> int | None:
         """0 .. T-1 of a learned task, None of any other."""
-        return self.tasks.index(task) if task in self.tasks else None
+        return next((place for place, known in enumerate(self.tasks) if known.name == task), None)
 
 
 def snapshot_of(stream: Stream, space: Tuning) -> Snapshot:
@@ -80,13 +78,8 @@ def snapshot_of(stream: Stream, space: Tuning) -> Snapshot:
     fusion = copy.copy(stream.fusion)  # `absorb` replaces what a fusion holds and writes to nothing
     tensors, facts = fusion.state()
     content = digest(tensor_digest(tensors), facts, stream.backbone, stream.space)
-    return Snapshot(
-        tasks=stream.names(),
-        classnames=[task.classnames for task in stream.tasks],
-        prompts=[task.prompts for task in stream.tasks],
-        prototypes=list(stream.prototypes),
-        members=[Member(digest(content, name), partial(space.fill_task, fusion, name)) for name in fusion.tasks],
-    )
+    members = [Member(digest(content, name), partial(space.fill_task, fusion, name)) for name in fusion.tasks]
+    return Snapshot(list(stream.tasks), list(stream.prototypes), members)
 
 
 @dataclass(eq=False)
@@ -102,10 +95,6 @@ class TestSet:
     classnames: list[str]
     prompts: list[str]
     loader: DataLoader
-
-    def __post_init__(self):
-        if not len(self):
-            raise UserError(f"test set {self.name} has no images")
 
     def __len__(self) -> int:
         return len(self.loader.dataset)
@@ -136,16 +125,16 @@ class LabelSpace:
     """
 
     def __init__(self, test: TestSet, snapshot: Snapshot | None = None, device="cpu"):
-        tasks = [] if snapshot is None else list(zip(snapshot.classnames, snapshot.prompts, strict=True))
         column, self.blocks = {}, []
-        for classnames, prompts in [*tasks, (test.classnames, test.prompts)]:
+        for source in (*(snapshot.tasks if snapshot else ()), test):
             taken = []
-            for row, name in enumerate(map(_plain, classnames)):
+            for row, name in enumerate(map(_plain, source.classnames)):
                 if name not in column:
                     column[name] = len(column)
                     taken.append(row)
             if taken:
-                self.blocks.append((tuple(classnames), tuple(prompts), torch.tensor(taken, device=device)))
+                rows = torch.tensor(taken, device=device)
+                self.blocks.append((tuple(source.classnames), tuple(source.prompts), rows))
         self.names = list(column)
         self.right = torch.tensor([column[_plain(name)] for name in test.classnames], device=device)
 

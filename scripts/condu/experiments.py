@@ -138,7 +138,7 @@ def fuse(bench: StreamEvaluation, order: Sequence[str], scale: str = "") -> list
 def by_votes(bench: StreamEvaluation, snapshots: list[Snapshot], rules: Mapping[str, Vote]) -> list[AccuracyMatrix]:
     """The matrix of each vote."""
     tests = {test.name: test for test in bench.tests}
-    matrices, _ = bench.evaluator.sweep(snapshots, [tests[name] for name in snapshots[-1].tasks], rules)
+    matrices, _ = bench.evaluator.sweep(snapshots, [tests[task.name] for task in snapshots[-1].tasks], rules)
     return list(matrices.values())
 
 

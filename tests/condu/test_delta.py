@@ -217,11 +217,9 @@ def test_a_delta_that_cannot_be_unified_is_named(change, said):
         unify([BY_HAND[0], change, BY_HAND[2]])
 
 
-def test_an_unknown_scale_and_nothing_at_all_are_refused():
+def test_an_unknown_scale_is_refused():
     with pytest.raises(ValueError, match="'l2'.*l1, tensor_mean, none"):
         unify(BY_HAND, "l2")
-    with pytest.raises(ValueError, match="no delta"):
-        unify([])
 
 
 def test_a_trigger_reads_masked_and_scaled_values():

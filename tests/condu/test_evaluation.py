@@ -44,7 +44,7 @@ def plain_votes(world, snapshot, test, rules=RULES, labels=BOTH):
     models = [world.clip, *(world.expert(member) for member in snapshot.members)]
     correct = {(rule, space): 0 for rule in rules for space in labels}
     for space in labels:
-        tasks = list(zip(snapshot.classnames, snapshot.prompts, strict=True)) if space == "union" else []
+        tasks = [(task.classnames, task.prompts) for task in snapshot.tasks if space == "union"]
         tasks.append((test.classnames, test.prompts))
         order = list(dict.fromkeys(name for names, _ in tasks for name in names))
         classes = []
@@ -88,7 +88,7 @@ def test_votes_equal_every_model_on_every_image(world, learned, target):
 
 def test_equal_similarities_go_to_the_earlier_task(world):
     same = [world.prototypes[1]] * 3
-    snapshot = world.snapshot(3, classnames=[world.classnames[1]] * 3, prototypes=same)
+    snapshot = world.snapshot(3, prototypes=same)
     test, rules = world.tests[5], {"one": Vote(False, 1, "uniform")}
     evaluator = world.evaluator()
     assert evaluator.votes(snapshot, test, rules) == plain_votes(world, snapshot, test, rules, ("target",))

@@ -155,8 +155,8 @@ def merge_pairs(cfg: CN, pairs: list[str], aliases: Aliases | None = None) -> No
     pairs = split_pairs(pairs)
     if len(pairs) % 2:
         raise UserError(f"KEY VALUE pairs: {pairs[-1]} has no value (got: {' '.join(map(str, pairs))})")
-    read = [(value, literal(value)) for value in pairs[1::2]]  # a quoted text is that text
-    values = (text if isinstance(text, str) else value for value, text in read)
+    # a quoted text is that text
+    values = (text if isinstance(text := literal(value), str) else value for value in pairs[1::2])
     for key, value in aliased(zip(pairs[::2], values, strict=True), aliases or {}, "KEY VALUE pairs"):
         _set(cfg, key, value, "KEY VALUE pairs")
 

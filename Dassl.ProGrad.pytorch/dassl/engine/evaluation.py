@@ -32,8 +32,7 @@ def evaluate(trainer, split: str | None = None, observe: Callable | None = None)
     loader = trainer.val_loader if split == "val" else trainer.test_loader
     # of the batches, that this process evaluates; None for all of them, also where the loader has an order of its own
     share = share_of_batches(loader) if is_collective() and can_gather(trainer.evaluator) else None
-    batches = loader if share is None else share
-    for batch in progress(batches, f"evaluating on {split}"):
+    for batch in progress(loader if share is None else share, f"evaluating on {split}"):
         input, label = trainer.parse_batch_test(batch)
         output = trainer.model_inference(input)
         trainer.evaluator.process(output, label)
@@ -41,8 +40,7 @@ def evaluate(trainer, split: str | None = None, observe: Callable | None = None)
             observe(batch, output, label)
     if share is not None:
         trainer.evaluator.gather()
-    results = trainer.evaluator.evaluate()
-    trainer.evaluator.results = results
+    results = trainer.evaluator.results = trainer.evaluator.evaluate()
     for name, value in results.items():
         trainer.write_scalar(f"{split}/{name}", value, trainer.epoch)
     return next(iter(results.values()))

@@ -121,9 +121,9 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, steps_per_epoch: int
         without `steps_per_epoch`.
         WrongType: STEPSIZE does not fit the schedule.
     """
-    check_availability(optim_cfg.LR_SCHEDULER, AVAI_SCHEDS, "OPTIM.LR_SCHEDULER")
-    warmup = optim_cfg.WARMUP_EPOCH
-    if optim_cfg.LR_SCHEDULER == "cosine_steps":
+    name, warmup, stepsize = optim_cfg.LR_SCHEDULER, optim_cfg.WARMUP_EPOCH, optim_cfg.STEPSIZE
+    check_availability(name, AVAI_SCHEDS, "OPTIM.LR_SCHEDULER")
+    if name == "cosine_steps":
         if warmup > 0:
             raise UserError(f"cosine_steps warms up by OPTIM.WARMUP_STEPS: set OPTIM.WARMUP_EPOCH from {warmup} to 0")
         if steps_per_epoch is None:
@@ -131,7 +131,20 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, steps_per_epoch: int
         return CosineSteps(optimizer, steps_per_epoch * optim_cfg.MAX_EPOCH, optim_cfg.WARMUP_STEPS)
     if warmup > 0:
         check_availability(optim_cfg.WARMUP_TYPE, ["constant", "linear"], "OPTIM.WARMUP_TYPE")
-    scheduler = _main_schedule(optimizer, optim_cfg)
+    scheduler: LRScheduler
+    if name == "single_step":
+        every = stepsize[-1] if isinstance(stepsize, list | tuple) else stepsize
+        if not isinstance(every, int):
+            raise WrongType(f"For single_step, STEPSIZE is expected to be an integer, but got {stepsize!r}")
+        scheduler = StepLR(optimizer, every if every > 0 else optim_cfg.MAX_EPOCH, optim_cfg.GAMMA)
+    elif name == "multi_step":
+        if not isinstance(stepsize, list | tuple):
+            raise WrongType(f"For multi_step, STEPSIZE is expected to be a list, but got {stepsize!r}")
+        scheduler = MultiStepLR(optimizer, list(stepsize), optim_cfg.GAMMA)
+    elif name == "cosine":
+        scheduler = CosineAnnealingLR(optimizer, optim_cfg.MAX_EPOCH)
+    else:
+        scheduler = ConstantLR(optimizer, factor=1.0)
     if warmup <= 0:
         return scheduler
     if not optim_cfg.WARMUP_RECOUNT:
@@ -139,22 +152,6 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, steps_per_epoch: int
     if optim_cfg.WARMUP_TYPE == "constant":
         return ConstantWarmupScheduler(optimizer, scheduler, warmup, optim_cfg.WARMUP_CONS_LR)
     return LinearWarmupScheduler(optimizer, scheduler, warmup, optim_cfg.WARMUP_MIN_LR)
-
-
-def _main_schedule(optimizer, optim_cfg):
-    name, stepsize, gamma, max_epoch = (optim_cfg[key] for key in ("LR_SCHEDULER", "STEPSIZE", "GAMMA", "MAX_EPOCH"))
-    if name == "single_step":
-        every = stepsize[-1] if isinstance(stepsize, list | tuple) else stepsize
-        if not isinstance(every, int):
-            raise WrongType(f"For single_step, STEPSIZE is expected to be an integer, but got {stepsize!r}")
-        return StepLR(optimizer, step_size=every if every > 0 else max_epoch, gamma=gamma)
-    if name == "multi_step":
-        if not isinstance(stepsize, list | tuple):
-            raise WrongType(f"For multi_step, STEPSIZE is expected to be a list, but got {stepsize!r}")
-        return MultiStepLR(optimizer, milestones=list(stepsize), gamma=gamma)
-    if name == "cosine":
-        return CosineAnnealingLR(optimizer, float(max_epoch))
-    return ConstantLR(optimizer, factor=1.0)
 
 
 def go_on(optimizer: Optimizer | None, scheduler: LRScheduler | None, state: Mapping | None, steps: int) -> None:

@@ -189,9 +189,9 @@ def method_table(title, grid, names, columns, cells, unjudged=(), uncounted=(), 
     """
     rows, by_row = [], {row: cells(row) for row in names}
     for row, summaries in by_row.items():
-        theirs = by_row.get(grid.zero_shot(row), {})
+        reference = by_row.get(grid.zero_shot(row), {})
         counted = {q: s for q, s in summaries.items() if not isinstance(s, str)}
-        below = {q for q, s in counted.items() if q not in unjudged and is_below(s, theirs.get(q))}
+        below = {q for q, s in counted.items() if q not in unjudged and is_below(s, reference.get(q))}
         shown = [show(s, q in below) if q in counted else s for q, s in summaries.items()]
         rows.append([names[row], *extra(row), *shown, show_n(s for q, s in counted.items() if q not in uncounted)])
     return Table(title, ["method", *columns, "n"], rows, [*notes])

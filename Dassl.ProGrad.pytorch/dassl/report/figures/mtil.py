@@ -14,13 +14,13 @@ from dassl.report.table import csv_numbers
 
 def heatmaps(_, records, methods):
     """A heatmap for each stream's methods."""
-    shown = ((protocol, one) for protocol, found in _protocols(records, methods) for one in shown_streams(found))
+    shown = ((protocol, one) for protocol, grids in _protocols(records, methods) for one in shown_streams(grids))
     return (matrix_figure(one, row, protocol) for protocol, one in shown for row in one.changing)
 
 
 def order_figures(_, records, methods):
     """The spread over orders, a figure for each set of tasks."""
-    return (orders_figure(protocol, *s) for protocol, found in _protocols(records, methods) for s in orders(found))
+    return (orders_figure(protocol, *s) for protocol, grids in _protocols(records, methods) for s in orders(grids))
 
 
 def _protocols(records, methods):

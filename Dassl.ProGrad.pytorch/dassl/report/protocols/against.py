@@ -79,10 +79,10 @@ def against_report(report, records, methods, published=None):
         unheard = is_control(cell["preset"].split(" + ")[0]) or any(map(named_weights, runs))
         for partner in published.get(key, []) if cell["mean"] != "" and not unheard else []:
             matched.setdefault(cell["method"], set()).add(key)
-            ours = {name for record in runs for name in record.get("tasks") or [record["dataset"]]}
-            if key[4] in AVERAGES and partner.sets and ours != partner.sets:
-                more = "".join(f", with {name}" for name in sorted(ours - partner.sets))
-                over = f"published over {len(partner.sets)} data sets, ours over {len(ours)}{more}"
+            datasets = {name for record in runs for name in record.get("tasks") or [record["dataset"]]}
+            if key[4] in AVERAGES and partner.sets and datasets != partner.sets:
+                more = "".join(f", with {name}" for name in sorted(datasets - partner.sets))
+                over = f"published over {len(partner.sets)} data sets, ours over {len(datasets)}{more}"
                 notes.append(f"{cell['method']}: averages are not compared: {over}.")
                 continue
             differing = _differing(partner, runs, methods)
@@ -99,8 +99,8 @@ def against_report(report, records, methods, published=None):
         notes += [f"{cell['method']}: {words}" for words in _uneven(runs)] if key in published else []
     notes = list(dict.fromkeys(notes))
     for method, keys in matched.items():
-        theirs = {key[4] for key in published if key[:4] in {known[:4] for known in keys}} - {*AVERAGES}
-        if gaps := sorted(theirs - {key[4] for key in keys}):
+        others = {key[4] for key in published if key[:4] in {known[:4] for known in keys}} - {*AVERAGES}
+        if gaps := sorted(others - {key[4] for key in keys}):
             notes.append(f"{method}: published, but not run here: {', '.join(gaps)}.")
     if not rows:
         reason = f"--against paper: none of the {report.name} results has a published partner"
@@ -142,7 +142,7 @@ def _differing(partner, runs, methods):
     if other := {record["split_file"] for record in runs if record.get("split_file")}:
         differing["split"] = f"split {', '.join(sorted(other))}, published with the published one."
     for name, wanted in partner.facts.items():
-        theirs, ours = set(), set()
+        stated, recorded = set(), set()
         for record in runs:
             value, fact = wanted.get(record["dataset"]) if isinstance(wanted, dict) else wanted, record
             if name == "epochs":
@@ -153,10 +153,10 @@ def _differing(partner, runs, methods):
                 for part in name.split("."):  # a dot leads into a field
                     fact = fact.get(part) if isinstance(fact, dict) else None
             if value is None or fact != value:
-                theirs.add("not stated there" if value is None else f"published with {value}")
-                ours.add("not stated here" if fact in (None, "") else str(fact))
-        if theirs:
-            differing[name] = f"{name} {', '.join(sorted(ours))}, {', '.join(sorted(theirs))}."
+                stated.add("not stated there" if value is None else f"published with {value}")
+                recorded.add("not stated here" if fact in (None, "") else str(fact))
+        if stated:
+            differing[name] = f"{name} {', '.join(sorted(recorded))}, {', '.join(sorted(stated))}."
     return differing
 
 

@@ -156,8 +156,8 @@ def _add_others(grid, dataset):
             grid.runs.setdefault((row, (dataset, q)), []).append(run)
     for row in rows:
         cells = [(r, (dataset, OTHERS)) for r in (grid.zero_shot(row), row)]
-        theirs, ours = (grid.scores.get(cell, {}) for cell in cells)
-        if lost := {seed: theirs[seed] - ours[seed] for seed in ours if seed in theirs}:
+        before, scores = (grid.scores.get(cell, {}) for cell in cells)
+        if lost := {seed: before[seed] - scores[seed] for seed in scores if seed in before}:
             grid.add(row, (dataset, FORGOTTEN), lost, *cells)
 
 
@@ -280,9 +280,9 @@ def _gain(grid, row):
     stage1 = [r for r in stage1 if not r.merge + r.unfinished + r.chosen]
     if len(stage1) != 1 or row.merge:
         return Summary(None)
-    ours, theirs = (grid.average(r)["H of averages"] for r in (row, stage1[0]))
-    if not (ours and theirs):
+    tuned, start = (grid.average(r)["H of averages"] for r in (row, stage1[0]))
+    if not (tuned and start):
         return Summary(None)
     mine, other = grid.h_by_seed(row), grid.h_by_seed(stage1[0])
     paired = summarise({seed: mine[seed] - other[seed] for seed in mine if seed in other})
-    return paired._replace(mean=ours.mean - theirs.mean)
+    return paired._replace(mean=tuned.mean - start.mean)

@@ -103,8 +103,8 @@ def streams(records: list[dict], protocol: str, methods: Methods = NONE) -> list
         named = r.get("order") not in (None, ",".join(r["tasks"]))  # random orders are called by their tasks alone
         return r.get("labels") or "", tuple(r["tasks"]), named, bool(r.get("ablation"))
 
-    found = [_stream(place, group, methods) for place, group in group_by(readable, key).items()]
-    return sorted(found, key=lambda one: (one.ablation, one.labels, len(one.order), one.order))
+    grids = [_stream(place, group, methods) for place, group in group_by(readable, key).items()]
+    return sorted(grids, key=lambda one: (one.ablation, one.labels, len(one.order), one.order))
 
 
 def _stream(place, runs, methods):
@@ -184,11 +184,11 @@ def method_of(record: dict, methods: Methods) -> Row:
     return row._replace(label=f"{label} ({', '.join(words)})" if words else label)
 
 
-def orders(found: list[Stream]) -> list[tuple[str, Grid]]:
+def orders(grids: list[Stream]) -> list[tuple[str, Grid]]:
     """(title, Grid of METRICS by order, each the mean over seeds), one for each label space and set
     of tasks with two unnamed orders or more."""
     spreads = []
-    for (labels, tasks), group in _by_tasks(one for one in found if not one.named).items():
+    for (labels, tasks), group in _by_tasks(one for one in grids if not one.named).items():
         scores: dict = {}
         for one, metric in itertools.product(group, METRICS):
             for row in (row for row in one.rows if one.by_seed(row, Column(metric))):
@@ -200,18 +200,18 @@ def orders(found: list[Stream]) -> list[tuple[str, Grid]]:
     return spreads
 
 
-def _by_tasks(found):
+def _by_tasks(grids):
     """Streams of methods by label space and tasks, whatever their order."""
-    return group_by([one for one in found if not one.ablation], lambda one: (one.labels, frozenset(one.tasks)))
+    return group_by([one for one in grids if not one.ablation], lambda one: (one.labels, frozenset(one.tasks)))
 
 
-def shown_streams(found: list[Stream]) -> list[Stream]:
+def shown_streams(grids: list[Stream]) -> list[Stream]:
     """The Streams with tables and figures of their own: those with a name, and the others if they are few.
 
     Of many without a name, and none with one, it is the one with the most methods.
     """
     kept: list[Stream] = []
-    for group in _by_tasks(found).values():
+    for group in _by_tasks(grids).values():
         named = [one for one in group if one.named]
         most = max(group, key=lambda one: len(one.rows))
         kept += group if len(group) - len(named) < MANY else named or [most]
@@ -271,20 +271,20 @@ def _orders_table(title, grid):
 
 def mtil_report(records: list[dict], protocol: str, methods: Methods = NONE) -> table.Report:
     """The three numbers of each stream, many orders, tasks, matrices."""
-    found = streams(records, protocol, methods)
-    shown, spreads, lines = shown_streams(found), orders(found), []
+    grids = streams(records, protocol, methods)
+    shown, spreads, lines = shown_streams(grids), orders(grids), []
     tables = [_summary_table(one) for one in shown] + [_orders_table(*spread) for spread in spreads]
-    tables += [_summary_table(one) for one in found if one.ablation]
+    tables += [_summary_table(one) for one in grids if one.ablation]
     tables += [_task_table(one, metric) for one in shown for metric in METRICS]
     tables += [_matrix_table(one, row) for one in shown for row in one.changing]
-    for stream in found:
+    for stream in grids:
         for row, name in stream.names.items():
             keys = {c: (stream.order, stream.labels, c.quantity, c.after, c.task) for c in stream.columns}
             cells = {key: stream.cell(row, c) for c, key in keys.items()}
             lines += table.csv_lines(name, row, cells)
     return table.method_report(
         protocol,
-        PROTOCOLS[protocol] + shared_settings([row for one in found for row in one.rows]),
+        PROTOCOLS[protocol] + shared_settings([row for one in grids for row in one.rows]),
         tables,
         [
             "Transfer: accuracy before a task's turn, mean over earlier sessions, then over all tasks but the first",

@@ -34,9 +34,9 @@ class Paired(NamedTuple):
     needed: int | None
 
 
-def paired_difference(ours: dict, theirs: dict) -> Paired | None:
+def paired_difference(first: dict, second: dict) -> Paired | None:
     """{seed: value} twice -> Paired over the seeds that both have, or None without one."""
-    differences = np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())], dtype=float)
+    differences = np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())], dtype=float)
     n = len(differences)
     if n < 2:
         return Paired(float(differences[0]), None, None, 1, None) if n else None
@@ -121,14 +121,14 @@ def _table(grid, quantity, short, by_seed):
 
 def _pairs(grid):
     """(stage-2 row, row of its stage 1 or of a control) where backbone and shots agree."""
-    for ours in grid.rows:
-        stage1 = grid.methods.stage1.get(ours.trainer)
-        if stage1 is None or ours.merge or is_control(ours.preset):
+    for row in grid.rows:
+        stage1 = grid.methods.stage1.get(row.trainer)
+        if stage1 is None or row.merge or is_control(row.preset):
             continue
-        for theirs in grid.rows:
-            alike = (theirs.backbone, theirs.shots, theirs.merge) == (ours.backbone, ours.shots, "")
-            control = theirs.trainer == ours.trainer and is_control(theirs.preset)
-            if theirs.chosen and not (control and theirs.chosen == ours.chosen):  # nothing continues those
+        for other in grid.rows:
+            alike = (other.backbone, other.shots, other.merge) == (row.backbone, row.shots, "")
+            control = other.trainer == row.trainer and is_control(other.preset)
+            if other.chosen and not (control and other.chosen == row.chosen):  # nothing continues those
                 continue
-            if alike and (control or theirs.trainer in (stage1, f"{stage1}_Average")):
-                yield ours, theirs
+            if alike and (control or other.trainer in (stage1, f"{stage1}_Average")):
+                yield row, other

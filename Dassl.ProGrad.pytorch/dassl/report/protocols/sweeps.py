@@ -175,9 +175,9 @@ def _matrix(sweep, quantity, names, where, more):
 
 def sweeps_report(records: list[dict], methods: Methods = NONE) -> table.Report:
     """A table for each set of keys that varies together. NoRuns if nothing varies."""
-    found, lines = sweeps(records, methods), []
-    keys = list(dict.fromkeys(key for sweep in found for key in sweep.keys))
-    for sweep in found:
+    kept, lines = sweeps(records, methods), []
+    keys = list(dict.fromkeys(key for sweep in kept for key in sweep.keys))
+    for sweep in kept:
         for row in sweep.rows:
             values, averages = [_value(dict(row.setting).get(key)) for key in keys], sweep.grid.average(row)
             cells = {(*values, q): averages[q] for q in (*AVERAGES, *sweep.grid.of_others)}
@@ -185,8 +185,8 @@ def sweeps_report(records: list[dict], methods: Methods = NONE) -> table.Report:
     return table.method_report(
         PROTOCOL,
         "Sweeps, base-to-new accuracy in percent",
-        [one for sweep in found for one in sweep_tables(sweep, methods)],
-        COST_LEGEND if any(sweep.costs for sweep in found) else [],
+        [one for sweep in kept for one in sweep_tables(sweep, methods)],
+        COST_LEGEND if any(sweep.costs for sweep in kept) else [],
         [*keys, "quantity"],
         lines,
         ["train_s", "x_stage1", "x_stage1_epoch"],
