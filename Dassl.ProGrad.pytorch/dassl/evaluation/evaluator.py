@@ -22,18 +22,25 @@ class EvaluatorBase:
     def __init__(self, cfg):
         self.cfg = cfg
 
-    def reset(self, *batch):
-        """Which a subclass defines, as `process(mo, gt)` and `evaluate()`."""
+    def reset(self) -> None:
+        """Forget all batches."""
         raise NotImplementedError
 
-    process = evaluate = reset
+    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
+        """Add a batch: outputs `mo` (B, ...), labels `gt` (B,)."""
+        raise NotImplementedError
+
+    def evaluate(self) -> dict:
+        """{name: result} of what was processed since `reset`."""
+        raise NotImplementedError
 
 
-def can_gather(evaluator):
+def can_gather(evaluator: object) -> bool:
     """Does its `gather` know of all that its `process` keeps? Not if a subclass has a `process` of its own alone."""
     kinds = type(evaluator).__mro__
-    places = [next((i for i, kind in enumerate(kinds) if name in vars(kind)), None) for name in ("gather", "process")]
-    return None not in places and places[0] <= places[1]
+    names = ("gather", "process")
+    gather, process = (next((i for i, kind in enumerate(kinds) if name in vars(kind)), None) for name in names)
+    return gather is not None and process is not None and gather <= process
 
 
 @EVALUATOR_REGISTRY.register()
@@ -49,21 +56,22 @@ class Classification(EvaluatorBase):
             raise UserError("TEST.PER_CLASS_RESULT needs class names, but lab2cname is None")
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         self.correct = self.total = self._correct = self._total = 0
-        self.results = self._per_class_res = None
+        self.results: dict[str, float] | None = None
+        self._per_class_res = None
         self._y_true, self._y_pred = [], []  # Dassl's names. Batches; numbers of a subclass, or once evaluated
 
-    def process(self, mo, gt):
+    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
         """Add a batch: logits `mo` (B, C), labels `gt` (B,). Nothing is copied off the device yet."""
         self._y_true.append(gt.detach())
         self._y_pred.append(mo.detach().argmax(1))
 
-    def gather(self):
+    def gather(self) -> None:
         """Of several processes: have the batches of all, each processed by one of them, in order of rank."""
         self._y_true, self._y_pred = gather_batches(self._y_true), gather_batches(self._y_pred)
 
-    def evaluate(self):
+    def evaluate(self) -> OrderedDict[str, float]:
         """Results in percent: accuracy, error_rate, macro_f1 and, if asked for, perclass_accuracy.
 
         Raises:

@@ -1,7 +1,11 @@
 """Top-k accuracy. B: batch, C: classes."""
 
+from collections.abc import Sequence
 
-def compute_accuracy(output, target, topk=(1,)):
+from torch import Tensor
+
+
+def compute_accuracy(output: Tensor | tuple | list, target: Tensor, topk: Sequence[int] = (1,)) -> list[Tensor]:
     """Share of the batch whose label is among the k best, in percent.
 
     Args:
@@ -12,8 +16,7 @@ def compute_accuracy(output, target, topk=(1,)):
     Returns:
         One tensor of shape (1,) per k.
     """
-    if isinstance(output, tuple | list):
-        output = output[0]
-    ranked = output.topk(max(topk), dim=1).indices  # (B, k)
+    logits = output[0] if isinstance(output, tuple | list) else output
+    ranked = logits.topk(max(topk), dim=1).indices  # (B, k)
     hits = ranked.eq(target.view(-1, 1))
     return [hits[:, :k].sum().float().mul(100.0 / target.shape[0]).reshape(1) for k in topk]

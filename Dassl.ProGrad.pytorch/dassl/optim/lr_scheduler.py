@@ -6,13 +6,16 @@ Only `cosine_steps` goes by optimiser steps; it says so by its attribute `per_st
 import math
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
 from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, WrongType, check_availability, get_logger
 
+Rate = float | Tensor  # as torch has it
 AVAI_SCHEDS = ["single_step", "multi_step", "cosine", "constant", "cosine_steps"]
 
 
@@ -24,16 +27,16 @@ class _WarmupScheduler(LRScheduler):
         self.warmup_epoch = warmup_epoch
         super().__init__(optimizer, last_epoch)
 
-    def warmup_lr(self, base_lr):
+    def warmup_lr(self, base_lr: Rate) -> Rate:
         """Rate of a group in the warm-up epoch `self.last_epoch`."""
         raise NotImplementedError
 
-    def get_lr(self):
+    def get_lr(self) -> list[Rate]:
         if self.last_epoch >= self.warmup_epoch:
             return list(self.base_lrs)
         return [self.warmup_lr(base_lr) for base_lr in self.base_lrs]
 
-    def step(self, epoch=None):
+    def step(self, epoch: int | None = None) -> None:
         """Go to the next epoch; `last_epoch` stays at w once the successor has taken over."""
         if self.last_epoch < self.warmup_epoch:
             super().step(epoch)
@@ -41,14 +44,14 @@ class _WarmupScheduler(LRScheduler):
             self.successor.step(epoch)
             self._last_lr = self.successor.get_last_lr()
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Plain values only: such a file loads with `weights_only=True`."""
         state = super().state_dict()
         del state["successor"]
         state["successor_state"] = self.successor.state_dict()
         return state
 
-    def load_state_dict(self, state_dict):
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore this schedule and its successor.
 
         Also takes a state that holds the successor itself, as older files do: its counter and last rates are
@@ -74,7 +77,7 @@ class ConstantWarmupScheduler(_WarmupScheduler):
         self.cons_lr = cons_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
-    def warmup_lr(self, base_lr):
+    def warmup_lr(self, base_lr: Rate) -> Rate:
         return self.cons_lr
 
 
@@ -85,7 +88,7 @@ class LinearWarmupScheduler(_WarmupScheduler):
         self.min_lr = min_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
-    def warmup_lr(self, base_lr):
+    def warmup_lr(self, base_lr: Rate) -> Rate:
         return base_lr * self.last_epoch / self.warmup_epoch if self.last_epoch else self.min_lr
 
 
@@ -101,7 +104,7 @@ class CosineSteps(LRScheduler):
         self.total, self.warmup_steps = total, warmup_steps
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self):
+    def get_lr(self) -> list[Rate]:
         step, w = self.last_epoch, self.warmup_steps
         if step < w:
             factor = (step + 1) / w

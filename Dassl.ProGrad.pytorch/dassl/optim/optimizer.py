@@ -11,10 +11,11 @@ from dassl.utils import UserError, WrongType, check_availability
 
 from .radam import RAdam
 
+Model = nn.Module | Iterable[torch.Tensor] | Iterable[dict]
 AVAI_OPTIMS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
 
 
-def build_optimizer(model, optim_cfg: CN, param_groups: Iterable | None = None) -> torch.optim.Optimizer:
+def build_optimizer(model: Model, optim_cfg: CN, param_groups: Iterable | None = None) -> torch.optim.Optimizer:
     """Optimiser OPTIM.NAME for all parameters of `model`, frozen ones included.
 
     Args:
@@ -51,7 +52,7 @@ def _kind_and_options(optim_cfg):
     }[optim_cfg.NAME]
 
 
-def staged_groups(model: nn.Module, optim_cfg: CN) -> list[dict]:
+def staged_groups(model: Model, optim_cfg: CN) -> list[dict]:
     """Two groups: all else at LR * BASE_LR_MULT, then the children and parameters in NEW_LAYERS at LR.
 
     Raises:

@@ -26,7 +26,7 @@ class _ResNet(Backbone):
         return x.flatten(1)
 
 
-def cached_weights(url):
+def cached_weights(url: str) -> dict[str, torch.Tensor]:
     """State dict from torch's cache; the file's name ends in the start of its SHA-256. Nothing is fetched.
 
     Raises:

@@ -1,6 +1,6 @@
 """A convolutional network for small images, that trains on a CPU. B: batch."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..ops import BatchNorm2d
 from .backbone import Backbone
@@ -25,11 +25,11 @@ class SmallNet(Backbone):
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten())
         self._out_features = 4 * before
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
 
 
 @BACKBONE_REGISTRY.register()
-def cnn_small(**kwargs):
+def cnn_small(**kwargs) -> SmallNet:
     """D = 256; starts at random, so PRETRAINED has no effect."""
     return SmallNet()

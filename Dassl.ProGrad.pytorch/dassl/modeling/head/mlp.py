@@ -1,6 +1,8 @@
 """Multi-layer perceptron. D: width of the last hidden layer."""
 
-from torch import nn
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 
 from dassl.utils import UserError, check_availability
 
@@ -29,11 +31,18 @@ class MLP(nn.Module):
         self.mlp = nn.Sequential(*layers)
         self.out_features = widths[-1]
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return self.mlp(x)
 
 
 @HEAD_REGISTRY.register()
-def mlp(in_features, hidden_layers, activation="relu", bn=True, dropout=0.0, **kwargs):
+def mlp(
+    in_features: int,
+    hidden_layers: int | Sequence[int],
+    activation: str = "relu",
+    bn: bool = True,
+    dropout: float = 0.0,
+    **kwargs,
+) -> MLP:
     """Build an MLP; keywords that it does not know are for other heads."""
     return MLP(in_features, hidden_layers, activation=activation, bn=bn, dropout=dropout)

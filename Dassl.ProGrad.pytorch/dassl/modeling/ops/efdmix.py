@@ -1,12 +1,14 @@
 """EFDMix (Zhang et al. 2022, arXiv 2203.07740): MixStyle with whole distributions instead of two moments."""
 
+from torch import Tensor
+
 from .mixstyle import MixStyle, mixing_controls
 
 
 class EFDMix(MixStyle):
     """Each value moves towards the other map's value of the same rank in its channel."""
 
-    def mixed(self, x, share, other):
+    def mixed(self, x: Tensor, share: Tensor, other: Tensor) -> Tensor:
         flat = x.flatten(2)  # (B, C, H*W)
         ordered, places = flat.sort(-1)
         matched = ordered[other].gather(-1, places.argsort(-1))

@@ -5,9 +5,10 @@ Letters: B batch, C channels, H and W height and width.
 
 import contextlib
 import random
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dassl.utils import check_availability
 
@@ -30,23 +31,23 @@ class MixStyle(nn.Module):
         self._activated = True
         self.update_mix_method(mix)
 
-    def set_activation_status(self, status=True):
+    def set_activation_status(self, status: bool = True) -> None:
         """Switch the mixing on or off, apart from train() and eval()."""
         self._activated = status
 
-    def update_mix_method(self, mix="random"):
+    def update_mix_method(self, mix: str = "random") -> None:
         """Raises UserError for an unknown one."""
         check_availability(mix, MIXES, f"{type(self).__name__}'s mix")
         self.mix = mix
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
         if not self.training or not self._activated or random.random() > self.p:
             return x
         share = self.beta.sample((len(x), 1, 1, 1)).to(x)
         return self.mixed(x, share, self._others(len(x)).to(x.device))
 
-    def mixed(self, x, share, other):
+    def mixed(self, x: Tensor, share: Tensor, other: Tensor) -> Tensor:
         """Hook: x with `share` (B, 1, 1, 1) of its own statistics, and the rest from the maps `other` (B,).
 
         Gradients do not pass through the statistics.
@@ -65,7 +66,7 @@ class MixStyle(nn.Module):
         return torch.cat([size - 1 - torch.randperm(size - half), half - 1 - torch.randperm(half)])
 
 
-def mixing_controls(kind):
+def mixing_controls(kind: type[MixStyle]) -> tuple[Callable, ...]:
     """What steers the layers of class `kind` in a model.
 
     Four functions for `model.apply` (activate, crossdomain, deactivate, random), two contexts (run_with, run_without).

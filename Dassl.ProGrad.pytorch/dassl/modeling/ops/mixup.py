@@ -1,9 +1,12 @@
 """mixup (Zhang et al. 2018, arXiv 1710.09412). B: batch, C: classes."""
 
 import torch
+from torch import Tensor
 
 
-def mixup(x1, x2, y1, y2, beta, preserve_order=False):
+def mixup(
+    x1: Tensor, x2: Tensor, y1: Tensor, y2: Tensor, beta: float, preserve_order: bool = False
+) -> tuple[Tensor, Tensor]:
     """Images (B, 3, H, W) and label vectors (B, C) mixed pair by pair -> (images, labels) of the same shapes.
 
     beta: of the Beta(beta, beta) that draws the part of x1 and y1. preserve_order: that part is at least a half.

@@ -18,5 +18,5 @@ class _Reverse(torch.autograd.Function):
 class ReverseGrad(nn.Module):
     """Identity whose gradient is multiplied by `-grad_scaling`."""
 
-    def forward(self, x, grad_scaling=1.0):
+    def forward(self, x: torch.Tensor, grad_scaling: float = 1.0) -> torch.Tensor:
         return _Reverse.apply(x, grad_scaling)
