@@ -83,7 +83,7 @@ class Key:
         ends = ((words, getattr(self, name)) for name, (_, words) in BOUNDS.items())
         words = [f"{text} {end:.10g}" for text, end in ends if end is not None]
         count = [f"{self.length} items"] if self.length else ["not empty"] if self.nonempty else []
-        return ", ".join(words + count + ([self.test.__doc__] if self.test else []))
+        return ", ".join(words + count + ([self.test.__doc__] if self.test and self.test.__doc__ else []))
 
     def parse(self, value: Any) -> Any:
         """A value as typed (a text, or from yaml) as this key's type, or as it is where it is none of it."""
@@ -186,7 +186,7 @@ def leaves(tree: Mapping, prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def plain(tree: object) -> object:
+def plain(tree: Any) -> Any:
     """A tree of a yaml file with each Typed as its value."""
     if isinstance(tree, dict):
         return {plain(key): plain(value) for key, value in tree.items()}
@@ -223,8 +223,8 @@ def _items(text: str) -> Any:
 
 def _is(value: Any, *kinds: type | None) -> bool:
     """isinstance, where an int is a float too and a bool is no number."""
-    kinds = {int if kind is float else kind for kind in kinds} | set(kinds)
-    return isinstance(value, tuple(kinds - {None})) and (bool in kinds or not isinstance(value, bool))
+    types = {kind for kind in kinds if kind} | ({int} if float in kinds else set())
+    return isinstance(value, tuple(types)) and (bool in types or not isinstance(value, bool))
 
 
 def is_odd(number: int) -> bool:

@@ -10,6 +10,7 @@ import functools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from yacs.config import CfgNode as CN
@@ -51,7 +52,10 @@ class _Values:
         return super().construct_mapping(node, deep)
 
 
-class _Loader(_Values, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Values, _SafeLoader):
     """libyaml, where PyYAML has it: a tenth of the time."""
 
 

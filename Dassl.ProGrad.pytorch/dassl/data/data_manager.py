@@ -4,24 +4,26 @@ import contextlib
 import os
 import signal
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
+from typing import Any
 
 import torch
 import torchvision.transforms as T
 from torch.utils.data import DataLoader, Dataset
+from yacs.config import CfgNode as CN
 
 from dassl.config import complete
 from dassl.utils import UserError, get_logger
 from dassl.utils.files import signals_wait
 
-from .datasets import build_dataset
+from .datasets import Datum, build_dataset
 from .samplers import build_sampler
 from .transforms import INTERPOLATION_MODES, build_transform, draws_from_torch_only  # noqa: F401  imported from here by Dassl's users
 from .views import ViewSampler, relative_key, seeded_view, view_seed
 
 
-def image_reading(cfg):
+def image_reading(cfg: CN) -> dict[str, Any]:
     """What cfg.INPUT says of how image files are read, as arguments of Datum.load_image; {} where it is as ever."""
     reading = {"max_pixels": cfg.INPUT.MAX_PIXELS, "exif_orientation": cfg.INPUT.EXIF_ORIENTATION}
     return {name: value for name, value in reading.items() if value}
@@ -104,16 +106,16 @@ class Loader(DataLoader):
 
 
 def build_data_loader(
-    cfg,
-    sampler_type="SequentialSampler",
-    data_source=None,
-    batch_size=64,
-    n_domain=0,
-    n_ins=2,
-    tfm=None,
-    is_train=True,
-    dataset_wrapper=None,
-):
+    cfg: CN,
+    sampler_type: str = "SequentialSampler",
+    data_source: Sequence[Datum] | None = None,
+    batch_size: int = 64,
+    n_domain: int = 0,
+    n_ins: int = 2,
+    tfm: Callable | Sequence[Callable] | None = None,
+    is_train: bool = True,
+    dataset_wrapper: Callable[..., Dataset] | None = None,
+) -> DataLoader:
     """DataLoader over a list of Datum; batches as DatasetWrapper's items, stacked.
 
     The last short batch is dropped in training only, and only if there is a full one. Of DATALOADER.NUM_WORKERS no more
@@ -149,7 +151,7 @@ def build_data_loader(
     return loader
 
 
-def own_group(worker):
+def own_group(worker: int) -> None:
     """In a loader's worker: signals to the group of the process that it loads for are that one's, which ends it.
 
     SIGTERM to all processes of a run, as batch systems send it, leaves it the time in which that one ends its step.
@@ -160,13 +162,13 @@ def own_group(worker):
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGALRM))  # see `Loader`
 
 
-def worker_count(cfg, dataset_wrapper=None):
+def worker_count(cfg: CN, dataset_wrapper: Callable[..., Dataset] | None = None) -> int:
     """DATALOADER.NUM_WORKERS, but no more than there are cores where their number cannot change what is drawn."""
     asked, usable = cfg.DATALOADER.NUM_WORKERS, cores()
     return min(asked, usable) if cfg.INPUT.VIEW_SEEDS and dataset_wrapper is None else asked
 
 
-def cores():
+def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -212,7 +214,7 @@ class DataManager:
     num_source_domains = property(attrgetter("_num_source_domains"))
     lab2cname = property(attrgetter("_lab2cname"))
 
-    def show_dataset_summary(self, cfg):
+    def show_dataset_summary(self, cfg: CN) -> None:
         """Log name, domains, class count and list sizes."""
         domains = {"Source": cfg.DATASET.SOURCE_DOMAINS, "Target": cfg.DATASET.TARGET_DOMAINS}
         parts = {f"# {name}": len(getattr(self.dataset, name) or ()) for name in ("train_x", "train_u", "val", "test")}

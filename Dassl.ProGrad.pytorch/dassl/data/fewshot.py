@@ -10,6 +10,7 @@ An item is anything with `label` (int) and `classname` (str), such as a Datum.
 
 import random
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 
 from dassl.utils import UserError
 
@@ -24,7 +25,7 @@ def group_indices(keys: Iterable) -> dict:
     return groups
 
 
-def few_shot(items: Sequence, k: int, rng=random, short: str = "all") -> list:
+def few_shot(items: Sequence, k: int, rng: random.Random | ModuleType = random, short: str = "all") -> list:
     """k items of each class, class after class, in the order drawn; all items if k < 1.
 
     rng: the module random or a random.Random. short: what to do with a class of fewer than k items: "all" takes them

@@ -6,11 +6,12 @@ an estimate: a later pass may stop a round earlier or later.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from torch.utils.data import RandomSampler, Sampler, SequentialSampler
+from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, check_availability
 
@@ -115,7 +116,7 @@ class RandomClassSampler(_RoundSampler):
 
 
 # name -> (list of Datum, batch size, domains a batch, images of a class in a batch) -> sampler
-SAMPLERS = {
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "RandomDomainSampler": lambda items, size, n_domain, n_ins: RandomDomainSampler(items, size, n_domain),
     "SeqDomainSampler": lambda items, size, *_: SeqDomainSampler(items, size),
     "RandomSampler": lambda items, *_: RandomSampler(items),
@@ -124,7 +125,14 @@ SAMPLERS = {
 }
 
 
-def build_sampler(sampler_type, cfg=None, data_source=None, batch_size=32, n_domain=0, n_ins=16):
+def build_sampler(
+    sampler_type: str,
+    cfg: CN | None = None,
+    data_source: Sequence | None = None,
+    batch_size: int = 32,
+    n_domain: int = 0,
+    n_ins: int = 16,
+) -> Sampler:
     """Sampler by name over a list of Datum. Unknown name: UserError with the nearest one."""
     check_availability(sampler_type, SAMPLERS, "A sampler")
     return SAMPLERS[sampler_type](data_source, batch_size, n_domain, n_ins)

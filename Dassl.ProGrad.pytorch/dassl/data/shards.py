@@ -8,8 +8,10 @@ are its logits, to the last bit, and shares behind each other by rank are in the
 """
 
 from collections import deque
+from collections.abc import Iterable
+from typing import Any
 
-from torch.utils.data import BatchSampler, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
 
 from dassl.utils.distributed import shard, world_size
 
@@ -28,7 +30,7 @@ class ShardedBatches(Sampler):
         self.shares = deque()
 
     @property
-    def sampler(self):
+    def sampler(self) -> Sampler:
         return self.batches.sampler
 
     def __iter__(self):
@@ -42,7 +44,7 @@ class ShardedBatches(Sampler):
         return len(self.batches)
 
 
-def sharded_loader(loader):
+def sharded_loader(loader: DataLoader | None) -> DataLoader | None:
     """A loader of this process's part of the batches of `loader`; itself in one process.
 
     So is a loader with a batch sampler of its own: that one divides its batches itself, into equal parts.
@@ -52,7 +54,7 @@ def sharded_loader(loader):
     return loader_like(loader, ShardedBatches(loader.batch_sampler), loader.persistent_workers)
 
 
-def share_of_batches(loader, together=1):
+def share_of_batches(loader: DataLoader, together: int = 1) -> DataLoader | None:
     """A loader of the whole batches that fall to this process, maybe none -> loader, None if it cannot be divided.
 
     It can if its batches are those of an unshuffled data set: any other order may differ between processes.
@@ -66,10 +68,12 @@ def share_of_batches(loader, together=1):
     return loader_like(loader, [batch for group in groups[shard(len(groups))] for batch in group])
 
 
-def loader_like(loader, batches=None, persistent=False, dataset=None):
+def loader_like(
+    loader: DataLoader, batches: Iterable | None = None, persistent: bool = False, dataset: Dataset | None = None
+) -> DataLoader:
     """A loader of the same data set in the same way, whose batches are the lists of indices `batches`; of another data
     set in the same order, where that is given."""
-    order = {"batch_sampler": batches}
+    order: dict[str, Any] = {"batch_sampler": batches}
     if batches is None:
         order = {"batch_size": loader.batch_size, "sampler": loader.sampler, "drop_last": loader.drop_last}
     return Loader(
@@ -83,7 +87,7 @@ def loader_like(loader, batches=None, persistent=False, dataset=None):
     )
 
 
-def next_share(loader):
+def next_share(loader: object) -> float | None:
     """Share (0 to 1) that this process has in the batch that `loader` gave last; None if it keeps no record."""
     shares = getattr(getattr(loader, "batch_sampler", None), "shares", None)
     return shares.popleft() if shares else None

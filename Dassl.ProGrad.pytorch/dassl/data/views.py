@@ -23,6 +23,8 @@ class ViewIndex(int):
     already running.
     """
 
+    view: int
+
     def __new__(cls, index: int, view: int = 0):
         self = super().__new__(cls, index)
         self.view = int(view)

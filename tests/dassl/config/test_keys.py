@@ -6,7 +6,7 @@ import math
 import pytest
 from yacs.config import CfgNode as CN
 
-from dassl.config import KEYS, get_cfg_default, leaves, merge_pairs, merge_yaml
+from dassl.config import KEYS, Key, get_cfg_default, leaves, merge_pairs, merge_yaml
 from dassl.engine import TRAINER_REGISTRY, TrainerX, add_trainer_nodes
 from dassl.engine.build import checked_class, config_nodes, trainer_keys
 from dassl.engine.launch import run
@@ -88,6 +88,12 @@ def test_wrong_types_items_ranges_and_names_are_refused(name, value):
 @pytest.mark.parametrize("pair", GOOD)
 def test_what_dassl_takes_is_taken(cfg, pair):
     merge_pairs(cfg, pair.split())
+
+
+@pytest.mark.parametrize("bounds, limits", [({}, ""), ({"gt": 0}, ", above 0")])
+def test_a_test_without_a_docstring_refuses_in_one_error(bounds, limits):
+    with pytest.raises(UserError, match=rf"^A.B = 3, expected int{limits} \(default 2\)$"):
+        Key(2, "even", test=lambda value: value % 2 == 0, **bounds).check("A.B", 3)
 
 
 def test_every_key_of_our_trainers_is_declared():

@@ -8,12 +8,15 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from numbers import Integral
 from operator import attrgetter
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dassl.utils import MissingFile, UserError, brief, download_url, get_logger, read_image
 from dassl.utils.progress import progress
 
 from ..fewshot import few_shot, group_indices
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Datum:
@@ -30,13 +33,13 @@ class Datum:
         self._set(impath, label, domain, classname)
 
     @classmethod
-    def listed(cls, impath, label=0, domain=0, classname=""):
+    def listed(cls, impath: str, label: int = 0, domain: int = 0, classname: str = "") -> "Datum":
         """A Datum whose file is known to exist, from a listing of its folder: no look at the disk."""
         datum = cls.__new__(cls)
         datum._set(impath, label, domain, classname)
         return datum
 
-    def relabelled(self, label):
+    def relabelled(self, label: int) -> "Datum":
         """The same image with another label; no look at the disk."""
         other = copy.copy(self)
         other._label = label
@@ -48,12 +51,12 @@ class Datum:
         self._domain = domain
         self._classname = classname
 
-    def load_image(self, **reading):
+    def load_image(self, **reading) -> "Image.Image":
         """The RGB PIL image, fully decoded; as `read_image`, whose further arguments are taken."""
         return read_image(self._impath, **reading)
 
     @property
-    def file(self):
+    def file(self) -> str:
         """The file that holds the image: its path, unless many images share one file."""
         return self._impath
 
@@ -66,6 +69,9 @@ class Datum:
         return f"Datum({self._impath!r}, {self._label}, domain={self._domain}, classname={self._classname!r})"
 
 
+Items = Sequence[Datum]
+
+
 def _what_exists(path):
     """For an error: how far down the path the disk agrees with it."""
     folder = os.path.dirname(os.path.abspath(path))
@@ -76,7 +82,13 @@ def _what_exists(path):
     return f"only {folder} exists; is the data root right?"
 
 
-def check_items(name: str, train_x: Sequence, train_u: Sequence = (), val: Sequence = (), test: Sequence = ()) -> None:
+def check_items(
+    name: str,
+    train_x: Sequence | None,
+    train_u: Sequence | None = (),
+    val: Sequence | None = (),
+    test: Sequence | None = (),
+) -> None:
     """Refuse lists of Datum that are no data set; the error names the label, the class and the file.
 
     Labels are whole numbers: in train_x 0, 1, ... without gaps, in val and test some of these, in train_u any, such as
@@ -134,7 +146,7 @@ def _refuse(part: str, item, reason: str) -> NoReturn:
     raise UserError(f"{part}: label {item.label!r}, class {item.classname!r}, {item.impath}: {reason}")
 
 
-def odd_items(train_x: Sequence, val: Sequence = (), test: Sequence = ()) -> Iterator[str]:
+def odd_items(train_x: Sequence, val: Sequence | None = (), test: Sequence | None = ()) -> Iterator[str]:
     """Lines on what a data set may have but seldom means: classes of one name, images that are shared or repeated."""
     first: dict[str, int] = {}
     pairs = sorted(set(map(attrgetter("label", "classname"), train_x)))
@@ -178,7 +190,7 @@ class DatasetBase:
     """
 
     dataset_dir = ""  # folder below cfg.DATASET.ROOT
-    domains = []  # names of all domains, where there are any
+    domains: Sequence[str] = []  # names of all domains, where there are any
     says_oddities = True  # of the lists handed over; False: a subclass says those of whole lists before it cuts them
 
     def __init__(self, train_x=None, train_u=None, val=None, test=None):
@@ -192,11 +204,11 @@ class DatasetBase:
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
 
-    def say_oddities(self, train_x, val, test):
+    def say_oddities(self, train_x: Items, val: Items | None, test: Items | None) -> None:
         for line in self.oddities(train_x, val, test):
             get_logger().warning(f"{type(self).__name__}: {line}")
 
-    def oddities(self, train_x, val, test):
+    def oddities(self, train_x: Items, val: Items | None, test: Items | None) -> Iterator[str]:
         """Lines to warn of."""
         return odd_items(train_x, val, test)
 
@@ -209,12 +221,12 @@ class DatasetBase:
     num_classes = property(attrgetter("_num_classes"))
 
     @staticmethod
-    def get_num_classes(data_source):
+    def get_num_classes(data_source: Items) -> int:
         """Largest label + 1."""
         return int(max(item.label for item in data_source)) + 1
 
     @staticmethod
-    def get_lab2cname(data_source):
+    def get_lab2cname(data_source: Items) -> tuple[dict[int, str], list[str]]:
         """({label: name}, names in label order); a label with two names keeps the first."""
         names = {}
         for item in data_source:
@@ -222,7 +234,7 @@ class DatasetBase:
         mapping = {int(label): names[label] for label in sorted(names)}
         return mapping, list(mapping.values())
 
-    def check_input_domains(self, source_domains, target_domains):
+    def check_input_domains(self, source_domains: Sequence[str], target_domains: Sequence[str]) -> None:
         """Both must be non-empty and known."""
         if not source_domains or not target_domains:
             raise UserError(
@@ -232,20 +244,20 @@ class DatasetBase:
         self.is_input_domain_valid(source_domains)
         self.is_input_domain_valid(target_domains)
 
-    def is_input_domain_valid(self, input_domains):
+    def is_input_domain_valid(self, input_domains: Sequence[str]) -> None:
         for domain in input_domains:
             if domain not in self.domains:
                 raise UserError(f"Input domain must belong to {self.domains}, but got [{domain}]")
 
-    def split_dataset_by_label(self, data_source):
+    def split_dataset_by_label(self, data_source: Items) -> dict[int, list[Datum]]:
         """{label: items}, labels in order of first appearance."""
         return _split(data_source, [item.label for item in data_source])
 
-    def split_dataset_by_domain(self, data_source):
+    def split_dataset_by_domain(self, data_source: Items) -> dict[int, list[Datum]]:
         """{domain: items}, domains in order of first appearance."""
         return _split(data_source, [item.domain for item in data_source])
 
-    def generate_fewshot_dataset(self, *data_sources, num_shots=-1, repeat=False):
+    def generate_fewshot_dataset(self, *data_sources: Items, num_shots: int = -1, repeat: bool = False) -> Sequence:
         """num_shots items a class of each list, drawn from Python's global `random`.
 
         A class with fewer items gives all of them, or num_shots with replacement if `repeat`. num_shots < 1
@@ -258,7 +270,7 @@ class DatasetBase:
         drawn = [few_shot(source, num_shots, random, short) for source in data_sources]
         return drawn[0] if len(drawn) == 1 else drawn
 
-    def download_data(self, url, dst, from_gdrive=True):
+    def download_data(self, url: str, dst: str | os.PathLike, from_gdrive: bool = True) -> None:
         """Fetch an archive (.zip, .tar, .tar.gz) to `dst` and unpack it beside itself."""
         folder = os.path.dirname(os.path.abspath(dst))
         os.makedirs(folder, exist_ok=True)
@@ -269,7 +281,8 @@ class DatasetBase:
         else:
             download_url(url, dst)
         get_logger().info("Extracting file ...")
-        safe = {} if str(dst).endswith(".zip") else {"filter": "data"}  # refuses paths that leave the folder, as zip's
+        # refuses paths that leave the folder, as zip's
+        safe: dict[str, Any] = {} if str(dst).endswith(".zip") else {"filter": "data"}
         shutil.unpack_archive(dst, folder, **safe)
 
 

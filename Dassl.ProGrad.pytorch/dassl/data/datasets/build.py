@@ -1,5 +1,7 @@
 """The registry of data sets."""
 
+from yacs.config import CfgNode as CN
+
 from dassl.config import complete
 from dassl.utils import Registry, check_availability, get_logger
 
@@ -15,7 +17,7 @@ gaps.
 """
 
 
-def build_dataset(cfg):
+def build_dataset(cfg: CN) -> DatasetBase:
     """The data set cfg.DATASET.NAME. Unknown name: UserError with the nearest and the available ones."""
     complete(cfg)
     check_availability(cfg.DATASET.NAME, DATASET_REGISTRY, "DATASET.NAME")

@@ -7,6 +7,7 @@ differ a little from Dassl's.
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 import torchvision.transforms as T
 import torchvision.transforms.functional as F
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
+from yacs.config import CfgNode as CN
 
 from dassl.config import complete
 from dassl.utils import check_availability, get_logger
@@ -125,7 +127,7 @@ TEST_STEPS = ("normalize", "instance_norm")  # the only names that act at test t
 RESIZE_MODES = ("shortest", "squash")
 
 
-def build_transform(cfg, is_train: bool = True, choices=None) -> T.Compose | None:
+def build_transform(cfg: CN, is_train: bool = True, choices: Sequence[str] | None = None) -> T.Compose | None:
     """Pipeline from a PIL image to (3, H, W) float32, with (H, W) = cfg.INPUT.SIZE; None if NO_TRANSFORM.
 
     choices: names instead of cfg.INPUT.TRANSFORMS. An unknown name or interpolation: UserError.
@@ -160,7 +162,7 @@ def _test_steps(inp, choices, mode):
     return steps + [TENSOR_STEPS[name](inp) for name in TEST_STEPS if name in choices]
 
 
-def draws_from_torch_only(transform) -> bool:
+def draws_from_torch_only(transform: object) -> bool:
     """Whether all random numbers of `transform` are sure to come from torch: most torchvision steps."""
     kind = type(transform)
     if not kind.__module__.startswith("torchvision.transforms."):
@@ -170,7 +172,7 @@ def draws_from_torch_only(transform) -> bool:
     return all(map(draws_from_torch_only, getattr(transform, "transforms", ())))
 
 
-def describe_transform(transform) -> str:
+def describe_transform(transform: object) -> str:
     """A text that is equal for equal transforms, in every process and on every machine; for digests.
 
     An object without a text of its own is described by its class and attributes, a function by its name.
