@@ -159,6 +159,8 @@ class SimpleTrainer(TrainerBase):
             if self.chooses_best() and self.best_result == -np.inf:
                 self.save_model(done - 1, self.output_dir, model_name=BEST)
             self.save_model(done - 1, self.output_dir)
+        if self.chooses_best() and not self.has_validation():
+            log.warning("TEST.FINAL_MODEL is best_val, but the data set has no validation images: it is the last")
         self.init_writer(osp.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
 

@@ -71,6 +71,13 @@ def test_without_validation_there_is_none_and_an_evaluation_has_no_record(root, 
     assert "history" not in run(configure(root, tmp_path / "eval"), eval_only=True, model_dir=str(tmp_path / "train"))
 
 
+def test_without_validation_images_the_last_epochs_model_is_the_best_which_is_said(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("dassl.engine.trainer.SimpleTrainer.has_validation", lambda self: False)
+    run(configure(root, tmp_path, "TEST.FINAL_MODEL", "best_val"))
+    assert "the data set has no validation images: it is the last" in (tmp_path / "log.txt").read_text()
+    assert load_checkpoint(tmp_path / "head" / "model-best.pth.tar")["epoch"] == 3
+
+
 def test_a_resume_file_from_before_is_read(root, tmp_path):
     trainer = build_trainer(configure(root, tmp_path))
     trainer.after_train = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
