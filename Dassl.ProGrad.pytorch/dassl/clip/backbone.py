@@ -26,6 +26,7 @@ from dassl.utils.moved import OldMethods
 
 from .recompute import recomputed, recomputed_blocks
 
+Device = str | torch.device
 CLIP_REGISTRY = Registry("CLIP")  # of backends, see `build`
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -101,7 +102,8 @@ class ClipBackbone(OldMethods):
 
     @property
     def width(self) -> int:
-        """W, the width of token embeddings."""
+        """W, the width of token embeddings. UserError where the tower takes none."""
+        self.require_embeddings()
         return self.text_tower.token_embedding.weight.shape[1]
 
     @property
@@ -201,7 +203,7 @@ class ClipBackbone(OldMethods):
         length = self._length_to_run(tokens)
         return self._in_chunks(tokens[:, :length], embeddings[:, :length])
 
-    def to(self, device) -> "ClipBackbone":
+    def to(self, device: Device) -> "ClipBackbone":
         """Move the weights; returns self."""
         self.module.to(device)
         return self

@@ -19,18 +19,19 @@ import functools
 import os
 
 import torch
+from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, get_logger
 
 from . import hub  # noqa: F401  registers open_clip
-from .backbone import CLIP_REGISTRY, ClipBackbone
+from .backbone import CLIP_REGISTRY, ClipBackbone, Device
 from .openai import openai, weights_table
 from .tiny import load  # noqa: F401  registers tiny
 
 PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 
 
-def build_clip(name: str, *, path: str = "", device="cpu", precision: str = "fp32") -> ClipBackbone:
+def build_clip(name: str, *, path: str = "", device: Device = "cpu", precision: str = "fp32") -> ClipBackbone:
     """The CLIP called `name` (the table above), frozen, in evaluation mode. Draws no random number.
 
     Raises:
@@ -54,13 +55,13 @@ def _cached(name, path, device, precision):
     return build_clip(name, path=path, device=device, precision=precision)
 
 
-def cached_clip(name: str, *, path: str = "", device="cpu", precision: str = "fp32") -> ClipBackbone:
+def cached_clip(name: str, *, path: str = "", device: Device = "cpu", precision: str = "fp32") -> ClipBackbone:
     """`build_clip`, once per process and set of arguments: for those who only read (no hooks left, no
     training)."""
     return _cached(name, str(path), str(device), precision)
 
 
-def check_input(cfg, backbone: ClipBackbone) -> None:
+def check_input(cfg: CN, backbone: ClipBackbone) -> None:
     """Compare INPUT with how the weights were trained: another size is refused, other values are pointed out.
 
     Raises:
@@ -83,7 +84,9 @@ def _rounded(value):
     return value if isinstance(value, str) else tuple(round(number, 4) for number in value)
 
 
-def build_clip_from_cfg(cfg, precision: str = "fp32", *, device=None, cached: bool = False) -> ClipBackbone:
+def build_clip_from_cfg(
+    cfg: CN, precision: str = "fp32", *, device: Device | None = None, cached: bool = False
+) -> ClipBackbone:
     """`build_clip` of MODEL.BACKBONE.NAME and PATH; on the GPU where USE_CUDA and there is one.
 
     MODEL.TEXT_CHUNK and CHECKPOINT_BLOCKS are those of what is returned alone, also where the CLIP is shared.

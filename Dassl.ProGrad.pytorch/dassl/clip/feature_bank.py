@@ -16,8 +16,9 @@ import contextlib
 import functools
 import itertools
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save
@@ -56,7 +57,7 @@ def bank_folder(cfg: CN) -> str:
 
 
 def build_feature_loader(
-    cfg: CN, loader: DataLoader, backbone: ClipBackbone, *, is_train: bool, autocast=contextlib.nullcontext
+    cfg: CN, loader: DataLoader, backbone: ClipBackbone, *, is_train: bool, autocast: Callable = contextlib.nullcontext
 ) -> DataLoader:
     """A loader of features with the batches, order and random draws of the pixel `loader`; `loader` itself where
     FEATURES in cfg wants pixels.
@@ -72,7 +73,7 @@ def build_feature_loader(
     """
     if not (cfg.FEATURES.VIEWS > 0 if is_train else cfg.FEATURES.TEST):
         return loader
-    pixels: Any = loader.dataset  # a DatasetWrapper
+    pixels = cast(Any, loader.dataset)  # a DatasetWrapper
     if loader.batch_size is None:
         raise UserError("feature bank: the loader has a batch sampler, expected a sampler and a size")
     if getattr(pixels, "return_img0", False):
@@ -205,7 +206,7 @@ class FeatureBank:
                     file.write(save(rows, metadata=self._facts(number, rows)))
                 self._open(number)
 
-    def loader(self, numbers, batches):
+    def loader(self, numbers: Sequence[int], batches: Sequence[torch.Tensor]) -> Loader:
         """The transformed images of these batches of indices, in each of these rounds, as a run from pixels sees them
         in those epochs."""
         return Loader(

@@ -7,15 +7,18 @@ hub's cache is read without asking the network.
 """
 
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
 from dassl.utils import MissingFile, UserError, check_kind, check_records, closest, get_logger, read_json, sha256_file
 
-from .backbone import CLIP_REGISTRY, Preprocess
+from .backbone import CLIP_REGISTRY, Device, Preprocess
 from .open_clip import OpenClip, OpenClipForeignText
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
@@ -34,12 +37,12 @@ class Source:
     tag: dict = field(default_factory=dict)
 
     @property
-    def repo(self):
+    def repo(self) -> str:
         """The hub's repository that the name says, or ""."""
         return self.name.removeprefix(HUB) if self.name.startswith(HUB) else ""
 
     @property
-    def folder(self):
+    def folder(self) -> Path | None:
         """The folder in which files of the user lie, or None."""
         if self.name.startswith(LOCAL):
             return Path(self.name.removeprefix(LOCAL))
@@ -47,7 +50,7 @@ class Source:
 
 
 @CLIP_REGISTRY.register()
-def open_clip(model: str, *, path: str, device, precision: str) -> OpenClip:
+def open_clip(model: str, *, path: str, device: Device, precision: str) -> OpenClip:
     """`MODEL/TAG`, `MODEL/FILE`, a folder, `local-dir:FOLDER` or `hf-hub:ORG/REPO` -> OpenClip.
 
     path: a weights file for MODEL, or a local folder. open_clip's own initialisation does not touch the
@@ -107,7 +110,7 @@ def _build(package, source, text, device, precision):
     )
 
 
-def published_pixels(package, name):
+def published_pixels(package: ModuleType, name: str) -> dict[str, Any]:
     """How the published weights of an architecture saw images, for a file of it, which does not say."""
     tags = package.list_pretrained_tags_by_model(name)
     known = [package.pretrained.get_pretrained_cfg(name, tag) for tag in tags]
@@ -133,7 +136,7 @@ def _tokeniser(package, source, text):
     )
 
 
-def tokeniser_folder(source, text):
+def tokeniser_folder(source: Source, text: Mapping[str, Any]) -> Path | None:
     """Where the tokeniser's files lie: beside the user's weights, else in the cache; None if neither or not needed."""
     repo = text.get("hf_tokenizer_name")
     if not repo or source.name.startswith(LOCAL):
@@ -168,7 +171,7 @@ def _wrap(package, module, tokenizer, *, name, digest):
 # names
 
 
-def resolve(package, model, path=""):
+def resolve(package: ModuleType, model: str, path: str = "") -> Source:
     """A name behind `open_clip:`, and MODEL.BACKBONE.PATH -> Source. UserError as `open_clip`."""
     if model.startswith((LOCAL, HUB)):
         return Source(model)
@@ -201,7 +204,7 @@ def resolve(package, model, path=""):
     )
 
 
-def text_config(package, source):
+def text_config(package: ModuleType, source: Source) -> dict[str, Any]:
     """open_clip's `text_cfg` of a source; {} where it is not on this machine or cannot be read."""
     try:
         with offline():
@@ -222,7 +225,7 @@ def _text_model_config(package, source):
 # the network
 
 
-def cached(repo, name):
+def cached(repo: str, name: str) -> str:
     """Path of the hub's file in the local cache, or of a file of the folder `repo`; "" if it is in neither."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -235,7 +238,7 @@ def cached(repo, name):
     return file if isinstance(file, str) else ""
 
 
-def missing_files(package, source, text):
+def missing_files(package: ModuleType, source: Source, text: Mapping[str, Any]) -> list[str]:
     """What loading has to fetch from the hub -> list of "REPO/FILE", empty where everything is on this machine."""
     needs = []
     if source.repo:
@@ -258,7 +261,7 @@ def _weights_names(package, name):
     return (*package.pretrained._get_safe_alternatives(name), name)
 
 
-def no_network():
+def no_network() -> str:
     """Why the hub cannot be reached, or "": huggingface_hub alone would retry each file for half a minute."""
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session
@@ -271,7 +274,7 @@ def no_network():
 
 
 @contextmanager
-def offline():
+def offline() -> Iterator[None]:
     """HF_HUB_OFFLINE for one load: the hub would ask for newer versions, and wait where there is no network."""
     from huggingface_hub import constants
 

@@ -4,7 +4,11 @@ The seam over a built model and its tokeniser; `hub` finds, downloads and loads 
 Letters: C texts, L tokens, D joint width, W width of the text tower.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import nn
 
 from dassl.utils import UserError
 
@@ -38,26 +42,26 @@ class OpenClip(ClipBackbone):
         self._specials = int(self._unpadded(empty[None]))  # start and end token
 
     @property
-    def text_tower(self):
+    def text_tower(self) -> Any:
         return getattr(self.module, "text", self.module)
 
     @property
-    def dim(self):
+    def dim(self) -> int:
         projection = self.text_tower.text_projection
         if projection is None:
             return self.width
-        return projection.out_features if isinstance(projection, torch.nn.Linear) else projection.shape[1]
+        return projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1]
 
     @property
-    def context_length(self):
+    def context_length(self) -> int:
         return self.text_tower.context_length
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         return self.text_tower.transformer.get_cast_dtype()
 
     @property
-    def image_blocks(self):
+    def image_blocks(self) -> list[Block]:
         visual = self.module.visual
         if hasattr(visual, "transformer"):
             return _blocks(visual.transformer)
@@ -67,10 +71,10 @@ class OpenClip(ClipBackbone):
         return [Block(block, block.norm1, block.norm1.normalized_shape[0], True) for block in blocks]
 
     @property
-    def text_blocks(self):
+    def text_blocks(self) -> list[Block]:
         return _blocks(self.text_tower.transformer)
 
-    def lengths(self, tokens):
+    def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.pooling == "argmax":
             return super().lengths(tokens)
         if self.pooling == "eos":
@@ -78,10 +82,10 @@ class OpenClip(ClipBackbone):
             return (tokens == end).int().argmax(dim=-1) + 1
         return self._unpadded(tokens)
 
-    def token_counts(self, texts):
+    def token_counts(self, texts: list[str]) -> list[int]:
         return (self._unpadded(self.tokenize(texts)) - self._specials).tolist()
 
-    def tokenize(self, texts):
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         texts = [texts] if isinstance(texts, str) else list(texts)
         tokens = self._raw_tokens(texts)
         # open_clip cuts long texts without a word; with two positions more the excess shows
@@ -115,23 +119,19 @@ class OpenClipForeignText(OpenClip):
         self.no_embeddings = f"its text tower is a Hugging Face model ({kind}), which takes tokens, not embeddings"
 
     @property
-    def dim(self):
+    def dim(self) -> int:
         return self.text_tower.output_dim
 
     @property
-    def width(self):
-        return self.require_embeddings()
-
-    @property
-    def context_length(self):
+    def context_length(self) -> int:
         return self.tokenizer.context_length
 
     @property
-    def dtype(self):
+    def dtype(self) -> torch.dtype:
         return next(self.module.visual.parameters()).dtype
 
     @property
-    def text_blocks(self):
+    def text_blocks(self) -> list[Block]:
         return []
 
 

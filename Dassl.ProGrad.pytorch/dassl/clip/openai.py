@@ -14,6 +14,7 @@ import contextlib
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 
 from dassl.utils import MissingFile, UserError, closest, download_url, get_logger, load_weights, sha256_file
 
-from .backbone import CLIP_REGISTRY, Block, ClipBackbone, Preprocess
+from .backbone import CLIP_REGISTRY, Block, ClipBackbone, Device, Preprocess
 
 INSTALL = "pip install clip-anytorch (or git+https://github.com/openai/CLIP)"
 CACHE = "~/.cache/clip"
@@ -59,20 +60,20 @@ class OpenAIClip(ClipBackbone):
     """A `clip.model.CLIP`. Its blocks see (L, N, W); a ResNet image tower has none."""
 
     @property
-    def image_blocks(self):
+    def image_blocks(self) -> list[Block]:
         tower = getattr(self.module.visual, "transformer", None)
         return [] if tower is None else _blocks(tower)
 
     @property
-    def text_blocks(self):
+    def text_blocks(self) -> list[Block]:
         return _blocks(self.module.transformer)
 
-    def to(self, device):
+    def to(self, device: Device) -> ClipBackbone:
         for block in self.text_blocks:  # no buffer: it would go to the GPU in every block of every call
             block.module.attn_mask = block.module.attn_mask.to(device)
         return super().to(device)
 
-    def tokenize(self, texts):
+    def tokenize(self, texts: str | Sequence[str]) -> torch.Tensor:
         try:
             tokens = clip_package().tokenize(texts, context_length=self.context_length)
         except RuntimeError as error:  # "Input ... is too long for context length 77", names the text
@@ -85,7 +86,7 @@ def _blocks(tower):
 
 
 @CLIP_REGISTRY.register()
-def openai(name: str, *, path: str, device, precision: str) -> OpenAIClip:
+def openai(name: str, *, path: str, device: Device, precision: str) -> ClipBackbone:
     """The OpenAI CLIP `name`, or whatever file of its layout `path` or `name` points to -> OpenAIClip.
 
     Raises:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(function: Callable, modules: Sequence[nn.Module], *inputs, **options):
+def recomputed(function: Callable, modules: Sequence[nn.Module], *inputs, **options) -> Tensor:
     """`function(*inputs, **options)` -> a tensor; its activations are dropped, and made again when gradients need them.
 
     modules: all that it runs through, each once. Random numbers are drawn again as they were.

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from dassl.clip.backbone import CLIP_REGISTRY, Block, ClipBackbone, Preprocess, tensor_digest
+from dassl.clip.backbone import CLIP_REGISTRY, Block, ClipBackbone, Device, Preprocess, tensor_digest
 from dassl.clip.tiny.model import MEAN, STD, TinyCLIP
 from dassl.clip.tiny.tokenizer import PAD, tokenizer
 from dassl.utils import UserError, sha256_file
@@ -45,7 +45,7 @@ def _backbone(module, name, digest, device, precision):
     return TinyBackbone(module.to(device), name=name, digest=digest, preprocess=preprocess, activation="gelu")
 
 
-def load_tiny(device: str | torch.device = "cpu", precision: str = "fp32") -> TinyBackbone:
+def load_tiny(device: Device = "cpu", precision: str = "fp32") -> TinyBackbone:
     """The CLIP with the shipped weights -> TinyBackbone. Draws no random number.
 
     precision: "fp16" keeps the weights in half, every other mode computes in fp32.
@@ -58,7 +58,7 @@ def load_tiny(device: str | torch.device = "cpu", precision: str = "fp32") -> Ti
 
 
 @CLIP_REGISTRY.register()
-def tiny(model: str, *, path: str, device, precision: str) -> TinyBackbone:
+def tiny(model: str, *, path: str, device: Device, precision: str) -> TinyBackbone:
     if model or path:
         raise UserError(f'the CLIP "tiny" is built in and takes no model or file, got "{model or path}"')
     return load_tiny(device, precision)
