@@ -75,11 +75,11 @@ class ClipBackbone(OldMethods):
     text_chunk = 0
     checkpoint_blocks = False
 
-    def __init__(self, module, *, name, digest, preprocess, activation):
+    def __init__(self, module: Any, *, name: str, digest: str, preprocess: Preprocess, activation: str):
         self.module, self.name, self.digest = module, name, digest
         self.preprocess, self.activation = preprocess, activation
         self.short_text = self.causal
-        self._attached = []
+        self._attached: list[nn.Module] = []
 
     def __str__(self):
         return f"CLIP {self.name}: D {self.dim}, {self.image_size} px, {self.activation}, sha256 {self.digest[:12]}"

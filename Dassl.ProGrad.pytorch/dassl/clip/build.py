@@ -17,6 +17,7 @@ CLIP frozen, in evaluation mode.
 
 import functools
 import os
+from typing import Any
 
 import torch
 from yacs.config import CfgNode as CN
@@ -68,7 +69,7 @@ def check_input(cfg: CN, backbone: ClipBackbone) -> None:
         UserError: INPUT.SIZE is not the backbone's; the message has the keys to add.
     """
     trained = backbone.preprocess
-    expected = {"SIZE": (trained.size, trained.size), "PIXEL_MEAN": trained.mean, "PIXEL_STD": trained.std}
+    expected: dict[str, Any] = {"SIZE": (trained.size,) * 2, "PIXEL_MEAN": trained.mean, "PIXEL_STD": trained.std}
     expected |= {"INTERPOLATION": trained.interpolation, "RESIZE": trained.resize}
     differ = {key: value for key, value in expected.items() if _rounded(cfg.INPUT[key]) != _rounded(value)}
     if "SIZE" in differ:

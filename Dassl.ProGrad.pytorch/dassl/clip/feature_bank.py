@@ -234,7 +234,7 @@ class FeatureBank:
 class BankDataset(Dataset):
     """Batches from a bank, a whole batch at a time: indices (with their epoch, if any, one) -> a dictionary."""
 
-    def __init__(self, bank, data_source):
+    def __init__(self, bank: FeatureBank, data_source: Sequence):
         self.bank, self.data_source = bank, data_source
         self.labels = torch.tensor([item.label for item in data_source])
         self.domains = torch.tensor([item.domain for item in data_source])
@@ -242,10 +242,10 @@ class BankDataset(Dataset):
     def __len__(self):
         return len(self.data_source)
 
-    def __getitems__(self, indices):
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         rows = torch.tensor([int(index) for index in indices])
         (epoch,) = {getattr(index, "view", 0) for index in indices}  # a batch is of one
-        batch = {name: value[rows] for name, value in self.bank.round(epoch).items()}
+        batch: dict[str, Any] = {name: value[rows] for name, value in self.bank.round(epoch).items()}
         batch = {name: list(value.unbind(1)) if value.ndim == 3 else value for name, value in batch.items()}
         return {
             **batch,

@@ -25,7 +25,7 @@ class OpenClip(ClipBackbone):
     `causal` in the sense of the seam: texts keep their full length.
     """
 
-    def __init__(self, module, tokenizer, **facts):
+    def __init__(self, module: Any, tokenizer: Any, **facts):
         self.tokenizer = tokenizer
         tower = getattr(module, "text", module)
         self.pooling = getattr(tower, "pool_type", None) or getattr(tower, "text_pool_type", "")
@@ -113,7 +113,7 @@ class OpenClipForeignText(OpenClip):
     Texts are encoded from tokens only, so `no_embeddings` says why prompts cannot be learned.
     """
 
-    def __init__(self, module, tokenizer, **facts):
+    def __init__(self, module: Any, tokenizer: Any, **facts):
         super().__init__(module, tokenizer, **facts)
         kind = getattr(getattr(module.text, "config", None), "model_type", type(module.text).__name__)
         self.no_embeddings = f"its text tower is a Hugging Face model ({kind}), which takes tokens, not embeddings"

@@ -22,6 +22,9 @@ from .samplers import build_sampler
 from .transforms import INTERPOLATION_MODES, build_transform, draws_from_torch_only  # noqa: F401  imported from here by Dassl's users
 from .views import ViewSampler, relative_key, seeded_view, view_seed
 
+Transform = Callable | Sequence[Callable] | None
+Wrapper = Callable[..., Dataset] | None  # in the place of DatasetWrapper
+
 
 def image_reading(cfg: CN) -> dict[str, Any]:
     """What cfg.INPUT says of how image files are read, as arguments of Datum.load_image; {} where it is as ever."""
@@ -42,10 +45,10 @@ class DatasetWrapper(Dataset):
 
     sample_bank: Callable | None = None  # in the place of a feature bank's encoding all images: of --check
 
-    def __init__(self, cfg, data_source, transform=None, is_train=False):
+    def __init__(self, cfg: CN, data_source: Sequence[Datum], transform: Transform = None, is_train: bool = False):
         self.cfg = complete(cfg)
         self.data_source = data_source
-        self.transform = transform  # one transform, a list of them, or None
+        self.transform: Any = transform  # one transform, a list of them, or None
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
@@ -54,7 +57,7 @@ class DatasetWrapper(Dataset):
         self.seed = cfg.SEED if is_train and cfg.INPUT.VIEW_SEEDS else None  # None: the global streams
         if self.k_tfm > 1 and transform is None:
             raise UserError("Cannot augment the image K times because transform is None")
-        self.to_tensor = self._plain_transform() if self.return_img0 else None
+        self.to_tensor: Any = self._plain_transform() if self.return_img0 else None
 
     def _plain_transform(self):
         steps = [T.Resize(self.cfg.INPUT.SIZE, INTERPOLATION_MODES[self.cfg.INPUT.INTERPOLATION]), T.ToTensor()]
@@ -65,7 +68,7 @@ class DatasetWrapper(Dataset):
     def __len__(self):
         return len(self.data_source)
 
-    def __getitem__(self, idx):
+    def __getitem__(self, idx: int) -> dict[str, Any]:
         item = self.data_source[idx]
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": int(idx)}
         image = item.load_image(**self.reading)
@@ -112,9 +115,9 @@ def build_data_loader(
     batch_size: int = 64,
     n_domain: int = 0,
     n_ins: int = 2,
-    tfm: Callable | Sequence[Callable] | None = None,
+    tfm: Transform = None,
     is_train: bool = True,
-    dataset_wrapper: Callable[..., Dataset] | None = None,
+    dataset_wrapper: Wrapper = None,
 ) -> DataLoader:
     """DataLoader over a list of Datum; batches as DatasetWrapper's items, stacked.
 
@@ -162,7 +165,7 @@ def own_group(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGALRM))  # see `Loader`
 
 
-def worker_count(cfg: CN, dataset_wrapper: Callable[..., Dataset] | None = None) -> int:
+def worker_count(cfg: CN, dataset_wrapper: Wrapper = None) -> int:
     """DATALOADER.NUM_WORKERS, but no more than there are cores where their number cannot change what is drawn."""
     asked, usable = cfg.DATALOADER.NUM_WORKERS, cores()
     return min(asked, usable) if cfg.INPUT.VIEW_SEEDS and dataset_wrapper is None else asked
@@ -176,7 +179,7 @@ def cores() -> int:
 class DataManager:
     """The data set of cfg and its loaders: train_loader_x, train_loader_u, val_loader, test_loader."""
 
-    def __init__(self, cfg, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
+    def __init__(self, cfg: CN, custom_tfm_train=None, custom_tfm_test=None, dataset_wrapper=None):
         dataset = build_dataset(cfg)
         tfm_train = _transform(cfg, custom_tfm_train, is_train=True)
         tfm_test = _transform(cfg, custom_tfm_test, is_train=False)

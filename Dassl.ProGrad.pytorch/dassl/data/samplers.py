@@ -35,7 +35,7 @@ class RandomDomainSampler(_RoundSampler):
     Until one of them cannot fill its share again.
     """
 
-    def __init__(self, data_source, batch_size, n_domain=None):
+    def __init__(self, data_source: Sequence, batch_size: int, n_domain: int | None = None):
         self.data_source = data_source
         self.domain_dict = group_indices([item.domain for item in data_source])
         self.domains = list(self.domain_dict)
@@ -82,7 +82,7 @@ class RandomClassSampler(_RoundSampler):
     A class of fewer than n_ins images is drawn with replacement; what is left over of a class is not used.
     """
 
-    def __init__(self, data_source, batch_size, n_ins):
+    def __init__(self, data_source: Sequence, batch_size: int, n_ins: int):
         if batch_size < n_ins:
             raise UserError(f"batch size {batch_size} is smaller than the {n_ins} images of a class in a batch (N_INS)")
         self.data_source = data_source

@@ -8,7 +8,7 @@ are its logits, to the last bit, and shares behind each other by rank are in the
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, Dataset, Sampler, SequentialSampler
@@ -25,7 +25,7 @@ class ShardedBatches(Sampler):
     the share 0. `shares` queues the share (0 to 1) of each batch that was yielded.
     """
 
-    def __init__(self, batches):
+    def __init__(self, batches: Any):
         self.batches = batches
         self.shares = deque()
 
@@ -33,7 +33,7 @@ class ShardedBatches(Sampler):
     def sampler(self) -> Sampler:
         return self.batches.sampler
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         self.shares.clear()  # of a pass that was broken off
         for batch in self.batches:
             mine = batch[shard(len(batch))]

@@ -50,7 +50,7 @@ class ViewSampler(Sampler):
         self.epoch = int(epoch)
         self._used = False
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[ViewIndex]:
         if self._used:
             self.epoch += 1
         self._used = True

@@ -2,9 +2,11 @@
 
 import os
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import numpy as np
 import torch
+from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, atomic_save, get_logger
 from dassl.utils.distributed import gather_batches, is_main
@@ -19,7 +21,7 @@ class EvaluatorBase:
     several processes: `gather`, before `evaluate`, brings together what all of them processed, in order of rank.
     """
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CN):
         self.cfg = cfg
 
     def reset(self) -> None:
@@ -47,7 +49,7 @@ def can_gather(evaluator: object) -> bool:
 class Classification(EvaluatorBase):
     """Top-1 classification. `correct`, `total` and `results` are those of the last `evaluate()`."""
 
-    def __init__(self, cfg, lab2cname=None, **kwargs):
+    def __init__(self, cfg: CN, lab2cname: Mapping[int, str] | None = None, **kwargs):
         super().__init__(cfg)
         self._lab2cname = lab2cname
         self._per_class = cfg.TEST.PER_CLASS_RESULT

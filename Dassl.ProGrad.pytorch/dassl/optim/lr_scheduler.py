@@ -73,7 +73,9 @@ class _WarmupScheduler(LRScheduler):
 class ConstantWarmupScheduler(_WarmupScheduler):
     """The rate `cons_lr` in every group for `warmup_epoch` epochs, then `successor`."""
 
-    def __init__(self, optimizer, successor, warmup_epoch, cons_lr, last_epoch=-1):
+    def __init__(
+        self, optimizer: Optimizer, successor: LRScheduler, warmup_epoch: int, cons_lr: float, last_epoch: int = -1
+    ):
         self.cons_lr = cons_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
@@ -84,7 +86,9 @@ class ConstantWarmupScheduler(_WarmupScheduler):
 class LinearWarmupScheduler(_WarmupScheduler):
     """`min_lr` in epoch 0, base rate times e / w in epoch e < w, then `successor`."""
 
-    def __init__(self, optimizer, successor, warmup_epoch, min_lr, last_epoch=-1):
+    def __init__(
+        self, optimizer: Optimizer, successor: LRScheduler, warmup_epoch: int, min_lr: float, last_epoch: int = -1
+    ):
         self.min_lr = min_lr
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
@@ -100,7 +104,7 @@ class CosineSteps(LRScheduler):
 
     per_step = True
 
-    def __init__(self, optimizer, total, warmup_steps=0, last_epoch=-1):
+    def __init__(self, optimizer: Optimizer, total: int, warmup_steps: int = 0, last_epoch: int = -1):
         self.total, self.warmup_steps = total, warmup_steps
         super().__init__(optimizer, last_epoch)
 

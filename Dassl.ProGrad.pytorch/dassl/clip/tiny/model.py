@@ -5,6 +5,7 @@ Letters: B images, C texts, L tokens, N = 1 + 16 image tokens, W width, D joint 
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ MEAN, STD = (0.5, 0.5, 0.5), (0.3, 0.3, 0.3)  # of pixels in [0, 1], each channe
 class Attention(nn.Module):
     """Multi-head self-attention through torch's fused kernel."""
 
-    def __init__(self, width, heads, causal):
+    def __init__(self, width: int, heads: int, causal: bool):
         super().__init__()
         self.heads, self.causal = heads, causal
         self.qkv = nn.Linear(width, 3 * width)
@@ -35,7 +36,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """x (B, N, W) -> (B, N, W): attention and MLP, each after its norm, added to x."""
 
-    def __init__(self, width, heads, causal):
+    def __init__(self, width: int, heads: int, causal: bool):
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, heads, causal)
@@ -50,10 +51,10 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """`layers` blocks in a row."""
 
-    def __init__(self, width, layers, heads, causal=False):
+    def __init__(self, width: int, layers: int, heads: int, causal: bool = False):
         super().__init__()
         self.width, self.layers = width, layers
-        self.resblocks = nn.ModuleList(Block(width, heads, causal) for _ in range(layers))
+        self.resblocks: Any = nn.ModuleList(Block(width, heads, causal) for _ in range(layers))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.resblocks:
@@ -75,7 +76,7 @@ class VisionTransformer(nn.Module):
 
     patch = 8
 
-    def __init__(self, image_size, width, layers, heads, dim):
+    def __init__(self, image_size: int, width: int, layers: int, heads: int, dim: int):
         super().__init__()
         self.input_resolution = image_size
         self.conv1 = nn.Conv2d(3, width // 4, 4, stride=2, padding=1)
@@ -103,8 +104,9 @@ class TinyCLIP(nn.Module):
     Texts may be shorter than the context length: the tower is causal, so nothing behind the end is read.
     """
 
-    def __init__(self, vocabulary, *, dim=128, image_size=32, width=128, layers=6, heads=4, context_length=77,
-                 text_width=128, text_layers=4, text_heads=4):  # fmt: skip
+    def __init__(self, vocabulary: int, *, dim: int = 128, image_size: int = 32, width: int = 128, layers: int = 6,
+                 heads: int = 4, context_length: int = 77, text_width: int = 128, text_layers: int = 4,
+                 text_heads: int = 4):  # fmt: skip
         super().__init__()
         self.visual = VisionTransformer(image_size, width, layers, heads, dim)
         self.transformer = Transformer(text_width, text_layers, text_heads, causal=True)

@@ -25,7 +25,7 @@ class Datum:
     Pickles of other people hold this class by this module path and these four attributes; keep both.
     """
 
-    def __init__(self, impath="", label=0, domain=0, classname=""):
+    def __init__(self, impath: str = "", label: int = 0, domain: int = 0, classname: str = ""):
         if not isinstance(impath, str):
             raise UserError(f"an image path is a str, but got {type(impath).__name__}: {impath!r}")
         if not os.path.isfile(impath):

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torchvision.transforms as T
 import torchvision.transforms.functional as F
+from PIL import Image
 from torchvision.transforms import AutoAugmentPolicy, InterpolationMode
 from yacs.config import CfgNode as CN
 
@@ -32,7 +33,7 @@ class Random2DTranslation:
     p: float = 0.5
     interpolation: InterpolationMode = InterpolationMode.BILINEAR
 
-    def __call__(self, img):
+    def __call__(self, img: Image.Image) -> Image.Image:
         if random.uniform(0, 1) > self.p:
             return F.resize(img, [self.height, self.width], self.interpolation)
         height, width = round(self.height * 1.125), round(self.width * 1.125)
@@ -51,7 +52,7 @@ class Cutout:
     n_holes: int = 1
     length: int = 16
 
-    def __call__(self, img):
+    def __call__(self, img: torch.Tensor) -> torch.Tensor:
         height, width = img.shape[-2:]
         img = img.clone()
         for _ in range(self.n_holes):
@@ -69,7 +70,7 @@ class GaussianNoise:
     std: float = 0.15
     p: float = 0.5
 
-    def __call__(self, img):
+    def __call__(self, img: torch.Tensor) -> torch.Tensor:
         if random.uniform(0, 1) > self.p:
             return img
         return img + torch.randn(img.size()) * self.std + self.mean
@@ -81,7 +82,7 @@ class InstanceNormalization:
 
     eps: float = 1e-8
 
-    def __call__(self, img):
+    def __call__(self, img: torch.Tensor) -> torch.Tensor:
         pixels = img.flatten(1)  # (3, H*W)
         mean, std = pixels.mean(1)[:, None, None], pixels.std(1)[:, None, None]
         return (img - mean) / (std + self.eps)

@@ -22,7 +22,7 @@ class MixStyle(nn.Module):
     of the other half of the batch, where the halves are two domains (crossdomain). Identity in evaluation.
     """
 
-    def __init__(self, p=0.5, alpha=0.1, eps=1e-6, mix="random"):
+    def __init__(self, p: float = 0.5, alpha: float = 0.1, eps: float = 1e-6, mix: str = "random"):
         super().__init__()
         self.p = p
         self.beta = torch.distributions.Beta(alpha, alpha)
