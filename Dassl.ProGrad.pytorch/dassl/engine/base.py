@@ -10,7 +10,10 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
+from yacs.config import CfgNode as CN
 
 from dassl.utils import (
     UserError,
@@ -34,6 +37,9 @@ log = get_logger()
 EPOCHS = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}]"
 
 
+Names = str | list[str] | None  # of registered models; None stands for all
+
+
 class NotFinite(UserError, FloatingPointError):
     """A loss or a weight is infinite or NaN."""
 
@@ -46,29 +52,38 @@ def dataset_of(trainer: object) -> Any:
 class TrainerBase(OldMethods):
     """Base class of trainers. A subclass registers models and says what an epoch and a test are."""
 
-    _bar = None  # of the epochs, while they run
+    # what a subclass sets
+    cfg: CN
+    device: torch.device
+    output_dir: str
+    batch_idx: int
+    num_batches: int
+    _bar: Any = None  # of the epochs, while they run
 
-    def __init__(self):
-        self._models = OrderedDict()
-        self._optims = OrderedDict()
-        self._scheds = OrderedDict()
-        self._writer = None
-        self._progress = None  # of a SimpleTrainer: by what it resumes
-        self._loaded = None  # (file name, checkpoint's epoch, its validation result) of the last load_model
-        self._files = []  # that it read
+    def __init__(self) -> None:
+        self._models: OrderedDict[str, Any] = OrderedDict()
+        self._optims: OrderedDict[str, Any] = OrderedDict()
+        self._scheds: OrderedDict[str, Any] = OrderedDict()
+        self._writer: Any = None
+        self._progress: Any = None  # of a SimpleTrainer: by what it resumes
+        # (file name, checkpoint's epoch, its validation result) of the last load_model
+        self._loaded: tuple[str, int | None, float | None] | None = None
+        self._files: list[str] = []  # that it read
 
     epoch = 0  # its index
 
     def tell_samplers(self) -> None:
         """Which augmented views are those of this epoch."""
         for loader in [part for part in vars(self).values() if isinstance(part, DataLoader)]:
-            sampler = getattr(loader if loader.batch_sampler is None else loader.batch_sampler, "sampler", None)
+            sampler: Any = getattr(loader if loader.batch_sampler is None else loader.batch_sampler, "sampler", None)
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(self.epoch)
 
     # Registered models
 
-    def register_model(self, name="model", model=None, optim=None, sched=None):
+    def register_model(
+        self, name: str = "model", model: nn.Module | None = None, optim: Optimizer | None = None, sched: Any = None
+    ) -> None:
         """Hand a module to the engine: it is switched, stepped, saved and loaded under `name`.
 
         Without an optimizer it is never stepped; without a scheduler its learning rate stays.
@@ -81,17 +96,17 @@ class TrainerBase(OldMethods):
         self._optims[name] = optim
         self._scheds[name] = sched
 
-    def get_model_names(self, names=None):
+    def get_model_names(self, names: Names = None) -> list[str]:
         """Registered names, or `names` (one or a list) if all of them are registered -> list."""
         if names is None:
             return list(self._models)
-        names = tolist_if_not(names)
-        for name in names:
+        chosen = tolist_if_not(names)
+        for name in chosen:
             if name not in self._models:
                 raise AssertionError(f"No model is registered as {name!r}; there are {list(self._models)}")
-        return names
+        return chosen
 
-    def set_model_mode(self, mode="train", names=None):
+    def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
         """Switch registered models to train, or to test (or eval, the same)."""
         if mode not in ("train", "test", "eval"):
             raise KeyError(mode)
@@ -100,10 +115,21 @@ class TrainerBase(OldMethods):
 
     # Checkpoints
 
-    def save_model(self, epoch, directory, is_best=False, val_result=None, model_name=""):
-        """Write every registered model after epoch index `epoch`. WriteFailed leaves earlier files whole.
+    def save_model(
+        self,
+        epoch: int,
+        directory: str,
+        is_best: bool = False,
+        val_result: float | None = None,
+        model_name: str = "",
+    ) -> None:
+        """Write every registered model after epoch index `epoch`; val_result: percent.
 
         Of several processes only the main one writes.
+
+        Raises:
+            NotFinite: a trained weight is infinite or NaN.
+            WriteFailed: earlier files are whole.
         """
         self.check_finite()
         if not is_main():
@@ -119,7 +145,7 @@ class TrainerBase(OldMethods):
             }
             save_checkpoint(state, os.path.join(directory, name), is_best=is_best, model_name=model_name)
 
-    def resume_model_if_exist(self, directory):
+    def resume_model_if_exist(self, directory: str) -> int:
         """Load what the pointer file of each model's folder names -> epoch to go on with, 0 without one."""
         names = self.get_model_names()
         folders = [os.path.join(directory, name) for name in names]
@@ -133,7 +159,7 @@ class TrainerBase(OldMethods):
         ]
         return epochs[-1]
 
-    def load_model(self, directory, epoch=None):
+    def load_model(self, directory: str, epoch: int | str | None = None) -> None:
         """Load every registered model from `directory`: the one after `epoch` epochs, or else the best one.
 
         Where no best one was kept, the one with most epochs counts. `directory` may also be a model's folder, or a
@@ -161,7 +187,7 @@ class TrainerBase(OldMethods):
     def _load_weights(self, name, path, state_dict):
         load_exactly(self._models[name], name, path, state_dict, self.drop_keys)
 
-    def drop_keys(self, state_dict):
+    def drop_keys(self, state_dict: dict) -> dict:
         """Hook: remove from `state_dict`, in place, what is made anew and not loaded; returns it.
 
         Default: the buffers that prompt learners make of the class names.
@@ -170,7 +196,7 @@ class TrainerBase(OldMethods):
 
     # TensorBoard
 
-    def init_writer(self, log_dir):
+    def init_writer(self, log_dir: str) -> None:
         """Open the TensorBoard writer, once, in the main process."""
         if self._writer is None and is_main():
             from torch.utils.tensorboard import SummaryWriter  # about a second, so not at import
@@ -181,13 +207,14 @@ class TrainerBase(OldMethods):
             except UnicodeEncodeError:
                 log.info(f"No curves for TensorBoard, which takes no folder whose name is no UTF-8: {log_dir}")
 
-    def close_writer(self):
+    def close_writer(self) -> None:
+        """Close the TensorBoard writer, if there is one."""
         if self._writer is not None:
             with contextlib.suppress(OSError):  # what a full disk did not take
                 self._writer.close()
             self._writer = None
 
-    def write_scalar(self, tag, value, global_step=None):
+    def write_scalar(self, tag: str, value: float | Tensor, global_step: int | None = None) -> None:
         """One TensorBoard point; nothing without a writer, or once the disk is full."""
         if self._writer is not None:
             try:
@@ -197,8 +224,8 @@ class TrainerBase(OldMethods):
 
     # The loop
 
-    def train(self, start_epoch, max_epoch):
-        """The definition of training. `before_train` may move `start_epoch`: that is a resumed run."""
+    def train(self, start_epoch: int, max_epoch: int) -> None:
+        """The definition of training, epochs by index. `before_train` may move `start_epoch`: that is a resumed run."""
         self.start_epoch = start_epoch
         self.max_epoch = max_epoch
         self.before_train()
@@ -220,12 +247,12 @@ class TrainerBase(OldMethods):
         if self._progress:
             self._progress.end()
 
-    def before_train(self):
+    def before_train(self) -> None:
         """Hook, as those below: nothing by default."""
 
     after_train = before_epoch = after_epoch = before_train
 
-    def run_epoch(self, *batch):
+    def run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         """Hook, as those below, which a subclass that calls them defines."""
         raise NotImplementedError
 
@@ -233,20 +260,20 @@ class TrainerBase(OldMethods):
 
     # One step
 
-    def optimizers(self, names=None):
+    def optimizers(self, names: Names = None) -> list[Optimizer]:
         """Optimizers of the registered models that have one -> list."""
         optims = (self._optims[name] for name in self.get_model_names(names))
         return [optim for optim in optims if optim is not None]
 
-    def get_current_lr(self, names=None):
+    def get_current_lr(self, names: Names = None) -> float:
         """Learning rate of the first parameter group that is stepped; 0.0 if none is."""
         return next((optim.param_groups[0]["lr"] for optim in self.optimizers(names)), 0.0)
 
-    def update_lr(self, names=None):
+    def update_lr(self, names: Names = None) -> None:
         """Step the schedulers of the registered models, after an epoch."""
         self._step_schedulers(names, per_step=False)
 
-    def update_step_lr(self, names=None):
+    def update_step_lr(self, names: Names = None) -> None:
         """Step those schedulers that go by optimiser steps."""
         self._step_schedulers(names, per_step=True)
 
@@ -256,28 +283,33 @@ class TrainerBase(OldMethods):
             if sched is not None and getattr(sched, "per_step", False) == per_step:
                 sched.step()
 
-    def model_zero_grad(self, names=None):
+    def model_zero_grad(self, names: Names = None) -> None:
+        """Forget the gradients of what these models' optimizers step."""
         for optim in self.optimizers(names):
             optim.zero_grad()
 
-    def model_backward(self, loss):
+    def model_backward(self, loss: Tensor) -> None:
+        """Backward pass of a scalar. NotFinite for one that is not; UserError for one that depends on no weight."""
         self.detect_anomaly(loss)
         if not loss.requires_grad:
             raise UserError(f"{source_of(type(self))}: its loss depends on no trained weight")
         loss.backward()
 
-    def model_update(self, names=None):
+    def model_update(self, names: Names = None) -> None:
+        """Step these models' optimizers."""
         for optim in self.optimizers(names):
             optim.step()
 
-    def model_backward_and_update(self, loss, names=None):
-        """Zero gradients, backward, step."""
+    def model_backward_and_update(self, loss: Tensor, names: Names = None) -> None:
+        """Zero gradients, backward of a scalar, step. Raises as `model_backward`."""
         self.model_zero_grad(names)
         self.model_backward(loss)
         self.model_update(names)
 
-    def prograd_backward_and_update(self, loss_a, loss_b, lambda_=1, names=None):
-        """ProGrad (Zhu et al., arXiv 2205.14865): a step on `loss_a` that does not undo `loss_b`.
+    def prograd_backward_and_update(
+        self, loss_a: Tensor, loss_b: Tensor, lambda_: float = 1, names: Names = None
+    ) -> None:
+        """ProGrad (Zhu et al., arXiv 2205.14865): a step on `loss_a` that does not undo `loss_b`, both scalars.
 
         For each parameter tensor whose two gradients point apart, the part of a's gradient along b's
         is taken away, times `lambda_`.
@@ -295,13 +327,13 @@ class TrainerBase(OldMethods):
                 param.grad = project_conflicting(param.grad, grad_b, lambda_)
         self.model_update(names)
 
-    def detect_anomaly(self, loss):
+    def detect_anomaly(self, loss: Tensor) -> None:
         """Raise NotFinite (a FloatingPointError), with place and last checkpoint, unless `loss` is finite."""
         if not torch.isfinite(loss).all():
             batch = f", batch {self.batch_idx + 1}" if hasattr(self, "batch_idx") else ""
             self._anomaly("Loss is infinite or NaN!", batch)
 
-    def pass_over_single(self, error):
+    def pass_over_single(self, error: ValueError) -> None:
         """Leave out a last batch of one image, which batch norms do not take. UserError for any other batch of one."""
         if "Expected more than 1 value per channel" not in str(error):
             raise error
@@ -313,7 +345,7 @@ class TrainerBase(OldMethods):
         log.info("The last batch has one image, which batch norms do not take: it is left out")
         self.update_lr()
 
-    def check_finite(self):
+    def check_finite(self) -> None:
         """Raise NotFinite if a trained weight is not finite: such a model is not worth keeping."""
         for name in self.get_model_names():
             for key, param in self._models[name].named_parameters():
@@ -328,7 +360,7 @@ class TrainerBase(OldMethods):
         return self._progress.last_checkpoint() if self._progress else "none"
 
 
-def project_conflicting(grad_a, grad_b, lambda_=1.0):
+def project_conflicting(grad_a: Tensor, grad_b: Tensor, lambda_: float = 1.0) -> Tensor:
     """`grad_a` without `lambda_` times its part along `grad_b`, if the two point apart; else `grad_a`.
 
     Both have one shape; their angle is taken over the whole tensor. A zero `grad_b` changes nothing.

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode as CN
 
@@ -21,19 +22,19 @@ Class attributes that the engine reads: CONFIG and KEYS or `default_config()` (i
 """
 
 
-def trainer_class(name: str) -> type:
+def trainer_class(name: str) -> type[Any]:
     """The class of that name. Raises UserError with the nearest and all names."""
     check_availability(name, TRAINER_REGISTRY, "TRAINER.NAME")
     return TRAINER_REGISTRY.get(name)
 
 
-def checked_class(cfg: CN) -> type:
+def checked_class(cfg: CN) -> type[Any]:
     """The class that cfg.TRAINER.NAME names. What cfg lacks of the engine's keys gets its default.
 
     UserError: a value that its key does not take, or that does not go with another. A class that declares no KEYS, as
     one written for Dassl, may know other names than our choices, and reads its node of cfg.TRAINER as it likes.
     """
-    cls = trainer_class(complete(cfg).TRAINER.NAME)
+    cls: Any = trainer_class(complete(cfg).TRAINER.NAME)
     add_trainer_nodes(cfg, [cls])
     mine, nodes = trainer_keys(cls), tuple(f"TRAINER.{node}." for node, _ in config_nodes(cls))
     engine = {n: key for n, key in KEYS.items() if not re.match(r"TRAINER\.\w+\.", n) or mine and n.startswith(nodes)}
@@ -43,7 +44,7 @@ def checked_class(cfg: CN) -> type:
     return cls
 
 
-def build_trainer(cfg: CN):
+def build_trainer(cfg: CN) -> Any:
     """The trainer that cfg.TRAINER.NAME names, with its data, model and evaluator built."""
     cls = checked_class(cfg)
     if cfg.VERBOSE:
@@ -71,7 +72,7 @@ def trainer_keys(cls: type) -> Keys:
     return keys
 
 
-def _defaults(base: type) -> CN:
+def _defaults(base: type[Any]) -> CN:
     """The keys that a trainer or a mixin brings along, as a tree."""
     return base.default_config() if hasattr(base, "default_config") else build_node(base.KEYS)
 
@@ -91,5 +92,5 @@ def add_trainer_nodes(cfg: CN, classes: Iterable[type] | None = None) -> None:
 def published_files() -> tuple[Path, ...]:
     """The JSON files in `published/` of each package that has registered a trainer."""
     packages = {sys.modules[cls.__module__.partition(".")[0]] for cls in map(TRAINER_REGISTRY.get, TRAINER_REGISTRY)}
-    homes = [Path(package.__file__).parent for package in packages if getattr(package, "__file__", None)]
+    homes = [Path(file).parent for package in packages if (file := getattr(package, "__file__", None))]
     return tuple(sorted((file for home in homes for file in home.glob("published/*.json")), key=lambda file: file.name))

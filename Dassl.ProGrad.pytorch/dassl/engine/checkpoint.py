@@ -80,7 +80,7 @@ def _choose(names: Iterable[str], epoch: int | str | None) -> str | None:
     numbered = {int(match[1] or match[2]): file for file in names if (match := NUMBERED.fullmatch(file))}
     if BEST in names and (epoch is None or epoch == LAST and not numbered):
         return BEST
-    return numbered.get(max(numbered, default=None) if epoch in (None, LAST) else int(epoch))
+    return numbered.get(max(numbered, default=-1) if epoch in (None, LAST) else int(epoch))
 
 
 def is_checkpoint(file: Path) -> bool:

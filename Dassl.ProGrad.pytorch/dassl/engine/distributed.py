@@ -12,12 +12,13 @@ from dassl.modeling.ops.batch_norm import set_share, takes_own_part
 from dassl.utils import UserError, get_logger
 from dassl.utils.distributed import all_reduce, broadcast, broadcast_tensors, is_main, rank, world_size
 
+from .base import TrainerBase
 from .state import plain, rng_state, set_rng_state
 
 _LOADERS = ("train_loader_x", "train_loader_u")
 
 
-def start_together(trainer):
+def start_together(trainer: TrainerBase) -> None:
     """Right before the first epoch: the same epoch and weights everywhere, training batches divided.
 
     Raises:
@@ -37,7 +38,7 @@ def start_together(trainer):
         setattr(trainer, name, sharded_loader(getattr(trainer, name, None)))
 
 
-def start_epoch_together(trainer):
+def start_epoch_together(trainer: TrainerBase) -> None:
     """All draw the same order of images: every random state becomes the main process's."""
     if world_size() == 1:
         return
@@ -55,7 +56,7 @@ def start_epoch_together(trainer):
             )
 
 
-def batch_share(trainer):
+def batch_share(trainer: TrainerBase) -> float:
     """Share (0 to 1) of the batch just drawn that falls to this process; the models' batch norms are told.
 
     Raises:
@@ -73,7 +74,7 @@ def batch_share(trainer):
     return share
 
 
-def of_all(values, share):
+def of_all(values: dict, share: float) -> dict:
     """{name: number or scalar tensor} of this process's part of a batch -> of the whole batch."""
     if world_size() == 1:
         return values

@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from .losses import recorded
 
 
 @torch.no_grad()
-def evaluate(trainer, split: str | None = None, observe: Callable | None = None) -> float:
+def evaluate(trainer: Any, split: str | None = None, observe: Callable | None = None) -> float:
     """The first result of one pass over a split (default TEST.SPLIT): accuracy in percent.
 
     observe(batch, output, label) sees each batch that this process evaluates.
@@ -46,7 +47,7 @@ def evaluate(trainer, split: str | None = None, observe: Callable | None = None)
     return next(iter(results.values()))
 
 
-def write_outputs(trainer, split: str | None = None) -> float:
+def write_outputs(trainer: Any, split: str | None = None) -> float:
     """`evaluate`, and OUTPUT_DIR/output.json: {image path: {"predict": logits, "gt": label}}."""
     rows = {}
 
@@ -61,7 +62,7 @@ def write_outputs(trainer, split: str | None = None) -> float:
     return result
 
 
-def keep_if_best(trainer) -> None:
+def keep_if_best(trainer: Any) -> None:
     """Validate after an epoch, and save the model as the best one if none was better."""
     cfg, result = trainer.cfg, trainer.test(split="val")
     trainer._history = recorded(trainer._history, trainer.epoch + 1, {"val_accuracy": result})

@@ -43,6 +43,7 @@ from .recipe import GO_ON, begun_from, differences, input_digests, unfinished
 from .results import UNKNOWN, check_classes, write_results
 from .signals import sigterm_ends
 from .state import stop_workers
+from .trainer import SimpleTrainer
 
 log = get_logger()
 
@@ -90,19 +91,18 @@ def run(
         last = lambda: f" (last good checkpoint: {trainer.last_checkpoint()})"  # noqa: E731
         # twice: each worker that is killed raises, the second one in the midst of what the first one's end needs
         with memory_errors(last), _released(trainer), memory_errors(last):
-            if eval_only:
-                load_epoch = load_trained(trainer, model_dir, load_epoch, row)
+            epoch = load_trained(trainer, model_dir, load_epoch, row) if eval_only else None
             for path in left or ():  # not before: what is refused until here leaves the folder as it was
                 path.unlink(missing_ok=True)
             dist.barrier()
-            what = _evaluate(trainer, model_dir, load_epoch, before) if eval_only else _train(trainer)
+            what = _evaluate(trainer, model_dir, epoch, before) if eval_only else _train(trainer)
         if before:
             results = before | {"others": what[1]}
             if dist.is_main():
                 write_json(results, os.path.join(folder, RESULTS))
             return results
         wall_s = time.monotonic() - started + trainer._progress.seconds
-        results = write_results(folder, trainer, cfg, wall_s, command, kind, load_epoch, *what)
+        results = write_results(folder, trainer, cfg, wall_s, command, kind, epoch, *what)
         trainer._progress.drop()  # not before: a run that is killed here would lose its history
         return results
 
@@ -202,7 +202,7 @@ def _locked(folder):
             raise
 
 
-def build_run(cfg: CN, recipe: CN | None = None):
+def build_run(cfg: CN, recipe: CN | None = None) -> SimpleTrainer:
     """Seed, build the trainer, keep the config and the images it drew; a few lines of it are for the screen."""
     if dist.is_main():
         log.debug(f"************\n** Config **\n************\n{cfg}")
@@ -226,7 +226,9 @@ def build_run(cfg: CN, recipe: CN | None = None):
     return trainer
 
 
-def load_trained(trainer, folder: str, epoch: int | str | None = None, row: dict | None = None) -> int | None:
+def load_trained(
+    trainer: SimpleTrainer, folder: str, epoch: int | str | None = None, row: dict | None = None
+) -> int | None:
     """Load a trained model, and take from its folder what describes it, for results.json, unless `row` does -> epoch,
     a number where LAST was asked for.
 
@@ -244,7 +246,7 @@ def load_trained(trainer, folder: str, epoch: int | str | None = None, row: dict
         log.warning(f"{folder}: {line}")
         before = trainer.trained.get("unfinished")
         trainer.trained["unfinished"] = "; ".join(dict.fromkeys(filter(None, [line, before])))
-    return epoch
+    return None if epoch is None or epoch == LAST else int(epoch)
 
 
 def _train(trainer):

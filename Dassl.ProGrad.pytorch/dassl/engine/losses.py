@@ -23,7 +23,7 @@ def total_loss(losses: Mapping[str, torch.Tensor], trainer: type) -> torch.Tenso
         what = "losses that depend on no trained weight (detached, or made under no_grad)"
     if what:
         raise UserError(f"{source_of(trainer)}: losses() gave {what}; expected {{name: scalar tensor}}")
-    return total
+    return total  # type: ignore[return-value]  # the sum of nothing, 0, has no gradient
 
 
 def _scalar(value: object) -> bool:
@@ -45,7 +45,7 @@ class EpochLog:
         """The batch is there."""
         self._data_time.update(time.time() - self._since)
 
-    def done(self, losses: Mapping[str, float]) -> None:
+    def done(self, losses: dict | None) -> None:
         """A step was made on it."""
         trainer = self.trainer
         self.losses.update(losses)
@@ -81,5 +81,5 @@ def recorded(history: list[dict], epoch: int, values: Mapping[str, float]) -> li
     """
     before = [entry for entry in history if entry["epoch"] < epoch]
     entry = next((entry for entry in history if entry["epoch"] == epoch), {})
-    values = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-    return [*before, {"epoch": epoch} | entry | values | {"epoch": epoch}]
+    finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+    return [*before, {"epoch": epoch} | entry | finite | {"epoch": epoch}]

@@ -8,6 +8,7 @@ bf16   float32         bfloat16 autocast                 plain
 """
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 
@@ -17,7 +18,7 @@ from dassl.utils import UserError, check_availability, get_logger
 MODES = ("fp32", "fp16", "amp", "bf16")
 
 
-def precision_key(default, choices=MODES):
+def precision_key(default: str, choices: Sequence[str] = MODES) -> Key:
     """The key PREC of a trainer's node."""
     return Key(default, "precision", choices=choices)
 
@@ -29,7 +30,7 @@ class Precision:
     Raises UserError for an unknown mode.
     """
 
-    def __init__(self, mode="fp32", device="cpu"):
+    def __init__(self, mode: str = "fp32", device: str | torch.device = "cpu") -> None:
         check_availability(mode, MODES, "The precision PREC")
         self.mode = mode
         self.device = torch.device(device)
@@ -43,22 +44,22 @@ class Precision:
         if not cuda and mode == "fp16":
             get_logger().info("Precision fp16 on a CPU: evaluation in float32, no training")
 
-    def check_training(self):
+    def check_training(self) -> None:
         """Refuse to train in fp16 on a CPU, before anything is written."""
         if self.mode == "fp16" and self.device.type != "cuda":
             raise UserError("Precision fp16 trains on CUDA only; on a CPU set PREC to fp32, bf16 or amp")
 
-    def autocast(self):
+    def autocast(self) -> contextlib.AbstractContextManager:
         """Context manager for a forward pass."""
         if self._autocast is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self._autocast)
 
-    def backward(self, loss):
+    def backward(self, loss: torch.Tensor) -> None:
         """Backward pass of a scalar, scaled if need be."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
-    def step(self, optimizers, max_norm=0.0):
+    def step(self, optimizers: Sequence[torch.optim.Optimizer], max_norm: float = 0.0) -> None:
         """One step of each optimizer; with scaling, a step whose gradients overflow is left out.
 
         max_norm: all gradients together are scaled down to this norm where theirs is larger; 0 leaves them.
@@ -83,10 +84,12 @@ class Precision:
         params = [param for optim in optimizers for group in optim.param_groups for param in group["params"]]
         torch.nn.utils.clip_grad_norm_(params, max_norm)
 
-    def state_dict(self):
+    def state_dict(self) -> dict:
+        """That of the scaler; empty without one."""
         return {} if self.scaler is None else self.scaler.state_dict()
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from what `state_dict` gave, where both runs scale."""
         if self.scaler is not None and state:
             self.scaler.load_state_dict(state)
 

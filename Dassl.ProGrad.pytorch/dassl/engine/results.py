@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from yacs.config import CfgNode as CN
@@ -32,15 +33,17 @@ _OF_MODEL = ("preset", "shots", "seed", "max_epoch", "lmc", "data_seen", "source
              "alpha_chosen_on")  # fmt: skip
 _IN_CONFIG = {"preset": "PRESET", "shots": "DATASET.NUM_SHOTS", "seed": "SEED", "max_epoch": "OPTIM.MAX_EPOCH",
               "source": "DATASET.NAME", "source_subset": "DATASET.SUBSAMPLE_CLASSES"}  # fmt: skip
-UNKNOWN = {"preset": "", "shots": None, "max_epoch": None, "lmc": None, "source": "", "source_subset": "",
-            "data_seen": "unknown: no results.json beside the checkpoint"}  # fmt: skip
+UNKNOWN: dict[str, Any] = {
+    "preset": "", "shots": None, "max_epoch": None, "lmc": None, "source": "", "source_subset": "",
+    "data_seen": "unknown: no results.json beside the checkpoint",
+}  # fmt: skip
 _PACKAGES = ("dassl", "torch", "torchvision", "numpy", "pillow")
 _PROTOCOLS = {"base2novel": "base2new"}  # cfg.TRAINER.MODAL -> name of the protocol; others as they are
 
 
 def write_results(
     folder: str,
-    trainer,
+    trainer: Any,
     cfg: CN,
     wall_s: float,
     command: str,
@@ -110,7 +113,7 @@ def _engine_facts(folder, trainer, cfg, kind, load_epoch, accuracy):
     }
 
 
-def weights_fact(folder: str, trainer, kind: str) -> dict:
+def weights_fact(folder: str, trainer: Any, kind: str) -> dict:
     """Which weights were scored: {"file", "digest"}, and {file: digest} of all that a training has written."""
     files, names = trainer._files, trainer.get_model_names()
     if kind == "train" and not files and names and not trainer.cfg.TEST.NO_TEST:
@@ -141,7 +144,7 @@ def run_classes(place: str | Path) -> list[str] | None:
     file = run_file(place, CLASSES)
     facts = read_json(file) if file else None
     names = facts.get("classnames") if isinstance(facts, dict) else None
-    if not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not file or not names or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         return None
     check_written(file)
     scored = run_facts(file).get("classes")
@@ -151,7 +154,7 @@ def run_classes(place: str | Path) -> list[str] | None:
     return names
 
 
-def trained_facts(place: str | Path, trainer, by: str = "") -> dict:
+def trained_facts(place: str | Path, trainer: Any, by: str = "") -> dict:
     """Fields of results.json that describe the trained model at `place`, as its own folder says; an evaluation's.
 
     Nothing comes from the command line that evaluates: what nobody knows is None, and said. Behind the preset stands
@@ -163,7 +166,7 @@ def trained_facts(place: str | Path, trainer, by: str = "") -> dict:
     changes = [key for key in getattr(trainer, "held_keys", ()) if config.get(key, used[key]) != used[key]]
     if facts:
         names = _OF_MODEL + (("templates",) if getattr(trainer, "learns_prompts", False) else ())
-        row = facts.get("row") if isinstance(facts.get("row"), dict) else {}
+        row = facts["row"] if isinstance(facts.get("row"), dict) else {}
         known = {name: facts[name] for name in names if name in facts} | row
         if facts.get("trainer") not in (None, by or trainer.cfg.TRAINER.NAME):
             changes.append(f"trained by {facts['trainer']}")
@@ -209,7 +212,7 @@ def with_changes(preset: str, changes: Sequence[str]) -> str:
     return ", ".join(filter(None, [preset, words]))
 
 
-def images_seen(trainer, every: str = "all images") -> str:
+def images_seen(trainer: Any, every: str = "all images") -> str:
     """What a training run saw, as `data_seen` has it: "16 shots of base classes", and how many classes have fewer."""
     data, dataset = trainer.cfg.DATASET, dataset_of(trainer)
     counts = Counter(item.label for item in getattr(dataset, "train_x", ())).values()
@@ -218,7 +221,7 @@ def images_seen(trainer, every: str = "all images") -> str:
     return f"{f'{data.NUM_SHOTS} shots' if data.NUM_SHOTS > 0 else every} of {data.SUBSAMPLE_CLASSES} classes{words}"
 
 
-def write_classes(folder: str, trainer) -> dict | None:
+def write_classes(folder: str, trainer: Any) -> dict | None:
     """`folder`/classes.json -> its content: what a model needs of its data set once the images are gone.
 
     dataset, classnames (by label), template and templates (by family of methods), as far as there are any.

@@ -15,6 +15,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from dassl.config import leaves, read_yaml
 from dassl.optim.lr_scheduler import go_on
@@ -41,7 +42,7 @@ _KEPT = (
 class ResumeState:
     """Saves and restores one trainer's run."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.path = os.path.join(trainer.output_dir, FILE)
         self.seconds = 0.0  # that earlier sessions of this run took
@@ -84,7 +85,8 @@ class ResumeState:
         self.attributes.begin()
         for name in self._iterated:
             # persistent workers draw a seed when they start; the uninterrupted run has done so long ago
-            if getattr(loader := getattr(self.trainer, name, None), "persistent_workers", False):
+            loader: Any = getattr(self.trainer, name, None)
+            if getattr(loader, "persistent_workers", False):
                 iter(loader)
         if self._rng is not None:
             set_rng_state(self._rng)
@@ -256,7 +258,7 @@ class ResumeState:
             set_rng_state(states)  # what cannot be set is damaged
 
 
-def differs(path: str, old: Mapping, trainer, inputs: Mapping | None = None) -> bool:
+def differs(path: str, old: Mapping, trainer: Any, inputs: Mapping | None = None) -> bool:
     """Does the recipe of `trainer` differ from `old`, {key: value} of the earlier run at `path`, and its `inputs`?
 
     UserError where it must not: at all where an interrupted run goes on by itself, in _KEPT where cfg.RESUME names
@@ -274,7 +276,7 @@ def differs(path: str, old: Mapping, trainer, inputs: Mapping | None = None) -> 
     return bool(lines)
 
 
-def follow_pointers(trainer) -> int:
+def follow_pointers(trainer: Any) -> int:
     """As Dassl resumes from cfg.RESUME, which has no resume.pt -> epoch to go on with, 0 if there is nothing.
 
     Under another config, or one that nobody knows, by this run's rates and schedules.
@@ -295,7 +297,7 @@ def follow_pointers(trainer) -> int:
     return epoch
 
 
-def go_on_at_own_rates(trainer, name: str, optimizer: Mapping | None, epochs: int) -> None:
+def go_on_at_own_rates(trainer: Any, name: str, optimizer: Mapping | None, epochs: int) -> None:
     """The moments of a model's optimizer from a run of another config, `epochs` in, at the rates of this one."""
     scheduler = trainer._scheds[name]
     steps = epochs * (trainer.steps_per_epoch if getattr(scheduler, "per_step", False) else 1)

@@ -8,6 +8,8 @@ import contextlib
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from typing import NoReturn
 
 import torch
 
@@ -19,7 +21,7 @@ _listening: list[bool] = []  # not empty in `defer_sigterm`
 
 
 @contextlib.contextmanager
-def sigterm_ends():
+def sigterm_ends() -> Iterator[None]:
     """SIGTERM ends the block with SystemExit(143), as Ctrl-C does: files closed, lock released, resume.pt left."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -39,7 +41,7 @@ def _received(signum, frame):
 
 
 @contextlib.contextmanager
-def defer_sigterm():
+def defer_sigterm() -> Iterator[None]:
     """In the block SIGTERM waits for `should_stop`, and for the end of the block. All processes come through it."""
     _listening.append(True)
     try:
@@ -50,13 +52,13 @@ def defer_sigterm():
         stop()
 
 
-def should_stop():
+def should_stop() -> bool:
     """Has any process of this run got SIGTERM? All ask after the same steps."""
     if world_size() == 1:
         return bool(_asked)
     return bool(all_reduce(torch.tensor([float(len(_asked))])).item())
 
 
-def stop():
+def stop() -> NoReturn:
     """End as the signal asks: SystemExit(143)."""
     raise SystemExit(128 + signal.SIGTERM)

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .base import TrainerBase
 
-def stateful(trainer) -> Iterator[tuple[str, Any]]:
+
+def stateful(trainer: TrainerBase) -> Iterator[tuple[str, Any]]:
     """(name, part) for each attribute, or member of a list, tuple or dict, that can save and load itself.
 
     Registered models, optimizers and schedulers are not among them.
@@ -28,14 +30,14 @@ def stateful(trainer) -> Iterator[tuple[str, Any]]:
                 yield label, part
 
 
-def running_loaders(trainer) -> dict[str, Any]:
+def running_loaders(trainer: TrainerBase) -> dict[str, Any]:
     """{name: loader} of the loaders whose persistent workers have started."""
     names = ("train_loader_x", "train_loader_u", "val_loader", "test_loader")
     loaders = {name: getattr(trainer, name, None) for name in names}
     return {name: loader for name, loader in loaders.items() if getattr(loader, "_iterator", None) is not None}
 
 
-def stop_workers(trainer) -> None:
+def stop_workers(trainer: TrainerBase) -> None:
     """End persistent workers; a later pass starts new ones.
 
     Left to the garbage collector, which closes their queues first, each would be waited for 5 seconds.
@@ -121,7 +123,7 @@ def rng_state() -> dict:
     kind, keys, *rest = np.random.get_state(legacy=True)
     return {
         "python": (version, torch.tensor(words), gauss),
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
@@ -150,7 +152,7 @@ class Attributes:
     Of a module only the tensors are saved that training has changed, and that no registered model holds.
     """
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: TrainerBase) -> None:
         self.trainer = trainer
         self._kept: dict[str, set] = {}  # part -> keys that were saved
         self._changed: set[str] = set()  # plain attributes that were saved

@@ -6,11 +6,14 @@ trainer in Dassl's own style overrides `forward_backward` and does all this itse
 
 import os.path as osp
 import time
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from itertools import chain, repeat
+from typing import Any
 
 import numpy as np
 import torch
+from yacs.config import CfgNode as CN
 
 from dassl.config import KEYS, Keys, build_node, complete
 from dassl.data import DataManager
@@ -60,7 +63,7 @@ class SimpleTrainer(TrainerBase):
     unnamed_keys = ()  # config keys that change where a run stands, not what it learns: no preset's name tells them
     trained: dict = {}  # what its own folder says of the model that is evaluated; see trained_facts
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CN) -> None:
         super().__init__()
         self.check_cfg(complete(cfg))
         if cfg.MODEL.INIT_WEIGHTS and not osp.exists(cfg.MODEL.INIT_WEIGHTS):
@@ -83,11 +86,11 @@ class SimpleTrainer(TrainerBase):
     # Hooks
 
     @classmethod
-    def default_config(cls):
+    def default_config(cls) -> CN:
         """Hook: the keys of cfg.TRAINER.<CONFIG> with their defaults -> CfgNode. By default those of KEYS."""
         return build_node(cls.KEYS)
 
-    def check_cfg(self, cfg):
+    def check_cfg(self, cfg: CN) -> None:
         """Hook: refuse values that do not go together; `self.cfg` is not set yet."""
 
     def precision_mode(self) -> str:
@@ -95,15 +98,15 @@ class SimpleTrainer(TrainerBase):
         nodes = (self.cfg.TRAINER.get(node, {}) for node, _ in reversed(config_nodes(type(self))))
         return next((node.PREC for node in nodes if "PREC" in node), "fp32")
 
-    def metadata(self):
+    def metadata(self) -> dict:
         """Hook: what results.json should say of this run beside the engine's own fields -> dict."""
         return {}
 
-    def trained_facts(self, folder):
+    def trained_facts(self, folder: str) -> dict:
         """Hook: what results.json should say of the trained model in `folder` that this run evaluates -> dict."""
         return trained_facts(folder, self)
 
-    def build_data_loader(self):
+    def build_data_loader(self) -> None:
         """Hook: set the loaders and what follows from the data set."""
         dm = self.build_data_manager()
         self.train_loader_x = dm.train_loader_x
@@ -115,16 +118,16 @@ class SimpleTrainer(TrainerBase):
         self.lab2cname = dm.lab2cname
         self.dm = dm
 
-    def build_data_manager(self):
+    def build_data_manager(self) -> DataManager:
         """Hook: the data set with its transforms and loaders."""
         return DataManager(self.cfg)
 
     @property
-    def steps_per_epoch(self):
+    def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch of `train_loader_x`."""
         return -(-len(self.train_loader_x) // max(1, self.cfg.TRAIN.ACCUMULATE))
 
-    def build_model(self):
+    def build_model(self) -> None:
         """Hook: build and register what is trained. Default: SimpleNet, registered as "model"."""
         cfg = self.cfg
         self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
@@ -136,21 +139,22 @@ class SimpleTrainer(TrainerBase):
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model("model", self.model, self.optim, self.sched)
 
-    def model_inference(self, input):
-        """Hook: logits (B, C)."""
+    def model_inference(self, input: Any) -> torch.Tensor:
+        """Hook: logits (B, C) of images (B, 3, H, W)."""
         return self.model(input)
 
-    def parse_batch_test(self, batch):
+    def parse_batch_test(self, batch: dict) -> tuple[Any, torch.Tensor]:
         """Hook: (what `model_inference` takes, labels (B,)), on the device."""
         return batch["img"].to(self.device), batch["label"].to(self.device)
 
     # Training
 
-    def train(self):
+    def train(self) -> None:  # type: ignore[override]  # as in Dassl: its epochs are the config's
         """Train, test, and leave checkpoints in `output_dir`; see TrainerBase.train."""
         super().train(self.start_epoch, self.max_epoch)
 
-    def before_train(self):
+    def before_train(self) -> None:
+        """Hook: take up an interrupted run, open the TensorBoard writer. UserError for one that does not fit."""
         self.start_epoch = self._progress.resume()
         self.epoch = max(self.start_epoch - 1, 0)
         if self.start_epoch >= self.max_epoch and (self.cfg.RESUME or not self.max_epoch):
@@ -164,7 +168,8 @@ class SimpleTrainer(TrainerBase):
         self.init_writer(osp.join(self.output_dir, "tensorboard"))
         self.time_start = time.time()
 
-    def after_epoch(self):
+    def after_epoch(self) -> None:
+        """Hook: validate, keep the best model, write a checkpoint where one is due."""
         last = self.epoch + 1 == self.max_epoch
         every = self.cfg.TRAIN.CHECKPOINT_FREQ
         if self.chooses_best() and self.has_validation():
@@ -174,7 +179,8 @@ class SimpleTrainer(TrainerBase):
         if last or (every > 0 and (self.epoch + 1) % every == 0):
             self.save_model(self.epoch, self.output_dir)
 
-    def after_train(self):
+    def after_train(self) -> None:
+        """Hook: test what TEST.FINAL_MODEL names, unless TEST.NO_TEST."""
         for words in ("Finish training", "Finished training"):  # upstream's end line, the fork's: scripts wait for one
             log.info(words)
         if not self.cfg.TEST.NO_TEST:
@@ -188,11 +194,11 @@ class SimpleTrainer(TrainerBase):
         log.info(f"Elapsed: {timedelta(seconds=round(time.time() - self.time_start))}")
         self.close_writer()
 
-    def chooses_best(self):
+    def chooses_best(self) -> bool:
         """Is the model chosen by validation? Not if nothing is to be tested."""
         return self.cfg.TEST.FINAL_MODEL == "best_val" and not self.cfg.TEST.NO_TEST
 
-    def has_validation(self):
+    def has_validation(self) -> bool:
         """Are there validation images, apart from the test images?"""
         return self.val_loader is not None and getattr(dataset_of(self), "has_val", True)
 
@@ -212,11 +218,12 @@ class EpochTrainer(SimpleTrainer):
 
     _share = 1.0  # of the batch, that this process sees
 
-    def epoch_batches(self):
+    def epoch_batches(self) -> Iterator[tuple]:
         """Set `self.num_batches`; give an iterator of tuples, the arguments of `forward_backward`."""
         raise NotImplementedError
 
-    def before_train(self):
+    def before_train(self) -> None:
+        """UserError for what a trainer that steps by itself cannot do, or a precision that does not train here."""
         if type(self).forward_backward is EpochTrainer.forward_backward:
             self.precision.check_training()
         elif self.cfg.TRAIN.ACCUMULATE != 1 or world_size() > 1:
@@ -224,7 +231,8 @@ class EpochTrainer(SimpleTrainer):
             raise UserError(f"{what} needs a trainer with losses(); {name} steps by itself")
         super().before_train()
 
-    def run_epoch(self):
+    def run_epoch(self) -> None:
+        """Batches of `epoch_batches`, a step or a part of one on each."""
         self.set_model_mode("train")
         start_epoch_together(self)
         epoch_log = EpochLog(self)
@@ -251,20 +259,24 @@ class EpochTrainer(SimpleTrainer):
                     stop()
         epoch_log.end()
 
-    def losses(self, batch):
+    def losses(self, *batch: Any, **kwargs: Any) -> Mapping[str, torch.Tensor]:
         """Hook: {name: scalar tensor} of a batch; their sum is minimised. `log_metrics` adds to the printed line."""
         raise NotImplementedError(f"{type(self).__name__} defines neither losses() nor forward_backward()")
 
-    def log_metrics(self, **metrics):
-        """Print these numbers with this batch's losses."""
+    def log_metrics(self, **metrics: float | torch.Tensor) -> None:
+        """Print these numbers, or scalar tensors, with this batch's losses."""
         self.step_metrics.update(metrics)
 
-    def forward_backward(self, *batch):
+    def forward_backward(self, *batch: Any) -> dict | None:
         """One batch, from losses to step -> what is printed.
 
         cfg.TRAIN.ACCUMULATE batches make one step on their mean loss; a shorter rest at the end of an epoch
         makes one too. The schedulers step after the last batch, those of `cosine_steps` after each step. Several
         processes step on the loss of all their parts of the batch, and print that.
+
+        Raises:
+            NotFinite: the loss is infinite or NaN.
+            UserError: `losses` gave no scalars, or none that depends on a trained weight.
         """
         self.step_metrics = {}
         with self.precision.autocast():
@@ -289,11 +301,11 @@ class EpochTrainer(SimpleTrainer):
 class TrainerX(EpochTrainer):
     """Trains on labelled batches."""
 
-    def epoch_batches(self):
+    def epoch_batches(self) -> Iterator[tuple]:
         self.num_batches = len(self.train_loader_x)
         return ((batch,) for batch in self.train_loader_x)
 
-    def parse_batch_train(self, batch):
+    def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
         """Images (B, 3, H, W), labels (B,) and domains (B,), on the device."""
         return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
 
@@ -301,13 +313,15 @@ class TrainerX(EpochTrainer):
 class TrainerXU(EpochTrainer):
     """Trains on pairs of a labelled and an unlabelled batch; the shorter loader starts again when it ends."""
 
-    def before_train(self):
+    def before_train(self) -> None:
+        """UserError for a data set without unlabelled images."""
         if self.train_loader_u is None:
             name, data = type(self).__name__, self.cfg.DATASET.NAME
             raise UserError(f"{name} trains on unlabelled images too, and data set {data} has none (train_u)")
         super().before_train()
 
-    def epoch_batches(self):
+    def epoch_batches(self) -> Iterator[tuple]:
+        """As TRAIN.COUNT_ITER says: so many as train_x has, train_u, or the shorter one."""
         lengths = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
         lengths["smaller_one"] = min(lengths.values())
         check_availability(self.cfg.TRAIN.COUNT_ITER, lengths, "TRAIN.COUNT_ITER")
@@ -315,7 +329,7 @@ class TrainerXU(EpochTrainer):
         labelled, unlabelled = _restarting(self.train_loader_x), _restarting(self.train_loader_u)
         return ((next(labelled), next(unlabelled)) for _ in range(self.num_batches))
 
-    def parse_batch_train(self, batch_x, batch_u):
+    def parse_batch_train(self, batch_x: dict, batch_u: dict) -> tuple[torch.Tensor, ...]:
         """Images and labels of the labelled batch, images of the other, on the device."""
         return tuple(item.to(self.device) for item in (batch_x["img"], batch_x["label"], batch_u["img"]))
 

@@ -6,6 +6,8 @@ Letters: B images, C classes.
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+from yacs.config import CfgNode as CN
 
 from dassl.config import KEYS
 from dassl.data import DataManager
@@ -17,14 +19,14 @@ from ..network import Classifies
 from ..trainer import TrainerXU
 
 
-def pseudo_labels(logits, threshold):
+def pseudo_labels(logits: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
     """(B, C) -> (labels (B,), which of them count (B,) bool: probability of at least `threshold`)."""
     probability, label = logits.softmax(1).max(1)
     return label, probability >= threshold
 
 
-def pseudo_label_loss(logits, label, counts):
-    """Mean over all B, where those that do not count add 0, of the cross-entropy with `label` (B,)."""
+def pseudo_label_loss(logits: Tensor, label: Tensor, counts: Tensor) -> Tensor:
+    """Mean over all B, where those that do not `count` (B,) add 0, of the cross-entropy of (B, C) with `label` (B,)."""
     return (F.cross_entropy(logits, label, reduction="none") * counts).mean()
 
 
@@ -41,12 +43,13 @@ class FixMatch(Classifies, TrainerXU):
         name: KEYS[f"TRAINER.FIXMATCH.{name}"] for name in ("WEIGHT_U", "CONF_THRE", "STRONG_TRANSFORMS")
     }
 
-    def __init__(self, cfg):
+    def __init__(self, cfg: CN) -> None:
         super().__init__(cfg)
         self.weight_u = cfg.TRAINER.FIXMATCH.WEIGHT_U
         self.conf_thre = cfg.TRAINER.FIXMATCH.CONF_THRE
 
-    def check_cfg(self, cfg):
+    def check_cfg(self, cfg: CN) -> None:
+        """UserError where the strong view has no transform."""
         node = cfg.TRAINER.FIXMATCH
         if not node.STRONG_TRANSFORMS:
             raise UserError(
@@ -54,17 +57,18 @@ class FixMatch(Classifies, TrainerXU):
                 '["random_flip", "random_crop", "randaugment_fixmatch", "normalize"]'
             )
 
-    def build_data_manager(self):
+    def build_data_manager(self) -> DataManager:
+        """The data set with both views of each training image."""
         weak = build_transform(self.cfg, is_train=True)
         strong = build_transform(self.cfg, is_train=True, choices=self.cfg.TRAINER.FIXMATCH.STRONG_TRANSFORMS)
         return DataManager(self.cfg, custom_tfm_train=[weak, strong])
 
-    def parse_batch_train(self, batch_x, batch_u):
+    def parse_batch_train(self, batch_x: dict, batch_u: dict) -> tuple[Tensor, ...]:  # type: ignore[override]  # needs both
         """On the device: weak view, strong view and labels of the labelled batch, and of the unlabelled one."""
         keys = ("img", "img2", "label")
         return tuple(batch[key].to(self.device) for batch in (batch_x, batch_u) for key in keys)
 
-    def assess_y_pred_quality(self, y_pred, y_true, mask):
+    def assess_y_pred_quality(self, y_pred: Tensor, y_true: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Hook: how good pseudo-labels (B,) are, where `mask` (B,) is 1 for those that count -> scalars.
 
         acc_thre: the share of those that count that is right; acc_raw: of all; keep_rate: how many count.
@@ -76,7 +80,8 @@ class FixMatch(Classifies, TrainerXU):
             "keep_rate": mask.mean(),
         }
 
-    def losses(self, batch_x, batch_u):
+    def losses(self, batch_x: dict, batch_u: dict) -> dict[str, Tensor]:  # type: ignore[override]  # likewise
+        """{"ce": of the labelled batch, "pseudo": of both}, scalars."""
         parsed = self.parse_batch_train(batch_x, batch_u)
         first, label_u = 0, []
         if len(parsed) == 4:  # a subclass that leaves out the labelled batch's strong view and the other's labels
