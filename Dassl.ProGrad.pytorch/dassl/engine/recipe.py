@@ -206,7 +206,7 @@ def differences(
     *,
     eval_only: bool = False,
     model_dir: str = "",
-    load_epoch: int | None = None,
+    load_epoch: int | str | None = None,
     memo: dict | None = None,
 ) -> list[str]:
     """Lines on what the run in a folder, finished or not, has otherwise than this one would; [] for the same recipe,
@@ -251,7 +251,7 @@ def differing(recorded: Mapping, asked: Mapping, inputs: Mapping[str, str]) -> l
     return lines
 
 
-def scored(files: str, folder: str, epoch: int | None = None) -> str:
+def scored(files: str, folder: str, epoch: int | str | None = None) -> str:
     """Digest of the weights that an evaluation of `folder` would load, of the models that `files` names; "" if gone."""
     try:
         names = [os.path.dirname(file) for file in files.split(", ")]

@@ -147,6 +147,11 @@ def test_the_last_epoch_of_what_validation_chose_is_evaluated_by_name_or_number(
     assert which(bare)[1:] == ("epoch 3", "best_val", 3, None, "model.pth.tar-3")  # nobody knows of how many
 
 
+def test_of_a_model_that_was_never_trained_the_last_epoch_is_none(run):
+    found = results(run("ZeroshotCLIP", "zero-shot", "--eval-only", "--load-epoch", "last"))
+    assert (found["chosen_on"], found["epochs"]) == ("none", None)
+
+
 def test_a_choice_that_leaves_out_the_warm_up_is_no_published_recipe(run, stage1):
     found = results(run("CoOp_LMC", "1", "--resume-coop", stage1, OPTIM__LR=0.5, TEST__SKIP_WARMUP=True))
     assert (found["chosen_on"], found["warmup"]) == ("validation", False)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dassl.engine import SimpleTrainer, TrainerBase, TrainerX, build_trainer
+from dassl.engine import SimpleTrainer, TrainerBase, TrainerX, TrainerXU, build_trainer
 from dassl.utils import MissingFile, UserError, load_checkpoint, read_json, set_random_seed
 from tests.fixtures import dassl_style_world
 from tests.fixtures.dassl_style_world import build, style_config
@@ -188,10 +188,12 @@ def test_abstract_methods_say_so(root, tmp_path):
             getattr(TrainerBase(), verb)()
     assert not hasattr(SimpleTrainer, "losses")
 
-    class Nothing(TrainerX):
-        def build_model(self):
-            model = nn.Linear(1, 1)
-            self.register_model("m", model, torch.optim.SGD(model.parameters(), lr=0.1))
+    def build_model(self):
+        model = nn.Linear(1, 1)
+        self.register_model("m", model, torch.optim.SGD(model.parameters(), lr=0.1))
 
-    with pytest.raises(NotImplementedError, match="neither losses"):
-        Nothing(style_config(root, tmp_path, "Nothing")).train()
+    for base in (TrainerX, TrainerXU):
+        trainer = type("Nothing", (base,), {"build_model": build_model})(style_config(root, tmp_path, "Nothing"))
+        trainer.train_loader_u = trainer.train_loader_x
+        with pytest.raises(NotImplementedError, match="Nothing defines neither losses"):
+            trainer.train()
