@@ -30,6 +30,7 @@ from dassl.utils.progress import progress
 
 from .build import source_of
 from .checkpoint import find_model, load_exactly
+from .losses import project_conflicting
 from .signals import defer_sigterm
 
 log = get_logger()
@@ -66,8 +67,7 @@ class TrainerBase(OldMethods):
         self._scheds: OrderedDict[str, Any] = OrderedDict()
         self._writer: Any = None
         self._progress: Any = None  # of a SimpleTrainer: by what it resumes
-        # (file name, checkpoint's epoch, its validation result) of the last load_model
-        self._loaded: tuple[str, int | None, float | None] | None = None
+        self._loaded: tuple | None = None  # (file name, checkpoint's epoch, its validation result) of load_model
         self._files: list[str] = []  # that it read
 
     epoch = 0  # its index
@@ -116,20 +116,10 @@ class TrainerBase(OldMethods):
     # Checkpoints
 
     def save_model(
-        self,
-        epoch: int,
-        directory: str,
-        is_best: bool = False,
-        val_result: float | None = None,
-        model_name: str = "",
+        self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
-        """Write every registered model after epoch index `epoch`; val_result: percent.
-
-        Of several processes only the main one writes.
-
-        Raises:
-            NotFinite: a trained weight is infinite or NaN.
-            WriteFailed: earlier files are whole.
+        """Write every registered model after epoch index `epoch`; val_result: percent. Of several processes the main
+        one writes. NotFinite: a weight is infinite or NaN; WriteFailed leaves earlier files whole.
         """
         self.check_finite()
         if not is_main():
@@ -358,16 +348,3 @@ class TrainerBase(OldMethods):
     def last_checkpoint(self) -> str:
         """Path of the newest file that training can go on from, or "none"."""
         return self._progress.last_checkpoint() if self._progress else "none"
-
-
-def project_conflicting(grad_a: Tensor, grad_b: Tensor, lambda_: float = 1.0) -> Tensor:
-    """`grad_a` without `lambda_` times its part along `grad_b`, if the two point apart; else `grad_a`.
-
-    Both have one shape; their angle is taken over the whole tensor. A zero `grad_b` changes nothing.
-    """
-    norm = torch.linalg.vector_norm(grad_b)
-    if norm == 0:
-        return grad_a
-    direction = grad_b / norm
-    along = torch.sum(grad_a * direction)
-    return grad_a - lambda_ * along * direction if along < 0 else grad_a

@@ -62,7 +62,8 @@ def batch_share(trainer: TrainerBase) -> float:
     Raises:
         UserError: it has unequal shares of a labelled and an unlabelled batch.
     """
-    shares = {next_share(getattr(trainer, name, None)) for name in _LOADERS} - {None}
+    drawn = (next_share(getattr(trainer, name, None)) for name in _LOADERS)
+    shares = {share for share in drawn if share is not None}
     if len(shares) > 1:
         raise UserError(
             f"{world_size()} processes cannot divide pairs of batches unless both sizes, DATALOADER.TRAIN_X.BATCH_SIZE "

@@ -1,4 +1,4 @@
-"""The losses of training: their sum, and what is printed and kept of them by batch and by epoch."""
+"""The losses of training: their sum, two that conflict, and what is printed and kept of them by batch and by epoch."""
 
 import math
 import time
@@ -28,6 +28,19 @@ def total_loss(losses: Mapping[str, torch.Tensor], trainer: type) -> torch.Tenso
 
 def _scalar(value: object) -> bool:
     return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
+
+
+def project_conflicting(grad_a: torch.Tensor, grad_b: torch.Tensor, lambda_: float = 1.0) -> torch.Tensor:
+    """`grad_a` without `lambda_` times its part along `grad_b`, if the two point apart; else `grad_a`.
+
+    Both have one shape; their angle is taken over the whole tensor. A zero `grad_b` changes nothing.
+    """
+    norm = torch.linalg.vector_norm(grad_b)
+    if norm == 0:
+        return grad_a
+    direction = grad_b / norm
+    along = torch.sum(grad_a * direction)
+    return grad_a - lambda_ * along * direction if along < 0 else grad_a
 
 
 class EpochLog:
