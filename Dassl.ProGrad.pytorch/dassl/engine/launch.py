@@ -242,7 +242,7 @@ def load_trained(
     if epoch == LAST and os.path.isdir(folder):
         epoch = next((last_epoch(folder, name) for name in trainer.get_model_names()), None)
     trainer.load_model(folder, epoch=epoch)
-    if folder and (line := unfinished(folder, trainer._loaded and trainer._loaded[1])):
+    if folder and (line := unfinished(folder, trainer._loaded[1] if trainer._loaded else None)):
         log.warning(f"{folder}: {line}")
         before = trainer.trained.get("unfinished")
         trainer.trained["unfinished"] = "; ".join(dict.fromkeys(filter(None, [line, before])))
