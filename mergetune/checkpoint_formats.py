@@ -81,12 +81,13 @@ def _deep_prompts(weights: State) -> dict[str, object]:
     return _context("PROMPTSRC", sizes["n_text"], **pairs)
 
 
+WORDS = "words of attributes or anchors stand among the context vectors of its prompts"
 FORMATS = (
-    Format(
-        "CoCoOp, TCP or ATPrompt",
-        rf"(^|\.)(ctx_att\d+|token_middle\d*|anchor_ctx_\d+|token_of)$|{META_NET}",
-        refused="a meta_net, or words of attributes or anchors, make its class vectors beside the context",
-    ),
+    Format("ATPrompt", r"(^|\.)(ctx_att\d+|token_middle\d*)$", refused=WORDS),
+    Format("AnchorOPT (ATPrompt)", r"(^|\.)(anchor_ctx_\d+|token_of)$", refused=WORDS),
+    Format("CoCoOp", META_NET, refused="its prompts depend on the image, so it has no class vectors"),
+    Format("TCP", META_NET, refused="half of what makes its class vectors is its meta_net, within the text tower"),
+    Format("an unknown meta_net", META_NET, refused="its context alone may not be all that was trained"),
     Format("MMA", r"^(shared|text|visual)_adapter\.", r"^(shared|text|visual)_adapter\.\d{1,3}\.", "MultiModalAdapter",
            _adapters),
     Format("MaPLe", "compound_prompt", r"^prompt_learner\.(ctx$|proj\.|compound_prompt)", "PromptSRC", _deep_prompts),
@@ -145,8 +146,21 @@ def recognise(state: dict[str, Tensor], folder: str = "") -> Recognised:
 
 def format_of(state: State) -> Format | None:
     """The format whose mark a state dict has, None for another's."""
-    unused = _unused_net(state)
-    return next((m for m in FORMATS if any(re.search(m.mark, key) for key in state if key not in unused)), None)
+    owner, unused = _owner_of_meta_net(state), _unused_net(state)
+    marked = (m for m in FORMATS if any(re.search(m.mark, key) for key in state if key not in unused))
+    return next((m for m in marked if m.mark != META_NET or m.name == owner), None)
+
+
+def _owner_of_meta_net(state: State) -> str:
+    """Whose a meta_net is, if it is used, by its layers."""
+    shapes = {key.rpartition("meta_net.")[2]: tuple(getattr(value, "shape", ())) for key, value in state.items()}
+    context = [shape[-1:] for key, shape in shapes.items() if key.rpartition(".")[2] == "ctx"]
+    match shapes.get("linear1.weight"), shapes.get("linear2.weight"):
+        case (narrow, width), (_, _) if narrow == width // 16:
+            return "CoCoOp"
+        case (narrow, width), (wide, _) if narrow == width // 4 and (wide / 4,) in context:
+            return "TCP"
+    return "an unknown meta_net"
 
 
 def _unused_net(state: State) -> list[str]:

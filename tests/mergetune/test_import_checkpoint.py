@@ -83,7 +83,7 @@ def test_a_net_that_was_never_called_is_left_out():
 @pytest.mark.parametrize("make", theirs.REFUSED)
 def test_what_cannot_be_run_here_is_refused_by_its_name(make):
     for below in ("", "module.", "prompts.", "prompt_learner."):
-        with pytest.raises(UserError, match="^a file of CoCoOp, TCP or ATPrompt is recognised and refused"):
+        with pytest.raises(UserError, match=f"^a file of {theirs.REFUSED[make]}.* is recognised and refused"):
             recognise({f"{below}{key}": value for key, value in make(SIZES).items()})
 
 
@@ -225,7 +225,7 @@ def test_bad_input_is_one_error_that_names_it(tmp_path):
     refused("No stage-1 checkpoint in .*nowhere.*found no model file", tmp_path / "nowhere", out)
     refused("No stage-1 checkpoint in .*empty.*found no model file", tmp_path / "empty", out)
     refused("several models.*adapter_learner.*VLPromptLearner", tmp_path / "both", out)
-    refused("prompt_learner/model.pth.tar-1: a file of CoCoOp, TCP or ATPrompt is recognised", tmp_path / "co", out)
+    refused("prompt_learner/model.pth.tar-1: a file of CoCoOp is recognised", tmp_path / "co", out)
     refused("--trainer MMA_LMC cannot run a CoOp file, CoOp, .*KgCoOp", path, out, "--trainer", "MMA_LMC")
     refused("give --config-file", path, out, "OPTIM.LR", "1")
     refused("Scoring needs all of", path, out, "--root", tmp_path)
