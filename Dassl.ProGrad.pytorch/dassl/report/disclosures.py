@@ -7,6 +7,7 @@ template, say, is no difference as long as every row uses it there.
 import re
 from collections import Counter
 
+from dassl.report.frame import Grid
 from dassl.report.methods import EACH_TEMPLATE, Row, sees_no_data
 
 # Field of results.json -> words before its value.
@@ -41,7 +42,7 @@ def stamp(record: dict, name: str) -> str | None:
     return repr(value) if name == "templates" and "{}" in value and "'" not in value else value
 
 
-def stamps_of(grid, row: Row, name: str) -> dict[str, str]:
+def stamps_of(grid: Grid, row: Row, name: str) -> dict[str, str]:
     """What a field says of a row's runs -> {data set: words}."""
     words: dict = {}
     measured = [grid.runs.get((row, column), ()) for column in grid.columns]  # what is worked out has others' runs too
@@ -51,7 +52,7 @@ def stamps_of(grid, row: Row, name: str) -> dict[str, str]:
     return {dataset: " or ".join(sorted(texts)) for dataset, texts in words.items()}
 
 
-def names_on(dataset: str | None, grid) -> dict[Row, str]:
+def names_on(dataset: str | None, grid: Grid) -> dict[Row, str]:
     """A Grid's names for a table of one data set: its template where a row has each data set's own."""
     names = grid.names
     for row in (row for row in grid.rows if row.preset == EACH_TEMPLATE):
@@ -60,7 +61,7 @@ def names_on(dataset: str | None, grid) -> dict[Row, str]:
     return names
 
 
-def stamp_notes(grid, names: dict[Row, str]) -> list[str]:
+def stamp_notes(grid: Grid, names: dict[Row, str]) -> list[str]:
     """A line for each stamp in which rows differ. names: {row: printed}."""
     notes = []
     for name, head in STAMPS.items():
@@ -81,7 +82,7 @@ def stamp_notes(grid, names: dict[Row, str]) -> list[str]:
     return notes
 
 
-def stamp_cells(grid, row: Row) -> list[str]:
+def stamp_cells(grid: Grid, row: Row) -> list[str]:
     """A row's stamps for a CSV, in the order of STAMP_COLUMNS, "" for none."""
     values = [stamps_of(grid, row, name) for name in STAMPS]
     return [_words(by_dataset, None) if by_dataset else "" for by_dataset in values]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dassl.report.methods import NONE, Methods, Row, row_names, sort_rows
 from dassl.report.records import newest_each, select
@@ -65,7 +66,7 @@ def summarise_average(by_dataset: dict) -> Summary:
     return summarise(mean_by_seed(by_dataset))._replace(mean=mean)
 
 
-def barrier(t, values, low_is_good: bool = True) -> float:
+def barrier(t: ArrayLike, values: ArrayLike, low_is_good: bool = True) -> float:
     """How far a curve on a straight line rises over the line between its own ends; 0 if it never does.
 
     max over t of L(t) - [(1 - s) L(start) + s L(end)], s from 0 to 1, as in Entezari et al. (arXiv 2110.06296);

@@ -8,9 +8,12 @@ script writes them out when a run is opened. 500 runs take about 0.5 MB.
 import base64
 import json
 import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from dassl.report.disclosures import STAMPS, stamp
+from dassl.report.table import Report
 from dassl.utils import atomic_write, one_line, printable
 
 _HIDDEN = ("file", "written", "history")  # of a training run, hundreds of numbers
@@ -19,12 +22,14 @@ _BEHIND = re.compile(r"(: (Transfer|Average|Last)|, task known)$")
 _METHOD, _DATASET = "method", "data set"  # columns that rows are filtered by
 
 
-def write_page(path, reports, figures, records):
+def write_page(
+    path: str | Path, reports: Sequence[Report], figures: Iterable[str | Path], records: Sequence[dict]
+) -> Path:
     """Reports, figure files (PNG) and the records behind them -> the page at `path`."""
     import jinja2
 
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-    blocks = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     engine = jinja2.Environment(autoescape=True, finalize=_printable, **blocks)
     images = []  # (name, file of its numbers or "", its bytes for a page)
     for file in (file for file in map(Path, figures) if file.suffix == ".png"):

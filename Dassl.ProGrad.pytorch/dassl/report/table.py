@@ -4,12 +4,13 @@ import csv
 import io
 import re
 import textwrap
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from itertools import compress, zip_longest
 from pathlib import Path
+from typing import Any
 
-from dassl.report.frame import Summary, is_below
+from dassl.report.frame import Grid, Summary, is_below
 from dassl.report.methods import Row
 from dassl.utils import atomic_write, one_line
 from dassl.utils.moved import old_names
@@ -181,15 +182,25 @@ class Report:
         return paths
 
 
-def method_table(title, grid, names, columns, cells, unjudged=(), uncounted=(), extra=lambda row: [], notes=()):
-    """-> Table with a line for each method: its name, what `extra` says of it, its cells, the number of seeds.
+def method_table(
+    title: str,
+    grid: Grid,
+    names: Mapping[Row, str],
+    columns: Iterable[str],
+    cells: Callable[[Row], Any],
+    unjudged: Collection = (),
+    uncounted: Collection = (),
+    extra: Callable[[Row], Iterable] = lambda row: [],
+    notes: Iterable[str] = (),
+) -> Table:
+    """A table with a line for each method: its name, what `extra` says of it, its cells, the number of seeds.
 
     names: {row: printed}; cells: row -> {quantity: Summary or words}, marked where below zero-shot CLIP's but for the
     quantities `unjudged`; n is not of those `uncounted`.
     """
     rows, by_row = [], {row: cells(row) for row in names}
     for row, summaries in by_row.items():
-        reference = by_row.get(grid.zero_shot(row), {})
+        reference = by_row[clip] if (clip := grid.zero_shot(row)) in by_row else {}
         counted = {q: s for q, s in summaries.items() if not isinstance(s, str)}
         below = {q for q, s in counted.items() if q not in unjudged and is_below(s, reference.get(q))}
         shown = [show(s, q in below) if q in counted else s for q, s in summaries.items()]
@@ -197,8 +208,17 @@ def method_table(title, grid, names, columns, cells, unjudged=(), uncounted=(), 
     return Table(title, ["method", *columns, "n"], rows, [*notes])
 
 
-def method_report(name, heading, tables, legend, keys, lines, after=(), evaluations=True):
-    """-> Report of tables and lines as this module makes them. keys, after: names of a CSV's columns between those that
+def method_report(
+    name: str,
+    heading: str,
+    tables: list[Table],
+    legend: Iterable[str],
+    keys: Iterable[str],
+    lines: list[list],
+    after: Iterable[str] = (),
+    evaluations: bool = True,
+) -> Report:
+    """A report of tables and lines as this module makes them. keys, after: names of a CSV's columns between those that
     name a row and its numbers, and behind; evaluations: all numbers are those of evaluation runs."""
     legend = [SEEDS_LEGEND, *legend, *([EVALUATIONS_LEGEND] if evaluations else [])]
     return Report(name, heading, tables, legend, [*CSV_HEAD, *keys, "mean", "std", "n", *after], lines)
@@ -214,9 +234,11 @@ def csv_lines(name: str, row: Row, cells: dict, after: Iterable[str] = (), digit
     return [[*head, *key, *csv_numbers(summary, digits), *after] for key, summary in cells.items()]
 
 
-def column_notes(grid, columns, averaged, lacks, uneven, words=str):
+def column_notes(
+    grid: Grid, columns: list, averaged: Iterable, lacks: str, uneven: str, words: Callable[[Any], str] = str
+) -> list[str]:
     """Of each row: which of the columns `averaged` it lacks, whether `columns` have not all the same seeds, where it is
-    below zero-shot CLIP -> list of str. lacks, uneven: what is said of it; words: function of a column."""
+    below zero-shot CLIP. lacks, uneven: what is said of it; words: function of a column."""
     notes = []
     for row, name in grid.names.items():
         missing = [column for column in averaged if not grid.by_seed(row, column)]

@@ -3,6 +3,7 @@
 See `drawing` for how they look.
 """
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from dassl.report.figures import drawing
@@ -46,7 +47,7 @@ def all_figures(
     return written
 
 
-def fewshot_figure(_, records, methods):
+def fewshot_figure(_: object, records: list[dict], methods: Methods) -> Iterator[drawing.Drawn]:
     """Accuracy by shots, a line for each method, averaged over data sets.
 
     Bars: one deviation over seeds; level line: zero-shot CLIP.
@@ -76,7 +77,7 @@ def fewshot_figure(_, records, methods):
     yield figure, "fewshot", ["method", "shots", "mean", "std", "n"], lines
 
 
-def sweep_figures(_, records, methods):
+def sweep_figures(_: object, records: list[dict], methods: Methods) -> Iterator[drawing.Drawn]:
     """Base, new, H of averages and others by the values of each single numeric key that was swept."""
     for sweep in (sweep for sweep in sweeps(records, methods) if len(sweep.keys) == 1):
         values = [value for row in sweep.rows for value in sweep.values(row)]
@@ -106,7 +107,7 @@ def _line(axes, points, label, look):
     )
 
 
-def others_figure(_, records, methods):
+def others_figure(_: object, records: list[dict], methods: Methods) -> Iterator[drawing.Drawn]:
     """Base against others, a point a row, averaged over data sets."""
     grid = base2new(records, methods)
     averages = {row: grid.average(row) for row in grid.rows}
@@ -131,7 +132,7 @@ def others_figure(_, records, methods):
 
 # By name, in the order of drawing: what a folder must hold, and (folders, records, methods) -> the figures, each with
 # its title, and the columns and lines of its numbers; none or NoRuns without such runs.
-FIGURES = {
+FIGURES: dict[str, tuple[str, Callable[..., Iterable[drawing.Drawn]]]] = {
     "path": (f"a {PATH_FILE} beside results.json, as stage-2 runs leave it", path_figures),
     "change": (f"a {PATH_FILE} with curves of others and zero-shot CLIP", change_figures),
     "plane": (f"a {PATH_FILE} with the plane through its solutions", plane_figures),

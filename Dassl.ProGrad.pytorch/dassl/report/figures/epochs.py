@@ -5,13 +5,14 @@
 Means over an epoch's batches, as the run printed them; null stands for what was not finite. Letters: P epochs.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from dassl.report.figures import drawing
 from dassl.report.frame import summarise, summarise_average
-from dassl.report.methods import NONE, plain_row, row_names, row_of, shared_settings, sort_rows, split_changes
+from dassl.report.methods import NONE, Methods, plain_row, row_names, row_of, shared_settings, sort_rows, split_changes
 from dassl.report.records import NoRuns, group_by, is_number, leave_out, most_alike, newest_each, select
 from dassl.utils import get_logger
 
@@ -34,8 +35,8 @@ class Epochs(NamedTuple):
     runs: dict  # {quantity: {row: {data set: {seed: (P,)}}}}, of those that some run recorded, in drawn order
 
 
-def epoch_curves(records, methods=NONE):
-    """Records of `load_results` -> list of Epochs, as they come. NoRuns if no training run has a record."""
+def epoch_curves(records: list[dict], methods: Methods = NONE) -> list[Epochs]:
+    """Records of `load_results` -> Epochs of each family, as they come. NoRuns if no training run has a record."""
     training = select(records, kind="train")
     runs = [r for r in training if r.get("history")]
     for record in list(runs):
@@ -54,7 +55,7 @@ def epoch_curves(records, methods=NONE):
         trainer = methods.trainer(record)
         return record["protocol"], methods.label(methods.stage1.get(trainer, trainer))
 
-    return [_one_family(*key, group, methods) for key, group in group_by(runs, family).items()]
+    return [_one_family(protocol, name, group, methods) for (protocol, name), group in group_by(runs, family).items()]
 
 
 def _one_family(protocol, family, records, methods):
@@ -89,7 +90,7 @@ def _one_family(protocol, family, records, methods):
     return Epochs(protocol, family, sort_rows(epochs, methods), epochs, runs)
 
 
-def epoch_figures(_, records, methods):
+def epoch_figures(_: object, records: list[dict], methods: Methods) -> Iterator[drawing.Drawn]:
     """A figure for each Epochs with a quantity to draw."""
     return (_epoch_figure(one) for one in epoch_curves(records, methods) if one.runs)
 

@@ -1,24 +1,27 @@
 """Figures of streams of tasks: the accuracy matrix, the spread over orders, experts beside their reconstructions."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from dassl.report.figures import drawing
 from dassl.report.figures.tsne import KINDS, load_scatters
-from dassl.report.protocols.mtil import METRICS, PROTOCOLS, Column, orders, shown_streams, streams
+from dassl.report.frame import Grid
+from dassl.report.methods import Methods, Row
+from dassl.report.protocols.mtil import METRICS, PROTOCOLS, Column, Stream, orders, shown_streams, streams
 from dassl.report.records import NoRuns
 from dassl.report.table import csv_numbers
 
 
-def heatmaps(_, records, methods):
+def heatmaps(_: object, records: list[dict], methods: Methods) -> Iterator[drawing.Drawn]:
     """A heatmap for each stream's methods."""
     shown = ((protocol, one) for protocol, grids in _protocols(records, methods) for one in shown_streams(grids))
     return (matrix_figure(one, row, protocol) for protocol, one in shown for row in one.changing)
 
 
-def order_figures(_, records, methods):
+def order_figures(_: object, records: list[dict], methods: Methods) -> Iterator[drawing.Drawn]:
     """The spread over orders, a figure for each set of tasks."""
     return (orders_figure(protocol, *s) for protocol, grids in _protocols(records, methods) for s in orders(grids))
 
@@ -30,14 +33,14 @@ def _protocols(records, methods):
             yield protocol, streams(records, protocol, methods)
 
 
-def scatter_figures(folders, _, __):
+def scatter_figures(folders: list, _: object, __: object) -> Iterator[drawing.Drawn]:
     """A t-SNE for each tsne.json below `folders`, named by where it lies."""
     for file, content in load_scatters(*folders):
         near = [file.parent.relative_to(f) for f in map(Path, folders) if file.is_relative_to(f)]
         yield scatter_figure(content, "_".join(["tsne", *min(near, key=lambda path: len(path.parts)).parts]))
 
 
-def matrix_figure(stream, row, protocol):
+def matrix_figure(stream: Stream, row: Row, protocol: str) -> drawing.Drawn:
     """A method's accuracy after each task on each task, mean over seeds, as a heatmap.
 
     Below the line: learned by then.
@@ -61,7 +64,7 @@ def matrix_figure(stream, row, protocol):
     return figure, called, ["after", "task", "mean", "std", "n"], lines
 
 
-def heatmap(figure, axes, values):
+def heatmap(figure: "drawing.Figure", axes: "drawing.Axes", values: np.ndarray) -> None:
     """Coloured cells with their numbers, and a stair between learned and unseen. values: (T, T), nan where missing."""
     image = axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
     figure.colorbar(image, ax=axes, label="accuracy (%)", pad=0.02)
@@ -80,7 +83,7 @@ def heatmap(figure, axes, values):
     axes.tick_params(length=0)
 
 
-def orders_figure(protocol, title, grid):
+def orders_figure(protocol: str, title: str, grid: Grid) -> drawing.Drawn:
     """Each order's Transfer, Average and Last, their mean and deviation. title, grid: of `orders`."""
     names, lines, count = grid.names, [], len(grid.rows)
     figure = drawing.new_figure(9.2, 1.7 + 0.55 * count, title, "points: an order each; bar: mean ± deviation")
@@ -103,7 +106,7 @@ def orders_figure(protocol, title, grid):
     return figure, f"orders_{protocol}_{title}", columns, lines
 
 
-def scatter_figure(content, title):
+def scatter_figure(content: dict, title: str) -> drawing.Drawn:
     """Image features by expert and by its reconstruction in one plane. content: of `load_scatters`."""
     tasks, points = content["tasks"], content["points"]
     caption = "t-SNE of image features; filled: " + KINDS["expert"] + "; open: " + KINDS["reconstructed"]

@@ -1,10 +1,13 @@
 """Figures of the path zero-shot -> ours -> fine-tuned of stage-2 runs, from their path.json."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 
 from dassl.report.figures import drawing
 from dassl.report.frame import summarise, summarise_average
-from dassl.report.methods import row_names, row_of
+from dassl.report.methods import Methods, row_names, row_of
 from dassl.report.protocols import paths
 from dassl.report.protocols.paths import OTHERS, QUANTITIES, SPACES, families, load_paths
 from dassl.report.records import read_all
@@ -15,7 +18,7 @@ COLUMNS = ["path", "dataset", "subset", "quantity", "t", "mean", "std", "n"]
 CHANGES = {"base": "base classes", "new": "new classes", "all": "all classes", OTHERS: "other data sets"}
 
 
-def path_figures(folders, _, methods):
+def path_figures(folders: list, _: object, methods: Methods) -> Iterator[drawing.Drawn]:
     """Loss and accuracy on the path zero-shot -> ours -> fine-tuned, each subset, from the path.json below `folders`,
     for each stage-2 method and space.
 
@@ -29,7 +32,7 @@ def path_figures(folders, _, methods):
         yield figure, f"path_{curves.name}_{curves.space}", COLUMNS, _numbers(curves)
 
 
-def change_figures(folders, _, methods):
+def change_figures(folders: list, _: object, methods: Methods) -> Iterator[drawing.Drawn]:
     """Accuracy on the path between class vectors less zero-shot CLIP's, on base and new classes and on other data sets,
     for each stage-2 method whose cards have all of it.
 
@@ -131,7 +134,7 @@ def _averaged(curves):
     return over and f"mean over {over}"
 
 
-def load_planes(*folders):
+def load_planes(*folders: str | Path) -> list[dict]:
     """Runs whose path.json has the plane through the three solutions (Garipov et al., arXiv 1802.10026) -> list of
     records: the run's own, with `plane`. A damaged one costs a warning and is left out.
 
@@ -166,14 +169,14 @@ def _plane(plane):
     return {"space": str(plane.get("space", SPACES[0])), "subsets": subsets}
 
 
-def plane_figures(folders, _, methods):
+def plane_figures(folders: list, _: object, methods: Methods) -> Iterator[drawing.Drawn]:
     """A figure for each record of `load_planes`."""
     records = load_planes(*folders)
     names = row_names({row_of(r, methods) for r in records})
     return (plane_figure(r["plane"], f"{names[row_of(r, methods)]}, {r['dataset']}, seed {r['seed']}") for r in records)
 
 
-def plane_figure(plane, title):
+def plane_figure(plane: dict, title: str) -> drawing.Drawn:
     """Contours of the loss on each subset, the solutions marked."""
     caption = f"{plane['space']}: orthonormal plane through the three solutions; levels are quantiles of the loss"
     if plane["template"]:

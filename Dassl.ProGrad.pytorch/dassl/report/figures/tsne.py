@@ -7,7 +7,11 @@ t-SNE (van der Maaten and Hinton, JMLR 2008) keeps neighbours, not distances: wh
 of an image by an expert and by its reconstruction lie side by side. Letters: D width, N feature vectors.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dassl.report.records import is_number, read_all, read_object
 from dassl.utils import write_json
@@ -17,7 +21,7 @@ SCATTER_FILE = "tsne.json"
 KINDS = {"expert": "the expert's own", "reconstructed": "its reconstruction's"}
 
 
-def tsne(features, seed=0):
+def tsne(features: ArrayLike, seed: int = 0) -> np.ndarray:
     """Features (N, D) of any kind that numpy reads -> (N, 2). The same for the same features and seed.
 
     ValueError for fewer than four vectors, or any that is not finite.
@@ -31,7 +35,7 @@ def tsne(features, seed=0):
     return TSNE(n_components=2, init="pca", perplexity=perplexity, random_state=seed).fit_transform(features)
 
 
-def write_scatter(file, features, about, title=""):
+def write_scatter(file: str | Path, features: ArrayLike, about: Iterable[tuple], title: str = "") -> dict:
     """Project features (N, D) and write tsne.json -> its content.
 
     about: N tuples (task, kind, label); tasks are listed as they come.
@@ -46,7 +50,7 @@ def write_scatter(file, features, about, title=""):
     return content
 
 
-def load_scatters(*folders):
+def load_scatters(*folders: str | Path) -> list[tuple[Path, dict]]:
     """Every tsne.json below `folders` -> list of (Path, content); a damaged one costs a warning and is left out."""
     return read_all(SCATTER_FILE, folders, lambda file: (file, _checked(read_object(file, FORMAT))))
 

@@ -8,11 +8,11 @@ state it}, derived (true: computed from published numbers)}. `sets` of a file: w
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dassl.report.methods import is_control, named_weights, row_of
+from dassl.report.methods import Methods, is_control, named_weights, row_of
 from dassl.report.protocols.sweeps import epochs_asked
 from dassl.report.records import NoRuns
 from dassl.report.table import MISSING, Cell, Report, Table
@@ -63,7 +63,9 @@ def load_published(files: Iterable[Path]) -> dict[tuple, list[Published]]:
     return numbers
 
 
-def against_report(report, records, methods, published=None):
+def against_report(
+    report: Report, records: list[dict], methods: Methods, published: Mapping[tuple, list[Published]] | None = None
+) -> Report:
     """A protocol's Report -> a Report of its numbers beside published ones. NoRuns if none has a partner.
 
     records: those that the report was made of, for the facts that differ.

@@ -189,7 +189,7 @@ def base2new_table(grid: Base2New, dataset: str | None = None) -> table.Table:
 
     columns = [*shown(grid.rows[0])]
     unjudged = [q for q in columns if q not in (*JUDGED, *AVERAGES[1:])]
-    title = f"Average over {table.data_sets(datasets)}" if average else dataset
+    title = f"Average over {table.data_sets(datasets)}" if dataset is None else dataset
     made = table.method_table(title, grid, names, columns, shown, unjudged=unjudged)
     made.wide = each
     if average:

@@ -62,13 +62,13 @@ class Stream(Grid):
         """The methods whose matrix says something: all but zero-shot CLIP, whose rows are equal."""
         return [row for row in self.rows if row.trainer != self.methods.zero_shot]
 
-    def shown(self, row, *column):
-        """One number to one decimal, without its deviation, as papers print tasks -> Cell."""
+    def shown(self, row: Row, *column: str) -> Cell:
+        """One number to one decimal, without its deviation, as papers print tasks. column: of a Column."""
         summary = self.cell(row, Column(*column))
         return Cell(f"{summary.mean:.1f}" if summary else MISSING, summary.files)
 
-    def seeds_note(self, rows):
-        """How many seeds are behind means that are shown without deviation -> list of one line."""
+    def seeds_note(self, rows: list[Row]) -> list[str]:
+        """How many seeds are behind means that are shown without deviation, in one line."""
         counts = {row: max((len(self.by_seed(row, c)) for c in self.columns), default=0) for row in rows}
         if len(set(counts.values())) == 1:
             return [f"n: {counts[rows[0]]} seed{'s' if counts[rows[0]] != 1 else ''}."]

@@ -22,6 +22,7 @@ Letters: P points.
 """
 
 import itertools
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +63,7 @@ class PathCurves(NamedTuple):
     seeds: int  # that all data sets have
 
 
-def load_paths(*folders) -> list[dict]:
+def load_paths(*folders: str | Path) -> list[dict]:
     """All readable path.json of finished runs -> list of records, one for each space: the run's own, with `path`
     ({"t": (P,), SUBSET: {"loss": (P,), "accuracy": (P,)}, ...}) and `space`.
 
@@ -78,7 +79,7 @@ def load_paths(*folders) -> list[dict]:
     return [record for records in runs_of.read_all(PATH_FILE, folders, read) for record in records]
 
 
-def read_card(file) -> tuple[dict, dict]:
+def read_card(file: Path) -> tuple[dict, dict]:
     """One path.json -> (what it holds, the record of its run). ValueError for one of other weights than the run's."""
     card, record = runs_of.read_object(file, FORMAT), runs_of.read_result(file.with_name(RESULTS_FILE))
     digest = (record.get("weights") or {}).get("digest")
