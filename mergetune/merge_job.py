@@ -19,7 +19,7 @@ from dassl.engine.state import rng_state, set_rng_state
 from dassl.merging import lora
 from dassl.merging.methods import check_alike, is_weight, merge
 from dassl.merging.records import METHODS, SPACES, START, ZERO_SHOT, ZEROS, check_method
-from dassl.utils import UserError, atomic_write, checkpoint_digest, set_random_seed, write_json
+from dassl.utils import UserError, atomic_write, check_availability, checkpoint_digest, set_random_seed, write_json
 from dassl.utils.files import begun, drop_begun
 from dassl.utils.progress import progress
 from dassl.utils.torchtools import check_weights, save_checkpoint
@@ -53,8 +53,7 @@ class MergeJob:
         merge_space: str = "factors", rank: int | None = None, root: str = "", pairs: Sequence[str] = (), **values
     ):  # fmt: skip
         how = check_method(method, len(parents), values)
-        if merge_space not in SPACES:
-            raise UserError(f"merge_space is {merge_space!r}, expected one of {', '.join(SPACES)}")
+        check_availability(merge_space, SPACES, "merge_space")
         self.method, self.choices = method, candidates(values)
         self.space, self.keep, self.rank = merge_space, keep, rank
         self.sources = [read_source(spec, words=(ZERO_SHOT,)) for spec in parents]
@@ -182,11 +181,8 @@ class MergeJob:
         else:
             peft = self.first.peft if self.rank != 0 else {}
             if peft and self.space == "product":  # its factors have the scaling 1
-                ranks = {module.removeprefix("base_model.model."): r for module, r in lora.ranks(state).items()}
-                top = max(ranks.values())
-                others = {module: r for module, r in ranks.items() if r != top}
-                peft = peft | {"r": top, "lora_alpha": top, "use_rslora": False}
-                peft |= {"rank_pattern": others, "alpha_pattern": others}
+                rank = next(iter(lora.ranks(state).values()))
+                peft = peft | {"r": rank, "lora_alpha": rank, "use_rslora": False}
             if peft:
                 write_json(peft, str(out / PEFT_CONFIG))
             with atomic_write(str(out / (PEFT_FILES[0] if peft else "merged.safetensors"))) as target:
@@ -256,16 +252,9 @@ def compared(out: Path, marker: str, asked: dict) -> tuple[dict, list[str]]:
     """What merge.json or sweep.json (`marker`) in a folder says, {} where there is none that can be read, and lines on
     what it has otherwise than is asked for."""
     facts = finished(out, marker, FINISHED[marker])
-    recorded = facts.get("asked")
-    try:
-        if facts and not isinstance(recorded, dict):  # an earlier version's, which says a part of it otherwise
-            recorded = {name: value for name, value in facts.items() if name not in ("parents", "base")}
-            if marker == MERGE:
-                tried = [{name: value for name, value in entry.items() if name != "val"} for entry in facts["tried"]]
-                recorded["choices"] = [complete(facts["method"], choice) for choice in tried or [facts["values"]]]
-        return facts, changed(recorded, asked) if facts else []
-    except (KeyError, TypeError, AttributeError):
-        return {}, []
+    if not facts or isinstance(facts.get("asked"), dict):
+        return facts, changed(facts["asked"], asked) if facts else []
+    return facts, [f"{marker} is an earlier version's, which does not say all of what was asked for"]
 
 
 def already(out: Path, marker: str, asked: dict, overwrite: bool) -> dict:

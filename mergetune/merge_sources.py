@@ -100,22 +100,13 @@ def _read_peft(spec: str, folder: Path) -> Source:
 
 def _scaling(peft: dict, state: dict[str, Tensor], where: Path) -> dict[str, float]:
     """LoRA's factor of each module: lora_alpha / r, or / sqrt(r). UserError for a rank that its factors have not, an
-    alpha that is no number, or patterns of modules that cannot be read."""
-
-    def value(name: str, pattern: str, default: object) -> object:
-        """What `pattern`, {regular expression: value}, has for the module, else `name`."""
-        try:
-            entries = (peft.get(pattern) or {}).items()
-            return next((v for key, v in entries if re.fullmatch(rf"(.*\.)?({key})", module)), peft.get(name, default))
-        except (AttributeError, re.error) as error:
-            words = f"{pattern} is {brief(peft[pattern])}, expected {{module: number}}"
-            raise UserError(f"{where}: {words} ({error})") from None
-
-    scaling = {}
+    alpha that is no number, or ranks and alphas of single modules."""
+    if patterns := [name for name in ("rank_pattern", "alpha_pattern") if peft.get(name)]:
+        raise UserError(f"{where}: {patterns[0]} is of single modules, only LoRA with one rank and one alpha can be merged")
+    scaling, alpha = {}, peft.get("lora_alpha")
     for module, rank in ranks(state).items():
-        said, alpha = value("r", "rank_pattern", rank), value("lora_alpha", "alpha_pattern", rank)
-        if said != rank:
-            raise UserError(f"{where} gives {module} the rank {brief(said)}, but its factors have {rank}")
+        if peft.get("r") != rank:
+            raise UserError(f"{where} gives {module} the rank {brief(peft.get('r'))}, but its factors have {rank}")
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= MOST_ALPHA:
             what = f"expected a number above 0 and up to {MOST_ALPHA}"
             raise UserError(f"{where}: lora_alpha of {module} is {brief(alpha)}, {what}")
