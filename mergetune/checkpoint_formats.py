@@ -41,14 +41,6 @@ class Recognised:
     weights: dict[str, Tensor]  # the trained ones under our trainers' keys, in fp32
     config: dict[str, object]  # config keys that follow from them
 
-    @property
-    def class_specific(self) -> bool:
-        return self.weights.get("ctx", Tensor()).dim() == 3
-
-    def keys(self, status: str) -> list[str]:
-        """The file's keys of a status."""
-        return [row["key"] for row in self.rows if row["status"] == status]
-
 
 def _context(node: str, count: int, **pairs: object) -> dict[str, object]:
     """Pairs of prompts. The recipes' words are four tokens, and words set the number of context vectors."""

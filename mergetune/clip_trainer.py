@@ -95,12 +95,8 @@ class ClipTrainer(TrainerX):
         """
         loader = getattr(self, name)
         if self.frozen_image_tower and not isinstance(loader.dataset, BankDataset):
-            autocast = self.precision.autocast
-            setattr(
-                self,
-                name,
-                build_feature_loader(self.cfg, loader, self.clip, is_train=is_train, autocast=autocast),
-            )
+            words = {"is_train": is_train, "autocast": self.precision.autocast}
+            setattr(self, name, build_feature_loader(self.cfg, loader, self.clip, **words))
 
     def use_feature_bank_for(self, split: str) -> None:
         """The same for the loader that evaluates "val" or "test"."""

@@ -49,7 +49,6 @@ def build_parser() -> ArgumentParser:
 if __name__ == "__main__":  # --help and a wrong line need no PyTorch
     run_command(build_parser().parse_intermixed_args)
 
-from torch import Tensor
 from yacs.config import CfgNode
 
 from dassl.config import with_values
@@ -108,10 +107,10 @@ def check_fit(path: Path, checkpoint: Recognised, trainer) -> None:
     state, prompts = checkpoint.state, getattr(trainer.model, "prompt_learner", trainer.model)
     suffixes = [value for key, value in state.items() if key.rpartition(".")[2] == "token_suffix"]
     if suffixes and hasattr(prompts, "fixed"):
-        buffers = {"token_suffix": suffixes[0]}
-        stage1.check_buffers(path, buffers, prompts.fixed, prompts.n_ctx, trainer.clip.start_tokens)
+        names = prompts.fixed[:, trainer.clip.start_tokens + prompts.n_ctx :]
+        stage1.check_names(path, "token_suffix", suffixes[0], names)
     if "tokenized_prompts" in state and hasattr(trainer, "tokens"):
-        check_tokens(path, state["tokenized_prompts"], trainer.tokens)
+        stage1.check_names(path, "tokenized_prompts", state["tokenized_prompts"], trainer.tokens)
     visual = getattr(trainer.clip.module, "visual", None)
     tower = {} if visual is None else {f"image_encoder.{key}": value for key, value in visual.state_dict().items()}
     for key in filter(tower.__contains__, state):
@@ -121,17 +120,6 @@ def check_fit(path: Path, checkpoint: Recognised, trainer) -> None:
         if not (alike and value.float().allclose(expected, rtol=1e-3, atol=1e-4)):
             raise UserError(f"{path} was trained on another backbone than {trainer.clip.name}: {key} differs")
     trainer._load_weights(trainer.get_model_names()[0], path, checkpoint.weights)
-
-
-def check_tokens(path: Path, texts: Tensor, expected: Tensor) -> None:
-    """Refuse other texts. expected (C, L) may be cut behind the longest."""
-    if not is_plain_tensor(texts) or texts.dim() != 2 or texts.shape[1] < expected.shape[1]:
-        raise UserError(f"{path}: tokenized_prompts is no plain tensor of texts of {expected.shape[1]} tokens or more")
-    if len(texts) != len(expected):
-        raise UserError(f"{path} was trained on {len(texts)} classes, this run has {len(expected)}")
-    differ = (texts[:, : expected.shape[1]] != expected.cpu()).any(1).sum().item()
-    if differ:
-        raise UserError(f"{path} was trained with other texts: {differ} of {len(expected)} classes differ")
 
 
 def score(cfg: CfgNode, subsets: Sequence[str], out: Path, command: str) -> dict[str, dict[str, float]]:
@@ -187,7 +175,7 @@ def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
                 file.write(cfg.dump())
         write_json(results, str(out / RESULTS))
         if args.root:
-            one = "DATASET.SUBSAMPLE_CLASSES" in args.opts or checkpoint.class_specific
+            one = "DATASET.SUBSAMPLE_CLASSES" in args.opts or checkpoint.config.get("TRAINER.COOP.CSC")
             subsets = (cfg.DATASET.SUBSAMPLE_CLASSES,) if one else ("base", "new")
             facts["scores"] = score(cfg, subsets, out, command)
         write_json(facts, str(out / FACTS))

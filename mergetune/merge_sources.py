@@ -102,7 +102,7 @@ def _scaling(peft: dict, state: dict[str, Tensor], where: Path) -> dict[str, flo
     """LoRA's factor of each module: lora_alpha / r, or / sqrt(r). UserError for a rank that its factors have not, an
     alpha that is no number, or ranks and alphas of single modules."""
     if patterns := [name for name in ("rank_pattern", "alpha_pattern") if peft.get(name)]:
-        raise UserError(f"{where}: {patterns[0]} is of single modules, only LoRA with one rank and one alpha can be merged")
+        raise UserError(f"{where}: {patterns[0]} is of single modules: only one rank and one alpha can be merged")
     scaling, alpha = {}, peft.get("lora_alpha")
     for module, rank in ranks(state).items():
         if peft.get("r") != rank:

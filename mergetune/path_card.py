@@ -21,7 +21,7 @@ from dassl.report.frame import harmonic_mean
 from dassl.report.protocols.paths import FORMAT, LINES, OTHERS, QUANTITIES, SOLUTIONS, SPACES, SUBSETS, run_barriers
 from dassl.report.protocols.paths import PATH_FILE as FILE
 from dassl.report.table import Table
-from dassl.utils import ArgumentParser, UserError, command_parser, get_logger, quiet, read_json, write_json
+from dassl.utils import ArgumentParser, UserError, command_parser, get_logger, quiet, write_json
 from dassl.utils.progress import progress
 from dassl.utils.torchrun import run_command
 
@@ -55,6 +55,7 @@ import torch
 
 from dassl.config import with_values
 from dassl.engine import build_trainer, load_config, trainer_class
+from dassl.engine.checkpoint import finished
 from dassl.engine.others import AUTO, build_other, other_sets
 from dassl.engine.recipe import unfinished, weights_digest
 from dassl.engine.state import stop_workers
@@ -165,11 +166,8 @@ def path_card(
     TEST.OTHERS, whose mean is a curve too, in the spaces `others_in`. What an earlier call found and this one leaves
     out is kept, its others made again. pairs: KEY, VALUE, ... of what has moved since.
     """
-    run = Path(run)
-    earlier = read_json(run / FILE) if (run / FILE).is_file() else {}
-    earlier = earlier if isinstance(earlier, dict) else {}
-    entry = earlier.get(OTHERS)
-    others = list(others) or (entry.get("asked", []) if isinstance(entry, dict) else [])
+    run, earlier = Path(run), finished(run, FILE, "images")
+    others = list(others) or earlier.get(OTHERS, {}).get("asked", [])
     cfg = read_cfg(run, pairs, others)
     sets = other_sets(on_subset(cfg, HALVES[1])) if others else {}
     cards: dict = {space: {"space": space, "images": {}, "barrier": {}, "seconds": 0}

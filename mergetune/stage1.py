@@ -63,31 +63,26 @@ def used_keys(path: str | Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name not in unused}
 
 
-def check_buffers(path: Path, buffers: dict[str, Tensor], embeddings: Tensor, n_ctx: int, start: int) -> None:
-    """Hold the fixed embeddings of a foreign checkpoint against this run's prompts (C, L, W).
+def check_names(path: str | Path, key: str, stored: Tensor, expected: Tensor) -> None:
+    """Hold what a foreign checkpoint has of its class names under `key` against this run's: tokens (C, L), or their
+    embeddings (C, L, W). It may go on with padding.
 
-    They are the class names through the stage-1 backbone's embedding table, so another class list or
-    another backbone shows. 2e-3 covers fp16 storage of embeddings of size 0.01 to 1.
+    The embeddings are of the stage-1 backbone's table, so another class list or another backbone shows. 2e-3 covers
+    fp16 storage of embeddings of size 0.01 to 1.
     """
-    suffix = buffers.get("token_suffix")
-    if suffix is None:
-        return
-    if not is_plain_tensor(suffix) or suffix.dim() != 3:
-        raise UserError(f"{path}: token_suffix is no plain tensor with 3 axes")
-    if len(suffix) != len(embeddings):
-        raise UserError(f"{path} was trained on {len(suffix)} classes, this run has {len(embeddings)}")
-    names = embeddings[:, start + n_ctx :].float().cpu()
-    stored = suffix[:, : names.shape[1]].float().cpu()
-    if stored.shape != names.shape:
-        raise UserError(
-            f"{path} was trained with prompts {tuple(stored.shape)} wide, this run has {tuple(names.shape)}: "
-            "other backbone"
-        )
-    other = ((stored - names).abs().amax((1, 2)) > 2e-3).sum().item()
+    length = expected.shape[1]
+    if not is_plain_tensor(stored) or stored.dim() != expected.dim() or stored.shape[1] < length:
+        raise UserError(f"{path}: {key} is no plain tensor with {expected.dim()} axes, of {length} tokens or more")
+    if len(stored) != len(expected):
+        raise UserError(f"{path} was trained on {len(stored)} classes, this run has {len(expected)}")
+    stored, expected = stored[:, :length].float().cpu(), expected.float().cpu()
+    other = len(expected)
+    if stored.shape == expected.shape:
+        other = ((stored - expected).abs().flatten(1).amax(1) > 2e-3).sum().item()
     if other:
         raise UserError(
             f"{path} was trained with another class list or backbone: "
-            f"the names of {other} of {len(names)} classes differ"
+            f"the names of {other} of {len(expected)} classes differ ({key})"
         )
 
 

@@ -46,11 +46,8 @@ class ImagePrompts(nn.Module):
         """The image tower has the prompts inside, and reads its output off its own tokens."""
         first, last = self.blocks[0], self.blocks[-1]
         norm = _first_norm(self.backbone)
-        handles = [_before(norm, self._appended, True) if norm else _before_block(first, self._appended)]
-        handles += [
-            _before_block(self.blocks[int(j)], self._replaced, block.VPT_shallow)
-            for j, block in self.transformer.resblocks.items()
-        ]
+        place = (norm, True) if norm else (first.module, first.batch_first)
+        handles = [_before(*place, self._appended), *_before_blocks(self)]
         axis = 1 if last.batch_first else 0
         cut = last.module.register_forward_hook(lambda *call: call[2].narrow(axis, 0, call[2].shape[axis] - self.count))
         with hooked([*handles, cut]):
@@ -75,11 +72,7 @@ class TextPrompts(nn.Module):
 
     def encode(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
         """(C, L, W) embeddings of tokens (C, L), contexts first -> (C, D), not normalised."""
-        handles = [
-            _before_block(self.blocks[int(j)], self._replaced, block.VPT_shallow)
-            for j, block in self.transformer.resblocks.items()
-        ]
-        with hooked(handles):
+        with hooked(_before_blocks(self)):
             return self.backbone.encode_text_from_embeddings(embeddings, tokens)
 
     def _replaced(self, states: Tensor, vectors: Tensor) -> Tensor:
@@ -197,7 +190,7 @@ def _rows(vectors: Tensor, tokens: Tensor) -> Tensor:
     return vectors.to(tokens.dtype).expand(len(tokens), -1, -1)
 
 
-def _before(module: nn.Module, change: Callable, batch_first: bool, *vectors: Tensor):
+def _before(module: nn.Module, batch_first: bool, change: Callable, *vectors: Tensor):
     """Hook: `change((B, L, V), *vectors)` of what the module is given."""
 
     def hook(_module, inputs):
@@ -208,8 +201,10 @@ def _before(module: nn.Module, change: Callable, batch_first: bool, *vectors: Te
     return module.register_forward_pre_hook(hook)
 
 
-def _before_block(block: Block, change: Callable, *vectors: Tensor):
-    return _before(block.module, change, block.batch_first, *vectors)
+def _before_blocks(prompts: ImagePrompts | TextPrompts) -> list:
+    """In each further block its own vectors stand for those of the block before."""
+    pairs = ((prompts.blocks[int(j)], node.VPT_shallow) for j, node in prompts.transformer.resblocks.items())
+    return [_before(block.module, block.batch_first, prompts._replaced, vectors) for block, vectors in pairs]
 
 
 @contextmanager

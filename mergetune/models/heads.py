@@ -13,7 +13,7 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dassl.clip import ClipBackbone, text_classifier
+from dassl.clip import text_classifier
 from dassl.config import Key
 from dassl.engine.precision import precision_key
 from dassl.engine.results import check_classes, run_classes
@@ -33,12 +33,6 @@ class LinearHead(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, D) unit norm -> logits (B, C)."""
         return image @ self.weight.t()
-
-
-def zero_shot_head(clip: ClipBackbone, classnames: Sequence[str], prompts: Sequence[str]) -> Tensor:
-    """(C, D) in fp32: the mean over templates of the normalised text features, normalised, times exp(logit_scale)."""
-    vectors = text_classifier(clip, classnames, prompts).float()
-    return clip.logit_scale.float() * F.normalize(vectors, dim=-1)
 
 
 def linear_line_logits(image: Tensor, start: Tensor, end: Tensor, points: Tensor) -> Tensor:
@@ -90,8 +84,10 @@ class HeadTrainer(ClipTrainer):
         return templates(self.cfg.TRAINER.HEAD.TEMPLATES, self.template)
 
     def zero_shot_head(self) -> Tensor:
-        """(C, D): where the head starts."""
-        return zero_shot_head(self.clip, self.classnames, self.prompts)
+        """Where the head starts, (C, D) in fp32: the mean over templates of the normalised text features, normalised,
+        times exp(logit_scale)."""
+        vectors = text_classifier(self.clip, self.classnames, self.prompts).float()
+        return self.clip.logit_scale.float() * F.normalize(vectors, dim=-1)
 
     def text_features(self) -> Tensor:
         """The head (C, D), at its true length: its logits are inner products, not cosines."""

@@ -19,8 +19,9 @@ class CoOp_LMC(MergeTune, CoOp):
 
     def check_stage1(self) -> None:
         super().check_stage1()
-        beside = self.stage1_beside
-        stage1.check_buffers(self.stage1_file, beside, self.model.fixed, self.model.n_ctx, self.clip.start_tokens)
+        if "token_suffix" in self.stage1_beside:
+            names = self.model.fixed[:, self.clip.start_tokens + self.model.n_ctx :]
+            stage1.check_names(self.stage1_file, "token_suffix", self.stage1_beside["token_suffix"], names)
 
 
 @TRAINER_REGISTRY.register()

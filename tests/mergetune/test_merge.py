@@ -237,7 +237,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(runs, out, tmp_
         (["zero-shot", "zero-shot"], {}, "every parent is zero-shot"),
         ([run, run], {"density": 0.1}, "average has no value 'density'; it has weights"),
         ([run, run], {"merge_space": "product"}, "is for LoRA"),
-        ([run, run], {"merge_space": "sum"}, "expected one of factors, product"),
+        ([run, run], {"merge_space": "sum"}, r"merge_space is expected .*\[factors, product\]"),
     ):
         with pytest.raises(UserError, match=match):
             merge_run("average", parents, out, **values)

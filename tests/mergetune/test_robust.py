@@ -1,6 +1,7 @@
 """Robust fine-tuning: the linear probe, end-to-end fine-tuning, and MERGETUNE on both."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from dassl.clip import cached_clip, cosine_logits, text_classifier
 from dassl.utils import UserError, load_checkpoint
 from mergetune.lmc import interpolate, line_loss, line_points
-from mergetune.models.heads import LinearHead, linear_line_logits, linear_line_loss, rows_for, zero_shot_head
+from mergetune.models.heads import HeadTrainer, LinearHead, linear_line_logits, linear_line_loss, rows_for
 from mergetune.models.templates import IMAGENET, SELECT, templates
 from mergetune.stage2 import MergeTune, trainable
 from tests.fixtures.open_clip_models import open_clip_folder  # noqa: F401
@@ -209,7 +210,9 @@ def test_lists_of_templates():
     assert len(IMAGENET) == len(set(IMAGENET)) == 80 and set(SELECT) < set(IMAGENET) and len(SELECT) == 7
     assert all(prompt.count("{}") == 1 for prompt in IMAGENET)
     assert templates("dataset", "my {}.") == ("my {}.",)
-    head = zero_shot_head(cached_clip("tiny"), ["circle", "star"], SELECT)
+    head = HeadTrainer.zero_shot_head(
+        SimpleNamespace(clip=cached_clip("tiny"), classnames=["circle", "star"], prompts=SELECT)
+    )
     scale = cached_clip("tiny").logit_scale
     torch.testing.assert_close(head.norm(dim=1), scale.expand(2))
 

@@ -101,15 +101,15 @@ def test_keys_that_are_no_names(tmp_path):
 
 @pytest.mark.parametrize("suffix", [torch.tensor(1.0), 0.5, torch.ones(2, 7, 8).to_sparse(), torch.ones(2, 8), None])
 def test_the_embeddings_of_a_foreign_checkpoint(tmp_path, suffix):
-    buffers = {"token_suffix": torch.ones(2, 7, 8, device="meta") if suffix is None else suffix}
-    with pytest.raises(UserError, match="file: token_suffix is no plain tensor with 3 axes"):
-        stage1.check_buffers(tmp_path / "file", buffers, torch.ones(2, 9, 8), 2, 1)
+    suffix = torch.ones(2, 7, 8, device="meta") if suffix is None else suffix
+    with pytest.raises(UserError, match="file: token_suffix is no plain tensor with 3 axes, of 6 tokens"):
+        stage1.check_names(tmp_path / "file", "token_suffix", suffix, torch.ones(2, 6, 8))
 
 
 @pytest.mark.parametrize("tokens", ["words", torch.ones(2), torch.ones(2, 3), torch.ones(2, 9, device="meta")])
 def test_the_texts_of_a_foreign_checkpoint(tmp_path, tokens):
-    with pytest.raises(UserError, match="file: tokenized_prompts is no plain tensor of texts of 9 tokens"):
-        import_checkpoint.check_tokens(tmp_path / "file", tokens, torch.ones(2, 9))
+    with pytest.raises(UserError, match="file: tokenized_prompts is no plain tensor with 2 axes, of 9 tokens"):
+        stage1.check_names(tmp_path / "file", "tokenized_prompts", tokens, torch.ones(2, 9))
 
 
 @pytest.mark.parametrize(

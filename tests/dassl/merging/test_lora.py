@@ -141,8 +141,8 @@ def test_the_scaling_is_alpha_by_rank_of_each_module(peft):
         ({"r": 2.5}, "gives .*q_proj the rank 2.5"),
         ({"r": None}, "gives .*q_proj the rank None"),
         ({"r": 3}, "gives base_model.model.text.q_proj the rank 3, but its factors have 2"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is of single modules, only LoRA"),
-        ({"alpha_pattern": [1]}, "alpha_pattern is of single modules, only LoRA"),
+        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern is of single modules: only one rank"),
+        ({"alpha_pattern": [1]}, "alpha_pattern is of single modules: only one rank"),
     ],
 )
 def test_a_broken_adapter_config_is_refused_by_its_entry(peft, config, match):
