@@ -4,7 +4,8 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from dassl.merging.records import METHODS, SPACES, START, ZERO_SHOT, ZEROS
@@ -83,6 +84,16 @@ from mergetune.merge_job import LEFT, MergeJob, compared, is_finished
 log = get_logger()
 
 
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """What the maths refuses is the user's to mend."""
+    try:
+        yield
+    except ValueError as error:
+        raise error if isinstance(error, UserError) else UserError(str(error)) from None
+
+
+@user_errors()
 def merge_run(
     method: str, parents: Sequence[str | Path], out: str | Path, *, overwrite: bool = False, command: str = "", **how
 ) -> Path:
@@ -110,6 +121,7 @@ def merge_run(
     return out
 
 
+@user_errors()
 def differences(argv: Sequence[str], memo: dict | None = None) -> list[str]:
     """Lines on what the finished merge in the folder of a command line, and its evaluations, have otherwise than this
     line would; [] where there is none. memo: of `dassl.engine.recipe.differences`. MissingFile: a parent is gone."""

@@ -238,13 +238,11 @@ class MergeTune:
         lmc = {key: values[key] for key in MergeTune.KEYS if key != "ENABLED"}
         lmc["BETA"] *= values.ENABLED
         facts = {"lmc": lmc, "zero_shot_template": self.zero_shot_prompt(values.SPACE)}
-        return super().metadata() | facts | {"preset": with_changes(self.cfg.PRESET, self.stage1_changes())}
-
-    def stage1_changes(self) -> list[str]:
-        """What the stage-1 run changed in its recipe, and this one did not in its own."""
+        # what the stage-1 run changed in its recipe, and this one did not in its own
         preset = stage1.run_fact(self.stage1_file, "preset", str) if self.cfg.RESUME_COOP else ""
-        changes = split_changes(self.cfg.PRESET)[1]
-        return [f"stage 1's {key}" for key in split_changes(preset)[1] if key not in changes]
+        known = split_changes(self.cfg.PRESET)[1]
+        changes = [f"stage 1's {key}" for key in split_changes(preset)[1] if key not in known]
+        return super().metadata() | facts | {"preset": with_changes(self.cfg.PRESET, changes)}
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,7 @@ class ImagePrompts(nn.Module):
         self.transformer = _deep_vectors(count, depth, self.blocks[0].width)
 
     def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D), not normalised."""
-        with self.attached():
-            return self.backbone.encode_image(images)
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """The image tower has the prompts inside, and reads its output off its own tokens."""
+        """(B, 3, H, W) -> (B, D), not normalised; the tower reads its output off its own tokens."""
         first, last = self.blocks[0], self.blocks[-1]
         norm = _first_norm(self.backbone)
         place = (norm, True) if norm else (first.module, first.batch_first)
@@ -51,7 +45,7 @@ class ImagePrompts(nn.Module):
         axis = 1 if last.batch_first else 0
         cut = last.module.register_forward_hook(lambda *call: call[2].narrow(axis, 0, call[2].shape[axis] - self.count))
         with hooked([*handles, cut]):
-            yield
+            return self.backbone.encode_image(images)
 
     def _appended(self, tokens: Tensor) -> Tensor:
         return torch.cat([tokens, _rows(self.VPT, tokens)], dim=1)

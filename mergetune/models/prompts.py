@@ -64,19 +64,15 @@ class PromptLearner(nn.Module):
         filler = " ".join(["a"] * self.n_ctx)  # one-token words hold the context's places
         tokens = backbone.shorten(backbone.tokenize([f"{filler} {name}." for name in names]))  # (C, L)
         n, first, total = self.n_ctx, backbone.start_tokens, tokens.shape[1]
+        cut = {"end": n, "middle": n // 2, "front": 0}[position]
         # counted behind the filler: some tokenisers (SigLIP 2's) split a word at the start of a text otherwise
         lengths = [count - n for count in backbone.token_counts([f"{filler} {name}" for name in names])]
         rows = []
         for length in lengths:
             ctx, name = list(range(n)), list(range(n + first + n, n + first + n + length))
-            body = {
-                "end": ctx + name,
-                "front": name + ctx,
-                "middle": ctx[: n // 2] + name + ctx[n // 2 :],
-            }[position]
             head = list(range(n, n + first))
             tail = list(range(n + first + n + length, n + total))
-            rows.append(head + body + tail)
+            rows.append(head + ctx[:cut] + name + ctx[cut:] + tail)
         order = torch.tensor(rows, device=tokens.device)
         return order, tokens, backbone.embed(tokens).detach()
 

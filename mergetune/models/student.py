@@ -86,10 +86,6 @@ class Teacher:
         """(B, E) raw image features -> (B, C)."""
         return cosine_logits(features.float(), self.text, self.scale)
 
-    def data_seen(self) -> str:
-        """What its prompts were trained on."""
-        return stage1.data_seen(Path(self.file)) if self.file else "none"
-
     def fact(self) -> dict:
         """What results.json records of it."""
         shots = stage1.run_facts(Path(self.file)).get("shots") if self.file else None

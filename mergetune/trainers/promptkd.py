@@ -23,7 +23,7 @@ from dassl.utils import UserError
 from mergetune.clip_trainer import ClipTrainer
 from mergetune.models.deep_prompts import keep_prompts
 from mergetune.models.student import Student, Teacher, distil_loader, distillation
-from mergetune.stage1 import run_fact
+from mergetune.stage1 import data_seen, run_fact
 from mergetune.trainers.promptsrc import PromptSRC
 
 
@@ -168,7 +168,8 @@ class PromptKD(ClipTrainer):
             )
 
     def metadata(self) -> dict:
-        seen = f"{images_seen(self, 'all training images')}, without labels; teacher: {self.teacher.data_seen()}"
+        of_teacher = data_seen(Path(self.teacher.file)) if self.teacher.file else "none"
+        seen = f"{images_seen(self, 'all training images')}, without labels; teacher: {of_teacher}"
         return super().metadata() | {
             "templates": "the teacher's prompts" if self.teacher.file else self.template,
             "teacher": self.teacher.fact(),

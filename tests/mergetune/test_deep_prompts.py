@@ -127,8 +127,8 @@ def test_the_backbone_is_as_before_after_a_call_and_after_a_failed_one(clip):
     before = clip.encode_image(images), clip.encode_text(tokens)
     model.encode_image(images)
     model.encode_classes()
-    with pytest.raises(RuntimeError), model.image_encoder.attached():
-        clip.encode_image(images[:, :2])
+    with pytest.raises(RuntimeError):
+        model.encode_image(images[:, :2])
     for now, then in zip((clip.encode_image(images), clip.encode_text(tokens)), before, strict=True):
         assert torch.equal(now, then)
 

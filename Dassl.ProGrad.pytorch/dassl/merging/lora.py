@@ -14,8 +14,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dassl.utils import UserError
-
 PART = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B|delta)(?P<adapter>\.[^.]+)?\.weight")
 OTHER = re.compile(r".*\.lora_(embedding_[AB]|magnitude_vector)\b.*")  # not a product of two matrices
 
@@ -36,24 +34,24 @@ def ranks(state: Mapping[str, Tensor]) -> dict[str, int]:
 def products(state: Mapping[str, Tensor], scaling: float | Mapping[str, float] = 1.0) -> dict[str, Tensor]:
     """Each pair of factors as `<module>.lora_delta.weight` = scaling * B A, (out, in) or (out, in, h, w).
 
-    All else as it is. scaling: one number (peft: lora_alpha / r), or one for each module. UserError for a factor
+    All else as it is. scaling: one number (peft: lora_alpha / r), or one for each module. ValueError for a factor
     without its partner, for pairs that do not fit, and for embeddings and DoRA's magnitudes, which are no such product.
     """
     out: dict[str, Tensor] = {}
     for name, value in state.items():
         if OTHER.fullmatch(name):
-            raise UserError(f"{name} is no plain LoRA factor: it has no product to merge")
+            raise ValueError(f"{name} is no plain LoRA factor: it has no product to merge")
         match = PART.fullmatch(name)
         if match is None or match["part"] == "delta":
             out[name] = value
             continue
         partner = _name(match, "B" if match["part"] == "A" else "A")
         if partner not in state:
-            raise UserError(f"{name} has no partner {partner}")
+            raise ValueError(f"{name} has no partner {partner}")
         if match["part"] == "A":
             a, b = value, state[partner]
             if b.dim() < 2 or b.dim() != a.dim() or b.shape[1] != a.shape[0] or b[0, 0].numel() != 1:
-                raise UserError(f"{name} {tuple(a.shape)} and its B {tuple(b.shape)} are no pair of LoRA factors")
+                raise ValueError(f"{name} {tuple(a.shape)} and its B {tuple(b.shape)} are no pair of LoRA factors")
             product = (b.flatten(1).double() @ a.flatten(1).double()).view(b.shape[0], *a.shape[1:]).to(a.dtype)
             out[_name(match, "delta")] = _of(scaling, match["module"]) * product
     return out
@@ -73,7 +71,7 @@ def factors(state: Mapping[str, Tensor], rank: int | Mapping[str, int]) -> dict[
             continue
         r = _of(rank, match["module"])
         if r < 1:
-            raise UserError(f"The rank of {match['module']} is {r}, expected at least 1")
+            raise ValueError(f"The rank of {match['module']} is {r}, expected at least 1")
         u, s, vh = torch.linalg.svd(delta.flatten(1).double(), full_matrices=False)
         root = s[:r].sqrt()
         a, b = s.new_zeros(r, vh.shape[1]), s.new_zeros(len(u), r)

@@ -7,7 +7,7 @@ A state is {name: tensor}. `base` are the weights that all parents were fine-tun
 vector. Sums are taken in double precision, one tensor at a time, and come back in the parents' own dtype.
 Integer tensors and the running statistics of batch norm are no weights: they are taken from the first parent and
 must agree, unless `keep` names them (by full name or by its last part).
-All functions raise UserError for states or values that do not fit.
+All functions raise ValueError for states or values that do not fit.
 Letters: n parents, d values of all merged tensors together.
 """
 
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from dassl.merging.records import check_method
-from dassl.utils import UserError
 
 State = Mapping[str, Tensor]
 Rule = Callable[[str, Tensor], Tensor]  # (name, task vectors (n, *shape)) -> (*shape)
@@ -30,19 +29,19 @@ PARALLEL = 0.9995  # from this cosine on the arc is taken for its chord, which d
 def check_alike(states: Sequence[State], labels: Sequence[str] = (), keep: Collection[str] = ()) -> list[str]:
     """The names to merge, sorted. Refuses states of other names, shapes or dtypes, naming the key and both."""
     if not states:
-        raise UserError("Nothing to merge: no parent was given")
+        raise ValueError("Nothing to merge: no parent was given")
     labels = labels or [f"parent {i}" for i in range(1, len(states) + 1)]
     first = states[0]
     for other, label in zip(states[1:], labels[1:], strict=True):
         for name in sorted(first.keys() | other.keys()):
             if name not in first or name not in other:
                 has, lacks = (labels[0], label) if name in first else (label, labels[0])
-                raise UserError(f"{name} is in {has}, but not in {lacks}")
+                raise ValueError(f"{name} is in {has}, but not in {lacks}")
             if _kind(first[name]) != _kind(other[name]):
-                raise UserError(f"{name} is {_kind(first[name])} in {labels[0]} and {_kind(other[name])} in {label}")
+                raise ValueError(f"{name} is {_kind(first[name])} in {labels[0]} and {_kind(other[name])} in {label}")
             kept = {name, name.rpartition(".")[2]} & {*keep}
             if not is_weight(name, first[name]) and not kept and not first[name].equal(other[name]):
-                raise UserError(
+                raise ValueError(
                     f"{name} is no weight to merge, and it differs between {labels[0]} and {label}: "
                     f"name it in `keep` to take that of {labels[0]}"
                 )
@@ -60,7 +59,7 @@ def is_weight(name: str, value: Tensor) -> bool:
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise UserError(f"{name} is {value}, expected {low:g} to {high:g}")
+        raise ValueError(f"{name} is {value}, expected {low:g} to {high:g}")
 
 
 def _combine(states: Sequence[State], rule: Callable[[str, list[Tensor]], Tensor], keep: Collection[str]) -> dict:
@@ -86,10 +85,10 @@ def average(
     """sum_i weights_i parent_i; the weights are divided by their sum, default equal."""
     shares = [1.0] * len(parents) if weights is None else [float(w) for w in weights]
     if len(shares) != len(parents):
-        raise UserError(f"{len(shares)} weights for {len(parents)} parents")
+        raise ValueError(f"{len(shares)} weights for {len(parents)} parents")
     total = math.fsum(shares)
     if not math.isfinite(total) or abs(total) < 1e-12:
-        raise UserError(f"The weights {shares} have the sum {total:g}, expected another than 0")
+        raise ValueError(f"The weights {shares} have the sum {total:g}, expected another than 0")
     zero = torch.zeros((), dtype=torch.float64)
 
     def rule(_: str, values: list[Tensor]) -> Tensor:
@@ -170,9 +169,9 @@ def dare(
     The draw is made on the CPU in order of names, parent after parent: device and order of names do not matter.
     """
     if not 0 < density <= 1:
-        raise UserError(f"density is {density}, expected above 0, up to 1")
+        raise ValueError(f"density is {density}, expected above 0, up to 1")
     if then not in THEN:
-        raise UserError(f"then is {then!r}, expected one of {', '.join(THEN)}")
+        raise ValueError(f"then is {then!r}, expected one of {', '.join(THEN)}")
     names = check_alike([*parents, base], keep=keep)
     generator = torch.Generator().manual_seed(seed)
     masks = [{name: torch.rand(base[name].shape, generator=generator) < density for name in names} for _ in parents]
@@ -192,7 +191,7 @@ def slerp(a: State, b: State, t: float = 0.5, per: str = "whole", *, keep: Colle
     """
     _in_range("t", t, 0, 1)
     if per not in ("whole", "tensor"):
-        raise UserError(f"per is {per!r}, expected whole or tensor")
+        raise ValueError(f"per is {per!r}, expected whole or tensor")
     names = check_alike([a, b], keep=keep)
     groups = [names] if per == "whole" else [[name] for name in names]
     shares = {name: pair for group in groups for pair in [_arc(a, b, group, t)] for name in group}
@@ -228,7 +227,7 @@ def emr(base: State, parents: Sequence[State], task: int = 1, *, keep: Collectio
     agrees with the parent's task vector; rescale to the L1 norm of that.
     """
     if not 0 <= task <= len(parents):
-        raise UserError(f"task is {task}, expected 1 to {len(parents)}, or 0 for the unified model")
+        raise ValueError(f"task is {task}, expected 1 to {len(parents)}, or 0 for the unified model")
 
     def rule(_: str, tasks: Tensor) -> Tensor:
         unified, agrees = elect(tasks)
@@ -249,7 +248,7 @@ def merge(
     """Merge by a name of METHODS; values that are not given have their defaults."""
     record = check_method(method, len(parents), values)
     if record.needs_base and base is None:
-        raise UserError(f"{method} merges task vectors and needs the base weights")
+        raise ValueError(f"{method} merges task vectors and needs the base weights")
     weights = [parents] if record.most is None else parents  # one or two by themselves, any number as a list
     return FUNCTIONS[method](*([base] if record.needs_base else []), *weights, keep=keep, **values)
 

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dassl.utils import UserError
-
 # words in place of weights to start from, and what of LoRA is merged
 ZERO_SHOT, START, ZEROS = "zero-shot", "start", "zeros"
 SPACES = ("factors", "product")
@@ -43,12 +41,12 @@ METHODS = {
 def check_method(name: str, count: int, values: Mapping[str, object]) -> Method:
     """The method of that name, if it takes so many parents and these values."""
     if name not in METHODS:
-        raise UserError(f"Unknown method {name!r}, expected one of {', '.join(METHODS)}")
+        raise ValueError(f"Unknown method {name!r}, expected one of {', '.join(METHODS)}")
     method = METHODS[name]
     for value in values:
         if value not in method.values:
-            raise UserError(f"{name} has no value {value!r}; it has {', '.join(method.values)}")
+            raise ValueError(f"{name} has no value {value!r}; it has {', '.join(method.values)}")
     if count < method.least or (method.most is not None and count > method.most):
         most = "or more" if method.most is None else "" if method.most == method.least else f"to {method.most}"
-        raise UserError(f"{name} merges {' '.join(f'{method.least} {most}'.split())} parents, given {count}")
+        raise ValueError(f"{name} merges {' '.join(f'{method.least} {most}'.split())} parents, given {count}")
     return method
