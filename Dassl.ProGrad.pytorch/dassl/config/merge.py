@@ -150,7 +150,11 @@ def merge_yaml(cfg: CN, path: str | Path, aliases: Aliases | None = None) -> dic
 
 def merge_tree(cfg: CN, tree: Mapping, where: str, aliases: Aliases | None = None) -> None:
     """Merge a nested dictionary into cfg; `where` names its origin in errors."""
-    for key, value in aliased(leaves(tree), aliases or {}, where):
+    pairs = list(leaves(tree))
+    names = [key for key, _ in pairs]
+    if len(set(names)) < len(names):  # one of them with dots
+        raise UserError(f"{where}: {next(key for key in names if names.count(key) > 1)} stands twice")
+    for key, value in aliased(pairs, aliases or {}, where):
         _set(cfg, key, value, where)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from yacs.config import CfgNode as CN
 
 from dassl.config import KEYS, Key, Keys, add_missing, build_node, check_values, complete, declare, leaves
-from dassl.utils import Registry, check_availability, get_logger
+from dassl.utils import Registry, UserError, check_availability, get_logger
 
 TRAINER_REGISTRY = Registry(
     "TRAINER", built_in=("dassl.engine.da", "dassl.engine.dg", "dassl.engine.ssl"), plugins="trainers"
@@ -49,7 +49,12 @@ def build_trainer(cfg: CN) -> Any:
     cls = checked_class(cfg)
     if cfg.VERBOSE:
         get_logger().debug(f"Loading trainer: {cfg.TRAINER.NAME}")
-    return cls(cfg)
+    try:
+        return cls(cfg)
+    except ValueError as error:  # torch's words, or ours around them
+        if "empty parameter list" not in str(error):
+            raise
+        raise UserError(f"{source_of(cls)} has nothing to train: its optimizer got no parameters") from error
 
 
 def source_of(cls: type) -> str:

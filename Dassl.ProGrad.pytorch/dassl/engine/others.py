@@ -42,7 +42,7 @@ def asked(cfg: CN) -> list[str]:
 def lacks(results: dict, names: list[str]) -> bool:
     """Has an evaluation, or a path card, not been asked for all of these names yet? `auto` is what was there then."""
     before = results.get("others", {}).get("asked", [])
-    return not all(name in before for name in names)
+    return not all(isinstance(before, list) and name in before for name in names)
 
 
 def other_sets(cfg: CN) -> dict[str, CN]:
@@ -116,7 +116,9 @@ def score_others(
 
     results: what an earlier evaluation of the same model says, whose sets are not scored again.
     """
-    before = {"asked": [], "sets": {}} | (results or {}).get("others", {})
+    before = (results or {}).get("others", {})
+    if not all(isinstance(before.get(key), kind) for key, kind in (("asked", list), ("sets", dict))):
+        before = {"asked": [], "sets": {}}
     entry = {"asked": list(dict.fromkeys([*before["asked"], *asked(trainer.cfg)]))}
     if reason := getattr(trainer, "bound_to_classes", ""):
         return entry | {"bound": reason, "sets": {}}

@@ -169,13 +169,13 @@ def is_number(value: Any) -> bool:
 def numbers(values: Any, name: str, *shape: int, percent: bool = False, missing: bool = False) -> np.ndarray:
     """A list from a file, or one of lists, as an array of this shape (none: of any length). ValueError if it holds
     anything but finite numbers, in percent if so; missing: or null, which becomes NaN."""
-    array = np.array(values, dtype=float)
+    array = np.array(values, dtype=object)
     low, high = (0, 100) if percent else (-HIGHEST, HIGHEST)
-    fine = (low <= array) & (array <= high) | missing & np.isnan(array)
-    if array.shape != (shape or (array.size,)) or not fine.all():
+    fine = all(is_number(value) and low <= value <= high or missing and value is None for value in array.flat)
+    if array.shape != (shape or (array.size,)) or not fine:
         size, kind = " x ".join(map(str, shape)) or "a list of", "numbers or null" if missing else "finite numbers"
         raise ValueError(f"{name}: expected {size} {kind}{' from 0 to 100' * percent}, found {str(values)[:60]}")
-    return array
+    return array.astype(float)
 
 
 def select(records: Iterable[dict], **wanted: Any) -> list[dict]:

@@ -199,6 +199,7 @@ def test_a_tilde_is_expanded_in_paths_alone(cfg, tmp_path, monkeypatch):
         ("OPTIM:\n  LR: 1\n  LR: 1", "LR stands twice, in lines 2 and 3"),
         ("SEED: 1\n'SEED': 1", "SEED stands twice, in lines 1 and 2"),
         ("OPTIM: {LR: 1, LR: 2}", "LR stands twice, in lines 1 and 1"),
+        ("OPTIM: {LR: 1}\nOPTIM.LR: 2", "OPTIM.LR stands twice"),
         ("_FINAL_:\n  SEED: 1\n  SEED: 2", "SEED stands twice, in lines 2 and 3"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dassl.engine import TRAINER_REGISTRY
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import UserError, check_availability, registry, set_random_seed
 from dassl.utils.registry import import_modules
@@ -68,6 +68,10 @@ def test_nothing_to_train_is_said(root, tmp_path):
             self.model = nn.Flatten()
             self.optim = build_optimizer(self.model, self.cfg.OPTIM)
 
+    class Torchs(Short):
+        def build_model(self):
+            self.optim = torch.optim.SGD([], lr=0.1)
+
     with pytest.raises(UserError, match=rf"^Frozen \(.*{HERE}\): losses\(\) gave losses that depend on no trained"):
         Frozen(style_config(root, tmp_path, "ShortLosses")).train()
 
@@ -78,8 +82,13 @@ def test_nothing_to_train_is_said(root, tmp_path):
 
     with pytest.raises(UserError, match=rf"^Style \(.*{HERE}\): its loss depends on no trained weight"):
         Style(style_config(root, tmp_path / "style", "StylePrompt")).train()
-    with pytest.raises(UserError, match="^OPTIM: optimizer got an empty parameter list"):
-        Empty(style_config(root, tmp_path, "ShortLosses"))
+    for cls in (Empty, Torchs):
+        TRAINER_REGISTRY.register(cls)
+        try:
+            with pytest.raises(UserError, match=rf"^{cls.__name__} \(.*{HERE}\) has nothing to train: its optim"):
+                build_trainer(style_config(root, tmp_path, cls.__name__))
+        finally:
+            del TRAINER_REGISTRY._obj_map[cls.__name__]
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,17 @@ import json
 import os
 import random
 import shutil
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 
 from dassl.clip import text_classifier
+from dassl.config import with_values
+from dassl.engine import full_config
 from dassl.engine.launch import AlreadyFinished
-from dassl.engine.others import other_sets, score_others
+from dassl.engine.others import lacks, other_sets, score_others
 from dassl.utils import UserError
 from mergetune import merge
 from tests.fixtures.coop_runs import Runs, built, results, shared, stage1  # noqa: F401
@@ -154,6 +157,13 @@ def test_a_finished_evaluation_gets_what_it_lacks_and_keeps_all_else(run, stage1
     entry = others_of(run, name, *model, asked="[dtd, eurosat]")
     whole = others_of(run, "at_once", *model)
     assert entry == whole | {"asked": ["dtd", "eurosat"]} and read(folder).startswith(before[:-2] + ",\n")
+
+
+@pytest.mark.parametrize("entry", [{}, {"asked": None}, {"asked": 5, "sets": {}}, {"asked": ["dtd"], "sets": None}])
+def test_a_damaged_entry_lacks_all(entry):
+    cfg = with_values(full_config(), {"TEST.OTHERS": "dtd", "DATASET.SUBSAMPLE_CLASSES": "new"})
+    assert lacks({"others": entry}, ["eurosat"]) and not lacks({"others": entry}, [])
+    assert score_others(SimpleNamespace(cfg=cfg), {}, results={"others": entry}) == {"asked": ["dtd"], "sets": {}}
 
 
 def test_auto_is_what_was_there_the_first_time(run):
