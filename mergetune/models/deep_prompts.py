@@ -19,8 +19,6 @@ from dassl.clip import Block, ClipBackbone
 from dassl.utils import UserError
 from mergetune.models.prompts import PromptLearner
 
-DEVIATION = 0.02  # of new vectors
-
 
 class ImagePrompts(nn.Module):
     """`VPT` (n, V) and, for each further block j, `transformer.resblocks.j.VPT_shallow` (n, V)."""
@@ -161,7 +159,7 @@ def _from_maple(state: dict[str, Tensor]) -> None:
 
 
 def _vectors(count: int, width: int) -> nn.Parameter:
-    return nn.Parameter(DEVIATION * torch.randn(count, width))
+    return nn.Parameter(0.02 * torch.randn(count, width))
 
 
 def _deep_vectors(count: int, depth: int, width: int) -> nn.Module:

@@ -35,17 +35,12 @@ class LinearHead(nn.Module):
         return image @ self.weight.t()
 
 
-def linear_line_logits(image: Tensor, start: Tensor, end: Tensor, points: Tensor) -> Tensor:
-    """Logits (S, B, C) of all points of a path between heads: linear in t, so two products serve every point.
-
-    image (B, D), start and end (C, D), points (S,).
-    """
-    return line_of_logits(image @ start.t(), image @ end.t(), points)
-
-
 def linear_line_loss(image: Tensor, labels: Tensor, start: Tensor, end: Tensor, points: Tensor) -> Tensor:
-    """Mean cross-entropy over the S points of a path between heads; labels (B,)."""
-    logits = linear_line_logits(image, start, end, points)
+    """Mean cross-entropy over the S points of a path between heads: logits are linear in t, so two products serve all.
+
+    image (B, D), labels (B,), start and end (C, D), points (S,).
+    """
+    logits = line_of_logits(image @ start.t(), image @ end.t(), points)  # (S, B, C)
     return F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(points)))
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dassl.engine import TRAINER_REGISTRY
-from mergetune.lmc import interpolate
-from mergetune.models.heads import linear_line_logits, linear_line_loss
+from mergetune.lmc import interpolate, line_of_logits
+from mergetune.models.heads import linear_line_loss
 from mergetune.stage2 import MergeTune, swapped_parameters, trainable
 from mergetune.trainers.finetune import FineTune
 from mergetune.trainers.linear_probe import LinearProbe
@@ -35,7 +35,8 @@ class HeadContinued(MergeTune):
     @torch.no_grad()
     def path_logits(self, space: str, start, end, points: Tensor, images: Tensor) -> Tensor:
         if space == "features":
-            return linear_line_logits(self.image_features(images), start, end, points)
+            image = self.image_features(images)
+            return line_of_logits(image @ start.t(), image @ end.t(), points)
         return super().path_logits(space, start, end, points, images)
 
 

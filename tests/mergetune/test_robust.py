@@ -10,8 +10,8 @@ from torch import nn
 
 from dassl.clip import cached_clip, cosine_logits, text_classifier
 from dassl.utils import UserError, load_checkpoint
-from mergetune.lmc import interpolate, line_loss, line_points
-from mergetune.models.heads import HeadTrainer, LinearHead, linear_line_logits, linear_line_loss, rows_for
+from mergetune.lmc import interpolate, line_loss, line_of_logits, line_points
+from mergetune.models.heads import HeadTrainer, LinearHead, linear_line_loss, rows_for
 from mergetune.models.templates import IMAGENET, SELECT, templates
 from mergetune.stage2 import MergeTune, trainable
 from tests.fixtures.open_clip_models import open_clip_folder  # noqa: F401
@@ -123,7 +123,7 @@ def test_closed_form_equals_the_loop(grid):
     loop = line_loss(lambda head: F.cross_entropy(image @ head.t(), labels), start, end, points)
     torch.testing.assert_close(closed, loop)
     torch.testing.assert_close(*(torch.autograd.grad(loss, end)[0] for loss in (closed, loop)), rtol=1e-4, atol=1e-6)
-    logits = linear_line_logits(image, start, end, torch.tensor(points))
+    logits = line_of_logits(image @ start.t(), image @ end.t(), torch.tensor(points))
     torch.testing.assert_close(logits[3], LinearHead(interpolate(start, end, points[3]))(image), rtol=1e-5, atol=1e-4)
 
 
