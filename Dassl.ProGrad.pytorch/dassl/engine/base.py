@@ -70,14 +70,20 @@ class TrainerBase(OldMethods):
         self._loaded: tuple | None = None  # (file name, checkpoint's epoch, its validation result) of load_model
         self._files: list[str] = []  # that it read
 
-    epoch = 0  # its index
+    _epoch = 0
 
-    def tell_samplers(self) -> None:
-        """Which augmented views are those of this epoch."""
+    @property
+    def epoch(self) -> int:
+        """Index of the epoch. Whoever sets it: the samplers learn which augmented views are its own."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch = epoch
         for loader in [part for part in vars(self).values() if isinstance(part, DataLoader)]:
             sampler: Any = getattr(loader if loader.batch_sampler is None else loader.batch_sampler, "sampler", None)
             if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(self.epoch)
+                sampler.set_epoch(epoch)
 
     # Registered models
 
@@ -225,7 +231,6 @@ class TrainerBase(OldMethods):
         with progress(what="training", total=left, bar_format=EPOCHS) as self._bar:
             for epoch in range(self.start_epoch, self.max_epoch):
                 self.epoch = epoch
-                self.tell_samplers()
                 self.before_epoch()
                 self.run_epoch()
                 with defer_sigterm():

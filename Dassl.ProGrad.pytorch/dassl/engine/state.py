@@ -141,7 +141,7 @@ def set_rng_state(state: Mapping) -> None:
 
 
 # What the engine itself moves, or restores by other means
-_RESTORED = {"epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start",
+_RESTORED = {"_epoch", "batch_idx", "num_batches", "start_epoch", "max_epoch", "best_result", "time_start",
              "step_metrics", "_share", "_history"}  # fmt: skip
 
 

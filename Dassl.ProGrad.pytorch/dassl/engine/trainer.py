@@ -236,7 +236,7 @@ class EpochTrainer(SimpleTrainer):
         self.set_model_mode("train")
         start_epoch_together(self)
         epoch_log = EpochLog(self)
-        self.tell_samplers()  # they may be others than before the epoch
+        self.epoch = self.epoch  # the samplers may be others since it was set
         batches = enumerate(self.epoch_batches())
         self._progress.pass_over(batches, epoch_log.losses)
         epoch_log.waiting()

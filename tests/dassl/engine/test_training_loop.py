@@ -152,8 +152,8 @@ def test_each_epoch_asks_for_its_own_view(root, tmp_path):
     built.train()
     assert not torch.equal(seen[0], seen[3])
     again = build(root, tmp_path / "again", DATALOADER__TRAIN_X__SAMPLER="SequentialSampler")
-    again.train_loader_x.sampler.set_epoch(1)
-    assert torch.equal(next(iter(again.train_loader_x))["img"], seen[3])
+    for again.epoch in (1, 0):  # as a loop of a trainer's own sets it, that begins where it was resumed
+        assert torch.equal(next(iter(again.train_loader_x))["img"], seen[3 * again.epoch])
 
 
 def test_nan_names_the_place_and_the_last_checkpoint(root, tmp_path):
