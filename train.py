@@ -20,15 +20,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
-import dassl  # noqa: E402, F401  it says which Python and which packages are needed
+import mergetune  # noqa: E402
+from dassl import engine, utils  # noqa: E402  dassl says which Python and which packages are needed
+from dassl.config import KEYS, leaves  # noqa: E402
+from dassl.utils import ArgumentParser, UserError, errors_in_one_line, get_logger  # noqa: E402
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Dassl's flags, MERGETUNE's, and ours. Those that set a config key are in the namespace by its name."""
-    from dassl import engine
-    from dassl.config import leaves
-    from dassl.utils import ArgumentParser
-
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.keys = lambda: dict(leaves(engine.full_config()))
     add, path = parser.add_argument, functools.partial(parser.add_argument, type="path", default="")
@@ -75,10 +74,8 @@ def setup_cfg(args: argparse.Namespace):
 
 def read_cfg(args: argparse.Namespace):
     """The frozen config of a command line, and that of its yaml files alone."""
-    from dassl.engine import build_config
-
     files = {"dataset_file": args.dataset_config_file, "config_file": args.config_file}
-    return build_config(**files, flags=flags(args), pairs=args.opts)
+    return engine.build_config(**files, flags=flags(args), pairs=args.opts)
 
 
 def flags(args: argparse.Namespace) -> dict:
@@ -91,58 +88,44 @@ def main(argv: list[str] | None = None) -> dict:
     """Run one command line: train, evaluate or check -> what results.json holds."""
     argv = sys.argv[1:] if argv is None else argv
     args = build_parser().parse_intermixed_args(argv)
-    from dassl.config import KEYS
-    from dassl.engine.config import extra_opts
-    from dassl.engine.launch import run
-    from dassl.utils import UserError, get_logger
-    from dassl.utils.distributed import one_process, process_group
-
-    if extra := extra_opts():
+    if extra := engine.config.extra_opts():
         get_logger().info(f"EXTRA_OPTS appends {shlex.join(extra)}")
         argv = [*argv, *extra]
-    with one_process() if args.check else process_group():  # torchrun's, if it started this process
+    processes = utils.distributed
+    with processes.one_process() if args.check else processes.process_group():  # torchrun's, if it started this process
         cfg, recipe = read_cfg(args)
         named = args.OUTPUT_DIR or args.check or any(word.startswith("OUTPUT_DIR") for word in args.opts)
         if not named and KEYS["OUTPUT_DIR"].default == cfg.OUTPUT_DIR:
             raise UserError("Where do results go? --output-dir names the run's folder")
         eval_only, model_dir, row = evaluated(args)
-        epoch = None if row else args.load_epoch
         if args.check:
             return check(cfg, recipe, eval_only, model_dir, args.load_epoch)
         how = {"no_train": args.no_train, "overwrite": args.overwrite, "recipe": recipe, "row": row}
-        command = shlex.join(["python", "train.py", *argv])
-        return run(cfg, eval_only=eval_only, model_dir=model_dir, load_epoch=epoch, command=command, **how)
+        how |= {"eval_only": eval_only, "model_dir": model_dir, "load_epoch": None if row else args.load_epoch}
+        return engine.launch.run(cfg, command=shlex.join(["python", "train.py", *argv]), **how)
 
 
 def check(cfg, recipe, eval_only: bool, model_dir: str, load_epoch: int | str | None) -> dict:
     """What a dry run measures, by name. UserError for what it finds wrong."""
-    from dassl.engine.dry_run import dry_run
-    from dassl.engine.launch import evaluates
-
-    alone = (model_dir, load_epoch) if evaluates(cfg, eval_only, model_dir) else None
-    return dry_run(cfg, recipe, evaluates=alone)
+    alone = (model_dir, load_epoch) if engine.launch.evaluates(cfg, eval_only, model_dir) else None
+    return engine.dry_run.dry_run(cfg, recipe, evaluates=alone)
 
 
 def differences(argv: list[str], memo: dict | None = None) -> list[str]:
     """Lines on what the run in the folder of a command line has otherwise than this line would; as
     `dassl.engine.recipe.differences`, which says of `memo`. [] where no run has begun there."""
-    from dassl.engine import recipe
-
     args = build_parser().parse_intermixed_args(argv)
     cfg = setup_cfg(args)
-    if not recipe.record(cfg.OUTPUT_DIR):
+    if not engine.recipe.record(cfg.OUTPUT_DIR):
         return []
     eval_only, model_dir, _ = evaluated(args)
     scored = {"model_dir": model_dir, "load_epoch": args.load_epoch}
-    return recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=eval_only, memo=memo, **scored)
+    return engine.recipe.differences(cfg.OUTPUT_DIR, cfg, eval_only=eval_only, memo=memo, **scored)
 
 
 def evaluated(args: argparse.Namespace) -> tuple[bool, str, dict | None]:
     """Whether a line trains nothing, the model that it evaluates, and of a file in --model-dir that was merged
     elsewhere what results.json says."""
-    from dassl.utils import UserError, get_logger
-    from mergetune.merge_sources import find_merged, merged_row
-
     if not (args.eval_only_merge or args.eval_only_merge_dare):
         return args.eval_only, args.model_dir, None
     if not args.model_dir:
@@ -150,13 +133,12 @@ def evaluated(args: argparse.Namespace) -> tuple[bool, str, dict | None]:
     if args.eval_only_merge and args.eval_only_merge_dare:
         raise UserError("--eval-only-merge and --eval-only-merge-dare exclude each other")
     method = "ties" if args.eval_only_merge else "dare"
-    file = find_merged(args.model_dir, method, value=args.lambda_val, prefix=args.model_prefix, name=args.model_name)
+    words = {"value": args.lambda_val, "prefix": args.model_prefix, "name": args.model_name}
+    file = mergetune.merge_sources.find_merged(args.model_dir, method, **words)
     get_logger().info(f"Merged weights: {file}")
-    return True, str(file), merged_row(file, method)
+    return True, str(file), mergetune.merge_sources.merged_row(file, method)
 
 
 if __name__ == "__main__":
-    from dassl.utils import errors_in_one_line
-
     with errors_in_one_line():
         main()

@@ -5,4 +5,6 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "Dassl.ProGrad.pytorch"))  # where the engine is not installed
 
-import dassl  # noqa: E402, F401  it says which Python and which packages are needed
+from dassl.utils.late import late_imports  # noqa: E402
+
+__getattr__, __dir__, __all__ = late_imports(__name__)

@@ -3,14 +3,14 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
+import train
+from dassl import engine
 from dassl.utils import UserError, read_json
 from scripts.jobs import Job, compare
 
 
 def check_job(jobs: Sequence[Job], args) -> int:
     """`train.py --check` of a run of each data set, then the sums; the exit status."""
-    import train
-
     problem, stale = compare(jobs)
     problems, tried = [problem] * bool(problem and not args.overwrite), []
     for job in first_jobs(jobs):
@@ -29,12 +29,10 @@ def check_job(jobs: Sequence[Job], args) -> int:
 def first_jobs(jobs: Sequence[Job]) -> Iterator[Job]:
     """Of each data set a run of train.py that can begin now: of those to do before those that are finished, one that
     trains before one that evaluates."""
-    from dassl.engine.checkpoint import finished
-
     ready = defaultdict(list)
     for job in jobs:
         command = job.declared
-        if not command.module and all(finished(run) for run, _ in job.needs.values()):
+        if not command.module and all(engine.checkpoint.finished(run) for run, _ in job.needs.values()):
             ready[job.subject].append((job.finished, command.eval_only or bool(command.evaluates), job))
     for rows in ready.values():
         yield min(rows, key=lambda row: row[:2])[-1]
@@ -43,8 +41,6 @@ def first_jobs(jobs: Sequence[Job]) -> Iterator[Job]:
 def estimate(jobs: Sequence[Job], done: Sequence[Job], workers: int, tried: Sequence[tuple] = ()) -> Iterator[str]:
     """Lines on the time of what is left, by what finished runs of a script and CFG took. tried: (job, seconds) of
     others."""
-    from dassl.engine.dry_run import clock
-
     seconds = defaultdict(list)
     for job, wall in [*((job, wall_s(job)) for job in done), *tried]:
         if wall is not None:
@@ -52,6 +48,7 @@ def estimate(jobs: Sequence[Job], done: Sequence[Job], workers: int, tried: Sequ
     left = Counter(map(kind_of, jobs)) - Counter(map(kind_of, done))
     known = sum(count * sum(seconds[kind]) / len(seconds[kind]) for kind, count in left.items() if kind in seconds)
     if known:
+        clock = engine.dry_run.clock
         yield f"estimate: {clock(known)}; about {clock(known / workers)} in {workers} at once"
     if unknown := sum(count for kind, count in left.items() if kind not in seconds):
         yield f"{unknown} runs are of kinds of which none is finished{' or was tried' if tried else ''}: not counted"

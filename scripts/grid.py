@@ -40,12 +40,10 @@ def plan(args) -> list[list[Job]]:
     if getattr(args, "others", False) and OTHERS_KEY not in args.set:
         args.set = [OTHERS_KEY, "auto", *args.set]
     if getattr(args, "sweep", ""):
-        groups = table_groups(SimpleNamespace(sweeps=[args.sweep]), args)
-    elif getattr(args, "table", ""):
-        groups = table_groups(read_table(args.table), args)
+        table = SimpleNamespace(sweeps=[args.sweep])
     else:
-        groups = protocol_groups(main_table(args), args)
-    first = {}
+        table = read_table(args.table) if getattr(args, "table", "") else main_table(args)
+    groups, first = table_groups(table, args), {}
     for job in itertools.chain(*groups):
         other = first.setdefault(job.folder, job)
         if other is not job and (words := job.program) != (before := other.program):
@@ -82,15 +80,6 @@ def chosen(grid: SimpleNamespace, args, kind: str = "datasets") -> Iterable[tupl
             check_availability(name, names_in("datasets"), "DATASET")
     seeds = [int(word) for word in args.words if word.isdecimal()]
     return itertools.product(seeds or grid.seeds, names)
-
-
-def protocol_groups(table: SimpleNamespace, args) -> list[list[Job]]:
-    """The pairs of one data set and seed are one group, for they share runs."""
-    one = [(name, table.protocol) for name in table.methods]
-    return [
-        [job for words in one for job in plans.pair_jobs(*words, dataset, seed, args.set, table.presets)]
-        for seed, dataset in chosen(table, args)
-    ]
 
 
 def read_fields(path: str | Path, needed: Sequence[str], optional: Sequence[str] = ()) -> SimpleNamespace:
@@ -205,12 +194,17 @@ def read_table(path: str | Path) -> SimpleNamespace:
 
 
 def table_groups(table: SimpleNamespace, args) -> list[list[Job]]:
-    """Of streams, each tuning, order and seed is a group: they share nothing."""
+    """The pairs of one data set and seed are one group, for they share runs; of streams, each tuning, order and seed,
+    for they share nothing."""
     if hasattr(table, "sweeps"):
         sweeps = map(read_sweep, table.sweeps)
         return [sweep_jobs(sweep, name, seed, args.set) for sweep in sweeps for seed, name in chosen(sweep, args)]
     if table.protocol not in plans.STREAMS:
-        return protocol_groups(table, args)
+        one = [(name, table.protocol) for name in table.methods]
+        return [
+            [job for words in one for job in plans.pair_jobs(*words, dataset, seed, args.set, table.presets)]
+            for seed, dataset in chosen(table, args)
+        ]
     flags = OVERWRITE * args.overwrite  # a stream does again itself what was run otherwise
     every = itertools.product(chosen(table, args, "orders"), table.methods)
     return [plans.stream(table.protocol, name, order, seed, args.set, flags) for (seed, order), name in every]

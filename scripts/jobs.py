@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dassl import engine
 from dassl.config import KEYS, get_cfg_default, merge_tree, merge_yaml
 from dassl.utils import MissingFile, RunLock, UserError, split_pairs
+from dassl.utils.progress import progress
 from scripts.commands import COMMANDS, Command, folder, run_folder, stage1_command
 from scripts.commands.command import OTHERS_KEY, ROOT, STAGE1, Arguments, first_arguments, of_source, of_stage1, others
 
@@ -40,7 +42,8 @@ class Job:
     @property
     def marks(self) -> list[Path]:
         """The files that a finished run has left."""
-        return self.declared.marks(self.arguments)
+        marker = self.declared.marker
+        return marker(self.arguments) if callable(marker) else [self.folder / marker]
 
     @property
     def is_merge(self) -> bool:
@@ -86,35 +89,26 @@ class Job:
     @property
     def others(self) -> list[str]:
         """The names that TEST.OTHERS has for it or for its card; none where neither is about new classes."""
-        from dassl.engine.config import extra_opts
-        from dassl.engine.others import names_of
-
         command = self.declared
         if not (command.scores_new or self.card):
             return []
         on_card = "auto" if self.card and self.subject.startswith("toy_") else ""
-        words = [*self.pairs, *([] if command.module else split_pairs(extra_opts()))]
+        words = [*self.pairs, *([] if command.module else split_pairs(engine.config.extra_opts()))]
         pairs = dict(zip(words[::2], words[1::2], strict=False))
         value = pairs.get(OTHERS_KEY, others(command, self.arguments) or on_card)
-        return names_of(KEYS[OTHERS_KEY].parse(value)) if value else []
+        return engine.others.names_of(KEYS[OTHERS_KEY].parse(value)) if value else []
 
     @property
     def done(self) -> bool:
         """Has its run left results that can be read?"""
-        from dassl.engine.checkpoint import finished
-        from dassl.engine.others import lacks
-
-        results = [finished(mark.parent, mark.name, FIELDS[mark.name]) for mark in self.marks]
-        return bool(results) and all(results) and (self.card or not lacks(results[-1], self.others))
+        results = [engine.checkpoint.finished(mark.parent, mark.name, FIELDS[mark.name]) for mark in self.marks]
+        return bool(results) and all(results) and (self.card or not engine.others.lacks(results[-1], self.others))
 
     @property
     def finished(self) -> bool:
         """Is it done, with its path card where one belongs to it?"""
-        from dassl.engine.checkpoint import finished
-        from dassl.engine.others import lacks
-
-        card = finished(self.folder, CARD, FIELDS[CARD]) if self.card else {}
-        return self.done and not (self.card and (not card or lacks(card, self.others)))
+        card = engine.checkpoint.finished(self.folder, CARD, FIELDS[CARD]) if self.card else {}
+        return self.done and not (self.card and (not card or engine.others.lacks(card, self.others)))
 
     @property
     def begins_from(self) -> list[str]:
@@ -227,8 +221,6 @@ def settle(jobs: Sequence[Job], overwrite: bool = False) -> list[Job]:
 def compare(jobs: Sequence[Job]) -> tuple[str, list[Job]]:
     """A line on what lies in the jobs' folders and is not what they ask for, "" if all is; and what `overwrite` takes
     away: that, what came of it, and halves that nothing goes on with."""
-    from dassl.utils.progress import progress
-
     check_others(jobs)
     memo, again, stale, lines = {}, set(), [], {}
     for job in progress(jobs, "comparing what is there"):
@@ -254,15 +246,13 @@ def compare(jobs: Sequence[Job]) -> tuple[str, list[Job]]:
 
 def check_others(jobs: Sequence[Job]) -> None:
     """UserError where a data set that TEST.OTHERS names is unknown, or not below DATA."""
-    from dassl.engine.others import AUTO, other_sets
-
-    asks = {job.arguments["DATASET"]: named for job in jobs if (named := set(job.others) - {AUTO})}
+    asks = {job.arguments["DATASET"]: named for job in jobs if (named := set(job.others) - {engine.others.AUTO})}
     for dataset, names in asks.items():
         cfg = get_cfg_default()
         merge_yaml(cfg, ROOT / "configs" / "datasets" / f"{dataset}.yaml")
         keys = {"DATASET.ROOT": folder("DATA", "data"), "DATASET.SUBSAMPLE_CLASSES": "new", OTHERS_KEY: sorted(names)}
         merge_tree(cfg, keys | {"VERBOSE": False}, "a command")
-        other_sets(cfg)
+        engine.others.other_sets(cfg)
 
 
 def forget(job: Job) -> None:

@@ -21,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
+import mergetune  # noqa: E402
+from dassl import engine  # noqa: E402
 from dassl.config import merge_pairs, read_yaml  # noqa: E402
 from dassl.utils import ArgumentParser, UserError, errors_in_one_line  # noqa: E402
 from scripts.check_job import check_job  # noqa: E402
@@ -34,10 +36,8 @@ from scripts.workers import run_groups  # noqa: E402
 
 def report(*more: str) -> None:
     """Tables and figures of everything below OUTPUT."""
-    from mergetune.report import main as report_main
-
     output = folder("OUTPUT", "output")
-    report_main([output, "--out", output, "--figures", *more])
+    mergetune.report.main([output, "--out", output, "--figures", *more])
 
 
 def add_grid_flags(parser: argparse.ArgumentParser) -> None:
@@ -65,11 +65,9 @@ def build_parser(description: str = __doc__) -> argparse.ArgumentParser:
 
 def check_keys(jobs: list[Job], pairs: Sequence[str]) -> None:
     """Refuse a config key that there is not, or a value that it cannot have, before anything runs."""
-    from dassl.engine import full_config
-
     seeds = [("SEED", job.arguments["SEED"]) for job in jobs]
     for some in dict.fromkeys([tuple(pairs), *seeds, *(job.pairs for job in jobs)]):
-        merge_pairs(full_config(), some)
+        merge_pairs(engine.full_config(), some)
 
 
 def has_workflow() -> bool:

@@ -53,9 +53,7 @@ def smoke(session: nox.Session, folder: Path, home: Path, *packages: str, **envi
 def copied(source: Path, target: Path) -> Path:
     """A copy without what runs and builds leave, so that a build writes nothing here."""
     built = shutil.ignore_patterns("__pycache__", "build", ".git", ".venv", "*.egg-info")
-
-    def left_out(folder: str, names: list[str]) -> set[str]:
-        return built(folder, names) | ({"data", "output"} if Path(folder) == ROOT else set())
-
     shutil.rmtree(target, ignore_errors=True)
-    return Path(shutil.copytree(source, target, ignore=left_out)).resolve()
+    runs = {str(ROOT): {"data", "output"}}
+    shutil.copytree(source, target, ignore=lambda home, names: built(home, names) | runs.get(home, set()))
+    return target.resolve()

@@ -8,9 +8,12 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import mergetune
 from dassl.config import read_yaml
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError, check_availability
 from datasets import PUBLIC
+from datasets.toy.world import WORLD
 from scripts.commands import COMMANDS, TRAININGS, scripts_of
 from scripts.commands.base2new import of_toy
 from scripts.commands.command import ROOT, Arguments, checked_pairs, follow, recipe, yaml_values
@@ -32,9 +35,7 @@ TUNINGS = ("FT", "LoRA")  # how these end
 
 def listed_pairs() -> list[MethodPair]:
     """Of all registered trainers, those with the authors' scripts first: the default of a protocol."""
-    from mergetune.stage2 import method_pairs  # late: the trainers need PyTorch
-
-    return sorted(method_pairs().values(), key=lambda pair: scripts_of(pair.stage2) == pair.stage2)
+    return sorted(mergetune.stage2.method_pairs().values(), key=lambda pair: scripts_of(pair.stage2) == pair.stage2)
 
 
 def find_pair(name: str, protocol: str = "") -> MethodPair:
@@ -48,17 +49,14 @@ def find_pair(name: str, protocol: str = "") -> MethodPair:
     return known[name]
 
 
-def cfgs_of(pair: MethodPair, where: Arguments, presets: Iterable[str]) -> list[str]:
-    """CFG of each of these presets of stage 2, of all if none is named."""
-    known = presets_of(pair.stage2, where["DATASET"].startswith("toy_"))
-    return [cfg for preset, cfg in known.items() if not presets or preset in presets]
-
-
 def stages(pair: MethodPair, what: str, where: Arguments, presets: Iterable[str]) -> Iterator[tuple[str, Arguments]]:
-    """Stage 1 and each preset of stage 2: the trainer, and the data set with the arguments that repeat its yaml."""
+    """Stage 1 and each of these presets of stage 2, of all if none is named: the trainer, and the data set with the
+    arguments that repeat its yaml."""
     yield pair.stage1, where
-    for cfg in cfgs_of(pair, where, presets):
-        yield pair.stage2, where | {"COOP_LMC": "True"} | recipe(COMMANDS[TRAININGS[pair.stage2].named(what)], cfg)
+    command = COMMANDS[TRAININGS[pair.stage2].named(what)]
+    for preset, cfg in presets_of(pair.stage2, where["DATASET"].startswith("toy_")).items():
+        if not presets or preset in presets:
+            yield pair.stage2, where | {"COOP_LMC": "True"} | recipe(command, cfg)
 
 
 def ends_of(pair: MethodPair) -> list[str]:
@@ -81,8 +79,6 @@ def zero_shot(test: str, where: Arguments, ends: Iterable[str]) -> Iterator[Job]
 @lru_cache
 def templates(dataset: str) -> dict[str, str]:
     """ZeroshotCLIP's templates `coop` and `dataset` on a data set of configs/datasets. UserError: it has no reader."""
-    from dassl.data.datasets import DATASET_REGISTRY
-
     node = read_yaml(ROOT / "configs" / "datasets" / f"{dataset}.yaml")["DATASET"]
     check_availability(node["NAME"], DATASET_REGISTRY, "DATASET.NAME")
     usual = getattr(DATASET_REGISTRY.get(node["NAME"]), "templates", {})
@@ -107,14 +103,10 @@ def base2new(pair: MethodPair, where: Arguments, presets: Iterable[str], protoco
         if trainer == pair.stage1:
             yield from (Job(name, where) for name in averages)
             yield from (Job("merge/base2new", where | {"METHOD": merge, "STAGE1": first}) for merge in merges)
-        elif trainer == pair.stage2 and is_chosen_as_released(trainer, arguments):
-            yield from (Job(named(what), arguments | {"LOADEP": "last"}) for what in TESTS)
-
-
-def is_chosen_as_released(trainer: str, arguments: Arguments) -> bool:
-    """Is it the preset `released`, with the weights that are best on validation?"""
-    values = yaml_values(TRAININGS[trainer].config.format(**arguments))
-    return (values.get("PRESET"), values.get("TEST.FINAL_MODEL")) == ("released", "best_val")
+        elif trainer == pair.stage2:
+            values = yaml_values(TRAININGS[trainer].config.format(**arguments))
+            if (values.get("PRESET"), values.get("TEST.FINAL_MODEL")) == ("released", "best_val"):
+                yield from (Job(named(what), arguments | {"LOADEP": "last"}) for what in TESTS)
 
 
 def transfer(pair: MethodPair, where: Arguments, presets: Iterable[str], protocol: str) -> Iterator[Job]:
@@ -142,13 +134,12 @@ def robust(pair: MethodPair, where: Arguments, presets: Iterable[str], protocol:
     places, anchor = on_targets(where, protocol), of_toy(ANCHOR, "vit_b16_imagenet")(where)
     for place in places:
         yield from zero_shot("robust_test", place, [anchor])
-    cfgs = [{"CFG": cfg} for cfg in cfgs_of(pair, where, presets)]
-    for trainer, arguments in [(pair.stage1, {}), *((pair.stage2, cfg) for cfg in cfgs)]:
+    for trainer, arguments in stages(pair, "train", where, presets):
         named = TRAININGS[trainer].named
-        yield Job(named("train"), where | arguments)
-        yield from (Job(named("test"), place | arguments) for place in places)
+        yield Job(named("train"), arguments)
+        yield from (Job(named("test"), arguments | place) for place in places)
         for kind in ("weight", "output") if trainer == pair.stage1 else ("weight",):
-            yield Job(f"robust/{kind}_ensemble", where | arguments | {"METHOD": scripts_of(trainer)})
+            yield Job(f"robust/{kind}_ensemble", arguments | {"METHOD": scripts_of(trainer)})
 
 
 PLANS = {"base2new": base2new, "cross": transfer, "dg": transfer, "fewshot": fewshot, "robust": robust}
@@ -165,14 +156,11 @@ def stream(protocol: str, tuning: str, order: str, seed: int, pairs: Iterable[st
     arguments |= {"ORDER": order, "SEED": str(seed), "FLAGS": flags}
     names = [f"condu/{name}" for name in (script, f"eval_MTIL_{tuning}", f"eval_agnostic_MTIL_{tuning}")]
     pairs = tuple(checked_pairs(list(pairs)))
-    commands = {name: COMMANDS[name] for name in names}
-    return [Job(name, c.complete(arguments), pairs) for name, c in commands.items()]
+    return [Job(name, COMMANDS[name].complete(arguments), pairs) for name in names]
 
 
 def toy_sets() -> list[str]:
     """The built-in benchmark's data sets."""
-    from datasets.toy.world import WORLD
-
     return [toy.folder for toy in WORLD.values() if toy.base_to_new]
 
 

@@ -16,7 +16,9 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+import mergetune
 from dassl.utils import UserError, memory_errors
+from dassl.utils.progress import progress
 from scripts.commands.registered import know
 from scripts.jobs import Job
 from scripts.stopping import PATIENCE, STOPPED, end_with, stoppable
@@ -72,22 +74,15 @@ def _end_workers() -> None:
             worker.kill()
 
 
-def quietly(function: Callable, *arguments):
-    """A worker's job: each run keeps its own log. A process that SIGTERM ended takes no other job."""
+def outcome(what: str, function: Callable, *arguments) -> tuple[Any, str]:
+    """(what a worker's job gives, the line of its failure, with a traceback if it is a bug). Each run keeps its own
+    log. A process that SIGTERM ended takes no other job."""
     try:
         with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), memory_errors():
-            return function(*arguments)
-    except SystemExit as error:
-        if error.code == STOPPED:
-            signal.raise_signal(signal.SIGTERM)
-        raise
-
-
-def outcome(what: str, function: Callable, *arguments) -> tuple[Any, str]:
-    """(what a worker's job gives, the line of its failure, with a traceback if it is a bug)."""
-    try:
-        return quietly(function, *arguments), ""
+            return function(*arguments), ""
     except (UserError, OSError, SystemExit) as error:  # a module's command line ends with its one line
+        if getattr(error, "code", None) == STOPPED:
+            signal.raise_signal(signal.SIGTERM)
         return None, f"{what}: {' '.join(str(error).split()).removeprefix('error: ')}"
     except Exception:
         return None, f"{what}\n{traceback.format_exc()}"
@@ -101,19 +96,15 @@ def attempt(job: Job) -> str:
 
 def run_one_job(job: Job) -> None:
     """Run what is missing of one job: the run, and its path card."""
-    from mergetune.path_card import path_card
-
     if not job.done:
         job.start()
     if job.card and not job.finished:
-        path_card(job.folder, pairs=job.begins_from, others=job.others)
+        mergetune.path_card.path_card(job.folder, pairs=job.begins_from, others=job.others)
 
 
 def run_groups(groups: list[list[Job]], workers: int) -> list[str]:
     """All groups in `workers` processes; returns what failed, each said at once. What stands behind a job in its group
     waits for it, and is left out if it fails."""
-    from dassl.utils.progress import progress
-
     due = [group for group in groups if not all(job.finished for job in group)]
     waiting, running, failures = iter(due), {}, []
     with (

@@ -47,14 +47,14 @@ COOP_LMC = Command(
         "TRAINER.LMC.BETA": "W_LMC",
     },
 )
-KGCOOP = Command(
+KGCOOP = replace(
+    COOP,
     script="kgcoop/{}",
     arguments=("DATASET", "W", "SEED"),
     forms=(("DATASET", "SEED"),),
     defaults={"CFG": "vit_b16_ep100_ctxv1", "SHOTS": "16", "W": "8.0"},
     trainer="KgCoOp",
     output="output_KgCoOp/base2new/train_base/{DATASET}/shots_{SHOTS}_{W}/KgCoOp/{CFG}/seed{SEED}",
-    subset="base",
     pairs={"TRAINER.COOP.W": "W"},
 )
 KGCOOP_LMC = replace(
@@ -65,32 +65,29 @@ KGCOOP_LMC = replace(
     trainer="KgCoOp_LMC",
     output=COOP_LMC.output.replace("output_KgCoOp_COOP_LMC/CoOp/", "output_KgCoOp_LMC/KgCoOp/"),
 )
-MMA = Command(
+MMA = replace(
+    COOP,
     script="mma/{}",
     arguments=("DATASET", "SEED", "CFG"),
     forms=(("DATASET", "SEED"),),
     defaults={"SHOTS": "16", "CFG": of_toy("vit_b16_ep20", "vit_b16_ep5")},
     trainer="MultiModalAdapter",
     output="output_MMA/base2new/train_base/{DATASET}/shots_{SHOTS}/MultiModalAdapter/seed{SEED}",
-    subset="base",
 )
-MMA_LMC = Command(
+MMA_LMC = replace(
+    COOP_LMC,
     script="mma_LMC/{}_mma",
     arguments=("DATASET", "W_LMC", "CFG", "SEED"),
-    defaults={"SHOTS": "16"},
     trainer="MMA_LMC",
     output="output_MMA_LMC/base2new/train_base/{DATASET}/shots_{SHOTS}_{W_LMC}/MMA_LMC/{CFG}/seed{SEED}",
-    subset="base",
-    stage1="base2new_train",
     pairs={"TRAINER.LMC.BETA": "W_LMC"},
 )
-PROMPTSRC = Command(
+PROMPTSRC = replace(
+    COOP,
     script="promptsrc/{}",
-    arguments=("DATASET", "SEED"),
     defaults={"CFG": of_toy("vit_b16_c2_ep20_batch4_4+4ctx", "vit_l14_c2_ep20_batch8_4+4ctx"), "SHOTS": "16"},
     trainer="PromptSRC",
     output="output_PromptSRC/base2new/train_base/{DATASET}/shots_{SHOTS}/PromptSRC/{CFG}/seed{SEED}",
-    subset="base",
 )
 PROMPTKD = Command(
     script="promptkd/{}",
@@ -140,7 +137,7 @@ SIGLIP = replace(
 SIGLIP_LMC = replace(
     COOP_LMC,
     script="coop_LMC/{}_coop_siglip2",
-    seeds=lambda: ("1", "2", "3"),
+    seeds=SIGLIP.seeds,
     arguments=tuple(name for name in LMC_ARGUMENTS if name != "SEED"),
     # stage 1 on the backbone of a stage-2 CFG such as siglip2_l16_paper
     defaults={"SHOTS": "16", "STAGE1_CFG": lambda a: "_".join([*a["CFG"].split("_")[:2], "ep100_ctxv1"])},

@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from dassl.config import leaves, read_yaml
+from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError, expand_user, split_pairs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -68,10 +69,6 @@ class Command:
         """Name of a script of its method, e.g. of "base2new_test"."""
         return self.script.format(what)
 
-    def marks(self, arguments: Arguments) -> list[Path]:
-        """The files that a finished run has left."""
-        return self.marker(arguments) if callable(self.marker) else [run_folder(self, arguments) / self.marker]
-
     @property
     def scores_new(self) -> bool:
         """Does it evaluate on new classes?"""
@@ -114,8 +111,6 @@ def canonical(command: Command, key: str) -> str:
     """A config key by the name that the command's trainer has for it now."""
     if command.module:
         return key
-    from dassl.engine import TRAINER_REGISTRY
-
     return getattr(TRAINER_REGISTRY.get(command.trainer), "ALIASES", {}).get(key, key)
 
 

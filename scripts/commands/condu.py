@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import condu
 from condu.orders import tasks_of
 
 from .command import OVERWRITE, Arguments, Command, run_folder
@@ -70,12 +71,10 @@ def evaluation(cfg: str, protocol: str) -> Command:
 
     def evaluated(arguments: Arguments) -> list[Path]:
         """The results of every vote, and of every label space where the task is unknown."""
-        from condu.evaluation import LABELS
-        from condu.voting import PRESETS
-
         out = run_folder(STREAM, arguments)
-        middles = [f"_{labels}" for labels in LABELS] if protocol == "agnostic" else [""]
-        return [out / f"{protocol}{middle}_{vote}" / "results.json" for middle in middles for vote in PRESETS]
+        middles = [f"_{labels}" for labels in condu.evaluation.LABELS] if protocol == "agnostic" else [""]
+        votes = condu.voting.PRESETS
+        return [out / f"{protocol}{middle}_{vote}" / "results.json" for middle in middles for vote in votes]
 
     return replace(
         STREAM,

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
+import mergetune
+from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UserError
 from scripts.commands import COMMANDS, TRAININGS
 
 from . import protocols, robust
 from .command import Command, names_in
 
-if TYPE_CHECKING:
-    from mergetune.stage2 import MethodPair
-
 
 def recipes_of(trainer: str) -> tuple[type, list[str]]:
     """The class whose folder of configs/trainers has a trainer's yamls, its own or one of the same stage that it
     derives from; and the yamls, without those that others are based on. UserError: there are none."""
-    from dassl.engine import TRAINER_REGISTRY
-    from mergetune.stage2 import stage1_of
-
-    cls = TRAINER_REGISTRY.get(trainer)
+    stage1_of, cls = mergetune.stage2.stage1_of, TRAINER_REGISTRY.get(trainer)
     for base in (base for base in cls.__mro__ if bool(stage1_of(base)) == bool(stage1_of(cls))):
         if names := [name for name in names_in(f"trainers/{base.__name__}") if not name.startswith(("base", "_"))]:
             return base, names
@@ -40,14 +35,12 @@ def know(names: Iterable[str]) -> None:
     job has planned none."""
     if COMMANDS.keys() >= {*names}:
         return
-    from mergetune.stage2 import method_pairs
-
-    for pair in method_pairs().values():
+    for pair in mergetune.stage2.method_pairs().values():
         with contextlib.suppress(UserError):
             add_pair(pair)
 
 
-def add_pair(pair: MethodPair) -> None:
+def add_pair(pair: mergetune.stage2.MethodPair) -> None:
     """Make the commands of a pair, of its teacher too. UserError: a trainer of it has no recipe."""
     for trainer in filter(None, (pair.taught_by, pair.stage2)):
         add_commands(trainer, pair.protocols)
@@ -55,13 +48,10 @@ def add_pair(pair: MethodPair) -> None:
 
 def add_commands(trainer: str, runs: Sequence[str]) -> None:
     """Make a trainer's commands of the protocols `runs`, and those of its stage 1, where there are none."""
-    from dassl.engine import TRAINER_REGISTRY
-    from mergetune.stage2 import stage1_of
-
     if trainer in TRAININGS:
         return
     bases = TRAINER_REGISTRY.get(trainer).__mro__
-    if first := stage1_of(bases[0]):
+    if first := mergetune.stage2.stage1_of(bases[0]):
         add_commands(first, runs)
     recipes, names = recipes_of(trainer)
     cfg = names[0] if recipes is bases[0] else ""  # else that of the scripts of the class it derives from

@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import condu
 import train
 from condu.orders import FOLDER, label_of, tasks_of
+from dassl import engine
 from dassl.utils import UserError, get_logger
 from dassl.utils.progress import progress
 from scripts.stopping import call
@@ -85,13 +87,12 @@ def train_stream(run: Run, gpus: int = 1) -> None:
 
     One process: all in this one, so that CLIP and start-up are paid once. Several: torchrun for each session.
     """
-    from condu.state import ExpertStore, forget
-    from dassl.engine.checkpoint import finished
 
     def again(index: int) -> None:
-        if run.experts and train.differences(run.argv(index)) and (task := finished(run.session(index)).get("task")):
-            ExpertStore(run.experts).path(task).unlink(missing_ok=True)
-        forget(run.stream, index)
+        task = engine.checkpoint.finished(run.session(index)).get("task")
+        if task and run.experts and train.differences(run.argv(index)):
+            condu.state.ExpertStore(run.experts).path(task).unlink(missing_ok=True)
+        condu.state.forget(run.stream, index)
 
     argvs = [run.argv(index) for index in range(len(run.tasks))]
     in_order(run, argvs, lambda index, memo: other_session(run, index, memo), again, gpus)
@@ -99,12 +100,9 @@ def train_stream(run: Run, gpus: int = 1) -> None:
 
 def other_session(run: Run, index: int, memo: dict | None) -> list[str]:
     """Lines on what a session, or what it has left in the stream, is otherwise than asked for."""
-    from condu.state import session_digest
-    from dassl.engine.checkpoint import finished
-
-    left = finished(run.session(index)).get("stream_digest")
+    left = engine.checkpoint.finished(run.session(index)).get("stream_digest")
     try:
-        holds = left is None or left == session_digest(run.stream, index)
+        holds = left is None or left == condu.state.session_digest(run.stream, index)
     except UserError:  # gone or damaged; HISTORY False keeps the last one only
         holds = any("CONDU.HISTORY" in word for word in run.pairs) and index < len(run.tasks) - 1
     lost = [] if holds else [f"{run.stream} no longer holds what it left"]
@@ -124,8 +122,6 @@ def in_order(
     before the first run begins, unless run.overwrite: then such a run is done again, after `again(number)`, and so are
     those that came of it.
     """
-    from dassl.engine.checkpoint import finished
-
     folders, memo = [Path(argv[argv.index("--output-dir") + 1]) for argv in argvs], {}
     said = [f"{folders[i]}: {'; '.join(lines)}" for i in range(len(argvs)) if (lines := differs(i, memo))]
     if said and not run.overwrite:
@@ -138,7 +134,7 @@ def in_order(
             log.info(f"session {index} ({task}) is done again: {'; '.join(lines)}")
             again(index)
             start([*argvs[index], "--overwrite"], gpus)
-        elif finished(folders[index]):
+        elif engine.checkpoint.finished(folders[index]):
             log.info(f"session {index} ({task}) is finished: skipped")
         else:
             log.info(f"session {index} of {len(run.tasks)}: {task}")

@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
+from dassl import utils  # noqa: E402
 from dassl.utils import ArgumentParser, check_availability, errors_in_one_line  # noqa: E402
-from dassl.utils.torchrun import one_process  # noqa: E402
 from scripts.condu.sessions import Run, other_session, program, train_stream  # noqa: E402
 
 PROTOCOLS = {"eval-mtil": False, "eval-agnostic": True}  # to: is the task unknown at test time?
@@ -82,15 +82,14 @@ def differences(argv: list[str], memo: dict | None = None) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """Run one command line."""
     args, run = read(sys.argv[1:] if argv is None else argv)
-    from dassl.utils.distributed import own_device, process_group
-
-    with process_group() if args.gpus <= 1 else one_process():  # torchrun's, if it started this process
+    processes = utils.distributed  # torchrun's, if it started this process
+    with processes.process_group() if args.gpus <= 1 else processes.one_process():
         if args.action == "train":
             train_stream(run, args.gpus)
             return
         from scripts.condu.evaluate import StreamEvaluation, config, evaluate_stream
 
-        with own_device(config(run, run.tasks[0]).USE_CUDA):
+        with processes.own_device(config(run, run.tasks[0]).USE_CUDA):
             evaluate_stream(StreamEvaluation(run), args.out, PROTOCOLS[args.action])
 
 

@@ -11,7 +11,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from operator import attrgetter
@@ -20,10 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 
+import mergetune  # noqa: E402
 from condu.orders import label_of, random_orders, tasks_of  # noqa: E402
 from dassl.utils import ArgumentParser, UserError, errors_in_one_line  # noqa: E402
 from dassl.utils.progress import progress  # noqa: E402
-from scripts.condu.sessions import Run, program  # noqa: E402
+from scripts.condu.sessions import Run  # noqa: E402
 from scripts.workers import GONE, outcome, pool  # noqa: E402
 
 WORKERS = 2
@@ -119,24 +120,14 @@ def run_all(workers: Executor, run: Run, count: int) -> None:
     stage("Encoding the images of the t-SNE", (experiments.write_features,))
 
 
-def plan(run: Run, count: int) -> Iterator[str]:
-    """The sessions' command lines, and what comes after them."""
-    yield from (shlex.join(program(run.argv(index))) for index in range(len(run.tasks)))
-    yield f"# then the same tasks in sequence, baselines, ablations, {count} orders, tables and figures: {run.out}"
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run one command line."""
     args, runs = read(sys.argv[1:] if argv is None else argv)
-    if os.environ.get("DRY_RUN") == "1":
-        print(*(line for run in runs for line in plan(run, args.orders)), sep="\n")
-        return
     started = time.time()
     with pool(WORKERS, threads=1) as workers:
         for run in runs:
             run_all(workers, run, args.orders)
-    from mergetune.report import main as report
-
+    report = mergetune.report.main
     for run in runs:
         report([str(run.out), "--figures"])
     if args.seeds:
