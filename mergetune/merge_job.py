@@ -252,9 +252,16 @@ def compared(out: Path, marker: str, asked: dict) -> tuple[dict, list[str]]:
     """What merge.json or sweep.json (`marker`) in a folder says, {} where there is none that can be read, and lines on
     what it has otherwise than is asked for."""
     facts = finished(out, marker, FINISHED[marker])
-    if not facts or isinstance(facts.get("asked"), dict):
-        return facts, changed(facts["asked"], asked) if facts else []
-    return facts, [f"{marker} is an earlier version's, which does not say all of what was asked for"]
+    recorded = facts.get("asked")
+    try:
+        if facts and not isinstance(recorded, dict):  # an earlier version's, which says a part of it otherwise
+            recorded = {name: value for name, value in facts.items() if name not in ("parents", "base")}
+            if marker == MERGE:
+                tried = [{name: value for name, value in entry.items() if name != "val"} for entry in facts["tried"]]
+                recorded["choices"] = [complete(facts["method"], choice) for choice in tried or [facts["values"]]]
+        return facts, changed(recorded, asked) if facts else []
+    except (KeyError, TypeError, AttributeError):
+        return {}, []
 
 
 def already(out: Path, marker: str, asked: dict, overwrite: bool) -> dict:

@@ -110,14 +110,15 @@ def test_a_finished_merge_is_compared_with_the_one_that_is_asked_for(stage1, tmp
     older = json.loads((tmp_path / "out" / "merge.json").read_text())
     for name in ("asked", "weights"):  # what older versions did not write
         del older[name]
-    for words, match in ((["--alpha", "0.7"], r"choices \[\{'alpha': 0.5\}\], asked for \[\{'alpha': 0.7"),
-                         (["--sweep"], "choices"),
-                         (["--method", "ties"], "method 'wise_ft', asked for 'ties'")):  # fmt: skip
-        with pytest.raises(UserError, match=match):
-            merge.main([*line, *words])
-    (tmp_path / "out" / "merge.json").write_text(json.dumps(older))
-    with pytest.raises(UserError, match="merge.json is an earlier version's.*--overwrite makes it again"):
-        merge.main([*line, "--alpha", "0.5"])
+    for text in (None, json.dumps(older)):
+        if text:
+            (tmp_path / "out" / "merge.json").write_text(text)
+            merge.main([*line, "--alpha", "0.5"])
+        for words, match in ((["--alpha", "0.7"], r"choices \[\{'alpha': 0.5\}\], asked for \[\{'alpha': 0.7"),
+                             (["--sweep"], "choices"),
+                             (["--method", "ties"], "method 'wise_ft', asked for 'ties'")):  # fmt: skip
+            with pytest.raises(UserError, match=match):
+                merge.main([*line, *words])
     place(tmp_path / "before", tmp_path / "out")
     retrain(source)
     with pytest.raises(UserError, match="of another request: parents .*--overwrite makes it again"):
