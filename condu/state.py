@@ -157,8 +157,16 @@ class Stream:
             UserError: no such session, another format, other facts (each with both values), a damaged file or one of
             another stream (named).
         """
-        asked = {"backbone": backbone, "space": space, "scale": scale}
-        there = sessions(folder)
+        asked, there = {"backbone": backbone, "space": space, "scale": scale}, sessions(folder)
+        try:
+            return cls._read(folder, there, session, asked)
+        except MissingFile:
+            if there == sessions(folder):  # else a running process moved on while this one was reading
+                raise
+            return cls.load(folder, session, **asked)
+
+    @classmethod
+    def _read(cls, folder, there: list[int], session: int | None, asked: Mapping) -> "Stream":
         if not there:
             raise MissingFile(f'No stream in "{folder}": there is no session_<number>.safetensors')
         session = there[-1] if session is None else session

@@ -85,6 +85,7 @@ def complete(args: argparse.Namespace, workers: int = 0) -> None:
             raise UserError(f"--{name} is {getattr(args, name)}, expected 0 or more")
     args.workers = args.workers or workers or (1 if args.data else 2)
     args.dry_run = getattr(args, "dry_run", False) or os.environ.get("DRY_RUN") == "1"
+    args.check = args.check and os.environ.get("DRY_RUN") != "1"  # which runs nothing
 
 
 def main() -> int:

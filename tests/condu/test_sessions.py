@@ -246,6 +246,23 @@ def test_the_state_has_the_mode_that_the_umask_leaves(tmp_path, umask):
     assert (tmp_path / "session_0.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
+def test_a_reader_follows_a_writer_that_moves_on(tmp_path):
+    """The session that the reader began with goes away under it."""
+    small(1).save(tmp_path)
+    began = []
+
+    class Slow(Stream):
+        @classmethod
+        def _read(cls, folder, there, session, asked):
+            if not began:
+                began.append(there)
+                small(2).save(tmp_path)
+            return super()._read(folder, there, session, asked)
+
+    assert_same(Slow.load(tmp_path), small(2))
+    assert began == [[0]]
+
+
 def test_one_writer_at_a_time(tmp_path):
     small(1).save(tmp_path)
     with RunLock(tmp_path), pytest.raises(UserError, match="in use"):

@@ -227,7 +227,8 @@ def test_the_path_ends_where_the_evaluations_are(job):
 
 
 def test_a_dry_run_prints_lines_that_scripts_take_and_runs_nothing(clone, tmp_path):
-    lines = clone("bash", "train.sh", "toy_shapes", "1", output=tmp_path / "out", DRY_RUN="1").stdout.splitlines()
+    words = ("bash", "train.sh", "toy_shapes", "1", "--check")
+    lines = clone(*words, output=tmp_path / "out", DRY_RUN="1").stdout.splitlines()
     assert lines[0] == f"export OUTPUT={tmp_path / 'out'}" and not (tmp_path / "out").exists()
     scripts = [words[1:] for words in map(shlex.split, lines) if words[0] == "bash"]
     assert len(scripts) == len(pair_jobs("CoOp", "base2new", "toy_shapes", 1))

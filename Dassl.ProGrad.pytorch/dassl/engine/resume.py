@@ -224,6 +224,8 @@ class ResumeState:
         except Exception as error:
             raise UserError(f"{path} does not fit this run, or is damaged: {error}") from error
         log.info(f"Resuming from {path}: {state['epoch']} epochs are done{more}")
+        if self.trainer.cfg.SEED < 0:
+            log.info("This run has no seed, so its data may be drawn anew: the result can differ")
         return state["epoch"]
 
     def _take_up(self, path, state, again):

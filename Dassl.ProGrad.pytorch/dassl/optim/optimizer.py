@@ -28,7 +28,9 @@ def build_optimizer(model: Model, optim_cfg: CN, param_groups: Iterable | None =
         WrongType: STAGED_LR asks for layers, but `model` is not a module.
     """
     check_availability(optim_cfg.NAME, AVAI_OPTIMS, "OPTIM.NAME")
-    if param_groups is None and optim_cfg.STAGED_LR:
+    if param_groups is not None and optim_cfg.STAGED_LR:
+        warnings.warn("STAGED_LR is ignored, because param_groups is given", stacklevel=2)
+    elif optim_cfg.STAGED_LR:
         param_groups = staged_groups(model, optim_cfg)
     elif param_groups is None:
         param_groups = model.parameters() if isinstance(model, nn.Module) else model

@@ -241,6 +241,12 @@ def test_state_that_is_not_plain_is_named(root, tmp_path):
     build(root, tmp_path).train()
 
 
+def test_that_a_run_without_a_seed_may_differ_is_said(root, tmp_path, capsys):
+    stop_at(build(root, tmp_path, pairs=["SEED", "-1"]), 1)
+    build(root, tmp_path, pairs=["SEED", "-1"]).train()
+    assert "This run has no seed, so its data may be drawn anew" in capsys.readouterr().out
+
+
 def test_a_run_of_another_config_is_not_continued(root, tmp_path, capsys):
     stop_at(build(root, tmp_path / "a"), 2)
     with pytest.raises(UserError, match=r"OPTIM.LR 0.02, asked for 0.5; TRAINER.SHORT.NOISE 0.01, asked for 0.0"):

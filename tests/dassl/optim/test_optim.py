@@ -99,6 +99,8 @@ def test_warmup_sets_every_group():
     assert [group["lr"] for group in optimizer.param_groups] == [1e-5, 1e-5]
     rates(optimizer, scheduler, 2)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.2]
+    with pytest.warns(UserWarning, match="STAGED_LR is ignored, because param_groups is given"):
+        build_optimizer(None, optim_cfg(STAGED_LR=True), param_groups=groups)
 
 
 def test_warmup_attributes():
