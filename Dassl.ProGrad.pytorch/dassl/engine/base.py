@@ -30,19 +30,13 @@ from dassl.utils.progress import progress
 
 from .build import source_of
 from .checkpoint import find_model, load_exactly
-from .losses import project_conflicting
+from .losses import NotFinite, project_conflicting
 from .signals import defer_sigterm
 
 log = get_logger()
 
 EPOCHS = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} epochs [{elapsed}<{remaining}]"
-
-
 Names = str | list[str] | None  # of registered models; None stands for all
-
-
-class NotFinite(UserError, FloatingPointError):
-    """A loss or a weight is infinite or NaN."""
 
 
 def dataset_of(trainer: object) -> Any:
@@ -125,8 +119,7 @@ class TrainerBase(OldMethods):
         self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
         """Write every registered model after epoch index `epoch`; val_result: percent. Of several processes the main
-        one writes. NotFinite: a weight is infinite or NaN; WriteFailed leaves earlier files whole.
-        """
+        one writes. NotFinite: a weight is infinite or NaN; WriteFailed leaves earlier files whole."""
         self.check_finite()
         if not is_main():
             return

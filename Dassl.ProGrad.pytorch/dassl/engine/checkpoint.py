@@ -84,6 +84,7 @@ def _choose(names: Iterable[str], epoch: int | str | None) -> str | None:
 
 
 def is_checkpoint(file: Path) -> bool:
+    """Whether a file is called as a checkpoint of a run is: the best one, or one with a number of epochs."""
     return file.name == BEST or NUMBERED.fullmatch(file.name) is not None
 
 

@@ -179,7 +179,7 @@ class FirstBatches:
     times: what each took, with what was done with it.
     """
 
-    def __init__(self, loader, count: int):
+    def __init__(self, loader: Any, count: int) -> None:
         self.loader, self.count = loader, count + 2 * loader.num_workers
         self.times: list[float] = []
 

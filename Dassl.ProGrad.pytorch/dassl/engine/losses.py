@@ -4,12 +4,17 @@ import math
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 import torch
 
 from dassl.utils import AverageMeter, MetricMeter, UserError, brief, get_logger
 
 from .build import source_of
+
+
+class NotFinite(UserError, FloatingPointError):
+    """A loss or a weight is infinite or NaN."""
 
 
 def total_loss(losses: Mapping[str, torch.Tensor], trainer: type) -> torch.Tensor:
@@ -46,7 +51,7 @@ def project_conflicting(grad_a: torch.Tensor, grad_b: torch.Tensor, lambda_: flo
 class EpochLog:
     """Means and times of an epoch's batches, printed every TRAIN.PRINT_FREQ and written for TensorBoard."""
 
-    def __init__(self, trainer):
+    def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
         self.losses, self._batch_time, self._data_time = MetricMeter(), AverageMeter(), AverageMeter()
 

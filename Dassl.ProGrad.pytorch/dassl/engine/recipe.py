@@ -54,6 +54,7 @@ def is_read(key: str, nodes: Iterable[str]) -> bool:
 
 
 def role(key: str) -> str:
+    """What a config key bears on: "" (all results), "training", "evaluation" or "incidental"; see Key."""
     return RULES.get(key, _NOBODYS).role
 
 

@@ -284,4 +284,5 @@ def _precision(trainer, cfg):
 
 
 def device_name(device: torch.device) -> str:
+    """A GPU's name, or "cpu (x86_64)"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"

@@ -48,6 +48,7 @@ def stop_workers(trainer: TrainerBase) -> None:
 
 
 def tensor_like(value: object) -> bool:
+    """Whether it is a tensor with numbers in it."""
     return isinstance(value, torch.Tensor) and value.numel() > 0
 
 

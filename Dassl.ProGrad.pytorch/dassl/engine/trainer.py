@@ -302,6 +302,7 @@ class TrainerX(EpochTrainer):
     """Trains on labelled batches."""
 
     def epoch_batches(self) -> Iterator[tuple]:
+        """Each labelled batch once."""
         self.num_batches = len(self.train_loader_x)
         return ((batch,) for batch in self.train_loader_x)
 

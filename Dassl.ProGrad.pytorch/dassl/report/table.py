@@ -158,6 +158,7 @@ class Report:
         return "\n\n".join([one_line(self.heading), *(table.text() for table in tables), legend])
 
     def markdown(self) -> str:
+        """A heading, the tables, the legend as a list."""
         legend = "\n".join(f"- {markdown_text(line)}" for line in self.legend)
         tables = [table.markdown() for table in self.tables]
         return "\n\n".join([f"## {markdown_text(self.heading)}", *tables, legend]) + "\n"
@@ -169,6 +170,7 @@ class Report:
         return "\n\n".join([head, *(table.latex() for table in self.tables), legend]) + "\n"
 
     def csv(self) -> str:
+        """All numbers, a line each, as `to_csv`."""
         return to_csv(self.columns, self.lines)
 
     def write(self, folder: str | Path, latex: bool = False) -> list[Path]:

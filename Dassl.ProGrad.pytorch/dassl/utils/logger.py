@@ -87,6 +87,7 @@ class Logger:
         self.close()
 
     def write(self, text: str) -> int:
+        """Write to both -> what the console says of its part."""
         self.record(text)
         return self.console.write(text)
 
@@ -100,11 +101,13 @@ class Logger:
             self.file.write(text)
 
     def flush(self) -> None:
+        """Both."""
         self.console.flush()
         if self.file is not None:
             self.file.flush()
 
     def close(self) -> None:
+        """The file alone; what is written later goes to the console."""
         if self.file is not None:
             file, self.file = self.file, None
             file.flush()

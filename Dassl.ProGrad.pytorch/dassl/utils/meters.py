@@ -24,6 +24,7 @@ class AverageMeter:
         self.reset()
 
     def reset(self) -> None:
+        """Begin anew."""
         self._val = self._sum = self._ema = 0.0
         self.count = 0
 
@@ -36,14 +37,17 @@ class AverageMeter:
 
     @property
     def val(self) -> float:
+        """The last value."""
         return float(self._val)
 
     @property
     def sum(self) -> float:
+        """The sum, each value times its weight."""
         return float(self._sum)
 
     @property
     def avg(self) -> float:
+        """The weighted mean, or the exponential average; 0.0 of nothing."""
         if self.ema:
             return float(self._ema)
         return float(self._sum) / self.count if self.count else 0.0

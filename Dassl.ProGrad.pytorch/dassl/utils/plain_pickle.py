@@ -46,7 +46,7 @@ class PlainDtype:
 
     __slots__ = ("kind", "order")
 
-    def __init__(self, kind, *flags):
+    def __init__(self, kind: str, *flags: object) -> None:
         self.kind, self.order = kind, "="
 
     def __setstate__(self, state):
@@ -54,7 +54,8 @@ class PlainDtype:
 
 
 def encode(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode("latin1")  # how Python 3 writes bytes for Python 2
+    """What stands in for `_codecs.encode`, by which Python 3 writes bytes for Python 2."""
+    return text.encode("latin1")
 
 
 # They take memory for a claim, or name things by number
@@ -88,7 +89,7 @@ class Unpickler(pickle._Unpickler):
     dispatch = {code: load for code, load in pickle._Unpickler.dispatch.items() if bytes([code]) not in _LEFT_OUT}
     dispatch |= {code[0]: _counted(pickle._Unpickler.dispatch[code[0]]) for code in _TUPLES}
 
-    def __init__(self, file, path, names, what, encoding="latin1"):
+    def __init__(self, file: Any, path: str, names: dict, what: str, encoding: str = "latin1") -> None:
         super().__init__(file, encoding=encoding)
         self.path, self.names, self.what, self.sizes = path, names, what, {}
 
