@@ -185,8 +185,7 @@ def read_table(path: str | Path) -> SimpleNamespace:
         known = {"methods": plans.TUNINGS, "presets": []}
         if kind == "datasets":
             pairs = [plans.find_pair(name, table.protocol) for name in table.methods]
-            presets = {*plans.PRESETS, *(name for pair in pairs for name in presets_of(pair.stage2, False))}
-            known = {"presets": sorted(presets)}
+            known = {"presets": sorted({name for pair in pairs for name in presets_of(pair.stage2, False)})}
     for field, names in known.items():
         for name in getattr(table, field):
             check_availability(name, list(names), f"{path}: {field}")

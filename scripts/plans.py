@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from mergetune.stage2 import MethodPair
 
 SHOTS = ("1", "2", "4", "8", "16")
-PRESETS = ("released", "paper", "continued")  # of MERGETUNE's own pairs
 ANCHOR, WORDS = "vit_b16_dataset", "vit_b16_photo"  # zero-shot CLIP with another template than the usual one
 STREAMS = {"mtil": "MTIL", "fewshot_mtil": "fewshot_MTIL"}  # ConDU's protocols -> how their training scripts begin
 TUNINGS = ("FT", "LoRA")  # how these end
