@@ -148,7 +148,7 @@ class TrainerBase(OldMethods):
         ]
         return epochs[-1]
 
-    def load_model(self, directory: str, epoch: int | str | None = None) -> None:
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load every registered model from `directory`: the one after `epoch` epochs, or else the best one.
 
         Where no best one was kept, the one with most epochs counts. `directory` may also be a model's folder, or a

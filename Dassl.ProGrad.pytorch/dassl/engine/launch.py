@@ -239,14 +239,16 @@ def load_trained(
         if names and (reason := getattr(trainer, "bound_to_classes", "")):
             check_classes(folder, names, reason)
         trainer.trained = trainer.trained | (UNKNOWN | row if row else trainer.trained_facts(folder))
-    if epoch == LAST and os.path.isdir(folder):
-        epoch = next((last_epoch(folder, name) for name in trainer.get_model_names()), None)
+    if epoch == LAST:
+        models = trainer.get_model_names() if folder else []
+        epoch = next((last_epoch(folder, name) for name in models), None)
+    epoch = None if epoch is None else int(epoch)
     trainer.load_model(folder, epoch=epoch)
     if folder and (line := unfinished(folder, trainer._loaded[1] if trainer._loaded else None)):
         log.warning(f"{folder}: {line}")
         before = trainer.trained.get("unfinished")
         trainer.trained["unfinished"] = "; ".join(dict.fromkeys(filter(None, [line, before])))
-    return None if epoch is None or epoch == LAST else int(epoch)
+    return epoch
 
 
 def _train(trainer):

@@ -61,6 +61,7 @@ class SimpleTrainer(TrainerBase):
     held_keys = ()  # config keys that a trained model is made with, and that none of its tensors shows
     kept_keys = ()  # config keys that may not change where a run is resumed under another config
     unnamed_keys = ()  # config keys that change where a run stands, not what it learns: no preset's name tells them
+    model: Any  # what `build_model` makes
     trained: dict = {}  # what its own folder says of the model that is evaluated; see trained_facts
 
     def __init__(self, cfg: CN) -> None:
