@@ -58,9 +58,9 @@ class SimpleTrainer(TrainerBase):
     KEYS: Keys = {}  # that node's keys: {"NAME": Key(default, meaning, ...)}
     needs_checkpoint = True  # False: can be evaluated without a trained model
     bound_to_classes = ""  # why the model knows no class names but its own; empty: it takes any
-    held_keys = ()  # config keys that a trained model is made with, and that none of its tensors shows
-    kept_keys = ()  # config keys that may not change where a run is resumed under another config
-    unnamed_keys = ()  # config keys that change where a run stands, not what it learns: no preset's name tells them
+    held_keys: tuple[str, ...] = ()  # config keys that a trained model is made with, and that none of its tensors shows
+    kept_keys: tuple[str, ...] = ()  # config keys that may not change where a run is resumed under another config
+    unnamed_keys: tuple[str, ...] = ()  # config keys of where a run stands, not what it learns: not in a preset's name
     model: Any  # what `build_model` makes
     trained: dict = {}  # what its own folder says of the model that is evaluated; see trained_facts
 
