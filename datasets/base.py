@@ -210,7 +210,8 @@ class FewShotDataset(OldMethods, DatasetBase):
             path = os.path.join(parent, candidate) if candidate else parent
             if os.path.isdir(path):
                 return path
-        near = ", ".join(closest(candidates[0], sorted(os.listdir(parent)))) or "nothing"
+        there = sorted(name for name in os.listdir(parent) if not name.startswith("."))
+        near = ", ".join(closest(candidates[0], there)) or "nothing"
         raise MissingFile(f"no {what} {' or '.join(candidates)} below {parent} (there: {near})")
 
     def _sources(self) -> str:

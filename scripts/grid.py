@@ -77,7 +77,8 @@ def chosen(grid: SimpleNamespace, args, kind: str = "datasets") -> Iterable[tupl
         if kind == "orders":
             tasks_of(name)
         else:
-            check_availability(name, names_in("datasets"), "DATASET")
+            what = "DATASET" if name in args.words else f"{grid.name}: a data set"
+            check_availability(name, names_in("datasets"), what)
     seeds = [int(word) for word in args.words if word.isdecimal()]
     return itertools.product(seeds or grid.seeds, names)
 

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "Dassl.ProGrad.pytorch")]
 import mergetune  # noqa: E402
 from dassl import engine  # noqa: E402
 from dassl.config import merge_pairs, read_yaml  # noqa: E402
-from dassl.utils import ArgumentParser, UserError, errors_in_one_line  # noqa: E402
+from dassl.utils import ArgumentParser, UserError, errors_in_one_line, one_line  # noqa: E402
 from scripts.check_job import check_job  # noqa: E402
 from scripts.commands import folder  # noqa: E402
 from scripts.grid import plan  # noqa: E402
@@ -147,10 +147,8 @@ def report_if_any(groups: list[list[Job]], after: Callable[[], None]) -> bool:
         return False
     try:
         after()
-    except SystemExit as error:
-        if not isinstance(error.code, str):  # a signal
-            raise
-        print(error, file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(one_line(f"error: {error}"), file=sys.stderr)
         return True
     return False
 

@@ -172,7 +172,8 @@ def test_missing_root(tmp_path):
 
 def test_missing_folder_says_what_is_there(tmp_path):
     (tmp_path / "OxfordPets").mkdir()
-    words = ("oxford_pets or oxford-iiit-pet", tmp_path, "there: OxfordPets", "robots.ox.ac.uk")
+    (tmp_path / ".toy_shapes.lock").touch()
+    words = ("oxford_pets or oxford-iiit-pet", tmp_path, "there: OxfordPets)", "robots.ox.ac.uk")
     expect(tmp_path, MissingFile, *words)
     (tmp_path / "oxford_pets" / "imgs").mkdir(parents=True)
     expect(tmp_path, MissingFile, "no image folder images", "there: imgs")

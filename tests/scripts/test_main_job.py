@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import signal
-import sys
 import time
 
 import pytest
@@ -15,6 +14,7 @@ import torch
 from dassl.utils import UserError
 from datasets.toy.world import world_digest
 from mergetune.path_card import LEG_POINTS
+from mergetune.report import main as report
 from scripts.grid import plan
 from scripts.jobs import settle
 from scripts.main_job import build_parser, report_if_any, run_job
@@ -105,11 +105,12 @@ def test_numbers_of_the_job_are_whole_and_positive(words):
         run_job(build_parser().parse_args(words))
 
 
-def test_a_report_that_fails_is_said_and_changes_the_exit_status(job, monkeypatch, capsys):
+def test_a_report_that_fails_is_said_and_changes_the_exit_status(job, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OUTPUT", str(job[0]))
     cells = plan(build_parser().parse_args(["toy_shapes", "1"]))
-    assert report_if_any(cells, lambda: sys.exit("error: no space")) == 1
-    assert capsys.readouterr().err == "error: no space\n"
+    (tmp_path / "file").touch()
+    assert report_if_any(cells, lambda: report([str(job[0]), "--out", str(tmp_path / "file")]))
+    assert capsys.readouterr().err.startswith(f'error: Cannot write "{tmp_path}/file/tables/')
     assert report_if_any(cells, lambda: None) == 0
 
 

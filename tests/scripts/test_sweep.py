@@ -6,7 +6,7 @@ import pytest
 
 import train
 from dassl.utils import UserError
-from scripts.grid import label, plan, read_sweep
+from scripts.grid import chosen, label, plan, read_sweep
 from scripts.grid import sweep_jobs as steps
 from tests.conftest import ROOT
 from tests.fixtures.interpreter import Python
@@ -95,12 +95,13 @@ def test_cells_have_readable_folders():
         ("grid:", "cells: [{}]\ngrid:", "either grid or cells"),
         ("seeds: [1]", "seeds: 1", "list"),
         ("TRAINER.LMC.TAU", "DATASET.SUBSAMPLE_CLASSES", "the script"),
+        ("toy_digits", "toy_digit", "small.yaml: a data set .*toy_digit"),
     ],
 )
 def test_a_wrong_yaml_is_refused_by_name(small, old, new, told):
     small.write_text(SMALL.replace(old, new))
     with pytest.raises(UserError, match=told):
-        read_sweep(small)
+        chosen(read_sweep(small), SimpleNamespace(words=[], data=""))
 
 
 def test_a_sweep_runs_to_its_table(small, toy_data, tmp_path, monkeypatch):
