@@ -93,6 +93,8 @@ def read_classes(run: Path, classes: Sequence[str]) -> SimpleNamespace:
         raise MissingFile(f"{run} has {why}: name them with --classes, in the order of their labels")
     if not all(map(str.strip, names)):
         raise UserError(f"class names are {brief(names)}, expected a list of names")
+    if twice := [name for name in dict.fromkeys(classes) if names.count(name) > 1]:
+        raise UserError(f"--classes names {', '.join(twice)} more than once")
     facts, kinds = read_json(path) if trained else {}, {"template": str, "templates": dict}
     facts = {key: facts[key] for key, kind in kinds.items() if isinstance(facts.get(key), kind)}
     return SimpleNamespace(classnames=names, trained=trained, **facts)

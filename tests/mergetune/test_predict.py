@@ -185,6 +185,7 @@ def test_bad_input_is_one_error_that_names_it(world, image, tmp_path):
         ([run, str(broken)], "broken.png.*cannot be read"),
         ([run, image, "--top", "0"], "--top is 0"),
         ([run, image, "--classes", "cat,,dog"], "expected a list of names"),
+        ([run, image, "--classes", "cat,dog,cat"], "names cat more than once"),
         ([run, str(empty)], "No image in .*empty, but 0 other files"),
         ([str(empty), image], "is no run folder: it holds no config.yaml"),
         ([str(old), image], "no classes.json.*--classes"),
