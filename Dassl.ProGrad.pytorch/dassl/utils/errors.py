@@ -93,10 +93,11 @@ def limit_reached(error: BaseException) -> str:
 
 class LastingStream:
     """An open text stream that never fails: a closed terminal, `| head` and a full disk behind it cost no result. A
-    terminal of few characters shows the others as escapes. name: in the line that says where it ends."""
+    terminal of few characters shows the others as escapes. name: in the line that says where it ends, on `said_on` or
+    standard error."""
 
-    def __init__(self, stream: Any, name: object = "standard output") -> None:
-        self._name = name
+    def __init__(self, stream: Any, name: object = "standard output", said_on: Any = None) -> None:
+        self._name, self._said_on = name, said_on
         self._stream = stream if stream is not None else open(os.devnull, "w")  # noqa: SIM115  takes its number, too
         with contextlib.suppress(AttributeError, OSError):  # a stream of another kind, a pipe that was read from
             self._stream.reconfigure(errors="backslashreplace")
@@ -122,7 +123,8 @@ class LastingStream:
             os.dup2(nowhere, self._stream.fileno())  # also what is in its buffer
             os.close(nowhere)
             if not isinstance(error, BrokenPipeError) and self is not sys.stderr:
-                sys.stderr.write(f"{self._name} ends here: {error.strerror}; the work goes on\n")
+                line = f"{self._name} ends here: {error.strerror}; the work goes on\n"
+                (self._said_on or sys.stderr).write(line)
 
 
 @contextlib.contextmanager

@@ -75,7 +75,7 @@ class Logger:
             os.makedirs(os.path.dirname(os.path.abspath(fpath)), exist_ok=True)
             # line by line, so that a killed run keeps its last words
             file = open(fpath, "w", 1, encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
-            self.file = LastingStream(file, fpath)
+            self.file = LastingStream(file, fpath, self.console)
 
     def __getattr__(self, name):
         return getattr(vars(self)["console"], name)
