@@ -17,7 +17,7 @@ for _train in (*base2new.METHODS, base2new.SIGLIP, base2new.SIGLIP_LMC):
 for _test in protocols.TESTS:  # as the authors' script
     _mma = COMMANDS[f"mma/{_test}"]
     COMMANDS[f"mma/{_test}"] = replace(_mma, forms=(*_mma.forms, (*_mma.arguments, "LOADEP")))
-for _train in base2new.METHODS[:6]:  # those that train on labelled shots, and their stage 2
+for _train in base2new.LABELLED:
     COMMANDS.update(protocols.other_protocols(_train))
 COMMANDS.update(protocols.zero_shot_commands())
 for _train in robust.METHODS:

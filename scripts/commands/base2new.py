@@ -143,4 +143,5 @@ SIGLIP_LMC = replace(
     defaults={"SHOTS": "16", "STAGE1_CFG": lambda a: "_".join([*a["CFG"].split("_")[:2], "ep100_ctxv1"])},
     stage1="base2new_train_siglip2",
 )
-METHODS = (COOP, COOP_LMC, KGCOOP, KGCOOP_LMC, MMA, MMA_LMC, PROMPTSRC, PROMPTKD, PROMPTKD_LMC)
+LABELLED = (COOP, COOP_LMC, KGCOOP, KGCOOP_LMC, MMA, MMA_LMC)  # train on labelled shots: all protocols
+METHODS = (*LABELLED, PROMPTSRC, PROMPTKD, PROMPTKD_LMC)

@@ -11,7 +11,7 @@ TENTHS = tuple(i / 10 for i in range(11))
 
 @dataclass(frozen=True)
 class Method:
-    """One way to merge; `merging.merge` runs it."""
+    """One way to merge; `merge` in methods.py runs it."""
 
     title: str
     values: Mapping[str, object] = field(default_factory=dict)  # with their defaults
