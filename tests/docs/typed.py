@@ -28,7 +28,6 @@ INSTEAD = {
     "bash train.sh": ("bash train.sh toy_shapes 1", GRID),
     "bash tests/run.sh": ("bash tests/run.sh tests/end_to_end/test_layers.py", "it takes minutes, and runs this"),
     "bash tests/run.sh --quick": ("bash tests/run.sh --quick tests/end_to_end/test_layers.py", "the same"),
-    "bash tests/run.sh --docs": ("bash tests/run.sh --docs -k in_the_place_of", "the same"),
     **dry("bash train.sh --data /path/to/data caltech101 oxford_pets 1 2 3", "bash train.sh --data data caltech101 1"),
     # benchmark.md
     **dry("bash train.sh --trainer KgCoOp"),
