@@ -120,7 +120,11 @@ class Predictor:
         # nothing is trained; schedules want a number of steps
         members = {"build_data_manager": lambda self: manager, "steps_per_epoch": 1}
         with torch.random.fork_rng():  # initial weights are drawn, and then loaded
-            self.trainer = type(cls.__name__, (cls,), members)(cfg)
+            try:
+                self.trainer = type(cls.__name__, (cls,), members)(cfg)
+            except AttributeError as error:  # an expert of ConDU, another trainer that asks for more
+                what = f"{run}: {cls.__name__} cannot be built without its data set ({error})"
+                raise UserError(f"{what}: evaluate it by train.py --eval-only") from error
         outputs = "" if hasattr(cls, "class_vectors") else "its classifier has one output a class"
         reason = getattr(self.trainer, "bound_to_classes", outputs)
         if reason and data.trained and data.classnames != data.trained:

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 import train
 from dassl.clip import build_clip
-from dassl.engine import build_trainer, load_config
+from dassl.engine import TRAINER_REGISTRY, build_trainer, load_config
 from dassl.utils import UserError, set_random_seed
 from mergetune import path_card
 from mergetune.predict import Predictor, main
@@ -194,6 +194,16 @@ def test_bad_input_is_one_error_that_names_it(world, image, tmp_path):
         with pytest.raises(UserError, match=match):
             main(words)
     assert Predictor(old, BASE).classnames == BASE
+
+
+def test_a_trainer_that_asks_for_its_data_is_refused_in_one_line(world, image, monkeypatch):
+    class Counts(TRAINER_REGISTRY.get("CoOp")):
+        def build_model(self):
+            self.images = len(self.dm.dataset.train_x)
+
+    monkeypatch.setitem(TRAINER_REGISTRY._obj_map, "CoOp", Counts)
+    with pytest.raises(UserError, match="Counts cannot be built without its data set .*train_x.*--eval-only"):
+        main([str(world / "CoOp"), image])
 
 
 def test_the_command_works_in_a_process_of_its_own(world, image, clone):
