@@ -92,18 +92,13 @@ def against_report(
             number = sources.setdefault(partner.source, len(sources) + 1)
             shown = f"{float(cell['mean']):.2f}" + (f" ± {cell['std']}" if cell["std"] else "")
             head = [cell["method"], *key[4:], Cell(shown, behind)]
-            band, difference = partner.band(key[4]), round(float(cell["mean"]) - partner.value, 2)
-            verdict = "" if differing else "in" if abs(difference) <= band + 1e-9 else "out"
-            compared = [f"{partner.value:.2f}{' (derived)' * partner.derived}", f"{difference:+.2f}", f"{band:.2f}"]
+            compared, is_in = _compared(float(cell["mean"]), partner, key[4])
+            verdict = "" if differing else "in" if is_in else "out"
             said = verdict or f"{MISSING} ({', '.join(differing)})"
             rows.append([*head, cell["n"], *compared, said, f"[{number}]"])
             lines.append([*head, *compared, verdict, ", ".join(differing), partner.source, cell["n"]])
         notes += [f"{cell['method']}: {words}" for words in _uneven(runs)] if key in published else []
-    notes = list(dict.fromkeys(notes))
-    for method, keys in matched.items():
-        others = {key[4] for key in published if key[:4] in {known[:4] for known in keys}} - {*AVERAGES}
-        if gaps := sorted(others - {key[4] for key in keys}):
-            notes.append(f"{method}: published, but not run here: {', '.join(gaps)}.")
+    notes = [*dict.fromkeys(notes), *_not_run(matched, published)]
     if not rows:
         reason = f"--against paper: none of the {report.name} results has a published partner"
         raise NoRuns("; ".join([reason, *notes]))
@@ -118,6 +113,21 @@ def against_report(
                  "source", "n"],
         lines=lines,
     )  # fmt: skip
+
+
+def _compared(ours, partner, dataset):
+    """The columns published, difference and band of a number, and whether it is in the band."""
+    band, difference = partner.band(dataset), round(ours - partner.value, 2)
+    columns = [f"{partner.value:.2f}{' (derived)' * partner.derived}", f"{difference:+.2f}", f"{band:.2f}"]
+    return columns, abs(difference) <= band + 1e-9
+
+
+def _not_run(matched, published):
+    """A line for each method of which more is published. matched: {method: keys that were compared}."""
+    for method, keys in matched.items():
+        others = {key[4] for key in published if key[:4] in {known[:4] for known in keys}} - {*AVERAGES}
+        if gaps := sorted(others - {key[4] for key in keys}):
+            yield f"{method}: published, but not run here: {', '.join(gaps)}."
 
 
 def _key(protocol, cell, methods):
