@@ -26,8 +26,9 @@ from condu.metrics import AccuracyMatrix
 from condu.snapshot import LabelSpace, Member, Snapshot, TestSet, text_vectors
 from condu.voting import Vote, similarity, vote
 from dassl.clip import ClipBackbone, cosine_logits
-from dassl.engine.results import FILE, FORMAT, device_name, versions
+from dassl.engine.results import FILE, FORMAT, versions
 from dassl.utils import get_logger, write_json
+from dassl.utils.device import device_name
 from dassl.utils.distributed import all_reduce, is_main
 from dassl.utils.memory import report_peak
 from dassl.utils.moved import old_names

@@ -32,6 +32,7 @@ def prototypes(features: Tensor, labels: Tensor, text: Tensor) -> Tensor:
     over its prompts. A row is the mean of the class's unit image features plus its text row, normalised;
     a class without images has its text alone (N may be 0).
     """
+    features = features.cpu() if features.is_mps else features  # mps has no float64
     sums = torch.zeros(text.shape, dtype=torch.float64, device=features.device)
     for rows, owners in zip(features.split(ROWS), labels.to(features.device).split(ROWS), strict=True):
         sums.index_add_(0, owners, normalize(rows.double(), dim=-1))

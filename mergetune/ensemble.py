@@ -101,7 +101,7 @@ def choose(alphas: Sequence[float], accuracies: Sequence[float]) -> float:
 
 def accuracy(scores: Tensor, labels: Tensor) -> float:
     """Per cent; scores (N, C), labels (N,)."""
-    return 100 * (scores.argmax(1) == labels).double().mean().item()
+    return 100 * (scores.argmax(1) == labels).cpu().double().mean().item()
 
 
 def logits_at(trainer, split: str, weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -47,7 +47,7 @@ def dot(a: Solution, b: Solution) -> float:
     """Inner product over all values, in double precision."""
     if isinstance(a, Mapping):
         return sum(dot(value, b[name]) for name, value in a.items())
-    return (a.double() * b.double()).sum().item()
+    return (a.cpu().double() * b.cpu().double()).sum().item()  # mps has no float64
 
 
 def basis(a: Solution, b: Solution, c: Solution) -> tuple[Solution, Solution, list[tuple[float, float]]] | None:

@@ -19,10 +19,10 @@ import functools
 import os
 from typing import Any
 
-import torch
 from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, get_logger
+from dassl.utils.device import choose_device
 
 from . import hub  # noqa: F401  registers open_clip
 from .backbone import CLIP_REGISTRY, ClipBackbone, Device
@@ -92,8 +92,7 @@ def build_clip_from_cfg(
 
     MODEL.TEXT_CHUNK and CHECKPOINT_BLOCKS are those of what is returned alone, also where the CLIP is shared.
     """
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu"
+    device = choose_device(cfg.USE_CUDA) if device is None else device
     build = cached_clip if cached else build_clip
     clip = build(cfg.MODEL.BACKBONE.NAME, path=cfg.MODEL.BACKBONE.PATH, device=device, precision=precision)
     for tower in ("image", "text") if cfg.MODEL.CHECKPOINT_BLOCKS else ():

@@ -36,7 +36,7 @@ KEYS: dict[str, Key] = {
     "PRESET": Key("", "name of a published recipe, set by its yaml and recorded in results.json", role="incidental"),
     "SEED": Key(-1, "seeds Python, numpy, torch and views; negative: views alone are seeded", le=2**32 - 1),
     "DETERMINISTIC": Key(False, "torch's deterministic algorithms, cuDNN's tuner off", role="incidental"),
-    "USE_CUDA": Key(True, "the GPU, if there is one", role="incidental"),
+    "USE_CUDA": Key(True, "the GPU, if there is one: CUDA, else a Mac's (mps)", role="incidental"),
     "VERBOSE": Key(True, "log what is built", role="incidental"),
     "INPUT.SIZE": Key((224, 224), "height, width", ge=1, length=2),
     "INPUT.INTERPOLATION": Key("bilinear", "of every resize", choices="dassl.data.transforms:INTERPOLATION_MODES"),

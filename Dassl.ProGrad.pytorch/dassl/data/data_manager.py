@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
-import torch
 import torchvision.transforms as T
 from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode as CN
 
 from dassl.config import complete
 from dassl.utils import UserError, get_logger
+from dassl.utils.device import choose_device
 from dassl.utils.files import signals_wait
 
 from .datasets import Datum, build_dataset
@@ -145,7 +145,7 @@ def build_data_loader(
             sampler=sampler,
             num_workers=workers,
             drop_last=is_train and len(data_source) >= batch_size,
-            pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+            pin_memory=choose_device(cfg.USE_CUDA).type == "cuda",
             worker_init_fn=own_group,
             persistent_workers=cfg.DATALOADER.PERSISTENT and workers > 0,
         )

@@ -32,6 +32,7 @@ from dassl.utils import (
     write_json,
 )
 from dassl.utils import distributed as dist
+from dassl.utils.device import choose_device
 from dassl.utils.memory import reset_peak
 
 from .base import dataset_of
@@ -294,7 +295,7 @@ def backend(cfg: CN) -> Iterator[None]:
     before = cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     if cfg.DETERMINISTIC:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only so
-    cuda = cfg.USE_CUDA and torch.cuda.is_available()
+    cuda = choose_device(cfg.USE_CUDA).type == "cuda"
     reset_peak(cuda)
     cudnn.benchmark = cuda and not cfg.DETERMINISTIC
     torch.use_deterministic_algorithms(cfg.DETERMINISTIC or before[1])

@@ -10,6 +10,7 @@ from yacs.config import CfgNode as CN
 from dassl.clip.feature_bank import bank_folder
 from dassl.config import leaves
 from dassl.utils import brief
+from dassl.utils.device import MPS, choose_device, device_name
 
 from .config import full_config
 from .recipe import changed, changed_keys, finished, is_read, own_nodes, plain
@@ -37,10 +38,11 @@ def lint(recipe: CN, cfg: CN) -> list[str]:
 def opening(cfg: CN, recipe: CN | None = None) -> str:
     """For the screen before a run begins: trainer, data, backbone, device, what differs from the defaults and from the
     recipe (the yaml files' config), and where things are written. log.txt has the whole config."""
-    cuda = cfg.USE_CUDA and torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if cuda else f"the CPU, {torch.get_num_threads()} threads"
+    device = choose_device(cfg.USE_CUDA)
+    where = f"the CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device_name(device)
     preset = f" ({cfg.PRESET})" if cfg.PRESET else ""
-    lines = [f"{cfg.TRAINER.NAME}{preset}: {cfg.DATASET.NAME}, {cfg.MODEL.BACKBONE.NAME} on {device}, seed {cfg.SEED}"]
+    lines = [f"{cfg.TRAINER.NAME}{preset}: {cfg.DATASET.NAME}, {cfg.MODEL.BACKBONE.NAME} on {where}, seed {cfg.SEED}"]
+    lines += [MPS] if device.type == "mps" else []
     usual, nodes = dict(leaves(full_config())), own_nodes(cfg)
     read = [(key, value) for key, value in leaves(cfg) if key not in SAID and is_read(key, nodes)]
     lines += paragraph("defaults", [f"{k} {brief(value)}" for k, value in read if plain(usual.get(k)) != plain(value)])

@@ -3,7 +3,7 @@
 mode   frozen towers   forward pass                      gradients
 fp32   float32         float32                           plain
 fp16   float16         as the weights are                plain (as CLIP's first adapters trained; CUDA only)
-amp    float32         float16 autocast                  scaled; on a CPU as bf16, which needs no scaling
+amp    float32         float16 autocast                  scaled; not on CUDA as bf16, which needs no scaling
 bf16   float32         bfloat16 autocast                 plain
 """
 
@@ -27,7 +27,7 @@ class Precision:
     """How one trainer computes on one device.
 
     scaler: gradient scaler, or None where none is needed. dtype: what frozen towers are cast to.
-    Raises UserError for an unknown mode.
+    Raises UserError for an unknown mode, or one that this PyTorch does not have on the device.
     """
 
     def __init__(self, mode: str = "fp32", device: str | torch.device = "cpu") -> None:
@@ -39,15 +39,18 @@ class Precision:
         self._autocast = {"amp": half, "bf16": torch.bfloat16}.get(mode)
         self.scaler = torch.amp.GradScaler("cuda") if mode == "amp" and cuda else None
         self.dtype = torch.float16 if mode == "fp16" and cuda else torch.float32
+        if self._autocast and not torch.amp.is_autocast_available(self.device.type):
+            raise UserError(f"Precision {mode} on {self.device.type} needs a newer PyTorch; PREC fp32 works")
+        where = {"cpu": "a CPU"}.get(self.device.type, self.device.type)
         if not cuda and mode == "amp":
-            get_logger().info("Precision amp on a CPU: bfloat16 autocast, no gradient scaling")
+            get_logger().info(f"Precision amp on {where}: bfloat16 autocast, no gradient scaling")
         if not cuda and mode == "fp16":
-            get_logger().info("Precision fp16 on a CPU: evaluation in float32, no training")
+            get_logger().info(f"Precision fp16 on {where}: evaluation in float32, no training")
 
     def check_training(self) -> None:
-        """Refuse to train in fp16 on a CPU, before anything is written."""
+        """Refuse to train in fp16 elsewhere than on CUDA, before anything is written."""
         if self.mode == "fp16" and self.device.type != "cuda":
-            raise UserError("Precision fp16 trains on CUDA only; on a CPU set PREC to fp32, bf16 or amp")
+            raise UserError("Precision fp16 trains on CUDA only; elsewhere set PREC to fp32, bf16 or amp")
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """Context manager for a forward pass."""

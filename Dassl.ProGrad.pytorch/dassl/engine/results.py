@@ -10,13 +10,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from yacs.config import CfgNode as CN
 
 from dassl.config import leaves, read_yaml
 from dassl.report.disclosures import FEWER
 from dassl.report.methods import CHANGED
 from dassl.utils import MissingFile, UserError, digest, get_logger, read_json, write_json
+from dassl.utils.device import device_name
 from dassl.utils.distributed import is_main, world_size
 from dassl.utils.memory import report_peak
 
@@ -281,8 +281,3 @@ def _precision(trainer, cfg):
     if trainer.CONFIG:
         return trainer.precision.mode
     return cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}).get("PREC", trainer.precision.mode)
-
-
-def device_name(device: torch.device) -> str:
-    """A GPU's name, or "cpu (x86_64)"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"

@@ -116,7 +116,7 @@ def saved(name: str, state: Any) -> Any:
 
 
 def rng_state() -> dict:
-    """States of Python's, NumPy's and torch's global generators, CUDA's included, as plain values.
+    """States of Python's, NumPy's and torch's global generators, the GPUs' included, as plain values.
 
     The 600 words of a Mersenne twister go into tensors: as single numbers they would cost most of a save.
     """
@@ -127,6 +127,7 @@ def rng_state() -> dict:
         "numpy": [kind, torch.from_numpy(np.asarray(keys, np.int64)), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
 
 
@@ -139,6 +140,8 @@ def set_rng_state(state: Mapping) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+    if torch.backends.mps.is_available() and state.get("mps") is not None:
+        torch.mps.set_rng_state(state["mps"])
 
 
 # What the engine itself moves, or restores by other means

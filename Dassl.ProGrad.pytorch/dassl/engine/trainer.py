@@ -20,6 +20,7 @@ from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import MissingFile, UserError, check_availability, count_num_param, get_logger, load_pretrained_weights
+from dassl.utils.device import choose_device
 from dassl.utils.distributed import average_gradients, barrier, world_size
 from dassl.utils.late import forwarding
 
@@ -71,7 +72,7 @@ class SimpleTrainer(TrainerBase):
             raise MissingFile(f'MODEL.INIT_WEIGHTS: nothing at "{cfg.MODEL.INIT_WEIGHTS}"')
         for key in ("FINAL_MODEL", "SPLIT"):
             check_availability(cfg.TEST[key], KEYS[f"TEST.{key}"].available, f"TEST.{key}")
-        self.device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+        self.device = choose_device(cfg.USE_CUDA)
         self.start_epoch = self.epoch = 0
         self.max_epoch = cfg.OPTIM.MAX_EPOCH
         self.cfg, self.output_dir = cfg, cfg.OUTPUT_DIR

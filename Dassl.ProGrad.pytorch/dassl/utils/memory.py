@@ -46,7 +46,9 @@ def available_mb(device: torch.device) -> float:
 
 
 def peak_mb(device: torch.device) -> float:
-    """Peak since `reset_peak`: of tensors on a GPU, of the process on a CPU."""
+    """Peak since `reset_peak`: of tensors on a GPU, of the process on a CPU; on mps what its driver holds by now."""
+    if device.type == "mps":
+        return round(torch.mps.driver_allocated_memory() / 2**20, 1)
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else resident_peak_mb()
     return round(peak, 1)
 
@@ -56,7 +58,8 @@ def report_peak(device: torch.device) -> float:
     cuda = device.type == "cuda"
     reserved = torch.cuda.max_memory_reserved(device) / 2**20 if cuda else 0.0
     peaks = all_reduce(torch.tensor([peak_mb(device), reserved], dtype=torch.float64), "max").tolist()
-    where = f"cuda:{torch.cuda.current_device()}; reserved {peaks[1]:,.0f} MB" if cuda else "process"
+    where = "process" if device.type == "cpu" else device.type
+    where = f"cuda:{torch.cuda.current_device()}; reserved {peaks[1]:,.0f} MB" if cuda else where
     among = f"; the largest of {world_size()} processes" if world_size() > 1 else ""
     get_logger().info(f"Peak memory: {peaks[0]:,.0f} MB ({where}{among})")
     return peaks[0]

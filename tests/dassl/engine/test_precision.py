@@ -41,6 +41,21 @@ def test_the_cpu_says_what_it_does_in_one_line(capsys):
     assert [line.split(":")[0] for line in lines] == ["Precision amp on a CPU", "Precision fp16 on a CPU"]
 
 
+def test_mps_has_half_precision_without_scaling_or_is_refused(capsys, monkeypatch):
+    for mode in ("amp", "fp16"):
+        precision = Precision(mode, "mps")
+        assert precision.scaler is None and precision.dtype == torch.float32
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "Precision amp on mps", "Precision fp16 on mps",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="fp16 trains on CUDA only"):
+        precision.check_training()
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda kind: kind != "mps")  # before PyTorch 2.5
+    assert Precision("fp32", "mps").mode == "fp32"
+    with pytest.raises(UserError, match="Precision bf16 on mps needs a newer PyTorch"):
+        Precision("bf16", "mps")
+
+
 def test_fp16_does_not_train_on_a_cpu_but_evaluates(root, tmp_path):
     cfg = style_config(root, tmp_path / "run", "ShortLosses", TRAINER__SHORT__PREC="fp16")
     with pytest.raises(UserError, match="fp16 trains on CUDA only"):
