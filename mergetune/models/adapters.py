@@ -13,8 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dassl.clip import ClipBackbone
-from dassl.clip.backbone import Block
+from dassl.clip import Block, ClipBackbone, positionwise
 from dassl.utils import UserError
 from mergetune.models.deep_prompts import blocks_for, hooked
 
@@ -99,7 +98,10 @@ class MultiModalAdapters(nn.Module):
         def add(_module, _inputs, output: Tensor) -> Tensor:
             return output + self.branch(adapter, shared, normed.pop()).to(output.dtype)
 
-        return [block.norm.register_forward_hook(keep), block.module.register_forward_hook(add)]
+        return [
+            block.norm.register_forward_hook(positionwise(keep)),
+            block.module.register_forward_hook(positionwise(add)),
+        ]
 
     def at_zero(self) -> dict[str, Tensor]:
         """Copies of the weights, the up-projections at 0: there the towers are exactly CLIP's."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dassl.clip import Block, ClipBackbone
+from dassl.clip import Block, ClipBackbone, positionwise
 from dassl.utils import UserError
 from mergetune.models.prompts import PromptLearner
 
@@ -65,7 +65,7 @@ class TextPrompts(nn.Module):
     def encode(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
         """(C, L, W) embeddings of tokens (C, L), contexts first -> (C, D), not normalised."""
         with hooked(_before_blocks(self)):
-            return self.backbone.encode_text_from_embeddings(embeddings, tokens)
+            return self.backbone.encode_text_from_embeddings(embeddings, tokens, self.places.stop)
 
     def _replaced(self, states: Tensor, vectors: Tensor) -> Tensor:
         before, behind = states[:, : self.places.start], states[:, self.places.stop :]
@@ -182,21 +182,22 @@ def _rows(vectors: Tensor, tokens: Tensor) -> Tensor:
     return vectors.to(tokens.dtype).expand(len(tokens), -1, -1)
 
 
-def _before(module: nn.Module, batch_first: bool, change: Callable, *vectors: Tensor):
-    """Hook: `change((B, L, V), *vectors)` of what the module is given."""
+def _before(module: nn.Module, batch_first: bool, change: Callable, *vectors: Tensor, places: slice | None = None):
+    """Hook: `change((B, L, V), *vectors)` of what the module is given; of `places` alone, if they are named."""
 
     def hook(_module, inputs):
         tokens, *others = inputs
         changed = change(tokens if batch_first else tokens.transpose(0, 1), *vectors)
         return (changed if batch_first else changed.transpose(0, 1), *others)
 
-    return module.register_forward_pre_hook(hook)
+    return module.register_forward_pre_hook(positionwise(hook, places) if places else hook)
 
 
 def _before_blocks(prompts: ImagePrompts | TextPrompts) -> list:
     """In each further block its own vectors stand for those of the block before."""
     pairs = ((prompts.blocks[int(j)], node.VPT_shallow) for j, node in prompts.transformer.resblocks.items())
-    return [_before(block.module, block.batch_first, prompts._replaced, vectors) for block, vectors in pairs]
+    places = getattr(prompts, "places", None)
+    return [_before(b.module, b.batch_first, prompts._replaced, vectors, places=places) for b, vectors in pairs]
 
 
 @contextmanager

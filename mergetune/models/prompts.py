@@ -27,6 +27,7 @@ class PromptLearner(nn.Module):
 
     words: initialises the context with these words' embeddings and sets N to their token count; "" draws
     it from a normal of deviation 0.02. The fixed embeddings are no part of the state: it holds `ctx` alone.
+    `shared`: so many positions, from the first, are the same in all prompts.
     """
 
     def __init__(
@@ -54,17 +55,18 @@ class PromptLearner(nn.Module):
         elif class_specific:
             vectors = vectors.expand(len(names), -1, -1)
         self.ctx = nn.Parameter(vectors.float().clone())
-        order, tokens, fixed = self._layout(backbone, names, position)
+        before = {"end": self.n_ctx, "middle": self.n_ctx // 2, "front": 0}[position]  # context before the name
+        self.shared = backbone.start_tokens + (0 if class_specific else before)
+        order, tokens, fixed = self._layout(backbone, names, before)
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("fixed", fixed, persistent=False)
 
-    def _layout(self, backbone: ClipBackbone, names: list[str], position: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _layout(self, backbone: ClipBackbone, names: list[str], cut: int) -> tuple[Tensor, Tensor, Tensor]:
         """order (C, L): which entry of [context | fixed embeddings] stands at each place of the prompt."""
         filler = " ".join(["a"] * self.n_ctx)  # one-token words hold the context's places
         tokens = backbone.shorten(backbone.tokenize([f"{filler} {name}." for name in names]))  # (C, L)
         n, first, total = self.n_ctx, backbone.start_tokens, tokens.shape[1]
-        cut = {"end": n, "middle": n // 2, "front": 0}[position]
         # counted behind the filler: some tokenisers (SigLIP 2's) split a word at the start of a text otherwise
         lengths = [count - n for count in backbone.token_counts([f"{filler} {name}" for name in names])]
         rows = []

@@ -49,7 +49,7 @@ class CoOp(ClipTrainer):
 
     def text_features(self) -> Tensor:
         """Raw class vectors (C, D) of the prompt."""
-        return self.clip.encode_text_from_embeddings(self.model(), self.model.tokens)
+        return self.clip.encode_text_from_embeddings(self.model(), self.model.tokens, self.model.shared)
 
     @property
     def bound_to_classes(self) -> str:

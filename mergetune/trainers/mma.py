@@ -55,7 +55,7 @@ class MultiModalAdapter(ClipTrainer):
     def text_features(self) -> Tensor:
         """Raw class vectors (C, D) through the adapters, as they are now."""
         with self.model.attached(self.clip):
-            return self.clip.encode_text(self.tokens)
+            return self.clip.encode_text(self.tokens, shared=None)
 
     def zero_shot_weights(self) -> dict[str, Tensor]:
         """w1: the adapters as they are, with up-projections at 0: exactly CLIP."""

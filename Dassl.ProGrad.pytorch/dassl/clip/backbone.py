@@ -2,7 +2,8 @@
 
 A backend wraps a module that has `encode_image`, `encode_text`, `token_embedding` and `logit_scale`, and
 says how to tokenize. The rest is here, on the module's own code: a text is encoded from embeddings by a
-hook on `token_embedding`, and short texts run short, for a causal tower never reads behind the end token.
+hook on `token_embedding`, short texts run short, for a causal tower never reads behind the end token, and what
+texts have in common runs once (`text_pass`).
 
 Letters: B images, C texts or classes, L tokens (at most the context length), D joint width, W width of the
 text tower.
@@ -24,7 +25,8 @@ from dassl.utils import Registry, UserError
 from dassl.utils import tensor_digest as digest_of_tensors
 from dassl.utils.moved import OldMethods
 
-from .recompute import recomputed, recomputed_blocks
+from .recompute import recomputed_blocks
+from .text_pass import encode_texts
 
 Device = str | torch.device
 CLIP_REGISTRY = Registry("CLIP")  # of backends, see `build`
@@ -65,6 +67,7 @@ class ClipBackbone(OldMethods):
     module. Attributes: name, digest (sha256 of the weights), module, preprocess, activation ("quickgelu" or
     "gelu"), causal (the text tower reads to the left only), start_tokens (tokens before the text),
     short_text (True: texts are cut behind the longest prompt of the call; False keeps all L positions),
+    share_prefix (True: what all texts of a call begin with is computed once, see `shared_prefix`),
     no_embeddings (why the text tower cannot be fed embeddings; "" where it can), text_chunk and
     checkpoint_blocks (see `saving_memory`).
     """
@@ -72,6 +75,7 @@ class ClipBackbone(OldMethods):
     causal = True
     start_tokens = 1
     no_embeddings = ""
+    share_prefix = True
     text_chunk = 0
     checkpoint_blocks = False
 
@@ -182,17 +186,25 @@ class ClipBackbone(OldMethods):
 
     def encode_image(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) -> (B, D), not normalised."""
-        with self._blocks_recomputed("image", _modules(self._attached)):
+        with self.recomputing_blocks("image", _modules(self._attached)):
             return self.module.encode_image(images.to(self.dtype))
 
-    def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(C, L) -> (C, D), not normalised."""
-        return self._in_chunks(tokens[:, : self._length_to_run(tokens)])
+    def encode_text(self, tokens: torch.Tensor, shared: int | None = 0) -> torch.Tensor:
+        """(C, L) -> (C, D), not normalised.
 
-    def encode_text_from_embeddings(self, embeddings: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        shared: so many positions, from the first, are the same for all texts; what can be is computed once. None: as
+        many as the tokens say, which waits for a GPU when they are first seen.
+        """
+        return encode_texts(self, tokens, shared=shared, attached=_modules(self._attached))
+
+    def encode_text_from_embeddings(
+        self, embeddings: torch.Tensor, tokens: torch.Tensor, shared: int = 0
+    ) -> torch.Tensor:
         """(C, L, W) embeddings in place of those of tokens (C, L) -> (C, D), not normalised.
 
-        The tokens say where a prompt ends. Gradients reach the embeddings. UserError where the tower takes none.
+        The tokens say where a prompt ends. Gradients reach the embeddings. shared: so many positions, from the first,
+        hold the same for all texts; they are read, and get their gradient, in the first text, and are computed once
+        where that can be. UserError where the tower takes none.
         """
         self.require_embeddings()
         if embeddings.shape != (*tokens.shape, self.width):
@@ -200,8 +212,7 @@ class ClipBackbone(OldMethods):
                 f"embeddings have shape {tuple(embeddings.shape)}, "
                 f"expected {(*tokens.shape, self.width)} for these tokens and {self.name}"
             )
-        length = self._length_to_run(tokens)
-        return self._in_chunks(tokens[:, :length], embeddings[:, :length])
+        return encode_texts(self, tokens, embeddings, shared=shared, attached=_modules(self._attached))
 
     def to(self, device: Device) -> "ClipBackbone":
         """Move the weights; returns self."""
@@ -236,37 +247,16 @@ class ClipBackbone(OldMethods):
         finally:
             self._attached = [other for other in self._attached if other is not module]
 
-    def _in_chunks(self, tokens, embeddings=None):
-        """(C, L) and maybe (C, L, W) -> (C, D), `text_chunk` texts at a time; with gradients, each run again."""
-        size, attached = self.text_chunk or len(tokens), _modules(self._attached)
-        if len(tokens) <= size:
-            return self._text_pass(attached, tokens, embeddings)
-        parts = [(part,) for part in tokens.split(size)]
-        if embeddings is not None:
-            parts = list(zip(tokens.split(size), embeddings.split(size), strict=True))
-        if not torch.is_grad_enabled():
-            return torch.cat([self._text_pass(attached, *part) for part in parts])
-        modules = [*self.text_tower.modules(), *attached]
-        return torch.cat([recomputed(self._text_pass, modules, attached, *part) for part in parts])
+    def recomputing_blocks(self, tower: str, attached: Sequence[nn.Module]) -> contextlib.AbstractContextManager:
+        """Context in which blocks keep nothing but their inputs, if `checkpoint_blocks`.
 
-    def _text_pass(self, attached, tokens, embeddings=None):
-        """(C, L), and embeddings in place of the tokens' own -> (C, D)."""
-        with contextlib.ExitStack() as within:
-            if embeddings is not None:
-                hook = self.text_tower.token_embedding.register_forward_hook(lambda *_: embeddings)
-                within.callback(hook.remove)
-            if tokens.shape[1] < self.context_length:
-                within.enter_context(self._short_positions(tokens.shape[1]))
-            within.enter_context(self._blocks_recomputed("text", attached))
-            return self.module.encode_text(tokens)
-
-    def _blocks_recomputed(self, tower, attached):
-        """Context in which the blocks of a tower keep nothing but their inputs, if `checkpoint_blocks`."""
+        tower: "image" or "text". attached: modules that hooks run through.
+        """
         blocks = getattr(self, f"{tower}_blocks") if self.checkpoint_blocks and torch.is_grad_enabled() else []
         return recomputed_blocks([block.module for block in blocks], attached)
 
-    # short text
-    def _length_to_run(self, tokens):
+    def length_to_run(self, tokens: torch.Tensor) -> int:
+        """(C, L) -> how many positions of whole prompts are run. UserError: the tower cannot be cut to L."""
         length = tokens.shape[1]
         if length == self.context_length:
             return self.shorten(tokens).shape[1]
@@ -278,26 +268,6 @@ class ClipBackbone(OldMethods):
             )
             raise UserError(f"{self.name}: texts of {length} tokens, not {self.context_length}: {reason}")
         return length  # cut by the caller, who knows it once; looking again would wait for the GPU
-
-    @contextlib.contextmanager
-    def _short_positions(self, length):
-        """Lend the text tower `length` positions for one call; some towers take exactly what they hold.
-
-        Written past nn.Module's own setter, which takes no tensor with a history for a parameter: so gradients
-        still reach whole positions, and the order of parameters stays.
-        """
-        whole = []
-        for owner in (self.text_tower, *(block.module for block in self.text_blocks)):
-            for table in (owner._parameters, owner._buffers, vars(owner)):
-                names = [name for name in ("positional_embedding", "attn_mask") if torch.is_tensor(table.get(name))]
-                whole += [(table, name, table[name]) for name in names]
-        try:
-            for table, name, tensor in whole:
-                table[name] = tensor[:length] if name == "positional_embedding" else tensor[..., :length, :length]
-            yield
-        finally:
-            for table, name, tensor in whole:
-                table[name] = tensor
 
 
 def _modules(attached):
@@ -325,10 +295,9 @@ def text_classifier(
         if "{}" not in template:
             raise UserError(f'template "{template}" has no {{}} where the class name goes')
     names = [name.replace("_", " ") for name in classnames]
-    texts = [template.format(name) for template in templates for name in names]
-    features = torch.cat(
-        [backbone.encode_text(backbone.tokenize(texts[i : i + chunk])) for i in range(0, len(texts), chunk)]
-    )  # (T * C, D)
-    if len(templates) == 1:
-        return features
-    return F.normalize(features, dim=-1).view(len(templates), len(names), -1).mean(dim=0)
+    rows = []
+    for template in templates:  # the texts of one begin alike
+        texts = [template.format(name) for name in names]
+        parts = (backbone.tokenize(texts[i : i + chunk]) for i in range(0, len(texts), chunk))
+        rows.append(torch.cat([backbone.encode_text(tokens, shared=None) for tokens in parts]))
+    return rows[0] if len(rows) == 1 else F.normalize(torch.stack(rows), dim=-1).mean(dim=0)
