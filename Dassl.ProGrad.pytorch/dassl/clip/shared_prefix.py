@@ -13,6 +13,7 @@ Letters: C texts, L tokens, k shared positions, S own positions of all texts, P 
 """
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,8 @@ def layout_of(clip: Any, tokens: Tensor, shared: int | None) -> Layout | None:
     """
     if shared == 0 or len(tokens) < 2 or not (clip.share_prefix and clip.causal and clip.short_text):
         return None
+    if tokens.shape[1] > clip.context_length:
+        return None
     version = 0 if tokens.is_inference() else tokens._version
     key, known = (version, clip.name, clip.digest, clip.text_chunk, shared), _layouts.setdefault(tokens, {})
     if key not in known:
@@ -152,12 +155,13 @@ def _packs(tower: nn.Module, shared: int) -> bool:
     everywhere = (hook for table in HOOKS for hook in getattr(torch_module, f"_global_{table}").values())
     if not all(hook.__module__.startswith("torch.utils.") for hook in everywhere):  # torch's counters only look on
         return False
-    if _name(tower) not in TOWERS or getattr(tower, "use_pad_mask", False):
+    if _name(type_of(tower)) not in TOWERS or getattr(tower, "use_pad_mask", False):
         return False
     for module in itertools.islice(_inside(tower), 1, None):
-        if "forward" in vars(module) or not (_works_on_positions(module) or _attends(module)):
+        facts = vars(module)
+        if "forward" in facts or not _stands(module, _work_of(type_of(module))):
             return False
-        for hook in (hook for table in HOOKS for hook in vars(module)[f"_{table}"].values()):
+        for hook in (hook for table in HOOKS if facts[f"_{table}"] for hook in facts[f"_{table}"].values()):
             places = getattr(hook, "places", None)
             if not getattr(hook, "positionwise", False) or places is not None and places.stop > shared:
                 return False
@@ -167,29 +171,36 @@ def _packs(tower: nn.Module, shared: int) -> bool:
 def _inside(module: nn.Module) -> Iterator[nn.Module]:
     """The module and all that a text passes; not what only makes weights (parametrisations)."""
     yield module
-    for name, child in module.named_children():
-        if name not in ("visual", "parametrizations"):
+    for name, child in module._modules.items():
+        if child is not None and name not in ("visual", "parametrizations"):
             yield from _inside(child)
 
 
-def _name(module):
-    kind = type_of(module)
+def _name(kind):
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _works_on_positions(module):
-    name = _name(module)
-    return name.startswith(PACKAGES) and name.rpartition(".")[2] in POSITIONWISE
+@functools.cache
+def _work_of(kind: type) -> str:
+    """What a class of modules does: works on "positions" each by itself, is a "block" or "attention"; "" is unknown."""
+    name = _name(kind)
+    if name.startswith(PACKAGES) and name.rpartition(".")[2] in POSITIONWISE:
+        return "positions"
+    if kind in (nn.MultiheadAttention, Attention):
+        return "attention"
+    return "block" if name in BLOCKS else ""
 
 
-def _attends(module):
-    """A block, or an attention module that `_SharedAttention` can stand for."""
+def _stands(module, work):
+    """Is the module's work known, and can `_SharedAttention` stand for it, if that is attention?"""
+    if work == "positions" or not work:
+        return bool(work)
     if module._compiled_call_impl is not None:
         return False
-    if type_of(module) is nn.MultiheadAttention:
-        plain = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
-        return plain and not (module.training and module.dropout)
-    return type_of(module) is Attention or _name(module) in BLOCKS
+    if not isinstance(module, nn.MultiheadAttention):
+        return True
+    plain = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
+    return plain and not (module.training and module.dropout)
 
 
 # The pass

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 from condu.lora import Lora, mlp_layers
 from dassl.clip import build_clip, positionwise, shared_prefix, text_classifier
@@ -235,6 +236,7 @@ def backward_pre_hook(module):
 HOOKS = (forward_hook, pre_hook, backward_hook, backward_pre_hook)
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # on tokens, which need no gradient
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
 @pytest.mark.parametrize("kind", ["openai", "tiny", "clip"])
 def test_a_strangers_hook_sees_whole_prompts(clips, kind, hook):
@@ -256,6 +258,7 @@ def test_a_strangers_hook_sees_whole_prompts(clips, kind, hook):
 REGISTERS = ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize("register", REGISTERS)
 def test_a_global_hook_sees_whole_prompts(clips, register):
     clip, seen = clips("tiny"), []
@@ -267,6 +270,16 @@ def test_a_global_hook_sees_whole_prompts(clips, register):
     finally:
         handle.remove()
     assert seen and forward == ran
+
+
+def test_torchs_own_counter_only_looks_on(clips):
+    """FlopCounterMode has global hooks; what it counts is the packed pass: products fall as the positions do."""
+    clip, flops, positions = clips("openai"), {}, {}
+    for share in (False, True):
+        with FlopCounterMode(display=False) as counter:
+            positions[share] = outcome(clip, coop, NAMES, share)[2][0]
+        flops[share] = counter.get_total_flops()
+    assert flops[True] / flops[False] == pytest.approx(positions[True] / positions[False], rel=0.1)
 
 
 class Mixing(nn.Module):
