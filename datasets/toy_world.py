@@ -29,7 +29,7 @@ class ToyData(FewShotDataset):
 
     def metadata(self) -> dict:
         """What results.json records of it: which toy world this is."""
-        return super().metadata() | {"world_digest": world_digest()}
+        return super().metadata() | {"world_digest": world_digest(self.dataset_dir)}
 
     def locate(self, root: str) -> str:
         if root:

@@ -224,5 +224,7 @@ def paint(mask: np.ndarray, top: np.ndarray, ground: np.ndarray) -> np.ndarray:
 
 
 def shrink(pixels: np.ndarray) -> np.ndarray:
-    """The image (SIDE, SIDE, 3) float32 in 0..255 of an enlarged one."""
-    return pixels.reshape(SIDE, SCALE, SIDE, SCALE, 3).mean((1, 3), dtype=np.float32)
+    """The image (SIDE, SIDE, 3) float32 in 0..255 of an enlarged one, numpy's mean to the bit."""
+    boxes = pixels.astype(np.float32).reshape(SIDE, SCALE, SIDE, SCALE, 3)
+    total = sum(boxes[:, row, :, column] for row in range(SCALE) for column in range(SCALE))
+    return total / np.float32(SCALE**2)

@@ -5,8 +5,8 @@ protocol, the second half the new ones. Composed classes are laid out so that ea
 part. Changing a class list changes what pretraining leaves out, and so the tiny CLIP's images.
 
 `write_toy` draws one in CoOp's layout: ROOT/<folder>/images/<class>/NNNN.png, split_zhou_<Name>.json, and world.json,
-what was drawn. It is written under a temporary name and renamed when whole; a lock beside it makes a second process
-wait for the first. One with another world.json is replaced.
+what was drawn, and `world_digest`. It is written under a temporary name and renamed when whole; a lock beside it makes
+a second process wait for the first. One with another world.json is replaced.
 """
 
 import contextlib
@@ -15,13 +15,14 @@ import shutil
 from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import PIL
 from PIL import Image
 
-from dassl.utils import WriteFailed, get_logger
+from dassl.utils import WriteFailed, digest, get_logger
 from dassl.utils.files import atomic_folder, locked
 from dassl.utils.progress import progress
 from datasets.toy import images
@@ -117,10 +118,10 @@ _GLYPHS = {f"number {word}": ("glyph", {"text": str(i)}) for i, word in enumerat
 
 @lru_cache(maxsize=1)
 def _handwritten():
-    """scikit-learn's handwritten digits: `images` (1797, 8, 8) in 0..16, and their labels, `target`."""
-    from sklearn.datasets import load_digits
-
-    return load_digits()
+    """scikit-learn's handwritten digits: images (1797, 8, 8) in 0..16, and their labels. Its import takes a second."""
+    folder = Path(str(find_spec("sklearn").origin)).parent
+    rows = np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
 
 
 class RealDigits(ToySet):
@@ -129,10 +130,10 @@ class RealDigits(ToySet):
     _first = {"test": 0, "train": 50, "val": 100}
 
     def image(self, classname: str, split: str, number: int) -> np.ndarray:
-        digits = _handwritten()
-        places = np.flatnonzero(digits.target == self.draws[classname])
+        digits, labels = _handwritten()
+        places = np.flatnonzero(labels == self.draws[classname])
         order = generator(VERSION, self.name, classname).permutation(places)
-        small = (digits.images[order[self._first[split] + number]] * (255 / 16)).astype(np.uint8)
+        small = (digits[order[self._first[split] + number]] * (255 / 16)).astype(np.uint8)
         large = Image.fromarray(small).resize((SIDE - 4, SIDE - 4), Image.Resampling.BICUBIC)
         return np.pad(np.asarray(large)[..., None].repeat(3, 2), ((2, 2), (2, 2), (0, 0)))
 
@@ -202,7 +203,8 @@ def _write(folder, toy, counts, stamp):
                 image = toy.image(name, split, index % (len(items) // len(toy.classnames)))
                 Image.fromarray(image).save(place / "images" / path)
         (place / f"split_zhou_{toy.name}.json").write_text(json.dumps(lists))
-        (place / "world.json").write_text(json.dumps(stamp | {"pillow": PIL.__version__}, indent=1))
+        stamp = stamp | {"pillow": PIL.__version__, "world": _drawn_digest()}
+        (place / "world.json").write_text(json.dumps(stamp | {"check": digest(stamp)}, indent=1))
         (folder / "world.json").unlink(missing_ok=True)  # of another world, which is no longer whole
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -228,13 +230,23 @@ def _is(folder, stamp):
         return False
 
 
+def world_digest(folder: str | Path = "") -> str:
+    """BLAKE2 (16 hexadecimal digits) of the pixels of 20 test images that go round the data sets: which world this is.
+
+    folder: of `write_toy`; what its world.json says, or else as it is drawn now.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # older ones say nothing
+        stamp = json.loads((Path(folder) / "world.json").read_text())
+        if stamp.pop("check") == digest(stamp):
+            return stamp["world"]
+    return _drawn_digest()
+
+
 @lru_cache(maxsize=1)
-def world_digest() -> str:
-    """BLAKE2 (16 hexadecimal digits) of the pixels of 20 test images that go round the data sets: which world this
-    is."""
+def _drawn_digest():
     toys = sorted(WORLD.values(), key=lambda toy: toy.name)
-    digest = blake2b(digest_size=8)
+    pixels = blake2b(digest_size=8)
     for i in range(20):
         toy = toys[i % len(toys)]
-        digest.update(toy.image(toy.classnames[(5 * i) % len(toy.classnames)], "test", i).tobytes())
-    return digest.hexdigest()
+        pixels.update(toy.image(toy.classnames[(5 * i) % len(toy.classnames)], "test", i).tobytes())
+    return pixels.hexdigest()

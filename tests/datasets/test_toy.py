@@ -11,6 +11,7 @@ import numpy as np
 import PIL
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 from tools.make_tiny_clip.images import example, held_out
 
 import datasets
@@ -18,9 +19,9 @@ from dassl.config import get_cfg_default, merge_tree, merge_yaml
 from dassl.data.datasets import DATASET_REGISTRY
 from dassl.utils import UserError, WriteFailed
 from datasets.toy import world
-from datasets.toy.draw import generator
+from datasets.toy.draw import BIG, SCALE, SIDE, generator, shrink
 from datasets.toy.images import STYLES, finish
-from datasets.toy.world import WORLD, world_digest, write_toy
+from datasets.toy.world import WORLD, _handwritten, world_digest, write_toy
 from tests.condu.test_sessions import die_before, in_a_child
 from tests.conftest import ROOT
 
@@ -55,6 +56,46 @@ def test_another_process_draws_the_same():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": "7"},
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout.strip() == world_digest()
+
+
+def drawn(code, root):
+    """Run in another process -> what it printed, and how many toy images it drew; scikit-learn stays out."""
+    code = f"""import sys
+from datasets.toy import world
+drawn = [0]
+for cls in (world.ToySet, world.RealDigits):
+    def image(self, *place, plain=cls.image):
+        drawn[0] += 1
+        return plain(self, *place)
+    cls.image = image
+{code}
+print(*drawn, "sklearn" in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code, str(root)], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_the_digest_of_images_that_are_there_draws_none(tmp_path):
+    code = f"print(world.world_digest(world.write_toy(sys.argv[1], world.WORLD['ToyDigits'], {SMALL})))"
+    assert drawn(code, tmp_path) == [WORLD_DIGEST, str(10 * sum(SMALL) + 20), "False"]
+    assert drawn(code, tmp_path) == [WORLD_DIGEST, "0", "False"]
+    stamp = tmp_path / "toy_digits" / "world.json"
+    said = json.loads(stamp.read_text())
+    for other in (said | {"world": "0" * 16}, {key: said[key] for key in said if key not in ("world", "check")}):
+        stamp.write_text(json.dumps(other))  # by hand, and by an earlier version: as it is drawn
+        assert drawn(code, tmp_path) == [WORLD_DIGEST, "20", "False"]
+
+
+def test_boxes_are_averaged_as_numpy_does():
+    pixels = np.random.default_rng(1).uniform(0, 255, (BIG, BIG, 3))
+    for enlarged in (pixels, pixels.astype(np.float32)):
+        whole = enlarged.reshape(SIDE, SCALE, SIDE, SCALE, 3).mean((1, 3), dtype=np.float32)
+        assert shrink(enlarged).dtype == np.float32 and np.array_equal(shrink(enlarged), whole)
+
+
+def test_the_handwritten_digits_are_scikit_learns():
+    images, labels = _handwritten()
+    theirs = load_digits()
+    assert np.array_equal(images, theirs.images) and np.array_equal(labels, theirs.target)
 
 
 def test_there_is_enough_to_choose_from():

@@ -138,6 +138,8 @@ KEYS: dict[str, Key] = {
     "OPTIM.WARMUP_MIN_LR": Key(1e-5, "first rate of a linear warm-up", ge=0),
     "OPTIM.WARMUP_RECOUNT": Key(True, "the schedule counts from 0 behind the warm-up"),
     "TRAIN.CHECKPOINT_FREQ": Key(0, "epochs; below 1: only the last", role="incidental"),
+    "TRAIN.RESUME_SECONDS": Key(
+        5.0, "a killed run loses at most so many, and an epoch; 0: the epoch alone", ge=0, role="incidental"),
     "TRAIN.PRINT_FREQ": Key(10, "batches", ge=1, role="incidental"),
     "TRAIN.COUNT_ITER": Key("train_x", "loader that an epoch is as long as", choices=COUNTS),
     "TRAIN.ACCUMULATE": Key(1, "batches a step: as one large batch, batch norms apart", ge=1),

@@ -16,7 +16,7 @@ from yacs.config import CfgNode as CN
 from dassl.config import KEYS, leaves, read_yaml, with_values
 from dassl.data import DataManager
 from dassl.data.datasets import DATASET_REGISTRY
-from dassl.utils import MissingFile, UserError, get_logger, quiet
+from dassl.utils import MissingFile, UserError, digest, get_logger, quiet
 from dassl.utils.distributed import main_process_first
 
 from .build import trainer_class
@@ -50,23 +50,29 @@ def other_sets(cfg: CN) -> dict[str, CN]:
 
     MissingFile for one that is not below DATASET.ROOT; `auto` passes it over, in a line. UserError for an unknown name.
     """
-    name, sets = cfg.DATASET.NAME, {}
+    name, sets = cfg.DATASET.NAME, {}  # by the place of their file
     files_of: Callable[[str], list[Path]] = getattr(DATASET_REGISTRY.get(name), "others", lambda word: [])
     files = [(word, file) for word in asked(cfg) for file in files_of(word)]
     if asked(cfg) and not files:
         raise UserError(f"TEST.OTHERS: the data set {name} knows no others by their names")
     with main_process_first():  # a data set may be drawn
-        for word, file in files:
+        for place in _in_turn(cfg, range(len(files))):
+            word, file = files[place]
             other = _config(cfg, file)
             try:
                 if name != other.DATASET.NAME:
                     other_data(other)
-                    sets[other.DATASET.NAME] = other
+                    sets[place] = other
             except MissingFile as error:
                 if word != AUTO:
                     raise MissingFile(f"TEST.OTHERS {word}: {error}") from None
                 log.info(f"others: without {file.stem}: {error}")
-    return sets
+    return {sets[place].DATASET.NAME: sets[place] for place in sorted(sets)}
+
+
+def _in_turn(cfg, items):
+    """An order of the run's own: runs side by side seldom wait for what another one draws or encodes just then."""
+    return sorted(items, key=lambda item: digest(cfg.DATASET.NAME, cfg.SEED, item))
 
 
 def _config(cfg: CN, file: Path) -> CN:
@@ -122,8 +128,9 @@ def score_others(
     entry = {"asked": list(dict.fromkeys([*before["asked"], *asked(trainer.cfg)]))}
     if reason := getattr(trainer, "bound_to_classes", ""):
         return entry | {"bound": reason, "sets": {}}
-    rows = before["sets"] | {name: _score(sets[name], folder, epoch) for name in sets if name not in before["sets"]}
-    return entry | {"sets": rows}
+    left = [name for name in sets if name not in before["sets"]]
+    rows = {name: _score(sets[name], folder, epoch) for name in _in_turn(trainer.cfg, left)}
+    return entry | {"sets": before["sets"] | {name: rows[name] for name in left}}
 
 
 def _score(cfg: CN, folder: str, epoch: int | None) -> dict:

@@ -1,10 +1,11 @@
 """resume.pt: all that a run needs to go on as if it had never been interrupted.
 
-Written whole after each epoch, and after the step at which SIGTERM stops one; removed at the end of training, by
-launch.run once results.json is there. It holds the registered models with their optimizers and schedulers, the random
-states (Python, NumPy, torch, CUDA), the epoch, the best result so far, what was printed by epoch, every attribute
-of the trainer with `state_dict` and `load_state_dict` (a gradient scaler, an unregistered optimizer, a teacher
-network), and every plain one that training has changed; of a module, only the tensors that training has changed.
+Written whole after a session's first epoch and the last one, after others once TRAIN.RESUME_SECONDS have passed since,
+and where SIGTERM stops a run; removed at the end of training, by launch.run once results.json is there. It holds the
+registered models with their optimizers and schedulers, the random states (Python, NumPy, torch, CUDA), the epoch, the
+best result so far, what was printed by epoch, every attribute of the trainer with `state_dict` and `load_state_dict` (a
+gradient scaler, an unregistered optimizer, a teacher network), and every plain one that training has changed; of a
+module, only the tensors that training has changed.
 
 An epoch that SIGTERM broke off is `within`: its batches so far, their losses, the random states after them; the
 others are those before the epoch, whose batches are drawn again and passed over.
@@ -26,6 +27,7 @@ from dassl.utils.torchtools import pointed_at
 from .checkpoint import BEST
 from .distributed import batch_share, start_together
 from .recipe import GO_ON, differing, recipe
+from .signals import should_stop
 from .state import Attributes, plain, rng_state, running_loaders, saved, set_rng_state, stop_workers
 
 log = get_logger()
@@ -53,6 +55,7 @@ class ResumeState:
         self._within = None  # what it had done of an epoch, until that epoch takes it up
         self._start = {}  # random states and running loaders before the epoch
         self._started = time.monotonic()
+        self._written = -math.inf  # when resume.pt was, in this session
         self._iterated = []  # loaders that the interrupted run had iterated
         self.attributes = Attributes(trainer)
 
@@ -94,14 +97,18 @@ class ResumeState:
         self._start = self._generators()
 
     def save(self) -> None:
-        """Rewrite resume.pt after the epoch `trainer.epoch`. Raises WriteFailed; the old one stays whole.
+        """Rewrite resume.pt after the epoch `trainer.epoch`, if it is due. Raises WriteFailed; the old one stays whole.
 
-        Of several processes the main one writes, and all read.
+        All processes take part. The main one writes, by its clock, and all read.
         """
-        self.trainer.check_finite()
+        trainer = self.trainer
+        trainer.check_finite()
+        due = should_stop() or trainer.epoch + 1 >= trainer.max_epoch
         if is_main():
             self._start = self._generators()
-            atomic_save(self._content(self.trainer.epoch + 1), self.path)
+            if due or time.monotonic() - self._written >= trainer.cfg.TRAIN.RESUME_SECONDS:
+                atomic_save(self._content(trainer.epoch + 1), self.path)
+                self._written = time.monotonic()
 
     def save_within(self, losses: MetricMeter) -> None:
         """Rewrite resume.pt after the batch `trainer.batch_idx`. Raises WriteFailed; the old one stays whole.
@@ -163,11 +170,11 @@ class ResumeState:
         self.best = {name: checkpoint_digest(file) for name, file in files.items() if os.path.isfile(file)}
 
     def _take_best(self, folder):
-        """The best model so far is that of the run in `folder`: a copy of it, or nothing where it is gone."""
+        """The best model so far is that of the run in `folder`: a copy of it, or nothing where it is gone or newer."""
         trainer = self.trainer
         files = {name: os.path.join(folder, name, BEST) for name in trainer._models}
-        if not all(map(os.path.isfile, files.values())):
-            trainer.best_result = -math.inf
+        if not all(os.path.isfile(f) and self.best.get(n) in (None, checkpoint_digest(f)) for n, f in files.items()):
+            trainer.best_result, self.best = -math.inf, {}
         elif trainer.best_result > -math.inf and is_main():
             for name, file in files.items():
                 atomic_save(load_checkpoint(file), os.path.join(trainer.output_dir, name, BEST))
@@ -176,15 +183,15 @@ class ResumeState:
     def _check_best(self, epochs):
         """UserError where the best weights are not those that the run has written.
 
-        Those of the epoch after `epochs` were written right before the run was killed: they are found again, and
-        nothing is the best until then.
+        Those of an epoch after `epochs` were written after resume.pt, before the run was killed. They beat all that
+        came before them, so they are found again whatever is the best until then: nothing.
         """
         for name, digest in self.best.items() if is_main() else ():
             file = os.path.join(self.trainer.output_dir, name, BEST)
             there = os.path.isfile(file)
             if there and digest == checkpoint_digest(file):
                 continue
-            if not there or load_checkpoint(file).get("epoch") != epochs + 1:
+            if not there or load_checkpoint(file).get("epoch") not in range(epochs + 1, self.trainer.max_epoch + 1):
                 what = "is not the one that this run wrote" if there else "is gone"
                 ways = "put it back, or --overwrite starts the run afresh"
                 raise UserError(f"{file}, the best model so far, {what}: {ways}")
@@ -251,8 +258,8 @@ class ResumeState:
         trainer.epoch = state["epoch"] - 1  # for what runs before the first epoch, or if none is left
         self.seconds = float(state["seconds"])
         trainer.best_result = float(state["best_result"])
-        if again:  # older files have neither digests nor inputs
-            self.best = state.get("best", {})
+        self.best = state.get("best", {})  # older files have neither digests nor inputs
+        if again:
             self.inputs = state.get("inputs", {}) | self.inputs
             self._check_best(state["epoch"])
         self._rng, self._iterated = state["rng"], state["loaders"]

@@ -77,7 +77,7 @@ def test_a_checkpoint_of_nan_weights_is_not_evaluated(argv, refused, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_bits(argv, trainer, tmp_path):
     train.main(argv("OPTIM.MAX_EPOCH", "1", name="stage1"))
     words = ["OPTIM.MAX_EPOCH", "6", "DATALOADER.TRAIN_X.BATCH_SIZE", "8", "TRAIN.PRINT_FREQ", "1"]
-    words += ["--resume-coop", tmp_path / "stage1"]
+    words += ["TRAIN.RESUME_SECONDS", "0", "--resume-coop", tmp_path / "stage1"]
     process = start(argv(*words, trainer=trainer))
     read_until(process, "epoch [3/6] batch [2/6]")
     process.kill()

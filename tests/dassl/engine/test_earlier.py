@@ -12,7 +12,7 @@ from dassl.engine.launch import run
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.optim.lr_scheduler import go_on
 from dassl.utils import UserError, load_checkpoint, set_random_seed
-from tests.dassl.engine.test_resume import checkpoints, same, stop_at
+from tests.dassl.engine.test_resume import EACH, FIRST, checkpoints, same, stop_at
 from tests.fixtures import dassl_style_world
 from tests.fixtures.dassl_style_world import style_config
 
@@ -57,7 +57,7 @@ SCHEDULES = {
 def test_the_schedule_is_the_new_configs_at_the_epochs_that_are_done(root, finished, tmp_path, pairs, left):
     theirs = tmp_path / "theirs"
     if left == "interrupted":
-        stop_at(build(root, theirs), 3)
+        stop_at(build(root, theirs, *EACH), 3)
     else:
         shutil.copytree(finished, theirs)
     if left == "Dassl's files":
@@ -151,7 +151,7 @@ def test_a_folder_without_checkpoints_is_begun_from_scratch(root, tmp_path, caps
 
 def test_the_best_model_of_the_other_folder_is_still_the_best(root, tmp_path):
     best = ["TEST.FINAL_MODEL", "best_val"]
-    stop_at(build(root, tmp_path / "half", *best), 2)
+    stop_at(build(root, tmp_path / "half", *best, *EACH), 2)
     found = load_checkpoint(tmp_path / "half" / "head" / "model-best.pth.tar")
     resumed = build(root, tmp_path / "out", *best, "RESUME", tmp_path / "half", "OPTIM.LR", 1e-12)
     resumed.train()
@@ -163,6 +163,19 @@ def test_the_best_model_of_the_other_folder_is_still_the_best(root, tmp_path):
     alone = build(root, tmp_path / "alone", *best, "RESUME", tmp_path / "half")
     alone.train()
     assert load_checkpoint(tmp_path / "alone" / "head" / "model-best.pth.tar")["epoch"] in (3, 4)
+
+
+def test_a_best_model_that_is_newer_than_the_other_folders_state_is_found_again(root, tmp_path):
+    best = ["TEST.FINAL_MODEL", "best_val"]
+    stop_at(build(root, tmp_path / "half", *best, *FIRST), 3)
+    found = load_checkpoint(tmp_path / "half" / "head" / "model-best.pth.tar")
+    assert found["epoch"] > load_checkpoint(tmp_path / "half" / "resume.pt")["epoch"] == 1
+    whole = build(root, tmp_path / "whole", *best)
+    whole.train()
+    resumed = build(root, tmp_path / "out", *best, "RESUME", tmp_path / "half")
+    resumed.train()
+    assert whole.best_result == resumed.best_result
+    assert same(checkpoints(tmp_path / "whole"), checkpoints(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
@@ -180,7 +193,8 @@ def test_a_trainer_with_its_own_loop_over_batches_sees_the_same_images_once_resu
 
     def own(folder):
         set_random_seed(1)
-        return OwnLoop(style_config(root, tmp_path / folder, "ShortLosses", OPTIM__MAX_EPOCH=4))
+        keys = {"OPTIM__MAX_EPOCH": 4, "TRAIN__RESUME_SECONDS": 0.0}
+        return OwnLoop(style_config(root, tmp_path / folder, "ShortLosses", **keys))
 
     whole = own("whole")
     whole.train()

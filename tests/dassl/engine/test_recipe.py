@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,8 +146,10 @@ def test_an_interrupted_run_goes_on_where_it_and_its_stage_1_have_been_moved_to(
 
 
 def stopped(run, epoch=2, trainer="CoOp", *words, **keys):
-    """The folder of a run that was broken off at the start of an epoch, from 0."""
+    """The folder of a run that was broken off at the start of an epoch, from 0; the one before is saved."""
     from dassl.engine import TRAINER_REGISTRY
+
+    keys = {"TRAIN__RESUME_SECONDS": 0} | keys
 
     def stop(self):
         if self.epoch == epoch:
@@ -232,9 +235,8 @@ def test_a_best_model_that_is_not_the_interrupted_runs_own_is_named(run, stage1,
         other["state_dict"]["ctx"] += 1
         torch.save(other, file)
     else:
-        shutil.copy(stage1 / "prompt_learner" / "model.pth.tar-3", file)
-        state = torch.load(folder / "resume.pt")
-        torch.save(state | {"epoch": 1}, folder / "resume.pt")  # epoch 3 is none that it can have come to
+        other = torch.load(stage1 / "prompt_learner" / "model.pth.tar-3")
+        torch.save(other | {"epoch": 4}, file)  # which is none that a run of 3 can have come to
     message = f"{file}, the best model so far, is (gone|not the one that this run wrote).*--overwrite"
     with pytest.raises(UserError, match=message):
         run("CoOp", folder.name, **BEST)
@@ -243,28 +245,38 @@ def test_a_best_model_that_is_not_the_interrupted_runs_own_is_named(run, stage1,
         assert results(run("CoOp", folder.name, **BEST))["chosen_on"] == "validation"
 
 
-def test_a_best_model_written_right_before_the_kill_is_found_again(run, monkeypatch):
+@pytest.mark.parametrize(
+    ("seconds", "accuracies", "epoch"),
+    [(0, [0, 1, 2], 2), (1e6, [1, 2, 3], 3), (1e6, [2, 1, 3, 3], 3), (1e6, [2, 1, 3, 4], 4), (1e6, [1, 0, 2, 0.5], 3)],
+)
+def test_a_best_model_written_since_resume_pt_is_found_again(run, monkeypatch, seconds, accuracies, epoch):
+    """accuracies: on validation, by epoch; the run is killed behind the validation of `epoch`."""
     from dassl.engine import TRAINER_REGISTRY
     from dassl.engine.resume import ResumeState
 
     save, test = ResumeState.save, TRAINER_REGISTRY.get("CoOp").test
 
-    def rising(self, split=None):  # on these few images the first epoch would be the best
+    def given(self, split=None):  # on these few images the first epoch would be the best
         accuracy = test(self, split)
-        return accuracy if split is None else float(self.epoch)
+        return accuracy if split is None else float(accuracies[self.epoch])
 
     def killed(self):
-        if self.trainer.epoch == 1:
+        if self.trainer.epoch + 1 == epoch:
             raise KeyboardInterrupt
         save(self)
 
-    monkeypatch.setattr(TRAINER_REGISTRY.get("CoOp"), "test", rising)
-    whole = results(run("CoOp", "whole", **BEST))
+    keys = BEST | {"epochs": len(accuracies), "TRAIN__RESUME_SECONDS": seconds}
+    monkeypatch.setattr(TRAINER_REGISTRY.get("CoOp"), "test", given)
+    whole, best = run("CoOp", "whole", **keys), Path("prompt_learner", "model-best.pth.tar")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(ResumeState, "save", killed)
-        run("CoOp", "stopped", **BEST)
-    assert torch.load(run.folder / "stopped" / "prompt_learner" / "model-best.pth.tar")["epoch"] == 2
-    assert same_run(results(run("CoOp", "stopped", **BEST)), whole)
+        run("CoOp", "stopped", **keys)
+    stopped = run.folder / "stopped"
+    assert torch.load(stopped / best)["epoch"] == epoch
+    assert torch.load(stopped / "resume.pt")["epoch"] == 1
+    assert same_run(results(run("CoOp", "stopped", **keys)), results(whole))
+    ours, theirs = (torch.load(folder / best) for folder in (stopped, whole))
+    assert ours["epoch"] == theirs["epoch"] and torch.equal(ours["state_dict"]["ctx"], theirs["state_dict"]["ctx"])
 
 
 @pytest.mark.parametrize("lost", ["resume.pt", "results.json"])

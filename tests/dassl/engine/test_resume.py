@@ -18,6 +18,7 @@ from dassl.utils import UserError, load_checkpoint, set_random_seed
 from tests.fixtures.dassl_style_world import style_config, until_waiting, victim, write_images
 
 BEST_VAL = ["TEST.FINAL_MODEL", "best_val"]
+EACH, FIRST = ["TRAIN.RESUME_SECONDS", "0"], ["TRAIN.RESUME_SECONDS", "1e6"]  # epochs whose resume.pt a kill leaves
 PAIRS = ["DATALOADER.TRAIN_X.SAMPLER", "RandomClassSampler", "DATALOADER.TRAIN_X.N_INS", "2"]
 PERSISTENT = ["DATALOADER.NUM_WORKERS", "1", "DATALOADER.PERSISTENT", "True", *BEST_VAL]
 CASES = [  # trainer, keys and values, what they are about
@@ -116,9 +117,10 @@ def losses_of(folder):
     ],
     ids=["losses fp32", "losses bf16", "Dassl style"],
 )
-def test_a_killed_run_goes_on_to_the_same_bits(name, pairs, root, tmp_path):
-    kill(root, tmp_path / "halves", name, 2, pairs)
-    assert torch.load(tmp_path / "halves" / "resume.pt")["epoch"] == 2
+@pytest.mark.parametrize(("each", "epochs"), [(EACH, 2), (FIRST, 1)], ids=["each epoch", "the first"])
+def test_a_killed_run_goes_on_to_the_same_bits(name, pairs, each, epochs, root, tmp_path):
+    kill(root, tmp_path / "halves", name, 2, [*pairs, *each])
+    assert torch.load(tmp_path / "halves" / "resume.pt")["epoch"] == epochs
     assert not (tmp_path / "halves" / "results.json").exists()
 
     results, states = {}, {}
@@ -138,14 +140,15 @@ def test_a_killed_run_goes_on_to_the_same_bits(name, pairs, root, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "pairs"), [case[:2] for case in CASES], ids=[case[2] for case in CASES])
-@pytest.mark.parametrize("epoch", [1, 3])
-def test_an_interrupted_run_goes_on_to_the_same_bits(name, pairs, epoch, root, tmp_path):
+@pytest.mark.parametrize(("epoch", "each"), [(1, EACH), (3, EACH), (3, FIRST)])
+def test_an_interrupted_run_goes_on_to_the_same_bits(name, pairs, epoch, each, root, tmp_path):
     whole = build(root, tmp_path / "whole", name, pairs)
     whole.train()
-    stop_at(build(root, tmp_path / "halves", name, pairs), epoch)
+    stop_at(build(root, tmp_path / "halves", name, [*pairs, *each]), epoch)
     halves = build(root, tmp_path / "halves", name, pairs)
     halves.train()
     assert_same_run(whole, halves)
+    assert halves.start_epoch == (epoch if each is EACH else 1)
     if name == "ShortTeacher":
         for part in ("teacher", "scale"):
             assert same(getattr(whole, part).state_dict(), getattr(halves, part).state_dict())
@@ -158,7 +161,7 @@ def test_two_interruptions(root, tmp_path):
     whole = build(root, tmp_path / "whole", "ShortTeacher")
     whole.train()
     for epoch in (2, 3):
-        stop_at(build(root, tmp_path / "halves", "ShortTeacher"), epoch, batch=0)
+        stop_at(build(root, tmp_path / "halves", "ShortTeacher", EACH), epoch, batch=0)
     halves = build(root, tmp_path / "halves", "ShortTeacher")
     halves.train()
     assert_same_run(whole, halves)
@@ -254,7 +257,7 @@ def test_a_run_of_another_config_is_not_continued(root, tmp_path, capsys):
     # where and how it runs may change
     build(root, tmp_path / "a", pairs=["TRAIN.PRINT_FREQ", "1", "DATALOADER.NUM_WORKERS", "1"]).train()
 
-    stop_at(build(root, tmp_path / "b"), 2)
+    stop_at(build(root, tmp_path / "b", pairs=EACH), 2)
     chosen = build(root, tmp_path / "c", pairs=["RESUME", str(tmp_path / "b"), "OPTIM.MAX_EPOCH", "6"])
     chosen.train()
     assert "OPTIM.MAX_EPOCH 5, asked for 6" in capsys.readouterr().out
@@ -264,7 +267,7 @@ def test_a_run_of_another_config_is_not_continued(root, tmp_path, capsys):
 
 
 def test_a_trainer_added_meanwhile_does_not_stop_a_run(root, tmp_path):
-    stop_at(build(root, tmp_path), 2)
+    stop_at(build(root, tmp_path, pairs=EACH), 2)
     cfg = configure(root, tmp_path, "ShortLosses")
     cfg.TRAINER.ADDED = type(cfg)({"KEY": 1})  # as registering one more trainer does
     again = build_trainer(cfg)
