@@ -27,6 +27,7 @@ LONG = (
     "benchmarks",
     "sweep",
     "experiments",
+    "gpu",
 )
 ORDER = {f"test_{name}": place for place, name in enumerate(LONG)}
 LEFT_OUT = pytest.StashKey[dict]()

@@ -130,7 +130,7 @@ def training(world: World, version: str) -> Runner:
     with torch.no_grad():  # apart from stage 1, or the path loss would be the plain one
         g = torch.Generator().manual_seed(2)
         for value in trainer.model.parameters():
-            value.add_(0.01 * torch.randn(value.shape, generator=g))
+            value.add_(0.01 * torch.randn(value.shape, generator=g).to(value))
     trainer.use_feature_bank("train_loader_x", is_train=True)
     batch, module = first_batch(trainer.train_loader_x), trainer.clip.module
     parameters = dict(trainer.model.named_parameters())

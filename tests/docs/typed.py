@@ -137,6 +137,7 @@ INSTEAD = {
         "python tests/fuzz/run.py --inputs 100 --only yaml split",
         "100,000 files of every kind",
     ),
+    "bash tests/gpu.sh": ("CUDA_VISIBLE_DEVICES= bash tests/gpu.sh || [ $? = 1 ]", "refused without a card"),
     "python tests/benchmarks/classes.py": ("python tests/benchmarks/classes.py --help", "a minute and 8 GB"),
     "python tests/benchmarks/fusion.py --plain 11 --repeats 1": (
         "python tests/benchmarks/fusion.py --help",

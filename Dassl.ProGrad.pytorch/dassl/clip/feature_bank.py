@@ -214,6 +214,7 @@ class FeatureBank:
             batch_sampler=[[ViewIndex(i, number) for i in batch.tolist()] for number in numbers for batch in batches],
             generator=torch.Generator(),
             num_workers=self.workers if len(self.pixels) * len(numbers) >= WORKERS_FROM else 0,
+            pin_memory=self.backbone.device.type == "cuda",
             worker_init_fn=own_group,
         )
 
@@ -225,7 +226,7 @@ class FeatureBank:
             value = batch[name]
             views = value if isinstance(value, list) else [value]
             with self.autocast():
-                rows = [self.backbone.encode_image(view.to(device)).cpu() for view in views]
+                rows = [self.backbone.encode_image(view.to(device, non_blocking=True)).cpu() for view in views]
             name = name.replace("img", "feature")
             features[name] = torch.stack(rows, 1) if isinstance(value, list) else rows[0]
         return features
