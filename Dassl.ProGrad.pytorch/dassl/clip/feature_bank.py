@@ -7,7 +7,8 @@ transform, seed, and the files with their sizes and times. It is therefore share
 it, and never used by one that cannot.
 
 In it lies one memory-mapped file a round, round r being what epoch r of a run from pixels sees. A later run
-that asks for more rounds adds them.
+that asks for more rounds adds them. The rounds that are missing are built together, batch by batch, an image decoded
+once; what is finished of them is in part files, from which a build goes on after a kill.
 
 Letters: N images, D joint width, K transforms of one image in one round (cfg.DATALOADER.K_TRANSFORMS).
 """
@@ -16,21 +17,20 @@ import contextlib
 import functools
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode as CN
 
-from dassl.data import ViewIndex, relative_key
+from dassl.data import ViewBatches, relative_key
 from dassl.data.data_manager import Loader, own_group
 from dassl.data.transforms import describe_transform
 from dassl.utils import (
     UserError,
-    atomic_write,
     check_file,
     digest,
     get_logger,
@@ -40,9 +40,9 @@ from dassl.utils import (
     tensor_checksum,
     write_json,
 )
-from dassl.utils.distributed import barrier, broadcast, gather_to_main, is_collective, is_main, shard
+from dassl.utils.distributed import barrier, broadcast, gather, gather_to_main, is_collective, is_main, shard
 from dassl.utils.progress import progress
-from dassl.utils.tensorfile import read_safetensors
+from dassl.utils.tensorfile import opened, put_rows, read_safetensors
 
 from .backbone import ClipBackbone
 from .banks import default_folder
@@ -109,6 +109,7 @@ class FeatureBank:
         self.header = self._describe(cfg.FEATURES.STRICT)
         self.key = digest(self.header)
         self.folder = Path(bank_folder(cfg)).expanduser() / self.key
+        self._noted = self.folder / "parts.txt"  # what the part files hold
         self._rounds = {}
         self._ensure(range(rounds))
 
@@ -143,6 +144,9 @@ class FeatureBank:
 
     def _file(self, number):
         return self.folder / f"round-{number:05d}.safetensors"
+
+    def _part(self, number):
+        return self._file(number).with_suffix(".part")
 
     def _ensure(self, numbers):
         missing = [number for number in numbers if not self._open(number)]
@@ -192,31 +196,65 @@ class FeatureBank:
     def _build(self, numbers, shared):
         """Encode and write rounds. Batches end with their round, so none depends on its neighbours.
 
-        shared: every process of this run encodes its part of each round's batches, and the main one writes.
+        shared: every process of this run encodes its part of the batches, and the main one writes.
         """
+        writes = is_main() or not shared
         batches = torch.arange(len(self.pixels)).split(self.batch_size)
-        share = batches[shard(len(batches))] if shared else batches
-        images = iter(progress(self.loader(numbers, share), f"features of {len(self.pixels)} images x {len(numbers)}"))
-        for number in numbers:
-            done = [self._encode(batch) for batch in itertools.islice(images, len(share))]
-            parts = gather_to_main(done) if shared else [done]
-            if parts:
-                rows = {name: torch.cat([some[name] for part in parts for some in part]) for name in done[0]}
-                with atomic_write(self._file(number)) as file:
-                    file.write(save(rows, metadata=self._facts(number, rows)))
-                self._open(number)
+        there = self._there(numbers, batches) if writes else set()
+        there = broadcast(there) if shared else there
+        work = [(batch, [number for number in numbers if (number, int(batch[0])) not in there]) for batch in batches]
+        work = [(batch, rounds) for batch, rounds in work if rounds]
+        work = work[shard(len(work))] if shared else work
+        cells = [(number, int(batch[0])) for batch, rounds in work for number in rounds]
+        bar = f"features of {len(self.pixels)} images x {len(numbers)}"
+        images = zip(cells, self.images(work), strict=True)
+        done = ((*cell, self._encode(batch)) for cell, batch in progress(images, bar, total=len(cells)))
+        steps = range(max(gather(len(cells))) if shared else 0)
+        for mine, _ in itertools.zip_longest(done, steps):  # processes exchange as often as the one with most has to
+            for rows in filter(None, (gather_to_main(mine) or ()) if shared else (mine,)):
+                self._keep(*rows)
+        for number in numbers if writes else ():
+            self._finish(number)
 
-    def loader(self, numbers: Sequence[int], batches: Sequence[torch.Tensor]) -> Loader:
-        """The transformed images of these batches of indices, in each of these rounds, as a run from pixels sees them
-        in those epochs."""
-        return Loader(
-            self.pixels,
-            batch_sampler=[[ViewIndex(i, number) for i in batch.tolist()] for number in numbers for batch in batches],
-            generator=torch.Generator(),
-            num_workers=self.workers if len(self.pixels) * len(numbers) >= WORKERS_FROM else 0,
-            pin_memory=self.backbone.device.type == "cuda",
-            worker_init_fn=own_group,
-        )
+    def _there(self, numbers, batches):
+        """{(round, first index of a batch)} of the rows that builders which were killed have left, whole."""
+        noted = set(self._noted.read_bytes().splitlines()) if self._noted.is_file() else set()
+        there = set()
+        for number in numbers:
+            with contextlib.suppress(UserError):
+                tensors, _ = read_safetensors(self._part(number))
+                rows = ((int(batch[0]), {name: value[batch] for name, value in tensors.items()}) for batch in batches)
+                there |= {(number, first) for first, some in rows if self._note(number, first, some) in noted}
+        return there
+
+    def _note(self, number, first, rows):
+        return f"{number} {first} {tensor_checksum(rows, {'bank': self.key})}".encode()
+
+    def _keep(self, number, first, rows):
+        put_rows(self._part(number), rows, first, len(self.pixels), self._facts(number, {}))
+        with opened(self._noted, "ab") as file:
+            file.write(b"\n" + self._note(number, first, rows))  # the line before may have been cut off
+
+    def _finish(self, number):
+        part = self._part(number)
+        tensors, _ = read_safetensors(part)
+        facts = self._facts(number, tensors)
+        put_rows(part, {name: value[:0] for name, value in tensors.items()}, 0, len(self.pixels), facts)
+        os.replace(part, self._file(number))
+        self._open(number)
+        if not any(self.folder.glob("*.part")):
+            self._noted.unlink(missing_ok=True)
+
+    def images(self, work: Sequence[tuple[torch.Tensor, Sequence[int]]]) -> Iterator[dict[str, Any]]:
+        """The transformed images of each of these batches of indices, in each of the rounds beside it, as a run from
+        pixels sees them in those epochs."""
+        many = sum(len(batch) * len(rounds) for batch, rounds in work) >= WORKERS_FROM
+        workers, views = self.workers if many else 0, ViewBatches(self.pixels, work)
+        generator = torch.Generator()  # the global one stays where it is
+        parts = iter(Loader(views, None, generator=generator, num_workers=workers, worker_init_fn=own_group))
+        for first in parts:
+            others = filter(None, itertools.islice(parts, max(workers, 1) - 1))
+            yield tree_map(lambda *some: torch.cat(some) if len(some) > 1 else some[0], first, *others)
 
     @torch.inference_mode()
     def _encode(self, batch):

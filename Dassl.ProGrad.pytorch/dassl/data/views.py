@@ -6,14 +6,18 @@ on the number of workers, not on the order of images, not on where a run was res
 """
 
 import contextlib
+import copy
 import hashlib
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import IterableDataset, Sampler, default_collate, get_worker_info
+
+PICTURES = 1 << 30  # bytes of decoded images that wait for their next view, in all workers of a loader together
 
 
 class ViewIndex(int):
@@ -106,3 +110,43 @@ def _seeded_python(seed: int) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+class ViewBatches(IterableDataset):
+    """Batches of `pixels` (a DatasetWrapper), each in several views, an image decoded once for all of them.
+
+    work: (indices of a batch, numbers of its views) each. Yields {"img": (b, 3, H, W), or a list of K such, ...} view
+    by view; each worker its part of every batch, maybe none ({}). Images beyond PICTURES are decoded for each view.
+    """
+
+    def __init__(self, pixels: Any, work: Sequence[tuple[torch.Tensor, Sequence[int]]]):
+        self.pixels, self.work = pixels, work
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        worker = get_worker_info()
+        workers, number = (worker.num_workers, worker.id) if worker else (1, 0)
+        for batch, views in self.work:
+            mine, room = batch.tensor_split(workers)[number].tolist(), [PICTURES // workers if len(views) > 1 else 0]
+            pixels = copy.copy(self.pixels)
+            pixels.data_source = {i: _decoded_once(self.pixels.data_source[i], room) for i in mine}
+            for view in views:
+                items = [pixels[ViewIndex(i, view)] for i in mine]
+                names = [name for name in (items or [{}])[0] if name.startswith("img")]
+                yield {name: default_collate([item[name] for item in items]) for name in names}
+
+
+def _decoded_once(item, room):
+    """A copy of a Datum that keeps its image, if that fits into `room`, [bytes left], and gives copies for transforms
+    to write into."""
+    once, kept = copy.copy(item), []
+
+    def load_image(**reading):
+        image = kept[0] if kept else item.load_image(**reading)
+        size = 4 * image.width * image.height  # as Pillow holds RGB
+        if not kept and size <= room[0]:
+            kept.append(image)
+            room[0] -= size
+        return image.copy() if kept else image
+
+    once.load_image = load_image
+    return once

@@ -265,7 +265,7 @@ def sample_bank(banks: dict[str, tuple[int, float]], bank: FeatureBank, numbers:
     """Rows of one batch, over and over, for the rounds that a bank lacks. banks: {folder: (images that go into it, MiB
     of them)}, added to."""
     count = len(bank.pixels)
-    (images,) = bank.loader(numbers[:1], torch.arange(count).split(bank.batch_size)[:1])
+    (images,) = bank.images([(torch.arange(count)[: bank.batch_size], numbers[:1])])
     rows = {name: value[torch.arange(count) % len(value)] for name, value in bank._encode(images).items()}
     bank._rounds |= dict.fromkeys(numbers, rows)
     size = sum(value.nbytes for value in rows.values()) / 2**20

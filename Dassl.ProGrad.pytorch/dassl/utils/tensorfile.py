@@ -3,18 +3,21 @@
 They are device-free: tensors are written from the CPU and come back there, whatever held them.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from .errors import UserError
+from .errors import UserError, WriteFailed
 from .files import atomic_write, check_file
 
 _blake2b = functools.partial(hashlib.blake2b, digest_size=16)
@@ -32,6 +35,38 @@ def save_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], f
     with atomic_write(path) as file:  # the library itself writes with mode 0600, whatever the umask
         file.write(save(plain, metadata={"about": about}))
     return crc
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike, mode: str) -> Iterator[IO[bytes]]:
+    """A file to change in its place, made if it is not there; a link is not followed. Raises WriteFailed."""
+    make = os.O_CREAT | os.O_NOFOLLOW
+    try:
+        with open(path, mode, opener=lambda name, flags: os.open(name, flags | make, 0o666)) as file:
+            yield file
+    except OSError as error:
+        raise WriteFailed(f'Cannot write "{path}": {error.strerror or error}') from error
+
+
+def put_rows(path: str | os.PathLike, rows: Mapping[str, torch.Tensor], first: int, count: int, metadata: dict) -> None:
+    """Write the header of a safetensors file of {name: (count, ...)}, and {name: (b, ...)} as its rows from `first` on.
+    Rows not written are zero; none to write (b = 0): what is there is brought to the disk. Raises WriteFailed."""
+    entries, places, end = {"__metadata__": metadata}, {}, 0
+    for name, value in sorted(rows.items()):
+        row = value.element_size() * math.prod(value.shape[1:])
+        places[end + first * row], start, end = next(_pieces({name: value}))[1], end, end + count * row
+        about = json.loads(save({name: value[:0]})[8:])[name]  # the library's name of the type
+        entries[name] = about | {"shape": [count, *value.shape[1:]], "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with opened(path, "r+b") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+        for place, octets in places.items():
+            file.seek(8 + len(text) + place)
+            file.write(octets)
+        if not any(map(len, rows.values())):
+            os.fsync(file.fileno())
 
 
 def load_tensors(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict, str]:
