@@ -68,6 +68,14 @@ def test_small_results_lie_beside_those_of_the_full_setting(monkeypatch, tmp_pat
     assert folders == [tmp_path / "benchmarks", tmp_path / "benchmarks" / "quick"]
 
 
+def test_views_of_images_decoded_once_are_those_of_the_plain_way(monkeypatch):
+    rows, faults = bank.of_loading(2, repeats=1, images=6)
+    assert faults == [] and [row.name for row in rows] == [f"2 views of 6 JPEGs, {n} workers" for n in (0, 2)]
+    sums = iter(range(4))
+    monkeypatch.setattr(bank, "load", lambda *words: next(sums))
+    assert bank.of_loading(2, repeats=1, images=6)[1] == [f"other numbers with {n} workers" for n in (0, 2)]
+
+
 def test_the_bank_gives_the_features_of_the_images(tmp_path):
     world = World(tmp_path, "small", batch=4, classes=3, test_batch=6).write()
     rows, faults = bank.measure(world, repeats=2, threads=1, least=bank.LEAST)

@@ -249,22 +249,30 @@ class FeatureBank:
         """The transformed images of each of these batches of indices, in each of the rounds beside it, as a run from
         pixels sees them in those epochs."""
         many = sum(len(batch) * len(rounds) for batch, rounds in work) >= WORKERS_FROM
-        workers, views = self.workers if many else 0, ViewBatches(self.pixels, work)
-        generator = torch.Generator()  # the global one stays where it is
-        parts = iter(Loader(views, None, generator=generator, num_workers=workers, worker_init_fn=own_group))
+        workers, device = self.workers if many else 0, self.backbone.device
+        loader = Loader(
+            ViewBatches(self.pixels, work),
+            batch_size=None,
+            generator=torch.Generator(),  # the global one stays where it is
+            num_workers=workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=own_group,
+        )
+        parts = iter(loader)
         for first in parts:
-            others = filter(None, itertools.islice(parts, max(workers, 1) - 1))
-            yield tree_map(lambda *some: torch.cat(some) if len(some) > 1 else some[0], first, *others)
+            every = first, *filter(None, itertools.islice(parts, max(workers, 1) - 1))
+            every = tree_map(lambda image: image.to(device, non_blocking=True), every)
+            yield tree_map(lambda *some: torch.cat(some) if len(some) > 1 else some[0], *every)
 
     @torch.inference_mode()
     def _encode(self, batch):
-        """{"img": (B, 3, H, W), or a list of K such, ...} -> {"feature": (B, D) or (B, K, D)} on the CPU."""
-        device, features = self.backbone.device, {}
+        """{"img": (B, 3, H, W) on the device, or a list of K such, ...} -> {"feature": (B, D) or (B, K, D)} on the CPU."""
+        features = {}
         for name in (name for name in batch if name.startswith("img")):
             value = batch[name]
             views = value if isinstance(value, list) else [value]
             with self.autocast():
-                rows = [self.backbone.encode_image(view.to(device, non_blocking=True)).cpu() for view in views]
+                rows = [self.backbone.encode_image(view).cpu() for view in views]
             name = name.replace("img", "feature")
             features[name] = torch.stack(rows, 1) if isinstance(value, list) else rows[0]
         return features
