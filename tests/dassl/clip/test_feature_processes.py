@@ -117,5 +117,5 @@ def test_a_build_goes_on_where_a_killed_one_was(cfg, backbone, counted, tmp_path
         again = bank_loader(cfg, backbone).dataset.bank
     assert work.decoded == {None: 5 + 2, "round-00000.part": 12, "parts.txt": 5 + 2}[spoilt]
     assert counted() - encoded == 2 * 5 + 3 * 2 + (5 if spoilt else 0)
-    assert sorted(files(again.folder)) == sorted(files(whole.folder))
+    assert files(again.folder).keys() == {".lock", "bank.json", *(f"round-0000{i}.safetensors" for i in range(3))}
     assert all(torch.equal(again.round(i)["feature"], whole.round(i)["feature"]) for i in range(3))
