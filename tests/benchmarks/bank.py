@@ -109,38 +109,38 @@ def of_loading(count: int, repeats: int, images: int = 50) -> tuple[list, list[s
         ours = [(batch, range(count)) for batch in batches]
         plain = [(batch, [view]) for view in range(count) for batch in batches]
         for workers in (0, 2):
-            times = [], []
+            times, busy = ([], []), ([], [])
             for _ in range(repeats):
-                first = clock(partial(load, pixels, ours, workers), times[0])
-                if first != clock(partial(load, pixels, plain, workers), times[1]):
+                first = clock(partial(load, pixels, ours, workers, busy[0]), times[0])
+                if first != clock(partial(load, pixels, plain, workers, busy[1]), times[1]):
                     faults.append(f"other numbers with {workers} workers")
             what, took = f"{count} views of {images} JPEGs, {workers} workers", list(map(median, times))
             rows.append(Row(what, "s", *took, 1.3 if count >= 20 else None))
-            ms, plain_ms = (1000 * seconds / count / images for seconds in took)
-            print(f"{what}: {1000 / ms:,.0f} views a second, {1000 / plain_ms:,.0f} the plain way")
-            if not workers:
-                decode = 1000 * median(decoding_s(item) for item in pixels.data_source)
-                parts = f"{decode / count:.2f} ms decoding, {ms - decode / count:.2f} ms the rest; plain"
-                print(f"a view: {parts} {plain_ms:.2f} ms, {decode:.2f} ms decoding")
+            each = [f"{1000 * median(seconds) / count / images:.2f} ms" for seconds in busy]
+            rates = [f"{count * images / seconds:,.0f}" for seconds in took]
+            print(f"{what}: {rates[0]} views a second, plain {rates[1]}; of a core a view takes {' and '.join(each)}")
+        times = []
+        for item in pixels.data_source:
+            times.append(-time.process_time())
+            item.load_image()
+            times[-1] += time.process_time()
+        print(f"decoding an image: {1000 * median(times):.2f} ms of a core")
     return rows, faults
 
 
-def decoding_s(item) -> float:
-    """Seconds in which an image is decoded."""
-    times = []
-    clock(item.load_image, times)
-    return times[0]
-
-
-def load(pixels, work, workers: int) -> float:
-    """A sum over the bits of all numbers of these views, in whatever order they come."""
+def load(pixels, work, workers: int, busy: list[float]) -> float:
+    """A sum over the bits of all numbers of these views, in whatever order they come; the seconds that processors were
+    busy with it, in all processes, are added to `busy`."""
     import torch
 
     from dassl.data.data_manager import Loader
     from dassl.data.views import ViewBatches
 
+    began = sum(os.times()[:4])
     loaded = Loader(ViewBatches(pixels, work), None, num_workers=workers)
-    return sum(int(part["img"].view(torch.int64).sum()) for part in loaded if part)
+    total = sum(int(part["img"].view(torch.int64).sum()) for part in loaded if part)
+    busy.append(sum(os.times()[:4]) - began)
+    return total
 
 
 def jpegs(folder: Path, count: int):
