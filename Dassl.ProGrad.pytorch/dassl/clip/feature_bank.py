@@ -223,8 +223,9 @@ class FeatureBank:
         for number in numbers:
             with contextlib.suppress(UserError):
                 tensors, _ = read_safetensors(self._part(number))
-                rows = ((int(batch[0]), {name: value[batch] for name, value in tensors.items()}) for batch in batches)
-                there |= {(number, first) for first, some in rows if self._note(number, first, some) in noted}
+                for first in (int(batch[0]) for batch in batches):
+                    rows = {name: value[first : first + self.batch_size] for name, value in tensors.items()}
+                    there |= {(number, first)} if self._note(number, first, rows) in noted else set()
         return there
 
     def _note(self, number, first, rows):
@@ -236,11 +237,15 @@ class FeatureBank:
             file.write(b"\n" + self._note(number, first, rows))  # the line before may have been cut off
 
     def _finish(self, number):
-        part = self._part(number)
+        part, file = self._part(number), self._file(number)
         tensors, _ = read_safetensors(part)
         facts = self._facts(number, tensors)
         put_rows(part, {name: value[:0] for name, value in tensors.items()}, 0, len(self.pixels), facts)
-        os.replace(part, self._file(number))
+        with opened(part, "r+b") as built:
+            os.fsync(built.fileno())
+            if file.exists() and not file.is_file():
+                raise OSError(f"{file.name} is no plain file")
+            os.replace(part, file)
         self._open(number)
         if not any(self.folder.glob("*.part")):
             self._noted.unlink(missing_ok=True)

@@ -39,8 +39,9 @@ def save_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], f
 
 @contextlib.contextmanager
 def opened(path: str | os.PathLike, mode: str) -> Iterator[IO[bytes]]:
-    """A file to change in its place, made if it is not there; a link is not followed. Raises WriteFailed."""
-    make = os.O_CREAT | os.O_NOFOLLOW
+    """A file to change in its place, made if it is not there; no link is followed, no pipe waited for. Raises
+    WriteFailed."""
+    make = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         with open(path, mode, opener=lambda name, flags: os.open(name, flags | make, 0o666)) as file:
             yield file
@@ -50,11 +51,12 @@ def opened(path: str | os.PathLike, mode: str) -> Iterator[IO[bytes]]:
 
 def put_rows(path: str | os.PathLike, rows: Mapping[str, torch.Tensor], first: int, count: int, metadata: dict) -> None:
     """Write the header of a safetensors file of {name: (count, ...)}, and {name: (b, ...)} as its rows from `first` on.
-    Rows not written are zero; none to write (b = 0): what is there is brought to the disk. Raises WriteFailed."""
+    b may be 0; rows that were never written are zero. Raises WriteFailed."""
     entries, places, end = {"__metadata__": metadata}, {}, 0
     for name, value in sorted(rows.items()):
         row = value.element_size() * math.prod(value.shape[1:])
-        places[end + first * row], start, end = next(_pieces({name: value}))[1], end, end + count * row
+        places[end + first * row] = next(_pieces({name: value}))[1]
+        start, end = end, end + count * row
         about = json.loads(save({name: value[:0]})[8:])[name]  # the library's name of the type
         entries[name] = about | {"shape": [count, *value.shape[1:]], "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
@@ -65,8 +67,6 @@ def put_rows(path: str | os.PathLike, rows: Mapping[str, torch.Tensor], first: i
         for place, octets in places.items():
             file.seek(8 + len(text) + place)
             file.write(octets)
-        if not any(map(len, rows.values())):
-            os.fsync(file.fileno())
 
 
 def load_tensors(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict, str]:

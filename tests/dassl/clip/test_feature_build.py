@@ -1,5 +1,6 @@
 """How banks are built: an image is decoded once, and no number depends on it."""
 
+import os
 import random
 import weakref
 from pathlib import Path
@@ -216,6 +217,19 @@ def test_a_bank_with_parts_is_listed_and_removed(cfg, backbone, broken_off, caps
     assert row.split()[1:3] == [str(COUNT), "0"]
     list_banks([cfg.FEATURES.DIR, "--remove", broken_off.name])
     assert not broken_off.exists()
+
+
+def test_a_pipe_or_a_folder_is_neither_waited_for_nor_replaced(cfg, backbone, broken_off):
+    for name in ("parts.txt", "round-00001.part", "round-00001.safetensors"):
+        place = broken_off / name
+        for make in (os.mkfifo, os.mkdir):
+            place.unlink(missing_ok=True)
+            make(place)
+            with pytest.raises(WriteFailed, match=f"Cannot write .*{place.stem}"):
+                bank_loader(cfg, backbone)
+            assert place.is_fifo() or place.is_dir()
+        place.rmdir()
+    assert_round_by_round(bank_loader(cfg, backbone).dataset.bank, backbone)
 
 
 def test_a_link_in_the_place_of_a_part_is_not_followed(cfg, backbone, broken_off, tmp_path):
