@@ -162,7 +162,7 @@ def bank(place: Place) -> Iterator[Row]:
         cfg.merge_from_list(["FEATURES.DIR", str(here.folder / "gpu_bank"), "DATALOADER.TEST.BATCH_SIZE", 64])
         built, workers = [], 0 if place.quick else 4
         seconds = clock(lambda: built.append(FeatureBank(cfg, pixels, clip, workers=workers)), place.device)
-        loader = built[0].loader([0], torch.arange(4).split(2))
+        loader = built[0].loader([(half, [0]) for half in torch.arange(4).split(2)])
         batch = next(iter(loader))["img"]
         with torch.no_grad():
             expected = build_clip(str(here.weights)).encode_image(torch.stack([pixels[i]["img"] for i in range(4)]))

@@ -250,31 +250,33 @@ class FeatureBank:
         if not any(self.folder.glob("*.part")):
             self._noted.unlink(missing_ok=True)
 
-    def images(self, work: Sequence[tuple[torch.Tensor, Sequence[int]]]) -> Iterator[dict[str, Any]]:
+    def loader(self, work: Sequence[tuple[torch.Tensor, Sequence[int]]]) -> Loader:
         """The transformed images of each of these batches of indices, in each of the rounds beside it, as a run from
-        pixels sees them in those epochs."""
+        pixels sees them in those epochs; from each worker a part of every batch (ViewBatches)."""
         many = sum(len(batch) * len(rounds) for batch, rounds in work) >= WORKERS_FROM
-        workers, device = self.workers if many else 0, self.backbone.device
-        loader = Loader(
+        return Loader(
             ViewBatches(self.pixels, work),
             batch_size=None,
-            generator=torch.Generator(),  # the global one stays where it is
-            num_workers=workers,
-            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),
+            num_workers=self.workers if many else 0,
+            pin_memory=self.backbone.device.type == "cuda",
             worker_init_fn=own_group,
         )
+
+    def images(self, work: Sequence[tuple[torch.Tensor, Sequence[int]]]) -> Iterator[dict[str, Any]]:
+        """The batches of `loader(work)`, whole and on the device."""
+        loader, device = self.loader(work), self.backbone.device
         parts = iter(loader)
         for first in parts:
-            every = first, *filter(None, itertools.islice(parts, max(workers, 1) - 1))
+            every = first, *filter(None, itertools.islice(parts, max(loader.num_workers, 1) - 1))
             every = tree_map(lambda image: image.to(device, non_blocking=True), every)
             yield tree_map(lambda *some: torch.cat(some) if len(some) > 1 else some[0], *every)
 
     @torch.inference_mode()
     def _encode(self, batch):
-        """{"img": (B, 3, H, W) on the device, or a list of K such, ...} -> {"feature": (B, D) or (B, K, D)} on the CPU."""
+        """{"img": (B, 3, H, W), or a list of K such, ...} -> {"feature": (B, D) or (B, K, D)} on the CPU."""
         features = {}
-        for name in (name for name in batch if name.startswith("img")):
-            value = batch[name]
+        for name, value in batch.items():
             views = value if isinstance(value, list) else [value]
             with self.autocast():
                 rows = [self.backbone.encode_image(view).cpu() for view in views]
