@@ -90,7 +90,7 @@ class PromptSRC(ClipTrainer):
         settings, scale = self.cfg.TRAINER.PROMPTSRC, self.clip.logit_scale
         images, labels = self.parse_batch_train(batch)
         image, text = self.image_features(images), F.normalize(self.text_features().float(), dim=-1)
-        image0 = F.normalize(batch["zero_shot"].to(self.device).float(), dim=-1)
+        image0 = F.normalize(batch["zero_shot"].to(self.device, non_blocking=True).float(), dim=-1)
         prompted, zero_shot = cosine_logits(image, text, scale), cosine_logits(image0, self.text0, scale)
         return {
             "ce": self.cross_entropy(image, text, labels),

@@ -88,6 +88,7 @@ def build_feature_loader(
         sampler=loader.sampler,
         drop_last=loader.drop_last,
         collate_fn=lambda batch: batch,
+        pin_memory=loader.pin_memory,
     )
 
 

@@ -30,7 +30,7 @@ from dassl.utils.progress import progress
 
 from .build import source_of
 from .checkpoint import find_model, load_exactly
-from .losses import NotFinite, project_conflicting
+from .losses import BAD_LOSS, NotFinite, check_finite, project_conflicting
 from .signals import defer_sigterm
 
 log = get_logger()
@@ -54,6 +54,7 @@ class TrainerBase(OldMethods):
     batch_idx: int
     num_batches: int
     _bar: Any = None  # of the epochs, while they run
+    _epoch_log: Any = None  # of an epoch whose losses are not read in each step
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, Any] = OrderedDict()
@@ -316,10 +317,12 @@ class TrainerBase(OldMethods):
         self.model_update(names)
 
     def detect_anomaly(self, loss: Tensor) -> None:
-        """Raise NotFinite (a FloatingPointError), with place and last checkpoint, unless `loss` is finite."""
-        if not torch.isfinite(loss).all():
-            batch = f", batch {self.batch_idx + 1}" if hasattr(self, "batch_idx") else ""
-            self._anomaly("Loss is infinite or NaN!", batch)
+        """Raise NotFinite (a FloatingPointError), with place and last checkpoint, unless `loss` is finite; in an epoch
+        on a GPU, once its losses are read."""
+        if self._epoch_log is not None:
+            self._epoch_log.note(loss)
+        elif not torch.isfinite(loss).all():
+            self._anomaly(BAD_LOSS, f", batch {self.batch_idx + 1}" if hasattr(self, "batch_idx") else "")
 
     def pass_over_single(self, error: ValueError) -> None:
         """Leave out a last batch of one image, which batch norms do not take. UserError for any other batch of one."""
@@ -334,11 +337,8 @@ class TrainerBase(OldMethods):
         self.update_lr()
 
     def check_finite(self) -> None:
-        """Raise NotFinite if a trained weight is not finite: such a model is not worth keeping."""
-        for name in self.get_model_names():
-            for key, param in self._models[name].named_parameters():
-                if param.requires_grad and not torch.isfinite(param).all():
-                    self._anomaly(f"Weight {key} of {name} is infinite or NaN!")
+        """Raise NotFinite if a trained weight, or a loss yet to be read, is not finite: that is not worth keeping."""
+        check_finite(self)
 
     def _anomaly(self, what, place=""):
         raise NotFinite(f"{what} (epoch {self.epoch + 1}{place}; last good checkpoint: {self.last_checkpoint()})")

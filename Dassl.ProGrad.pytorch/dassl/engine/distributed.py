@@ -10,7 +10,7 @@ import torch
 from dassl.data.shards import next_share, sharded_loader
 from dassl.modeling.ops.batch_norm import set_share, takes_own_part
 from dassl.utils import UserError, get_logger
-from dassl.utils.distributed import all_reduce, broadcast, broadcast_tensors, is_main, rank, world_size
+from dassl.utils.distributed import broadcast, broadcast_tensors, is_main, rank, world_size
 
 from .base import TrainerBase
 from .state import plain, rng_state, set_rng_state
@@ -73,11 +73,3 @@ def batch_share(trainer: TrainerBase) -> float:
     for model in trainer._models.values():
         set_share(model, share)
     return share
-
-
-def of_all(values: dict, share: float) -> dict:
-    """{name: number or scalar tensor} of this process's part of a batch -> of the whole batch."""
-    if world_size() == 1:
-        return values
-    mine = [torch.as_tensor(value).detach().to("cpu", torch.float64).reshape(()) * share for value in values.values()]
-    return dict(zip(values, all_reduce(torch.stack(mine)).unbind(), strict=True))

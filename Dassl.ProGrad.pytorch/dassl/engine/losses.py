@@ -9,8 +9,11 @@ from typing import Any
 import torch
 
 from dassl.utils import AverageMeter, MetricMeter, UserError, brief, get_logger
+from dassl.utils.distributed import of_all, world_size
 
 from .build import source_of
+
+BAD_LOSS = "Loss is infinite or NaN!"
 
 
 class NotFinite(UserError, FloatingPointError):
@@ -40,56 +43,118 @@ def project_conflicting(grad_a: torch.Tensor, grad_b: torch.Tensor, lambda_: flo
 
     Both have one shape; their angle is taken over the whole tensor. A zero `grad_b` changes nothing.
     """
-    norm = torch.linalg.vector_norm(grad_b)
-    if norm == 0:
-        return grad_a
-    direction = grad_b / norm
-    along = torch.sum(grad_a * direction)
-    return grad_a - lambda_ * along * direction if along < 0 else grad_a
+    direction = grad_b / torch.linalg.vector_norm(grad_b)
+    along = torch.sum(grad_a * direction)  # not a number for a zero grad_b
+    return torch.where(along < 0, grad_a - lambda_ * along * direction, grad_a)
 
 
 class EpochLog:
-    """Means and times of an epoch's batches, printed every TRAIN.PRINT_FREQ and written for TensorBoard."""
+    """Means and times of an epoch's batches, printed every TRAIN.PRINT_FREQ and written for TensorBoard.
+
+    On a CPU each batch is read and checked at once. On another device, where reading waits, its numbers stay until
+    PRINT_FREQ batches are done, or the epoch is, and come over together; the time of a batch is then their mean.
+    """
 
     def __init__(self, trainer: Any) -> None:
-        self.trainer = trainer
+        self.trainer, device = trainer, trainer.device
         self.losses, self._batch_time, self._data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        self._held: list[tuple] = []  # of batches that are not read: (number, rate, data time, share, values)
+        trainer._epoch_log = None if device.type == "cpu" else self
+        self._wide = torch.float32 if device.type == "mps" else torch.float64
+        self._first_bad = torch.full((), -1, device=device)  # index of the first batch with a bad loss
 
     def waiting(self) -> None:
         """From now on, for a batch."""
-        self._since = time.time()
+        self._asked = time.time()
+        if not self._held:
+            self._since = self._asked
 
     def drawn(self) -> None:
         """The batch is there."""
-        self._data_time.update(time.time() - self._since)
+        self._data_time.update(time.time() - self._asked)
+
+    def note(self, loss: torch.Tensor) -> None:
+        """Keep the batch's index, on the device, if it is the first whose loss is not finite."""
+        bad = ~torch.isfinite(loss).all().to(self._first_bad.device) & (self._first_bad < 0)
+        self._first_bad = torch.where(bad, self.trainer.batch_idx, self._first_bad)
 
     def done(self, losses: dict | None) -> None:
         """A step was made on it."""
-        trainer = self.trainer
-        self.losses.update(losses)
-        self._batch_time.update(time.time() - self._since)
-        every, batch = trainer.cfg.TRAIN.PRINT_FREQ, trainer.batch_idx + 1
-        if batch % every == 0 or trainer.num_batches < every:
-            get_logger().info(self._line(batch))
-        step = trainer.epoch * trainer.num_batches + trainer.batch_idx
-        for name, meter in self.losses.meters.items():
-            trainer.write_scalar(f"train/{name}", meter.avg, step)
-        trainer.write_scalar("train/lr", trainer.get_current_lr(), step)
+        trainer, data, collects = self.trainer, self._data_time, self.trainer._epoch_log is self
+        if collects:  # of tensors copies, for they may change
+            kept = {"device": trainer.device, "dtype": self._wide, "non_blocking": True, "copy": True}
+            losses = {k: v.detach().to(**kept) if torch.is_tensor(v) else v for k, v in dict(losses or {}).items()}
+        times = f"data {data.val:.3f} ({data.avg:.3f})"
+        self._held.append((trainer.batch_idx + 1, trainer.get_current_lr(), times, trainer._share, losses))
+        if not collects or (trainer.batch_idx + 1) % trainer.cfg.TRAIN.PRINT_FREQ == 0:
+            self.flush()
         self.waiting()
 
-    def _line(self, batch: int) -> str:
-        trainer, clock, data = self.trainer, self._batch_time, self._data_time
+    def flush(self) -> None:
+        """Print and write all batches so far. NotFinite names the first one of them whose loss is not finite."""
+        if not self._held:
+            return
+        trainer, every, count = self.trainer, self.trainer.cfg.TRAIN.PRINT_FREQ, len(self._held)
+        *batches, shares, rows = zip(*self._held, strict=True)
+        rows, bad = self._read(rows, shares) if trainer._epoch_log is self else (rows, -1)
+        self._batch_time.update((time.time() - self._since) / count, count)
+        self._held = []
+        for batch, lr, data, row in zip(*batches, rows, strict=True):
+            if 0 <= bad < batch:
+                break
+            self.losses.update(row)
+            if batch % every == 0 or trainer.num_batches < every:
+                get_logger().info(self._line(batch, lr, data))
+            step = trainer.epoch * trainer.num_batches + batch - 1
+            for name, meter in self.losses.meters.items():
+                trainer.write_scalar(f"train/{name}", meter.avg, step)
+            trainer.write_scalar("train/lr", lr, step)
+        self.check(bad)
+
+    def _read(self, rows, shares):
+        """The numbers of whole batches, in one copy, and the index of the first bad batch; -1 for none."""
+        tensors = [v.reshape(-1) for row in rows for v in row.values() if torch.is_tensor(v)]
+        read = torch.cat([*tensors, self._first_bad.to(self._wide).reshape(1)]).cpu().split([*map(len, tensors), 1])
+        parts, bad = iter(read), int(read[-1])
+        rows = [{k: next(parts) if torch.is_tensor(v) else v for k, v in row.items()} for row in rows]
+        if world_size() > 1:
+            rows = of_all(rows, shares)
+            told = zip(self._held, rows, strict=True)
+            bad = next((number - 1 for (number, *_), row in told if not row["loss"].isfinite()), -1)
+        return rows, bad
+
+    def check(self, bad: int | None = None) -> None:
+        """NotFinite where a loss of this process was not, read or not. bad: index of its batch, where that was read."""
+        if (bad := int(self._first_bad) if bad is None else bad) >= 0:
+            self.trainer._anomaly(BAD_LOSS, f", batch {bad + 1}")
+
+    def _line(self, batch: int, lr: float, data: str) -> str:
+        trainer, clock = self.trainer, self._batch_time
         left = trainer.num_batches - batch + (trainer.max_epoch - trainer.epoch - 1) * trainer.num_batches
         return (
             f"epoch [{trainer.epoch + 1}/{trainer.max_epoch}] batch [{batch}/{trainer.num_batches}] "
-            f"time {clock.val:.3f} ({clock.avg:.3f}) data {data.val:.3f} ({data.avg:.3f}) "
-            f"{self.losses} lr {trainer.get_current_lr():.4e} eta {timedelta(seconds=int(clock.avg * left))}"
+            f"time {clock.val:.3f} ({clock.avg:.3f}) {data} "
+            f"{self.losses} lr {lr:.4e} eta {timedelta(seconds=int(clock.avg * left))}"
         )
 
     def end(self) -> None:
-        """Keep the means in the trainer's history."""
+        """Read what is left, and keep the means in the trainer's history."""
+        self.flush()
+        self.trainer._epoch_log = None
         means = {name: meter.avg for name, meter in self.losses.meters.items()}
         self.trainer._history = recorded(self.trainer._history, self.trainer.epoch + 1, means)
+
+
+def check_finite(trainer: Any) -> None:
+    """Raise NotFinite for a loss that was noted, or a trained weight, that is not finite."""
+    if trainer._epoch_log is not None:
+        trainer._epoch_log.check()
+    models = [(name, trainer._models[name].named_parameters()) for name in trainer.get_model_names()]
+    weights = {f"{key} of {name}": p for name, params in models for key, p in params if p.requires_grad}
+    finite = [torch.isfinite(weight).all() for weight in weights.values()]
+    read = torch.stack([fine.to(finite[0].device) for fine in finite]).tolist() if finite else []  # waits once
+    if not all(read):
+        trainer._anomaly(f"Weight {list(weights)[read.index(False)]} is infinite or NaN!")
 
 
 def recorded(history: list[dict], epoch: int, values: Mapping[str, float]) -> list[dict]:

@@ -75,9 +75,28 @@ class Precision:
             return
         with_gradient = [optimizer for optimizer in optimizers if _has_gradient(optimizer)]
         for optimizer in with_gradient:
-            self.scaler.step(optimizer)
+            self._scaled_step(optimizer)
         if with_gradient:
             self.scaler.update()
+
+    def _scaled_step(self, optimizer):
+        """By torch's fused kernel, if there is one: it leaves itself out where gradients overflow, while for another
+        one the host must be told. The state is the plain one's. SGD with momentum begins with a plain step: a fused
+        one that is left out leaves its buffer undefined."""
+        steps = [(group, p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        fused = type(optimizer) in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW) and all(
+            p.is_floating_point()
+            and not (p.grad.is_sparse or group["foreach"] or group["differentiable"] or group["fused"] is not None)
+            and not (group.get("momentum") and optimizer.state.get(p, {}).get("momentum_buffer") is None)
+            for group, p in steps
+        )
+        for group, p in steps if fused else ():
+            group["fused"] = optimizer._step_supports_amp_scaling = True
+            if "step" in (state := optimizer.state.get(p, {})):
+                state["step"] = state["step"].to(p.device)
+        self.scaler.step(optimizer)
+        for group, _ in steps if fused else ():
+            group["fused"] = optimizer._step_supports_amp_scaling = None
 
     def _clip(self, optimizers, max_norm):
         """Of the true gradients: scaled ones are brought back first."""

@@ -1,7 +1,8 @@
 """SIGTERM, which batch systems send some time before they kill (Slurm and torchrun: 30 seconds).
 
-An epoch of training ends after the step under way, in all processes of a run after the same one, and is saved there;
-what follows an epoch (validation, checkpoints) is ended and saved. Everything else ends at once: it is done again.
+An epoch of training ends after the step under way and is saved there; several processes end after the same step, a few
+steps later (`StopFlag`). What follows an epoch (validation, checkpoints) is ended and saved. Everything else ends at
+once: it is done again.
 """
 
 import contextlib
@@ -57,6 +58,29 @@ def should_stop() -> bool:
     if world_size() == 1:
         return bool(_asked)
     return bool(all_reduce(torch.tensor([float(len(_asked))])).item())
+
+
+class StopFlag:
+    """`should_stop` of one epoch. Several processes ask each other at the latest every `most` steps, sooner where at
+    the slowest one's pace these take more than PATIENCE: each time all agree on the steps until the next."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._steps, self._next, self._asked = most, 0, 1, 0  # steps: done, when to ask, when it was asked
+        self._begun = self._since = time.monotonic()
+
+    def heard(self, last: bool = False) -> bool:
+        """After a step, in all processes. last: of the epoch, after which all ask."""
+        self._steps += 1
+        if world_size() == 1:
+            return should_stop()
+        if self._steps < self._next and not last:
+            return False
+        now = time.monotonic()
+        pace = max((now - self._begun) / self._steps, (now - self._since) / (self._steps - self._asked), 1e-6)
+        told, pace = all_reduce(torch.tensor([float(len(_asked)), pace]), "max").tolist()
+        self._next = self._steps + max(1, min(self._most, int(PATIENCE / pace)))
+        self._asked, self._since = self._steps, now
+        return told > 0
 
 
 def stop() -> NoReturn:

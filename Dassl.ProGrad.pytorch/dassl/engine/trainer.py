@@ -21,20 +21,20 @@ from dassl.evaluation import build_evaluator
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import MissingFile, UserError, check_availability, count_num_param, get_logger, load_pretrained_weights
 from dassl.utils.device import choose_device
-from dassl.utils.distributed import average_gradients, barrier, world_size
+from dassl.utils.distributed import average_gradients, barrier, of_all, world_size
 from dassl.utils.late import forwarding
 
 from .base import TrainerBase, dataset_of
 from .build import config_nodes
 from .checkpoint import BEST
-from .distributed import batch_share, of_all, start_epoch_together
+from .distributed import batch_share, start_epoch_together
 from .evaluation import evaluate, keep_if_best, write_outputs
 from .losses import EpochLog, total_loss
 from .network import SimpleNet
 from .precision import Precision
 from .results import trained_facts
 from .resume import ResumeState
-from .signals import defer_sigterm, should_stop, stop
+from .signals import StopFlag, defer_sigterm, stop
 
 log = get_logger()
 
@@ -237,7 +237,7 @@ class EpochTrainer(SimpleTrainer):
         """Batches of `epoch_batches`, a step or a part of one on each."""
         self.set_model_mode("train")
         start_epoch_together(self)
-        epoch_log = EpochLog(self)
+        epoch_log, flag = EpochLog(self), StopFlag(self.cfg.TRAIN.PRINT_FREQ)
         self.epoch = self.epoch  # the samplers may be others since it was set
         batches = enumerate(self.epoch_batches())
         self._progress.pass_over(batches, epoch_log.losses)
@@ -254,9 +254,11 @@ class EpochTrainer(SimpleTrainer):
                 if self._bar is not None:
                     self._bar.update(1 / self.num_batches)
                 done = self.batch_idx + 1
-                if (done % self.cfg.TRAIN.ACCUMULATE == 0 or done == self.num_batches) and should_stop():
+                last = done == self.num_batches
+                if (done % self.cfg.TRAIN.ACCUMULATE == 0 or last) and flag.heard(last):
                     cls = type(self)  # with hooks of its own that begin an epoch, it is done again whole
                     if cls.run_epoch is EpochTrainer.run_epoch and cls.before_epoch is TrainerBase.before_epoch:
+                        epoch_log.flush()
                         self._progress.save_within(epoch_log.losses)
                     stop()
         epoch_log.end()
@@ -284,7 +286,9 @@ class EpochTrainer(SimpleTrainer):
         with self.precision.autocast():
             losses = self.losses(*batch)
         total = total_loss(losses, type(self))
-        printed = of_all({"loss": total, **losses, **self.step_metrics}, self._share)
+        printed = {"loss": total, **losses, **self.step_metrics}
+        if self._epoch_log is None:  # else once they are read
+            (printed,) = of_all([printed], [self._share])
         self.detect_anomaly(printed["loss"])
         first = self.batch_idx - self.batch_idx % self.cfg.TRAIN.ACCUMULATE
         size = max(1, min(self.cfg.TRAIN.ACCUMULATE, self.num_batches - first))
@@ -310,7 +314,7 @@ class TrainerX(EpochTrainer):
 
     def parse_batch_train(self, batch: dict) -> tuple[torch.Tensor, ...]:
         """Images (B, 3, H, W), labels (B,) and domains (B,), on the device."""
-        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+        return tuple(batch[key].to(self.device, non_blocking=True) for key in ("img", "label", "domain"))
 
 
 class TrainerXU(EpochTrainer):
@@ -334,7 +338,8 @@ class TrainerXU(EpochTrainer):
 
     def parse_batch_train(self, batch_x: dict, batch_u: dict) -> tuple[torch.Tensor, ...]:
         """Images and labels of the labelled batch, images of the other, on the device."""
-        return tuple(item.to(self.device) for item in (batch_x["img"], batch_x["label"], batch_u["img"]))
+        parts = batch_x["img"], batch_x["label"], batch_u["img"]
+        return tuple(item.to(self.device, non_blocking=True) for item in parts)
 
 
 def _restarting(loader):

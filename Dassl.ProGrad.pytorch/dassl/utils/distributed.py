@@ -12,7 +12,7 @@ import functools
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
@@ -210,6 +210,16 @@ def gather(value: T) -> list[T]:
     values = [value] * world_size()
     _exchange(dist.all_gather_object, values, value)
     return values
+
+
+def of_all(rows: Sequence[dict], shares: Sequence[float]) -> Sequence[dict]:
+    """[{name: number or scalar tensor}, ...] of this process's shares of batches -> of the whole batches."""
+    if world_size() == 1:
+        return rows
+    pairs = [(value, share) for row, share in zip(rows, shares, strict=True) for value in row.values()]
+    mine = [torch.as_tensor(value).detach().to("cpu", torch.float64).reshape(()) * share for value, share in pairs]
+    whole = iter(all_reduce(torch.stack(mine)).unbind())
+    return [{name: next(whole) for name in row} for row in rows]
 
 
 def gather_batches(batches: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -4,8 +4,6 @@ Torch's fake tensors have a device and a shape but no values. Two devices in one
 reading a value back, for which a real step would wait. Only steps are played: what is done once may read values.
 """
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -13,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train
 from dassl.engine import build_trainer
+from tests.fixtures.counted_device import move, own_clips
 
 WEIGHTS = ["TRAINER.LMC.SPACE", "weights", "TRAINER.LMC.DISTANCE", "l2sq", "TRAINER.LMC.TAU", "0.5"]
 
@@ -23,24 +22,10 @@ def to_fake_gpu(tensor):
     return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
 
 
-def move(trainer):
-    """All tensors that a step uses to the fake GPU."""
-    trainer.device = torch.device("cuda")
-    holders = [trainer, *(getattr(trainer, name) for name in ("teacher",) if hasattr(trainer, name))]
-    modules = [module for part in (trainer.clip.module, trainer.model) for module in part.modules()]
-    for module in modules:
-        for group in (module._parameters, module._buffers):
-            group.update({name: to_fake_gpu(value) for name, value in group.items() if value is not None})
-    for holder in holders:
-        for name, value in list(vars(holder).items()):
-            if isinstance(value, torch.Tensor):
-                setattr(holder, name, to_fake_gpu(value))
-            elif isinstance(value, dict) and any(isinstance(part, torch.Tensor) for part in value.values()):
-                setattr(holder, name, {key: to_fake_gpu(part) for key, part in value.items()})
-
-
 @pytest.fixture
-def build(argv):
+def build(argv, monkeypatch):
+    own_clips(monkeypatch)
+
     def go(trainer, *words):
         args = train.build_parser().parse_intermixed_args(argv(*MMA, *KD, *words, trainer=trainer))
         return build_trainer(train.setup_cfg(args))
@@ -55,12 +40,7 @@ def played(build, tmp_path, name, words, half):
         stage1.save_model(0, str(tmp_path / "stage1"))
         words = ["--resume-coop", str(tmp_path / "stage1"), *words]
     trainer = build(name, *words)
-    shared = trainer.clip
-    trainer.clip = copy.deepcopy(shared)  # other runs share it
-    for module in trainer.model.modules():  # towers with prompts hold the backbone too
-        for key, value in list(vars(module).items()):
-            if value is shared:
-                setattr(module, key, trainer.clip)
+    trainer.clip.share_prefix = False  # it looks at the tokens, once
     if half:  # as PREC fp16 keeps the towers
         trainer.clip.module.half()
         if hasattr(trainer.model, "fixed"):
@@ -90,7 +70,7 @@ def test_a_step_stays_on_its_device_and_waits_for_nothing(build, tmp_path, sourc
         del batch["img"]
     batch |= {tower: torch.zeros(count, trainer.clip.dim) for tower in ("teacher", "stage1")}  # as PromptKD's loader
     with FakeTensorMode() as mode:
-        move(trainer)
+        move(trainer, to_fake_gpu, torch.device("cuda"))
         batch = {key: mode.from_tensor(value) if torch.is_tensor(value) else value for key, value in batch.items()}
         losses = trainer.losses(batch)
         logits = trainer.model_inference(trainer.parse_batch_test(batch)[0])

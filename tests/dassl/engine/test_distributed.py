@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dassl.data.shards import ShardedBatches, next_share, sharded_loader
-from dassl.engine import build_trainer
+from dassl.engine import build_trainer, signals
 from dassl.engine.distributed import batch_share, start_epoch_together
 from dassl.utils import UserError, distributed
 from dassl.utils.distributed import average_gradients, broadcast, is_main, process_group, rank, shard, world_size
@@ -68,7 +68,9 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(name, folders):
         assert all(torch.equal(value, ended["weights"][key]) for key, value in whole["weights"].items())
         epoch = whole["images"].index(told["images"][0])  # killed in the second, which begins anew
         assert whole["losses"][epoch:] == told["losses"] + ended["losses"]
-        assert epoch > 0 and len(told["losses"]) == 3  # one process was told, in the third step: both stop after it
+        # one process was told, in the third step; both ask, every 2 steps or 10, and at the end of the epoch
+        assert epoch > 0 and len(told["losses"]) in ((3,) if name == "adamw" else (3, 4))
+        assert len(told["losses"]) == len(seen(folders[1], f"{name} told", 1 - number)["losses"])
     metrics = [json.loads((folders[1] / "runs" / part / "results.json").read_text())["metrics"]
                for part in (name, f"{name} halves")]  # fmt: skip
     assert metrics[0] == metrics[1]
@@ -140,6 +142,40 @@ def test_exchanges_between_two(folders):
         assert [weight.tolist() for weight in seen["weights"]] == [[[0, 0], [0, 0]], [True]]
         assert seen["rank"] == (number, 2, number == 0)
         assert seen["part"] == ([0, 1, 2], [3, 4])[number]
+
+
+def test_losses_on_a_device_are_read_together_and_name_the_first_bad_batch_of_all(folders):
+    """Of a loss 4 i in process 0 and 4 i + 1 in process 1 the whole batch has 4 i + 1 / 4."""
+    for number in (0, 1):
+        points, said, waits = torch.load(folders[1] / f"exchanges-{number}.pt")["log"]
+        means = [("train/loss", 0.25, 0), ("train/loss", 2.25, 1), ("train/number", 2, 0), ("train/number", 2, 1)]
+        assert sorted(point for point in points if point[0] != "train/lr") == means
+        assert said == [("Loss is infinite or NaN!", ", batch 3")] and waits == ["cpu"] * 2
+
+
+def test_processes_ask_each_other_every_few_steps_or_seconds(monkeypatch):
+    """With a clock that the test moves: when two processes ask each other, and what they agree on."""
+    now, asked, others = [0.0], [], [0.0, 0.0]
+    monkeypatch.setattr(signals, "world_size", lambda: 2)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+
+    def all_reduce(mine, op):
+        assert op == "max"
+        asked.append(step)
+        return torch.maximum(mine, torch.tensor(others))
+
+    monkeypatch.setattr(signals, "all_reduce", all_reduce)
+    flag = signals.StopFlag(10)
+    for step in range(1, 41):
+        now[0] += 0.01 if step <= 30 else 2.0
+        others[1] = 0.0 if step <= 20 else 1.0  # the other one's pace
+        assert not flag.heard(last=step == 40)
+    # at once; at a pace of 10 ms every 10 steps; at 1 s, the other one's, every 5; at 2 s, once it is known, every 2
+    assert asked == [1, 11, 21, 26, 31, 36, 38, 40]
+    others[0] = 1.0
+    step = 41
+    flag._next = 41
+    assert flag.heard()
 
 
 def test_one_process_is_left_alone(monkeypatch):

@@ -1,11 +1,15 @@
 """Mixed precision: what each mode computes in, and what a CPU makes of it."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dassl.engine import Precision, build_trainer
 from dassl.engine.launch import run
+from dassl.optim.radam import RAdam
 from dassl.utils import UserError, set_random_seed
 from tests.fixtures.dassl_style_world import style_config, write_images
 
@@ -124,6 +128,59 @@ def test_an_overflow_leaves_the_weights_and_lowers_the_scale():
     again = scaled()[0]
     again.load_state_dict(precision.state_dict())
     assert again.scaler.get_scale() == 512.0
+
+
+class Reads(TorchDispatchMode):
+    """count: numbers that Python was told of a tensor."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+KINDS = {
+    "sgd": (torch.optim.SGD, {}),
+    "momentum": (torch.optim.SGD, {"momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1}),
+    "adam": (torch.optim.Adam, {"amsgrad": True}),
+    "adamw": (torch.optim.AdamW, {}),
+    "rmsprop": (torch.optim.RMSprop, {"momentum": 0.9}),
+    "radam": (RAdam, {}),
+}
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.5])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_scaled_step_reads_nothing_where_torch_has_a_fused_one(name, max_norm):
+    """Gradients overflow in the first step and in the fourth: these are left out, as if they had not been."""
+    kind, words = KINDS[name]
+    weights, states, reads = [], [], []
+    for scale in (None, 1024.0):
+        torch.manual_seed(0)
+        precision, layer, _ = scaled(scale or 1.0)
+        precision.scaler = precision.scaler if scale else None
+        optimizer, steps = kind(layer.parameters(), lr=0.1, **words), []
+        for step in range(6):
+            if step == 3 and scale:  # an earlier file, that lies on the CPU
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            bad = step in (0, 3)
+            optimizer.zero_grad()
+            precision.backward(layer(torch.full((1, 2), float("inf") if bad else 1.0 + step)).sum())
+            with Reads() as found:
+                if scale or not bad:
+                    precision.step([optimizer], max_norm)
+            steps.append(found.count)
+        weights.append(layer.weight.detach())
+        states.append(optimizer.state_dict())
+        reads.append(steps)
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(*states, rtol=1e-5, atol=1e-6)
+    if name in ("rmsprop", "radam"):
+        assert all(reads[1])
+    else:  # momentum begins with the first step that is taken
+        assert reads[1] == [name == "momentum"] * 2 + [0] * 4
+    assert not getattr(optimizer, "_step_supports_amp_scaling", None)
 
 
 def test_without_gradients_a_scaled_step_does_nothing():
