@@ -16,7 +16,7 @@ TITLES = ("", "", "ours", "plain way", "ratio", "expected")
 
 @dataclass(frozen=True)
 class Row:
-    """What a way of ours and the plain way take, in `unit` ("s" or "MB").
+    """What a way of ours and the plain way take, in `unit` ("s", "MB", "": a number).
 
     least: the ratio, plain over ours, expected in the full setting on 2 quiet cores; None where nothing is.
     """
@@ -63,4 +63,4 @@ def lines(found: dict[str, Iterable[Row]]) -> list[str]:
 def shown(value: float, unit: str) -> str:
     if unit == "s":
         return f"{value:.2f} s" if value >= 1 else f"{1e3 * value:.3g} ms"
-    return f"{value:,.0f} {unit}"
+    return f"{value:,.0f} {unit}".rstrip()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from dassl.clip import positionwise
 from tests.benchmarks.world import World
 
 
@@ -75,7 +76,7 @@ def count_passes(towers: dict[str, nn.Module]) -> Iterator[dict[str, list[int]]]
             counts[name][0] += 1
             counts[name][1] += output.requires_grad
 
-        return count
+        return positionwise(count)
 
     handles = [module.register_forward_hook(hook(name)) for name, module in towers.items()]
     try:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.benchmarks import step
+from tests.benchmarks import classes, step
 from tests.benchmarks.task import Task, Version, all_tasks, count_passes
 from tests.benchmarks.world import World
 from tests.conftest import ROOT
@@ -109,3 +109,34 @@ def test_versions_that_disagree_fail_the_benchmark():
     assert "images" in step.compare("CoOp", "bank", rows(0, index=(1, 0)), TASK, full=False)["faults"][0]
     counted = {"CoOp": {"plain": {"passes": {"image": [2, 0]}, "expected_passes": {"image": [1, 0]}}}}
     assert "passes are image 2/0, expected image 1/0" in step.wrong_passes(counted)[0]
+
+
+def measured(count, context, **others):
+    """A setting of the classes' benchmark whose shared prefix takes half the time and a quarter of the memory."""
+    rows = {"whole": 8.0, "shared prefix": 2.0} | others
+    rows = {name: {"tokens": 8, "wall_s": 4 + size / 2, "step_mb": size} for name, size in rows.items()}
+    return {"classes": count, "context": context, "versions": rows, "left_out": []}
+
+
+@pytest.mark.parametrize(
+    ("count", "context", "model", "least", "met"),
+    [(20, 4, "text_b16", [1, None], [True, None]), (100, 4, "text_b16", [None, None], [None, None]),
+     (500, 4, "text_b16", [2.2, 2], [False, True]), (1000, 16, "text_b16", [3, 3], [False, True]),
+     (1000, 16, "small", [None, None], [None, None])],
+)  # fmt: skip
+def test_what_a_shared_prefix_is_expected_to_save(count, context, model, least, met):
+    rows = classes.rows_of(measured(count, context, chunks=1.0), model)
+    assert [row.name for row in rows[::3]] == [f"{count:,} classes x {context}{v}: tokens" for v in ("", ", chunks")]
+    assert [row.least for row in rows] == [None, *least, None, None, None]
+    assert [row.met for row in rows[1:3]] == met and [row.ratio for row in rows[2::3]] == [4, 8]
+
+
+def test_what_does_not_fit_in_memory_is_left_out_with_a_line(tmp_path, capsys):
+    args = classes.parse(["--model", "small", "--classes", "6", "12", "--contexts", "4"])
+    smaller = {v: {"before_mb": 500, "step_mb": 1e9, "classes": 3} for v in list(classes.VERSIONS)[:2]}
+    setting = {"classes": 6, "context": 4, "versions": {}, "left_out": []}
+    classes.measure(setting, smaller, tmp_path, args)
+    assert setting["versions"] == {} and classes.compare(setting) == classes.rows_of(setting, "text_b16") == []
+    classes.print_setting(setting, "text_b16")
+    whole, shared = capsys.readouterr().out.splitlines()
+    assert "6 classes x 4, whole: left out, about 2,000,000,500 MB" in whole and "shared prefix: left out" in shared

@@ -40,13 +40,14 @@ MODELS = {
 
 @dataclass(frozen=True)
 class World:
-    """Sizes and places. batch: images a training step; test_batch: images a test batch."""
+    """Sizes and places. batch: images a training step; test_batch: images a test batch; names: else breeds."""
 
     folder: Path
     model: str = "small"
     batch: int = 32
     classes: int = 20
     test_batch: int = 100
+    names: tuple[str, ...] = ()
 
     @property
     def weights(self) -> Path:
@@ -54,14 +55,14 @@ class World:
 
     @property
     def data(self) -> Path:
-        return self.folder / f"data_{self.batch}"
+        return self.folder / f"data_{self.batch}_{self.classes}"
 
     def write(self) -> "World":
-        """The weights once a folder, images for each batch size."""
+        """The weights once a folder, images for each batch size and number of classes."""
         if not self.weights.exists():
             write_weights(self.weights, MODELS[self.model])
         per_class = -(-self.batch // self.classes), 1, -(-self.test_batch // self.classes)
-        write_pets(self.data, classes=class_names(self.classes), counts=per_class)
+        write_pets(self.data, classes=self.names or class_names(self.classes), counts=per_class)
         return self
 
     def stage1(self, model_name: str, state_dict: Callable[[], dict[str, torch.Tensor]]) -> Path:

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -330,8 +331,19 @@ def test_the_check_names_what_is_not_set():
 
 
 def test_the_versions_of_the_benchmark_agree(tmp_path):
-    world, threads = World(tmp_path, "small", 4, 6, 6).write(), torch.get_num_threads()
-    names = "whole", "chunks, blocks"
-    rows = {name: classes.first(world, name, 2, threads) | {"wall_s": classes.timed()} for name in names}
-    assert classes.compare(rows) == []
-    assert all(row["differences"]["gradient"] < 1e-5 and row["peak_mb"] > 0 for row in rows.values())
+    world, threads = World(tmp_path, "small", 4, 6, 6, classes.names_of(6)).write(), torch.get_num_threads()
+    rows = {name: classes.steps(world, 4, name, 2, 1, threads) for name in ("whole", "shared prefix", "chunks, blocks")}
+    setting = {"classes": 6, "context": 4, "versions": rows}
+    assert classes.compare(setting) == []
+    whole = 6 * (1 + 4 + 4 + 2)  # start, context, up to 4 tokens of a name, full stop and end
+    packed = 1 + 4 + (1 + 1 + 2 + 2 + 3 + 4) + 6 * 2
+    assert [row["tokens"] for row in rows.values()] == [whole, packed, packed]
+    rows["shared prefix"]["gradient"][-1] += 1e-4 * max(rows["whole"]["gradient"])
+    rows["shared prefix"]["tokens"] = whole
+    assert [fault.partition(": ")[2][:8] for fault in classes.compare(setting)] == ["gradient", "ran whol"]
+
+
+def test_names_of_the_benchmark_are_as_long_as_they_say():
+    names, clip = classes.names_of(1000), openai_backbone()
+    assert len(set(names)) == 1000
+    assert Counter(clip.token_counts(list(names))) == {length: 10 * many for length, many in classes.NAMES.items()}

@@ -1,8 +1,9 @@
 """What each method costs, counted: a change that makes something slower fails here, and no clock is asked.
 
 Needed, not done again: image features of a frozen tower come from the bank, or take one pass without a graph. Class
-vectors that train take one text pass with a graph. MERGETUNE's path is a line between class vectors (or image
-features) and takes no pass of its own, where the released code takes one a point.
+vectors that train take one text pass with a graph, in which what all prompts begin with runs once. MERGETUNE's path is
+a line between class vectors (or image features) and takes no pass of its own, where the released code takes one a
+point.
 Letters: C classes, L tokens of the longest prompt, D joint width.
 """
 
@@ -18,9 +19,11 @@ from tests.fixtures.deltas import random_deltas
 
 CONFIGS |= {"LinearProbe_LMC": "LinearProbe_LMC/paper"}
 NONE, ONCE, TRAINED = (0, 0), (1, 0), (1, 1)  # (passes, those with a graph)
-# C = 3 texts of L = 19 tokens, not of 77: start, 4 vectors or words of context, "abyssinian" spelled in 10 letters
-# between the ends of a word, a full stop, end
-TOKENS = 3 * (1 + 4 + 12 + 1 + 1)
+# C = 3 texts, not of 77 tokens each: start and 4 vectors or words of context once, then "abyssinian", "beagle" and
+# "bengal", spelled in 10, 6 and 6 letters between the ends of a word, each with a full stop and end. Where the context
+# is words, tokens alone say what is shared: one of the names' own as well, that where a word begins.
+TOKENS = 1 + 4 + (10 + 4) + (6 + 4) + (6 + 4)
+WORDS = dict.fromkeys(("MultiModalAdapter", "MMA_LMC"), TOKENS - 2)
 # trainer: stage 1, {FEATURES.VIEWS: passes of a step over images, over texts}, of an evaluation over texts
 STEPS = {
     "CoOp": ("", {0: (ONCE, TRAINED), 1: (NONE, TRAINED)}, ONCE),
@@ -81,17 +84,17 @@ def ready(trainer):
 @pytest.mark.parametrize("views", [0, 1])
 @pytest.mark.parametrize("name", STEPS)
 def test_passes_of_a_step_and_of_an_evaluation(bench, name, views):
-    _, steps, texts = STEPS[name]
+    (_, steps, texts), tokens = STEPS[name], WORDS.get(name, TOKENS)
     trainer, batch = ready(bench.built(name, FEATURES__VIEWS=views, FEATURES__TEST=bool(views)))
     with counted(trainer.clip) as step:
         trainer.forward_backward(batch)
     assert (step.passes["image"], step.passes["text"]) == steps[views]
-    assert step.tokens == TOKENS * steps[views][1][0] and step.steps == 1
+    assert step.tokens == tokens * steps[views][1][0] and step.steps == 1
     stored = views and trainer.frozen_image_tower
     with counted(trainer.clip) as test:
         trainer.test("test")
     batches = 0 if stored else len(trainer.test_loader)
-    assert test.passes == {"image": (batches, 0), "text": texts} and test.tokens == TOKENS * texts[0]
+    assert test.passes == {"image": (batches, 0), "text": texts} and test.tokens == tokens * texts[0]
     assert test.decoded == test.images == (0 if stored else len(trainer.test_loader.dataset))
 
 
