@@ -119,15 +119,15 @@ def measured(count, context, **others):
 
 
 @pytest.mark.parametrize(
-    ("count", "context", "model", "least", "met"),
-    [(20, 4, "text_b16", [1, None], [True, None]), (100, 4, "text_b16", [None, None], [None, None]),
-     (500, 4, "text_b16", [2.2, 2], [False, True]), (1000, 16, "text_b16", [3, 3], [False, True]),
-     (1000, 16, "small", [None, None], [None, None])],
+    ("count", "context", "model", "least", "met", "chunks"),
+    [(20, 4, "text_b16", [1, None], [True, None], None), (100, 4, "text_b16", [None, None], [None, None], None),
+     (500, 4, "text_b16", [2.2, 2], [False, True], 5), (1000, 16, "text_b16", [3, 3], [False, True], 5),
+     (1000, 16, "small", [None, None], [None, None], None)],
 )  # fmt: skip
-def test_what_a_shared_prefix_is_expected_to_save(count, context, model, least, met):
+def test_what_a_shared_prefix_is_expected_to_save(count, context, model, least, met, chunks):
     rows = classes.rows_of(measured(count, context, chunks=1.0), model)
     assert [row.name for row in rows[::3]] == [f"{count:,} classes x {context}{v}: tokens" for v in ("", ", chunks")]
-    assert [row.least for row in rows] == [None, *least, None, None, None]
+    assert [row.least for row in rows] == [None, *least, None, None, chunks]
     assert [row.met for row in rows[1:3]] == met and [row.ratio for row in rows[2::3]] == [4, 8]
 
 

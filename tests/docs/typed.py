@@ -140,7 +140,7 @@ INSTEAD = {
     "bash tests/gpu.sh": ("CUDA_VISIBLE_DEVICES= bash tests/gpu.sh || [ $? = 1 ]", "refused without a card"),
     "python tests/benchmarks/classes.py --markdown": (
         "python tests/benchmarks/classes.py --help",
-        "a quarter of an hour and 13 GB",
+        "a quarter of an hour and 15 GB",
     ),
     "python tests/benchmarks/fusion.py --plain 11 --repeats 1": (
         "python tests/benchmarks/fusion.py --help",
