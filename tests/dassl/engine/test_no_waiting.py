@@ -198,7 +198,8 @@ def test_a_trainer_that_steps_by_itself_gives_numbers_and_tensors(root, tmp_path
     for counted in (False, True):
         with Counted() as counter:
             trainer = short(root, tmp_path / str(counted), counted, TEST__NO_TEST=True)
-            total = torch.zeros(1) if not counted else on_device(torch.zeros(1))
+            total = torch.zeros(1, dtype=torch.float64)
+            total = on_device(total) if counted else total
 
             def step(batch, trainer=trainer, total=total):
                 losses = trainer.losses(batch)
