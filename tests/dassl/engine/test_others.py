@@ -12,7 +12,7 @@ import torch
 
 from dassl.clip import text_classifier
 from dassl.config import with_values
-from dassl.engine import full_config
+from dassl.engine import full_config, others
 from dassl.engine.launch import AlreadyFinished
 from dassl.engine.others import lacks, other_sets, score_others
 from dassl.utils import UserError
@@ -55,6 +55,20 @@ def test_each_other_set_is_scored_as_an_evaluation_of_its_own_scores_it(run, sta
         assert (row["correct"], row["total"]) == alone(run, f"coop_{data}", data, "--model-dir", stage1)
         assert row["total"] == 27 and row["template"] == "learned prompt, from 'a photo of a'"
         assert row["split_digest"] == results(run.folder / f"coop_{data}")["split_digest"]
+
+
+def test_each_run_has_its_own_order_in_which_sets_are_drawn_and_encoded_and_one_in_which_they_are_written(monkeypatch):
+    seen, named = [], []
+    monkeypatch.setattr(others, "other_data", lambda cfg: seen.append(cfg.DATASET.NAME))
+    monkeypatch.setattr(others, "_score", lambda cfg, *_: seen.append(cfg.DATASET.NAME))
+    for seed in range(6):
+        values = {"DATASET.NAME": "ToyShapes", "DATASET.SUBSAMPLE_CLASSES": "new", "TEST.OTHERS": "auto", "SEED": seed}
+        cfg = with_values(full_config(), values)
+        sets = other_sets(cfg)
+        named += [list(sets), list(score_others(SimpleNamespace(cfg=cfg), sets)["sets"])]
+    orders = {tuple(seen[start : start + 9]) for start in range(0, len(seen), 9)}
+    assert len(orders) == 12 and all(sorted(order) == sorted(named[0]) for order in orders)
+    assert all(names == named[0] for names in named) and len(named[0]) == 9
 
 
 def test_a_model_without_a_prompt_has_the_same_words_for_every_set(run):

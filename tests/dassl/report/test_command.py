@@ -122,8 +122,9 @@ def test_trained_but_never_evaluated_is_said(tmp_path, capsys):
 def test_the_table_needs_no_plotting(tmp_path):
     write_pairs(tmp_path / "runs", {"toy_a": [(80, 60)]})
     code = (
-        "import sys; from mergetune.report import main; main(sys.argv[1:]); "
-        "sys.exit(bool({'matplotlib', 'open_clip', 'sklearn', 'tensorboard'} & set(sys.modules)))"
+        "import sys; from dassl.report.protocols.paired import student; student(0.975); "
+        "from mergetune.report import main; main(sys.argv[1:]); "
+        "sys.exit(bool({'matplotlib', 'open_clip', 'scipy.stats', 'sklearn', 'tensorboard'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
