@@ -224,7 +224,7 @@ class ConDU_Expert(TrainerX):
     def losses(self, batch: dict) -> dict[str, Tensor]:
         """Cross-entropy over the task's classes; every class goes through the text tower."""
         images, labels = self.parse_batch_train(batch)
-        logits = self.logits(self.clip.encode_image(images), self.clip.encode_text(self.tokens, shared=None))
+        logits = self.logits(self.clip.encode_image(images), self.clip.encode_text(self.tokens))
         self.log_metrics(acc=compute_accuracy(logits.detach(), labels)[0])
         return {"ce": F.cross_entropy(logits, labels, label_smoothing=self.settings.LABEL_SMOOTHING)}
 

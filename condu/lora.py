@@ -11,7 +11,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor, nn
 
-from dassl.clip import ClipBackbone, positionwise
+from dassl.clip import ClipBackbone
 from dassl.utils import UserError
 
 A, B = ".lora_a", ".lora_b"  # what follows a layer's name in the names of its two factors
@@ -62,7 +62,7 @@ class Lora(nn.Module):
         self._hooks = [layer.register_forward_hook(self._added(a, b)) for layer, a, b in factors]
 
     def _added(self, a: Tensor, b: Tensor) -> Callable:
-        return positionwise(lambda layer, inputs, output: output + inputs[0] @ a @ b * self.scale)
+        return lambda layer, inputs, output: output + inputs[0] @ a @ b * self.scale
 
     def release(self) -> None:
         """Take the hooks away."""

@@ -6,7 +6,7 @@ Letters: C classes, N context vectors, L tokens, W text width.
 import torch
 from torch import Tensor, nn
 
-from dassl.clip import ClipBackbone
+from dassl.clip import ClipBackbone, layout_of
 from dassl.utils import get_logger
 
 log = get_logger()
@@ -61,6 +61,7 @@ class PromptLearner(nn.Module):
         self.register_buffer("order", order, persistent=False)
         self.register_buffer("tokens", tokens, persistent=False)
         self.register_buffer("fixed", fixed, persistent=False)
+        layout_of(backbone, tokens, self.shared)  # looks at the tokens now: in a step that would wait for a GPU
 
     def _layout(self, backbone: ClipBackbone, names: list[str], cut: int) -> tuple[Tensor, Tensor, Tensor]:
         """order (C, L): which entry of [context | fixed embeddings] stands at each place of the prompt."""

@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from dassl.clip import layout_of
 from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import precision_key
@@ -39,6 +40,7 @@ class MultiModalAdapter(ClipTrainer):
         settings = self.cfg.TRAINER.MMADAPTER
         texts = [self.prompt.format(name.replace("_", " ")) for name in self.classnames]
         self.tokens = self.clip.shorten(self.clip.tokenize(texts))
+        layout_of(self.clip, self.tokens, None)  # looks at the tokens now: in a step that would wait for a GPU
         return MultiModalAdapters(
             self.clip,
             first=settings.ADAPTER_START,

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrize import type_before_parametrizations as type_of
@@ -83,11 +84,11 @@ def positionwise(hook: Callable, places: slice | None = None) -> Callable:
 def layout_of(clip: Any, tokens: Tensor, shared: int | None) -> Layout | None:
     """Where the tokens (C, L) lie in a packed row; None where whole prompts are right, or not dearer.
 
-    shared: so many positions are the same for all texts; None: as many as the tokens say.
+    shared: so many positions are the same for all texts; None: as many as the tokens say. They are looked at once.
     """
     if shared == 0 or len(tokens) < 2 or not (clip.share_prefix and clip.causal and clip.short_text):
         return None
-    if tokens.shape[1] > clip.context_length:
+    if tokens.shape[1] > clip.context_length or isinstance(tokens, FakeTensor):  # a fake one cannot be looked at
         return None
     version = 0 if tokens.is_inference() else tokens._version
     key, known = (version, clip.name, clip.digest, clip.text_chunk, shared), _layouts.setdefault(tokens, {})

@@ -14,7 +14,6 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
-from condu.lora import Lora, mlp_layers
 from dassl.clip import build_clip, positionwise, shared_prefix, text_classifier
 from dassl.clip.shared_prefix import layout_of
 from dassl.clip.tiny import random_tiny
@@ -84,19 +83,13 @@ def deep(clip, names):
     return model, model.encode_classes, clip.start_tokens + 3
 
 
-def lora(clip, names):
-    tokens, blocks = texts(clip, names), mlp_layers(clip)
-    model = Lora({name: layer for name, layer in blocks.items() if "visual" not in name}, 2)
-    return model, lambda: clip.encode_text(tokens, shared=None), clip.start_tokens + 4
-
-
 def full(clip, names):
     tokens = texts(clip, names)
     clip.module.requires_grad_(True)
     return clip.module, lambda: clip.encode_text(tokens, shared=None), clip.start_tokens + 4
 
 
-METHODS = (coop, coop_path, mma, deep, lora, full)
+METHODS = (coop, coop_path, mma, deep, full)
 CASES = [
     *itertools.product(("openai", "tiny"), METHODS),
     *itertools.product(("clip", "custom"), (coop, mma, deep, full)),
@@ -119,8 +112,6 @@ def outcome(clip, method, names, share=True):
         (found * weights).sum().backward()
     gradients = {name: value.grad for name, value in trainable(model).items() if value.grad is not None}
     clip.module.zero_grad()
-    if isinstance(model, Lora):
-        model.release()
     clip.freeze()
     return found.detach(), gradients, (forward, sum(ran) - forward, shared)
 

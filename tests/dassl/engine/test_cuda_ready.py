@@ -40,7 +40,6 @@ def played(build, tmp_path, name, words, half):
         stage1.save_model(0, str(tmp_path / "stage1"))
         words = ["--resume-coop", str(tmp_path / "stage1"), *words]
     trainer = build(name, *words)
-    trainer.clip.share_prefix = False  # it looks at the tokens, once
     if half:  # as PREC fp16 keeps the towers
         trainer.clip.module.half()
         if hasattr(trainer.model, "fixed"):
