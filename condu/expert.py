@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from yacs.config import CfgNode as CN
 
-from dassl.clip import build_clip_from_cfg, check_input, cosine_logits
+from dassl.clip import build_clip_from_cfg, check_input, compiled, cosine_logits
 from dassl.config import Key, leaves, with_values
 from dassl.data.samplers import IterationSampler
 from dassl.data.shards import loader_like
@@ -219,7 +219,7 @@ class ConDU_Expert(TrainerX):
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
         """(B, D), (C, D) -> (B, C), in fp32 whatever the towers ran in: half a logit of 100 is much."""
         with torch.autocast(self.device.type, enabled=False):
-            return cosine_logits(image.float(), text.float(), self.clip.logit_scale.float())
+            return compiled(cosine_logits, self.clip)(image.float(), text.float(), self.clip.logit_scale.float())
 
     def losses(self, batch: dict) -> dict[str, Tensor]:
         """Cross-entropy over the task's classes; every class goes through the text tower."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode as CN
 
-from dassl.clip import build_clip_from_cfg, check_input, cosine_logits
+from dassl.clip import build_clip_from_cfg, check_input, compiled, cosine_logits
 from dassl.clip.feature_bank import BankDataset, build_feature_loader
 from dassl.engine import TrainerX
 from dassl.engine.results import classes_fact, images_seen
@@ -164,7 +164,7 @@ class ClipTrainer(TrainerX):
 
     def class_logits(self, image: Tensor, text: Tensor) -> Tensor:
         """Hook: logits (B, C) of image features (B, D) and class vectors (C, D); cosines, times CLIP's scale."""
-        return cosine_logits(image, text, self.clip.logit_scale)
+        return compiled(cosine_logits, self.clip)(image, text, self.clip.logit_scale)
 
     def cross_entropy(self, image: Tensor, text: Tensor, labels: Tensor) -> Tensor:
         """CE of logits; notes the accuracy for the log line. image (B, D), text (C, D), labels (B,)."""

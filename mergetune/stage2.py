@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from yacs.config import CfgNode as CN
 
-from dassl.clip import text_classifier
+from dassl.clip import compiled, text_classifier
 from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.results import check_classes, with_changes
@@ -196,7 +196,7 @@ class MergeTune:
         start, end = self.f2, text
         if self.cfg.TRAINER.LMC.PATH_TO == "zero_shot":
             start, end = text, F.normalize(self.f1, dim=-1)
-        return feature_line_loss(image, labels, start, end, self.points, self.clip.logit_scale)
+        return compiled(feature_line_loss, self.clip)(image, labels, start, end, self.points, self.clip.logit_scale)
 
     def weight_path(self, images: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy on the path between the trainable parameters: one pass of the model a point."""

@@ -49,7 +49,7 @@ class PromptedTower:
         self.backbone, self.module, self.encode_image = backbone, trained.eval().requires_grad_(False), encode
         self.name, self.activation = f"{backbone.name} with {type(trained).__name__}", backbone.activation
         self.digest = digest([backbone.digest, tensor_digest(trained.state_dict())])
-        self.dtype, self.device = backbone.dtype, backbone.device
+        self.dtype, self.device, self.compiled = backbone.dtype, backbone.device, backbone.compiled
 
 
 class Teacher:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dassl.clip import cached_clip, check_input, cosine_logits
+from dassl.clip import cached_clip, check_input, compiled, cosine_logits
 from dassl.config import Key
 from dassl.data import build_data_loader, subsample_classes
 from dassl.engine import TRAINER_REGISTRY
@@ -117,7 +117,7 @@ class PromptKD(ClipTrainer):
 
     def logits(self, features: Tensor) -> Tensor:
         """(B, E) unit norm -> (B, C), with the student's scale."""
-        return cosine_logits(features, self.text_features(), self.clip.logit_scale.float())
+        return compiled(cosine_logits, self.clip)(features, self.text_features(), self.clip.logit_scale.float())
 
     def divergence(self, teacher: Tensor, student: Tensor) -> Tensor:
         """KL of logits (B, C), or of those (S, B, C) of a path."""

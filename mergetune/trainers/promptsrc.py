@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dassl.clip import cosine_logits, text_classifier
+from dassl.clip import compiled, cosine_logits, text_classifier
 from dassl.config import Key
 from dassl.engine import TRAINER_REGISTRY
 from dassl.engine.precision import precision_key
@@ -91,7 +91,8 @@ class PromptSRC(ClipTrainer):
         images, labels = self.parse_batch_train(batch)
         image, text = self.image_features(images), F.normalize(self.text_features().float(), dim=-1)
         image0 = F.normalize(batch["zero_shot"].to(self.device, non_blocking=True).float(), dim=-1)
-        prompted, zero_shot = cosine_logits(image, text, scale), cosine_logits(image0, self.text0, scale)
+        logits = compiled(cosine_logits, self.clip)
+        prompted, zero_shot = logits(image, text, scale), logits(image0, self.text0, scale)
         return {
             "ce": self.cross_entropy(image, text, labels),
             "text": settings.TEXT_LOSS_WEIGHT * F.l1_loss(text, self.text0),

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKS = ("trainers", "resume", "processes", "peak_line", "towers", "steps", "classes", "fusion", "bank")
+CHECKS = ("trainers", "resume", "processes", "peak_line", "towers", "steps", "compiled", "classes", "fusion", "bank")
 COLUMNS = ("check", "setting", "seconds", "memory, MB", "difference to CPU", "ok")
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from dassl.clip import build_clip
+from dassl.clip.compiling import has_compiler
 from dassl.clip.feature_bank import FeatureBank
 from dassl.engine.precision import MODES, Precision
 from tests.benchmarks import coop
@@ -32,9 +33,9 @@ def world(place: Place, model: str = "", **sizes: int) -> World:
 
 
 @contextmanager
-def on(device: torch.device, mode: str = "fp32") -> Iterator[None]:
+def on(device: torch.device, mode: str = "fp32", compiles: bool = False) -> Iterator[None]:
     """Trainers that are built inside are on the device, in a precision."""
-    words = ["USE_CUDA", str(device.type != "cpu")]
+    words = ["USE_CUDA", str(device.type != "cpu"), "MODEL.COMPILE", str(compiles)]
     words += [word for node in NODES for word in (f"TRAINER.{node}.PREC", mode)]
     before = os.environ.get("EXTRA_OPTS", "")
     os.environ["EXTRA_OPTS"] = " ".join(words)
@@ -97,6 +98,22 @@ def steps(place: Place) -> Iterator[Row]:
                 del runner
             setting = f"{task}, {version}, batch {here.batch}, {mode}"
             yield Row(f"{here.model}: a step", setting, seconds, memory, far, too_far(far, ALLOWED[mode]))
+
+
+def compiled(place: Place) -> Iterator[Row]:
+    """A step with MODEL.COMPILE, which is to say that it compiles."""
+    sizes = {"batch": 4, "classes": 5, "test_batch": 10} if place.quick else {"batch": 32}
+    here, open_task = world(place, **sizes), TASKS["CoOp_LMC"].open
+    with on(CPU):
+        expected = open_task(here, "bank").result()
+    with on(place.device, compiles=True):
+        fault = "" if has_compiler(place.device.type) else "torch.compile does not work"
+        runner = open_task(here, "bank")
+        found = runner.result()
+        far = max(apart(torch.tensor(found[key]), torch.tensor(expected[key])) for key in ("loss", "gradient"))
+        seconds, memory = cost(runner.call, place)
+    setting = f"CoOp_LMC, bank, batch {here.batch}, COMPILE, fp32"
+    yield Row(f"{here.model}: a step", setting, seconds, memory, far, fault or too_far(far, ALLOWED["fp32"]))
 
 
 def classes(place: Place) -> Iterator[Row]:

@@ -69,7 +69,7 @@ class ClipBackbone(OldMethods):
     short_text (True: texts are cut behind the longest prompt of the call; False keeps all L positions),
     share_prefix (True: what all texts of a call begin with is computed once, see `shared_prefix`),
     no_embeddings (why the text tower cannot be fed embeddings; "" where it can), text_chunk and
-    checkpoint_blocks (see `saving_memory`).
+    checkpoint_blocks (see `saving_memory`), compiled (see `compiling`).
     """
 
     causal = True
@@ -77,7 +77,7 @@ class ClipBackbone(OldMethods):
     no_embeddings = ""
     share_prefix = True
     text_chunk = 0
-    checkpoint_blocks = False
+    checkpoint_blocks = compiled = False
 
     def __init__(self, module: Any, *, name: str, digest: str, preprocess: Preprocess, activation: str):
         self.module, self.name, self.digest = module, name, digest

@@ -19,6 +19,7 @@ import functools
 import os
 from typing import Any
 
+import torch
 from yacs.config import CfgNode as CN
 
 from dassl.utils import UserError, get_logger
@@ -26,6 +27,7 @@ from dassl.utils.device import choose_device
 
 from . import hub  # noqa: F401  registers open_clip
 from .backbone import CLIP_REGISTRY, ClipBackbone, Device
+from .compiling import compile_towers, has_compiler
 from .openai import openai, weights_table
 from .tiny import load  # noqa: F401  registers tiny
 
@@ -51,15 +53,18 @@ def is_clip(name: str) -> bool:
     return name.partition(":")[0] in CLIP_REGISTRY or os.path.exists(name) or name in weights_table()
 
 
-@functools.lru_cache(maxsize=4)
-def _cached(name, path, device, precision):
-    return build_clip(name, path=path, device=device, precision=precision)
+def _build(name, path, device, precision, compiled):
+    clip = build_clip(name, path=path, device=device, precision=precision)
+    return compile_towers(clip) if compiled else clip
+
+
+_cached = functools.lru_cache(maxsize=4)(_build)
 
 
 def cached_clip(name: str, *, path: str = "", device: Device = "cpu", precision: str = "fp32") -> ClipBackbone:
     """`build_clip`, once per process and set of arguments: for those who only read (no hooks left, no
     training)."""
-    return _cached(name, str(path), str(device), precision)
+    return _cached(name, str(path), str(device), precision, False)
 
 
 def check_input(cfg: CN, backbone: ClipBackbone) -> None:
@@ -90,11 +95,12 @@ def build_clip_from_cfg(
 ) -> ClipBackbone:
     """`build_clip` of MODEL.BACKBONE.NAME and PATH; on the GPU where USE_CUDA and there is one.
 
-    MODEL.TEXT_CHUNK and CHECKPOINT_BLOCKS are those of what is returned alone, also where the CLIP is shared.
+    MODEL.TEXT_CHUNK, CHECKPOINT_BLOCKS and COMPILE are those of what is returned alone, also where the CLIP is shared.
     """
     device = choose_device(cfg.USE_CUDA) if device is None else device
-    build = cached_clip if cached else build_clip
-    clip = build(cfg.MODEL.BACKBONE.NAME, path=cfg.MODEL.BACKBONE.PATH, device=device, precision=precision)
+    compiles = cfg.MODEL.COMPILE and has_compiler(torch.device(device).type)
+    what = cfg.MODEL.BACKBONE.NAME, str(cfg.MODEL.BACKBONE.PATH), str(device), precision, compiles
+    clip = (_cached if cached else _build)(*what)
     for tower in ("image", "text") if cfg.MODEL.CHECKPOINT_BLOCKS else ():
         if not getattr(clip, f"{tower}_blocks"):
             get_logger().warning(

@@ -140,6 +140,7 @@ class FeatureBank:
             "seed": pixels.seed if pixels.is_train else None,
             "images": len(files),
             "files": digest(files),
+            **({"compiled": True} if backbone.compiled else {}),
             **({"exif_orientation": True} if getattr(pixels, "reading", {}).get("exif_orientation") else {}),
         }
 

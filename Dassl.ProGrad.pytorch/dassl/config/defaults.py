@@ -109,6 +109,7 @@ KEYS: dict[str, Key] = {
     "MODEL.BACKBONE.PRETRAINED": Key(True, "torchvision's weights, for backbones without text"),
     "MODEL.TEXT_CHUNK": Key(0, "classes in CLIP's text tower at once, run again for gradients; 0: all", ge=0),
     "MODEL.CHECKPOINT_BLOCKS": Key(False, "CLIP's blocks keep their inputs alone, run again for gradients"),
+    "MODEL.COMPILE": Key(False, "torch.compile for CLIP's MLPs and the logits: equal to 1e-4", role="incidental"),
     "MODEL.HEAD.NAME": Key("", "empty: none", choices="dassl.modeling.head:HEAD_REGISTRY"),
     "MODEL.HEAD.HIDDEN_LAYERS": Key((), "widths", item=int, ge=1, also=int),
     "MODEL.HEAD.ACTIVATION": Key("relu", "of an mlp", choices="dassl.modeling.head.mlp:ACTIVATIONS"),
