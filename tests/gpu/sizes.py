@@ -185,4 +185,5 @@ def bank(place: Place) -> Iterator[Row]:
             expected = build_clip(str(here.weights)).encode_image(torch.stack([pixels[i]["img"] for i in range(4)]))
     far = apart(built[0].round()["feature"][:4], expected)
     fault = "" if batch.is_pinned() == place.cuda else f"a batch is {'' if batch.is_pinned() else 'not '}pinned"
-    yield Row(f"{here.model}: a feature bank", f"{count} images, fp32", seconds, None, far, fault or too_far(far, 1e-3))
+    setting = f"{len(pixels)} images, fp32"
+    yield Row(f"{here.model}: a feature bank", setting, seconds, None, far, fault or too_far(far, 1e-3))
