@@ -207,7 +207,9 @@ def _stands(module, work):
 # The pass
 
 
-def encode_packed(clip: Any, attached: Sequence[nn.Module], layout: Layout, tokens: Tensor, embeddings=None) -> Tensor:
+def encode_packed(
+    clip: Any, attached: Sequence[nn.Module], layout: Layout, tokens: Tensor, embeddings: Tensor | None = None
+) -> Tensor:
     """Texts (C, L), or embeddings (C, L, W) in place of the tokens' own -> (C, D).
 
     attached: modules that hooks run through. Shared positions of embeddings are read off the first text. With

@@ -7,6 +7,9 @@ and once with the one that runs use.
 import copy
 import json
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from dassl.clip import build, build_clip, compiling, cosine_logits, text_classif
 from dassl.clip.shared_prefix import layout_of
 from dassl.engine.trainer import EpochTrainer
 from tests.fixtures.coop_runs import context, run, shared  # noqa: F401  fixtures
-from tests.fixtures.interpreter import Python
+from tests.fixtures.interpreter import PATH
 from tests.gpu import trainers
 from tests.gpu.row import CPU, Place, apart
 
@@ -140,11 +143,11 @@ def test_a_run_goes_on_across_on_and_off(fresh, run, monkeypatch):  # noqa: F811
 
 def test_without_a_compiler_a_line_says_so_and_the_run_goes_on(run, tmp_path):  # noqa: F811
     line = run.argv("CoOp", "bare", *ON, epochs=1)
-    env = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    process = Python(["train.py", *line, "USE_CUDA", "False"], **env)
-    out, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    said = [text for text in (out + errors).splitlines() if "MODEL.COMPILE has no effect on cpu" in text]
+    missing = {"CXX": str(tmp_path / "none"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}  # read at an import
+    words = [sys.executable, "train.py", *line, "USE_CUDA", "False"]
+    done = subprocess.run(words, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": PATH} | missing)
+    assert done.returncode == 0, done.stderr
+    said = [text for text in (done.stdout + done.stderr).splitlines() if "MODEL.COMPILE has no effect on cpu" in text]
     assert len(said) == 1
     run("CoOp", "plain", epochs=1)
     assert torch.equal(context(run.folder / "bare"), context(run.folder / "plain"))
