@@ -1,6 +1,6 @@
 """Every benchmark, one table of ratios: what the plain way takes over what ours takes, in one run on the CPU.
 
-    python -m tests.benchmarks              the full setting: 50 minutes on two quiet cores, 15 GiB
+    python -m tests.benchmarks              the full setting: 50 minutes on two quiet cores, 13 GiB
     python -m tests.benchmarks --quick      small models: under 3 minutes; ratios of small models say little
 
 Each benchmark is a script of this folder that says more of itself. Fails where ours and the plain way differ, and, in

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/classes.py
 
-The text tower of a random ViT-B/16, batch 32, image features from the bank, 2 threads, fp32: about 15 minutes on two
-quiet cores, 15 GiB for the largest whole pass; `--model small` is a matter of seconds. Each measure is a process of its
+The text tower of a random ViT-B/16, batch 32, image features from the bank, 2 threads, fp32: about 12 minutes on two
+quiet cores, 13 GiB for the largest whole pass; `--model small` is a matter of seconds. Each measure is a process of its
 own, one at a time, so a peak is its own; what would not fit in memory is left out with a line. The most classes with
 the shortest context also run in chunks, and with blocks run again. Names are as long as ImageNet's by a model of them,
 NAMES. Fails where features or gradient differ from those of whole prompts by more than 1e-5 of the largest.

@@ -154,13 +154,13 @@ def _part(texts, groups, own, short, shared, tokens):
 def _packs(tower: nn.Module, shared: int) -> bool:
     """Is the tower as its package made it, with no hooks but `positionwise` ones, on shared positions if on some?"""
     everywhere = (hook for table in HOOKS for hook in getattr(torch_module, f"_global_{table}").values())
-    if not all(hook.__module__.startswith("torch.utils.") for hook in everywhere):  # torch's counters only look on
-        return False
+    if not all(str(getattr(hook, "__module__", "")).startswith("torch.utils.") for hook in everywhere):
+        return False  # torch's own counters only look on
     if _name(type_of(tower)) not in TOWERS or getattr(tower, "use_pad_mask", False):
         return False
     for module in itertools.islice(_inside(tower), 1, None):
-        facts = vars(module)
-        if "forward" in facts or not _stands(module, _work_of(type_of(module))):
+        facts, work = vars(module), _work_of(type_of(module))
+        if not work or "forward" in facts or work != "positions" and not _can_be_replaced(module):
             return False
         for hook in (hook for table in HOOKS if facts[f"_{table}"] for hook in facts[f"_{table}"].values()):
             places = getattr(hook, "places", None)
@@ -192,14 +192,10 @@ def _work_of(kind: type) -> str:
     return "block" if name in BLOCKS else ""
 
 
-def _stands(module, work):
-    """Is the module's work known, and can `_SharedAttention` stand for it, if that is attention?"""
-    if work == "positions" or not work:
-        return bool(work)
-    if module._compiled_call_impl is not None:
-        return False
-    if not isinstance(module, nn.MultiheadAttention):
-        return True
+def _can_be_replaced(module):
+    """Can `_SharedAttention` stand for it, or for its attention, if it is a block?"""
+    if module._compiled_call_impl is not None or not isinstance(module, nn.MultiheadAttention):
+        return module._compiled_call_impl is None
     plain = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
     return plain and not (module.training and module.dropout)
 
@@ -298,10 +294,10 @@ class _SharedAttention:
     def mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Values (H, P, W / H) as the queries weigh them: shared positions causally, others on them and their own."""
         begins, part, kept = self.begins, self.part, self.kept
-        keys, values = (k[:, :begins], v[:, :begins]) if begins or not kept else kept[self.at : self.at + 2]
-        if part is None and len(kept) == self.at:  # what is run again for gradients notes nothing
-            kept += [keys, values]
+        keys, values = (k[:, :begins], v[:, :begins]) if begins else kept[self.at : self.at + 2]
         if part is None:
+            if len(kept) == self.at:  # what is run again for gradients notes nothing
+                kept += [keys, values]
             return F.scaled_dot_product_attention(q, keys, values, is_causal=True)
         if part.mask is not None:
             if not begins:
@@ -338,4 +334,5 @@ def _without_places(tower):
         yield
     finally:
         for table, hooks in zip(tables, before, strict=True):
-            table.update(hooks)
+            table.clear()
+            table.update(hooks)  # in their order
