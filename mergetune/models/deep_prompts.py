@@ -62,10 +62,10 @@ class TextPrompts(nn.Module):
         self.places = slice(backbone.start_tokens, backbone.start_tokens + count)
         self.transformer = _deep_vectors(count, depth, self.blocks[0].width)
 
-    def encode(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
-        """(C, L, W) embeddings of tokens (C, L), contexts first -> (C, D), not normalised."""
+    def encode(self, embeddings: Tensor, tokens: Tensor, shared: int = 0) -> Tensor:
+        """(C, L, W) embeddings of tokens (C, L), contexts first -> (C, D), raw. shared: as the backbone's."""
         with hooked(_before_blocks(self)):
-            return self.backbone.encode_text_from_embeddings(embeddings, tokens, self.places.stop)
+            return self.backbone.encode_text_from_embeddings(embeddings, tokens, shared)
 
     def _replaced(self, states: Tensor, vectors: Tensor) -> Tensor:
         before, behind = states[:, : self.places.start], states[:, self.places.stop :]
@@ -99,7 +99,8 @@ class DeepPromptedClip(nn.Module):
 
     def encode_classes(self) -> Tensor:
         """Raw class vectors (C, D)."""
-        return self.text_encoder.encode(self.prompt_learner(), self.prompt_learner.tokens)
+        learner = self.prompt_learner
+        return self.text_encoder.encode(learner(), learner.tokens, learner.shared)
 
 
 def blocks_for(what: str, backbone: ClipBackbone, tower: str, last: int) -> list[Block]:

@@ -93,9 +93,10 @@ def layout_of(clip: Any, tokens: Tensor, shared: int | None) -> Layout | None:
     version = 0 if tokens.is_inference() else tokens._version
     key, known = (version, clip.name, clip.digest, clip.text_chunk, shared), _layouts.setdefault(tokens, {})
     if key not in known:
-        known[key] = _lay_out(clip, tokens, shared)
+        with torch.inference_mode(False), torch.no_grad():  # whatever the mode, a later step may use it
+            known[key] = _lay_out(clip, tokens, shared)
     layout = known[key]
-    return layout if layout and _packs(clip.text_tower, layout.shared) else None
+    return layout if layout and "encode_text" not in vars(clip.module) and _packs(clip, layout.shared) else None
 
 
 def _lay_out(clip, tokens, shared):
@@ -151,20 +152,26 @@ def _part(texts, groups, own, short, shared, tokens):
 # Whether a packed row says the same
 
 
-def _packs(tower: nn.Module, shared: int) -> bool:
+def _packs(clip, shared):
     """Is the tower as its package made it, with no hooks but `positionwise` ones, on shared positions if on some?"""
+    tower = clip.text_tower
     everywhere = (hook for table in HOOKS for hook in getattr(torch_module, f"_global_{table}").values())
     if not all(str(getattr(hook, "__module__", "")).startswith("torch.utils.") for hook in everywhere):
         return False  # torch's own counters only look on
     if _name(type_of(tower)) not in TOWERS or getattr(tower, "use_pad_mask", False):
         return False
-    for module in itertools.islice(_inside(tower), 1, None):
-        facts, work = vars(module), _work_of(type_of(module))
+    uncalled = tower, tower.transformer, tower.transformer.resblocks  # here the blocks are called one by one
+    if getattr(tower.transformer, "grad_checkpointing", False):
+        return False
+    for module in _inside(tower):
+        facts, work = vars(module), "positions" if module is tower else _work_of(type_of(module))
         if not work or "forward" in facts or work != "positions" and not _can_be_replaced(module):
             return False
         for hook in (hook for table in HOOKS if facts[f"_{table}"] for hook in facts[f"_{table}"].values()):
             places = getattr(hook, "places", None)
             if not getattr(hook, "positionwise", False) or places is not None and places.stop > shared:
+                return False
+            if any(module is each for each in uncalled):
                 return False
     return True
 

@@ -23,7 +23,8 @@ def encode_texts(
     shared: so many positions, from the first, are the same for all texts, and run once where they can; None: as many
     as the tokens say. attached: modules that hooks run through. With gradients, chunks are run again for them.
     """
-    if layout := layout_of(clip, tokens, shared):
+    layout = layout_of(clip, tokens, shared)
+    if layout and (embeddings is None or embeddings.device.type != "cpu" or _begin_alike(embeddings, layout.shared)):
         return encode_packed(clip, attached, layout, tokens, embeddings)
     length = clip.length_to_run(tokens)
     tokens, embeddings = tokens[:, :length], None if embeddings is None else embeddings[:, :length]
@@ -37,6 +38,11 @@ def encode_texts(
         return torch.cat([_whole_prompts(clip, attached, *part) for part in parts])
     modules = [*clip.text_tower.modules(), *attached]
     return torch.cat([recomputed(_whole_prompts, modules, clip, attached, *part) for part in parts])
+
+
+def _begin_alike(embeddings, shared):
+    """Are so many positions what the caller says? On a GPU that would wait, and is not asked."""
+    return bool((embeddings[:, :shared] == embeddings[:1, :shared]).all())
 
 
 def _whole_prompts(clip, attached, tokens, embeddings=None):

@@ -227,7 +227,7 @@ class TrainerBase(OldMethods):
                 self.epoch = epoch
                 self.before_epoch()
                 self.run_epoch()
-                with defer_sigterm():
+                with defer_sigterm(self._progress and self._progress.save):  # it may come when that is done
                     self.after_epoch()
                     if self._progress:
                         self._progress.save()

@@ -82,8 +82,10 @@ class EpochLog:
         """A step was made on it."""
         trainer, data, collects = self.trainer, self._data_time, self.trainer._epoch_log is self
         if collects:  # of tensors copies, for they may change
+            if not isinstance(losses, dict):
+                losses = self.losses.update(losses) or {}  # None adds nothing, what else it is is refused
             kept = {"device": trainer.device, "dtype": self._wide, "non_blocking": True, "copy": True}
-            losses = {k: v.detach().to(**kept) if torch.is_tensor(v) else v for k, v in dict(losses or {}).items()}
+            losses = {k: v.detach().to(**kept) if torch.is_tensor(v) else v for k, v in losses.items()}
         times = f"data {data.val:.3f} ({data.avg:.3f})"
         self._held.append((trainer.batch_idx + 1, trainer.get_current_lr(), times, trainer._share, losses))
         if not collects or (trainer.batch_idx + 1) % trainer.cfg.TRAIN.PRINT_FREQ == 0:

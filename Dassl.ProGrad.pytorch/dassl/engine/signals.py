@@ -9,7 +9,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 import torch
@@ -42,7 +42,7 @@ def _received(signum, frame):
 
 
 @contextlib.contextmanager
-def defer_sigterm() -> Iterator[None]:
+def defer_sigterm(before_stop: Callable[[], None] | None = None) -> Iterator[None]:
     """In the block SIGTERM waits for `should_stop`, and for the end of the block. All processes come through it."""
     _listening.append(True)
     try:
@@ -50,6 +50,8 @@ def defer_sigterm() -> Iterator[None]:
     finally:
         _listening.pop()
     if should_stop():
+        if before_stop is not None:
+            before_stop()
         stop()
 
 

@@ -239,10 +239,10 @@ class EpochTrainer(SimpleTrainer):
         start_epoch_together(self)
         epoch_log, flag = EpochLog(self), StopFlag(self.cfg.TRAIN.PRINT_FREQ)
         self.epoch = self.epoch  # the samplers may be others since it was set
-        batches = enumerate(self.epoch_batches())
-        self._progress.pass_over(batches, epoch_log.losses)
-        epoch_log.waiting()
         with defer_sigterm():
+            batches = enumerate(self.epoch_batches())
+            self._progress.pass_over(batches, epoch_log.losses)
+            epoch_log.waiting()
             for self.batch_idx, batch in batches:
                 self._share = batch_share(self)
                 epoch_log.drawn()

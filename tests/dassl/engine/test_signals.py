@@ -166,6 +166,29 @@ def test_what_follows_an_epoch_is_saved_first_and_all_else_ends_at_once(hook, ep
     assert_same_run(whole, halves)
 
 
+@pytest.mark.parametrize("when", ["saved", "batches"])
+def test_no_finished_epoch_is_lost_between_steps(when, root, tmp_path):  # noqa: F811
+    """Told once the second epoch has found that nothing is due, or while the third one begins its batches."""
+    trainer = build(root, tmp_path, "ShortLosses", ["TRAIN.RESUME_SECONDS", "1000.0"])
+    owner, name = (trainer._progress, "save") if when == "saved" else (trainer, "epoch_batches")
+    plain, calls = getattr(owner, name), []
+
+    def telling():
+        done = plain()
+        calls.append(1)
+        if len(calls) == (2 if when == "saved" else 3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return done
+
+    setattr(owner, name, telling)
+    with sigterm_ends(), pytest.raises(SystemExit):
+        trainer.train()
+    trainer.close_writer()
+    stop_workers(trainer)
+    state = torch.load(tmp_path / "resume.pt", weights_only=True)
+    assert state["epoch"] == 2 and state.get("within", {"batches": 0})["batches"] == (0 if when == "saved" else 1)
+
+
 def test_a_signal_whose_exception_comes_to_nothing_is_heard_by_the_next_step():
     with sigterm_ends():
         with contextlib.suppress(SystemExit):  # as a finaliser or the hooks of a fork do
