@@ -138,9 +138,10 @@ INSTEAD = {
         "100,000 files of every kind",
     ),
     "bash tests/gpu.sh": ("CUDA_VISIBLE_DEVICES= bash tests/gpu.sh || [ $? = 1 ]", "refused without a card"),
+    "python tests/benchmarks/bank.py --views 20": ("python tests/benchmarks/bank.py --views 2", "a minute"),
     "python tests/benchmarks/classes.py --markdown": (
         "python tests/benchmarks/classes.py --help",
-        "a quarter of an hour and 15 GB",
+        "12 minutes and 13 GB",
     ),
     "python tests/benchmarks/fusion.py --plain 11 --repeats 1": (
         "python tests/benchmarks/fusion.py --help",
