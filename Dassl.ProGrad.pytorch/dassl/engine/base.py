@@ -222,7 +222,8 @@ class TrainerBase(OldMethods):
         if self._progress:
             self._progress.begin()
         left = self.max_epoch - self.start_epoch
-        with progress(what="training", total=left, bar_format=EPOCHS) as self._bar:
+        held = self._progress.saving_held() if self._progress else contextlib.nullcontext()
+        with progress(what="training", total=left, bar_format=EPOCHS) as self._bar, held:
             for epoch in range(self.start_epoch, self.max_epoch):
                 self.epoch = epoch
                 self.before_epoch()

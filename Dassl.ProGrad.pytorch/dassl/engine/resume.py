@@ -1,16 +1,18 @@
 """resume.pt: all that a run needs to go on as if it had never been interrupted.
 
 Written whole after a session's first epoch and the last one, after others once TRAIN.RESUME_SECONDS have passed since,
-and where SIGTERM stops a run; removed at the end of training, by launch.run once results.json is there. It holds the
-registered models with their optimizers and schedulers, the random states (Python, NumPy, torch, CUDA), the epoch, the
-best result so far, what was printed by epoch, every attribute of the trainer with `state_dict` and `load_state_dict` (a
-gradient scaler, an unregistered optimizer, a teacher network), and every plain one that training has changed; of a
-module, only the tensors that training has changed.
+and where SIGTERM, Ctrl-C or an error ends a run; removed at the end of training, by launch.run once results.json is
+there. It holds the registered models with their optimizers and schedulers, the random states (Python, NumPy, torch,
+CUDA), the epoch, the best result so far, what was printed by epoch, every attribute of the trainer with `state_dict`
+and `load_state_dict` (a gradient scaler, an unregistered optimizer, a teacher network), and every plain one that
+training has changed; of a module, only the tensors that training has changed.
 
 An epoch that SIGTERM broke off is `within`: its batches so far, their losses, the random states after them; the
 others are those before the epoch, whose batches are drawn again and passed over.
 """
 
+import contextlib
+import copy
 import itertools
 import math
 import os
@@ -20,7 +22,16 @@ from typing import Any
 
 from dassl.config import leaves, read_yaml
 from dassl.optim.lr_scheduler import go_on
-from dassl.utils import MetricMeter, UserError, atomic_save, brief, checkpoint_digest, get_logger, load_checkpoint
+from dassl.utils import (
+    MetricMeter,
+    UserError,
+    WriteFailed,
+    atomic_save,
+    brief,
+    checkpoint_digest,
+    get_logger,
+    load_checkpoint,
+)
 from dassl.utils.distributed import gather, is_main, rank, world_size
 from dassl.utils.torchtools import pointed_at
 
@@ -56,6 +67,7 @@ class ResumeState:
         self._start = {}  # random states and running loaders before the epoch
         self._started = time.monotonic()
         self._written = -math.inf  # when resume.pt was, in this session
+        self._held: dict | None = None  # what it would hold of a later epoch
         self._iterated = []  # loaders that the interrupted run had iterated
         self.attributes = Attributes(trainer)
 
@@ -106,9 +118,23 @@ class ResumeState:
         due = should_stop() or trainer.epoch + 1 >= trainer.max_epoch
         if is_main():
             self._start = self._generators()
+            content = self._content(trainer.epoch + 1)
             if due or time.monotonic() - self._written >= trainer.cfg.TRAIN.RESUME_SECONDS:
-                atomic_save(self._content(trainer.epoch + 1), self.path)
-                self._written = time.monotonic()
+                atomic_save(content, self.path)
+                self._written, self._held = time.monotonic(), None
+            else:
+                self._held = content | {key: copy.deepcopy(content[key]) for key in content if key != "history"}
+
+    @contextlib.contextmanager
+    def saving_held(self) -> Iterator[None]:
+        """What ends the block, an error or Ctrl-C, leaves the last finished epoch, if the disk takes it."""
+        try:
+            yield
+        except BaseException:
+            if self._held is not None:
+                with contextlib.suppress(WriteFailed):
+                    atomic_save(self._held, self.path)
+            raise
 
     def save_within(self, losses: MetricMeter) -> None:
         """Rewrite resume.pt after the batch `trainer.batch_idx`. Raises WriteFailed; the old one stays whole.
@@ -121,6 +147,7 @@ class ResumeState:
         if is_main():
             within = {"batches": trainer.batch_idx + 1, "losses": losses.state_dict(), "rng": states}
             atomic_save(self._content(trainer.epoch) | {"within": plain(within)}, self.path)
+            self._held = None
             log.info(f"Told to stop: saved after batch {trainer.batch_idx + 1} of epoch {trainer.epoch + 1}")
 
     def pass_over(self, batches: Iterator, losses: MetricMeter) -> None:
