@@ -125,10 +125,6 @@ def _wave(v):
     return np.abs((v % 1.0) - 0.5) * 2
 
 
-def _striped(rng, x, y):
-    return (y / rng.uniform(4.6, 6.0)) % 1 < 0.5
-
-
 def _dotted(rng, x, y):
     p = rng.uniform(5.0, 6.0)
     x = x + p / 2 * (np.floor(y / p) % 2)
@@ -145,14 +141,6 @@ def _grid(rng, x, y):
     return (x % p < 1.5) | (y % p < 1.5)
 
 
-def _zigzag(rng, x, y):
-    return ((y + 3.6 * _wave(x / 8.0)) / rng.uniform(5.2, 6.2)) % 1 < 0.45
-
-
-def _wavy(rng, x, y):
-    return ((y + 1.6 * np.sin(x * 2 * np.pi / 10.0)) / rng.uniform(4.6, 5.6)) % 1 < 0.5
-
-
 def _brick(rng, x, y):
     h = rng.uniform(4.6, 5.6)
     row = np.floor(y / h)
@@ -163,25 +151,26 @@ def _ringed(rng, x, y):
     return (np.hypot(x - rng.uniform(-2, 2), y - rng.uniform(-2, 2)) / rng.uniform(4.6, 5.6)) % 1 < 0.5
 
 
-def _grainy(rng, x, y):
-    return np.kron(rng.random((SIDE, SIDE)) < 0.42, np.ones((SCALE, SCALE), bool))
-
-
 def _marbled(rng, x, y):
     u = x + 4 * np.sin(y / 3.1 + rng.uniform(0, 6)) + 3 * np.sin((x + y) / 4.7 + rng.uniform(0, 6))
     return _wave((u + 1.5 * np.sin(y)) / 13.0) ** 2
 
 
-def _shaded(rng, x, y):
-    return np.clip((x + 11) / 22, 0, 1)
-
-
-def _plain(rng, x, y):
-    return np.zeros_like(x, bool)
-
-
-_ALL = (_brick, _checkered, _dotted, _grainy, _grid, _marbled, _plain, _ringed, _shaded, _striped, _wavy, _zigzag)
-TEXTURES = {function.__name__[1:]: function for function in _ALL}
+# name -> (rng, x, y) -> weight
+TEXTURES = {
+    "brick": _brick,
+    "checkered": _checkered,
+    "dotted": _dotted,
+    "grainy": lambda rng, x, y: np.kron(rng.random((SIDE, SIDE)) < 0.42, np.ones((SCALE, SCALE), bool)),
+    "grid": _grid,
+    "marbled": _marbled,
+    "plain": lambda rng, x, y: np.zeros_like(x, bool),
+    "ringed": _ringed,
+    "shaded": lambda rng, x, y: np.clip((x + 11) / 22, 0, 1),
+    "striped": lambda rng, x, y: (y / rng.uniform(4.6, 6.0)) % 1 < 0.5,
+    "wavy": lambda rng, x, y: ((y + 1.6 * np.sin(x * 2 * np.pi / 10.0)) / rng.uniform(4.6, 5.6)) % 1 < 0.5,
+    "zigzag": lambda rng, x, y: ((y + 3.6 * _wave(x / 8.0)) / rng.uniform(5.2, 6.2)) % 1 < 0.45,
+}
 _UPRIGHT = ("brick", "grid", "checkered", "wavy", "zigzag")  # turned only a little, as people know them
 
 
