@@ -16,18 +16,9 @@ from itertools import pairwise
 
 from dassl.data import group_indices
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from dassl.utils import (
-    MissingFile,
-    UserError,
-    brief,
-    check_availability,
-    closest,
-    get_logger,
-    listdir_nohidden,
-    read_json,
-    read_text,
-    sha256_file,
-)
+from dassl.utils import MissingFile, UserError, brief, check_availability, closest, get_logger
+from dassl.utils.files import read_json, read_text
+from dassl.utils.tools import listdir_nohidden, sha256_file
 
 from .mtil import MtilDataset, words
 from .readers import PARTS, Lists, class_folders, folder_images, listed, read_names

@@ -55,9 +55,9 @@ import torch
 
 from dassl.config import with_values
 from dassl.engine import build_trainer, load_config, trainer_class
-from dassl.engine.checkpoint import finished
+from dassl.engine.checkpoint import finished, weights_digest
 from dassl.engine.others import AUTO, build_other, other_sets
-from dassl.engine.recipe import unfinished, weights_digest
+from dassl.engine.recipe import unfinished
 from dassl.engine.state import stop_workers
 from mergetune.plane import Batches, add_plane, score
 from mergetune.stage1 import check_begun_from

@@ -25,22 +25,11 @@ from dassl.engine.results import check_classes, with_changes
 from dassl.report.methods import split_changes
 from dassl.utils import UserError, get_logger
 from dassl.utils.moved import old_names
-from mergetune import stage1
-from mergetune.lmc import (
-    FEATURE_DISTANCES,
-    GRIDS,
-    anchor_distance,
-    feature_line_loss,
-    interpolate,
-    line_logits,
-    line_loss,
-    line_points,
-    weight_distance,
-)
+from mergetune import lmc, stage1
 
 log = get_logger()
 
-DISTANCES = {"features": FEATURE_DISTANCES, "weights": ("l2sq",)}  # by SPACE
+DISTANCES = {"features": lmc.FEATURE_DISTANCES, "weights": ("l2sq",)}  # by SPACE
 PATHS = ("stage1", "zero_shot")
 
 
@@ -92,13 +81,13 @@ class MergeTune:
         "SPACE": Key(
             "features", "features (class vectors) or weights (trainable parameters)", choices=tuple(DISTANCES)
         ),
-        "DISTANCE": Key("cosine", "features: any; weights: l2sq", choices=FEATURE_DISTANCES, role="training"),
+        "DISTANCE": Key("cosine", "features: any; weights: l2sq", choices=lmc.FEATURE_DISTANCES, role="training"),
         "LAMBDA": Key(10.0, "of the distance to zero-shot CLIP", ge=0, role="training"),
         "BETA": Key(1.0, "of the loss along the path to the stage-1 solution", ge=0, role="training"),
         "ENABLED": Key(True, "False: BETA is 0", role="training"),
         "TAU": Key(1.0, "start at (1 - TAU) zero-shot + TAU stage 1", ge=0, le=1, role="training"),
         "NUM_SAMPLES": Key(5, "points on the path", ge=1, role="training"),
-        "GRID": Key("released", "released: 0.1, 0.1 + 1/N, ...; uniform: i/N", choices=GRIDS, role="training"),
+        "GRID": Key("released", "released: 0.1, 0.1 + 1/N, ...; uniform: i/N", choices=lmc.GRIDS, role="training"),
         "PATH_TO": Key("stage1", "its other end; zero_shot: as released for MMA", choices=PATHS, role="training"),
     }
 
@@ -117,7 +106,7 @@ class MergeTune:
     def build_model(self) -> None:
         super().build_model()
         settings = self.cfg.TRAINER.LMC
-        self.line = line_points(settings.NUM_SAMPLES, settings.GRID)
+        self.line = lmc.line_points(settings.NUM_SAMPLES, settings.GRID)
         self.points = torch.tensor(self.line, device=self.device)  # reading it back would wait for the GPU
         self.beta = settings.BETA if settings.ENABLED else 0.0
         if self.cfg.RESUME_COOP:
@@ -139,7 +128,7 @@ class MergeTune:
             self.w1 = self.zero_shot_weights() if settings.TAU < 1 or settings.SPACE == "weights" else None
             self.f1, self.f2 = self.zero_shot_vectors(), self.class_vectors()
             if self.w1 is not None:
-                self.start_at(interpolate(self.w1, self.w2, settings.TAU))
+                self.start_at(lmc.interpolate(self.w1, self.w2, settings.TAU))
 
     def start_at(self, weights: dict[str, Tensor]) -> None:
         """Copy weights into the trainable parameters."""
@@ -188,15 +177,15 @@ class MergeTune:
     def anchor(self, text: Tensor) -> Tensor:
         """Distance to zero-shot CLIP."""
         if self.cfg.TRAINER.LMC.SPACE == "weights":
-            return weight_distance(trainable(self.model), self.w1)
-        return anchor_distance(text, self.f1, self.cfg.TRAINER.LMC.DISTANCE)
+            return lmc.weight_distance(trainable(self.model), self.w1)
+        return lmc.anchor_distance(text, self.f1, self.cfg.TRAINER.LMC.DISTANCE)
 
     def feature_path(self, image: Tensor, text: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy on the path between class vectors, at the image features of w."""
         start, end = self.f2, text
         if self.cfg.TRAINER.LMC.PATH_TO == "zero_shot":
             start, end = text, F.normalize(self.f1, dim=-1)
-        return compiled(feature_line_loss, self.clip)(image, labels, start, end, self.points, self.clip.logit_scale)
+        return compiled(lmc.feature_line_loss, self.clip)(image, labels, start, end, self.points, self.clip.logit_scale)
 
     def weight_path(self, images: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy on the path between the trainable parameters: one pass of the model a point."""
@@ -206,7 +195,7 @@ class MergeTune:
             with swapped_parameters(self.model, weights):
                 return self.cross_entropy(self.image_features(images), self.text_features().float(), labels)
 
-        mean = line_loss(loss, self.w2, trainable(self.model), self.line)
+        mean = lmc.line_loss(loss, self.w2, trainable(self.model), self.line)
         self.log_metrics(**noted)  # the accuracy to log is that of w
         return mean
 
@@ -226,18 +215,18 @@ class MergeTune:
     def path_logits(self, space: str, start, end, points: Tensor, images: Tensor) -> Tensor:
         """Logits (S, B, C) on the straight line between two solutions; images as `model_inference` takes them."""
         if space == "features":
-            return line_logits(self.image_features(images), start, end, points, self.clip.logit_scale)
+            return lmc.line_logits(self.image_features(images), start, end, points, self.clip.logit_scale)
         rows = []
         for t in points.tolist():
-            with swapped_parameters(self.model, interpolate(start, end, t)):
+            with swapped_parameters(self.model, lmc.interpolate(start, end, t)):
                 rows.append(self.model_inference(images).float())
         return torch.stack(rows)
 
     def metadata(self) -> dict:
         values = self.cfg.TRAINER.LMC
-        lmc = {key: values[key] for key in MergeTune.KEYS if key != "ENABLED"}
-        lmc["BETA"] *= values.ENABLED
-        facts = {"lmc": lmc, "zero_shot_template": self.zero_shot_prompt(values.SPACE)}
+        used = {key: values[key] for key in MergeTune.KEYS if key != "ENABLED"}
+        used["BETA"] *= values.ENABLED
+        facts = {"lmc": used, "zero_shot_template": self.zero_shot_prompt(values.SPACE)}
         # what the stage-1 run changed in its recipe, and this one did not in its own
         preset = stage1.run_fact(self.stage1_file, "preset", str) if self.cfg.RESUME_COOP else ""
         known = split_changes(self.cfg.PRESET)[1]

@@ -13,17 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from dassl.utils import (
-    MissingFile,
-    UserError,
-    check_weights,
-    checkpoint_digest,
-    digest,
-    drop_token_buffers,
-    listdir_nohidden,
-    read_json,
-    strip_module,
-)
+from dassl.utils import MissingFile, UserError, checkpoint_digest, digest, listdir_nohidden, read_json
+from dassl.utils.torchtools import check_weights, drop_token_buffers, strip_module
 
 RESULTS, CONFIG, RESUME = "results.json", "config.yaml", "resume.pt"
 MERGE = "merge.json"  # in the place of results.json where weights were merged
@@ -143,6 +134,15 @@ def weights_digest(files: Iterable[str]) -> str:
     """Of the weights of one model, or of several together."""
     digests = [checkpoint_digest(file) for file in files]
     return digests[0] if len(digests) == 1 else digest(digests)
+
+
+def scored(files: str, folder: str, epoch: int | str | None = None) -> str:
+    """Digest of the weights that an evaluation of `folder` would load, of the models that `files` names; "" if gone."""
+    try:
+        names = [os.path.dirname(file) for file in files.split(", ")]
+        return weights_digest([find_file(folder, name, epoch) for name in names])
+    except UserError:
+        return ""
 
 
 def written(folder: str | Path) -> dict[str, str]:

@@ -18,21 +18,11 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode as CN
 
-from dassl.utils import (
-    Logger,
-    RunLock,
-    UserError,
-    WriteFailed,
-    atomic_write,
-    collect_env_info,
-    get_logger,
-    logging_to,
-    memory_errors,
-    set_random_seed,
-    write_json,
-)
+from dassl.utils import UserError, WriteFailed, collect_env_info, memory_errors, set_random_seed
 from dassl.utils import distributed as dist
 from dassl.utils.device import choose_device
+from dassl.utils.files import RunLock, atomic_write, write_json
+from dassl.utils.logger import Logger, get_logger, logging_to
 from dassl.utils.memory import reset_peak
 
 from .base import dataset_of

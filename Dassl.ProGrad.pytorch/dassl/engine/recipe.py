@@ -18,17 +18,7 @@ from dassl.utils import UserError, brief, digest, quiet
 
 from .base import dataset_of
 from .build import config_nodes, trainer_class
-from .checkpoint import (
-    CONFIG,
-    RESULTS,
-    RESUME,
-    check_written,
-    content_digest,
-    find_file,
-    finished,
-    weights_digest,
-    whole,
-)
+from .checkpoint import CONFIG, RESULTS, RESUME, check_written, content_digest, finished, scored, whole
 
 TYPED = ("SEED", "RESUME", "RESUME_COOP", "TRAINER.NAME")  # what a command line says, not a yaml
 DATA = "DATASET.ROOT"  # the input that the lists of images are
@@ -250,12 +240,3 @@ def differing(recorded: Mapping, asked: Mapping, inputs: Mapping[str, str]) -> l
             what = "the data set" if key == DATA else f'{key} "{asked[key]}"'
             lines.append(f"{what} holds something else than the run began from")
     return lines
-
-
-def scored(files: str, folder: str, epoch: int | str | None = None) -> str:
-    """Digest of the weights that an evaluation of `folder` would load, of the models that `files` names; "" if gone."""
-    try:
-        names = [os.path.dirname(file) for file in files.split(", ")]
-        return weights_digest([find_file(folder, name, epoch) for name in names])
-    except UserError:
-        return ""
