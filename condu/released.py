@@ -39,11 +39,8 @@ def stream_of(folder: str | Path, order: Sequence[str], classes: Mapping, clip: 
 
     order: all task names from the first on, also those of later sessions; case and "_" do not matter. classes:
     {task: class names, or {"classnames", "prompts"}}. clip: the pretrained model that it was trained from.
-
-    Raises:
-        MissingFile: no session there.
-        UserError: tasks that are missing or left over, class names that do not fit the prototypes, another
-        model, a damaged or hostile file (named).
+    MissingFile: no session there. UserError: tasks that are missing or left over, class names that do not fit the
+    prototypes, another model, a damaged or hostile file (named).
     """
     folder = Path(folder)
     count = count_tasks(folder)

@@ -94,10 +94,8 @@ class Stream:
         """Learn a task from its expert's delta and prototypes (C, D).
 
         False, with nothing changed, if it is the last task already: the run was killed and comes again.
-
-        Raises:
-            UserError: the name is taken, the delta cannot be fused, or the prototypes fit neither class names nor
-            earlier tasks; nothing is changed.
+        UserError: the name is taken, the delta cannot be fused, or the prototypes fit neither class names nor earlier
+        tasks; nothing is changed.
         """
         task = Task(**_json(asdict(task) | {"expert": tensor_digest(delta)}))
         if task.name in self.names():
@@ -122,10 +120,8 @@ class Stream:
 
         A process killed anywhere leaves the earlier session, or this one. history: keep the earlier ones. half: the
         unified delta as bf16, at most 2^-9 of each value off.
-
-        Raises:
-            WriteFailed: disk full, no permission; the earlier session still counts.
-            UserError: the folder is in use, or it holds a stream that this does not continue.
+        WriteFailed: disk full, no permission; the earlier session still counts. UserError: the folder is in use, or it
+        holds a stream that this does not continue.
         """
         facts = self.metadata(half)
         with RunLock(folder):
@@ -152,10 +148,8 @@ class Stream:
         """A session, read to the CPU: the one that counts, or one that was kept. Facts that are asked for must
         agree, the backbone by its digest.
 
-        Raises:
-            MissingFile: nothing was saved there.
-            UserError: no such session, another format, other facts (each with both values), a damaged file or one of
-            another stream (named).
+        MissingFile: nothing was saved there. UserError: no such session, another format, other facts (each with both
+        values), a damaged file or one of another stream (named).
         """
         asked, there = {"backbone": backbone, "space": space, "scale": scale}, sessions(folder)
         try:
@@ -297,10 +291,7 @@ class ExpertStore:
 
     def load(self, task: str, facts: Mapping | None = None) -> tuple[dict, Tensor, dict]:
         """(delta, prototypes, facts) of an expert; it may say more than the facts asked for.
-
-        Raises:
-            UserError: no such expert, facts that differ, each named with both values; a damaged or foreign file.
-        """
+        UserError: no such expert, facts that differ, each named with both values; a damaged or foreign file."""
         path = self.path(task)
         if not path.is_file():
             raise UserError(f'"{self.folder}" has no expert of {task}; there: {", ".join(self.names()) or "none"}')

@@ -46,9 +46,7 @@ class MultiModalAdapters(nn.Module):
     dim: R. scale: of the branch; training does not feel it, for the weights get the gradient they would have
     at scale 1, while what lies below gets the true one (`Scale` at the branch's two ends).
     Weights start Kaiming normal (fan out), biases at 0. State-dict keys are those of the authors' files.
-
-    Raises:
-        UserError: a tower without blocks, or with fewer than asked for.
+    UserError: a tower without blocks, or with fewer than asked for.
     """
 
     def __init__(self, backbone: ClipBackbone, *, first: int, last: int, dim: int, scale: float):

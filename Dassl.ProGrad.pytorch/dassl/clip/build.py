@@ -36,11 +36,7 @@ PRECISIONS = ("fp32", "fp16", "amp", "bf16")
 
 def build_clip(name: str, *, path: str = "", device: Device = "cpu", precision: str = "fp32") -> ClipBackbone:
     """The CLIP called `name` (the table above), frozen, in evaluation mode. Draws no random number.
-
-    Raises:
-        UserError: unknown name or precision (with the nearest and the available ones), or weights that
-        cannot be used.
-    """
+    UserError: unknown name or precision (with the nearest and the available ones), or weights that cannot be used."""
     if precision not in PRECISIONS:
         raise UserError(f'unknown precision "{precision}", expected one of {", ".join(PRECISIONS)}')
     backend, _, model = name.partition(":")
@@ -69,10 +65,7 @@ def cached_clip(name: str, *, path: str = "", device: Device = "cpu", precision:
 
 def check_input(cfg: CN, backbone: ClipBackbone) -> None:
     """Compare INPUT with how the weights were trained: another size is refused, other values are pointed out.
-
-    Raises:
-        UserError: INPUT.SIZE is not the backbone's; the message has the keys to add.
-    """
+    UserError: INPUT.SIZE is not the backbone's; the message has the keys to add."""
     trained = backbone.preprocess
     expected: dict[str, Any] = {"SIZE": (trained.size,) * 2, "PIXEL_MEAN": trained.mean, "PIXEL_STD": trained.std}
     expected |= {"INTERPOLATION": trained.interpolation, "RESIZE": trained.resize}

@@ -55,9 +55,7 @@ def open_clip(model: str, *, path: str, device: Device, precision: str) -> OpenC
 
     path: a weights file for MODEL, or a local folder. open_clip's own initialisation does not touch the
     global random stream here.
-
-    Raises:
-        UserError: no package, unknown model or tag, no weights named, or weights that cannot be had or read.
+    UserError: no package, unknown model or tag, no weights named, or weights that cannot be had or read.
     """
     try:
         import open_clip as package

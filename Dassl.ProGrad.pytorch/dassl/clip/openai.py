@@ -88,10 +88,7 @@ def _blocks(tower):
 @CLIP_REGISTRY.register()
 def openai(name: str, *, path: str, device: Device, precision: str) -> ClipBackbone:
     """The OpenAI CLIP `name`, or whatever file of its layout `path` or `name` points to -> OpenAIClip.
-
-    Raises:
-        UserError: no such file, a wrong hash, a damaged file, or one that holds no CLIP.
-    """
+    UserError: no such file, a wrong hash, a damaged file, or one that holds no CLIP."""
     file, digest = find_weights(name, path)
     state = load_weights(file, scripts=True).state_dict
     module = build_module(state, file)

@@ -15,18 +15,11 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from yacs.config import CfgNode as CN
 
-from dassl.utils import (
-    UserError,
-    drop_token_buffers,
-    get_logger,
-    load_weights,
-    resume_from_checkpoint,
-    save_checkpoint,
-    tolist_if_not,
-)
+from dassl.utils import UserError, get_logger, tolist_if_not
 from dassl.utils.distributed import is_main
 from dassl.utils.moved import OldMethods
 from dassl.utils.progress import progress
+from dassl.utils.torchtools import drop_token_buffers, load_weights, resume_from_checkpoint, save_checkpoint
 
 from .build import source_of
 from .checkpoint import find_model, load_exactly
@@ -154,10 +147,7 @@ class TrainerBase(OldMethods):
 
         Where no best one was kept, the one with most epochs counts. `directory` may also be a model's folder, or a
         file (see `find_model`).
-
-        Raises:
-            MissingFile: a file is not there; says what is.
-            UserError: it does not fit the model.
+        MissingFile: a file is not there; says what is. UserError: it does not fit the model.
         """
         if not directory:
             log.info(

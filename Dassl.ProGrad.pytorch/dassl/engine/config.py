@@ -110,10 +110,8 @@ def read_run_cfg(folder: str | Path) -> CN:
 
     It records every trainer's keys. What it says of other trainers than its own gives way to the defaults where they
     have no such key, or take no such value, any more: their code may have changed since.
-
-    Raises:
-        MissingFile: no config.yaml.
-        UserError: of another trainer than the registered ones, or a key of that trainer or of the engine is unknown.
+    MissingFile: no config.yaml. UserError: of another trainer than the registered ones, or a key of that trainer or of
+    the engine is unknown.
     """
     path = os.path.join(folder, "config.yaml")
     if not os.path.isfile(path):

@@ -20,10 +20,7 @@ _LOADERS = ("train_loader_x", "train_loader_u")
 
 def start_together(trainer: TrainerBase) -> None:
     """Right before the first epoch: the same epoch and weights everywhere, training batches divided.
-
-    Raises:
-        UserError: the processes have not resumed from the same epoch.
-    """
+    UserError: the processes have not resumed from the same epoch."""
     if world_size() == 1:
         return
     epoch = broadcast(trainer.start_epoch)
@@ -58,10 +55,7 @@ def start_epoch_together(trainer: TrainerBase) -> None:
 
 def batch_share(trainer: TrainerBase) -> float:
     """Share (0 to 1) of the batch just drawn that falls to this process; the models' batch norms are told.
-
-    Raises:
-        UserError: it has unequal shares of a labelled and an unlabelled batch.
-    """
+    UserError: it has unequal shares of a labelled and an unlabelled batch."""
     drawn = (next_share(getattr(trainer, name, None)) for name in _LOADERS)
     shares = {share for share in drawn if share is not None}
     if len(shares) > 1:

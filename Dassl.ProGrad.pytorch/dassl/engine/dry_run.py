@@ -56,10 +56,8 @@ def dry_run(
 
     recipe: the config of the yaml files alone, whose differences are listed. evaluates: (model folder, epoch or None)
     instead of a training.
-
-    Raises:
-        UserError: what the run should not start with; or what it would stop with itself: no data, no weights, no
-            stage 1, bad config.
+    UserError: what the run should not start with; or what it would stop with itself: no data, no weights, no stage 1,
+    bad config.
     """
     if os.path.isfile(os.path.join(cfg.OUTPUT_DIR, RESULTS)):
         log.info(f'note: "{cfg.OUTPUT_DIR}" holds a finished run, which is only started again by --overwrite')

@@ -22,18 +22,9 @@ from typing import Any
 
 from dassl.config import leaves, read_yaml
 from dassl.optim.lr_scheduler import go_on
-from dassl.utils import (
-    MetricMeter,
-    UserError,
-    WriteFailed,
-    atomic_save,
-    brief,
-    checkpoint_digest,
-    get_logger,
-    load_checkpoint,
-)
+from dassl.utils import MetricMeter, UserError, WriteFailed, atomic_save, brief, checkpoint_digest, get_logger
 from dassl.utils.distributed import gather, is_main, rank, world_size
-from dassl.utils.torchtools import pointed_at
+from dassl.utils.torchtools import load_checkpoint, pointed_at
 
 from .checkpoint import BEST
 from .distributed import batch_share, start_together
@@ -243,10 +234,7 @@ class ResumeState:
 
     def load(self, path: str, again: bool = False) -> int:
         """Restore the trainer from a resume.pt, of this run (again) or of cfg.RESUME's -> epoch to go on with.
-
-        Raises:
-            UserError: damaged, of another config, or does not fit the models.
-        """
+        UserError: damaged, of another config, or does not fit the models."""
         state = load_checkpoint(path)
         if state.get("format") != FORMAT:
             raise UserError(f"{path}: expected resume format {FORMAT}, found {brief(state.get('format'))}")

@@ -277,10 +277,8 @@ class EpochTrainer(SimpleTrainer):
         cfg.TRAIN.ACCUMULATE batches make one step on their mean loss; a shorter rest at the end of an epoch
         makes one too. The schedulers step after the last batch, those of `cosine_steps` after each step. Several
         processes step on the loss of all their parts of the batch, and print that.
-
-        Raises:
-            NotFinite: the loss is infinite or NaN.
-            UserError: `losses` gave no scalars, or none that depends on a trained weight.
+        NotFinite: the loss is infinite or NaN. UserError: `losses` gave no scalars, or none that depends on a trained
+        weight.
         """
         self.step_metrics = {}
         with self.precision.autocast():

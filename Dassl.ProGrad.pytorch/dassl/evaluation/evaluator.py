@@ -75,10 +75,7 @@ class Classification(EvaluatorBase):
 
     def evaluate(self) -> OrderedDict[str, float]:
         """Results in percent: accuracy, error_rate, macro_f1 and, if asked for, perclass_accuracy.
-
-        Raises:
-            UserError: nothing was processed.
-        """
+        UserError: nothing was processed."""
         none = torch.empty(0, dtype=torch.long)
         truth, predicted = (
             torch.cat([none, *(torch.as_tensor(labels).reshape(-1).cpu() for labels in part)]).numpy()

@@ -6,15 +6,9 @@ from torch import Tensor
 
 
 def compute_accuracy(output: Tensor | tuple | list, target: Tensor, topk: Sequence[int] = (1,)) -> list[Tensor]:
-    """Share of the batch whose label is among the k best, in percent.
+    """Share of the batch whose label is among the k best, in percent -> one tensor (1,) for each k of `topk`.
 
-    Args:
-        output: logits (B, C), or a tuple or list that begins with them.
-        target: labels (B,).
-        topk: the values of k.
-
-    Returns:
-        One tensor of shape (1,) per k.
+    output: logits (B, C), or a tuple or list that begins with them. target: labels (B,).
     """
     logits = output[0] if isinstance(output, tuple | list) else output
     ranked = logits.topk(max(topk), dim=1).indices  # (B, k)

@@ -19,11 +19,7 @@ def cosine_distance(input1: Tensor, input2: Tensor) -> Tensor:
 
 
 def compute_distance_matrix(input1: Tensor, input2: Tensor, metric: str = "euclidean") -> Tensor:
-    """Distances between the rows of (M, D) and (N, D) -> (M, N); "euclidean" is squared.
-
-    Raises:
-        UserError: unknown metric.
-    """
+    """Distances between the rows of (M, D) and (N, D) -> (M, N); "euclidean" is squared. UserError: unknown metric."""
     metrics = {"euclidean": euclidean_squared_distance, "cosine": cosine_distance}
     if metric not in metrics:
         raise UserError(f"metric is expected to be one of {list(metrics)}, but got {metric!r}")

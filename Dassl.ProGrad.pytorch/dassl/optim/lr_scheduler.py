@@ -122,11 +122,8 @@ def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CN, steps_per_epoch: int
     """Schedule OPTIM.LR_SCHEDULER, behind a warm-up if OPTIM.WARMUP_EPOCH > 0.
 
     steps_per_epoch: optimiser steps of an epoch, for `cosine_steps`.
-
-    Raises:
-        UserError: unknown name of a schedule or of a warm-up; `cosine_steps` with a warm-up in epochs, or
-        without `steps_per_epoch`.
-        WrongType: STEPSIZE does not fit the schedule.
+    UserError: unknown name of a schedule or of a warm-up; `cosine_steps` with a warm-up in epochs, or without
+    `steps_per_epoch`. WrongType: STEPSIZE does not fit the schedule.
     """
     name, warmup, stepsize = optim_cfg.LR_SCHEDULER, optim_cfg.WARMUP_EPOCH, optim_cfg.STEPSIZE
     check_availability(name, AVAI_SCHEDS, "OPTIM.LR_SCHEDULER")

@@ -18,14 +18,10 @@ AVAI_OPTIMS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
 def build_optimizer(model: Model, optim_cfg: CN, param_groups: Iterable | None = None) -> torch.optim.Optimizer:
     """Optimiser OPTIM.NAME for all parameters of `model`, frozen ones included.
 
-    Args:
-        model: module, or iterable of parameters or of parameter groups.
-        optim_cfg: the OPTIM node.
-        param_groups: used as they are instead of `model`, without STAGED_LR.
-
-    Raises:
-        UserError: unknown name, or values that the optimiser refuses.
-        WrongType: STAGED_LR asks for layers, but `model` is not a module.
+    model: module, or iterable of parameters or of parameter groups. optim_cfg: the OPTIM node. param_groups: used as
+    they are instead of `model`, without STAGED_LR.
+    UserError: unknown name, or values that the optimiser refuses. WrongType: STAGED_LR asks for layers, but `model` is
+    not a module.
     """
     check_availability(optim_cfg.NAME, AVAI_OPTIMS, "OPTIM.NAME")
     if param_groups is not None and optim_cfg.STAGED_LR:
@@ -56,10 +52,7 @@ def _kind_and_options(optim_cfg):
 
 def staged_groups(model: Model, optim_cfg: CN) -> list[dict]:
     """Two groups: all else at LR * BASE_LR_MULT, then the children and parameters in NEW_LAYERS at LR.
-
-    Raises:
-        WrongType: `model` is not a module.
-    """
+    WrongType: `model` is not a module."""
     if not isinstance(model, nn.Module):
         raise WrongType(f"STAGED_LR needs a module with named layers, but got a {type(model).__name__}")
     model = model.module if isinstance(model, nn.DataParallel) else model

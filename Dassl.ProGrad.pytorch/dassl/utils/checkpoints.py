@@ -269,9 +269,8 @@ def restricted_load(path: str | os.PathLike, scripts: bool = False) -> Any:
     """The object in a checkpoint (zip or older format), its tensors on the CPU; objects of `torch.optim` classes and
     the like come back `Inert`. scripts: of a TorchScript archive, too, the {name: tensor} of its modules.
 
-    Raises:
-        MissingFile: no such file.
-        UserError: damaged, foreign, or asking for anything but tensors and plain containers; names the file.
+    MissingFile: no such file. UserError: damaged, foreign, or asking for anything but tensors and plain containers;
+    names the file.
     """
     path = os.fspath(path)
     check_kind(path)

@@ -92,9 +92,7 @@ def process_group() -> Iterator[None]:
     """The processes that torchrun started work together while the block lasts; inside another such block, nothing.
 
     Of several processes that fail, the first raises its error; the others raise PeerFailure.
-
-    Raises:
-        UserError: torchrun's environment is incomplete, or a process was lost without a word.
+    UserError: torchrun's environment is incomplete, or a process was lost without a word.
     """
     if not launched() or _open():
         yield

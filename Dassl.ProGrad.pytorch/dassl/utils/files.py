@@ -44,10 +44,8 @@ def locked(path: StrPath, busy: Callable[[], object] | None = None) -> Iterator[
     """Hold the lock on the file `path`, which is made with its folder, never follows a link, and says the pid.
 
     busy: called where another process (or this one, by a second lock) has it; raises, or returns to wait.
-
-    Raises:
-        UserError: another one has it, and no `busy` says what to do.
-        WriteFailed: there is no such folder and none can be made, or it cannot be written to.
+    UserError: another one has it, and no `busy` says what to do. WriteFailed: there is no such folder and none can be
+    made, or it cannot be written to.
     """
     folder, name = os.path.split(os.fspath(path))
     handle = -1
@@ -103,9 +101,7 @@ def atomic_path(path: StrPath) -> contextlib.AbstractContextManager[str]:
     """Gives a temporary name to write to; `path` changes only when the block ends without an error.
 
     Makes the parent folder. A link is followed, so that it keeps pointing where it did.
-
-    Raises:
-        WriteFailed: the file cannot be written; the old one, if any, is untouched.
+    WriteFailed: the file cannot be written; the old one, if any, is untouched.
     """
     return _whole(path, lambda name: os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)))
 
@@ -316,11 +312,7 @@ def stand_in(head: bytes, kinds: Mapping[bytes, str] = STAND_INS) -> str:
 
 def read_text(fpath: StrPath) -> str:
     """Content of a text file in UTF-8, without the byte order mark that Windows' programs put before it.
-
-    Raises:
-        MissingFile: no such file.
-        UserError: no plain file, more than MOST_TEXT bytes, or not UTF-8.
-    """
+    MissingFile: no such file. UserError: no plain file, more than MOST_TEXT bytes, or not UTF-8."""
     check_file(fpath, MOST_TEXT)
     try:
         with open(fpath, encoding="utf-8-sig", newline="") as file:

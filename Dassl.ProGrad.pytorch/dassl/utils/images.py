@@ -49,11 +49,8 @@ def read_image(path: str | os.PathLike, max_pixels: int = 0, exif_orientation: b
     Grey images of more than 8 bits a pixel are brought to 0..255, rounded down: whole numbers from 0..65535 (of a
     12-bit TIFF 0..4095), floats from 0..1. max_pixels: 0 is Pillow's limit, and MOST_PIXELS for a file of few bytes.
     exif_orientation: turn the image as its EXIF data say; a TIFF is turned always, by Pillow.
-
-    Raises:
-        MissingFile: no such file.
-        UserError: naming a file that is no whole image, is of another format than data sets come in (Pillow would
-            start a program for some), would unpack to too much, or has values outside those ranges.
+    MissingFile: no such file. UserError: naming a file that is no whole image, is of another format than data sets come
+    in (Pillow would start a program for some), would unpack to too much, or has values outside those ranges.
     """
     check_file(path, MOST_IMAGE)
     with open(path, "rb") as file:

@@ -134,10 +134,7 @@ def load_plain_pickle(path: str | os.PathLike, classes: dict[tuple[str, str], Ca
     """The object in a pickle; strings of Python 2 are read as latin-1.
 
     classes: {(module, name): what is called in place of that class}.
-
-    Raises:
-        MissingFile: no such file.
-        UserError: damaged, or asking for anything else; names the file.
+    MissingFile: no such file. UserError: damaged, or asking for anything else; names the file.
     """
     path, what = os.fspath(path), "pickle of plain data"
     check_file(path)
@@ -154,9 +151,7 @@ def checkpoint_digest(path: str | os.PathLike) -> str:
     """What a file of weights holds, as 32 hexadecimal digits: of an archive over its records' names, sizes and
     CRC-32s, which takes milliseconds; of any other format, from the SHA-256 of the file.
 
-    Raises:
-        MissingFile: no such file.
-        UserError: no plain file, or a damaged archive.
+    MissingFile: no such file. UserError: no plain file, or a damaged archive.
     """
     path = os.fspath(path)
     if zipfile.is_zipfile(path):

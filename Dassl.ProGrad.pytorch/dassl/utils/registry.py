@@ -139,10 +139,7 @@ class Registry:
 
     def register(self, obj: Any = None, force: bool = False) -> Any:
         """Register `obj`, and return it; give a decorator if there is none. `force` replaces an earlier entry.
-
-        Raises:
-            KeyError: the name is taken.
-        """
+        KeyError: the name is taken."""
         if obj is None:
             return functools.partial(self.register, force=force)
         self._load()

@@ -25,10 +25,7 @@ _blake2b = functools.partial(hashlib.blake2b, digest_size=16)
 
 def save_tensors(path: str | os.PathLike, tensors: Mapping[str, torch.Tensor], facts: dict | None = None) -> str:
     """Write {name: tensor} and `facts` (JSON) to `path`, whole or not at all; returns their checksum.
-
-    Raises:
-        WriteFailed: the file cannot be written; the old one, if any, is untouched.
-    """
+    WriteFailed: the file cannot be written; the old one, if any, is untouched."""
     plain = {name: _plain(tensor) for name, tensor in tensors.items()}
     crc = tensor_checksum(plain, facts)
     about = json.dumps({"crc32": crc, "facts": facts or {}})  # one entry, for the format does not order them
@@ -71,11 +68,7 @@ def put_rows(path: str | os.PathLike, rows: Mapping[str, torch.Tensor], first: i
 
 def load_tensors(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict, str]:
     """A file of `save_tensors` -> ({name: tensor}, facts, checksum); tensors are private maps of the file.
-
-    Raises:
-        MissingFile: no such file.
-        UserError: damaged, or written by something else; names the file.
-    """
+    MissingFile: no such file. UserError: damaged, or written by something else; names the file."""
     tensors, metadata = read_safetensors(path)
     about = _about(path, metadata)
     crc = tensor_checksum(tensors, about["facts"])
@@ -94,11 +87,7 @@ def read_safetensors(
     path: str | os.PathLike, header_only: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Any safetensors file -> (its tensors, as private maps of the file, or none; its metadata).
-
-    Raises:
-        MissingFile: no such file.
-        UserError: damaged, or of another format; names the file.
-    """
+    MissingFile: no such file. UserError: damaged, or of another format; names the file."""
     check_file(path)
     try:
         # by its number: the library takes names in UTF-8 alone

@@ -96,10 +96,7 @@ def tolist_if_not(x: Any) -> list:
 
 def download_url(url: str, dst: str | os.PathLike, sha256: str = "") -> None:
     """Fetch `url` into the file `dst`, whole or not at all. sha256: what it must have, in hexadecimal.
-
-    Raises:
-        UserError: no such address, no network, no room, or another file.
-    """
+    UserError: no such address, no network, no room, or another file."""
     if not url.startswith(("http://", "https://")):
         raise UserError(f'Only http and https can be downloaded, but got "{url}"')
     state = hashlib.sha256()

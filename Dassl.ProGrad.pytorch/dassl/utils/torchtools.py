@@ -41,10 +41,7 @@ class Weights(NamedTuple):
 
 def strip_module(state_dict: Mapping) -> OrderedDict:
     """A copy whose keys have lost what wrappers put before them: "module." (data-parallel), "_orig_mod." (compiled).
-
-    Raises:
-        UserError: two keys become one.
-    """
+    UserError: two keys become one."""
     stripped = OrderedDict()
     for key, value in state_dict.items():
         name = _WRAPPED.sub("", key)
@@ -89,9 +86,7 @@ def save_checkpoint(
     """Write `state` as `model.pth.tar-N` (N = state["epoch"]) or `model_name`, and name it in `checkpoint`.
 
     The pointer changes after the file is whole. `is_best` also copies it to `model-best.pth.tar`.
-
-    Raises:
-        WriteFailed: earlier files are untouched.
+    WriteFailed: earlier files are untouched.
     """
     if remove_module_from_keys:
         state = {**state, "state_dict": strip_module(state["state_dict"])}
@@ -111,10 +106,7 @@ def load_checkpoint(fpath: str | os.PathLike, scripts: bool = False) -> dict:
     """Dictionary in a checkpoint file, on the CPU, read without running code; `state_dict`, if any, is an OrderedDict.
 
     Live schedulers and optimizers of old files come back as inert objects. scripts: as `restricted_load`.
-
-    Raises:
-        MissingFile: no such file.
-        UserError: no path, damaged, foreign or hostile; names the file.
+    MissingFile: no such file. UserError: no path, damaged, foreign or hostile; names the file.
     """
     if fpath is None:
         raise UserError("File path is None")
@@ -150,10 +142,7 @@ def load_weights(fpath: str | os.PathLike, scripts: bool = False) -> Weights:
 
     A state dict, or a checkpoint that has one under a usual name, also within another; wrappers' prefixes go (see
     `strip_module`), and so does what is no tensor: numbers, arguments, optimizers. scripts: TorchScript archives too.
-
-    Raises:
-        MissingFile: no such file.
-        UserError: damaged, foreign or hostile, or without a tensor; names the file.
+    MissingFile: no such file. UserError: damaged, foreign or hostile, or without a tensor; names the file.
     """
     content = checkpoint = load_checkpoint(fpath, scripts)
     for _ in range(_DEEPEST):
@@ -188,9 +177,8 @@ def resume_from_checkpoint(
 ) -> int:
     """Restore what the pointer file in `fdir` names; returns the epoch to go on with (epochs done).
 
-    Raises:
-        MissingFile: no pointer, or it names a file that is gone.
-        UserError: damaged file, or other parameters than the model's.
+    MissingFile: no pointer, or it names a file that is gone. UserError: damaged file, or other parameters than the
+    model's.
     """
     fpath = pointed_at(fdir)
     logger = get_logger()
@@ -244,10 +232,7 @@ def open_all_layers(model: nn.Module) -> None:
 
 def open_specified_layers(model: nn.Module, open_layers: str | list[str]) -> None:
     """Train mode and gradients for the direct children named in `open_layers`, the others are frozen.
-
-    Raises:
-        UserError: the model has no such child.
-    """
+    UserError: the model has no such child."""
     model = model.module if isinstance(model, nn.DataParallel) else model
     names = tolist_if_not(open_layers)
     children = dict(model.named_children())

@@ -89,15 +89,12 @@ def check_items(
     val: Sequence | None = (),
     test: Sequence | None = (),
 ) -> None:
-    """Refuse lists of Datum that are no data set; the error names the label, the class and the file.
+    """UserError for lists of Datum that are no data set; it names the label, the class and the file.
 
     Labels are whole numbers: in train_x 0, 1, ... without gaps, in val and test some of these, in train_u any, such as
     -1. Within a list a label has one name, a text; all names of train_x may be empty, which CLIP's trainers cannot
     use. In val and test a label has the name it has in train_x, unless the list is the new half of the classes,
     relabelled 0, 1, ... .
-
-    Raises:
-        UserError
     """
     if not train_x:
         raise UserError(f"{name}: no training images")
@@ -184,9 +181,7 @@ class DatasetBase:
 
     Methods may be used before __init__ is called: subclasses read, draw and cut first, then hand over the
     lists.
-
-    Raises:
-        UserError: the lists are no data set (`check_items`). What is only odd (`odd_items`) is a warning.
+    UserError: the lists are no data set (`check_items`). What is only odd (`odd_items`) is a warning.
     """
 
     dataset_dir = ""  # folder below cfg.DATASET.ROOT

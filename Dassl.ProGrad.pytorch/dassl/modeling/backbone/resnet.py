@@ -28,11 +28,7 @@ class _ResNet(Backbone):
 
 def cached_weights(url: str) -> dict[str, torch.Tensor]:
     """State dict from torch's cache; the file's name ends in the start of its SHA-256. Nothing is fetched.
-
-    Raises:
-        MissingFile: not in the cache.
-        UserError: its SHA-256 is another.
-    """
+    MissingFile: not in the cache. UserError: its SHA-256 is another."""
     name = os.path.basename(url)
     path = os.path.join(torch.hub.get_dir(), "checkpoints", name)
     if not os.path.isfile(path):

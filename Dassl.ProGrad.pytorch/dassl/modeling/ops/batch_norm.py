@@ -34,9 +34,7 @@ class _OverAll(_BatchNorm):
         """(B, C, ...) -> the same, normalised. In training every process must call this, as often as the others.
 
         Statistics are float64: there the mean square minus the square of the mean loses nothing that matters.
-
-        Raises:
-            ValueError: a channel has one element in all processes together.
+        ValueError: a channel has one element in all processes together.
         """
         if world_size() == 1 or not self.training:
             return super().forward(x)
