@@ -51,7 +51,7 @@ if __name__ == "__main__":  # --help and a wrong line need no PyTorch
 
 from yacs.config import CfgNode
 
-from dassl.config import with_values
+from dassl.config import dump_yaml, with_values
 from dassl.engine import TRAINER_REGISTRY, build_config, build_trainer
 from dassl.engine.checkpoint import RESULTS
 from dassl.engine.launch import run
@@ -172,7 +172,7 @@ def import_checkpoint(args: argparse.Namespace, command: str = "") -> dict:
         save_checkpoint(content, str(out / models[trainer]), model_name=f"model.pth.tar-{epoch or 0}")
         if cfg is not None:
             with atomic_write(str(out / "config.yaml"), "w") as file:
-                file.write(cfg.dump())
+                file.write(dump_yaml(cfg))
         write_json(results, str(out / RESULTS))
         if args.root:
             one = "DATASET.SUBSAMPLE_CLASSES" in args.opts or checkpoint.config.get("TRAINER.COOP.CSC")

@@ -188,7 +188,8 @@ def write_toy(root: str | Path, toy: ToySet, counts: tuple[int, int, int] = COUN
         ) from error
     split = folder / f"split_zhou_{toy.name}.json"
     with contextlib.suppress(OSError, ValueError):  # said by who reads it
-        if json.loads(split.read_bytes()) != _lists(toy, counts):
+        there, lists = split.read_bytes(), _lists(toy, counts)
+        if there != json.dumps(lists).encode() and json.loads(there) != lists:
             get_logger().warning(f"{split} is not the benchmark's: remove {folder}, and it is drawn again")
     return folder
 

@@ -16,7 +16,9 @@ Letters: N images, D joint width, K transforms of one image in one round (cfg.DA
 import contextlib
 import functools
 import itertools
+import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -48,6 +50,7 @@ from .backbone import ClipBackbone
 from .banks import default_folder
 
 FORMAT = 1
+LOOK_AGAIN = 60.0  # seconds for which the same data, kept by a process for its next models, are not looked at again
 WORKERS_FROM = 512  # images to encode below which starting worker processes costs more than it saves
 
 
@@ -126,8 +129,6 @@ class FeatureBank:
         pixels, backbone, kind = self.pixels, self.backbone, self.backbone.device.type
         with self.autocast():
             mixed = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
-        facts = functools.cache(functools.partial(_describe_file, strict=strict))  # many images may share a file
-        files = [[relative_key(item.impath, pixels.root), *facts(item.file)] for item in pixels.data_source]
         return {
             "format": FORMAT,
             "weights": backbone.digest,
@@ -138,11 +139,20 @@ class FeatureBank:
             "transform": describe_transform(pixels.transform),
             "transforms": pixels.k_tfm,
             "seed": pixels.seed if pixels.is_train else None,
-            "images": len(files),
-            "files": digest(files),
+            "images": len(pixels),
+            "files": self._files(strict),
             **({"compiled": True} if backbone.compiled else {}),
             **({"exif_orientation": True} if getattr(pixels, "reading", {}).get("exif_orientation") else {}),
         }
+
+    def _files(self, strict):
+        """Digest of the images' names, and of their files' sizes and times, or contents."""
+        pixels, now = self.pixels, time.monotonic()
+        if pixels.looked.get(strict, (-math.inf,))[0] < now - LOOK_AGAIN:
+            facts = functools.cache(functools.partial(_describe_file, strict=strict))  # many images may share a file
+            files = [[relative_key(item.impath, pixels.root), *facts(item.file)] for item in pixels.data_source]
+            pixels.looked[strict] = now, digest(files)
+        return pixels.looked[strict][1]
 
     def _file(self, number):
         return self.folder / f"round-{number:05d}.safetensors"
@@ -313,8 +323,7 @@ class BankDataset(Dataset):
 
 
 def _describe_file(path, strict):
-    check_file(path)
-    facts = os.stat(path)
+    facts = check_file(path)
     content = [sha256_file(path)] if strict else [facts.st_size, facts.st_mtime_ns]
     deep = _is_deep(path, facts.st_size, facts.st_mtime_ns)
     return [*content, "scaled"] if deep else content  # earlier versions clipped such an image

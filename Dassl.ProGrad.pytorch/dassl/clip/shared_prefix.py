@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
-from torch.nn.utils.parametrize import type_before_parametrizations as type_of
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .recompute import recomputed
@@ -182,6 +182,11 @@ def _inside(module: nn.Module) -> Iterator[nn.Module]:
     for name, child in module._modules.items():
         if child is not None and name not in ("visual", "parametrizations"):
             yield from _inside(child)
+
+
+def type_of(module: nn.Module) -> type:
+    """Its class, as it was before parametrisations."""
+    return type_before_parametrizations(module) if "parametrizations" in module._modules else type(module)
 
 
 def _name(kind):

@@ -10,5 +10,5 @@ __getattr__, __dir__, __all__ = late_imports(
     __name__,
     defaults="KEYS RULES cfg_default clean_cfg complete declare get_cfg_default",
     keys="Key Keys add_missing build_node check_values leaves",
-    merge="aliased merge_pairs merge_tree merge_yaml read_yaml with_values",
+    merge="aliased dump_yaml merge_pairs merge_tree merge_yaml read_yaml with_values",
 )

@@ -59,6 +59,18 @@ class _Loader(_Values, _SafeLoader):
     """libyaml, where PyYAML has it: a tenth of the time."""
 
 
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    """Writes trees as yacs does, by libyaml where PyYAML has it."""
+
+
+_Dumper.add_multi_representer(dict, _Dumper.represent_dict)
+
+
+def dump_yaml(cfg: CN) -> str:
+    """The text of a yaml file that says what the tree holds: `cfg.dump()`, in a tenth of the time."""
+    return yaml.dump(cfg, Dumper=_Dumper)
+
+
 def read_yaml(path: str | Path) -> dict:
     """The nested dictionary of a yaml file with its `_BASE_` files merged below it."""
     return plain(_read(path))

@@ -54,6 +54,7 @@ class DatasetWrapper(Dataset):
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         self.root = cfg.DATASET.ROOT
         self.reading = image_reading(cfg)
+        self.looked: dict[bool, tuple[float, str]] = {}  # when a feature bank looked at the files, and their digest
         self.seed = cfg.SEED if is_train and cfg.INPUT.VIEW_SEEDS else None  # None: the global streams
         if self.k_tfm > 1 and transform is None:
             raise UserError("Cannot augment the image K times because transform is None")

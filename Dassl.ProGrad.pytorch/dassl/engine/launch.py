@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode as CN
 
+from dassl.config import dump_yaml
 from dassl.utils import UserError, WriteFailed, collect_env_info, memory_errors, set_random_seed
 from dassl.utils import distributed as dist
 from dassl.utils.device import choose_device
@@ -211,7 +212,7 @@ def build_run(cfg: CN, recipe: CN | None = None) -> SimpleTrainer:
     if dist.is_main():
         log.info(counts(dataset))
         with atomic_write(os.path.join(cfg.OUTPUT_DIR, CONFIG), "w") as file:
-            file.write(cfg.dump())
+            file.write(dump_yaml(cfg))
         if drawn is not None:
             write_json(drawn, os.path.join(cfg.OUTPUT_DIR, "subset.json"))
     return trainer

@@ -89,6 +89,7 @@ class ResumeState:
         """Right before the first epoch: note what can change, and take up the random states."""
         start_together(self.trainer)
         self.attributes.begin()
+        self._config = plain(dict(leaves(self.trainer.cfg)))
         for name in self._iterated:
             # persistent workers draw a seed when they start; the uninterrupted run has done so long ago
             loader: Any = getattr(self.trainer, name, None)
@@ -114,7 +115,8 @@ class ResumeState:
                 atomic_save(content, self.path)
                 self._written, self._held = time.monotonic(), None
             else:
-                self._held = content | {key: copy.deepcopy(content[key]) for key in content if key != "history"}
+                moving = content.keys() - {"history", "config", "inputs"}
+                self._held = content | {key: copy.deepcopy(content[key]) for key in moving}
 
     @contextlib.contextmanager
     def saving_held(self) -> Iterator[None]:
@@ -165,7 +167,7 @@ class ResumeState:
             "best": self.best,
             "history": trainer._history,
             "seconds": self.seconds + time.monotonic() - self._started,
-            "config": plain(dict(leaves(trainer.cfg))),
+            "config": self._config,
             "inputs": self.inputs,
             "models": {name: self._registered(name) for name in trainer._models},
             **self.attributes.state(),

@@ -276,7 +276,7 @@ def signals_wait() -> Iterator[None]:
 # Reading
 
 
-def check_file(fpath: StrPath, most: float = float("inf")) -> None:
+def check_file(fpath: StrPath, most: float = float("inf")) -> os.stat_result:
     """Raise MissingFile unless `fpath` is there, UserError unless it is a plain, readable file of at most `most` bytes.
 
     A pipe would be waited for without end.
@@ -295,6 +295,7 @@ def check_file(fpath: StrPath, most: float = float("inf")) -> None:
         raise UserError(f'"{fpath}" may not be read: {os.strerror(errno.EACCES)}')
     if state.st_size > most:
         raise UserError(f'"{fpath}" has {state.st_size} bytes, expected at most {most}')
+    return state
 
 
 # What lies in the place of a file that was not downloaded, or not from its own address: how it begins -> what it is

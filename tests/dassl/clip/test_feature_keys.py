@@ -85,6 +85,19 @@ def test_turned_images_have_a_bank_of_their_own(cfg, backbone):
     assert key(cfg, backbone) != before
 
 
+def test_data_that_a_process_keeps_are_looked_at_again_after_a_while(cfg, backbone, monkeypatch):
+    pixels, looked = pixel_loader(cfg, False), []
+    look = feature_bank.check_file
+    monkeypatch.setattr(feature_bank, "check_file", lambda path: looked.append(path) or look(path))
+    first = key(cfg, backbone, is_train=False, pixels=pixels)
+    assert len(looked) == CLASSES * EACH
+    assert key(cfg, backbone, is_train=False, pixels=pixels) == first and len(looked) == CLASSES * EACH
+    os.utime(images(cfg)[0].impath, ns=(1, 1))
+    assert key(cfg, backbone, is_train=False) != first  # of data that are read anew
+    monkeypatch.setattr(feature_bank, "LOOK_AGAIN", 0.0)
+    assert key(cfg, backbone, is_train=False, pixels=pixels) != first
+
+
 def test_strict_goes_by_contents(cfg, backbone):
     first = Path(images(cfg)[0].impath)
     loose, strict = key(cfg, backbone), key(cfg, backbone, strict=True)

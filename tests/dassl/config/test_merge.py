@@ -5,7 +5,7 @@ import re
 import pytest
 
 import train
-from dassl.config import aliased, clean_cfg, get_cfg_default, merge_pairs, merge_tree, merge_yaml
+from dassl.config import aliased, clean_cfg, dump_yaml, get_cfg_default, merge_pairs, merge_tree, merge_yaml
 from dassl.utils import UserError, read_json
 from tests.conftest import ROOT
 
@@ -28,6 +28,13 @@ def test_each_call_gives_a_fresh_unfrozen_tree():
     one.OPTIM.LR = 5.0
     assert get_cfg_default().OPTIM.LR == 0.0003
     assert not get_cfg_default().is_frozen()
+
+
+def test_a_dumped_tree_is_the_text_of_yacs_and_reads_back(cfg):
+    cfg.OPTIM.LR, cfg.INPUT.SIZE = 1e-12, (7, 8)
+    assert dump_yaml(cfg) == cfg.dump()
+    cfg.DATASET.ROOT = 'a: "b" \u00e9\u2028 ' + 30 * "long "
+    assert cfg.load_cfg(dump_yaml(cfg)) == cfg.load_cfg(cfg.dump())
 
 
 def test_bases_are_read_first_and_in_order(cfg, tmp_path):
