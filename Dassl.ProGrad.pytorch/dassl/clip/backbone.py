@@ -63,16 +63,16 @@ class Block:
 class ClipBackbone(OldMethods):
     """One loaded CLIP.
 
-    A backend overrides `tokenize`, `image_blocks` and `text_blocks`, and whatever property does not fit its
-    module. Attributes: name, digest (sha256 of the weights), module, preprocess, activation ("quickgelu" or
-    "gelu"), causal (the text tower reads to the left only), start_tokens (tokens before the text),
+    A backend overrides `tokenize`, and whatever property does not fit its module. Attributes: name, digest (sha256 of
+    the weights), module, preprocess, activation ("quickgelu" or "gelu"), causal (the text tower reads to the left
+    only), batch_first (its blocks see (N, L, W), where no tower says otherwise), start_tokens (tokens before the text),
     short_text (True: texts are cut behind the longest prompt of the call; False keeps all L positions),
     share_prefix (True: what all texts of a call begin with is computed once, see `shared_prefix`),
     no_embeddings (why the text tower cannot be fed embeddings; "" where it can), text_chunk and
     checkpoint_blocks (see `saving_memory`), compiled (see `compiling`).
     """
 
-    causal = True
+    causal = batch_first = True
     start_tokens = 1
     no_embeddings = ""
     share_prefix = True
@@ -148,12 +148,18 @@ class ClipBackbone(OldMethods):
     @property
     def image_blocks(self) -> list[Block]:
         """Blocks of the image tower in order; empty for one that is not made of pre-norm transformer blocks."""
-        raise NotImplementedError
+        tower = getattr(self.module.visual, "transformer", None)
+        return [] if tower is None else self._blocks(tower)
 
     @property
     def text_blocks(self) -> list[Block]:
         """Blocks of the text tower in order; empty where it cannot be fed embeddings."""
-        raise NotImplementedError
+        return self._blocks(self.text_tower.transformer)
+
+    def _blocks(self, tower):
+        """Of a transformer with the names of OpenAI's."""
+        batch_first = getattr(tower, "batch_first", self.batch_first)
+        return [Block(block, block.ln_1, block.ln_1.normalized_shape[0], batch_first) for block in tower.resblocks]
 
     # what it does
     def require_embeddings(self, what: str = "learned prompts") -> None:
@@ -260,12 +266,10 @@ class ClipBackbone(OldMethods):
         length = tokens.shape[1]
         if length == self.context_length:
             return self.shorten(tokens).shape[1]
-        if not self.causal or length > self.context_length:
-            reason = (
-                "it has no more positions"
-                if length > self.context_length
-                else "its text tower attends to both sides or pools the padding, so texts cannot be cut"
-            )
+        reason = "its text tower attends to both sides or pools the padding, so texts cannot be cut"
+        if length > self.context_length:
+            reason = "it has no more positions"
+        if length > self.context_length or not self.causal:
             raise UserError(f"{self.name}: texts of {length} tokens, not {self.context_length}: {reason}")
         return length  # cut by the caller, who knows it once; looking again would wait for the GPU
 

@@ -64,15 +64,11 @@ class OpenClip(ClipBackbone):
     def image_blocks(self) -> list[Block]:
         visual = self.module.visual
         if hasattr(visual, "transformer"):
-            return _blocks(visual.transformer)
+            return super().image_blocks
         blocks = getattr(getattr(visual, "trunk", None), "blocks", None)  # timm
         if blocks is None or not all(type(block).__name__ in TIMM_BLOCKS for block in blocks):
             return []
         return [Block(block, block.norm1, block.norm1.normalized_shape[0], True) for block in blocks]
-
-    @property
-    def text_blocks(self) -> list[Block]:
-        return _blocks(self.text_tower.transformer)
 
     def lengths(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.pooling == "argmax":
@@ -133,7 +129,3 @@ class OpenClipForeignText(OpenClip):
     @property
     def text_blocks(self) -> list[Block]:
         return []
-
-
-def _blocks(tower):
-    return [Block(block, block.ln_1, block.ln_1.normalized_shape[0], tower.batch_first) for block in tower.resblocks]

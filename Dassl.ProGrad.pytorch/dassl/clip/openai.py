@@ -23,7 +23,7 @@ import torch
 
 from dassl.utils import MissingFile, UserError, closest, download_url, get_logger, load_weights, sha256_file
 
-from .backbone import CLIP_REGISTRY, Block, ClipBackbone, Device, Preprocess
+from .backbone import CLIP_REGISTRY, ClipBackbone, Device, Preprocess
 
 INSTALL = "pip install clip-anytorch (or git+https://github.com/openai/CLIP)"
 CACHE = "~/.cache/clip"
@@ -59,14 +59,7 @@ def weights_table() -> dict[str, str]:
 class OpenAIClip(ClipBackbone):
     """A `clip.model.CLIP`. Its blocks see (L, N, W); a ResNet image tower has none."""
 
-    @property
-    def image_blocks(self) -> list[Block]:
-        tower = getattr(self.module.visual, "transformer", None)
-        return [] if tower is None else _blocks(tower)
-
-    @property
-    def text_blocks(self) -> list[Block]:
-        return _blocks(self.module.transformer)
+    batch_first = False
 
     def to(self, device: Device) -> ClipBackbone:
         for block in self.text_blocks:  # no buffer: it would go to the GPU in every block of every call
@@ -79,10 +72,6 @@ class OpenAIClip(ClipBackbone):
         except RuntimeError as error:  # "Input ... is too long for context length 77", names the text
             raise UserError(str(error)) from error
         return tokens.long().to(self.device)
-
-
-def _blocks(tower):
-    return [Block(block, block.ln_1, block.attn.embed_dim, False) for block in tower.resblocks]
 
 
 @CLIP_REGISTRY.register()

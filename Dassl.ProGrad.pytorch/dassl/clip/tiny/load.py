@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from dassl.clip.backbone import CLIP_REGISTRY, Block, ClipBackbone, Device, Preprocess, tensor_digest
+from dassl.clip.backbone import CLIP_REGISTRY, ClipBackbone, Device, Preprocess, tensor_digest
 from dassl.clip.tiny.model import MEAN, STD, TinyCLIP
 from dassl.clip.tiny.tokenizer import PAD, tokenizer
 from dassl.utils import UserError, sha256_file
@@ -17,14 +17,6 @@ WEIGHTS = Path(__file__).parent / "tiny_clip.safetensors"
 class TinyBackbone(ClipBackbone):
     """A `TinyCLIP`. Its blocks see (N, L, W)."""
 
-    @property
-    def image_blocks(self) -> list[Block]:
-        return _blocks(self.module.visual.transformer)
-
-    @property
-    def text_blocks(self) -> list[Block]:
-        return _blocks(self.module.transformer)
-
     def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
         tokens = torch.full((len(texts), self.context_length), PAD)
         for row, text in zip(tokens, texts, strict=True):
@@ -33,10 +25,6 @@ class TinyBackbone(ClipBackbone):
                 raise UserError(f'the text "{text}" has {len(ids)} tokens, {self.name} takes {self.context_length}')
             row[: len(ids)] = torch.tensor(ids)
         return tokens.to(self.device)
-
-
-def _blocks(tower):
-    return [Block(block, block.ln_1, tower.width, True) for block in tower.resblocks]
 
 
 def _backbone(module, name, digest, device, precision):
