@@ -186,17 +186,9 @@ class DataManager:
         tfm_test = _transform(cfg, custom_tfm_test, is_train=False)
 
         def loader(node, source, is_train=False):
-            return build_data_loader(
-                cfg,
-                sampler_type=node.SAMPLER,
-                data_source=source,
-                batch_size=node.BATCH_SIZE,
-                n_domain=node.N_DOMAIN if is_train else 0,
-                n_ins=node.N_INS if is_train else 0,
-                tfm=tfm_train if is_train else tfm_test,
-                is_train=is_train,
-                dataset_wrapper=dataset_wrapper,
-            )
+            words: dict = {"tfm": tfm_train if is_train else tfm_test, "dataset_wrapper": dataset_wrapper}
+            words |= {"n_domain": node.N_DOMAIN, "n_ins": node.N_INS} if is_train else {"n_domain": 0, "n_ins": 0}
+            return build_data_loader(cfg, node.SAMPLER, source, node.BATCH_SIZE, is_train=is_train, **words)
 
         nodes, used = cfg.DATALOADER, worker_count(cfg, dataset_wrapper)
         if cores() < nodes.NUM_WORKERS:

@@ -70,9 +70,7 @@ def relative_key(impath: str, root: str) -> str:
     """Name of an image that survives a move of the data: POSIX path below `root`, else the absolute path."""
     path = os.path.abspath(impath)
     if root:
-        folder = os.path.join(os.path.abspath(os.path.expanduser(root)), "")
-        if path.startswith(folder):
-            path = path[len(folder) :]
+        path = path.removeprefix(os.path.join(os.path.abspath(os.path.expanduser(root)), ""))
     return path.replace(os.sep, "/")
 
 
@@ -92,24 +90,18 @@ def seeded_view(seed: int, torch_only: bool = False) -> Iterator[None]:
     """
     generator = torch.default_generator
     state = generator.get_state()
+    others = None if torch_only else (random.getstate(), np.random.get_state())
     generator.manual_seed(seed)
-    try:
-        with contextlib.nullcontext() if torch_only else _seeded_python(seed):
-            yield
-    finally:
-        generator.set_state(state)
-
-
-@contextlib.contextmanager
-def _seeded_python(seed: int) -> Iterator[None]:
-    states = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # numpy takes 32-bit words
+    if not torch_only:
+        random.seed(seed)
+        np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # numpy takes 32-bit words
     try:
         yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+        generator.set_state(state)
+        if others is not None:
+            random.setstate(others[0])
+            np.random.set_state(others[1])
 
 
 class ViewBatches(IterableDataset):

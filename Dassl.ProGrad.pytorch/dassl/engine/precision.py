@@ -67,16 +67,19 @@ class Precision:
 
         max_norm: all gradients together are scaled down to this norm where theirs is larger; 0 leaves them.
         """
+        with_gradient = list(filter(_has_gradient, optimizers))
         if max_norm > 0:
-            self._clip(optimizers, max_norm)
+            if self.scaler is not None:  # the norm is that of the true gradients
+                for optimizer in with_gradient:
+                    self.scaler.unscale_(optimizer)
+            params = [param for optim in optimizers for group in optim.param_groups for param in group["params"]]
+            torch.nn.utils.clip_grad_norm_(params, max_norm)
         if self.scaler is None:
             for optimizer in optimizers:
                 optimizer.step()
-            return
-        with_gradient = [optimizer for optimizer in optimizers if _has_gradient(optimizer)]
-        for optimizer in with_gradient:
-            self._scaled_step(optimizer)
-        if with_gradient:
+        elif with_gradient:
+            for optimizer in with_gradient:
+                self._scaled_step(optimizer)
             self.scaler.update()
 
     def _scaled_step(self, optimizer):
@@ -97,14 +100,6 @@ class Precision:
         self.scaler.step(optimizer)
         for group, _ in steps if fused else ():
             group["fused"] = optimizer._step_supports_amp_scaling = None
-
-    def _clip(self, optimizers, max_norm):
-        """Of the true gradients: scaled ones are brought back first."""
-        if self.scaler is not None:
-            for optimizer in filter(_has_gradient, optimizers):
-                self.scaler.unscale_(optimizer)
-        params = [param for optim in optimizers for group in optim.param_groups for param in group["params"]]
-        torch.nn.utils.clip_grad_norm_(params, max_norm)
 
     def state_dict(self) -> dict:
         """That of the scaler; empty without one."""

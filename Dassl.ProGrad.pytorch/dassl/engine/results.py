@@ -87,6 +87,8 @@ def _engine_facts(folder, trainer, cfg, kind, load_epoch, accuracy):
     """The fields that say what was run, and what came of it."""
     dataset, evaluator = dataset_of(trainer), trainer.evaluator
     metrics = getattr(evaluator, "results", None) or ({} if accuracy is None else {"accuracy": accuracy})
+    # where a trainer in Dassl's style keeps its mode: a node named after itself
+    node = {} if trainer.CONFIG else cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {})
     return {
         "format": FORMAT,
         "kind": kind,
@@ -109,7 +111,7 @@ def _engine_facts(folder, trainer, cfg, kind, load_epoch, accuracy):
         "alpha_chosen_on": None,
         "versions": versions(),
         "device": device_name(trainer.device),
-        "precision": _precision(trainer, cfg),
+        "precision": node.get("PREC", trainer.precision.mode),
     }
 
 
@@ -274,10 +276,3 @@ def _choice(trainer, cfg, kind, load_epoch):
     constant = training.get("OPTIM.WARMUP_TYPE") == "constant"  # then those of its epochs have one rate, a tiny one
     warmup = constant and 0 < scored <= training["OPTIM.WARMUP_EPOCH"] if known else None
     return {"chosen_on": chosen, "epochs": epochs, "warmup": warmup} | ({"instead_of": usual} if named else {})
-
-
-def _precision(trainer, cfg):
-    """The mode; a trainer in Dassl's style keeps it in a node named after itself."""
-    if trainer.CONFIG:
-        return trainer.precision.mode
-    return cfg.TRAINER.get(cfg.TRAINER.NAME.upper(), {}).get("PREC", trainer.precision.mode)
