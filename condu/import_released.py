@@ -1,11 +1,9 @@
 """Session folders of the released ConDU code as a stream: `python -m condu.import_released FOLDER ... --to STREAM`."""
 
-import argparse
-
 from condu.orders import ORDERS
-from dassl.utils import ArgumentParser, UserError, errors_in_one_line, get_logger, read_json
+from dassl.utils import ArgumentParser, UserError, command_parser, get_logger, read_json
 from dassl.utils.late import late_imports
-from dassl.utils.torchrun import one_process
+from dassl.utils.torchrun import run_command
 
 __getattr__, *_ = late_imports("condu", released="fused import_released stream_of trained")
 log = get_logger()
@@ -22,13 +20,9 @@ example:
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(
-        prog="python -m condu.import_released",
-        description="Make a stream of the session folders that the released ConDU code wrote.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def build_parser() -> ArgumentParser:
+    about = "Make a stream of the session folders that the released ConDU code wrote."
+    parser = command_parser("condu.import_released", about, EPILOG)
     add = parser.add_argument
     add("folders", type="path", nargs="+", metavar="FOLDER", help="session_<t> of the released code")
     add("--to", type="path", required=True, metavar="STREAM", help="the folder to write")
@@ -57,5 +51,4 @@ def main(argv: list[str] | None = None):
 
 
 if __name__ == "__main__":
-    with errors_in_one_line(), one_process():
-        main()
+    run_command(main)

@@ -10,20 +10,12 @@ from dassl.utils import UserError, check_availability
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = "configs/datasets/mtil"
-ORDERS = {
-    "I": (
-        *("aircraft", "caltech101", "cifar100", "dtd", "eurosat", "flowers", "food", "mnist", "oxford_pet"),
-        *("stanford_cars", "sun397"),
-    ),
-    "II": (
-        *("stanford_cars", "food", "mnist", "oxford_pet", "flowers", "sun397", "aircraft", "caltech101", "dtd"),
-        *("eurosat", "cifar100"),
-    ),
-    "toy": (
-        *("toy_colours", "toy_counts", "toy_digits", "toy_letters", "toy_objects", "toy_scenes", "toy_shapes"),
-        "toy_textures",
-    ),
+_ORDERS = {
+    "I": "aircraft caltech101 cifar100 dtd eurosat flowers food mnist oxford_pet stanford_cars sun397",
+    "II": "stanford_cars food mnist oxford_pet flowers sun397 aircraft caltech101 dtd eurosat cifar100",
+    "toy": "toy_colours toy_counts toy_digits toy_letters toy_objects toy_scenes toy_shapes toy_textures",
 }
+ORDERS = {name: tuple(tasks.split()) for name, tasks in _ORDERS.items()}
 
 
 def tasks_of(order: str) -> tuple[str, ...]:

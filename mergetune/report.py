@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from dassl.engine.build import published_files
+from dassl.merging.records import METHODS as MERGING
 from dassl.report.figures.all import FIGURES, all_figures
 from dassl.report.methods import Methods
 from dassl.report.page import write_page
@@ -34,16 +35,9 @@ ON_STREAMS = {
     "ConDU": "ConDU",
     "experts": "Separate experts",
 }
-MERGES = {
-    "average": "average",
-    "wise_ft": "weight ens.",
-    "output_ensemble": "output ens.",
-    "task_arithmetic": "task arithmetic",
-    "ties": "TIES",
-    "dare": "DARE",
-    "slerp": "SLERP",
-    "emr": "EMR",
-}
+MERGES = {name: method.title for name, method in MERGING.items()}
+MERGES |= {"average": "average", "task_arithmetic": "task arithmetic"}
+MERGES |= {"wise_ft": "weight ens.", "output_ensemble": "output ens."}
 DATASETS = (
     *("ImageNet", "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "FGVCAircraft"),
     *("SUN397", "DescribableTextures", "EuroSAT", "UCF101"),

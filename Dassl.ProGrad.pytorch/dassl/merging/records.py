@@ -25,9 +25,7 @@ METHODS = {
     "average": Method("Average", {"weights": None}, needs_base=False, least=2),
     "wise_ft": Method("WiSE-FT", {"alpha": 0.5}, {"alpha": TENTHS}, most=1),
     "task_arithmetic": Method("Task arithmetic", {"scale": 0.4}, {"scale": TENTHS[1:]}),
-    "ties": Method(
-        "TIES", {"density": 0.2, "scale": 1.0}, {"density": (0.1, 0.2, 0.5), "scale": (0.3, 0.5, 0.7, 1.0)}
-    ),
+    "ties": Method("TIES", {"density": 0.2, "scale": 1.0}, {"density": (0.1, 0.2, 0.5), "scale": (0.3, 0.5, 0.7, 1.0)}),
     "dare": Method(
         "DARE",
         {"density": 0.1, "scale": 1.0, "seed": 1, "then": "average"},
