@@ -14,20 +14,8 @@ from numpy.random import Generator
 from numpy.typing import ArrayLike
 from PIL import Image, ImageFilter
 
-from datasets.toy.draw import (
-    COLOURS,
-    SCALE,
-    SHAPES,
-    SIDE,
-    TEXTURES,
-    glyph_mask,
-    jittered,
-    paint,
-    second_tone,
-    shape_mask,
-    shrink,
-    texture,
-)
+from datasets.toy import draw
+from datasets.toy.draw import COLOURS, SHAPES, SIDE, jittered
 from datasets.toy.scenes import scene
 
 Name = str | None
@@ -77,8 +65,8 @@ def clutter(rng: Generator, image: np.ndarray, strength: float) -> np.ndarray:
     names = sorted(SHAPES)
     for _ in range(rng.poisson(10 * strength)):
         name = names[rng.integers(len(names))]
-        mask = shape_mask(name, *rng.uniform(1, SIDE - 1, 2), rng.uniform(1.2, 2.8), rng.uniform(0, 360))
-        cover = mask.reshape(SIDE, SCALE, SIDE, SCALE).mean((1, 3), dtype=np.float32)[..., None]
+        mask = draw.shape_mask(name, *rng.uniform(1, SIDE - 1, 2), rng.uniform(1.2, 2.8), rng.uniform(0, 360))
+        cover = mask.reshape(SIDE, draw.SCALE, SIDE, draw.SCALE).mean((1, 3), dtype=np.float32)[..., None]
         image = image * (1 - cover) + rng.uniform(0, 255, 3).astype(np.float32) * cover
     return image
 
@@ -189,8 +177,8 @@ def ground_for(rng: Generator, colour: np.ndarray, ground: str | None = None) ->
 
 
 def _put(rng, ground, shape, colour, pattern, x, y, radius, angle):
-    top = colour if pattern == "plain" else texture(rng, pattern, colour, second_tone(colour), (x, y))
-    return paint(shape_mask(shape, x, y, radius, angle), top, ground)
+    top = colour if pattern == "plain" else draw.texture(rng, pattern, colour, draw.second_tone(colour), (x, y))
+    return draw.paint(draw.shape_mask(shape, x, y, radius, angle), top, ground)
 
 
 def thing(
@@ -199,12 +187,12 @@ def thing(
 ) -> np.ndarray:  # fmt: skip
     """One object; `angle` in degrees clockwise, `at` its centre, `pattern` a texture's name."""
     shape, colour = shape or pick(rng, SHAPES), jittered(rng, colour or pick(rng, COLOURS))
-    pattern = pattern or pick(rng, TEXTURES)
+    pattern = pattern or pick(rng, draw.TEXTURES)
     r = rng.uniform(*radius)
     slack = max(15.5 - r, 0.5)
     x, y = at if at is not None else 16 + rng.uniform(-slack, slack, 2) * 0.8
     angle = rng.uniform(-10, 10) if angle is None else angle + rng.uniform(-6, 6)
-    return shrink(_put(rng, ground_for(rng, colour, ground), shape, colour, pattern, x, y, r, angle))
+    return draw.shrink(_put(rng, ground_for(rng, colour, ground), shape, colour, pattern, x, y, r, angle))
 
 
 def counted(rng: Generator, number: int, shape: Name = None, colour: Name = None) -> np.ndarray:
@@ -214,7 +202,7 @@ def counted(rng: Generator, number: int, shape: Name = None, colour: Name = None
     for cell in rng.permutation(len(_CELLS))[:number]:
         x, y = np.array(_CELLS[cell]) + rng.uniform(-1.2, 1.2, 2)
         pixels = _put(rng, pixels, shape, tone, "plain", x, y, rng.uniform(3.8, 4.6), rng.uniform(-8, 8))
-    return shrink(pixels)
+    return draw.shrink(pixels)
 
 
 def paired(rng: Generator, first: str, relation: str, second: str) -> np.ndarray:
@@ -237,7 +225,7 @@ def paired(rng: Generator, first: str, relation: str, second: str) -> np.ndarray
                  (23.5 + j[2] / 2, 16 + 2 * j[3], rng.uniform(5.4, 6.8))]  # fmt: skip
     for shape, tone, (x, y, r) in ((second, two, spots[1]), (first, one, spots[0])):
         pixels = _put(rng, pixels, shape, tone, "plain", x, y, r, rng.uniform(-8, 8))
-    return shrink(pixels)
+    return draw.shrink(pixels)
 
 
 def placed(rng: Generator, place: str, shape: Name = None, colour: Name = None) -> np.ndarray:
@@ -261,17 +249,17 @@ def glyph(rng: Generator, text: str, fonts=LETTER_FONTS, colour: Name = None, ti
     tone = jittered(rng, colour or pick(rng, COLOURS))
     ground = ground_for(rng, tone)
     x, y = 16 + rng.uniform(-3, 3, 2)
-    mask = glyph_mask(text, pick(rng, fonts), x, y, rng.uniform(17, 23), rng.uniform(-tilt, tilt))
-    return shrink(paint(mask, tone, ground))
+    mask = draw.glyph_mask(text, pick(rng, fonts), x, y, rng.uniform(17, 23), rng.uniform(-tilt, tilt))
+    return draw.shrink(draw.paint(mask, tone, ground))
 
 
 def surface(rng: Generator, pattern: str, colour: Name = None, other: Name = None) -> np.ndarray:
     """A whole image of one texture, in two colours, or two tones of one."""
     first = jittered(rng, colour or pick(rng, COLOURS))
-    second = jittered(rng, other) if other else second_tone(first)
-    return shrink(texture(rng, pattern, first, second))
+    second = jittered(rng, other) if other else draw.second_tone(first)
+    return draw.shrink(draw.texture(rng, pattern, first, second))
 
 
 def place(rng: Generator, name: str) -> np.ndarray:
     """A scene."""
-    return shrink(scene(rng, name))
+    return draw.shrink(scene(rng, name))
