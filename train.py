@@ -99,16 +99,11 @@ def main(argv: list[str] | None = None) -> dict:
             raise UserError("Where do results go? --output-dir names the run's folder")
         eval_only, model_dir, row = evaluated(args)
         if args.check:
-            return check(cfg, recipe, eval_only, model_dir, args.load_epoch)
+            loads = engine.launch.evaluates(cfg, eval_only, model_dir)
+            return engine.dry_run.dry_run(cfg, recipe, evaluates=(model_dir, args.load_epoch) if loads else None)
         how = {"no_train": args.no_train, "overwrite": args.overwrite, "recipe": recipe, "row": row}
         how |= {"eval_only": eval_only, "model_dir": model_dir, "load_epoch": None if row else args.load_epoch}
         return engine.launch.run(cfg, command=shlex.join(["python", "train.py", *argv]), **how)
-
-
-def check(cfg, recipe, eval_only: bool, model_dir: str, load_epoch: int | str | None) -> dict:
-    """What a dry run measures, by name. UserError for what it finds wrong."""
-    alone = (model_dir, load_epoch) if engine.launch.evaluates(cfg, eval_only, model_dir) else None
-    return engine.dry_run.dry_run(cfg, recipe, evaluates=alone)
 
 
 def differences(argv: list[str], memo: dict | None = None) -> list[str]:

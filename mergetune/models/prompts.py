@@ -58,11 +58,9 @@ class PromptLearner(nn.Module):
         before = {"end": self.n_ctx, "middle": self.n_ctx // 2, "front": 0}[position]  # context before the name
         alike = not class_specific and type(self).forward is PromptLearner.forward  # a subclass may know better
         self.shared = backbone.start_tokens + (before if alike else 0)
-        order, tokens, fixed = self._layout(backbone, names, before)
-        self.register_buffer("order", order, persistent=False)
-        self.register_buffer("tokens", tokens, persistent=False)
-        self.register_buffer("fixed", fixed, persistent=False)
-        layout_of(backbone, tokens, self.shared)  # looks at the tokens now: in a step that would wait for a GPU
+        for name, value in zip(("order", "tokens", "fixed"), self._layout(backbone, names, before), strict=True):
+            self.register_buffer(name, value, persistent=False)
+        layout_of(backbone, self.tokens, self.shared)  # looks at the tokens now: in a step that would wait for a GPU
 
     def _layout(self, backbone: ClipBackbone, names: list[str], cut: int) -> tuple[Tensor, Tensor, Tensor]:
         """order (C, L): which entry of [context | fixed embeddings] stands at each place of the prompt."""
@@ -71,21 +69,16 @@ class PromptLearner(nn.Module):
         n, first, total = self.n_ctx, backbone.start_tokens, tokens.shape[1]
         # counted behind the filler: some tokenisers (SigLIP 2's) split a word at the start of a text otherwise
         lengths = [count - n for count in backbone.token_counts([f"{filler} {name}" for name in names])]
-        rows = []
+        ctx, fixed, rows = list(range(n)), list(range(n, n + total)), []
         for length in lengths:
-            ctx, name = list(range(n)), list(range(n + first + n, n + first + n + length))
-            head = list(range(n, n + first))
-            tail = list(range(n + first + n + length, n + total))
-            rows.append(head + ctx[:cut] + name + ctx[cut:] + tail)
+            name, tail = fixed[first + n : first + n + length], fixed[first + n + length :]
+            rows.append(fixed[:first] + ctx[:cut] + name + ctx[cut:] + tail)
         order = torch.tensor(rows, device=tokens.device)
         return order, tokens, backbone.embed(tokens).detach()
 
     def forward(self) -> Tensor:
         """Prompt embeddings (C, L, W)."""
-        ctx = self.ctx
-        n_classes, length = self.tokens.shape
-        if ctx.dim() == 2:
-            ctx = ctx.expand(n_classes, -1, -1)
+        ctx = self.ctx if self.ctx.dim() == 3 else self.ctx.expand(len(self.tokens), -1, -1)
         pool = torch.cat([ctx.to(self.fixed.dtype), self.fixed], dim=1)  # (C, N + L, W)
         return pool.gather(1, self.order[..., None].expand(-1, -1, pool.shape[-1]))
 

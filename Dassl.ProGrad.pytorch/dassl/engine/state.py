@@ -66,13 +66,11 @@ def fingerprint(tensor: torch.Tensor) -> tuple:
     tensor = tensor.detach()
     if not tensor_like(tensor) or tensor.layout != torch.strided or tensor.is_meta:
         return 0, 0, 0
-    if tensor.storage_offset() or not tensor.is_contiguous():
-        flat = tensor.clone(memory_format=torch.contiguous_format).view(-1)
-    else:
-        flat = tensor.view(-1)
-    octets = flat.view(torch.uint8)
-    whole = len(octets) // 8 * 8
-    bits = octets[:whole].view(torch.int64).sum() + octets[whole:].sum()
+    whole = tensor.is_contiguous() and not tensor.storage_offset()
+    flat = tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+    octets = flat.view(-1).view(torch.uint8)
+    words = len(octets) // 8 * 8
+    bits = octets[:words].view(torch.int64).sum() + octets[words:].sum()
     writes = 0 if tensor.is_inference() else tensor._version
     return tensor.data_ptr(), writes, bits.item()
 

@@ -29,9 +29,10 @@ def resident_peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
-def status_mb(name: str) -> float:
-    """A line of Linux' /proc/self/status, such as VmRSS. OSError or StopIteration where there is none."""
-    return next(int(line.split()[1]) / 2**10 for line in _STATUS.read_text().splitlines() if line.startswith(name))
+def status_mb(name: str, file: Path = _STATUS) -> float:
+    """A line of Linux' /proc/self/status, such as VmRSS, or of another such file. OSError or StopIteration where there
+    is none."""
+    return next(int(line.split()[1]) / 2**10 for line in file.read_text().splitlines() if line.startswith(name))
 
 
 def available_mb(device: torch.device) -> float:
@@ -39,9 +40,7 @@ def available_mb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory / 2**20
     with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("MemAvailable"))
-        return free + status_mb("VmRSS")
+        return status_mb("MemAvailable", Path("/proc/meminfo")) + status_mb("VmRSS")
     return float("inf")
 
 
