@@ -23,7 +23,7 @@ from dassl.utils.torchtools import drop_token_buffers, load_weights, resume_from
 
 from .build import source_of
 from .checkpoint import find_model, load_exactly
-from .losses import BAD_LOSS, NotFinite, check_finite, project_conflicting
+from .losses import BAD_LOSS, NotFinite, project_conflicting
 from .signals import defer_sigterm
 
 log = get_logger()
@@ -329,7 +329,14 @@ class TrainerBase(OldMethods):
 
     def check_finite(self) -> None:
         """Raise NotFinite if a trained weight, or a loss yet to be read, is not finite: that is not worth keeping."""
-        check_finite(self)
+        if self._epoch_log is not None:
+            self._epoch_log.check()
+        models = [(name, self._models[name].named_parameters()) for name in self.get_model_names()]
+        weights = {f"{key} of {name}": p for name, params in models for key, p in params if p.requires_grad}
+        finite = [torch.isfinite(weight).all() for weight in weights.values()]
+        read = torch.stack([fine.to(finite[0].device) for fine in finite]).tolist() if finite else []  # waits once
+        if not all(read):
+            self._anomaly(f"Weight {list(weights)[read.index(False)]} is infinite or NaN!")
 
     def _anomaly(self, what, place=""):
         raise NotFinite(f"{what} (epoch {self.epoch + 1}{place}; last good checkpoint: {self.last_checkpoint()})")

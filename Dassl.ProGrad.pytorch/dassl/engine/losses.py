@@ -147,18 +147,6 @@ class EpochLog:
         self.trainer._history = recorded(self.trainer._history, self.trainer.epoch + 1, means)
 
 
-def check_finite(trainer: Any) -> None:
-    """Raise NotFinite for a loss that was noted, or a trained weight, that is not finite."""
-    if trainer._epoch_log is not None:
-        trainer._epoch_log.check()
-    models = [(name, trainer._models[name].named_parameters()) for name in trainer.get_model_names()]
-    weights = {f"{key} of {name}": p for name, params in models for key, p in params if p.requires_grad}
-    finite = [torch.isfinite(weight).all() for weight in weights.values()]
-    read = torch.stack([fine.to(finite[0].device) for fine in finite]).tolist() if finite else []  # waits once
-    if not all(read):
-        trainer._anomaly(f"Weight {list(weights)[read.index(False)]} is infinite or NaN!")
-
-
 def recorded(history: list[dict], epoch: int, values: Mapping[str, float]) -> list[dict]:
     """[{"epoch": from 1, name: mean over its batches, ...}, ...], rising, with {name: number} added to an epoch.
 
