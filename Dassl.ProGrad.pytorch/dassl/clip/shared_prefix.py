@@ -27,6 +27,8 @@ from torch.nn.modules import module as torch_module
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from dassl.utils import tensor_checksum
+
 from .recompute import recomputed
 from .tiny.model import Attention
 
@@ -35,8 +37,8 @@ from .tiny.model import Attention
 SHORT = {"cpu": 256}
 GROUP = {"cpu": 16}
 SHORT_ELSEWHERE, GROUP_ELSEWHERE = 1024, 512
-TOWERS = {"clip.model.CLIP", "open_clip.model.CLIP", "open_clip.transformer.TextTransformer",
-          "dassl.clip.tiny.model.TinyCLIP"}  # fmt: skip
+TOWERS = {"clip.model.CLIP", "open_clip.model.CLIP", "open_clip.model.CustomTextCLIP",
+          "open_clip.transformer.TextTransformer", "dassl.clip.tiny.model.TinyCLIP"}  # fmt: skip
 BLOCKS = {"clip.model.ResidualAttentionBlock", "open_clip.transformer.ResidualAttentionBlock",
           "dassl.clip.tiny.model.Block"}  # fmt: skip
 POSITIONWISE = {"Linear", "NonDynamicallyQuantizableLinear", "Embedding", "LayerNorm", "LayerNormFp32", "GELU",
@@ -69,15 +71,6 @@ class Layout:
     back: Tensor
 
 
-def positionwise(hook: Callable, places: slice | None = None) -> Callable:
-    """Declare that a hook treats every position by itself -> the hook; texts with it may run packed.
-
-    places: it is a pre-hook that rewrites these positions of every text alike; then it runs where they are shared.
-    """
-    vars(hook).update(positionwise=True, places=places)
-    return hook
-
-
 # Which texts, and where their tokens lie
 
 
@@ -90,7 +83,8 @@ def layout_of(clip: Any, tokens: Tensor, shared: int | None) -> Layout | None:
         return None
     if tokens.shape[1] > clip.context_length or isinstance(tokens, FakeTensor):  # a fake one cannot be looked at
         return None
-    version = 0 if tokens.is_inference() else tokens._version
+    counted = tokens.device.type != "cpu" and not tokens.is_inference()  # but for what is written through .data
+    version = tokens._version if counted else tensor_checksum({"": tokens})
     key, known = (version, clip.name, clip.digest, clip.text_chunk, shared), _layouts.setdefault(tokens, {})
     if key not in known:
         with torch.inference_mode(False), torch.no_grad():  # whatever the mode, a later step may use it
@@ -158,22 +152,23 @@ def _packs(clip, shared):
     everywhere = (hook for table in HOOKS for hook in getattr(torch_module, f"_global_{table}").values())
     if not all(str(getattr(hook, "__module__", "")).startswith("torch.utils.") for hook in everywhere):
         return False  # torch's own counters only look on
-    if _name(type_of(tower)) not in TOWERS or getattr(tower, "use_pad_mask", False):
+    kinds = {_name(type_of(module)) for module in (tower, clip.module)}
+    if not kinds <= TOWERS or getattr(tower, "use_pad_mask", False):
         return False
     uncalled = tower, tower.transformer, tower.transformer.resblocks  # here the blocks are called one by one
     if getattr(tower.transformer, "grad_checkpointing", False):
         return False
     for module in _inside(tower):
-        facts, work = vars(module), "positions" if module is tower else _work_of(type_of(module))
+        kind, facts = type_of(module), vars(module)
+        work = "positions" if module is tower else _work_of(kind, kind.forward)
         if not work or "forward" in facts or work != "positions" and not _can_be_replaced(module):
             return False
         for hook in (hook for table in HOOKS if facts[f"_{table}"] for hook in facts[f"_{table}"].values()):
             places = getattr(hook, "places", None)
-            if not getattr(hook, "positionwise", False) or places is not None and places.stop > shared:
+            passes = getattr(hook, "positionwise", False) and (places is None or places.stop <= shared)
+            if not passes or any(module is each for each in uncalled):
                 return False
-            if any(module is each for each in uncalled):
-                return False
-    return True
+    return len({block.module.attn for block in clip.text_blocks}) == len(clip.text_blocks)  # none is another's, too
 
 
 def _inside(module: nn.Module) -> Iterator[nn.Module]:
@@ -194,9 +189,11 @@ def _name(kind):
 
 
 @functools.cache
-def _work_of(kind: type) -> str:
+def _work_of(kind: type, forward: Callable) -> str:
     """What a class of modules does: works on "positions" each by itself, is a "block" or "attention"; "" is unknown."""
     name = _name(kind)
+    if not f"{forward.__module__}.".startswith(PACKAGES) or hasattr(forward, "__wrapped__"):  # a patch of the class
+        return ""
     if name.startswith(PACKAGES) and name.rpartition(".")[2] in POSITIONWISE:
         return "positions"
     if kind in (nn.MultiheadAttention, Attention):
@@ -207,7 +204,7 @@ def _work_of(kind: type) -> str:
 def _can_be_replaced(module):
     """Can `_SharedAttention` stand for it, or for its attention, if it is a block?"""
     if module._compiled_call_impl is not None or not isinstance(module, nn.MultiheadAttention):
-        return module._compiled_call_impl is None
+        return module._compiled_call_impl is None and getattr(module, "causal", True)
     plain = module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn
     return plain and not (module.training and module.dropout)
 

@@ -5,14 +5,26 @@ Letters: C texts, L tokens, D joint width, W width of the text tower.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .recompute import recomputed
 from .shared_prefix import encode_packed, layout_of
+
+_causal: Any = WeakTensorKeyDictionary()  # attention mask -> is it the causal one? To look at it waits for a GPU
+
+
+def positionwise(hook: Callable, places: slice | None = None) -> Callable:
+    """Declare that a hook treats every position by itself -> the hook; texts with it may run packed.
+
+    places: it is a pre-hook that rewrites these positions of every text alike; then it runs where they are shared.
+    """
+    vars(hook).update(positionwise=True, places=places)
+    return hook
 
 
 def encode_texts(
@@ -24,7 +36,8 @@ def encode_texts(
     as the tokens say. attached: modules that hooks run through. With gradients, chunks are run again for them.
     """
     layout = layout_of(clip, tokens, shared)
-    if layout and (embeddings is None or embeddings.device.type != "cpu" or _begin_alike(embeddings, layout.shared)):
+    unseen = embeddings is None or embeddings.device.type != "cpu"  # on a GPU that would wait
+    if layout and _reads_left(clip) and (unseen or _begin_alike(embeddings, layout.shared)):
         return encode_packed(clip, attached, layout, tokens, embeddings)
     length = clip.length_to_run(tokens)
     tokens, embeddings = tokens[:, :length], None if embeddings is None else embeddings[:, :length]
@@ -41,8 +54,18 @@ def encode_texts(
 
 
 def _begin_alike(embeddings, shared):
-    """Are so many positions what the caller says? On a GPU that would wait, and is not asked."""
+    """Are so many positions what the caller says?"""
     return bool((embeddings[:, :shared] == embeddings[:1, :shared]).all())
+
+
+def _reads_left(clip):
+    """Is each mask of the tower's attention still the causal one?"""
+    owners = clip.text_tower, *(block.module for block in clip.text_blocks)
+    masks = {getattr(owner, "attn_mask", clip) for owner in owners} - {clip}  # some have none
+    for mask in masks - {None}:
+        if mask not in _causal:
+            _causal[mask] = torch.equal(mask, torch.full_like(mask, -torch.inf).triu(1))
+    return all(mask is not None and _causal[mask] for mask in masks)
 
 
 def _whole_prompts(clip, attached, tokens, embeddings=None):

@@ -131,6 +131,17 @@ def test_groups_are_the_cheapest():
         assert sum(count for count, _ in found) == len(lengths)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode], ids=lambda mode: mode.__name__)
+def test_tokens_that_no_version_counts(clips, mode):
+    """Written to through .data, or made in inference mode: torch counts neither; a CPU's are read."""
+    clip = clips("tiny")
+    with mode():
+        tokens = texts(clip, NAMES)
+        clip.encode_text(tokens, shared=None)
+        tokens.data[:, 2] += torch.arange(len(tokens))
+        check_equal(clip.encode_text(tokens, shared=None), clip.encode_text(tokens), len(clip.text_blocks))
+
+
 def test_tokens_are_looked_at_once(clips, monkeypatch):
     """To look at them waits for a GPU; what has changed is looked at again."""
     clip, tokens, looks = clips("tiny"), texts(clips("tiny"), NAMES), []
