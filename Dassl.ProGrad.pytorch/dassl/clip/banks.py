@@ -33,15 +33,16 @@ def find_banks(folder: str | Path) -> dict[str, Path]:
 
 
 def describe(path: Path) -> str:
-    """A row: key, images, rounds of views, size, when it was written, backbone and where its images lie."""
-    facts, rounds = {}, list(path.glob("round-*.safetensors"))
+    """A row: key, images, rounds of views + unfinished ones, size, when it was written, backbone, where images lie."""
+    facts, rounds, parts = {}, list(path.glob("round-*.safetensors")), list(path.glob("round-*.part"))
     with contextlib.suppress(ValueError, TypeError):  # a damaged one can be removed, too
         facts = dict(read_json(path / "bank.json"))
-    size = sum(file.stat().st_size for file in rounds) / 2**20
+    size = sum(os.path.getsize(file) for file in [*rounds, *parts] if file.exists()) / 2**20  # one may be finished now
+    count = f"{len(rounds)}+{len(parts)}" if parts else len(rounds)
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(max(map(os.path.getmtime, [path, *rounds]))))
     of = f"{facts.get('backbone', '?')}, {facts.get('folder', '?')}"
     images = one_line(str(facts.get("images", "?")))
-    return ROW.format(path.name, images, len(rounds), f"{size:,.1f} MB", when, one_line(of))
+    return ROW.format(path.name, images, count, f"{size:,.1f} MB", when, one_line(of))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -212,9 +212,10 @@ def test_batches_of_another_size_are_not_taken(cfg, backbone, broken_off, counte
 
 
 def test_a_bank_with_parts_is_listed_and_removed(cfg, backbone, broken_off, capsys):
+    (broken_off / "round-00002.part").write_bytes(bytes(3 << 20))
     list_banks([cfg.FEATURES.DIR])
     (row,) = [line for line in capsys.readouterr().out.splitlines() if broken_off.name in line]
-    assert row.split()[1:3] == [str(COUNT), "0"]
+    assert row.split()[1:5] == [str(COUNT), "0+3", "3.0", "MB"]
     list_banks([cfg.FEATURES.DIR, "--remove", broken_off.name])
     assert not broken_off.exists()
 
