@@ -58,6 +58,7 @@ class EpochLog:
     def __init__(self, trainer: Any) -> None:
         self.trainer, device = trainer, trainer.device
         self.losses, self._batch_time, self._data_time = MetricMeter(), AverageMeter(), AverageMeter()
+        self._resumed = trainer.epoch == trainer.start_epoch > 0
         self._held: list[tuple] = []  # of batches that are not read: (number, rate, data time, share, values)
         trainer._epoch_log = None if device.type == "cpu" else self
         self._wide = torch.float32 if device.type == "mps" else torch.float64
@@ -108,10 +109,19 @@ class EpochLog:
             if batch % every == 0 or trainer.num_batches < every:
                 get_logger().info(self._line(batch, lr, data))
             step = trainer.epoch * trainer.num_batches + batch - 1
+            self._drop_points(step)
             for name, meter in self.losses.meters.items():
                 trainer.write_scalar(f"train/{name}", meter.avg, step)
             trainer.write_scalar("train/lr", lr, step)
         self.check(bad)
+
+    def _drop_points(self, step):
+        """TensorBoard is to forget what the session that was killed wrote of steps that are done again."""
+        if self._resumed and (writer := getattr(self.trainer._writer, "file_writer", None)):
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+            writer.add_event(Event(step=step, session_log=SessionLog(status=SessionLog.START)))
+        self._resumed = False
 
     def _read(self, rows, shares):
         """The numbers of whole batches, in one copy, and the index of the first bad batch; -1 for none."""

@@ -156,6 +156,20 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(name, pairs, epoch, each, r
         assert whole.count == halves.count == 15 and same(whole.running, halves.running)
 
 
+def test_curves_have_each_step_once(root, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    points = {}
+    for half in ("whole", "halves"):
+        if half == "halves":
+            stop_at(build(root, tmp_path / half, "ShortLosses", EACH), 3)
+        build(root, tmp_path / half, "ShortLosses").train()
+        events = EventAccumulator(str(tmp_path / half / "tensorboard"))
+        events.Reload()
+        points[half] = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert [step for step, _ in points["whole"]] == list(range(15)) and points["halves"] == points["whole"]
+
+
 def test_two_interruptions(root, tmp_path):
     """What the first half had changed is kept even if the second did not touch it."""
     whole = build(root, tmp_path / "whole", "ShortTeacher")
