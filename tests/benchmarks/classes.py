@@ -66,9 +66,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
     args.classes, args.contexts = sorted(set(args.classes)), sorted(set(args.contexts))
     for name in ("classes", "contexts", "chunk", "steps", "threads"):
-        value = getattr(args, name)
-        if min(value if isinstance(value, list) else [value]) < 1:
-            parser.error(f"--{name} is {value}, expected at least 1")
+        value, least = getattr(args, name), 2 if name == "classes" else 1  # of one class the loss is 0
+        if min(value if isinstance(value, list) else [value]) < least:
+            parser.error(f"--{name} is {value}, expected at least {least}")
     return args
 
 
