@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from dassl.clip import compiling
 from tests.conftest import ROOT
 from tests.fixtures import any_trainer, distributed_worker
 from tests.fixtures.interpreter import Python
@@ -38,8 +39,9 @@ def test_without_a_card_it_is_refused_in_one_line(tmp_path):
     assert said[1].startswith("error: no CUDA device that PyTorch ") and not any(tmp_path.iterdir())
 
 
-def test_every_check_goes_through_on_the_cpu(tmp_path):
-    names = ["CoOp", "CoOp_Average", "PromptSRC", "MMA_LMC", "ConDU", "ZeroshotCLIP", "Vanilla"]
+def test_every_check_goes_through_on_the_cpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")  # no C++ is compiled
+    names = ["CoOp", "CoOp_Average", "MMA_LMC", "ConDU", "ZeroshotCLIP", "Vanilla"]
     assert main([*QUICK, "--trainers", *names, "--out", str(tmp_path / "gpu.md")]) == 0
     rows = rows_of(tmp_path / "gpu.md")
     assert {row[-1] for row in rows} == {"yes"}
@@ -50,8 +52,8 @@ def test_every_check_goes_through_on_the_cpu(tmp_path):
     alone = [row for row in rows if row[4] and row[0] != "two processes" and "COMPILE" not in row[1]]
     exact = [row[4] for row in alone if row[1].endswith("fp32")]
     half = [float(row[4]) for row in alone if row[1].endswith(("amp", "bf16"))]
-    assert len(exact) >= 17 and set(exact) == {"0.0e+00"}
-    assert len(half) >= 18 and min(half) > 0 and max(half) < 0.15
+    assert len(exact) >= 16 and set(exact) == {"0.0e+00"}
+    assert len(half) >= 16 and min(half) > 0 and max(half) < 0.15
     what = {row[0].rpartition(": ")[2] for row in rows}
     assert what == {"a trainer's steps", "resume to the bit", "one process", "two processes", "peak-memory line",
                     "a tower", "a step", "20 classes", "a fusion", "a feature bank"}  # fmt: skip
