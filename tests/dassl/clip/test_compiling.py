@@ -48,8 +48,7 @@ def fresh(monkeypatch):
         ("CoOp", "TRAINER.COOP.PREC amp"),
         ("CoOp_LMC", "MODEL.TEXT_CHUNK 2"),
         ("MMA_LMC", "MODEL.CHECKPOINT_BLOCKS True"),
-        ("PromptSRC", ""),
-        ("PromptKD_LMC", ""),
+        ("PromptKD_LMC", ""),  # its student has deep prompts
         ("FineTune_LMC", "TRAINER.LMC.NUM_SAMPLES 2"),
         ("ConDU", "TRAINER.CONDU.SPACE lora TRAINER.CONDU.RANK 4"),
     ],

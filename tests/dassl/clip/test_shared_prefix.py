@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from dassl.clip import shared_prefix, text_classifier
 from dassl.clip.shared_prefix import layout_of
+from tests.fixtures import shared_prefixes
 from tests.fixtures.clip_files import cast, openai_backbone
-from tests.fixtures.open_clip_models import open_clip_folder  # noqa: F401  a fixture
 from tests.fixtures.shared_prefixes import (
     CASES,
     MANY,
@@ -23,14 +23,10 @@ from tests.fixtures.shared_prefixes import (
     deep,
     outcome,
     own,
-    small_clips,
     texts,
 )
 
-
-@pytest.fixture(scope="module")
-def clips(open_clip_folder):  # noqa: F811
-    return small_clips(open_clip_folder)
+clips, open_clip_folder = shared_prefixes.clips, shared_prefixes.open_clip_folder  # fixtures
 
 
 @pytest.mark.parametrize("names", [NAMES, MANY], ids=["short", "long"])
@@ -41,7 +37,7 @@ def test_features_gradients_and_counts(clips, kind, method, names, monkeypatch):
     monkeypatch.setitem(shared_prefix.SHORT, "cpu", 64 if names is MANY else 256)
     whole, gradients, (ran, *_) = outcome(clips(kind), method, names, share=False)
     assert any(value.abs().max() > 1e-4 for value in gradients.values())
-    for chunk, blocks in MEMORY:
+    for chunk, blocks in MEMORY if names is NAMES else (MEMORY[0], MEMORY[-1]):
         clip = clips(kind).saving_memory(chunk, blocks)
         found, ours, (forward, backward, shared) = outcome(clip, method, names)
         needed = own(clip, names, shared, n_words=3 if method is deep else 4)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import itertools
 
 import pytest
 import torch
@@ -13,20 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dassl.clip import positionwise
 from mergetune.models.prompts import PromptLearner
-from tests.fixtures.open_clip_models import open_clip_folder  # noqa: F401  a fixture
+from tests.fixtures import shared_prefixes
 from tests.fixtures.shared_prefixes import (
     NAMES,
     check_equal,
     coop,
     outcome,
-    small_clips,
     texts,
 )
 
-
-@pytest.fixture(scope="module")
-def clips(open_clip_folder):  # noqa: F811
-    return small_clips(open_clip_folder)
+clips, open_clip_folder = shared_prefixes.clips, shared_prefixes.open_clip_folder  # fixtures
 
 
 def shift(states):
@@ -58,11 +55,11 @@ def backward_pre_hook(module):
 
 
 HOOKS = (forward_hook, pre_hook, backward_hook, backward_pre_hook)
+PLACES = [*itertools.product(("openai", "custom"), HOOKS), ("tiny", backward_hook), ("clip", pre_hook)]
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # on tokens, which need no gradient
-@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
-@pytest.mark.parametrize("kind", ["openai", "tiny", "clip", "custom"])
+@pytest.mark.parametrize(("kind", "hook"), PLACES, ids=lambda case: getattr(case, "__name__", case))
 def test_a_strangers_hook_sees_whole_prompts(clips, kind, hook):
     clip = clips(kind)
     modules = {id(m): m for m in clip.text_tower.modules()}
