@@ -1,6 +1,7 @@
 """Every command, file and example of README and docs, typed into one shell a page from a fresh checkout.
 
 bash tests/run.sh --docs [-k PAGE]: two pages at a time, the longest first; short by EXTRA_OPTS and small data alone.
+A test process begins with its half of the list and takes over the end of another's: each half has its longest first.
 """
 
 import json
@@ -8,11 +9,14 @@ import re
 
 import pytest
 
+from dassl.utils.files import locked
 from tests.docs.typed import INSTEAD, plain, typed_of
 from tests.fixtures.checkout import SMALL, TOY, check_out, commands_of, type_in, write_data, write_foreign
 from tests.fixtures.pages import BLOCK, PAGES, files_to_write, table, ticked
 
-LONG = ("reproduce.md", "continual.md", "methods.md", "README.md", "scale.md")
+LONG = ("reproduce", "continual", "methods", "README", "costs", "own_data", "benchmark", "scale", "trainer")
+LONGEST_FIRST = [f"{name}.md" for name in LONG]
+LONGEST_FIRST += sorted(PAGES.keys() - LONGEST_FIRST)
 ON_TOYS = ("costs.md", "migrate.md", "trainer.md")  # all of their commands
 # what a page says that its commands leave
 LEAVES = {
@@ -23,10 +27,13 @@ LEAVES = {
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    root = tmp_path_factory.mktemp("docs_data")
-    write_data(root)
-    return root
+def data(toy_data):
+    """One data root for both test processes, so that each toy data set is drawn once."""
+    with locked(toy_data / ".pages.lock", lambda: None):
+        if not (whole := toy_data / ".pages").exists():
+            write_data(toy_data)
+            whole.touch()
+    return toy_data
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +42,14 @@ def features(tmp_path_factory):
     return tmp_path_factory.mktemp("docs_features")
 
 
-@pytest.mark.parametrize("page", sorted(PAGES, key=lambda page: (page not in LONG, *map(page.__eq__, LONG))))
+def test_what_runs_in_the_place_of_a_command_is_of_a_page():
+    documented = {plain(c) for text in PAGES.values() for kind, body in BLOCK.findall(text)
+                  if kind == "bash" for c in commands_of(body)}  # fmt: skip
+    assert not INSTEAD.keys() - documented
+    assert all(why for _, why in INSTEAD.values())
+
+
+@pytest.mark.parametrize("page", LONGEST_FIRST[::2] + LONGEST_FIRST[1::2])
 def test_page(page, data, features, tmp_path):
     folder = check_out(tmp_path / "clone", data)
     write_foreign(folder)
@@ -70,10 +84,3 @@ def test_torchrun_and_a_finished_folder(data, tmp_path):
     errors = [line for line in refused.output.splitlines() if line.startswith("error:")]
     assert len(errors) == 1 and "holds a finished run" in errors[0]
     assert not re.findall(r'File ".*(dassl|train\.py).*"', refused.output)
-
-
-def test_what_runs_in_the_place_of_a_command_is_of_a_page():
-    documented = {plain(c) for text in PAGES.values() for kind, body in BLOCK.findall(text)
-                  if kind == "bash" for c in commands_of(body)}  # fmt: skip
-    assert not INSTEAD.keys() - documented
-    assert all(why for _, why in INSTEAD.values())

@@ -9,7 +9,7 @@ GRID = "three seeds of every dataset"
 LINES = "the same grid is typed on reproduce.md, or as single commands on methods.md"
 NIGHT = "public data for a night, on a GPU"
 PROBE = "output/output_robust/linear_probe/train/toy_objects/LinearProbe/toy/seed1"
-ENSEMBLE = f"python -m mergetune.ensemble {PROBE} \\\n    --test toy_objects_sketch toy_objects_noise"
+ENSEMBLE = f"python -m mergetune.ensemble {PROBE} \\\n    --test toy_objects_sketch"
 
 
 def grid(line: str, short: str, why: str = NIGHT) -> dict[str, tuple[str, str]]:
@@ -88,10 +88,14 @@ INSTEAD = {
         "benchmark.md's sweep runs",
     ),
     **dry("bash train.sh --data data --others caltech101 oxford_pets dtd 1", why=NIGHT),
-    ENSEMBLE: (f"{ENSEMBLE} --alphas 0,0.5", "eleven passes over four datasets"),
+    f"{ENSEMBLE} toy_objects_noise": (f"{ENSEMBLE} --alphas 0,0.5", "eleven passes over four datasets"),
     "python -m mergetune.path_card $RUN --space both --plane --figure": (
         "python -m mergetune.path_card $RUN --space both --plane --figure --images 4",
         "the model runs at 500 points: 4 test images each",
+    ),
+    "python -m mergetune.path_card $RUN --others": (
+        "python -m mergetune.path_card $RUN --others --images 4",
+        "4 test images of each of ten data sets",
     ),
     **dry(
         "bash scripts/zsclip/base2new_test.sh caltech101 1 -- MODEL.BACKBONE.NAME open_clip:ViT-B-16/FILE",
@@ -109,11 +113,13 @@ INSTEAD = {
         "20 minutes",
     ),
     "bash scripts/condu/toy_rates.sh": (
-        "bash scripts/condu/toy_rates.sh --tasks toy_shapes,toy_colours --rates 1e-4 -- TRAINER.CONDU.ITERATIONS 50",
+        "bash scripts/condu/toy_rates.sh --tasks toy_shapes,toy_colours --lora --rates 1e-4 -- "
+        "TRAINER.CONDU.ITERATIONS 5",
         "an hour",
     ),
     "bash scripts/condu/toy_rates.sh --choose": (
-        "bash scripts/condu/toy_rates.sh --choose --tasks toy_letters,toy_shapes --rates 1e-4 -- OPTIM.WARMUP_STEPS 5",
+        "bash scripts/condu/toy_rates.sh --choose --tasks toy_letters,toy_shapes --seeds 11 --rates 1e-4 -- "
+        "OPTIM.WARMUP_STEPS 5",
         "half an hour",
     ),
     **{
@@ -138,7 +144,11 @@ INSTEAD = {
         "100,000 files of every kind",
     ),
     "bash tests/gpu.sh": ("CUDA_VISIBLE_DEVICES= bash tests/gpu.sh || [ $? = 1 ]", "refused without a card"),
-    "python tests/benchmarks/bank.py --views 20": ("python tests/benchmarks/bank.py --views 2", "a minute"),
+    "python tests/benchmarks/bank.py --views 20": ("python tests/benchmarks/bank.py --views 2 --repeats 1", "a minute"),
+    "python tests/benchmarks/step.py --tasks CoOp_LMC --model small": (
+        "python tests/benchmarks/step.py --tasks CoOp_LMC --model small --classes 5 --steps 1",
+        "half a minute",
+    ),
     "python tests/benchmarks/classes.py --markdown": (
         "python tests/benchmarks/classes.py --help",
         "12 minutes and 13 GB",
