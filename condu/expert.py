@@ -106,6 +106,8 @@ class ConDU_Expert(TrainerX):
     def check_cfg(self, cfg: CN) -> None:
         super().check_cfg(cfg)
         check_availability(cfg.OPTIM.LR_SCHEDULER, SCHEDULES, "OPTIM.LR_SCHEDULER")
+        if (views := cfg.DATALOADER.K_TRANSFORMS) > 1:
+            raise UserError(f"DATALOADER.K_TRANSFORMS is {views}, expected 1: a batch holds one view of an image")
         if cfg.TEST.FINAL_MODEL != "last_step":
             raise UserError(f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL}: ConDU has no validation, set last_step")
         if not cfg.INPUT.VIEW_SEEDS:

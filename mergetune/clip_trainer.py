@@ -39,6 +39,8 @@ class ClipTrainer(TrainerX):
 
     def check_cfg(self, cfg: CN) -> None:
         super().check_cfg(cfg)
+        if (views := cfg.DATALOADER.K_TRANSFORMS) > 1 and type(self).parse_batch_train is ClipTrainer.parse_batch_train:
+            raise UserError(f"DATALOADER.K_TRANSFORMS is {views}, expected 1: a batch holds one view of an image")
         if cfg.MODEL.INIT_WEIGHTS and cfg.RESUME_COOP:
             raise UserError("MODEL.INIT_WEIGHTS and RESUME_COOP both say where training starts: give one of them")
         if cfg.RESUME_COOP and not hasattr(self, "set_endpoints"):

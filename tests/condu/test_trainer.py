@@ -146,6 +146,7 @@ def test_an_expert_of_another_recipe_is_not_taken(runs, untrained):  # noqa: F81
         ("LR_SCHEDULER", ["OPTIM.LR_SCHEDULER", "cosine"]),
         ("no validation", ["TEST.FINAL_MODEL", "best_val"]),
         ("VIEW_SEEDS", ["INPUT.VIEW_SEEDS", "False"]),
+        ("K_TRANSFORMS", ["DATALOADER.K_TRANSFORMS", "2"]),
         ("VOTE.K = 0, expected", ["TRAINER.CONDU.VOTE.K", "0"]),
         ("give --seed", ["SEED", "-1"]),
         ("START is for ConDU_Expert", ["TRAINER.CONDU.START", "experts/ToyDigits"]),

@@ -37,6 +37,7 @@ from .tiny.model import Attention
 SHORT = {"cpu": 256}
 GROUP = {"cpu": 16}
 SHORT_ELSEWHERE, GROUP_ELSEWHERE = 1024, 512
+KEPT = 8  # layouts of one tensor of tokens
 TOWERS = {"clip.model.CLIP", "open_clip.model.CLIP", "open_clip.model.CustomTextCLIP",
           "open_clip.transformer.TextTransformer", "dassl.clip.tiny.model.TinyCLIP"}  # fmt: skip
 BLOCKS = {"clip.model.ResidualAttentionBlock", "open_clip.transformer.ResidualAttentionBlock",
@@ -87,6 +88,8 @@ def layout_of(clip: Any, tokens: Tensor, shared: int | None) -> Layout | None:
     version = tokens._version if counted else tensor_checksum({"": tokens})
     key, known = (version, clip.name, clip.digest, clip.text_chunk, shared), _layouts.setdefault(tokens, {})
     if key not in known:
+        if len(known) >= KEPT:  # one buffer may hold other texts in each step
+            known.clear()
         with torch.inference_mode(False), torch.no_grad():  # whatever the mode, a later step may use it
             known[key] = _lay_out(clip, tokens, shared)
     layout = known[key]

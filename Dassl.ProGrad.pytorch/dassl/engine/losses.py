@@ -1,9 +1,8 @@
 """The losses of training: their sum, two that conflict, and what is printed and kept of them by batch and by epoch."""
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -37,19 +36,6 @@ def total_loss(losses: Mapping[str, torch.Tensor], trainer: type) -> torch.Tenso
 
 def _scalar(value: object) -> bool:
     return isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1)
-
-
-@contextlib.contextmanager
-def taking_views(trainer: Any) -> Iterator[None]:
-    """Inside, losses are made. UserError where they take one view an image, and DATALOADER.K_TRANSFORMS gives lists."""
-    try:
-        yield
-    except AttributeError as error:
-        views = trainer.cfg.DATALOADER.K_TRANSFORMS
-        if views == 1 or "'list' object" not in str(error):
-            raise
-        source = source_of(type(trainer))
-        raise UserError(f"{source} takes one view an image: DATALOADER.K_TRANSFORMS is {views}, expected 1") from error
 
 
 def project_conflicting(grad_a: torch.Tensor, grad_b: torch.Tensor, lambda_: float = 1.0) -> torch.Tensor:

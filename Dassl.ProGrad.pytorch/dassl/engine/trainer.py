@@ -29,7 +29,7 @@ from .build import config_nodes
 from .checkpoint import BEST
 from .distributed import batch_share, start_epoch_together
 from .evaluation import evaluate, keep_if_best, write_outputs
-from .losses import EpochLog, taking_views, total_loss
+from .losses import EpochLog, total_loss
 from .network import SimpleNet
 from .precision import Precision
 from .results import trained_facts
@@ -281,7 +281,7 @@ class EpochTrainer(SimpleTrainer):
         weight.
         """
         self.step_metrics = {}
-        with self.precision.autocast(), taking_views(self):
+        with self.precision.autocast():
             losses = self.losses(*batch)
         total = total_loss(losses, type(self))
         printed = {"loss": total, **losses, **self.step_metrics}

@@ -277,10 +277,11 @@ def test_a_learner_starts_from_init_weights(run, stage1, tmp_path, trainer, form
         ("CoOp", {"TRAINER__COOP__CTX_INIT": "a photo"}, r"no name and shape in it fits .* has ctx \(2, "),
         ("ZeroshotCLIP", {}, "ZeroshotCLIP has no weights of its own"),
         ("CoOp_LMC", {"RESUME_COOP": "somewhere"}, "both say where training starts"),
+        ("CoOp", {"DATALOADER__K_TRANSFORMS": 2}, "K_TRANSFORMS is 2, expected 1: a batch holds one view"),
     ],
-    ids=["missing", "no fit", "no weights", "two starts"],
+    ids=["missing", "no fit", "no weights", "two starts", "two views"],
 )
-def test_init_weights_that_cannot_be_used_are_refused_before_training(run, stage1, trainer, keys, message):
+def test_what_cannot_start_training_is_refused_before_it(run, stage1, trainer, keys, message):
     keys = {"MODEL__INIT_WEIGHTS": stage1 / "prompt_learner" / "model.pth.tar-3"} | keys
     with pytest.raises(UserError, match=message):
         built(run, trainer, **keys)

@@ -125,11 +125,6 @@ def test_tensorboard_scalars(root, tmp_path):
     assert steps == train | {f"val/{n}": [0, 1] for n in names} | {f"test/{n}": [1] for n in names}
 
 
-def test_several_views_for_a_trainer_of_one_are_refused(root, tmp_path):
-    with pytest.raises(UserError, match=r"ShortLosses.* takes one view an image: DATALOADER.K_TRANSFORMS is 2"):
-        build(root, tmp_path, DATALOADER__K_TRANSFORMS=2).train()
-
-
 def test_best_val_without_validation_never_sees_the_test_set(root, tmp_path):
     built = build(root, tmp_path, TEST__FINAL_MODEL="best_val", OPTIM__MAX_EPOCH=3)
     built.val_loader = None
