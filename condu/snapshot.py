@@ -20,9 +20,8 @@ from condu.state import Stream, Task
 from condu.tuning import Tuning
 from condu.voting import prototypes
 from dassl.clip import ClipBackbone, tensor_digest, text_classifier
-from dassl.data import build_data_loader
+from dassl.data import build_data_loader, transforms
 from dassl.data.shards import share_of_batches
-from dassl.data.transforms import build_transform
 from dassl.utils import UserError, digest
 from dassl.utils.distributed import gather_batches, is_collective
 
@@ -39,7 +38,7 @@ def prompts_of(dataset) -> list[str]:
 
 def ordered_loader(cfg: CN, items: Sequence) -> DataLoader:
     """Batches of images under the test transform, in their order."""
-    transform, batch_size = build_transform(cfg, is_train=False), cfg.DATALOADER.TEST.BATCH_SIZE
+    transform, batch_size = transforms.build_transform(cfg, is_train=False), cfg.DATALOADER.TEST.BATCH_SIZE
     return build_data_loader(cfg, data_source=items, batch_size=batch_size, tfm=transform, is_train=False)
 
 

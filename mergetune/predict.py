@@ -63,9 +63,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dassl.config import with_values
-from dassl.data import DatasetWrapper
+from dassl.data import DatasetWrapper, transforms
 from dassl.data.datasets import Datum
-from dassl.data.transforms import build_transform
 from dassl.engine import load_config, trainer_class
 from dassl.engine.recipe import begun_from, unfinished
 from dassl.engine.results import CLASSES, run_classes, run_file
@@ -137,7 +136,7 @@ class Predictor:
         self._held = getattr(self.trainer, "cached_classifier", nullcontext)()
         self._held.__enter__()  # for good: one pass of the text tower serves all images
         self.cfg, self.classnames = cfg, data.classnames
-        self.transform = build_transform(cfg, is_train=False)
+        self.transform = transforms.build_transform(cfg, is_train=False)
 
     def __call__(
         self, images: Sequence[str | Path], top: int = 5, broken: dict[str, str] | None = None

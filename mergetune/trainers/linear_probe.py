@@ -3,8 +3,7 @@
 from torch import Tensor
 
 from dassl.config import with_values
-from dassl.data import DataManager
-from dassl.data.transforms import build_transform
+from dassl.data import DataManager, transforms
 from dassl.engine import TRAINER_REGISTRY
 from mergetune.models.heads import HeadTrainer, LinearHead
 
@@ -19,7 +18,7 @@ class LinearProbe(HeadTrainer):
         super().__init__(with_values(cfg, {"FEATURES.VIEWS": min(1, cfg.FEATURES.VIEWS)}))
 
     def build_data_manager(self) -> DataManager:
-        return DataManager(self.cfg, custom_tfm_train=build_transform(self.cfg, is_train=False))
+        return DataManager(self.cfg, custom_tfm_train=transforms.build_transform(self.cfg, is_train=False))
 
     def build_trained(self) -> LinearHead:
         return LinearHead(self.zero_shot_head())

@@ -106,6 +106,7 @@ from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
 import dassl.engine
 assert "torch" not in sys.modules
 assert {"Vanilla", "SourceOnly", "SupBaseline", "FixMatch"} <= {*TRAINER_REGISTRY.registered_names()}
+assert "torch" in sys.modules and "torchvision" not in sys.modules
 assert dassl.engine.trainer.TrainerX is dassl.engine.TrainerX
 assert {"TrainerX", "trainer", "da"} <= {*dir(dassl.engine)}
 exec("from dassl.engine import *; from dassl.utils import *; from dassl.data import *; from dassl.clip import *")

@@ -28,9 +28,8 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode as CN
 
-from dassl.data import ViewBatches, relative_key
+from dassl.data import ViewBatches, relative_key, transforms
 from dassl.data.data_manager import Loader, own_group
-from dassl.data.transforms import describe_transform
 from dassl.utils import (
     UserError,
     check_file,
@@ -136,7 +135,7 @@ class FeatureBank:
             "dtype": str(backbone.dtype),
             "autocast": mixed,
             "device": kind,
-            "transform": describe_transform(pixels.transform),
+            "transform": transforms.describe_transform(pixels.transform),
             "transforms": pixels.k_tfm,
             "seed": pixels.seed if pixels.is_train else None,
             "images": len(pixels),

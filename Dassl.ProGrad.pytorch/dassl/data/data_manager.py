@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
-import torchvision.transforms as T
 from torch.utils.data import DataLoader, Dataset
 from yacs.config import CfgNode as CN
 
@@ -16,11 +15,15 @@ from dassl.config import complete
 from dassl.utils import UserError, get_logger
 from dassl.utils.device import choose_device
 from dassl.utils.files import signals_wait
+from dassl.utils.late import forwarding
 
+from . import transforms
 from .datasets import Datum, build_dataset
 from .samplers import build_sampler
-from .transforms import INTERPOLATION_MODES, build_transform, draws_from_torch_only  # noqa: F401  imported from here by Dassl's users
 from .views import ViewSampler, relative_key, seeded_view, view_seed
+
+# imported from here by Dassl's users
+__getattr__ = forwarding(__name__, "dassl.data.transforms:INTERPOLATION_MODES dassl.data.transforms:build_transform")
 
 Transform = Callable | Sequence[Callable] | None
 Wrapper = Callable[..., Dataset] | None  # in the place of DatasetWrapper
@@ -61,7 +64,10 @@ class DatasetWrapper(Dataset):
         self.to_tensor: Any = self._plain_transform() if self.return_img0 else None
 
     def _plain_transform(self):
-        steps = [T.Resize(self.cfg.INPUT.SIZE, INTERPOLATION_MODES[self.cfg.INPUT.INTERPOLATION]), T.ToTensor()]
+        import torchvision.transforms as T
+
+        mode = transforms.INTERPOLATION_MODES[self.cfg.INPUT.INTERPOLATION]
+        steps: list[Callable] = [T.Resize(self.cfg.INPUT.SIZE, mode), T.ToTensor()]
         if "normalize" in self.cfg.INPUT.TRANSFORMS:
             steps.append(T.Normalize(self.cfg.INPUT.PIXEL_MEAN, self.cfg.INPUT.PIXEL_STD))
         return T.Compose(steps)
@@ -92,7 +98,7 @@ class DatasetWrapper(Dataset):
             stream = contextlib.nullcontext()
             if view is not None:
                 seed = view_seed(self.seed, view * self.k_tfm + k, key)
-                stream = seeded_view(seed, torch_only=draws_from_torch_only(transform))
+                stream = seeded_view(seed, torch_only=transforms.draws_from_torch_only(transform))
             with stream:
                 images.append(transform(image))
         return images if self.k_tfm > 1 else images[0]
@@ -224,6 +230,6 @@ class DataManager:
 
 def _transform(cfg, custom, is_train):
     if custom is None:
-        return build_transform(cfg, is_train=is_train)
+        return transforms.build_transform(cfg, is_train=is_train)
     get_logger().info(f"* Using custom transform for {'training' if is_train else 'testing'}")
     return custom

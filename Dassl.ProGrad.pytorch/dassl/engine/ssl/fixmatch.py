@@ -10,8 +10,7 @@ from torch import Tensor
 from yacs.config import CfgNode as CN
 
 from dassl.config import KEYS
-from dassl.data import DataManager
-from dassl.data.transforms import build_transform
+from dassl.data import DataManager, transforms
 from dassl.utils import UserError
 
 from ..build import TRAINER_REGISTRY
@@ -59,8 +58,9 @@ class FixMatch(Classifies, TrainerXU):
 
     def build_data_manager(self) -> DataManager:
         """The data set with both views of each training image."""
-        weak = build_transform(self.cfg, is_train=True)
-        strong = build_transform(self.cfg, is_train=True, choices=self.cfg.TRAINER.FIXMATCH.STRONG_TRANSFORMS)
+        weak = transforms.build_transform(self.cfg, is_train=True)
+        names = self.cfg.TRAINER.FIXMATCH.STRONG_TRANSFORMS
+        strong = transforms.build_transform(self.cfg, is_train=True, choices=names)
         return DataManager(self.cfg, custom_tfm_train=[weak, strong])
 
     def parse_batch_train(self, batch_x: dict, batch_u: dict) -> tuple[Tensor, ...]:  # type: ignore[override]  # needs both
