@@ -68,7 +68,10 @@ _Dumper.add_multi_representer(dict, _Dumper.represent_dict)
 
 def dump_yaml(cfg: CN) -> str:
     """The text of a yaml file that says what the tree holds: `cfg.dump()`, in a tenth of the time."""
-    return yaml.dump(cfg, Dumper=_Dumper)
+    try:
+        return yaml.dump(cfg, Dumper=_Dumper)
+    except UnicodeEncodeError:  # names of folders need not be Unicode, which libyaml asks for
+        return cfg.dump()
 
 
 def read_yaml(path: str | Path) -> dict:
