@@ -54,11 +54,10 @@ def pool(workers: int, threads: int) -> Iterator[ProcessPoolExecutor]:
         try:
             yield executor
         except SystemExit:
-            executor.shutdown(wait=False, cancel_futures=True)
             _end_workers()
             raise
         finally:
-            executor.shutdown(cancel_futures=True)
+            executor.shutdown(cancel_futures=True)  # waits for its thread, which else meets the end of the process
 
 
 def _end_workers() -> None:
