@@ -1,7 +1,8 @@
 """Every command, file and example of README and docs, typed into one shell a page from a fresh checkout.
 
 bash tests/run.sh --docs [-k PAGE]: two pages at a time, the longest first; short by EXTRA_OPTS and small data alone.
-A test process begins with its half of the list and takes over the end of another's: each half has its longest first.
+A test process begins with its half of the list and takes over the end of another's: the longest page has the short ones
+behind it, the other half is of long ones.
 """
 
 import json
@@ -15,8 +16,7 @@ from tests.fixtures.checkout import SMALL, TOY, check_out, commands_of, type_in,
 from tests.fixtures.pages import BLOCK, PAGES, files_to_write, table, ticked
 
 LONG = ("reproduce", "continual", "methods", "README", "costs", "own_data", "benchmark", "scale", "trainer")
-LONGEST_FIRST = [f"{name}.md" for name in LONG]
-LONGEST_FIRST += sorted(PAGES.keys() - LONGEST_FIRST)
+LONGEST, *OTHERS = (f"{name}.md" for name in LONG)
 ON_TOYS = ("costs.md", "migrate.md", "trainer.md")  # all of their commands
 # what a page says that its commands leave
 LEAVES = {
@@ -49,7 +49,7 @@ def test_what_runs_in_the_place_of_a_command_is_of_a_page():
     assert all(why for _, why in INSTEAD.values())
 
 
-@pytest.mark.parametrize("page", LONGEST_FIRST[::2] + LONGEST_FIRST[1::2])
+@pytest.mark.parametrize("page", [LONGEST, *sorted(PAGES.keys() - {LONGEST, *OTHERS}), *OTHERS])
 def test_page(page, data, features, tmp_path):
     folder = check_out(tmp_path / "clone", data)
     write_foreign(folder)
